@@ -1,0 +1,61 @@
+# Every target installs what it needs into .venv, once, and again after pyproject.toml or constraints.txt changed.
+
+PYTHON ?= python3
+ARGS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo demo-quick test lint format types laws bench docs clean
+.NOTPARALLEL:
+
+demo: .venv/.demo
+	$(BIN)/python docs/examples/bigram_shift.py $(ARGS)
+
+demo-quick: .venv/.demo
+	$(BIN)/python docs/examples/bigram_shift.py --quick $(ARGS)
+
+test: export HYPOTHESIS_PROFILE ?= $(if $(CI),ci,dev)
+test: .venv/.dev
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+lint: .venv/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+
+format: .venv/.dev
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+types: .venv/.dev
+	$(BIN)/mypy
+
+laws: export HYPOTHESIS_PROFILE = laws
+laws: .venv/.dev
+	$(BIN)/python -m pytest -n 2 tests/laws $(ARGS)
+
+bench: .venv/.dev
+	@set -e; for program in $(wildcard benchmarks/*.py); do echo "== $$program"; $(BIN)/python $$program $(ARGS); done
+	@$(if $(wildcard benchmarks/*.py),:,echo "benchmarks/ holds no program yet")
+
+docs: .venv/.docs
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf .venv site build dist demo_out .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.demo: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) -e ".[demo]"
+	@touch $@
+
+.venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) -e ".[dev]"
+	@touch $@ .venv/.demo # dev holds all that demo needs
+
+.venv/.docs: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) -e ".[docs]"
+	@touch $@

@@ -1,0 +1,87 @@
+"""The measures of the house, read from the source: sizes, annotations, `**kwargs`, raises without `match`."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("tnadapt", "tnadapt_torch", "tnadapt_jax")
+MAX_FILE_LINES = 350
+MAX_FUNCTION_LINES = 60
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def sources(*folders: str) -> list[str]:
+    return sorted(path.relative_to(ROOT).as_posix() for name in folders for path in (ROOT / name).rglob("*.py"))
+
+
+def code_lines(function: Function, lines: list[str]) -> int:
+    """Lines from `def` to the end, without the docstring, blank lines and lines that are only a comment."""
+    counted = set(range(function.lineno, function.end_lineno + 1))
+    if ast.get_docstring(function) is not None:
+        counted -= set(range(function.body[0].lineno, function.body[0].end_lineno + 1))
+    kept = (lines[number - 1].strip() for number in counted)
+    return sum(bool(line) and not line.startswith("#") for line in kept)
+
+
+def faults(source: str) -> Iterator[str]:
+    lines = source.splitlines()
+    if len(lines) > MAX_FILE_LINES:
+        yield f"the file has {len(lines)} lines, more than {MAX_FILE_LINES}"
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, Function | ast.Lambda) and node.args.kwarg is not None:
+            yield f"line {node.lineno}: takes **{node.args.kwarg.arg}"
+        if isinstance(node, Function):
+            if node.returns is None:
+                yield f"line {node.lineno}: {node.name} does not say what it returns"
+            if (length := code_lines(node, lines)) > MAX_FUNCTION_LINES:
+                yield f"line {node.lineno}: {node.name} has {length} lines, more than {MAX_FUNCTION_LINES}"
+
+
+def bare_raises(source: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse(source)):
+        named = isinstance(node, ast.Call) and ast.unparse(node.func) in {"pytest.raises", "raises"}
+        if named and not any(keyword.arg == "match" for keyword in node.keywords):
+            yield f"line {node.lineno}: raises without match="
+
+
+@pytest.mark.parametrize("path", sources(*PACKAGES))
+def test_a_room_keeps_the_measures(path):
+    assert list(faults((ROOT / path).read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize("path", sources("tests"))
+def test_an_expected_error_is_known_by_its_words(path):
+    assert list(bare_raises((ROOT / path).read_text(encoding="utf-8"))) == []
+
+
+LONG = "def f() -> None:\n" + "    pass\n" * MAX_FUNCTION_LINES
+PADDED = 'def f() -> None:\n    """One.\n' + "\n" * 100 + '    """\n' + "    # why\n\n" * 50 + "    pass\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "fault"),
+    [
+        ("\n" * (MAX_FILE_LINES + 1), "the file has 351 lines"),
+        ("def f():\n    pass\n", "line 1: f does not say what it returns"),
+        ("class A:\n    async def f(self):\n        pass\n", "line 2: f does not say what it returns"),
+        ("def f(**kwargs) -> None:\n    pass\n", "line 1: takes **kwargs"),
+        ("f = lambda **words: words\n", "line 1: takes **words"),
+        (LONG, "line 1: f has 61 lines"),
+    ],
+)
+def test_the_measures_can_fail(source, fault):
+    (found,) = faults(source)
+    assert found.startswith(fault)
+
+
+def test_docstrings_comments_and_blank_lines_are_free():
+    assert list(faults(PADDED)) == []
+
+
+def test_a_bare_raises_is_seen():
+    assert list(bare_raises("with pytest.raises(ValueError):\n    pass\n")) == ["line 1: raises without match="]
+    assert list(bare_raises("with pytest.raises(ValueError, match='x'):\n    pass\n")) == []

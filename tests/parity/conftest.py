@@ -1,0 +1,13 @@
+"""One thread for torch: the tests run side by side, and sums keep their order."""
+
+import importlib.util
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        torch.set_num_threads(1)

@@ -1,0 +1,92 @@
+"""The reference: what an adapter does to a weight, in numpy float64. Slow, obvious, the oracle of everything else."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import opt_einsum
+
+from tnadapt._errors import SiteError
+from tnadapt._init import draw
+from tnadapt._network import Group, Site
+from tnadapt._spec import Adapter
+
+__all__ = ["apply", "delta", "merge"]
+
+Array = npt.NDArray[np.float64]
+
+
+def delta(adapter: Adapter, params: Mapping[str, npt.ArrayLike], site: Site | str) -> Array:
+    """The dense update of one site's weight, of that weight's shape (out axis first), scale included.
+
+    Raises SiteError for a site or params that are not this adapter's.
+    """
+    group, place = adapter.find(site)
+    update = _contract(adapter, group, place, _arrays(adapter, group, params))
+    if adapter.spec.centered:
+        start = {adapter.slot_name(group, name): None for name in group.network.factors}
+        update = update - _contract(
+            adapter, group, place, {name: draw(adapter.slots[name], adapter.seed) for name in start}
+        )
+    return group.network.scale * update
+
+
+def apply(adapter: Adapter, params: Mapping[str, npt.ArrayLike], site: Site | str, x: npt.ArrayLike) -> Array:
+    """What the update adds to the output of one site: x times the transposed update.
+
+    x has the shape (..., in axes of the weight), the answer (..., out). Raises SiteError where x does not fit.
+    """
+    weight = delta(adapter, params, site)
+    values = np.asarray(x, dtype=np.float64)
+    inner = weight.shape[1:]
+    if values.shape[max(values.ndim - len(inner), 0) :] != inner:
+        path = site if isinstance(site, str) else site.path
+        raise SiteError(f"{path}: x must end in the in axes {inner}.\nHowever, it has shape {values.shape}.")
+    lead = values.shape[: values.ndim - len(inner)]
+    rows = int(np.prod(inner))
+    return values.reshape(*lead, rows) @ weight.reshape(-1, rows).T
+
+
+def merge(weight: npt.NDArray[np.floating], update: npt.ArrayLike) -> npt.NDArray[np.floating]:
+    """A new weight with the update added: in float32 or better, then rounded once to the weight's dtype.
+
+    Raises SiteError for another shape or an update that is not finite; the given weight stays as it was.
+    """
+    change = np.asarray(update)
+    if change.shape != weight.shape:
+        raise SiteError(
+            f"merge: weight and update must have one shape.\nHowever, they have {weight.shape} and {change.shape}."
+        )
+    if not np.isfinite(change).all():
+        raise SiteError("merge: the update must be finite.\nHowever, it holds NaN or infinity.\nNothing was merged.")
+    wide = np.promote_types(np.float32, np.promote_types(weight.dtype, change.dtype))
+    merged: npt.NDArray[np.floating] = (weight.astype(wide) + change.astype(wide)).astype(weight.dtype)
+    return merged
+
+
+def _arrays(adapter: Adapter, group: Group, params: Mapping[str, npt.ArrayLike]) -> dict[str, Array]:
+    """The params that a group reads, as float64. Raises SiteError for one that is missing or has another shape."""
+    arrays = {}
+    for factor in group.network.factors:
+        name = adapter.slot_name(group, factor)
+        if name not in params:
+            raise SiteError(f"params: {name!r} is missing.\nThis adapter has {', '.join(list(adapter.slots)[:6])}.")
+        arrays[name] = np.asarray(params[name], dtype=np.float64)
+        if arrays[name].shape != adapter.slots[name].shape:
+            wanted = adapter.slots[name].shape
+            raise SiteError(f"params[{name!r}]: must have shape {wanted}.\nHowever, it has {arrays[name].shape}.")
+    return arrays
+
+
+def _contract(adapter: Adapter, group: Group, site: Site, arrays: Mapping[str, Array]) -> Array:
+    """The sum over all bonds of the product of all factors at one site, without the scale."""
+    network, index = group.network, group.index(site)
+    letters = {mode: number for number, mode in enumerate(network.sizes)}
+    operands: list[Any] = []
+    for name, factor in network.factors.items():
+        cut = tuple(index[mode] if mode in index else slice(network.sizes[mode]) for mode in factor.modes)
+        operands += [arrays[adapter.slot_name(group, name)][cut], [letters[mode] for mode in network.local_modes(name)]]
+    answer = [letters[mode] for mode in (*network.out_modes, *network.in_modes)]
+    dense: Array = opt_einsum.contract(*operands, answer)
+    return dense.reshape(network.weight_shape)

@@ -1,0 +1,62 @@
+"""How many numbers an adapter holds: exact integers from the sizes alone, no array is made."""
+
+import math
+from dataclasses import dataclass
+
+from tnadapt._spec import Adapter
+
+__all__ = ["FactorCount", "ParamCount", "count"]
+
+
+@dataclass(frozen=True)
+class FactorCount:
+    """Entries of one array of params. `group` is empty for what all groups share or where there is one group."""
+
+    name: str
+    group: str
+    modes: tuple[str, ...]
+    shape: tuple[int, ...]
+    trainable: bool
+
+    @property
+    def entries(self) -> int:
+        """Product of the shape; 1 for a scalar."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class ParamCount:
+    """Trainable and frozen entries of an adapter, with one row an array and the closed formula of one network."""
+
+    trainable: int
+    frozen: int
+    formula: str
+    rows: tuple[FactorCount, ...]
+
+    def by_group(self) -> dict[str, int]:
+        """Trainable entries of each group."""
+        totals: dict[str, int] = {}
+        for row in self.rows:
+            if row.trainable:
+                totals[row.group] = totals.get(row.group, 0) + row.entries
+        return totals
+
+    def __str__(self) -> str:
+        """Totals, formula, and one line an array (the first 20)."""
+        lines = [f"trainable {self.trainable:,}  frozen {self.frozen:,}  (a network trains {self.formula})"]
+        for row in self.rows[:20]:
+            kind = "trainable" if row.trainable else "frozen"
+            lines.append(f"  {row.name}  {kind}  {' x '.join(map(str, row.shape)) or 'scalar'}  {row.entries:,}")
+        hidden = len(self.rows) - 20
+        return "\n".join([*lines, f"  and {hidden} more"] if hidden > 0 else lines)
+
+
+def count(adapter: Adapter) -> ParamCount:
+    """The exact number of trainable and frozen entries. What is shared counts once."""
+    rows = tuple(
+        FactorCount(slot.name, slot.group, slot.factor.modes, slot.shape, slot.factor.trainable)
+        for slot in adapter.slots.values()
+    )
+    trainable = sum(row.entries for row in rows if row.trainable)
+    frozen = sum(row.entries for row in rows if not row.trainable)
+    return ParamCount(trainable, frozen, adapter.spec.formula(), rows)

@@ -1,0 +1,35 @@
+"""What can go wrong: one class a door of the data's way, each message says where, the rule, what came, what to do."""
+
+from collections.abc import Sequence
+
+__all__ = ["FormatError", "PlanError", "SiteError", "SpecError", "TnadaptError"]
+
+
+class TnadaptError(Exception):
+    """Any error that this library raises on purpose."""
+
+
+class SpecError(TnadaptError):
+    """A spec that cannot be: raised when it is made, with every fault listed."""
+
+    def __init__(self, name: str, faults: Sequence[str]) -> None:
+        """Args: the name of the spec, and its faults, one sentence each."""
+        super().__init__(name, tuple(faults))
+        self.name = name
+        self.faults = tuple(faults)
+
+    def __str__(self) -> str:
+        """All faults, one a line."""
+        return "\n".join([f"spec {self.name!r} is not valid:", *(f"  - {fault}" for fault in self.faults)])
+
+
+class SiteError(TnadaptError):
+    """A spec, an adapter or an update that does not fit the weights it was sent to."""
+
+
+class PlanError(TnadaptError):
+    """A question about a network that has no contraction order."""
+
+
+class FormatError(TnadaptError):
+    """A file or a text that is not a saved spec or adapter of this release, or that was damaged."""

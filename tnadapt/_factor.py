@@ -1,0 +1,173 @@
+"""The words of a spec: laws for starting values, factors, and rules for the scale. None of them knows a size."""
+
+import math
+from dataclasses import dataclass
+
+from tnadapt._notation import modes_of
+
+__all__ = [
+    "Factor",
+    "Init",
+    "Scale",
+    "constant",
+    "frozen",
+    "kaiming_normal",
+    "kaiming_uniform",
+    "normal",
+    "ones",
+    "orthogonal",
+    "over_rank",
+    "over_sqrt_rank",
+    "raw",
+    "trainable",
+    "uniform",
+    "zeros",
+]
+
+LAWS = {"constant": "value", "normal": "std", "uniform": "bound", "orthogonal": "gain"}
+RULES = ("over_rank", "over_sqrt_rank", "raw")
+
+
+@dataclass(frozen=True)
+class Init:
+    """A law for starting values: entries of size `amount / sqrt(fan)`, where fan is the product of the modes' sizes.
+
+    `law` is one of constant, normal (amount: standard deviation), uniform (amount: half-width) and orthogonal
+    (amount: gain). The fan may name any mode of the network, also one that the factor does not carry.
+    """
+
+    law: str
+    amount: float
+    fan: tuple[str, ...] = ()
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether every value drawn by this law is exactly 0."""
+        return self.amount == 0
+
+    @property
+    def is_redrawn(self) -> bool:
+        """Whether the same seed gives the same bits on every machine: not where a linear algebra library has a say."""
+        return self.law != "orthogonal"
+
+    def faults(self) -> list[str]:
+        """What is wrong with this law by itself."""
+        if self.law not in LAWS:
+            return [f"unknown law {self.law!r}; known: {', '.join(LAWS)}"]
+        if not math.isfinite(self.amount):
+            return [f"law {self.law}: its {LAWS[self.law]} must be finite, got {self.amount}"]
+        return []
+
+    def __str__(self) -> str:
+        """As in normal(std=0.5 / sqrt(in)); plain words for zeros and ones."""
+        if self.law == "constant" and self.amount in (0, 1):
+            return "zeros" if self.is_zero else "ones"
+        fan = f" / sqrt({'*'.join(self.fan)})" if self.fan else ""
+        return f"{self.law}({LAWS.get(self.law, 'amount')}={self.amount:.6g}{fan})"
+
+
+def zeros() -> Init:
+    """Every entry 0: the law of the one factor that makes dW = 0 at the start."""
+    return Init("constant", 0.0)
+
+
+def ones() -> Init:
+    """Every entry 1."""
+    return Init("constant", 1.0)
+
+
+def constant(value: float) -> Init:
+    """Every entry `value`."""
+    return Init("constant", float(value))
+
+
+def normal(std: float = 1.0, *, fan: str = "") -> Init:
+    """Independent normal entries of standard deviation std / sqrt(fan); `fan` names modes, as in "in"."""
+    return Init("normal", float(std), modes_of(fan))
+
+
+def uniform(bound: float = 1.0, *, fan: str = "") -> Init:
+    """Independent uniform entries in +-bound / sqrt(fan); `fan` names modes, as in "in"."""
+    return Init("uniform", float(bound), modes_of(fan))
+
+
+def kaiming_uniform(fan: str, *, slope: float = math.sqrt(5.0)) -> Init:
+    """Uniform in +-sqrt(6 / ((1 + slope^2) fan)); with the default slope that is +-1 / sqrt(fan).
+
+    The fan is said in modes, since an einsum has no fan of its own. Source: He et al. 2015, the leaky form; slope
+    sqrt(5) is what LoRA uses.
+    """
+    return uniform(math.sqrt(6.0 / (1.0 + slope**2)), fan=fan)
+
+
+def kaiming_normal(fan: str, *, slope: float = math.sqrt(5.0)) -> Init:
+    """Normal of variance 2 / ((1 + slope^2) fan); with the default slope that is 1 / (3 fan). Source: as above."""
+    return normal(math.sqrt(2.0 / (1.0 + slope**2)), fan=fan)
+
+
+def orthogonal(gain: float = 1.0) -> Init:
+    """Gain times an orthogonal matrix: the first mode that is no site mode against all others, drawn anew a site."""
+    return Init("orthogonal", float(gain))
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A node of the network: its modes in order, the law of its starting values, trainable or frozen."""
+
+    modes: tuple[str, ...]
+    init: Init
+    trainable: bool
+
+    def __str__(self) -> str:
+        """As in trainable "out p" normal(std=1)."""
+        return f'{"trainable" if self.trainable else "frozen"} "{" ".join(self.modes)}" {self.init}'
+
+
+def trainable(modes: str, *, init: Init | None = None) -> Factor:
+    """A factor that is trained. `modes` as in "site p q"; "" is a scalar. Without a law: normal()."""
+    return Factor(modes_of(modes), init or normal(), trainable=True)
+
+
+def frozen(modes: str, *, init: Init | None = None) -> Factor:
+    """A factor that keeps its starting values. One that carries no site mode is one and the same for all groups."""
+    return Factor(modes_of(modes), init or normal(), trainable=False)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A rule for the number that multiplies the update: alpha, alpha / rank, or alpha / sqrt(rank)."""
+
+    rule: str
+    alpha: float
+    bond: str = ""
+
+    def faults(self) -> list[str]:
+        """What is wrong with this rule by itself."""
+        found = [] if self.rule in RULES else [f"unknown scale rule {self.rule!r}; known: {', '.join(RULES)}"]
+        if isinstance(self.alpha, bool) or not isinstance(self.alpha, int | float) or not math.isfinite(self.alpha):
+            found.append(f"scale: alpha must be a finite number, got {self.alpha!r}")
+        return found
+
+    def at(self, rank: int) -> float:
+        """The scale of a network whose bond `bond` has this size, as a python float."""
+        return float(self.alpha) / {"over_rank": rank, "over_sqrt_rank": math.sqrt(rank), "raw": 1.0}[self.rule]
+
+    def __str__(self) -> str:
+        """As in 16 / sqrt(r)."""
+        divisor = {"over_rank": f" / {self.bond}", "over_sqrt_rank": f" / sqrt({self.bond})"}
+        return f"{self.alpha:g}{divisor.get(self.rule, '')}"
+
+
+def over_rank(bond: str, *, alpha: float = 1.0) -> Scale:
+    """Scale alpha / size of `bond`, as in LoRA."""
+    return Scale("over_rank", alpha, bond)
+
+
+def over_sqrt_rank(bond: str, *, alpha: float = 1.0) -> Scale:
+    """Scale alpha / sqrt(size of `bond`), as in rsLoRA (arXiv:2312.03732)."""
+    return Scale("over_sqrt_rank", alpha, bond)
+
+
+def raw(alpha: float = 1.0) -> Scale:
+    """Scale alpha itself, divided by nothing."""
+    return Scale("raw", alpha)

@@ -1,0 +1,157 @@
+"""Specs and adapters as JSON text, and back. What comes back is checked key by key: nothing in a text is trusted."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from tnadapt._errors import FormatError, TnadaptError
+from tnadapt._factor import Factor, Init, Scale
+from tnadapt._network import Coordinate, Site
+from tnadapt._notation import modes_of
+from tnadapt._spec import Adapter, AdapterSpec
+
+__all__ = ["from_json", "to_json"]
+
+VERSION = 1
+LAYER = "*"  # in a stored path: where the layer's number stands
+
+
+def to_json(value: AdapterSpec | Adapter) -> str:
+    """The text of a spec or an adapter, one line. Equal values have equal texts."""
+    data = {"spec": spec_data(value)} if isinstance(value, AdapterSpec) else adapter_data(value)
+    return dump({"format": VERSION} | data)
+
+
+def from_json(text: str) -> AdapterSpec | Adapter:
+    """The spec or the adapter that `to_json` wrote. Raises FormatError for any other text."""
+    data = parse(text)
+    version = data.pop("format", None)
+    if version != VERSION:
+        raise FormatError(f"saved with format {version!r}.\nHowever, this release reads format {VERSION}.")
+    return spec_of(data.pop("spec")) if data.keys() == {"spec"} else adapter_of(data)
+
+
+def dump(data: Mapping[str, Any]) -> str:
+    """JSON without blanks."""
+    return json.dumps(data, separators=(",", ":"), allow_nan=False)
+
+
+def parse(text: str) -> dict[str, Any]:
+    """The object in a JSON text. Raises FormatError for anything else."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"not a JSON text: {error}") from None
+    fields: dict[str, Any] = _typed("the text", data, dict)
+    return fields
+
+
+def spec_data(spec: AdapterSpec) -> dict[str, Any]:
+    """A spec as plain data."""
+    factors = {
+        name: {"modes": " ".join(factor.modes), "trainable": factor.trainable, "init": _law_data(factor.init)}
+        for name, factor in spec.factors.items()
+    }
+    return {
+        "name": spec.name,
+        "weight": spec.weight,
+        "over": spec.over,
+        "factors": factors,
+        "scale": asdict(spec.scale),
+        "centered": spec.centered,
+        "identity_at_start": spec.identity_at_start,
+        "caps": dict(spec.caps),
+    }
+
+
+def _law_data(law: Init) -> dict[str, Any]:
+    return {"law": law.law, "amount": law.amount, "fan": " ".join(law.fan)}
+
+
+def spec_of(data: object) -> AdapterSpec:
+    """The spec of plain data. Raises FormatError for unknown keys, wrong types, or a spec that cannot be."""
+    kinds = {"name": str, "weight": str, "over": str, "factors": dict, "scale": dict, "centered": bool}
+    fields = take("spec", data, kinds | {"identity_at_start": bool, "caps": dict})
+    scale = take("scale", fields["scale"], {"rule": str, "alpha": (int, float), "bond": str})
+    factors = {name: _factor_of(name, factor) for name, factor in fields["factors"].items()}
+    for bond, mode in fields["caps"].items():
+        _typed(f"caps.{bond}", mode, str)
+    try:
+        return AdapterSpec(**(fields | {"factors": factors, "scale": Scale(**scale)}))
+    except TnadaptError as error:
+        raise FormatError(f"the text holds a spec that cannot be: {error}") from error
+
+
+def _factor_of(name: str, data: object) -> Factor:
+    fields = take(f"factor {name}", data, {"modes": str, "trainable": bool, "init": dict})
+    law = take(f"factor {name}: init", fields["init"], {"law": str, "amount": (int, float), "fan": str})
+    init = Init(law["law"], law["amount"], modes_of(law["fan"]))
+    return Factor(modes_of(fields["modes"]), init, fields["trainable"])
+
+
+def adapter_data(adapter: Adapter) -> dict[str, Any]:
+    """An adapter as plain data. Sites are short: a pattern of the path, and the layer's number."""
+    patterns: dict[str, int] = {}
+    places = []
+    for site in adapter.sites:
+        pattern, layer = _pattern(site)
+        places.append([patterns.setdefault(dump(pattern), len(patterns)), layer])
+    rank = dict(adapter.rank) if isinstance(adapter.rank, Mapping) else adapter.rank
+    return {
+        "spec": spec_data(adapter.spec),
+        "patterns": [json.loads(pattern) for pattern in patterns],
+        "sites": places,
+        "rank": rank,
+        "sizes": dict(adapter.sizes),
+        "seed": adapter.seed,
+    }
+
+
+def _pattern(site: Site) -> tuple[dict[str, Any], Coordinate]:
+    others = dict(site.coordinates)
+    layer = others.pop("layer")
+    words = site.path.split(".")
+    if LAYER not in site.path and words.count(str(layer)) == 1:
+        words[words.index(str(layer))] = LAYER
+    return {"path": ".".join(words), "shape": site.shape, "coordinates": others}, layer
+
+
+def adapter_of(data: object) -> Adapter:
+    """The adapter of plain data. Raises FormatError for unknown keys, wrong types, or an adapter that cannot be."""
+    kinds = {"spec": dict, "patterns": list, "sites": list, "rank": (int, dict, type(None)), "sizes": dict, "seed": int}
+    fields = take("adapter", data, kinds)
+    patterns = [
+        take("pattern", pattern, {"path": str, "shape": list, "coordinates": dict}) for pattern in fields["patterns"]
+    ]
+    try:
+        sites = [_site_of(patterns, place) for place in fields["sites"]]
+        return spec_of(fields["spec"]).bind(sites, rank=fields["rank"], sizes=fields["sizes"], seed=fields["seed"])
+    except TnadaptError as error:
+        raise FormatError(f"the text holds an adapter that cannot be: {error}") from error
+
+
+def _site_of(patterns: list[dict[str, Any]], place: object) -> Site:
+    match place:
+        case [int(number), int() | str() as layer] if 0 <= number < len(patterns):
+            pattern = patterns[number]
+            path = pattern["path"].replace(LAYER, str(layer), 1)
+            return Site(path, tuple(pattern["shape"]), {"layer": layer} | pattern["coordinates"])
+        case _:
+            raise FormatError(f"sites: must be [pattern, layer], got {place!r}.")
+
+
+def take(where: str, data: object, kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of an object that has exactly these keys, each of its type. Raises FormatError otherwise."""
+    fields = _typed(where, data, dict)
+    if unknown := fields.keys() - kinds.keys():
+        raise FormatError(f"{where}: unknown keys {sorted(unknown)}.\nWas it saved by a newer release?")
+    if missing := kinds.keys() - fields.keys():
+        raise FormatError(f"{where}: missing keys {sorted(missing)}.")
+    return {key: _typed(f"{where}.{key}", fields[key], kind) for key, kind in kinds.items()}
+
+
+def _typed(where: str, value: Any, kind: Any) -> Any:
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise FormatError(f"{where}: a value of the wrong type, {type(value).__name__}.")
+    return value

@@ -1,0 +1,225 @@
+"""Sized things: the sites of a host, the networks that serve them, and how sizes and groups follow from the sites."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from tnadapt._errors import SiteError
+from tnadapt._factor import Factor
+from tnadapt._frozen import FrozenMap
+from tnadapt._notation import Axis
+
+__all__ = ["Group", "Network", "Site", "grid"]
+
+Coordinate = int | str
+RUNNING = "site"  # the coordinate that numbers the sites of a group; as a site mode it stands for all the others
+
+
+@dataclass(frozen=True)
+class Site:
+    """One adapted weight: its path in the host, its shape (out axis first), and where it stands.
+
+    Coordinates say where: `layer` (index of the repeated block, 0 outside of any), `kind` (the module's name inside
+    its block, by default the path), and any more that a host knows, as `expert` or `task`.
+    Raises SiteError for a shape that is no tuple of positive integers or a coordinate that is no integer or string.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    coordinates: Mapping[str, Coordinate] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check, fill the two standard coordinates, freeze."""
+        shape = tuple(self.shape)
+        for size in shape:
+            check_size(f"{self.path}: an axis of the weight", size)
+        if not shape:
+            raise SiteError(f"{self.path}: a site is a weight of at least one axis.\nHowever, its shape is ().")
+        for name, value in self.coordinates.items():
+            if isinstance(value, bool) or not isinstance(value, int | str):
+                raise SiteError(f"{self.path}: coordinate {name!r} must be an integer or a string, got {value!r}.")
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "coordinates", FrozenMap({"layer": 0, "kind": self.path} | dict(self.coordinates)))
+
+    def value(self, mode: str) -> Coordinate:
+        """This site's coordinate for a site mode. Raises SiteError when it has none."""
+        if mode == RUNNING:
+            return self.path
+        if mode not in self.coordinates:
+            raise SiteError(
+                f"{self.path}: the spec stacks weights over {mode!r}.\n"
+                f"However, this site has only the coordinates {', '.join(self.coordinates)}.\n"
+                f"Give the site that coordinate, or take {mode!r} out of the spec's `over`."
+            )
+        return self.coordinates[mode]
+
+
+def grid(*, layers: int, kinds: Mapping[str, tuple[int, ...]]) -> tuple[Site, ...]:
+    """Sites of a named shape, layer by layer: `kinds` maps a name to the shape (out, in) of its weight."""
+    check_size("grid: layers", layers)
+    return tuple(
+        Site(f"layers.{layer}.{kind}", shape, {"layer": layer, "kind": kind})
+        for layer in range(layers)
+        for kind, shape in kinds.items()
+    )
+
+
+@dataclass(frozen=True)
+class Network:
+    """A spec with every size known. Two groups of equal sizes have equal networks, so it is the key of every cache.
+
+    `axes` are the weight's, each a tuple of modes, the out axis first; `over` are the site modes; `sizes` holds every
+    mode. Raises SiteError for a size that is no positive integer.
+    """
+
+    axes: tuple[Axis, ...]
+    over: tuple[str, ...]
+    factors: Mapping[str, Factor]
+    sizes: Mapping[str, int]
+    scale: float
+    centered: bool = False
+
+    def __post_init__(self) -> None:
+        """Check every size once, freeze."""
+        for mode, size in self.sizes.items():
+            check_size(f"mode {mode!r}", size)
+        object.__setattr__(self, "factors", FrozenMap(self.factors))
+        object.__setattr__(self, "sizes", FrozenMap(self.sizes))
+
+    @property
+    def out_modes(self) -> tuple[str, ...]:
+        """Modes of the weight's first axis."""
+        return self.axes[0]
+
+    @property
+    def in_modes(self) -> tuple[str, ...]:
+        """Modes of all further axes of the weight."""
+        return tuple(mode for axis in self.axes[1:] for mode in axis)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of one site's weight, out axis first."""
+        return tuple(self.volume(axis) for axis in self.axes)
+
+    def volume(self, modes: Iterable[str]) -> int:
+        """Product of the sizes of these modes."""
+        return math.prod(self.sizes[mode] for mode in modes)
+
+    def shape(self, factor: str) -> tuple[int, ...]:
+        """Shape of a factor, site modes included."""
+        return tuple(self.sizes[mode] for mode in self.factors[factor].modes)
+
+    def local_modes(self, factor: str) -> tuple[str, ...]:
+        """Modes that a factor has left once a site is chosen."""
+        return tuple(mode for mode in self.factors[factor].modes if mode not in self.over)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The sites that share one network. `values` maps each site mode to the coordinate at each of its indices."""
+
+    name: str
+    network: Network
+    sites: tuple[Site, ...]
+    values: Mapping[str, tuple[Coordinate, ...]]
+
+    def index(self, site: Site) -> dict[str, int]:
+        """Where a site of this group stands along each site mode, counted from 0 without gaps."""
+        return {mode: values.index(site.value(mode)) for mode, values in self.values.items()}
+
+
+def stacks_of(sites: Iterable[Site], over: tuple[str, ...]) -> dict[str, tuple[Site, ...]]:
+    """Named stacks of sites that may share a network: same shape, same value of each coordinate that is no site mode.
+
+    The running number stands for every coordinate at once. Raises SiteError when two sites stand in one place.
+    """
+    stacks: dict[tuple[tuple[str, ...], tuple[int, ...]], list[Site]] = {}
+    for site in sites:
+        fixed = [name for name in _ordered(site.coordinates) if name not in over and RUNNING not in over]
+        stacks.setdefault((tuple(str(site.coordinates[name]) for name in fixed), site.shape), []).append(site)
+    labels = [label for label, _ in stacks]
+    named = {}
+    for (label, shape), stack in stacks.items():
+        words = label if label and labels.count(label) == 1 else (*label, "x".join(map(str, shape)))
+        named[".".join(words)] = tuple(stack)
+        _check_places(stack, over)
+    return named
+
+
+def _ordered(coordinates: Mapping[str, Coordinate]) -> list[str]:
+    return ["layer", "kind", *sorted(name for name in coordinates if name not in ("layer", "kind"))]
+
+
+def _check_places(stack: Iterable[Site], over: tuple[str, ...]) -> None:
+    seen: dict[tuple[Coordinate, ...], Site] = {}
+    for site in stack:
+        place = tuple(site.value(mode) for mode in over)
+        if place in seen:
+            raise SiteError(
+                f"{site.path}: two sites of one network need different coordinates along ({' '.join(over)}).\n"
+                f"However, {seen[place].path} stands at the same place {place}.\n"
+                "Give them different coordinates, or stack over 'site'."
+            )
+        seen[place] = site
+
+
+def values_of(stack: Iterable[Site], mode: str) -> tuple[Coordinate, ...]:
+    """The coordinate at each index of a site mode: numbers in rising order, names in the order of their coming."""
+    values = dict.fromkeys(site.value(mode) for site in stack)
+    return tuple(sorted(values, key=lambda value: value if isinstance(value, int) else 0))
+
+
+def sizes_of(
+    path: str,
+    shape: tuple[int, ...],
+    axes: tuple[Axis, ...],
+    asked: Mapping[str, int],
+) -> dict[str, int]:
+    """Sizes of the weight's modes: those asked for, the others split as evenly as the prime factors allow.
+
+    Raises SiteError for another number of axes or an axis that the asked sizes do not divide; `path` names the site.
+    """
+    if len(shape) != len(axes):
+        raise SiteError(
+            f"{path}: this spec updates a weight of {len(axes)} axes.\nHowever, the weight there has shape {shape}."
+        )
+    sizes: dict[str, int] = {}
+    for axis, length in zip(axes, shape, strict=True):
+        given = {mode: asked[mode] for mode in axis if mode in asked}
+        rest = [mode for mode in axis if mode not in asked]
+        part, remainder = divmod(length, math.prod(given.values()))
+        if remainder or (not rest and part != 1):
+            told = ", ".join(f"{mode}={size}" for mode, size in given.items())
+            raise SiteError(
+                f"{path}: the sizes of ({' '.join(axis)}) must multiply to {length}.\n"
+                f"However, {told} does not {'divide' if rest else 'give'} {length}.\n"
+                f"Divisors of {length}: {', '.join(map(str, divisors(length)))}."
+            )
+        sizes |= given | dict(zip(rest, split_evenly(part, len(rest)), strict=True))
+    return sizes
+
+
+@lru_cache(maxsize=4096)
+def divisors(number: int) -> tuple[int, ...]:
+    """All divisors, rising."""
+    low = [part for part in range(1, math.isqrt(number) + 1) if number % part == 0]
+    return tuple(dict.fromkeys(low + [number // part for part in reversed(low)]))
+
+
+@lru_cache(maxsize=4096)
+def split_evenly(number: int, parts: int) -> tuple[int, ...]:
+    """`parts` rising factors of a number whose sum is least: 768 in three is (8, 8, 12)."""
+    if parts == 0:
+        return ()
+    if parts == 1:
+        return (number,)
+    tries = [(first, *split_evenly(number // first, parts - 1)) for first in divisors(number) if first**parts <= number]
+    return min((split for split in tries if list(split) == sorted(split)), key=sum)
+
+
+def check_size(what: str, size: object) -> int:
+    """The size, if it is one. Raises SiteError otherwise; `what` begins the message."""
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise SiteError(f"{what}: must be an integer of at least 1, got {size!r}.")
+    return size

@@ -1,0 +1,325 @@
+"""An adapter as a table: the size-free spec, and the spec bound to the sites of one host."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from tnadapt._errors import SiteError, SpecError
+from tnadapt._factor import Factor, Scale
+from tnadapt._frozen import FrozenMap
+from tnadapt._network import Group, Network, Site, check_size, sizes_of, stacks_of, values_of
+from tnadapt._notation import Axis, axes_of, modes_of, text_of
+
+__all__ = ["Adapter", "AdapterSpec", "Slot"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterSpec:
+    """A tensor-network adapter without sizes: how a weight's axes split, what it is stacked over, and its factors.
+
+    Args:
+        name: an identifier.
+        weight: the axes of one weight, out side first, as in "(head dim) in"; brackets split an axis, row-major.
+        over: the site modes, as in "layer kind"; "site" numbers all sites of one shape.
+        factors: name -> `trainable(...)` or `frozen(...)`. A mode that is neither of the weight nor of the sites is a
+            bond: it is summed away, and its size is a rank.
+        scale: `over_rank`, `over_sqrt_rank` or `raw`.
+        centered: the update is delta(params) - delta(starting params), for networks that do not start at zero.
+        identity_at_start: False allows a start that is not dW = 0.
+        caps: bond -> mode: the bond's rank is cut to the size of that mode.
+
+    Raises:
+        SpecError: with every fault at once.
+    """
+
+    name: str
+    weight: str
+    over: str = ""
+    factors: Mapping[str, Factor]
+    scale: Scale
+    centered: bool = False
+    identity_at_start: bool = True
+    caps: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Gather every fault, raise once, freeze."""
+        object.__setattr__(self, "factors", FrozenMap(self.factors))
+        object.__setattr__(self, "caps", FrozenMap(self.caps))
+        try:
+            axes = axes_of(self.weight)
+        except ValueError as error:
+            raise SpecError(self.name, [f"weight: {error}"]) from None
+        faults = [*_name_faults(self, axes), *_mode_faults(self, axes), *_start_faults(self)]
+        if faults:
+            raise SpecError(self.name, faults)
+        object.__setattr__(self, "weight", text_of(axes))
+        object.__setattr__(self, "over", " ".join(modes_of(self.over)))
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """The weight's axes, each a tuple of modes, the out axis first."""
+        return axes_of(self.weight)
+
+    @property
+    def site_modes(self) -> tuple[str, ...]:
+        """The modes that the weights are stacked over."""
+        return modes_of(self.over)
+
+    @property
+    def bonds(self) -> tuple[str, ...]:
+        """The modes that are summed away, in the order of their coming; their sizes are the ranks."""
+        outer = {*self.site_modes, *(mode for axis in self.axes for mode in axis)}
+        modes = (mode for factor in self.factors.values() for mode in factor.modes)
+        return tuple(dict.fromkeys(mode for mode in modes if mode not in outer))
+
+    def bind(
+        self,
+        sites: Iterable[Site],
+        *,
+        rank: int | Mapping[str, int] | None = None,
+        sizes: Mapping[str, int] | None = None,
+        alpha: float | None = None,
+        seed: int = 0,
+    ) -> "Adapter":
+        """The adapter that serves these sites.
+
+        Args:
+            sites: the adapted weights, in the order of the host.
+            rank: the size of every bond, or bond -> size.
+            sizes: mode -> size for modes of the weight, as {"head": 12}, or for single bonds (not cut by `caps`).
+            alpha: replaces the alpha of the spec's scale.
+            seed: where the starting values come from.
+
+        Raises:
+            SiteError: a size that is missing (all are named), no positive integer, or does not fit a weight.
+            SpecError: an alpha that is no finite number.
+        """
+        spec = self if alpha is None else replace(self, scale=replace(self.scale, alpha=alpha))
+        ranks = FrozenMap(rank) if isinstance(rank, Mapping) else rank
+        return Adapter(spec=spec, sites=tuple(sites), rank=ranks, sizes=FrozenMap(sizes or {}), seed=seed)
+
+    def formula(self, *, trainable: bool = True) -> str:
+        """Entries of the trainable (or frozen) factors of one network, as in "out*p + site*p*q + in*q"."""
+        chosen = [factor.modes for factor in self.factors.values() if factor.trainable == trainable]
+        return " + ".join("*".join(modes) or "1" for modes in chosen) or "0"
+
+    def __str__(self) -> str:
+        """The table of the spec: what it updates, its factors, its scale, what is shared, its count."""
+        width = max(len(name) for name in self.factors)
+        stacked = f"stacked over {self.over}" if self.over else "each by a network of its own"
+        lines = [f"{self.name}: updates weights [{self.weight}], {stacked}"]
+        lines += [f"  {name:<{width}}  {factor}" for name, factor in self.factors.items()]
+        lines += [f"  scale {self.scale}" + (", minus the update of the starting values" if self.centered else "")]
+        shared = [name for name in self.factors if self.over and not self.is_private(name) and not self.is_global(name)]
+        lines += [f"  shared by the sites of a network: {', '.join(shared)}"] if shared else []
+        everywhere = [name for name in self.factors if self.is_global(name)]
+        lines += [f"  one for the whole adapter: {', '.join(everywhere)}"] if everywhere else []
+        lines += [f"  a network trains {self.formula()}, and holds frozen {self.formula(trainable=False)}"]
+        return "\n".join(lines)
+
+    def is_private(self, factor: str) -> bool:
+        """Whether a factor carries a site mode."""
+        return bool(set(self.factors[factor].modes) & set(self.site_modes))
+
+    def is_global(self, factor: str) -> bool:
+        """Whether a factor is one and the same for all groups: frozen, and without a site mode."""
+        return not self.factors[factor].trainable and not self.is_private(factor)
+
+
+def _name_faults(spec: AdapterSpec, axes: tuple[Axis, ...]) -> list[str]:
+    outer = [*(mode for axis in axes for mode in axis), *modes_of(spec.over)]
+    inner = [mode for factor in spec.factors.values() for mode in factor.modes]
+    named = {"spec": [spec.name], "factor": list(spec.factors), "mode": list(dict.fromkeys([*outer, *inner]))}
+    faults = [
+        f"{what} {name!r}: a name must be an identifier"
+        for what, names in named.items()
+        for name in names
+        if not name.isidentifier()
+    ]
+    faults += [
+        f"mode {mode!r}: named twice in weight and over" for mode in dict.fromkeys(outer) if outer.count(mode) > 1
+    ]
+    faults += [] if len(axes) > 1 else [f"weight {spec.weight!r}: needs an out axis and at least one in axis"]
+    return faults
+
+
+def _mode_faults(spec: AdapterSpec, axes: tuple[Axis, ...]) -> list[str]:
+    weight, over = [mode for axis in axes for mode in axis], modes_of(spec.over)
+    carried = [mode for factor in spec.factors.values() for mode in dict.fromkeys(factor.modes)]
+    bonds = [mode for mode in dict.fromkeys(carried) if mode not in weight and mode not in over]
+    known = {*weight, *over, *carried}
+    faults = [f"weight mode {mode!r}: no factor carries it" for mode in weight if mode not in carried]
+    faults += [
+        f"bond {mode!r}: in one factor only; a mode that is not of the weight {spec.weight!r} "
+        f"nor of the sites {spec.over!r} must join two"
+        for mode in bonds
+        if carried.count(mode) == 1
+    ]
+    for name, factor in spec.factors.items():
+        faults += [
+            f"factor {name!r}: mode {mode!r} twice"
+            for mode in dict.fromkeys(factor.modes)
+            if factor.modes.count(mode) > 1
+        ]
+        faults += [f"factor {name!r}: {fault}" for fault in factor.init.faults()]
+        faults += [
+            f"factor {name!r}: its fan names the unknown mode {mode!r}" for mode in factor.init.fan if mode not in known
+        ]
+    faults += spec.scale.faults()
+    if spec.scale.rule != "raw" and spec.scale.bond not in bonds:
+        faults.append(f"scale: unknown mode {spec.scale.bond!r}; the bonds are {', '.join(bonds) or 'none'}")
+    for bond, mode in spec.caps.items():
+        if bond not in bonds or mode not in weight:
+            faults.append(f"caps: {bond!r} must be a bond and {mode!r} a mode of the weight")
+    return faults
+
+
+def _start_faults(spec: AdapterSpec) -> list[str]:
+    trained = [name for name, factor in spec.factors.items() if factor.trainable]
+    if not trained:
+        return ["nothing is trainable"]
+    if spec.centered or not spec.identity_at_start:
+        return []
+    zero = [name for name, factor in spec.factors.items() if factor.init.is_zero]
+    if not zero:
+        return [
+            "the update does not start at 0: give one trainable factor zeros(), "
+            "or say centered=True or identity_at_start=False"
+        ]
+    if len(zero) > 1:
+        return [f"dead start: {', '.join(zero)} are all zero, so no factor gets a gradient; keep one zero"]
+    if zero[0] not in trained:
+        return [f"dead start: {zero[0]} is zero and frozen, so the update stays 0; make it trainable"]
+    return []
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One entry of params: its name, its factor, its shape, the sizes it was made for, its modes but the site modes."""
+
+    name: str
+    factor: Factor
+    shape: tuple[int, ...]
+    sizes: Mapping[str, int]
+    inner: tuple[str, ...]
+    group: str = ""
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether a file holds its values; those of other slots are drawn again from the seed."""
+        return self.factor.trainable or not self.factor.init.is_redrawn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """A spec bound to the sites of one host. Made by `AdapterSpec.bind`; everything else follows from these values."""
+
+    spec: AdapterSpec
+    sites: tuple[Site, ...]
+    rank: int | Mapping[str, int] | None
+    sizes: Mapping[str, int]
+    seed: int
+    groups: tuple[Group, ...] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Form the groups, resolve every size."""
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise SiteError(f"seed: must be an integer of at least 0, got {self.seed!r}.")
+        for mode, size in self.sizes.items():
+            check_size(f"size of {mode!r}", size)
+        if not self.sites:
+            raise SiteError(f"{self.spec.name}: an adapter needs at least one site.\nHowever, none was given.")
+        paths = [site.path for site in self.sites]
+        if twice := [path for path in dict.fromkeys(paths) if paths.count(path) > 1]:
+            raise SiteError(f"{twice[0]}: this site was given twice.\nTake one of them out.")
+        stacks = stacks_of(self.sites, self.spec.site_modes)
+        groups = tuple(_group(self, name, stack) for name, stack in stacks.items())
+        object.__setattr__(self, "groups", groups)
+
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        """The network of each group."""
+        return tuple(group.network for group in self.groups)
+
+    @cached_property
+    def slots(self) -> dict[str, Slot]:
+        """Every entry of params by name: one a factor, behind its group's name where there are several groups.
+
+        A frozen factor that carries no site mode is one entry for the whole adapter, at the largest sizes.
+        """
+        slots: dict[str, Slot] = {}
+        for group in self.groups:
+            for name, factor in group.network.factors.items():
+                key, sizes = self.slot_name(group, name), dict(group.network.sizes)
+                if key in slots:
+                    sizes = {mode: max(size, slots[key].sizes.get(mode, 0)) for mode, size in sizes.items()}
+                owner = "" if key == name else group.name
+                shape = tuple(sizes[mode] for mode in factor.modes)
+                slots[key] = Slot(key, factor, shape, FrozenMap(sizes), group.network.local_modes(name), owner)
+        return slots
+
+    def slot_name(self, group: Group, factor: str) -> str:
+        """The name in params of a group's factor."""
+        return factor if self.spec.is_global(factor) or len(self.groups) == 1 else f"{group.name}.{factor}"
+
+    def find(self, site: Site | str) -> tuple[Group, Site]:
+        """The group and the site of this path. Raises SiteError with the known paths."""
+        path = site if isinstance(site, str) else site.path
+        if path not in self._places:
+            some = ", ".join(list(self._places)[:5])
+            raise SiteError(f"{path}: not a site of this adapter.\nIts {len(self._places)} sites begin with {some}.")
+        return self._places[path]
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[Group, Site]]:
+        return {site.path: (group, site) for group in self.groups for site in group.sites}
+
+    def __str__(self) -> str:
+        """A table: one row for all groups of one network, with the sizes of its modes."""
+        head = f"{self.spec.name}: {len(self.sites)} sites in {len(self.groups)} groups, seed {self.seed}"
+        rows = [("groups", "sites", "weight", "scale", "sizes")]
+        for net in dict.fromkeys(self.networks):
+            equal = [group for group in self.groups if group.network == net]
+            names = equal[0].name if len(equal) == 1 else f"{equal[0].name} .. {equal[-1].name} ({len(equal)})"
+            sizes = " ".join(f"{mode}={size}" for mode, size in net.sizes.items())
+            weight = " x ".join(map(str, net.weight_shape))
+            rows.append((names, str(sum(len(group.sites) for group in equal)), weight, f"{net.scale:.6g}", sizes))
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        table = ["  " + "  ".join([*map(str.ljust, row, widths), row[4]]) for row in rows]
+        return "\n".join([head, *table])
+
+
+def _group(adapter: Adapter, name: str, stack: tuple[Site, ...]) -> Group:
+    spec = adapter.spec
+    known = {*spec.bonds, *(mode for axis in spec.axes for mode in axis)}
+    if wrong := [mode for mode in adapter.sizes if mode not in known]:
+        raise SiteError(
+            f"sizes: {spec.name} has no mode {wrong[0]!r} whose size is free.\nIt has {', '.join(sorted(known))}."
+        )
+    outer = sizes_of(stack[0].path, stack[0].shape, spec.axes, adapter.sizes)
+    values = {mode: values_of(stack, mode) for mode in spec.site_modes}
+    sizes = outer | {mode: len(along) for mode, along in values.items()} | _bond_sizes(adapter, outer)
+    scale = spec.scale.at(sizes.get(spec.scale.bond, 1))
+    network = Network(spec.axes, spec.site_modes, spec.factors, sizes, scale, spec.centered)
+    return Group(name, network, stack, FrozenMap(values))
+
+
+def _bond_sizes(adapter: Adapter, outer: Mapping[str, int]) -> dict[str, int]:
+    spec, rank = adapter.spec, adapter.rank
+    ranks = rank if isinstance(rank, Mapping) else dict.fromkeys(spec.bonds if rank is not None else (), rank)
+    if wrong := [bond for bond in ranks if bond not in spec.bonds]:
+        raise SiteError(
+            f"rank: {spec.name} has no bond {wrong[0]!r}.\nIts bonds are {', '.join(spec.bonds) or 'none'}."
+        )
+    if missing := [bond for bond in spec.bonds if bond not in ranks and bond not in adapter.sizes]:
+        raise SiteError(
+            f"{spec.name}: every bond needs a size.\nHowever, these are open: {', '.join(missing)}.\n"
+            f"Pass rank=8 for all, or rank={{{missing[0]!r}: 8}} one by one."
+        )
+    sizes: dict[str, int] = {}
+    for bond in spec.bonds:
+        size = adapter.sizes.get(bond, ranks.get(bond))
+        rank_asked = check_size(f"rank of {bond!r}", size)
+        cut = bond in spec.caps and bond not in adapter.sizes
+        sizes[bond] = min(rank_asked, outer[spec.caps[bond]]) if cut else rank_asked
+    return sizes

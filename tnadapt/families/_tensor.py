@@ -1,0 +1,101 @@
+"""Adapters that see all weights as one tensor: Tucker, CP and tensor-product networks with factors that are shared."""
+
+from typing import Literal
+
+from tnadapt._errors import SpecError
+from tnadapt._factor import frozen, kaiming_uniform, normal, ones, over_rank, over_sqrt_rank, raw, trainable, zeros
+from tnadapt._spec import AdapterSpec
+
+__all__ = ["lorta", "lotr", "tera"]
+
+
+def lotr(*, alpha: float = 1.0, over: Literal["site", "layer"] = "site") -> AdapterSpec:
+    """LoTR: dW_s = (alpha / p) A G_s B^T; A and B are shared by every s (arXiv:2402.01376).
+
+    A (out x p) and B (in x q) start normal of deviation 1, the cores G_s (p x q) at 0.
+    `over="site"` shares among all weights of one shape, as in the official example; "layer" among the layers of one
+    kind. Trainable: p out + S p q + q in. Rank of dW_s: at most min(p, q), of all side by side too.
+    """
+    return AdapterSpec(
+        name="lotr",
+        weight="out in",
+        over=over,
+        factors={
+            "A": trainable("out p", init=normal()),
+            "G": trainable(
+                f"{over} p q", init=zeros()
+            ),  # the one zero: dW = 0 at the start, and G still gets a gradient
+            "B": trainable("in q", init=normal()),
+        },
+        scale=over_rank("p", alpha=alpha),
+    )
+
+
+def lorta(
+    *,
+    alpha: float = 8.0,
+    heads: Literal["out", "in"] = "out",
+    over: Literal["layer kind", "layer", "kind", ""] = "layer kind",
+    rank_stabilized: bool = False,
+) -> AdapterSpec:
+    """LoRTA: one CP tensor over heads, layers and kinds (arXiv:2410.04060).
+
+    With `heads="out"`: dW_{l,m}[(h, j), i] = (alpha / r) sum_r A[i, r] B[j, r] H[h, r] L[l, r] M[m, r], the layout of
+    the authors' instruction-tuning code; `heads="in"` puts the heads on the in axis, as their GLUE code does.
+    A starts uniform in +-1/sqrt(r), H, L and M in +-sqrt(6/r), B at 0. `over` leaves out the layer or the kind mode:
+    then each layer, or each kind, has a tensor of its own. Say the head count as sizes={"head": 12} when binding.
+    Trainable: r (d + d/H + H + L + M). Rank of dW: at most r.
+    """
+    whole, split = ("in", "out") if heads == "out" else ("out", "in")
+    small = kaiming_uniform("r", slope=0.0)
+    along = {mode: trainable(f"{mode} r", init=small) for mode in over.split()}
+    return AdapterSpec(
+        name="lorta",
+        weight="(head dim) in" if split == "out" else "out (head dim)",
+        over=over,
+        factors={
+            "A": trainable(f"{whole} r", init=kaiming_uniform("r")),
+            "B": trainable("dim r", init=zeros()),
+            "H": trainable("head r", init=small),
+        }
+        | {{"layer": "L", "kind": "M"}[mode]: factor for mode, factor in along.items()},
+        scale=over_sqrt_rank("r", alpha=alpha) if rank_stabilized else over_rank("r", alpha=alpha),
+    )
+
+
+def tera(*, out_order: int = 3, in_order: int = 3, alpha: float = 1.0) -> AdapterSpec:
+    """TeRA, a reconstruction: a frozen random Tucker network with trained diagonals on its bonds (arXiv:2509.03234).
+
+    dW_s as a tensor = alpha G x_1 (U1 diag d_s1) ... x_N (UN diag d_sN), N = out_order + in_order: the out axis splits
+    in out_order modes, the in axis in in_order. G and every Un are frozen and shared by all sites; the vectors d are
+    trained, one set a site.
+
+    Known from the abstract: Tucker-like, frozen shared random factors, trained layer-specific diagonals, a rank that
+    does not depend on the count. Chosen here, since the paper's body was not at hand: the place of the diagonals
+    (between Un and G, on every mode), orders 3 and 3, the laws (Un normal of variance 1/R_n, G of variance 1/in, so
+    that with all d = 1 an entry of dW has variance 1/in), the start (d = 1, but 0 on the last out mode, so that
+    dW = 0 and that vector has a gradient), scale alpha = 1. Counts are not to be held against the paper's.
+    A bond's rank is cut to the size of its mode; set all ranks that high and dW can have full rank.
+    Trainable: S sum R_n; frozen: prod R_n + sum I_n R_n. Rank of dW: at most the product of the ranks on either side.
+    """
+    if out_order < 1 or in_order < 1:
+        raise SpecError("tera", [f"out_order and in_order must be at least 1, got {out_order} and {in_order}"])
+    out_modes = [f"o{n}" for n in range(1, out_order + 1)]
+    in_modes = [f"i{n}" for n in range(1, in_order + 1)]
+    bonds = {mode: f"r_{mode}" for mode in (*out_modes, *in_modes)}
+    last = out_modes[-1]
+    return AdapterSpec(
+        name="tera",
+        weight=f"({' '.join(out_modes)}) ({' '.join(in_modes)})",
+        over="site",
+        factors={
+            "G": frozen(" ".join(bonds.values()), init=normal(fan=" ".join(in_modes))),
+            **{f"U_{mode}": frozen(f"{mode} {bond}", init=normal(fan=bond)) for mode, bond in bonds.items()},
+            **{
+                f"d_{mode}": trainable(f"site {bond}", init=zeros() if mode == last else ones())
+                for mode, bond in bonds.items()
+            },
+        },
+        scale=raw(alpha),
+        caps={bond: mode for mode, bond in bonds.items()},
+    )

@@ -1,0 +1,109 @@
+"""Attach a new adapter to a model, all or nothing."""
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import nn
+
+from tnadapt import AdapterSpec, SiteError, init
+from tnadapt_torch._find import Rule, find_modules, match, sites_of
+from tnadapt_torch._state import AdapterState, child_name, states_of
+
+__all__ = ["attach"]
+
+
+def attach(
+    model: nn.Module,
+    spec: AdapterSpec,
+    *,
+    target_modules: Rule,
+    rank: int | Mapping[str, int] | None = None,
+    alpha: float | None = None,
+    sizes: Mapping[str, int] | None = None,
+    exclude_modules: Rule | None = None,
+    layers_to_transform: int | Collection[int] | None = None,
+    modules_to_save: Collection[str] | None = None,
+    dropout: float = 0.0,
+    seed: int,
+    adapter_name: str = "default",
+) -> AdapterState:
+    """Attach a new adapter; the host is frozen but for `modules_to_save`, and computes as before until it is trained.
+
+    Args:
+        model: any module; nothing in it is replaced, it gets one child and forward hooks.
+        spec: the adapter.
+        target_modules: names or suffixes after a dot; or a regular expression for whole paths; or "all-linear".
+        rank: the size of every bond, or bond -> size.
+        alpha: replaces the alpha of the spec's scale.
+        sizes: mode -> size, as {"head": 12}.
+        exclude_modules: what not to adapt, in the forms of target_modules.
+        layers_to_transform: only these indices of the repeated block.
+        modules_to_save: names of modules that are trained whole and stored in the adapter's file.
+        dropout: probability of dropping entries of the x that the adapter sees, in training.
+        seed: where the starting values come from.
+        adapter_name: an identifier, one for each adapter on the model.
+
+    Returns:
+        The adapter's state, a child of the model named tnadapt_<adapter_name>.
+
+    Raises:
+        SiteError: what does not match or fit; the model is then as it was.
+    """
+    modules = find_modules(model, target_modules, exclude_modules, layers_to_transform)
+    adapter = spec.bind(sites_of(modules), rank=rank, sizes=sizes, alpha=alpha, seed=seed)
+    params = {name: torch.from_numpy(value).float() for name, value in init(adapter).items()}
+    saved = _modules_to_save(model, modules_to_save or (), modules)
+    return install(model, AdapterState(adapter, params, name=adapter_name, dropout=dropout), modules, saved)
+
+
+def install(
+    model: nn.Module, state: AdapterState, modules: Mapping[str, nn.Module], saved: Mapping[str, nn.Module]
+) -> AdapterState:
+    """Put a state on its host: the one place that changes it. What can fail is checked first.
+
+    `modules` are the adapted ones by path, `saved` those that are trained whole.
+    """
+    _check_name(model, state.name)
+    if not 0.0 <= state.dropout < 1.0:
+        raise SiteError(f"dropout: must be at least 0 and below 1, got {state.dropout}.")
+    hooks = {site.path: state.hook_of(site) for site in state.adapter.sites}
+    earlier = [owner for other in states_of(model) for owner in (other, *other.saved_modules.values())]
+    kept = {id(parameter) for owner in earlier for parameter in owner.parameters()}
+    trained = {id(parameter) for module in saved.values() for parameter in module.parameters()}
+    state.host, state.modules_by_path, state.saved_modules = (model,), dict(modules), dict(saved)
+    state.saved_originals = {key: value.detach().clone() for key, value in state.saved_state().items()}
+    for parameter in model.parameters():
+        if id(parameter) in trained and not parameter.requires_grad:
+            parameter.requires_grad_(True)
+            state.unfrozen_host.append(parameter)
+        elif parameter.requires_grad and id(parameter) not in kept | trained:
+            parameter.requires_grad_(False)
+            state.frozen_host.append(parameter)
+    state.train(model.training)
+    model.add_module(child_name(state.name), state)
+    state.hooks = hooks
+    state.handles = [modules[path].register_forward_hook(hook, with_kwargs=True) for path, hook in hooks.items()]
+    return state
+
+
+def _check_name(model: nn.Module, name: str) -> None:
+    if not name.isidentifier():
+        raise SiteError(f"adapter_name {name!r}: must be an identifier.")
+    if hasattr(model, child_name(name)):
+        raise SiteError(
+            f"adapter_name {name!r}: the model has an adapter of this name already.\n"
+            "Detach it, or give the new one another adapter_name."
+        )
+
+
+def _modules_to_save(model: nn.Module, names: Collection[str], adapted: Collection[str]) -> dict[str, nn.Module]:
+    modules = dict(model.named_modules())
+    chosen = match(modules, list(names), list(modules)) if names else []
+    taken = [path for state in states_of(model) for path in state.saved_modules]
+    for path in chosen:
+        inside = [site for site in adapted if site == path or site.startswith(f"{path}.")]
+        if inside:
+            raise SiteError(f"modules_to_save: {path} holds the adapted {inside[0]}; it cannot be both.")
+        if path in taken:
+            raise SiteError(f"modules_to_save: {path} is trained by another adapter already.")
+    return {path: modules[path] for path in chosen}

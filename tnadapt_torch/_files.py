@@ -1,0 +1,66 @@
+"""An adapter from its file onto a model."""
+
+import os
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import nn
+
+from tnadapt import Adapter, FormatError, read
+from tnadapt_torch._attach import install
+from tnadapt_torch._find import is_linear, shape_of
+from tnadapt_torch._state import AdapterState
+
+__all__ = ["load"]
+
+
+def load(
+    model: nn.Module, path: str | os.PathLike[str], *, dropout: float = 0.0, adapter_name: str = "default"
+) -> AdapterState:
+    """Attach the adapter of a file to a model that has its sites. The factors are float32, or float64 if stored so.
+
+    Raises FormatError for a file that is damaged or for another model (what differs is named), SiteError for a name
+    that is taken; the model is then as it was.
+    """
+    checkpoint = read(path)
+    modules = _modules_of(model, checkpoint.adapter, path)
+    saved = _saved_of(model, checkpoint.extra, path)
+    slots = checkpoint.adapter.slots
+    is_double = any(value.dtype == np.float64 for name, value in checkpoint.params.items() if slots[name].is_stored)
+    dtype = torch.float64 if is_double else torch.float32
+    params = {name: torch.from_numpy(value).to(dtype) for name, value in checkpoint.params.items()}
+    state = AdapterState(checkpoint.adapter, params, name=adapter_name, dropout=dropout)
+    install(model, state, modules, saved)
+    with torch.no_grad():
+        for key, value in state.saved_state().items():
+            value.copy_(torch.from_numpy(checkpoint.extra[key]))
+    return state
+
+
+def _modules_of(model: nn.Module, adapter: Adapter, path: str | os.PathLike[str]) -> dict[str, nn.Module]:
+    """The modules of an adapter's sites. Raises FormatError naming what this model lacks or has otherwise."""
+    modules = dict(model.named_modules())
+    for site in adapter.sites:
+        module = modules.get(site.path)
+        found = "missing" if module is None else shape_of(module) if is_linear(module) else type(module).__name__
+        if found != site.shape:
+            raise FormatError(
+                f"{path}: was made for a model where {site.path} has a weight of shape {site.shape}.\n"
+                f"However, in this model it is {found}."
+            )
+    return {site.path: modules[site.path] for site in adapter.sites}
+
+
+def _saved_of(model: nn.Module, extra: Mapping[str, np.ndarray], path: str | os.PathLike[str]) -> dict[str, nn.Module]:
+    """The modules that own the tensors saved along. Raises FormatError for one that is missing or of another shape."""
+    modules = dict(model.named_modules())
+    owners = {}
+    for key, value in extra.items():
+        owner, _, leaf = key.rpartition(".")
+        found = modules[owner].state_dict().get(leaf) if owner in modules else None
+        if found is None or found.shape != value.shape:
+            here = "missing" if found is None else f"of shape {tuple(found.shape)}"
+            raise FormatError(f"{path}: holds {key} of shape {value.shape}.\nHowever, in this model it is {here}.")
+        owners[owner] = modules[owner]
+    return owners

@@ -1,0 +1,139 @@
+"""Which modules of a host are adapted, and where each of them stands."""
+
+import difflib
+import re
+from collections.abc import Collection, Iterable, Mapping
+
+from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from tnadapt import Site, SiteError
+
+__all__: list[str] = []
+
+Rule = str | Collection[str]
+ALL_LINEAR = "all-linear"
+
+
+def find_modules(
+    model: nn.Module,
+    target_modules: Rule,
+    exclude_modules: Rule | None,
+    layers_to_transform: int | Collection[int] | None,
+) -> dict[str, nn.Module]:
+    """The matched modules by path, in the host's order.
+
+    A list matches exact paths and suffixes after a dot; a string is a regular expression for the whole path;
+    "all-linear" is every linear layer but the output head. Raises SiteError where a rule, or one name of a list,
+    matches nothing (the nearest names are told), or what matches is no linear layer.
+    """
+    modules = dict(model.named_modules())
+    linear = [path for path, module in modules.items() if path and is_linear(module)]
+    chosen = _without_head(model, linear) if target_modules == ALL_LINEAR else match(modules, target_modules, linear)
+    if exclude_modules is not None:
+        refused = set(match(modules, exclude_modules, linear))
+        chosen = [path for path in chosen if path not in refused]
+    if layers_to_transform is not None:
+        chosen = _in_layers(chosen, layers_to_transform)
+    for path in chosen:
+        if not is_linear(modules[path]):
+            raise SiteError(
+                f"{path}: an adapter updates nn.Linear or transformers' Conv1D, called as a module.\n"
+                f"However, this is a {type(modules[path]).__name__}.\nTake it out with exclude_modules."
+            )
+    if not chosen:
+        raise SiteError(f"target_modules={target_modules!r}: nothing is left to adapt.{_nearest('', linear)}")
+    return {path: modules[path] for path in chosen}
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module maps (..., in) to (..., out) by one weight.
+
+    The projection inside of nn.MultiheadAttention does not count: it is never called, so a hook on it would be silent.
+    """
+    if isinstance(module, NonDynamicallyQuantizableLinear):
+        return False
+    return isinstance(module, nn.Linear) or is_conv1d(module)
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether this is transformers' Conv1D, a linear layer that stores its weight as (in, out)."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and not isinstance(module, nn.Conv1d)
+
+
+def shape_of(module: nn.Module) -> tuple[int, int]:
+    """(out, in) of a linear layer."""
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    inner, outer = module.get_parameter("weight").shape
+    return outer, inner
+
+
+def match(modules: Collection[str], rule: Rule, known: Collection[str]) -> list[str]:
+    """The paths that a rule matches. Raises SiteError where it, or a name in it, matches none; `known` are hints."""
+    if isinstance(rule, str):
+        try:
+            found = [path for path in modules if re.fullmatch(rule, path)]
+        except re.error as error:
+            raise SiteError(f"target {rule!r}: not a regular expression: {error}.") from None
+        if not found:
+            raise SiteError(f"target {rule!r}: matches no module's whole path.{_nearest(rule, known)}")
+        return found
+    for name in rule:
+        if not any(_is_suffix(name, path) for path in modules):
+            raise SiteError(f"target {name!r}: matches no module.{_nearest(name, known)}")
+    return [path for path in modules if any(_is_suffix(name, path) for name in rule)]
+
+
+def sites_of(modules: Mapping[str, nn.Module]) -> tuple[Site, ...]:
+    """Where each module stands: its layer is the first number in its path, its kind what follows that number.
+
+    Where the matched modules lie in several stacks (an encoder and a decoder), the kind begins with the stack's path.
+    A module outside of any stack has layer 0 and its path as kind.
+    """
+    places = {path: _place(path) for path in modules}
+    several = len({stack for stack, layer, _ in places.values() if layer is not None}) > 1
+    sites = []
+    for path, (stack, layer, inner) in places.items():
+        kind = f"{stack}.{inner}" if several and layer is not None and stack else inner
+        sites.append(Site(path, shape_of(modules[path]), {"layer": layer or 0, "kind": kind}))
+    return tuple(sites)
+
+
+def _place(path: str) -> tuple[str, int | None, str]:
+    words = path.split(".")
+    for place, word in enumerate(words):
+        if word.isdecimal():
+            stack, inner = ".".join(words[:place]), ".".join(words[place + 1 :])
+            return stack, int(word), inner or stack or "linear"
+    return "", None, path
+
+
+def _is_suffix(name: str, path: str) -> bool:
+    return path == name or path.endswith(f".{name}")
+
+
+def _without_head(model: nn.Module, paths: Iterable[str]) -> list[str]:
+    """All paths but that of the output embeddings, which transformers' models can name."""
+    ask = getattr(model, "get_output_embeddings", None)
+    head = ask() if callable(ask) else None
+    return [path for path in paths if head is None or model.get_submodule(path) is not head]
+
+
+def _in_layers(paths: Iterable[str], layers: int | Collection[int]) -> list[str]:
+    wanted = {layers} if isinstance(layers, int) else set(layers)
+    placed = {path: _place(path)[1] for path in paths}
+    if missing := wanted - set(placed.values()):
+        known = sorted({layer for layer in placed.values() if layer is not None})
+        raise SiteError(
+            f"layers_to_transform: no target in layers {sorted(missing)}.\nThe targets are in layers {known}."
+        )
+    return [path for path, layer in placed.items() if layer in wanted]
+
+
+def _nearest(name: str, known: Collection[str]) -> str:
+    """The three nearest names among the linear layers, as the last lines of a message."""
+    names = list(dict.fromkeys([path.split(".")[-1] for path in known] + list(known)))
+    if not names:
+        return "\nThe model has no linear layer."
+    return f"\nThe nearest names are {', '.join(difflib.get_close_matches(name, names, n=3, cutoff=0.0))}."
