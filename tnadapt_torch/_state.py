@@ -14,7 +14,7 @@ import tnadapt
 from tnadapt import Adapter, Group, Site, SiteError
 from tnadapt_torch._find import is_conv1d
 from tnadapt_torch._merge import Merged
-from tnadapt_torch._site import Ref, SiteHook
+from tnadapt_torch._site import Part, Ref, Row, SiteHook, Stack
 
 __all__ = ["AdapterState"]
 
@@ -39,6 +39,7 @@ class AdapterState(nn.Module):
         self.enabled = True
         self.merged: Merged | None = None
         self.hooks: dict[str, SiteHook] = {}
+        self.stacks: dict[tuple[bool, str], Stack] = {}
         self.handles: list[RemovableHandle] = []
         self.modules_by_path: dict[str, nn.Module] = {}
         self.host: tuple[nn.Module, ...] = ()
@@ -70,18 +71,25 @@ class AdapterState(nn.Module):
         """A new hook that serves a site of this adapter."""
         group, _ = self.adapter.find(site)
         names = list(group.network.factors)
-        refs = [self._ref(group, site, name) for name in names]
-        start = [self._ref(group, site, name, start=True) for name in names] if self.adapter.spec.centered else []
+        refs = [self._ref(self.factors, group, site, name) for name in names]
+        start = []
+        if self.adapter.spec.centered:
+            trees = [self.start if group.network.factors[name].trainable else self.factors for name in names]
+            start = [self._ref(tree, group, site, name) for tree, name in zip(trees, names, strict=True)]
         return SiteHook(self, site.path, group.network, refs, start)
 
-    def _ref(self, group: Group, site: Site, factor: str, *, start: bool = False) -> Ref:
+    def _ref(self, tree: nn.Module, group: Group, site: Site, factor: str) -> Ref:
+        """Where a site finds a factor in a tree; a stacked factor is taken apart in one place for all sites."""
         key = self.adapter.slot_name(group, factor)
-        network, slot = group.network, self.adapter.slots[key]
-        tree = self.start if start and slot.factor.trainable else self.factors
+        network, modes = group.network, group.network.factors[factor].modes
+        owner, leaf = _leaf(tree, key)
         place = group.index(site)
-        index = tuple(place.get(mode, slice(network.sizes[mode])) for mode in slot.factor.modes)
-        whole = network.shape(factor) == slot.shape and not set(slot.factor.modes) & place.keys()
-        return Ref(*_leaf(tree, key), None if whole else index)
+        if axes := tuple(axis for axis, mode in enumerate(modes) if mode in place):
+            stack = self.stacks.setdefault((tree is self.start, key), Stack(owner, leaf, axes))
+            return Row(stack, tuple(place[modes[axis]] for axis in axes))
+        shape = network.shape(factor)
+        whole = shape == self.adapter.slots[key].shape
+        return Part(owner, leaf, None if whole else tuple(map(slice, shape)))
 
     @contextmanager
     def disabled(self) -> Iterator[None]:

@@ -1,0 +1,23 @@
+"""Every block of python in the docs runs as written."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[2] / "docs"
+BLOCKS = [
+    pytest.param(code, id=f"{page.stem}-{number}")
+    for page in sorted(DOCS.glob("*.md"))
+    for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL))
+]
+
+
+@pytest.mark.parametrize("code", BLOCKS)
+def test_a_block_runs_as_written(code, tmp_path, monkeypatch):
+    if "torch" in code:
+        pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    room = {}
+    exec(code, room)
+    assert room.keys() - {"__builtins__"}, "a block that names nothing shows nothing"
