@@ -26,19 +26,25 @@ from tnadapt._format import Checkpoint, load, read, save
 from tnadapt._init import Params, init
 from tnadapt._json import from_json, to_json
 from tnadapt._network import Group, Network, Site, grid
-from tnadapt._plan import Plan, Step, plan
+from tnadapt._plan import BUCKETS, Plan, Step, bucket, plan
+from tnadapt._search import OBJECTIVES, Cost, ExactOrder, Objective
 from tnadapt._spec import Adapter, AdapterSpec, Slot
 
 __all__ = [
+    "BUCKETS",
+    "OBJECTIVES",
     "Adapter",
     "AdapterSpec",
     "Checkpoint",
+    "Cost",
+    "ExactOrder",
     "Factor",
     "FactorCount",
     "FormatError",
     "Group",
     "Init",
     "Network",
+    "Objective",
     "ParamCount",
     "Params",
     "Plan",
@@ -51,6 +57,7 @@ __all__ = [
     "Step",
     "TnadaptError",
     "apply",
+    "bucket",
     "constant",
     "count",
     "delta",

@@ -51,7 +51,7 @@ def apply(adapter: Adapter, params: Mapping[str, npt.ArrayLike], site: Site | st
 def merge(weight: npt.NDArray[np.floating], update: npt.ArrayLike) -> npt.NDArray[np.floating]:
     """A new weight with the update added: in float32 or better, then rounded once to the weight's dtype.
 
-    Raises SiteError for another shape or an update that is not finite; the given weight stays as it was.
+    Raises SiteError for another shape, or an update or a sum that is not finite; the given weight stays as it was.
     """
     change = np.asarray(update)
     if change.shape != weight.shape:
@@ -61,7 +61,10 @@ def merge(weight: npt.NDArray[np.floating], update: npt.ArrayLike) -> npt.NDArra
     if not np.isfinite(change).all():
         raise SiteError("merge: the update must be finite.\nHowever, it holds NaN or infinity.\nNothing was merged.")
     wide = np.promote_types(np.float32, np.promote_types(weight.dtype, change.dtype))
-    merged: npt.NDArray[np.floating] = (weight.astype(wide) + change.astype(wide)).astype(weight.dtype)
+    with np.errstate(over="ignore"):
+        merged: npt.NDArray[np.floating] = (weight.astype(wide) + change.astype(wide)).astype(weight.dtype)
+    if not np.isfinite(merged).all():
+        raise SiteError(f"merge: weight plus update is not finite in {weight.dtype}.\nNothing was merged.")
     return merged
 
 

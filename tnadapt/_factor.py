@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 LAWS = {"constant": "value", "normal": "std", "uniform": "bound", "orthogonal": "gain"}
+TINY, HUGE = 1e-30, 1e30  # float32 holds what is made of these
 RULES = ("over_rank", "over_sqrt_rank", "raw")
 
 
@@ -54,8 +55,11 @@ class Init:
         """What is wrong with this law by itself."""
         if self.law not in LAWS:
             return [f"unknown law {self.law!r}; known: {', '.join(LAWS)}"]
-        if not math.isfinite(self.amount):
-            return [f"law {self.law}: its {LAWS[self.law]} must be finite, got {self.amount}"]
+        is_number = isinstance(self.amount, int | float) and not isinstance(self.amount, bool)
+        if not is_number or (self.amount != 0 and not TINY <= abs(self.amount) <= HUGE):
+            return [
+                f"law {self.law}: its {LAWS[self.law]} must be 0 or from {TINY} to {HUGE} in size, got {self.amount!r}"
+            ]
         return []
 
     def __str__(self) -> str:
@@ -144,7 +148,8 @@ class Scale:
     def faults(self) -> list[str]:
         """What is wrong with this rule by itself."""
         found = [] if self.rule in RULES else [f"unknown scale rule {self.rule!r}; known: {', '.join(RULES)}"]
-        if isinstance(self.alpha, bool) or not isinstance(self.alpha, int | float) or not math.isfinite(self.alpha):
+        is_number = isinstance(self.alpha, int | float) and not isinstance(self.alpha, bool)
+        if not is_number or not -HUGE <= self.alpha <= HUGE:
             found.append(f"scale: alpha must be a finite number, got {self.alpha!r}")
         return found
 

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,13 +16,13 @@ from safetensors.numpy import save as to_bytes
 
 from tnadapt._errors import FormatError
 from tnadapt._init import draw
-from tnadapt._json import VERSION, adapter_data, adapter_of, dump, parse, take
+from tnadapt._json import VERSION, adapter_data, adapter_of, check_version, dump, parse, take
 from tnadapt._spec import Adapter, Slot
 
 __all__ = ["Checkpoint", "load", "read", "save"]
 
 Array = npt.NDArray[np.floating[Any]]
-EXTRA = "extra."  # tensors of the host that were trained along; no slot's name can begin with it and end the same way
+EXTRA = ":extra"  # ends the name of a tensor saved along; a slot's name ends in an identifier
 DRAW_LIMIT = 2**28
 DTYPES = ("float16", "float32", "float64")
 
@@ -45,24 +45,27 @@ def save(
 ) -> None:
     """Write one .safetensors file: the trainable factors, and all that is needed to make the rest again.
 
-    Frozen factors may be in `params` and must then be those of the seed; they are stored only where their law rests on
-    linear algebra (orthogonal). `extra` holds arrays of the host that were trained along. The file appears whole or
-    not at all. Raises FormatError for params that are not this adapter's.
+    Frozen factors need not be in `params`. They are stored only where they are there and do not hold the values of the
+    seed, or where their law rests on linear algebra (orthogonal). `extra` holds arrays of the host that were trained
+    along. The file appears whole or not at all. Raises FormatError for params that are not this adapter's.
     """
-    stored = {name: _array(name, params, slot) for name, slot in adapter.slots.items() if slot.is_stored}
-    drawn = {}
+    stored: dict[str, Array] = {}
+    drawn: dict[str, str] = {}
     for name, slot in adapter.slots.items():
-        if not slot.is_stored:
-            drawn[name] = _digest([draw(slot, adapter.seed).astype("<f4")])
-            if name in params and _digest([_array(name, params, slot).astype("<f4")]) != drawn[name]:
-                raise FormatError(
-                    f"{name}: a frozen factor must hold the values of its seed.\nHowever, it was changed."
-                )
-    tensors = stored | {EXTRA + name: np.ascontiguousarray(value) for name, value in (extra or {}).items()}
+        if slot.is_stored:
+            stored[name] = _array(name, params, slot)
+            continue
+        values = draw(slot, adapter.seed)
+        if name in params and not np.array_equal(changed := _array(name, params, slot), values):
+            stored[name] = changed
+        else:
+            drawn[name] = _digest(values)
+    if unknown := params.keys() - adapter.slots.keys():
+        raise FormatError(f"params: {sorted(map(str, unknown))[0]!r} is none of this adapter's.\nNothing was written.")
+    tensors = stored | {name + EXTRA: _native(name, value) for name, value in (extra or {}).items()}
     data = {"format": VERSION, "library": _library()} | adapter_data(adapter)
-    text = dump(data | {"drawn": drawn, "stored": _digest(tensors[name] for name in sorted(tensors))})
-    metadata = {"tnadapt": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
-    write_atomically(Path(path), to_bytes(tensors, metadata))
+    text = dump(data | {"drawn": drawn, "stored": _seal(tensors)})
+    write_atomically(Path(path), to_bytes(tensors, {"tnadapt": f"{_sha256(text)} {text}"}))
 
 
 def load(path: str | os.PathLike[str]) -> tuple[Adapter, dict[str, Array]]:
@@ -79,15 +82,13 @@ def read(path: str | os.PathLike[str], *, draw_limit: int = DRAW_LIMIT) -> Check
     """
     text, tensors = _open(Path(path))
     data = parse(text)
-    found = data.pop("format", None)
-    if found != VERSION:
-        raise FormatError(f"{path}: saved with format {found!r}.\nHowever, this release reads format {VERSION}.")
+    check_version(str(path), data.pop("format", None))
     seals = take("file", {key: data.pop(key, None) for key in ("library", "drawn", "stored")}, SEALS)
     adapter = adapter_of(data)
-    if _digest(tensors[name] for name in sorted(tensors)) != seals["stored"]:
+    if _seal(tensors) != seals["stored"]:
         raise FormatError(f"{path}: the stored numbers do not have the digest that was saved with them.")
-    extra = {name.removeprefix(EXTRA): value for name, value in tensors.items() if name.startswith(EXTRA)}
-    stored = {name: value for name, value in tensors.items() if not name.startswith(EXTRA)}
+    extra = {name.removesuffix(EXTRA): value for name, value in tensors.items() if name.endswith(EXTRA)}
+    stored = {name: value for name, value in tensors.items() if not name.endswith(EXTRA)}
     return Checkpoint(adapter, _params(Path(path), adapter, stored, seals["drawn"], draw_limit), extra)
 
 
@@ -114,10 +115,10 @@ def _open(path: Path) -> tuple[str, dict[str, Array]]:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-    except (SafetensorError, TypeError, ValueError) as error:
+    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:  # of dtypes numpy lacks, too
         raise FormatError(f"{path}: not a whole safetensors file: {error}") from None
-    text = metadata.get("tnadapt", "")
-    if hashlib.sha256(text.encode()).hexdigest() != metadata.get("sha256"):
+    sealed, _, text = metadata.get("tnadapt", "").partition(" ")
+    if _sha256(text) != sealed:
         raise FormatError(f"{path}: not a tnadapt file, or its text was changed.")
     if wrong := [name for name, value in tensors.items() if value.dtype.name not in DTYPES]:
         raise FormatError(f"{path}: {wrong[0]} is of dtype {tensors[wrong[0]].dtype}; known: {', '.join(DTYPES)}.")
@@ -128,9 +129,15 @@ def _params(
     path: Path, adapter: Adapter, stored: dict[str, Array], drawn: Mapping[str, str], draw_limit: int
 ) -> dict[str, Array]:
     wanted = {name for name, slot in adapter.slots.items() if slot.is_stored}
-    if stored.keys() != wanted or drawn.keys() != adapter.slots.keys() - wanted:
-        odd = sorted((stored.keys() | drawn.keys()) ^ adapter.slots.keys())
-        raise FormatError(f"{path}: the factors are not those of its adapter; at odds: {', '.join(odd[:5]) or 'none'}.")
+    if (
+        drawn.keys() != adapter.slots.keys() - stored.keys()
+        or stored.keys() - adapter.slots.keys()
+        or wanted - stored.keys()
+    ):
+        odd = sorted(
+            ((stored.keys() | drawn.keys()) ^ adapter.slots.keys()) | (drawn.keys() & (wanted | stored.keys()))
+        )
+        raise FormatError(f"{path}: the factors are not those of its adapter; at odds: {', '.join(odd[:5])}.")
     shapes = {name: adapter.slots[name].shape for name in drawn}
     if (entries := sum(int(np.prod(shape, dtype=object)) for shape in shapes.values())) > draw_limit:
         raise FormatError(f"{path}: asks to draw {entries:,} frozen numbers; the limit is {draw_limit:,}.")
@@ -139,7 +146,7 @@ def _params(
         params[name] = stored[name] if name in stored else draw(slot, adapter.seed)
         if params[name].shape != slot.shape:
             raise FormatError(f"{path}: {name} must have shape {slot.shape}.\nHowever, it has {params[name].shape}.")
-        if name in drawn and _digest([params[name].astype("<f4")]) != drawn[name]:
+        if name in drawn and _digest(params[name]) != drawn[name]:
             raise FormatError(f"{path}: {name} was drawn again from seed {adapter.seed}, but has another digest.")
     return params
 
@@ -147,19 +154,40 @@ def _params(
 def _array(name: str, params: Mapping[str, npt.ArrayLike], slot: Slot) -> Array:
     if name not in params:
         raise FormatError(f"params: {name!r} is missing.\nNothing was written.")
-    array: Array = np.ascontiguousarray(params[name]).reshape(np.shape(params[name]))
-    if array.shape != slot.shape or array.dtype.name not in DTYPES:
+    array = _native(name, params[name])
+    if array.shape != slot.shape:
         raise FormatError(
-            f"params[{name!r}]: must be a float array of shape {slot.shape}.\n"
-            f"However, it is {array.dtype} of shape {array.shape}.\nNothing was written."
+            f"params[{name!r}]: must have shape {slot.shape}.\nHowever, it has {array.shape}.\nNothing was written."
         )
     return array
 
 
-def _digest(arrays: Iterable[Array]) -> str:
+def _native(name: str, value: npt.ArrayLike) -> Array:
+    """The value as a whole array in the machine's byte order. Raises FormatError for what is no float array."""
+    array: Array = np.asarray(value)
+    if array.dtype.name not in DTYPES:
+        raise FormatError(
+            f"{name}: must be an array of {', '.join(DTYPES)}.\nHowever, it is of {array.dtype}.\nNothing was written."
+        )
+    return np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _digest(drawn: Array) -> str:
+    """SHA-256 of a drawn factor, as float32."""
+    return hashlib.sha256(drawn.astype("<f4").tobytes()).hexdigest()
+
+
+def _seal(tensors: Mapping[str, Array]) -> str:
+    """SHA-256 of all stored tensors: their names, dtypes, shapes and values."""
     whole = hashlib.sha256()
-    for array in arrays:
-        whole.update(np.ascontiguousarray(array).tobytes())
+    for name in sorted(tensors):
+        array = tensors[name]
+        whole.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
+        whole.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
     return whole.hexdigest()
 
 

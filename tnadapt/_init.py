@@ -56,4 +56,4 @@ def _orthogonal(slot: Slot, random: np.random.RandomState) -> npt.NDArray[np.flo
     q = q * np.where(np.diagonal(r, axis1=1, axis2=2) < 0, -1.0, 1.0)[:, None, :]
     q = q if tall is stack else q.swapaxes(1, 2)
     sizes = [slot.shape[place] for place in (*outer, *inner)]
-    return np.ascontiguousarray(np.transpose(q.reshape(sizes), np.argsort([*outer, *inner])))
+    return np.array(np.transpose(q.reshape(sizes), np.argsort([*outer, *inner])), order="C")

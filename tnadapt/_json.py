@@ -14,11 +14,10 @@ from tnadapt._spec import Adapter, AdapterSpec
 __all__ = ["from_json", "to_json"]
 
 VERSION = 1
-LAYER = "*"  # in a stored path: where the layer's number stands
 
 
 def to_json(value: AdapterSpec | Adapter) -> str:
-    """The text of a spec or an adapter, one line. Equal values have equal texts."""
+    """The text of a spec or an adapter, one line."""
     data = {"spec": spec_data(value)} if isinstance(value, AdapterSpec) else adapter_data(value)
     return dump({"format": VERSION} | data)
 
@@ -26,10 +25,14 @@ def to_json(value: AdapterSpec | Adapter) -> str:
 def from_json(text: str) -> AdapterSpec | Adapter:
     """The spec or the adapter that `to_json` wrote. Raises FormatError for any other text."""
     data = parse(text)
-    version = data.pop("format", None)
-    if version != VERSION:
-        raise FormatError(f"saved with format {version!r}.\nHowever, this release reads format {VERSION}.")
+    check_version("the text", data.pop("format", None))
     return spec_of(data.pop("spec")) if data.keys() == {"spec"} else adapter_of(data)
+
+
+def check_version(where: str, version: object) -> None:
+    """Raises FormatError for a format version that this release does not read."""
+    if type(version) is not int or version != VERSION:
+        raise FormatError(f"{where}: saved with format {version!r}.\nHowever, this release reads format {VERSION}.")
 
 
 def dump(data: Mapping[str, Any]) -> str:
@@ -109,21 +112,31 @@ def adapter_data(adapter: Adapter) -> dict[str, Any]:
 
 
 def _pattern(site: Site) -> tuple[dict[str, Any], Coordinate]:
+    """What a site has in common with its like in other layers, and its layer.
+
+    The path is cut where the layer's number stands; the kind is left out where the path tells it.
+    """
     others = dict(site.coordinates)
     layer = others.pop("layer")
     words = site.path.split(".")
-    if LAYER not in site.path and words.count(str(layer)) == 1:
-        words[words.index(str(layer))] = LAYER
-    return {"path": ".".join(words), "shape": site.shape, "coordinates": others}, layer
+    path = [site.path]
+    if words.count(str(layer)) == 1:
+        place = words.index(str(layer))
+        path = [".".join([*words[:place], ""]), ".".join(["", *words[place + 1 :]])]
+    if others["kind"] == _kind_of(path):
+        del others["kind"]
+    return {"path": path, "shape": site.shape, "coordinates": others}, layer
+
+
+def _kind_of(path: list[str]) -> str:
+    return path[-1].removeprefix(".")
 
 
 def adapter_of(data: object) -> Adapter:
     """The adapter of plain data. Raises FormatError for unknown keys, wrong types, or an adapter that cannot be."""
     kinds = {"spec": dict, "patterns": list, "sites": list, "rank": (int, dict, type(None)), "sizes": dict, "seed": int}
     fields = take("adapter", data, kinds)
-    patterns = [
-        take("pattern", pattern, {"path": str, "shape": list, "coordinates": dict}) for pattern in fields["patterns"]
-    ]
+    patterns = [_pattern_of(pattern) for pattern in fields["patterns"]]
     try:
         sites = [_site_of(patterns, place) for place in fields["sites"]]
         return spec_of(fields["spec"]).bind(sites, rank=fields["rank"], sizes=fields["sizes"], seed=fields["seed"])
@@ -133,12 +146,20 @@ def adapter_of(data: object) -> Adapter:
 
 def _site_of(patterns: list[dict[str, Any]], place: object) -> Site:
     match place:
-        case [int(number), int() | str() as layer] if 0 <= number < len(patterns):
+        case [int(number), int() | str() as layer] if not isinstance(number, bool) and 0 <= number < len(patterns):
             pattern = patterns[number]
-            path = pattern["path"].replace(LAYER, str(layer), 1)
-            return Site(path, tuple(pattern["shape"]), {"layer": layer} | pattern["coordinates"])
+            told = {"layer": layer, "kind": _kind_of(pattern["path"])}
+            return Site(str(layer).join(pattern["path"]), tuple(pattern["shape"]), told | pattern["coordinates"])
         case _:
             raise FormatError(f"sites: must be [pattern, layer], got {place!r}.")
+
+
+def _pattern_of(data: object) -> dict[str, Any]:
+    pattern = take("pattern", data, {"path": list, "shape": list, "coordinates": dict})
+    path = pattern["path"]
+    if len(path) not in (1, 2) or not all(isinstance(part, str) for part in path) or "layer" in pattern["coordinates"]:
+        raise FormatError(f"pattern: must have a path of one or two strings and no layer, got {pattern!r}.")
+    return pattern
 
 
 def take(where: str, data: object, kinds: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Sized things: the sites of a host, the networks that serve them, and how sizes and groups follow from the sites."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -13,6 +14,7 @@ from tnadapt._notation import Axis
 __all__ = ["Group", "Network", "Site", "grid"]
 
 Coordinate = int | str
+LARGEST = 2**31 - 1  # of one mode; no weight comes near, and an axis of this size is still split in no time
 RUNNING = "site"  # the coordinate that numbers the sites of a group; as a site mode it stands for all the others
 
 
@@ -37,7 +39,7 @@ class Site:
         if not shape:
             raise SiteError(f"{self.path}: a site is a weight of at least one axis.\nHowever, its shape is ().")
         for name, value in self.coordinates.items():
-            if isinstance(value, bool) or not isinstance(value, int | str):
+            if type(value) not in (int, str):
                 raise SiteError(f"{self.path}: coordinate {name!r} must be an integer or a string, got {value!r}.")
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "coordinates", FrozenMap({"layer": 0, "kind": self.path} | dict(self.coordinates)))
@@ -70,7 +72,8 @@ class Network:
     """A spec with every size known. Two groups of equal sizes have equal networks, so it is the key of every cache.
 
     `axes` are the weight's, each a tuple of modes, the out axis first; `over` are the site modes; `sizes` holds every
-    mode. Raises SiteError for a size that is no positive integer.
+    mode. Factors come in the order of their names, so that equal networks are equal for code that counts them, too.
+    Raises SiteError for a size that is no positive integer.
     """
 
     axes: tuple[Axis, ...]
@@ -84,7 +87,7 @@ class Network:
         """Check every size once, freeze."""
         for mode, size in self.sizes.items():
             check_size(f"mode {mode!r}", size)
-        object.__setattr__(self, "factors", FrozenMap(self.factors))
+        object.__setattr__(self, "factors", FrozenMap(dict(sorted(self.factors.items()))))
         object.__setattr__(self, "sizes", FrozenMap(self.sizes))
 
     @property
@@ -132,23 +135,37 @@ class Group:
 def stacks_of(sites: Iterable[Site], over: tuple[str, ...]) -> dict[str, tuple[Site, ...]]:
     """Named stacks of sites that may share a network: same shape, same value of each coordinate that is no site mode.
 
-    The running number stands for every coordinate at once. Raises SiteError when two sites stand in one place.
+    The running number stands for every coordinate at once. Raises SiteError when two sites stand in one place, or two
+    stacks would have one name.
     """
-    stacks: dict[tuple[tuple[str, ...], tuple[int, ...]], list[Site]] = {}
+    stacks: dict[tuple[frozenset[tuple[str, Coordinate]], tuple[int, ...]], list[Site]] = {}
     for site in sites:
-        fixed = [name for name in _ordered(site.coordinates) if name not in over and RUNNING not in over]
-        stacks.setdefault((tuple(str(site.coordinates[name]) for name in fixed), site.shape), []).append(site)
-    labels = [label for label, _ in stacks]
-    named = {}
-    for (label, shape), stack in stacks.items():
-        words = label if label and labels.count(label) == 1 else (*label, "x".join(map(str, shape)))
-        named[".".join(words)] = tuple(stack)
+        fixed = {} if RUNNING in over else {name: at for name, at in site.coordinates.items() if name not in over}
+        key = frozenset((name, at if isinstance(at, str) else int(at)) for name, at in fixed.items())
+        stacks.setdefault((key, site.shape), []).append(site)
+    labels = [_label(stack[0], over) for stack in stacks.values()]
+    often = Counter(labels)
+    named: dict[str, tuple[Site, ...]] = {}
+    for label, stack in zip(labels, stacks.values(), strict=True):
+        shape = "x".join(map(str, stack[0].shape))
+        name = label if label and often[label] == 1 else f"{label}.{shape}" if label else shape
+        if name in named:
+            raise SiteError(
+                f"{stack[0].path}: its group would be named {name!r}.\n"
+                f"However, so is that of {named[name][0].path}.\nGive one of them another coordinate."
+            )
+        named[name] = tuple(stack)
         _check_places(stack, over)
     return named
 
 
-def _ordered(coordinates: Mapping[str, Coordinate]) -> list[str]:
-    return ["layer", "kind", *sorted(name for name in coordinates if name not in ("layer", "kind"))]
+def _label(site: Site, over: tuple[str, ...]) -> str:
+    """What tells a site's group from others: layer and kind as they are, further coordinates with their names."""
+    if RUNNING in over:
+        return ""
+    words = [str(site.coordinates[name]) for name in ("layer", "kind") if name not in over]
+    further = sorted(name for name in site.coordinates if name not in ("layer", "kind", *over))
+    return ".".join([*words, *(f"{name}_{site.coordinates[name]}" for name in further)])
 
 
 def _check_places(stack: Iterable[Site], over: tuple[str, ...]) -> None:
@@ -222,4 +239,6 @@ def check_size(what: str, size: object) -> int:
     """The size, if it is one. Raises SiteError otherwise; `what` begins the message."""
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise SiteError(f"{what}: must be an integer of at least 1, got {size!r}.")
+    if size > LARGEST:
+        raise SiteError(f"{what}: must be at most {LARGEST:,}, got {size:,}.")
     return size

@@ -1,106 +1,193 @@
-"""The order in which a network is contracted: pairwise steps, numbered as they come, made once for each network.
+"""The order in which a network is contracted, cheapest for training; made once for a network and a bucket of tokens."""
 
-The order here is fixed and obvious: start at x (or at the first factor), and take in, one by one, the connected factor
-that leaves the smallest result.
-"""
-
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+import opt_einsum
+from opt_einsum.paths import ssa_to_linear
+
 from tnadapt._errors import PlanError
 from tnadapt._network import Network
+from tnadapt._search import OBJECTIVES, Cost, Modes, Order, Question, measure, search
 
-__all__ = ["Plan", "Step", "plan"]
+__all__ = ["BUCKETS", "Plan", "Step", "bucket", "plan"]
 
 TOKEN = "(token)"  # brackets: no mode of a spec can have this name
 X = "(x)"
-
-Modes = tuple[str, ...]
+ASKS = ("apply", "delta")
+BUCKETS = (1, 16, 128, 1024, 8192)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One pairwise contraction: the numbers of its two operands, and the modes of its result in order."""
+    """One pairwise contraction.
+
+    `left` and `right` number its operands, `modes` are those of its result, `cost` is what it takes (peak: the most
+    alive up to it). `when` says how often its values change: "once" (frozen factors only), "update" (no x: once for
+    each parameter update) or "call". `per_site` says whether it reads a factor that carries a site mode.
+    """
 
     left: int
     right: int
     modes: Modes
+    cost: Cost
+    when: str
+    per_site: bool
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Pairwise steps that answer `ask` (apply: x to what the update adds; delta: the dense update) at one site.
+    """Pairwise steps that answer `ask` at one site: apply (x to what the update adds) or delta (the dense update).
 
     Operand n is `operands[n]` with modes `inputs[n]`; step n makes number len(operands) + n. Site modes are gone: a
-    site was chosen. The scale is not in it.
+    site was chosen. The scale is not in it. `exact` says whether no order is cheaper by the objective.
     """
 
     network: Network
     ask: str
+    tokens: int
+    objective: str
     operands: tuple[str, ...]
     inputs: tuple[Modes, ...]
-    steps: tuple[Step, ...]
     answer: Modes
+    steps: tuple[Step, ...]
+    cost: Cost
+    exact: bool
+
+    @property
+    def forward_flops(self) -> int:
+        """Multiplications and additions forward, counted as opt_einsum does."""
+        return self.cost.forward
+
+    @property
+    def backward_flops(self) -> int:
+        """Flops of all products of the backward pass: one for each side of a step that needs a gradient."""
+        return self.cost.backward
+
+    @property
+    def saved_elements(self) -> int:
+        """Entries of x and of intermediates that are kept for the backward pass."""
+        return self.cost.saved
+
+    @property
+    def peak_elements(self) -> int:
+        """The most entries of intermediates that are alive at once in the forward pass."""
+        return self.cost.peak
 
     def modes(self, number: int) -> Modes:
         """Modes of an operand or of a step's result, in order."""
         known = len(self.inputs)
         return self.inputs[number] if number < known else self.steps[number - known].modes
 
-    def flops(self, tokens: int = 1) -> int:
-        """Multiplications and additions of all steps, counted as opt_einsum does; for apply at that many tokens."""
-        return sum(self.step_flops(step, tokens) for step in self.steps)
+    def size(self, mode: str) -> int:
+        """Size of a mode, the token axis among them."""
+        return self.tokens if mode == TOKEN else self.network.sizes[mode]
 
-    def step_flops(self, step: Step, tokens: int = 1) -> int:
-        """Flops of one step: the product of all its modes, twice where something is summed."""
-        modes = {*self.modes(step.left), *self.modes(step.right)}
-        volume = math.prod(tokens if mode == TOKEN else self.network.sizes[mode] for mode in modes)
-        return volume * (1 + (set(step.modes) != modes))
+    def to_opt_einsum(self) -> list[tuple[int, ...]]:
+        """The path of this order, as `opt_einsum.contract` takes it."""
+        return [tuple(pair) for pair in ssa_to_linear([(step.left, step.right) for step in self.steps])]
+
+    def equation(self) -> str:
+        """The einsum of the whole question in opt_einsum's symbols."""
+        symbols = {mode: opt_einsum.get_symbol(n) for n, mode in enumerate(dict.fromkeys(sum(self.inputs, ())))}
+        words = ["".join(symbols[mode] for mode in modes) for modes in (*self.inputs, self.answer)]
+        return f"{','.join(words[:-1])}->{words[-1]}"
+
+    def opt_einsum_flops(self) -> int:
+        """Forward flops of this order, as opt_einsum itself counts them."""
+        shapes = [tuple(self.size(mode) for mode in modes) for modes in self.inputs]
+        path = self.to_opt_einsum() or [(0,)]
+        return int(opt_einsum.contract_path(self.equation(), *shapes, shapes=True, optimize=path)[1].opt_cost)
 
     def __str__(self) -> str:
-        """One line a step: what it reads, its einsum in words, its flops for one token."""
+        """A head with the totals, and one line a step."""
+        tokens = f" at {self.tokens:,} tokens" if self.ask == "apply" else ""
+        proof = "no order is cheaper" if self.exact else "not proven cheapest"
         lines = [
-            f"{self.ask}: {len(self.steps)} steps, {self.flops():,} flops" + (" a token" if self.ask == "apply" else "")
+            f"{self.ask}{tokens}, for {self.objective} ({proof})",
+            f"  flops {self.forward_flops:,} forward (opt_einsum: {self.opt_einsum_flops():,}), "
+            f"{self.backward_flops:,} backward; saved {self.saved_elements:,}, peak {self.peak_elements:,} elements",
         ]
         for number, step in enumerate(self.steps, len(self.operands)):
             left, right = (" ".join(self.modes(side)) for side in (step.left, step.right))
-            names = [
-                self.operands[side] if side < len(self.operands) else f"%{side}" for side in (step.left, step.right)
-            ]
-            equation = f"{left}, {right} -> {' '.join(step.modes)}"
-            lines.append(f"  %{number} = {names[0]}, {names[1]}  [{equation}]  {self.step_flops(step):,} flops")
+            names = [self._name(side) for side in (step.left, step.right)]
+            often = {"once": "once for ever", "update": "once an update", "call": "each call"}[step.when]
+            where = "" if step.per_site or step.when == "call" else ", for all sites"
+            lines.append(f"  %{number} = {names[0]}, {names[1]}  [{left}, {right} -> {' '.join(step.modes)}]")
+            flops = f"{step.cost.forward:,} + {step.cost.backward:,} flops"
+            lines.append(f"       {flops}, saves {step.cost.saved:,}; {often}{where}")
         return "\n".join(lines)
+
+    def _name(self, number: int) -> str:
+        return self.operands[number] if number < len(self.operands) else f"%{number}"
+
+
+def bucket(tokens: int) -> int:
+    """The number of tokens that plans are made for: the largest of 1, 16, 128, 1,024, 8,192 that is not above."""
+    return max((size for size in BUCKETS if size <= tokens), default=BUCKETS[0])
+
+
+def plan(
+    network: Network,
+    ask: str = "apply",
+    *,
+    tokens: int = 1024,
+    training: bool = True,
+    x_needs_grad: bool = True,
+    objective: str = "training",
+) -> Plan:
+    """The cheapest order that answers `ask` for one site of a network.
+
+    Args:
+        network: what is contracted.
+        ask: "apply" or "delta".
+        tokens: length of the token axis, for apply.
+        training: whether trainable factors need a gradient; without, only the forward pass counts.
+        x_needs_grad: whether x does; not in the first adapted layer of a frozen host.
+        objective: a name in OBJECTIVES.
+
+    Raises:
+        PlanError: an ask or an objective that is not known, or no tokens.
+    """
+    if ask not in ASKS or objective not in OBJECTIVES:
+        raise PlanError(
+            f"plan: ask must be one of {', '.join(ASKS)}, the objective one of {', '.join(OBJECTIVES)}.\n"
+            f"However, they are {ask!r} and {objective!r}."
+        )
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+        raise PlanError(f"plan: tokens must be an integer of at least 1, got {tokens!r}.")
+    return _plan(network, ask, tokens if ask == "apply" else 1, (training, x_needs_grad), objective)
 
 
 @lru_cache(maxsize=4096)
-def plan(network: Network, ask: str = "apply") -> Plan:
-    """The steps that answer `ask` for one site of a network. Raises PlanError for an ask that is no apply or delta."""
-    if ask not in ("apply", "delta"):
-        raise PlanError(f"plan: ask must be 'apply' or 'delta', got {ask!r}.")
-    factors = {name: network.local_modes(name) for name in network.factors}
-    through = {X: (TOKEN, *network.in_modes)} if ask == "apply" else {}
-    operands = through | factors
-    answer = (TOKEN, *network.out_modes) if ask == "apply" else (*network.out_modes, *network.in_modes)
-    inputs = tuple(operands.values())
-    return Plan(network, ask, tuple(operands), inputs, _absorb(network, inputs, answer), answer)
+def _plan(network: Network, ask: str, tokens: int, needs: tuple[bool, bool], objective: str) -> Plan:
+    training, x_needs_grad = needs
+    through = ask == "apply"
+    operands = ((X,) if through else ()) + tuple(network.factors)
+    inputs = (((TOKEN, *network.in_modes),) if through else ()) + tuple(map(network.local_modes, network.factors))
+    answer = (TOKEN, *network.out_modes) if through else (*network.out_modes, *network.in_modes)
+    grads = tuple(training and factor.trainable for factor in network.factors.values())
+    if through:
+        grads = (training and x_needs_grad, *grads)
+    active = tuple(name == X for name in operands)
+    question = Question(inputs, answer, {TOKEN: tokens, **network.sizes}, grads, active)
+    order = search(question, OBJECTIVES[objective])
+    steps, total = _steps(network, question, operands, order)
+    return Plan(network, ask, tokens, objective, operands, inputs, answer, steps, total, order.exact)
 
 
-def _absorb(network: Network, inputs: tuple[Modes, ...], answer: Modes) -> tuple[Step, ...]:
-    steps: list[Step] = []
-    current, modes, waiting = 0, inputs[0], list(range(1, len(inputs)))
-    while waiting:
-        joined = [number for number in waiting if set(inputs[number]) & set(modes) or not inputs[number]] or waiting
-        results = {number: _result(modes, inputs, number, waiting, answer) for number in joined}
-        chosen = min(joined, key=lambda number: math.prod(network.sizes.get(mode, 1) for mode in results[number]))
-        waiting.remove(chosen)
-        modes = results[chosen]
-        steps.append(Step(current, chosen, modes))
-        current = len(inputs) + len(steps) - 1
-    return tuple(steps)
-
-
-def _result(modes: Modes, inputs: tuple[Modes, ...], number: int, waiting: list[int], answer: Modes) -> Modes:
-    """What is left of two operands: the modes that the answer or a later operand needs, the left's first."""
-    needed = {*answer, *(mode for other in waiting if other != number for mode in inputs[other])}
-    return tuple(mode for mode in dict.fromkeys((*modes, *inputs[number])) if mode in needed)
+def _steps(
+    network: Network, question: Question, operands: tuple[str, ...], order: Order
+) -> tuple[tuple[Step, ...], Cost]:
+    """The steps of an order with what each depends on, and their total cost."""
+    results, costs, total = measure(question, order.pairs)
+    below = [{name} for name in operands]
+    steps = []
+    for (left, right), modes, cost in zip(order.pairs, results, costs, strict=True):
+        names = below[left] | below[right]
+        below.append(names)
+        factors = [network.factors[name] for name in names - {X}]
+        when = "call" if X in names else "update" if any(factor.trainable for factor in factors) else "once"
+        per_site = any(set(factor.modes) & set(network.over) for factor in factors)
+        steps.append(Step(left, right, modes, cost, when, per_site))
+    return tuple(steps), total

@@ -1,5 +1,6 @@
 """An adapter as a table: the size-free spec, and the spec bound to the sites of one host."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -139,6 +140,7 @@ def _name_faults(spec: AdapterSpec, axes: tuple[Axis, ...]) -> list[str]:
     faults += [
         f"mode {mode!r}: named twice in weight and over" for mode in dict.fromkeys(outer) if outer.count(mode) > 1
     ]
+    faults += [f"factor {name!r}: a name must not begin with '_'" for name in spec.factors if name.startswith("_")]
     faults += [] if len(axes) > 1 else [f"weight {spec.weight!r}: needs an out axis and at least one in axis"]
     return faults
 
@@ -229,9 +231,9 @@ class Adapter:
             check_size(f"size of {mode!r}", size)
         if not self.sites:
             raise SiteError(f"{self.spec.name}: an adapter needs at least one site.\nHowever, none was given.")
-        paths = [site.path for site in self.sites]
-        if twice := [path for path in dict.fromkeys(paths) if paths.count(path) > 1]:
-            raise SiteError(f"{twice[0]}: this site was given twice.\nTake one of them out.")
+        path, times = Counter(site.path for site in self.sites).most_common(1)[0]
+        if times > 1:
+            raise SiteError(f"{path}: this site was given {times} times.\nGive it once.")
         stacks = stacks_of(self.sites, self.spec.site_modes)
         groups = tuple(_group(self, name, stack) for name, stack in stacks.items())
         object.__setattr__(self, "groups", groups)
@@ -249,7 +251,7 @@ class Adapter:
         """
         slots: dict[str, Slot] = {}
         for group in self.groups:
-            for name, factor in group.network.factors.items():
+            for name, factor in self.spec.factors.items():
                 key, sizes = self.slot_name(group, name), dict(group.network.sizes)
                 if key in slots:
                     sizes = {mode: max(size, slots[key].sizes.get(mode, 0)) for mode, size in sizes.items()}
@@ -306,6 +308,8 @@ def _group(adapter: Adapter, name: str, stack: tuple[Site, ...]) -> Group:
 
 def _bond_sizes(adapter: Adapter, outer: Mapping[str, int]) -> dict[str, int]:
     spec, rank = adapter.spec, adapter.rank
+    if not isinstance(rank, Mapping | None):
+        check_size("rank", rank)
     ranks = rank if isinstance(rank, Mapping) else dict.fromkeys(spec.bonds if rank is not None else (), rank)
     if wrong := [bond for bond in ranks if bond not in spec.bonds]:
         raise SiteError(
@@ -316,10 +320,6 @@ def _bond_sizes(adapter: Adapter, outer: Mapping[str, int]) -> dict[str, int]:
             f"{spec.name}: every bond needs a size.\nHowever, these are open: {', '.join(missing)}.\n"
             f"Pass rank=8 for all, or rank={{{missing[0]!r}: 8}} one by one."
         )
-    sizes: dict[str, int] = {}
-    for bond in spec.bonds:
-        size = adapter.sizes.get(bond, ranks.get(bond))
-        rank_asked = check_size(f"rank of {bond!r}", size)
-        cut = bond in spec.caps and bond not in adapter.sizes
-        sizes[bond] = min(rank_asked, outer[spec.caps[bond]]) if cut else rank_asked
-    return sizes
+    asked = {bond: check_size(f"rank of {bond!r}", size) for bond, size in ranks.items()}
+    cut = {bond: min(size, outer[spec.caps[bond]]) if bond in spec.caps else size for bond, size in asked.items()}
+    return {bond: adapter.sizes[bond] if bond in adapter.sizes else cut[bond] for bond in spec.bonds}

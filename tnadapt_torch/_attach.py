@@ -7,7 +7,8 @@ from torch import nn
 
 from tnadapt import AdapterSpec, SiteError, init
 from tnadapt_torch._find import Rule, find_modules, match, sites_of
-from tnadapt_torch._state import AdapterState, child_name, states_of
+from tnadapt_torch._saved import SavedModules
+from tnadapt_torch._state import AdapterState, child_name, host_modules, states_of
 
 __all__ = ["attach"]
 
@@ -49,41 +50,56 @@ def attach(
     Raises:
         SiteError: what does not match or fit; the model is then as it was.
     """
-    modules = find_modules(model, target_modules, exclude_modules, layers_to_transform)
+    known = host_modules(model)
+    modules = find_modules(model, known, target_modules, exclude_modules, layers_to_transform)
     adapter = spec.bind(sites_of(modules), rank=rank, sizes=sizes, alpha=alpha, seed=seed)
     params = {name: torch.from_numpy(value).float() for name, value in init(adapter).items()}
-    saved = _modules_to_save(model, modules_to_save or (), modules)
+    paths = match(known, list(modules_to_save), known) if modules_to_save else []
+    saved = {path: known[path] for path in paths}
     return install(model, AdapterState(adapter, params, name=adapter_name, dropout=dropout), modules, saved)
 
 
 def install(
     model: nn.Module, state: AdapterState, modules: Mapping[str, nn.Module], saved: Mapping[str, nn.Module]
 ) -> AdapterState:
-    """Put a state on its host: the one place that changes it. What can fail is checked first.
+    """Put a state on its host: the one place that changes it, all or nothing.
 
     `modules` are the adapted ones by path, `saved` those that are trained whole.
     """
     _check_name(model, state.name)
+    _check_saved(model, saved, modules)
     if not 0.0 <= state.dropout < 1.0:
         raise SiteError(f"dropout: must be at least 0 and below 1, got {state.dropout}.")
-    hooks = {site.path: state.hook_of(site) for site in state.adapter.sites}
-    earlier = [owner for other in states_of(model) for owner in (other, *other.saved_modules.values())]
-    kept = {id(parameter) for owner in earlier for parameter in owner.parameters()}
-    trained = {id(parameter) for module in saved.values() for parameter in module.parameters()}
-    state.host, state.modules_by_path, state.saved_modules = (model,), dict(modules), dict(saved)
-    state.saved_originals = {key: value.detach().clone() for key, value in state.saved_state().items()}
-    for parameter in model.parameters():
-        if id(parameter) in trained and not parameter.requires_grad:
-            parameter.requires_grad_(True)
-            state.unfrozen_host.append(parameter)
-        elif parameter.requires_grad and id(parameter) not in kept | trained:
-            parameter.requires_grad_(False)
-            state.frozen_host.append(parameter)
+    state.host, state.modules_by_path, state.saved = (model,), dict(modules), SavedModules(saved)
+    state.hooks = {site.path: state.hook_of(site) for site in state.adapter.sites}
     state.train(model.training)
-    model.add_module(child_name(state.name), state)
-    state.hooks = hooks
-    state.handles = [modules[path].register_forward_hook(hook, with_kwargs=True) for path, hook in hooks.items()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    earlier = states_of(model)
+    state.host_flags = earlier[0].host_flags if earlier else flags
+    try:
+        _set_flags(model, earlier, saved)
+        model.add_module(child_name(state.name), state)
+        for path, hook in state.hooks.items():
+            state.handles.append(modules[path].register_forward_hook(hook, with_kwargs=True))
+    except BaseException:
+        for handle in state.handles:
+            handle.remove()
+        model._modules.pop(child_name(state.name), None)
+        for parameter, before in flags:
+            parameter.requires_grad_(before)
+        raise
     return state
+
+
+def _set_flags(model: nn.Module, earlier: list[AdapterState], saved: Mapping[str, nn.Module]) -> None:
+    """Freeze the host, but for what is trained whole and what belongs to earlier adapters."""
+    owners = [owner for state in earlier for owner in (state, *state.saved.modules.values())]
+    kept = {id(parameter) for owner in owners for parameter in owner.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in kept:
+            parameter.requires_grad_(False)
+    for module in saved.values():
+        module.requires_grad_(True)
 
 
 def _check_name(model: nn.Module, name: str) -> None:
@@ -96,14 +112,12 @@ def _check_name(model: nn.Module, name: str) -> None:
         )
 
 
-def _modules_to_save(model: nn.Module, names: Collection[str], adapted: Collection[str]) -> dict[str, nn.Module]:
-    modules = dict(model.named_modules())
-    chosen = match(modules, list(names), list(modules)) if names else []
-    taken = [path for state in states_of(model) for path in state.saved_modules]
-    for path in chosen:
-        inside = [site for site in adapted if site == path or site.startswith(f"{path}.")]
-        if inside:
-            raise SiteError(f"modules_to_save: {path} holds the adapted {inside[0]}; it cannot be both.")
-        if path in taken:
-            raise SiteError(f"modules_to_save: {path} is trained by another adapter already.")
-    return {path: modules[path] for path in chosen}
+def _check_saved(model: nn.Module, saved: Collection[str], adapted: Collection[str]) -> None:
+    taken = [path for state in states_of(model) for path in state.saved.modules]
+    for path in saved:
+        for site in adapted:
+            if site == path or site.startswith(f"{path}."):
+                raise SiteError(f"modules_to_save: {path} holds the adapted {site}; it cannot be both.")
+        for other in taken:
+            if f"{path}.".startswith(f"{other}.") or f"{other}.".startswith(f"{path}."):
+                raise SiteError(f"modules_to_save: {path} is trained by another adapter already.")

@@ -10,7 +10,7 @@ from torch import nn
 from tnadapt import Adapter, FormatError, read
 from tnadapt_torch._attach import install
 from tnadapt_torch._find import is_linear, shape_of
-from tnadapt_torch._state import AdapterState
+from tnadapt_torch._state import AdapterState, host_modules
 
 __all__ = ["load"]
 
@@ -33,14 +33,14 @@ def load(
     state = AdapterState(checkpoint.adapter, params, name=adapter_name, dropout=dropout)
     install(model, state, modules, saved)
     with torch.no_grad():
-        for key, value in state.saved_state().items():
+        for key, value in state.saved.values().items():
             value.copy_(torch.from_numpy(checkpoint.extra[key]))
     return state
 
 
 def _modules_of(model: nn.Module, adapter: Adapter, path: str | os.PathLike[str]) -> dict[str, nn.Module]:
     """The modules of an adapter's sites. Raises FormatError naming what this model lacks or has otherwise."""
-    modules = dict(model.named_modules())
+    modules = host_modules(model)
     for site in adapter.sites:
         module = modules.get(site.path)
         found = "missing" if module is None else shape_of(module) if is_linear(module) else type(module).__name__
@@ -54,7 +54,7 @@ def _modules_of(model: nn.Module, adapter: Adapter, path: str | os.PathLike[str]
 
 def _saved_of(model: nn.Module, extra: Mapping[str, np.ndarray], path: str | os.PathLike[str]) -> dict[str, nn.Module]:
     """The modules that own the tensors saved along. Raises FormatError for one that is missing or of another shape."""
-    modules = dict(model.named_modules())
+    modules = host_modules(model)
     owners = {}
     for key, value in extra.items():
         owner, _, leaf = key.rpartition(".")

@@ -17,17 +17,17 @@ ALL_LINEAR = "all-linear"
 
 def find_modules(
     model: nn.Module,
+    modules: Mapping[str, nn.Module],
     target_modules: Rule,
     exclude_modules: Rule | None,
     layers_to_transform: int | Collection[int] | None,
 ) -> dict[str, nn.Module]:
-    """The matched modules by path, in the host's order.
+    """The matched ones among the host's modules by path, in their order.
 
     A list matches exact paths and suffixes after a dot; a string is a regular expression for the whole path;
     "all-linear" is every linear layer but the output head. Raises SiteError where a rule, or one name of a list,
     matches nothing (the nearest names are told), or what matches is no linear layer.
     """
-    modules = dict(model.named_modules())
     linear = [path for path, module in modules.items() if path and is_linear(module)]
     chosen = _without_head(model, linear) if target_modules == ALL_LINEAR else match(modules, target_modules, linear)
     if exclude_modules is not None:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import cast
 
@@ -10,26 +9,28 @@ import torch
 from torch import Tensor, fx
 
 from tnadapt import Network, Plan, plan
+from tnadapt_torch._layout import Given, Modes, Way, lay_out
 
 __all__: list[str] = []
 
 Code = Callable[..., Tensor]
 
 
-@dataclass(frozen=True)
-class Value:
-    """A tensor in the code that is written: its node, and the mode of each of its axes."""
-
-    node: fx.Node
-    modes: tuple[str, ...]
-
-
 class _Writer:
-    """Writes the steps of one plan. The token axis is the first of x; its length is known only when the code runs."""
+    """Writes the steps of one plan. The token axis is of any length; it is known when the code runs."""
 
     def __init__(self, order: Plan) -> None:
         self.order = order
         self.graph = fx.Graph()
+        self.operands: list[fx.Node] = []
+
+    def input(self, name: str) -> fx.Node:
+        """An argument of the code."""
+        return self.graph.placeholder(name)
+
+    def factors(self, prefix: str) -> list[fx.Node]:
+        """An argument for each factor of the network, in its order."""
+        return [self.input(f"{prefix}_{number}") for number in range(len(self.order.network.factors))]
 
     def length(self, modes: Iterable[str]) -> int:
         """Product of the sizes of these modes, -1 where the token axis is among them."""
@@ -40,62 +41,75 @@ class _Writer:
         """The node with one axis for each part, a part being modes that lie side by side."""
         return self.graph.call_method("reshape", (node, tuple(self.length(part) for part in parts)))
 
-    def ordered(self, value: Value, modes: Sequence[str]) -> Value:
-        """The value with its axes in this order."""
-        if tuple(modes) == value.modes:
-            return value
-        places = tuple(value.modes.index(mode) for mode in modes)
-        return Value(self.graph.call_method("permute", (value.node, places)), tuple(modes))
+    def split(self, node: fx.Node, modes: Modes) -> fx.Node:
+        """A node of one axis for the tokens and one for all other modes, with one axis for each mode."""
+        return node if len(modes) == 2 else self.reshape(node, [(mode,) for mode in modes])  # noqa: PLR2004
 
-    def matrix(self, value: Value, *parts: Sequence[str]) -> fx.Node:
-        """The value as a matrix (or a stack of them): one axis a part, joined in the order given."""
-        modes = [mode for part in parts for mode in part]
-        node = self.ordered(value, modes).node
-        return node if all(len(part) == 1 for part in parts) else self.reshape(node, parts)
+    def ordered(self, node: fx.Node, modes: Modes, wanted: Modes) -> fx.Node:
+        """A view of the node with its axes in the wanted order."""
+        if modes == wanted:
+            return node
+        return self.graph.call_method("permute", (node, tuple(modes.index(mode) for mode in wanted)))
 
-    def spread(self, value: Value, modes: Sequence[str]) -> fx.Node:
-        """The value with an axis of length 1 wherever it lacks one of these modes."""
-        node = self.ordered(value, [mode for mode in modes if mode in value.modes]).node
-        for place, mode in enumerate(modes):
-            if mode not in value.modes:
-                node = self.graph.call_method("unsqueeze", (node, place))
-        return node
+    def spread(self, node: fx.Node, modes: Modes, wanted: Modes) -> fx.Node:
+        """A view that broadcasts: an axis of length 1 wherever the node lacks a wanted mode, but for leading ones."""
+        present = tuple(mode for mode in wanted if mode in modes)
+        node = self.ordered(node, modes, present)
+        inner = wanted[wanted.index(present[0]) :] if present else ()
+        return node if inner == present else self.reshape(node, [(mode,) if mode in modes else () for mode in inner])
 
-    def step(self, left: Value, right: Value, kept: Iterable[str]) -> Value:
-        """One pairwise contraction; the order of the result's axes is the cheapest to make."""
-        batch, free_left, free_right, summed = _roles(left, right, set(kept))
-        if not summed:
-            modes = (*left.modes, *free_right)
-            return Value(
-                self.graph.call_function(torch.mul, (self.spread(left, modes), self.spread(right, modes))), modes
-            )
-        if batch:
-            pair = self.matrix(left, batch, free_left, summed), self.matrix(right, batch, summed, free_right)
-            node = self.graph.call_function(torch.bmm, pair)
-        else:
-            pair = self.matrix(left, free_left, summed), self.matrix(right, summed, free_right)
-            node = self.graph.call_function(torch.mm, pair)
-        modes = (*batch, *free_left, *free_right)
-        if not len(free_left) == len(free_right) == 1 or len(batch) > 1:
-            node = self.reshape(node, [(mode,) for mode in modes])
-        return Value(node, modes)
+    def matrix(self, node: fx.Node, modes: Modes, read: Modes, parts: Sequence[Modes]) -> fx.Node:
+        """The node as a (batch of) matrices, one axis a part; `read` is how it lies, after a copy if needed."""
+        if modes != read:
+            node = self.graph.call_method("contiguous", (self.ordered(node, modes, read),))
+        *batch, first, second = parts
+        is_turned = read == sum((*batch, second, first), ())
+        lying = (*batch, second, first) if is_turned else tuple(parts)
+        if any(len(part) != 1 for part in parts):
+            node = self.reshape(node, lying)
+        return self.graph.call_method("transpose", (node, -2, -1)) if is_turned else node
 
-    def add_step(self, y: fx.Node, left: Value, right: Value, scale: float) -> fx.Node:
+    def product(self, way: Way, operands: Sequence[fx.Node]) -> tuple[fx.Node, fx.Node, tuple[Modes, ...]]:
+        """The two matrices (or batches of them) whose product a way is, and the parts of the product's axes."""
+        roles = way.roles
+        batch = (roles.batch,) if roles.batch else ()
+        left = self.matrix(
+            self.node(way.left, operands), way.left.order, way.left_order, (*batch, roles.left, roles.summed)
+        )
+        right = self.matrix(
+            self.node(way.right, operands), way.right.order, way.right_order, (*batch, roles.summed, roles.right)
+        )
+        if not way.swapped:
+            return left, right, (*batch, roles.left, roles.right)
+        left, right = (self.graph.call_method("transpose", (side, -2, -1)) for side in (right, left))
+        return left, right, (*batch, roles.right, roles.left)
+
+    def factors_of_product(self, way: Way, operands: Sequence[fx.Node], modes: Modes) -> list[fx.Node]:
+        """The two operands of an entrywise product, spread over these modes."""
+        return [self.spread(self.node(side, operands), side.order, modes) for side in (way.left, way.right)]
+
+    def node(self, way: Given | Way, operands: Sequence[fx.Node]) -> fx.Node:
+        """The intermediate that a way makes from operands of the plan."""
+        if isinstance(way, Given):
+            return operands[way.number]
+        if not way.roles.summed:
+            return self.graph.call_function(torch.mul, tuple(self.factors_of_product(way, operands, way.order)))
+        left, right, parts = self.product(way, operands)
+        node = self.graph.call_function(torch.bmm if way.roles.batch else torch.mm, (left, right))
+        return node if all(len(part) == 1 for part in parts) else self.reshape(node, [(mode,) for mode in way.order])
+
+    def add(self, y: fx.Node, way: Way, operands: Sequence[fx.Node], scale: float) -> fx.Node:
         """The last step of apply, fused with the addition to the host's output y (..., out)."""
         answer = self.order.answer
-        batch, free_left, free_right, summed = _roles(left, right, set(answer))
-        if not summed:
-            pair = self.spread(left, answer), self.spread(right, answer)
-            wide = self.reshape(y, [(mode,) for mode in answer])
-            return self.graph.call_function(torch.addcmul, (wide, *pair), {"value": scale})
-        free_left, free_right = (tuple(sorted(part, key=answer.index)) for part in (free_left, free_right))
-        if not batch and (*free_left, *free_right) == answer:
-            pair = self.matrix(left, free_left, summed), self.matrix(right, summed, free_right)
-            flat = self.reshape(y, [free_left, free_right])
-            return self.graph.call_function(torch.addmm, (flat, *pair), {"alpha": scale})
-        update = self.ordered(self.step(left, right, answer), answer).node
-        update = self.graph.call_method("reshape_as", (update, y))
-        return self.graph.call_function(torch.add, (y, update), {"alpha": scale})
+        if not way.roles.summed:
+            sides = self.factors_of_product(way, operands, answer)
+            return self.graph.call_function(torch.addcmul, (self.split(y, answer), *sides), {"value": scale})
+        if way.order == answer and not way.roles.batch:
+            left, right, parts = self.product(way, operands)
+            whole = y if len(parts[0]) == 1 else self.reshape(y, parts)
+            return self.graph.call_function(torch.addmm, (whole, left, right), {"alpha": scale})
+        update = self.ordered(self.node(way, operands), way.order, answer)
+        return self.graph.call_function(torch.add, (self.split(y, answer), update), {"alpha": scale})
 
     def function(self, result: fx.Node) -> Code:
         """The code that was written."""
@@ -103,48 +117,35 @@ class _Writer:
         return cast("Code", fx.GraphModule(torch.nn.Module(), self.graph).forward)
 
 
-def _roles(left: Value, right: Value, kept: set[str]) -> tuple[tuple[str, ...], ...]:
-    """Modes by what a step does with them: both and kept, left only, right only, both and summed."""
-    both = [mode for mode in left.modes if mode in right.modes]
-    batch = tuple(mode for mode in both if mode in kept)
-    summed = tuple(mode for mode in both if mode not in kept)
-    free_left = tuple(mode for mode in left.modes if mode not in both)
-    free_right = tuple(mode for mode in right.modes if mode not in both)
-    return batch, free_left, free_right, summed
-
-
 @lru_cache(maxsize=4096)
-def lower_apply(network: Network, sign: float = 1.0) -> Code:
-    """Code (y, x, *factors) -> y plus the scaled update of x, a new tensor.
+def lower_apply(network: Network, tokens: int) -> Code:
+    """Code (y, x, *factors) -> y plus the scaled update of x, a new tensor; made for about this many tokens.
 
-    y (..., out) and x (..., in) are of one dtype; factors are those of one site, in the network's order.
+    y (token, out) and x (token, in) are of one dtype; factors are those of one site, in the network's order, and for a
+    centered network, after them, those of the starting values.
     """
-    order = plan(network, "apply")
+    order = plan(network, "apply", tokens=tokens)
+    way = cast("Way", lay_out(order))  # x and at least one factor: there is a step
     writer = _Writer(order)
-    y, x = writer.graph.placeholder("y"), writer.graph.placeholder("x")
-    values = [Value(writer.reshape(x, [(mode,) for mode in order.inputs[0]]), order.inputs[0])]
-    values += _factor_values(writer, order)
-    for step in order.steps[:-1]:
-        values.append(writer.step(values[step.left], values[step.right], step.modes))
-    last = order.steps[-1]
-    result = writer.add_step(y, values[last.left], values[last.right], sign * network.scale)
-    return writer.function(writer.graph.call_method("reshape_as", (result, y)))
+    y, x = writer.input("y"), writer.input("x")
+    factors = writer.factors("factor")
+    split = writer.split(x, order.inputs[0])
+    is_split = len(network.out_modes) > 1
+    result = writer.add(y, way, [split, *factors], network.scale)
+    if network.centered:
+        result = writer.add(result, way, [split, *writer.factors("start")], -network.scale)
+    return writer.function(writer.reshape(result, [order.answer[:1], order.answer[1:]]) if is_split else result)
 
 
 @lru_cache(maxsize=4096)
 def lower_delta(network: Network) -> Code:
     """Code (*factors) -> the scaled dense update of one site, of the weight's shape (out axis first)."""
     order = plan(network, "delta")
+    way = lay_out(order)
     writer = _Writer(order)
-    values = _factor_values(writer, order)
-    for step in order.steps:
-        values.append(writer.step(values[step.left], values[step.right], step.modes))
-    dense = writer.reshape(writer.ordered(values[-1], order.answer).node, network.axes)
-    return writer.function(writer.graph.call_function(torch.mul, (dense, network.scale)))
-
-
-def _factor_values(writer: _Writer, order: Plan) -> list[Value]:
-    first = len(order.operands) - len(order.network.factors)
-    return [
-        Value(writer.graph.placeholder(f"factor_{number}"), modes) for number, modes in enumerate(order.inputs[first:])
-    ]
+    dense = writer.ordered(writer.node(way, writer.factors("factor")), way.order, order.answer)
+    if network.centered:
+        start = writer.ordered(writer.node(way, writer.factors("start")), way.order, order.answer)
+        dense = writer.graph.call_function(torch.sub, (dense, start))
+    scaled = writer.graph.call_function(torch.mul, (writer.reshape(dense, network.axes), network.scale))
+    return writer.function(scaled)

@@ -13,11 +13,19 @@ __all__: list[str] = []
 
 @dataclass
 class Merged:
-    """Weights as they were before a merge, and the how manieth merge on its host it was."""
+    """Weights as they were before a merge, and the how manieth merge on its host it was.
+
+    `buried_by` names an adapter that was merged later and detached, so that its update stays in the weights.
+    """
 
     weights: dict[str, nn.Parameter]
     originals: dict[str, Tensor]
     number: int
+    buried_by: str = ""
+
+    def is_over(self, other: "Merged") -> bool:
+        """Whether this merge came later and changed a weight of the other's."""
+        return self.number > other.number and bool(self.weights.keys() & other.weights.keys())
 
     @staticmethod
     def write(

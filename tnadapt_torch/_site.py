@@ -1,5 +1,6 @@
 """What serves one site: a forward hook that is a plain object, so that it pickles and copies with the model."""
 
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -7,16 +8,21 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from tnadapt import Network
-from tnadapt_torch._lower import lower_apply, lower_delta
+from tnadapt import BUCKETS, Network
+from tnadapt_torch._lower import Code, lower_apply, lower_delta
 
 __all__: list[str] = []
+
+COMPILED = BUCKETS.index(
+    1024
+)  # under torch.compile one code serves every number of tokens: a choice would compile anew
 
 
 class Ref(Protocol):
     """Where a site finds its part of a factor.
 
-    The owner is asked at every call, since a move or a cast may bind a buffer, and FSDP a parameter, anew.
+    The owner's table of parameters or buffers is asked at every call, since a move or a cast may bind a buffer anew,
+    and FSDP a parameter. (The table itself: asking a module by attribute takes as long as a small product.)
     """
 
     def read(self) -> Tensor:
@@ -28,13 +34,13 @@ class Ref(Protocol):
 class Part:
     """A factor that sites share: all of it, or the leading part of one that is drawn at the largest sizes."""
 
-    owner: nn.Module
+    table: dict[str, Any]
     name: str
     lengths: tuple[slice, ...] | None
 
     def read(self) -> Tensor:
         """As `Ref` says."""
-        tensor: Tensor = getattr(self.owner, self.name)
+        tensor: Tensor = self.table[self.name]
         return tensor if self.lengths is None else tensor[self.lengths]
 
 
@@ -47,9 +53,9 @@ class Stack:
     mode is another.
     """
 
-    def __init__(self, owner: nn.Module, name: str, axes: tuple[int, ...]) -> None:
-        """Args: who holds the factor, under which name, and which of its axes are site modes."""
-        self.owner = owner
+    def __init__(self, table: dict[str, Any], name: str, axes: tuple[int, ...]) -> None:
+        """Args: the table that holds the factor, its name there, and which of its axes are site modes."""
+        self.table = table
         self.name = name
         self.axes = axes
         self._tensor: Tensor | None = None
@@ -58,8 +64,8 @@ class Stack:
 
     def read(self, index: tuple[int, ...]) -> Tensor:
         """The row at an index of the site modes."""
-        tensor: Tensor = getattr(self.owner, self.name)
-        if torch.compiler.is_compiling() or not tensor.is_leaf or tensor.is_inference():
+        tensor: Tensor = self.table[self.name]
+        if type(tensor) is not nn.Parameter or torch.compiler.is_compiling() or tensor.is_inference():
             for axis, place in zip(reversed(self.axes), reversed(index), strict=True):
                 tensor = tensor.select(axis, place)
             return tensor
@@ -79,7 +85,7 @@ class Stack:
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the rows, which cannot be copied and are made anew."""
-        return {"owner": self.owner, "name": self.name, "axes": self.axes}
+        return {"table": self.table, "name": self.name, "axes": self.axes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -119,48 +125,62 @@ class Owner(Protocol):
 class SiteHook:
     """Adds the update of one site to the output of its module; does nothing while its adapter is off or merged."""
 
-    def __init__(self, owner: Owner, path: str, network: Network, refs: Iterable[Ref], start: Iterable[Ref]) -> None:
-        """`refs` are the factors in the network's order, `start` those of the starting values (centered specs only)."""
+    def __init__(self, owner: Owner, path: str, network: Network, refs: Iterable[Ref]) -> None:
+        """`refs` are the factors in the network's order; for a centered one, then those of the starting values."""
         self.owner = owner
         self.path = path
         self.network = network
         self.refs = tuple(refs)
-        self.start = tuple(start)
-        self._write_code()
+        self.width = network.volume(network.in_modes)
+        self._code: list[Code | None] = []
+        self._forget_code()
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         """The output with the update added, a new tensor."""
         owner = self.owner
         if not owner.active:
             return output
-        x: Tensor = args[0] if args else kwargs["input"]
+        x: Tensor = args[0] if args else next(iter(kwargs.values()))
         if owner.dropout and owner.training:
             x = torch.nn.functional.dropout(x, owner.dropout)
-        x = x.to(output.dtype)
-        result = self._add(output, x, *_read(self.refs, x))
-        if self.start:
-            result = self._subtract(result, x, *_read(self.start, x))
-        return result
+        if x.dtype != output.dtype:
+            x = x.to(output.dtype)
+        if x.ndim == 2:  # noqa: PLR2004  (views cost as much as small products do)
+            return self._add(output, x)
+        flat = self._add(output.reshape(-1, output.shape[-1]), x.reshape(-1, self.width))
+        return flat.reshape(output.shape)
+
+    def _add(self, output: Tensor, x: Tensor) -> Tensor:
+        """The output (token, out) with the update of x (token, in) added."""
+        place = COMPILED if torch.compiler.is_compiling() else max(bisect_right(BUCKETS, len(x)) - 1, 0)
+        code = self._code[place] or self._write_code(place)
+        return code(output, x, *_read(self.refs, x))
 
     def delta(self, like: Tensor) -> Tensor:
         """The dense update, of shape (out, in), in the dtype and on the device of `like`."""
-        update = self._dense(*_read(self.refs, like))
-        return update - self._dense(*_read(self.start, like)) if self.start else update
+        return lower_delta(self.network)(*_read(self.refs, like))
 
-    def _write_code(self) -> None:
-        self._add = lower_apply(self.network)
-        self._subtract = lower_apply(self.network, -1.0)
-        self._dense = lower_delta(self.network)
+    def _write_code(self, place: int) -> Code:
+        """The code for a bucket of tokens; written at the first call that needs it."""
+        self._code[place] = code = lower_apply(self.network, BUCKETS[place])
+        return code
+
+    def _forget_code(self) -> None:
+        """No code but that which torch.compile traces, which cannot be written while it does."""
+        self._code = [None] * len(BUCKETS)
+        self._write_code(COMPILED)
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the code, which is written again from the network."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_add", "_subtract", "_dense")}
+        return {name: value for name, value in self.__dict__.items() if name != "_code"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._write_code()
+        self._forget_code()
 
 
 def _read(refs: Iterable[Ref], like: Tensor) -> list[Tensor]:
     """The factors of a site, in the dtype and on the device of `like`."""
-    return [ref.read().to(device=like.device, dtype=like.dtype) for ref in refs]
+    dtype, device = like.dtype, like.device
+    parts = [ref.read() for ref in refs]
+    return [part if part.dtype == dtype and part.device == device else part.to(device, dtype) for part in parts]

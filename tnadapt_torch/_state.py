@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -14,6 +16,7 @@ import tnadapt
 from tnadapt import Adapter, Group, Site, SiteError
 from tnadapt_torch._find import is_conv1d
 from tnadapt_torch._merge import Merged
+from tnadapt_torch._saved import SavedModules
 from tnadapt_torch._site import Part, Ref, Row, SiteHook, Stack
 
 __all__ = ["AdapterState"]
@@ -38,15 +41,13 @@ class AdapterState(nn.Module):
         self.dropout = dropout
         self.enabled = True
         self.merged: Merged | None = None
-        self.hooks: dict[str, SiteHook] = {}
+        self.saved = SavedModules({})
         self.stacks: dict[tuple[bool, str], Stack] = {}
+        self.hooks: dict[str, SiteHook] = {}
         self.handles: list[RemovableHandle] = []
         self.modules_by_path: dict[str, nn.Module] = {}
-        self.host: tuple[nn.Module, ...] = ()
-        self.frozen_host: list[nn.Parameter] = []
-        self.unfrozen_host: list[nn.Parameter] = []
-        self.saved_modules: dict[str, nn.Module] = {}
-        self.saved_originals: dict[str, Tensor] = {}
+        self.host: tuple[nn.Module, ...] = ()  # a tuple: as an attribute, the host would be a child of its child
+        self.host_flags: list[tuple[nn.Parameter, bool]] = []
         self.factors = Factors()
         self.start = Factors()
         for key, slot in adapter.slots.items():
@@ -72,48 +73,56 @@ class AdapterState(nn.Module):
         group, _ = self.adapter.find(site)
         names = list(group.network.factors)
         refs = [self._ref(self.factors, group, site, name) for name in names]
-        start = []
         if self.adapter.spec.centered:
             trees = [self.start if group.network.factors[name].trainable else self.factors for name in names]
-            start = [self._ref(tree, group, site, name) for tree, name in zip(trees, names, strict=True)]
-        return SiteHook(self, site.path, group.network, refs, start)
+            refs += [self._ref(tree, group, site, name) for tree, name in zip(trees, names, strict=True)]
+        return SiteHook(self, site.path, group.network, refs)
 
     def _ref(self, tree: nn.Module, group: Group, site: Site, factor: str) -> Ref:
         """Where a site finds a factor in a tree; a stacked factor is taken apart in one place for all sites."""
         key = self.adapter.slot_name(group, factor)
         network, modes = group.network, group.network.factors[factor].modes
         owner, leaf = _leaf(tree, key)
+        table = owner._parameters if leaf in owner._parameters else owner._buffers
         place = group.index(site)
         if axes := tuple(axis for axis, mode in enumerate(modes) if mode in place):
-            stack = self.stacks.setdefault((tree is self.start, key), Stack(owner, leaf, axes))
+            stack = self.stacks.setdefault((tree is self.start, key), Stack(table, leaf, axes))
             return Row(stack, tuple(place[modes[axis]] for axis in axes))
         shape = network.shape(factor)
         whole = shape == self.adapter.slots[key].shape
-        return Part(owner, leaf, None if whole else tuple(map(slice, shape)))
+        return Part(table, leaf, None if whole else tuple(map(slice, shape)))
+
+    @property
+    def model(self) -> nn.Module:
+        """The host. Raises SiteError when the adapter was detached."""
+        if not self.host:
+            raise SiteError(f"adapter {self.name!r}: was detached, and is on no model.\nAttach or load it again.")
+        return self.host[0]
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """Within it the host computes as if nothing were attached: no update, original modules_to_save.
 
-        Raises SiteError when the adapter is merged, since the weights hold the update then.
+        Raises SiteError when the adapter is merged, since the weights hold the update then, or detached.
         """
+        _ = self.model
         if self.merged is not None:
             raise SiteError(
                 f"adapter {self.name!r}: is merged, so its update cannot be left out.\nCall unmerge() first."
             )
         before, self.enabled = self.enabled, False
         if before:
-            self._swap_saved()
+            self.saved.swap()
         try:
             yield
         finally:
             self.enabled = before
-            if before:
-                self._swap_saved()
+            if before and self.host:
+                self.saved.swap()
 
     def delta(self, path: str) -> Tensor:
         """The update of the weight at a site's path, in float32 or better, in that weight's own layout."""
-        self.adapter.find(path)
+        _, _ = self.model, self.adapter.find(path)
         weight = self.modules_by_path[path].get_parameter("weight")
         wide = torch.promote_types(weight.dtype, torch.float32) if weight.is_floating_point() else torch.float32
         update = self.hooks[path].delta(torch.empty((), dtype=wide, device=weight.device))
@@ -124,9 +133,9 @@ class AdapterState(nn.Module):
 
         Raises SiteError for an update that is not finite, a weight that is shared, quantized, or merged already.
         """
+        host = self.model
         if self.merged is not None:
             raise SiteError(f"adapter {self.name!r}: is merged already.")
-        (host,) = self.host
         number = 1 + max((other.merged.number for other in states_of(host) if other.merged), default=0)
         deltas = {path: partial(self.delta, path) for path in self.hooks}
         self.merged = Merged.write(host, self.modules_by_path, deltas, number)
@@ -134,60 +143,62 @@ class AdapterState(nn.Module):
     def unmerge(self) -> None:
         """Put the saved weights back, bit for bit.
 
-        Raises SiteError when it is not merged, or when another adapter was merged later.
+        Raises SiteError when it is not merged, or when another adapter was merged into its weights later.
         """
+        host = self.model
         if self.merged is None:
             raise SiteError(f"adapter {self.name!r}: is not merged.")
-        later = [
-            other for other in states_of(self.host[0]) if other.merged and other.merged.number > self.merged.number
-        ]
-        if any(set(other.hooks) & set(self.hooks) for other in later):
-            raise SiteError(f"adapter {self.name!r}: {later[0].name!r} was merged later.\nUnmerge that one first.")
+        later = [other.name for other in states_of(host) if other.merged and other.merged.is_over(self.merged)]
+        if later:
+            raise SiteError(f"adapter {self.name!r}: {later[-1]!r} was merged later.\nUnmerge that one first.")
+        if self.merged.buried_by:
+            raise SiteError(
+                f"adapter {self.name!r}: {self.merged.buried_by!r} was merged later and detached; its update stays.\n"
+                "The weights from before can no longer be put back."
+            )
         self.merged.restore()
         self.merged = None
 
     def detach(self) -> None:
-        """Take the adapter off the host, which is then as before attach. A merged update stays in the weights."""
-        (host,) = self.host
-        if self.enabled and self.merged is None:
-            self._swap_saved()
+        """Take the adapter off the host, which is then as before attach. A merged update stays in the weights.
+
+        Raises SiteError when it was detached before.
+        """
+        host = self.model
+        if self.merged is None and self.saved.is_trained:
+            self.saved.swap()
         for handle in self.handles:
             handle.remove()
         delattr(host, child_name(self.name))
-        for parameter in self.unfrozen_host:
-            parameter.requires_grad_(False)
-        if others := states_of(host):
-            others[0].frozen_host += self.frozen_host
-        else:
-            for parameter in self.frozen_host:
-                parameter.requires_grad_(True)
-        self.host, self.handles, self.frozen_host, self.unfrozen_host = (), [], [], []
+        others = states_of(host)
+        for other in others:
+            if self.merged and other.merged and self.merged.is_over(other.merged):
+                other.merged.buried_by = self.name
+        for parameter, before in self.host_flags:
+            if not others:
+                parameter.requires_grad_(before)
+        if others:
+            for module in self.saved.modules.values():
+                module.requires_grad_(False)
+        self.host, self.handles = (), []
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the adapter's file: its trained factors and its modules_to_save. bfloat16 is stored as float32."""
-        params = {key: _numpy(value) for key, value in self.params().items() if self.adapter.slots[key].is_stored}
-        extra = {key: _numpy(value) for key, value in self.saved_state().items()}
-        tnadapt.save(self.adapter, params, path, extra=extra)
+        """Write the adapter's file: its trained factors and its modules_to_save. bfloat16 is stored as float32.
 
-    def saved_state(self) -> dict[str, Tensor]:
-        """The floating tensors of modules_to_save by their names in the host."""
-        return {
-            f"{path}.{key}": value
-            for path, module in self.saved_modules.items()
-            for key, value in module.state_dict(keep_vars=True).items()
-            if value.is_floating_point()
+        A frozen factor is stored only if it no longer holds the values of its seed, up to its dtype's rounding.
+        """
+        drawn = tnadapt.init(self.adapter)
+        params = {
+            key: _numpy(value)
+            for key, value in self.params().items()
+            if self.adapter.slots[key].is_stored or not _is_cast_of(value, drawn[key])
         }
-
-    def _swap_saved(self) -> None:
-        with torch.no_grad():
-            for key, value in self.saved_state().items():
-                trained = value.detach().clone()
-                value.copy_(self.saved_originals[key])
-                self.saved_originals[key] = trained
+        extra = {key: _numpy(value) for key, value in self.saved.values().items()}
+        tnadapt.save(self.adapter, params, path, extra=extra)
 
     def print_trainable_parameters(self) -> None:
         """One line: trainable and all parameters of the host, frozen factors included, and their share."""
-        (host,) = self.host
+        host = self.model
         trained = sum(parameter.numel() for parameter in host.parameters() if parameter.requires_grad)
         whole = sum(parameter.numel() for parameter in host.parameters())
         whole += sum(buffer.numel() for buffer in self.factors.buffers())
@@ -219,6 +230,12 @@ def states_of(host: nn.Module) -> list[AdapterState]:
     return [child for child in host.children() if isinstance(child, AdapterState)]
 
 
+def host_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """All modules of a model by path, but for adapters that are on it and what they hold."""
+    inside = {id(module) for state in model.modules() if isinstance(state, AdapterState) for module in state.modules()}
+    return {path: module for path, module in model.named_modules() if id(module) not in inside}
+
+
 def _leaf(tree: nn.Module, key: str) -> tuple[nn.Module, str]:
     *path, leaf = key.split(".")
     return tree.get_submodule(".".join(path)), leaf
@@ -234,6 +251,11 @@ def _plant(tree: nn.Module, key: str, value: Tensor, *, trainable: bool, persist
         tree.register_parameter(leaf, nn.Parameter(value))
     else:
         tree.register_buffer(leaf, value, persistent=persistent)
+
+
+def _is_cast_of(value: Tensor, drawn: npt.NDArray[np.float64]) -> bool:
+    """Whether a frozen factor holds what was drawn, rounded to its dtype."""
+    return torch.equal(value.cpu(), torch.from_numpy(drawn).to(value.dtype))
 
 
 def _numpy(tensor: Tensor) -> Any:

@@ -13,6 +13,7 @@ CODE = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
 
 def test_the_quickstart_trains_saves_and_merges(tmp_path, monkeypatch, capsys):
     torch = pytest.importorskip("torch")
+    torch.set_num_threads(1)  # tests run side by side
     torch.manual_seed(0)
     monkeypatch.chdir(tmp_path)
     room = {}

@@ -1,0 +1,201 @@
+"""The reference against formulas written by hand, and against tensorly."""
+
+import itertools
+
+import numpy as np
+import pytest
+import tensorly
+
+from tnadapt import AdapterSpec, families, frozen, grid, over_rank, raw, trainable, zeros
+from tnadapt import delta as delta_of
+
+SITES = grid(layers=3, kinds={"q": (12, 8), "k": (12, 8)})
+PLACES = [(layer, kind) for layer in range(3) for kind in range(2)]  # of site n, in the order of the grid
+
+
+def close(found, wanted):
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, wanted, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("words", "scale"), [({}, 8 / 3), ({"alpha": 6}, 2), ({"alpha": 6, "rank_stabilized": True}, 6 / 3**0.5)]
+)
+def test_lora_is_b_times_a(words, scale, moved):
+    adapter = families.lora(**words).bind(SITES, rank=3)
+    params = moved(adapter)
+    for site in SITES:
+        a, b = (params[f"{site.coordinates['layer']}.{site.coordinates['kind']}.{name}"] for name in "AB")
+        assert (a.shape, b.shape) == ((3, 8), (12, 3))
+        close(delta_of(adapter, params, site), scale * b @ a)
+
+
+def test_lotr_is_a_core_between_two_shared_matrices(moved):
+    adapter = families.lotr(alpha=6).bind(SITES, rank={"p": 3, "q": 4})
+    params = moved(adapter)
+    whole = tensorly.tucker_to_tensor((params["G"], [np.eye(6), params["A"], params["B"]]))
+    for number, site in enumerate(SITES):
+        found = delta_of(adapter, params, site)
+        close(found, 6 / 3 * params["A"] @ params["G"][number] @ params["B"].T)
+        close(found, 6 / 3 * whole[number])
+
+
+def test_lotr_over_layers_has_one_network_a_kind(moved):
+    adapter = families.lotr(over="layer").bind(SITES, rank=3)
+    params = moved(adapter)
+    for site, (layer, kind) in zip(SITES, PLACES, strict=True):
+        a, core, b = (params[f"{'qk'[kind]}.{name}"] for name in "AGB")
+        close(delta_of(adapter, params, site), a @ core[layer] @ b.T / 3)
+
+
+@pytest.mark.parametrize(("words", "scale"), [({}, 8 / 5), ({"alpha": 2, "rank_stabilized": True}, 2 / 5**0.5)])
+@pytest.mark.parametrize("heads", ["out", "in"])
+def test_lorta_is_a_sum_of_five_vectors(heads, words, scale, moved):
+    adapter = families.lorta(heads=heads, **words).bind(SITES, rank=5, sizes={"head": 4})
+    params = moved(adapter)
+    a, b, h, by_layer, by_kind = (params[name] for name in "ABHLM")
+    width = len(b)
+    whole = tensorly.cp_to_tensor((np.ones(5), [by_layer, by_kind, h, b, a]))  # layer kind head dim other
+    for site, (layer, kind) in zip(SITES, PLACES, strict=True):
+        wanted = np.zeros(site.shape)
+        for out, inner in np.ndindex(*site.shape):
+            split, other = (out, inner) if heads == "out" else (inner, out)
+            head, dim = divmod(split, width)  # head by head, as torch lays them out
+            wanted[out, inner] = scale * sum(
+                a[other, r] * b[dim, r] * h[head, r] * by_layer[layer, r] * by_kind[kind, r] for r in range(5)
+            )
+        found = delta_of(adapter, params, site)
+        close(found, wanted)
+        matrix = whole[layer, kind].reshape(4 * width, len(a))
+        close(found, scale * (matrix if heads == "out" else matrix.T))
+
+
+@pytest.mark.parametrize(
+    ("over", "prefix", "used"), [("layer", "{1}.", "L"), ("kind", "{0}.", "M"), ("", "{0}.{1}.", "")]
+)
+def test_lorta_without_a_site_mode_has_more_tensors(over, prefix, used, moved):
+    adapter = families.lorta(over=over).bind(SITES, rank=5, sizes={"head": 4})
+    params = moved(adapter)
+    for site, (layer, kind) in zip(SITES, PLACES, strict=True):
+        name = prefix.format(layer, "qk"[kind])
+        a, b, h = (params[name + factor] for factor in "ABH")
+        weights = {"L": lambda n=name, i=layer: params[f"{n}L"][i], "M": lambda n=name, i=kind: params[f"{n}M"][i]}
+        diagonal = weights[used]() if used else np.ones(5)
+        wanted = np.concatenate([b @ np.diag(h[head] * diagonal) @ a.T for head in range(4)])
+        close(delta_of(adapter, params, site), 8 / 5 * wanted)
+
+
+def test_tlora_is_a_scaled_product_of_three_transposed(moved):
+    adapter = families.tlora(alpha=2).bind(SITES, rank={"p": 3, "q": 4})
+    params = moved(adapter)
+    for n, site in enumerate(SITES):
+        a, b, c = (params[name][n] for name in "ABC")
+        assert (a.shape, b.shape, c.shape) == ((8, 3), (3, 4), (4, 12))
+        close(delta_of(adapter, params, site), 2 * params["a"][n] * (a @ b @ c).T)
+
+
+def test_vera_reads_the_leading_slice_of_shared_matrices(moved):
+    sites = grid(layers=2, kinds={"q": (12, 8), "up": (20, 5), "down": (5, 20)})
+    adapter = families.vera().bind(sites, rank=3)
+    params = moved(adapter)
+    assert (params["A"].shape, params["B"].shape) == ((3, 20), (20, 3))
+    for site in sites:
+        b, d = (params[f"{site.coordinates['layer']}.{site.coordinates['kind']}.{name}"] for name in "bd")
+        out, inner = site.shape
+        close(delta_of(adapter, params, site), np.diag(b) @ params["B"][:out] @ np.diag(d) @ params["A"][:, :inner])
+
+
+@pytest.mark.parametrize("orders", [(2, 2), (3, 3), (1, 2), (2, 1), (1, 1)])
+def test_tera_is_a_tucker_network_with_diagonals(orders, moved):
+    adapter = families.tera(out_order=orders[0], in_order=orders[1], alpha=3).bind(SITES, rank=2)
+    params = moved(adapter)
+    modes = [f"o{n + 1}" for n in range(orders[0])] + [f"i{n + 1}" for n in range(orders[1])]
+    for number, site in enumerate(SITES):
+        matrices = [params[f"U_{mode}"] @ np.diag(params[f"d_{mode}"][number]) for mode in modes]
+        whole = tensorly.tucker_to_tensor((params["G"], matrices))
+        close(delta_of(adapter, params, site), 3 * whole.reshape(site.shape))
+
+
+def test_tera_reads_slices_where_shapes_differ(moved):
+    sites = grid(layers=2, kinds={"q": (12, 8), "up": (20, 5)})
+    spec = families.tera(out_order=2, in_order=1)
+    adapter = spec.bind(sites, rank={"r_o1": 4, "r_o2": 4, "r_i1": 6})
+    params = moved(adapter)
+    assert params["G"].shape == (4, 4, 6)  # of (3, 4, 6) and (4, 4, 5)
+    for site in sites:
+        group, _ = adapter.find(site)
+        number, sizes = group.sites.index(site), group.network.sizes
+        matrices, ranks = [], []
+        for mode in ("o1", "o2", "i1"):
+            rank = sizes[f"r_{mode}"]
+            matrix = params[f"U_{mode}"][: sizes[mode], :rank]
+            matrices.append(matrix * params[f"{group.name}.d_{mode}"][number])
+            ranks.append(slice(rank))
+        whole = tensorly.tucker_to_tensor((params["G"][tuple(ranks)], matrices))
+        close(delta_of(adapter, params, site), whole.reshape(site.shape))
+
+
+def test_tera_starts_with_the_variance_that_it_states(moved):
+    adapter = families.tera().bind(grid(layers=2, kinds={"q": (64, 27)}), rank=4)
+    squares = []
+    for seed in range(60):
+        again = adapter.spec.bind(adapter.sites, rank=4, seed=seed)
+        params = {name: np.ones_like(v) if "d_" in name else v for name, v in moved(again).items()}
+        squares.append((delta_of(again, params, adapter.sites[0]) ** 2).mean())
+    error = np.std(squares) / len(squares) ** 0.5
+    assert error < 0.2 / 27
+    assert np.mean(squares) == pytest.approx(1 / 27, abs=4 * error)
+
+
+OWN = {
+    "loha": ({"A": "out r", "B": "r in", "C": "out q", "D": "q in"}, "out in"),
+    "lokr": ({"A": "a c", "B": "b r", "C": "r d"}, "(a b) (c d)"),
+    "conv": ({"A": "r in kh kw", "B": "out r"}, "out in kh kw"),
+    "hyper": ({"A": "out r", "B": "in r", "c": "r", "s": "", "D": "out in r"}, "out in"),
+}
+
+
+def by_hand(name, p):
+    match name:
+        case "loha":
+            return (p["A"] @ p["B"]) * (p["C"] @ p["D"])
+        case "lokr":
+            return np.kron(p["A"], p["B"] @ p["C"])
+        case "conv":
+            return np.tensordot(p["B"], p["A"], 1)
+    wanted = np.zeros((6, 4))
+    for out, inner, r in itertools.product(range(6), range(4), range(3)):
+        wanted[out, inner] += p["A"][out, r] * p["B"][inner, r] * p["c"][r] * p["s"] * p["D"][out, inner, r]
+    return wanted
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_spec_of_ones_own(name, moved):
+    modes, weight = OWN[name]
+    factors = {key: trainable(text, **({"init": zeros()} if key == "B" else {})) for key, text in modes.items()}
+    spec = AdapterSpec(name=name, weight=weight, factors=factors, scale=raw(0.5))
+    shape = (6, 4, 3, 2) if name == "conv" else (6, 4)
+    sites = grid(layers=1, kinds={"w": shape})
+    adapter = spec.bind(sites, rank=3)
+    params = moved(adapter)
+    close(delta_of(adapter, params, sites[0]), 0.5 * by_hand(name, params))
+
+
+def test_gaps_and_empty_places_read_their_own_row(moved):
+    sites = [SITES[4], SITES[1], SITES[2]]  # layers 2, 0, 1 of q, k, q
+    adapter = families.lorta().bind(sites, rank=2, sizes={"head": 3})
+    params = moved(adapter)
+    for site, (layer, kind) in zip(sites, [(2, 0), (0, 1), (1, 0)], strict=True):
+        diagonal = params["L"][layer] * params["M"][kind] * 8 / 2
+        wanted = np.concatenate([params["B"] @ np.diag(params["H"][h] * diagonal) @ params["A"].T for h in range(3)])
+        close(delta_of(adapter, params, site), wanted)
+
+
+def test_a_site_mode_that_no_factor_carries_is_the_same_along_it(moved):
+    factors = {"A": frozen("out r"), "B": trainable("layer r in", init=zeros())}
+    spec = AdapterSpec(name="own", weight="out in", over="layer kind", factors=factors, scale=over_rank("r"))
+    adapter = spec.bind(SITES, rank=2)
+    params = moved(adapter)
+    for q, k in zip(SITES[::2], SITES[1::2], strict=True):
+        np.testing.assert_array_equal(delta_of(adapter, params, q), delta_of(adapter, params, k))
+    assert abs(delta_of(adapter, params, SITES[0]) - delta_of(adapter, params, SITES[2])).max() > 0.01

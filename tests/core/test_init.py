@@ -1,0 +1,221 @@
+"""Starting values: their laws, their streams, and that they hold still."""
+
+import math
+
+import numpy as np
+import pytest
+
+from tnadapt import (
+    AdapterSpec,
+    constant,
+    families,
+    frozen,
+    grid,
+    init,
+    kaiming_normal,
+    kaiming_uniform,
+    normal,
+    ones,
+    orthogonal,
+    raw,
+    trainable,
+    uniform,
+    zeros,
+)
+
+SITES = grid(layers=2, kinds={"q": (6, 4), "up": (8, 4)})
+
+
+def uniform_law(bound):
+    return lambda values: (abs(values).max(), values.var()), (bound, bound**2 / 3)
+
+
+def normal_law(variance):
+    return lambda values: (values.mean() + 1, values.var()), (1, variance)
+
+
+def test_every_value_is_a_float32(adapter):
+    for value in init(adapter).values():
+        assert value.dtype == np.float64
+        np.testing.assert_array_equal(value, value.astype(np.float32).astype(np.float64))
+
+
+def test_the_names_and_shapes_are_those_of_the_slots(adapter):
+    params = init(adapter)
+    assert {name: value.shape for name, value in params.items()} == {
+        name: slot.shape for name, slot in adapter.slots.items()
+    }
+
+
+def test_the_same_seed_gives_the_same_values(adapter):
+    one, two = init(adapter), init(adapter)
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name])
+        assert one[name] is not two[name]
+        assert one[name].flags.writeable
+
+
+def test_another_seed_gives_other_values(adapter):
+    random = [name for name, slot in adapter.slots.items() if slot.factor.init.law != "constant"]
+    one, two = init(adapter), init(adapter.spec.bind(adapter.sites, rank=3, sizes=adapter.sizes, seed=6))
+    assert random
+    for name in random:
+        assert not np.isin(one[name], two[name]).any()
+
+
+def test_two_factors_of_one_law_differ():
+    params = init(families.lotr().bind(grid(layers=2, kinds={"q": (8, 8)}), rank=4))
+    assert not np.isin(params["A"], params["B"]).any()
+
+
+@pytest.mark.parametrize("seed", [0, 2**31, 2**32, 2**64, 2**200])
+def test_any_seed_has_a_stream_of_its_own(seed):
+    spec = families.lotr()
+    one, two = (init(spec.bind(SITES, rank=2, seed=number))["6x4.A"] for number in (seed, seed + 1))
+    assert np.isfinite(one).all()
+    assert not np.isin(one, two).any()
+
+
+def test_a_factor_more_moves_no_other():
+    few = {"A": trainable("r in"), "B": trainable("out r", init=zeros())}
+    many = {"first": frozen("r"), **few, "last": trainable("r out", init=uniform())}
+    one, two = (
+        init(AdapterSpec(name=name, weight="out in", factors=factors, scale=raw(2)).bind(SITES, rank=3, seed=9))
+        for name, factors in (("one", few), ("two", many))
+    )
+    assert set(one) < set(two)
+    for name, value in one.items():
+        np.testing.assert_array_equal(two[name], value)
+
+
+def test_other_sites_move_no_frozen_factor():
+    spec = families.vera()
+    one = init(spec.bind(grid(layers=2, kinds={"q": (6, 4)}), rank=3))
+    two = init(spec.bind(grid(layers=5, kinds={"key": (6, 4), "query": (6, 4)}), rank=3))
+    for name in "AB":
+        np.testing.assert_array_equal(one[name], two[name])
+
+
+LAW_SITES = grid(layers=40, kinds={"q": (96, 64), "k": (96, 64), "v": (96, 64)})
+LAWS = {  # family, its rank, factor -> law, each from the paper's code as the family's docstring says
+    "lora": (families.lora(), 32, {"A": uniform_law(1 / 8)}),
+    "lora gaussian": (families.lora(gaussian=True), 32, {"A": normal_law(1 / 32**2)}),
+    "lotr": (families.lotr(), 32, {"A": normal_law(1), "B": normal_law(1)}),
+    "lorta": (
+        families.lorta(),
+        64,
+        {name: uniform_law(math.sqrt(6 / 64)) for name in "HLM"} | {"A": uniform_law(1 / 8)},
+    ),
+    "tlora": (families.tlora(), 16, {"A": normal_law(1 / 48), "C": normal_law(1 / (3 * 96))}),
+    "vera": (families.vera(), 32, {"A": uniform_law(math.sqrt(6 / 64)), "B": uniform_law(math.sqrt(6 / 32))}),
+    "tera": (families.tera(out_order=1, in_order=1), 50, {"G": normal_law(1 / 64), "U_o1": normal_law(1 / 50)}),
+}
+
+
+@pytest.mark.parametrize(("spec", "rank", "laws"), LAWS.values(), ids=LAWS)
+def test_the_laws_of_a_family(spec, rank, laws):
+    adapter = spec.bind(LAW_SITES, rank=rank, sizes={"head": 48} if spec.name == "lorta" else None)
+    params = init(adapter)
+    named = {name: slot for name, slot in adapter.slots.items() if name.split(".")[-1] in laws}
+    assert {name.split(".")[-1] for name in named} == set(laws)
+    for factor, (statistics, expected) in laws.items():
+        values = np.concatenate([params[name].ravel() for name in named if name.split(".")[-1] == factor])
+        found = statistics(values)
+        error = 6 / math.sqrt(values.size)  # more than four standard deviations of a variance or a mean
+        assert found == pytest.approx(expected, rel=error), factor
+        if expected[0] != 1:  # a uniform law ends at its bound; float32 may round up to it
+            assert found[0] <= expected[0] * (1 + 2**-23)
+
+
+CONSTANTS = {
+    "lora": {"B": 0},
+    "lotr": {"G": 0},
+    "lorta": {"B": 0},
+    "tlora": {"B": 0, "a": 1},
+    "vera": {"b": 0, "d": 0.1},
+    "tera": {"d_o1": 1, "d_o2": 1, "d_o3": 0, "d_i1": 1, "d_i2": 1, "d_i3": 1},
+}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_the_constants_of_a_family(name):
+    adapter = getattr(families, name)().bind(SITES, rank=2)
+    params = init(adapter)
+    fixed = {key for key, slot in adapter.slots.items() if slot.factor.init.law == "constant"}
+    assert {key.split(".")[-1] for key in fixed} == set(CONSTANTS[name])
+    for key in fixed:
+        np.testing.assert_array_equal(params[key], np.float32(CONSTANTS[name][key.split(".")[-1]]))
+
+
+def test_vera_may_start_its_d_elsewhere():
+    assert init(families.vera(d_initial=0.25).bind(SITES[:1], rank=2))["d"].tolist() == [0.25, 0.25]
+
+
+def drawn(law, modes="layer r q in", rank=5):
+    """F of a spec that has room for any modes, at 3 layers, q = 2, in = 24, out = 4."""
+    factors = {"F": frozen(modes, init=law), "Y": trainable("out r q in"), "Z": trainable("r q")}
+    words = {"weight": "out in", "over": "layer", "scale": raw(), "identity_at_start": False}
+    spec = AdapterSpec(name="own", factors=factors, **words)
+    sites = grid(layers=3, kinds={"k": (4, 24)})
+    return init(spec.bind(sites, rank={"r": rank, "q": 2}, seed=1))["F"]
+
+
+@pytest.mark.parametrize(
+    ("law", "bound", "variance"),
+    [
+        (uniform(), 1, 1 / 3),
+        (uniform(2, fan="in"), 2 / math.sqrt(24), 4 / 24 / 3),
+        (uniform(2, fan="q in out"), 2 / math.sqrt(192), 4 / 192 / 3),
+        (kaiming_uniform("in"), 1 / math.sqrt(24), 1 / 72),
+        (kaiming_uniform("in", slope=0), 0.5, 1 / 12),
+        (normal(), 5, 1),
+        (normal(3, fan="in in"), 1, 9 / 24**2),
+        (kaiming_normal("in"), 1, 1 / 72),
+        (kaiming_normal("q", slope=0), 5, 1),
+    ],
+)
+def test_a_law(law, bound, variance):
+    values = drawn(law, rank=50)  # 7,200 entries
+    assert abs(values).max() <= bound * (1 + 2**-23)
+    assert values.var() == pytest.approx(variance, rel=0.07)
+    assert abs(values.mean()) < 4 * math.sqrt(variance / values.size)
+
+
+@pytest.mark.parametrize(("law", "value"), [(zeros(), 0), (ones(), 1), (constant(-2.5), -2.5)])
+def test_a_constant_law(law, value):
+    assert (drawn(law) == value).all()
+
+
+@pytest.mark.parametrize("amount", [1e30, 1e-30, -1e-30])
+@pytest.mark.parametrize("law", [constant, normal, uniform, orthogonal])
+def test_float32_holds_what_the_largest_and_smallest_amounts_give(law, amount):
+    values = drawn(law(amount))
+    assert np.isfinite(values).all()
+    assert (values != 0).all()
+    if law is not orthogonal:
+        larger = drawn(law(amount, **({} if law is constant else {"fan": "in"})))
+        assert np.isfinite(larger).all()
+        assert (larger != 0).all()
+
+
+@pytest.mark.parametrize("modes", ["layer r q in", "r layer q in", "r q in layer"])
+@pytest.mark.parametrize(("rank", "gain"), [(5, 1.0), (60, 0.5), (48, 2.0)])
+def test_orthogonal_is_orthogonal_at_each_site(modes, rank, gain):
+    values = np.moveaxis(drawn(orthogonal(gain), modes, rank), modes.split().index("layer"), 0)
+    for matrix in values.reshape(3, rank, 48):
+        small = matrix @ matrix.T if rank <= 48 else matrix.T @ matrix
+        np.testing.assert_allclose(small, gain**2 * np.eye(min(rank, 48)), atol=1e-5)
+    assert abs(values[0] - values[1]).max() > 0.1
+
+
+def test_orthogonal_has_no_preferred_sign():
+    signs = [np.sign(np.diagonal(drawn(orthogonal(), rank=48)[layer].reshape(48, 48))) for layer in range(3)]
+    assert 0.2 < (np.concatenate(signs) > 0).mean() < 0.8
+
+
+@pytest.mark.parametrize(("modes", "shape"), [("", ()), ("layer", (3,)), ("r", (5,)), ("r layer", (5, 3))])
+def test_orthogonal_has_the_shape_of_its_slot(modes, shape):
+    values = drawn(orthogonal(), modes)
+    assert values.shape == shape
+    squares = (values**2).sum(axis=0) if "r" in modes.split() else values**2
+    np.testing.assert_allclose(squares, 1, atol=1e-6)  # a vector of length 1, or a sign

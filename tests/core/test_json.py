@@ -1,0 +1,316 @@
+"""Specs and adapters as text: the way there and back, and every text that is refused."""
+
+import json
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tnadapt import AdapterSpec, FormatError, Site, families, from_json, grid, normal, raw, to_json, trainable, zeros
+
+SITES = grid(layers=2, kinds={"self_attn.q": (4, 6), "up": (8, 6)})
+
+
+def table(**changes):
+    words = {
+        "name": "own",
+        "weight": "out in",
+        "factors": {"A": trainable("r in"), "B": trainable("out r", init=zeros())},
+    }
+    return AdapterSpec(**(words | {"scale": raw()} | changes))
+
+
+SPECS = {
+    "lora": families.lora(alpha=16),
+    "lora gaussian": families.lora(gaussian=True, rank_stabilized=True),
+    "lotr": families.lotr(),
+    "lorta": families.lorta(over="layer"),
+    "tlora": families.tlora(),
+    "vera": families.vera(),
+    "tera": families.tera(out_order=1, in_order=4),
+    "centered": table(centered=True, factors={"A": trainable("r in"), "B": trainable("out r"), "s": trainable("")}),
+    "own start": table(identity_at_start=False, factors={"W": trainable("in out", init=normal(1e-30))}),
+}
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_a_spec_comes_back(spec):
+    again = from_json(to_json(spec))
+    assert again == spec
+    assert str(again) == str(spec)
+    assert list(again.factors) == list(spec.factors)
+    assert "\n" not in to_json(spec)
+
+
+def test_an_adapter_comes_back(adapter):
+    again = from_json(to_json(adapter))
+    assert again == adapter
+    assert again.slots == adapter.slots
+    assert str(again) == str(adapter)
+
+
+@pytest.mark.parametrize(
+    "site",
+    [
+        Site("classifier", (4, 6)),
+        Site("h.3.attn", (4, 6), {"layer": 3, "kind": "attn"}),
+        Site("h.3.mlp.3", (4, 6), {"layer": 3, "kind": "mlp.3"}),
+        Site("h.13.attn", (4, 6), {"layer": 3}),
+        Site("0.weight", (4, 6), {"layer": 0}),
+        Site("h.3.experts.5.up", (4, 6), {"layer": 3, "kind": "experts.up", "expert": 5}),
+        Site("h.first.attn", (4, 6), {"layer": "first", "task": "sst-2"}),
+        Site("h.3.attn", (4, 6), {"layer": "3"}),
+        Site("h.3.*", (4, 6), {"layer": 3}),
+        Site("h.*.attn", (4, 6), {"layer": 3}),
+        Site("h.*.3", (4, 6), {"layer": 3}),
+        Site("h.\u00e9\u4e2d.3", (4, 6), {"layer": 3}),
+        Site("", (4, 6)),
+        Site("h.-1", (4, 6), {"layer": -1}),
+    ],
+    ids=str,
+)
+def test_a_site_comes_back(site):
+    (again,) = from_json(to_json(families.lora().bind([site], rank=1))).sites
+    assert again == site
+    assert [type(value) for value in again.coordinates.values()] == [type(value) for value in site.coordinates.values()]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"rank": 2},
+        {"rank": {"p": 2, "q": 3}, "seed": 2**70, "alpha": 0.1},
+        {"rank": {"p": 2}, "sizes": {"q": 3, "in": 6}},
+        {"sizes": {"p": 2, "q": 3}, "alpha": 7},
+    ],
+)
+def test_the_words_of_bind_come_back(words):
+    adapter = families.lotr().bind(SITES, **words)
+    assert from_json(to_json(adapter)) == adapter
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_a_text_that_was_read_is_written_again(spec):
+    assert to_json(from_json(to_json(spec))) == to_json(spec)
+    adapter = spec.bind(SITES, rank=2, sizes={"head": 2} if spec.name == "lorta" else None)
+    assert to_json(from_json(to_json(adapter))) == to_json(adapter)
+
+
+@pytest.mark.parametrize(
+    ("path", "coordinates", "written", "told"),
+    [
+        ("h.3.attn.q", {"layer": 3, "kind": "attn.q"}, ["h.", ".attn.q"], {}),
+        ("h.3.attn.q", {"layer": 3, "kind": "q"}, ["h.", ".attn.q"], {"kind": "q"}),
+        ("h.3.q", {"layer": 3}, ["h.", ".q"], {"kind": "h.3.q"}),
+        ("h.3.q", {"layer": 3, "kind": "q", "expert": 5}, ["h.", ".q"], {"expert": 5}),
+        ("h.3.q", {"layer": "3", "kind": "q"}, ["h.", ".q"], {}),
+        ("h.3", {"layer": 3, "kind": ""}, ["h.", ""], {}),
+        ("3.q", {"layer": 3, "kind": "q"}, ["", ".q"], {}),
+        ("h.3.3", {"layer": 3, "kind": "h.3.3"}, ["h.3.3"], {}),
+        ("h.31.q", {"layer": 3, "kind": "q"}, ["h.31.q"], {"kind": "q"}),
+        ("score", {}, ["score"], {}),
+        ("h.*.q", {}, ["h.*.q"], {}),
+        ("h.*.3", {"layer": 3, "kind": "*"}, ["h.*.", ""], {"kind": "*"}),
+    ],
+)
+def test_a_pattern_says_what_the_path_does_not(path, coordinates, written, told):
+    adapter = families.lora().bind([Site(path, (4, 6), coordinates)], rank=1)
+    data = json.loads(to_json(adapter))
+    assert data["patterns"] == [{"path": written, "shape": [4, 6], "coordinates": told}]
+    assert data["sites"] == [[0, coordinates.get("layer", 0)]]
+    assert from_json(to_json(adapter)) == adapter
+
+
+def test_layers_share_their_patterns():
+    data = json.loads(to_json(families.lora().bind(SITES, rank=1)))
+    assert data["patterns"] == [
+        {"path": ["layers.", ".self_attn.q"], "shape": [4, 6], "coordinates": {}},
+        {"path": ["layers.", ".up"], "shape": [8, 6], "coordinates": {}},
+    ]
+    assert data["sites"] == [[0, 0], [1, 0], [0, 1], [1, 1]]
+
+
+LAYERS = st.integers(-1, 3) | st.sampled_from(["", "1", "*", "first", "a.b", "."])
+WORDS = st.sampled_from(["", "0", "1", "2", "-1", "h", "*", "a b", "first", "\u00e9"])
+KINDS = st.sampled_from(["", "h", ".h", "h.1", "*"])
+NAMES = st.text(string.ascii_lowercase, min_size=1, max_size=2)
+
+
+@given(data=st.data(), words=st.lists(WORDS, min_size=1, max_size=4))
+def test_any_site_comes_back(data, words):
+    path = ".".join(words)
+    kinds = KINDS | st.just(path) | st.sampled_from([".".join(words[number:]) for number in range(len(words))])
+    coordinates = data.draw(st.fixed_dictionaries({}, optional={"layer": LAYERS, "kind": kinds}))
+    coordinates |= data.draw(st.dictionaries(NAMES, LAYERS, max_size=2))
+    site = Site(path, (4, 6), coordinates)
+    adapter = families.lora().bind([site], rank=1)
+    (again,) = from_json(to_json(adapter)).sites
+    assert again == site
+    assert {key: type(at) for key, at in again.coordinates.items()} == {
+        key: type(at) for key, at in site.coordinates.items()
+    }
+    assert to_json(from_json(to_json(adapter))) == to_json(adapter)
+
+
+GONE = type("Gone", (), {"__repr__": lambda self: "gone"})()
+ONES = {"law": "constant", "amount": 1, "fan": ""}
+
+
+def edited(text, place, value):
+    """The text with one value replaced, added, or taken out; `place` as in "spec.scale.alpha"."""
+    data = json.loads(text)
+    *way, last = place.split(".")
+    owner = data
+    for word in way:
+        owner = owner[int(word) if isinstance(owner, list) else word]
+    if value is GONE:
+        del owner[last]
+    elif isinstance(owner, list):
+        owner[int(last)] = value
+    else:
+        owner[last] = value
+    return json.dumps(data)
+
+
+SPEC_EDITS = [
+    ("format", 2, "the text: saved with format 2.\nHowever, this release reads format 1"),
+    ("format", "1", "the text: saved with format '1'"),
+    ("format", True, "the text: saved with format True"),
+    ("format", [1], "the text: saved with format .1."),
+    ("format", GONE, "saved with format None"),
+    ("spec", GONE, "adapter: missing keys"),
+    ("spec", [], "spec: a value of the wrong type, list"),
+    ("extra", 1, "adapter: unknown keys .'extra'."),
+    ("spec.extra", 1, "spec: unknown keys .'extra'..\nWas it saved by a newer release?"),
+    ("spec.weight", GONE, "spec: missing keys .'weight'."),
+    ("spec.caps", GONE, "spec: missing keys .'caps'."),
+    ("spec.name", 3, "spec.name: a value of the wrong type, int"),
+    ("spec.over", None, "spec.over: a value of the wrong type, NoneType"),
+    ("spec.centered", 0, "spec.centered: a value of the wrong type, int"),
+    ("spec.factors", [], "spec.factors: a value of the wrong type, list"),
+    ("spec.caps", {"r": 3}, "caps.r: a value of the wrong type, int"),
+    ("spec.scale", "raw", "spec.scale: a value of the wrong type, str"),
+    ("spec.scale.alpha", "1", "scale.alpha: a value of the wrong type, str"),
+    ("spec.scale.alpha", True, "scale.alpha: a value of the wrong type, bool"),
+    ("spec.scale.alpha", float("nan"), "a spec that cannot be(.|\n)*alpha must be a finite number"),
+    ("spec.scale.alpha", float("inf"), "a spec that cannot be(.|\n)*alpha must be a finite number"),
+    ("spec.scale.alpha", 10**400, "a spec that cannot be(.|\n)*alpha must be a finite number"),
+    ("spec.scale.alpha", 2e30, "a spec that cannot be(.|\n)*alpha must be a finite number"),
+    ("spec.scale.rule", "twice", "a spec that cannot be(.|\n)*unknown scale rule 'twice'"),
+    ("spec.scale.extra", 1, "scale: unknown keys"),
+    ("spec.factors.A", "r in", "factor A: a value of the wrong type, str"),
+    ("spec.factors.A.extra", 1, "factor A: unknown keys"),
+    ("spec.factors.A.modes", ["r", "in"], "factor A.modes: a value of the wrong type, list"),
+    ("spec.factors.A.trainable", 1, "factor A.trainable: a value of the wrong type, int"),
+    ("spec.factors.A.trainable", "yes", "factor A.trainable: a value of the wrong type, str"),
+    ("spec.factors.A.init", "zeros", "factor A.init: a value of the wrong type, str"),
+    ("spec.factors.A.init.law", "os.system", "a spec that cannot be(.|\n)*unknown law 'os.system'"),
+    ("spec.factors.A.init.amount", None, "factor A: init.amount: a value of the wrong type, NoneType"),
+    ("spec.factors.A.init.amount", 10**400, "a spec that cannot be(.|\n)*its bound must be 0 or from 1e-30 to 1e.30"),
+    ("spec.factors.A.init.amount", 2e30, "a spec that cannot be(.|\n)*its bound must be 0 or from 1e-30 to 1e.30"),
+    ("spec.factors.A.init.amount", 5e-324, "a spec that cannot be(.|\n)*its bound must be 0 or from 1e-30 to 1e.30"),
+    ("spec.factors.A.init.amount", float("nan"), "a spec that cannot be(.|\n)*its bound must be 0 or from"),
+    ("spec.factors.A.init.amount", True, "factor A: init.amount: a value of the wrong type, bool"),
+    ("spec.factors.A.init.fan", "z", "a spec that cannot be(.|\n)*unknown mode 'z'"),
+    ("spec.factors.A.init.mean", 0, "factor A: init: unknown keys .'mean'."),
+    ("spec.factors.A", GONE, "a spec that cannot be(.|\n)*weight mode 'in': no factor carries it"),
+    ("spec.factors._", {"modes": "r", "trainable": True, "init": ONES}, "factor '_': a name must not begin with '_'"),
+    ("spec.weight", "((out in", "a spec that cannot be(.|\n)*bracket inside a bracket"),
+    ("spec.weight", "(" * 10**6, "a spec that cannot be(.|\n)*bracket inside a bracket"),
+]
+
+
+@pytest.mark.parametrize(("place", "value", "message"), SPEC_EDITS, ids=lambda value: str(value)[:30])
+def test_a_text_of_a_spec_is_refused(place, value, message):
+    with pytest.raises(FormatError, match=message):
+        from_json(edited(to_json(families.lora()), place, value))
+
+
+ADAPTER_EDITS = [
+    ("extra", 1, "adapter: unknown keys"),
+    ("seed", GONE, "adapter: missing keys .'seed'."),
+    ("seed", "0", "adapter.seed: a value of the wrong type, str"),
+    ("seed", True, "adapter.seed: a value of the wrong type, bool"),
+    ("seed", -1, "seed: must be an integer of at least 0, got -1"),
+    ("seed", 0.5, "adapter.seed: a value of the wrong type, float"),
+    ("rank", "2", "adapter.rank: a value of the wrong type, str"),
+    ("rank", True, "adapter.rank: a value of the wrong type, bool"),
+    ("rank", 0, "rank: must be an integer of at least 1, got 0"),
+    ("rank", 2**31, "rank: must be at most 2,147,483,647, got 2,147,483,648"),
+    ("rank", {"p": 2, "q": 2**31}, "rank of 'q': must be at most 2,147,483,647"),
+    ("rank", {"p": 2}, "these are open: q"),
+    ("rank", {"p": 2, "q": "2"}, "rank of 'q': must be an integer of at least 1, got '2'"),
+    ("sizes", [], "adapter.sizes: a value of the wrong type, list"),
+    ("sizes", {"in": 5}, "must multiply to 6"),
+    ("sizes", {"in": 6.0}, "size of 'in': must be an integer of at least 1, got 6.0"),
+    ("sites", [], "needs at least one site"),
+    ("sites", {}, "adapter.sites: a value of the wrong type, dict"),
+    ("sites.0", 0, "sites: must be .pattern, layer., got 0"),
+    ("sites.0", [9, 0], "sites: must be .pattern, layer., got .9, 0."),
+    ("sites.0", [-1, 0], "sites: must be .pattern, layer."),
+    ("sites.0", [0, 0, 0], "sites: must be .pattern, layer."),
+    ("sites.0", [0, None], "sites: must be .pattern, layer."),
+    ("sites.0", [False, 0], "sites: must be .pattern, layer."),
+    ("sites.0", [0, True], "coordinate 'layer' must be an integer or a string, got True"),
+    ("sites.0", [0, 1], "layers.1.self_attn.q: this site was given 2 times"),
+    ("patterns", [], "sites: must be .pattern, layer."),
+    ("patterns.0", "x", "pattern: a value of the wrong type, str"),
+    ("patterns.0.extra", 1, "pattern: unknown keys"),
+    ("patterns.0.path", 1, "pattern.path: a value of the wrong type, int"),
+    ("patterns.0.path", "layers.*.self_attn.q", "pattern.path: a value of the wrong type, str"),
+    ("patterns.0.path", [], "pattern: must have a path of one or two strings and no layer"),
+    ("patterns.0.path", ["a", "b", "c"], "pattern: must have a path of one or two strings and no layer"),
+    ("patterns.0.path", ["a", 0], "pattern: must have a path of one or two strings and no layer"),
+    ("patterns.0.path", ["one.place.for.all.layers"], "one.place.for.all.layers: this site was given 2 times"),
+    ("patterns.0.shape", 24, "pattern.shape: a value of the wrong type, int"),
+    ("patterns.0.shape", [4, "6"], "an axis of the weight: must be an integer of at least 1, got '6'"),
+    ("patterns.0.shape", [4, 6.0], "an axis of the weight: must be an integer of at least 1, got 6.0"),
+    ("patterns.0.shape", [4, 0], "an axis of the weight: must be an integer of at least 1, got 0"),
+    ("patterns.0.shape", [4, 2**31], "an axis of the weight: must be at most 2,147,483,647"),
+    ("patterns.0.shape", [4, True], "an axis of the weight: must be an integer of at least 1, got True"),
+    ("patterns.0.shape", [], "a site is a weight of at least one axis"),
+    ("patterns.0.shape", [4, 6, 1], "this spec updates a weight of 2 axes"),
+    ("patterns.0.coordinates", {"kind": []}, "coordinate 'kind' must be an integer or a string"),
+    ("patterns.0.coordinates", {"kind": None}, "coordinate 'kind' must be an integer or a string"),
+    ("patterns.0.coordinates", {"kind": True}, "coordinate 'kind' must be an integer or a string, got True"),
+    ("patterns.0.coordinates", {"layer": 7}, "pattern: must have a path of one or two strings and no layer"),
+    ("patterns.0.coordinates.layer", 0, "pattern: must have a path of one or two strings and no layer"),
+]
+
+
+@pytest.mark.parametrize(("place", "value", "message"), ADAPTER_EDITS, ids=lambda value: str(value)[:30])
+def test_a_text_of_an_adapter_is_refused(place, value, message):
+    text = to_json(families.lotr().bind(SITES, rank=2))
+    with pytest.raises(FormatError, match=message):
+        from_json(edited(text, place, value))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not a JSON text"),
+        ("lora", "not a JSON text"),
+        ("{'format': 1}", "not a JSON text"),
+        ('{"format": 1', "not a JSON text"),
+        ("[" * 100_000, "not a JSON text"),
+        ('{"format":' * 100_000, "not a JSON text"),
+        ('{"format":' + "1" * 5000 + "}", "not a JSON text"),
+        ("[]", "the text: a value of the wrong type, list"),
+        ("3", "the text: a value of the wrong type, int"),
+        ("null", "the text: a value of the wrong type, NoneType"),
+        ("{}", "saved with format None"),
+        ('{"format": 1}', "adapter: missing keys"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_any_other_text_is_refused(text, message):
+    with pytest.raises(FormatError, match=message):
+        from_json(text)
+
+
+def test_every_cut_of_a_text_is_refused():
+    text = to_json(families.vera().bind(SITES, rank=2))
+    for length in range(len(text)):
+        with pytest.raises(FormatError, match="not a JSON text"):
+            from_json(text[:length])

@@ -1,0 +1,254 @@
+"""Sizes: how ranks, asked sizes and even splits become a network, and what does not fit."""
+
+import itertools
+import math
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tnadapt import AdapterSpec, Network, Site, SiteError, families, grid, raw, trainable, zeros
+from tnadapt._network import divisors, split_evenly
+
+LOTR, LORTA, LORA, TERA = families.lotr(), families.lorta(), families.lora(), families.tera()
+ONE = [Site("x", (12, 8))]
+LARGEST = 2**31 - 1
+RANKS = {  # the words of bind that say a rank of lora, and how a message about it begins
+    "int": (lambda rank: {"rank": rank}, "rank"),
+    "dict": (lambda rank: {"rank": {"r": rank}}, "rank of 'r'"),
+    "sizes": (lambda rank: {"sizes": {"r": rank}}, "size of 'r'"),
+}
+
+
+def sizes(spec, shape=(12, 8), **words):
+    (network,) = spec.bind([Site("x", shape)], **words).networks
+    return dict(network.sizes)
+
+
+def test_weight_modes_and_site_modes_come_from_the_sites():
+    (network,) = LOTR.bind(grid(layers=3, kinds={"q": (12, 8), "k": (12, 8)}), rank=2).networks
+    assert dict(network.sizes) == {"out": 12, "in": 8, "site": 6, "p": 2, "q": 2}
+    assert (network.weight_shape, network.out_modes, network.in_modes) == ((12, 8), ("out",), ("in",))
+    assert (network.shape("G"), network.local_modes("G"), network.volume("pq")) == ((6, 2, 2), ("p", "q"), 4)
+
+
+@pytest.mark.parametrize(
+    ("words", "ranks"),
+    [
+        ({"rank": 4}, (4, 4)),
+        ({"rank": {"p": 4, "q": 3}}, (4, 3)),
+        ({"rank": {"p": 4}, "sizes": {"q": 3}}, (4, 3)),
+        ({"sizes": {"p": 4, "q": 3}}, (4, 3)),
+        ({"rank": 4, "sizes": {"q": 3}}, (4, 3)),
+        ({"rank": 50}, (50, 50)),  # a rank above the sizes is the user's business
+    ],
+)
+def test_ranks(words, ranks):
+    found = sizes(LOTR, **words)
+    assert (found["p"], found["q"]) == ranks
+
+
+@pytest.mark.parametrize("rank", [0, -1, 2.0, 2.5, True, False, "2", [2], np.float64(2), float("nan")], ids=repr)
+@pytest.mark.parametrize("form", RANKS)
+def test_a_rank_that_is_no_positive_integer_is_refused(rank, form):
+    words, begins = RANKS[form]
+    with pytest.raises(SiteError, match=f"^{begins}: must be an integer of at least 1, got "):
+        LORA.bind(ONE, **words(rank))
+
+
+@pytest.mark.parametrize("form", RANKS)
+def test_no_rank_is_above_the_largest_size(form):
+    words, begins = RANKS[form]
+    assert dict(LORA.bind(ONE, **words(LARGEST)).networks[0].sizes)["r"] == LARGEST
+    for rank in (LARGEST + 1, 2**63, 10**400):
+        with pytest.raises(SiteError, match=f"^{begins}: must be at most 2,147,483,647, got "):
+            LORA.bind(ONE, **words(rank))
+
+
+@pytest.mark.parametrize("rank", [0, -1, 2.0, True, "2", 2**31], ids=repr)
+@pytest.mark.parametrize(
+    ("spec", "sizes"),
+    [
+        (AdapterSpec(name="own", weight="out in", factors={"W": trainable("out in", init=zeros())}, scale=raw()), {}),
+        (LORA, {"r": 3}),
+    ],
+    ids=["no bond", "a bond that sizes names"],
+)
+def test_a_rank_is_checked_where_nothing_needs_it(spec, sizes, rank):
+    with pytest.raises(SiteError, match=r"^rank: must be "):
+        spec.bind(ONE, rank=rank, sizes=sizes)
+    assert spec.bind(ONE, rank=5, sizes=sizes).networks[0].sizes.items() >= sizes.items()
+
+
+@pytest.mark.parametrize("rank", [0, True, "2", 2**31], ids=repr)
+def test_a_rank_of_a_dict_is_checked_where_nothing_needs_it(rank):
+    with pytest.raises(SiteError, match=r"^rank of 'r': must be "):
+        LORA.bind(ONE, rank={"r": rank}, sizes={"r": 3})
+
+
+@pytest.mark.parametrize(
+    ("spec", "words", "message"),
+    [
+        (LOTR, {"rank": {"p": 1, "z": 1}}, "lotr has no bond 'z'.\nIts bonds are p, q."),
+        (LOTR, {"rank": {"in": 1}}, "lotr has no bond 'in'"),
+        (LOTR, {"rank": 1, "sizes": {"z": 1}}, "lotr has no mode 'z' whose size is free.\nIt has in, out, p, q."),
+        (LOTR, {"rank": 1, "sizes": {"site": 1}}, "lotr has no mode 'site' whose size is free"),
+        (LOTR, {}, "However, these are open: p, q.\nPass rank=8 for all, or rank=.'p': 8. one by one"),
+        (LOTR, {"rank": {"p": 1}}, "However, these are open: q."),
+        (LOTR, {"rank": {}}, "However, these are open: p, q."),
+        (TERA, {"rank": {"r_o2": 2}}, "However, these are open: r_o1, r_o3, r_i1, r_i2, r_i3."),
+        (LORA, {"rank": 1, "sizes": {"in": 0}}, "size of 'in': must be an integer of at least 1, got 0"),
+        (LORA, {"rank": 1, "sizes": {"in": 4}}, "must multiply to 8.\nHowever, in=4 does not give 8"),
+        (LORTA, {"rank": 1, "sizes": {"head": 5}}, r"x: the sizes of \(head dim\) must multiply to 12."),
+        (LORTA, {"rank": 1, "sizes": {"head": 5}}, "head=5 does not divide 12.\nDivisors of 12: 1, 2, 3, 4, 6, 12."),
+        (LORTA, {"rank": 1, "sizes": {"head": 24}}, "head=24 does not divide 12"),
+        (LORTA, {"rank": 1, "sizes": {"head": 3, "dim": 2}}, "head=3, dim=2 does not give 12"),
+        (LORA, {"rank": 1, "seed": -1}, "seed: must be an integer of at least 0, got -1"),
+        (LORA, {"rank": 1, "seed": 0.0}, "seed: must be an integer of at least 0, got 0.0"),
+        (LORA, {"rank": 1, "seed": True}, "seed: must be an integer of at least 0, got True"),
+    ],
+)
+def test_what_does_not_fit_is_refused(spec, words, message):
+    with pytest.raises(SiteError, match=message):
+        spec.bind(ONE, **words)
+
+
+@pytest.mark.parametrize(("spec", "shape", "axes"), [(LORA, (4,), 2), (LORA, (4, 3, 3), 2), (TERA, (4, 3, 2, 2), 2)])
+def test_a_weight_of_other_axes_is_refused(spec, shape, axes):
+    with pytest.raises(SiteError, match=f"conv1: this spec updates a weight of {axes} axes.\nHowever, the weight"):
+        spec.bind([Site("conv1", shape)], rank=1)
+
+
+def test_a_conv_kernel_has_four_axes():
+    spec = AdapterSpec(
+        name="conv",
+        weight="out in kh kw",
+        factors={"A": trainable("r in kh kw"), "B": trainable("out r", init=zeros())},
+        scale=raw(),
+    )
+    assert sizes(spec, (6, 4, 3, 2), rank=5) == {"out": 6, "in": 4, "kh": 3, "kw": 2, "r": 5}
+
+
+@pytest.mark.parametrize(
+    ("shape", "asked", "expected"),
+    [
+        ((768, 1024), {}, (8, 8, 12, 8, 8, 16)),
+        ((768, 1024), {"o1": 3}, (3, 16, 16, 8, 8, 16)),
+        ((768, 1024), {"o2": 3, "i3": 1}, (16, 3, 16, 32, 32, 1)),
+        ((7, 1), {}, (1, 1, 7, 1, 1, 1)),
+        ((4096, 11008), {}, (16, 16, 16, 16, 16, 43)),
+    ],
+)
+def test_open_modes_split_evenly(shape, asked, expected):
+    found = sizes(TERA, shape, rank=1, sizes=asked)
+    assert tuple(found[mode] for mode in ("o1", "o2", "o3", "i1", "i2", "i3")) == expected
+
+
+@given(st.integers(1, 10**6), st.integers(1, 5))
+def test_a_split_multiplies_to_the_number_and_rises(number, parts):
+    split = split_evenly(number, parts)
+    assert math.prod(split) == number
+    assert len(split) == parts
+    assert list(split) == sorted(split)
+
+
+@given(st.integers(1, 400), st.integers(1, 4))
+def test_no_split_has_a_smaller_sum(number, parts):
+    parted = itertools.combinations_with_replacement([d for d in range(1, number + 1) if number % d == 0], parts)
+    assert sum(split_evenly(number, parts)) == min(sum(split) for split in parted if math.prod(split) == number)
+
+
+@given(st.integers(1, 2000))
+def test_divisors(number):
+    assert divisors(number) == tuple(part for part in range(1, number + 1) if number % part == 0)
+
+
+def test_caps_cut_a_rank_to_its_mode():
+    found = sizes(TERA, (8, 27), rank=5)
+    assert [found[f"r_{mode}"] for mode in ("o1", "o2", "o3", "i1", "i2", "i3")] == [2, 2, 2, 3, 3, 3]
+    found = sizes(TERA, (8, 27), rank=dict.fromkeys(TERA.bonds, 2) | {"r_i1": 9})
+    assert [found[f"r_{mode}"] for mode in ("o1", "i1", "i2")] == [2, 3, 2]
+
+
+def test_a_bond_that_sizes_names_is_not_cut():
+    found = sizes(TERA, (8, 27), rank=5, sizes={"r_o1": 4})
+    assert (found["r_o1"], found["r_o2"]) == (4, 2)
+
+
+def test_caps_cut_each_group_by_its_own_modes():
+    adapter = TERA.bind([Site("a", (8, 8)), Site("b", (27, 8))], rank=5)
+    assert [network.sizes["r_o1"] for network in adapter.networks] == [2, 3]
+
+
+def test_the_scale_is_that_of_the_rank():
+    site = [Site("x", (4, 4))]
+    assert families.lora(alpha=6).bind(site, rank=4).networks[0].scale == 1.5
+    assert families.lora(alpha=6, rank_stabilized=True).bind(site, rank=4).networks[0].scale == 3.0
+    assert families.lora(alpha=6).bind(site, rank=4, alpha=2).networks[0].scale == 0.5
+    assert families.tlora(alpha=6).bind(site, rank=4).networks[0].scale == 6.0
+    assert families.lotr(alpha=6).bind(site, rank={"p": 3, "q": 4}).networks[0].scale == 2.0
+    assert type(families.tlora(alpha=6).bind(site, rank=4).networks[0].scale) is float
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.0, "2", True])
+def test_a_site_of_no_size_is_refused(size):
+    with pytest.raises(SiteError, match=r"h.0.q: an axis of the weight: must be an integer of at least 1, got "):
+        Site("h.0.q", (4, size))
+    with pytest.raises(SiteError, match="mode 'in': must be an integer of at least 1, got "):
+        Network((("out",), ("in",)), (), {"A": trainable("out in")}, {"out": 4, "in": size}, 1.0)
+
+
+def test_no_size_is_above_the_largest():
+    site, modes = Site("h.0.q", (LARGEST, LARGEST)), (("out",), ("in",))
+    assert sizes(TERA, site.shape, rank=1)["o3"] == LARGEST  # a prime
+    for size in (LARGEST + 1, 2**64, 10**400):
+        with pytest.raises(SiteError, match=r"^h.0.q: an axis of the weight: must be at most 2,147,483,647, got "):
+            Site("h.0.q", (4, size))
+        with pytest.raises(SiteError, match=r"^mode 'in': must be at most 2,147,483,647, got "):
+            Network(modes, (), {"A": trainable("out in")}, {"out": 4, "in": size}, 1.0)
+        with pytest.raises(SiteError, match=r"^size of 'in': must be at most 2,147,483,647, got "):
+            LORA.bind([site], rank=1, sizes={"in": size})
+        with pytest.raises(SiteError, match=r"^grid: layers: must be at most 2,147,483,647, got "):
+            grid(layers=size, kinds={"q": (4, 6)})
+
+
+@pytest.mark.parametrize("number", [2**31 - 1, 2**30, 2_095_133_040, 1_102_701_600])  # a prime, and with most divisors
+def test_the_largest_axes_are_split_in_no_time(number):
+    divisors.cache_clear()
+    split_evenly.cache_clear()
+    start = time.perf_counter()
+    split = split_evenly(number, 6)
+    assert time.perf_counter() - start < 5
+    assert math.prod(split) == number
+
+
+def test_a_site_without_axes_or_with_odd_coordinates_is_refused():
+    with pytest.raises(SiteError, match=r"x: a site is a weight of at least one axis.\nHowever, its shape is \(\)"):
+        Site("x", ())
+    for value in (1.0, None, True, (1,)):
+        with pytest.raises(SiteError, match="x: coordinate 'layer' must be an integer or a string, got "):
+            Site("x", (4, 4), {"layer": value})
+
+
+def test_a_site_fills_its_coordinates():
+    assert dict(Site("x", (4, 4)).coordinates) == {"layer": 0, "kind": "x"}
+    assert dict(Site("x", [4, 4], {"layer": 3, "task": "a"}).coordinates) == {"layer": 3, "kind": "x", "task": "a"}
+    assert Site("x", [4, 4]).shape == (4, 4)
+
+
+def test_a_grid_goes_layer_by_layer():
+    sites = grid(layers=2, kinds={"q": (4, 6), "up": (8, 6)})
+    assert [(site.path, site.shape, dict(site.coordinates)) for site in sites] == [
+        ("layers.0.q", (4, 6), {"layer": 0, "kind": "q"}),
+        ("layers.0.up", (8, 6), {"layer": 0, "kind": "up"}),
+        ("layers.1.q", (4, 6), {"layer": 1, "kind": "q"}),
+        ("layers.1.up", (8, 6), {"layer": 1, "kind": "up"}),
+    ]
+
+
+@pytest.mark.parametrize("layers", [0, -1, 1.0, "2", True])
+def test_a_grid_of_no_layers_is_refused(layers):
+    with pytest.raises(SiteError, match="grid: layers: must be an integer of at least 1, got "):
+        grid(layers=layers, kinds={"q": (4, 6)})

@@ -1,0 +1,224 @@
+"""What a spec refuses, and what it takes."""
+
+import pickle
+
+import pytest
+
+from tnadapt import (
+    AdapterSpec,
+    Init,
+    Scale,
+    SpecError,
+    TnadaptError,
+    constant,
+    frozen,
+    normal,
+    ones,
+    orthogonal,
+    over_rank,
+    over_sqrt_rank,
+    raw,
+    trainable,
+    uniform,
+    zeros,
+)
+
+A, B = trainable("r in"), trainable("out r", init=zeros())
+INF, NAN = float("inf"), float("nan")
+NOT_BETWEEN = "factor 'A': law {}: its {} must be 0 or from 1e-30 to 1e+30 in size, got {}"
+
+
+def spec(**changes):
+    """A small valid spec with changes; `A` and `B` replace one factor each."""
+    factors = {"A": changes.pop("A", A), "B": changes.pop("B", B)}
+    return AdapterSpec(**({"name": "own", "weight": "out in", "factors": factors, "scale": raw()} | changes))
+
+
+REFUSED = {  # changes -> the one fault that must be named, whole
+    "a lonely bond": ({"B": trainable("out r q", init=zeros())}, "bond 'q': in one factor only"),
+    "a site mode left out of over": ({"A": trainable("layer r in")}, "bond 'layer': in one factor only"),
+    "a weight mode without factor": ({"weight": "out in kh"}, "weight mode 'kh': no factor carries it"),
+    "a mode twice in a factor": ({"A": trainable("r in r")}, "factor 'A': mode 'r' twice"),
+    "a mode twice in weight": ({"weight": "out in in"}, "mode 'in': named twice in weight and over"),
+    "a mode twice in an axis": ({"weight": "(out out) in"}, "mode 'out': named twice in weight and over"),
+    "a mode in weight and over": ({"over": "in"}, "mode 'in': named twice in weight and over"),
+    "a mode twice in over": ({"over": "layer layer"}, "mode 'layer': named twice in weight and over"),
+    "a name with a blank": ({"name": "my own"}, "spec 'my own': a name must be an identifier"),
+    "an empty name": ({"name": ""}, "spec '': a name must be an identifier"),
+    "a factor named as the header of a file": (
+        {"factors": {"__metadata__": A, "B": B}},
+        "factor '__metadata__': a name must not begin with '_'",
+    ),
+    "a factor that begins with a line": ({"factors": {"_": A, "B": B}}, "factor '_': a name must not begin with '_'"),
+    "a factor with a dot": ({"factors": {"a.b": A, "B": B}}, "factor 'a.b': a name must be an identifier"),
+    "a mode that is a number": ({"over": "3"}, "mode '3': a name must be an identifier"),
+    "a scale over an unknown mode": ({"scale": over_rank("z")}, "scale: unknown mode 'z'; the bonds are r"),
+    "a scale over a weight mode": ({"scale": over_sqrt_rank("in")}, "scale: unknown mode 'in'; the bonds are r"),
+    "a scale over nothing": ({"scale": over_rank("")}, "scale: unknown mode ''; the bonds are r"),
+    "an infinite alpha": ({"scale": raw(INF)}, "scale: alpha must be a finite number, got inf"),
+    "an alpha that is no number": ({"scale": raw(NAN)}, "scale: alpha must be a finite number, got nan"),
+    "an alpha of text": ({"scale": raw("16")}, "scale: alpha must be a finite number, got '16'"),
+    "an alpha of truth": ({"scale": raw(True)}, "scale: alpha must be a finite number, got True"),
+    "an alpha beyond floats": ({"scale": raw(10**400)}, "scale: alpha must be a finite number"),
+    "a large alpha": ({"scale": raw(1.1e30)}, "scale: alpha must be a finite number, got 1.1e+30"),
+    "a large negative alpha": ({"scale": over_rank("r", alpha=-1e31)}, "scale: alpha must be a finite number, got -1"),
+    "an unknown fan": (
+        {"A": trainable("r in", init=normal(fan="z"))},
+        "factor 'A': its fan names the unknown mode",
+    ),
+    "an unknown law": ({"A": trainable("r in", init=Init("cauchy", 1.0))}, "factor 'A': unknown law 'cauchy'; known: "),
+    "an infinite deviation": ({"A": trainable("r in", init=normal(INF))}, "factor 'A': law normal: its std must be"),
+    "a bound that is no number": (
+        {"A": trainable("r in", init=uniform(NAN))},
+        "factor 'A': law uniform: its bound",
+    ),
+    "a gain that is no number": (
+        {"A": trainable("r in", init=orthogonal(NAN))},
+        "factor 'A': law orthogonal: its",
+    ),
+    "a large deviation": ({"A": trainable("r in", init=normal(2e30))}, NOT_BETWEEN.format("normal", "std", "2e+30")),
+    "a large negative value": (
+        {"A": trainable("r in", init=constant(-1e31))},
+        NOT_BETWEEN.format("constant", "value", "-1e+31"),
+    ),
+    "a small bound": ({"A": trainable("r in", init=uniform(1e-31))}, NOT_BETWEEN.format("uniform", "bound", "1e-31")),
+    "the smallest gain": (
+        {"A": trainable("r in", init=orthogonal(-5e-324))},
+        NOT_BETWEEN.format("orthogonal", "gain", "-5e-324"),
+    ),
+    "a cap on no bond": ({"caps": {"out": "in"}}, "caps: 'out' must be a bond and 'in' a mode of the weight"),
+    "a cap by no mode": ({"caps": {"r": "z"}}, "caps: 'r' must be a bond and 'z' a mode of the weight"),
+    "a cap by a site mode": ({"over": "layer", "caps": {"r": "layer"}}, "caps: 'r' must be a bond and 'layer' a mode"),
+    "nothing trainable": ({"A": frozen("r in"), "B": frozen("out r", init=zeros())}, "nothing is trainable"),
+    "a start that is not zero": ({"B": trainable("out r")}, "the update does not start at 0"),
+    "two zeros": ({"A": trainable("r in", init=zeros())}, "dead start: A, B are all zero"),
+    "two zeros, one frozen": ({"A": frozen("r in", init=zeros())}, "dead start: A, B are all zero"),
+    "two zeros by other words": ({"A": trainable("r in", init=normal(0))}, "dead start: A, B are all zero"),
+    "a frozen zero": ({"B": frozen("out r", init=constant(0))}, "dead start: B is zero and frozen"),
+}
+
+
+@pytest.mark.parametrize(("changes", "fault"), REFUSED.values(), ids=REFUSED)
+def test_a_spec_refuses(changes, fault):
+    with pytest.raises(SpecError, match="is not valid:\n  - ") as caught:
+        spec(**changes)
+    assert len(caught.value.faults) == 1, caught.value
+    assert caught.value.faults[0].startswith(fault)
+    assert isinstance(caught.value, TnadaptError)
+
+
+@pytest.mark.parametrize("amount", [True, "1"], ids=repr)
+def test_an_amount_that_is_no_number_is_refused(amount):
+    with pytest.raises(SpecError, match="law normal: its std must be"):
+        spec(A=trainable("r in", init=Init("normal", amount)))
+
+
+def test_an_unknown_rule_of_the_scale_is_refused():
+    with pytest.raises(SpecError, match="unknown scale rule 'twice'; known: over_rank, over_sqrt_rank, raw"):
+        spec(scale=Scale("twice", 1.0))
+
+
+@pytest.mark.parametrize("weight", ["", "out"])
+def test_a_weight_of_less_than_two_axes_is_refused(weight):
+    with pytest.raises(SpecError, match="needs an out axis and at least one in axis"):
+        spec(weight=weight)
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [("(out in", "is never closed"), ("out in)", "closes nothing"), ("((a b) out) in", "bracket inside a bracket")],
+)
+def test_brackets_of_the_weight_are_faults_of_the_spec(weight, message):
+    with pytest.raises(SpecError, match=f"spec 'own' is not valid:\n  - weight: .*{message}"):
+        spec(weight=weight)
+
+
+@pytest.mark.parametrize("place", ["over", "factor"])
+def test_brackets_outside_of_the_weight_are_refused(place):
+    changes = {"over": "(layer kind)"} if place == "over" else {"A": trainable("(r in)")}
+    with pytest.raises(SpecError, match=r"mode '\(': a name must be an identifier"):
+        spec(**changes)
+
+
+def test_all_faults_come_at_once():
+    with pytest.raises(SpecError, match="spec 'my own' is not valid") as caught:
+        AdapterSpec(
+            name="my own",
+            weight="(out out) in",
+            factors={"A": trainable("r p"), "B": trainable("out r", init=normal(fan="z"))},
+            scale=over_rank("q", alpha=NAN),
+            caps={"q": "in"},
+        )
+    assert caught.value.name == "my own"
+    text = str(caught.value)
+    assert text.splitlines()[1:] == [f"  - {fault}" for fault in caught.value.faults]
+    for part in (
+        "spec 'my own'",
+        "'out': named twice",
+        "weight mode 'in'",
+        "bond 'p'",
+        "unknown mode 'z'",
+        "alpha must be a finite number, got nan",
+        "scale: unknown mode 'q'",
+        "caps: 'q'",
+        "does not start at 0",
+    ):
+        assert text.count(part) == 1 + (part == "spec 'my own'"), part  # its name is in the first line too
+
+
+def test_a_spec_error_survives_pickling():
+    with pytest.raises(SpecError, match="nothing is trainable") as caught:
+        spec(A=frozen("r in"), B=frozen("out r"))
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (type(again), str(again), again.faults) == (SpecError, str(caught.value), caught.value.faults)
+
+
+@pytest.mark.parametrize("words", [{"centered": True}, {"identity_at_start": False}])
+@pytest.mark.parametrize("law", [ones(), normal(), zeros()])
+def test_a_start_of_any_kind_is_taken_when_it_is_said(words, law):
+    assert spec(B=trainable("out r", init=law), **words).factors["B"].init == law
+
+
+def test_centered_needs_something_trainable_too():
+    with pytest.raises(SpecError, match="nothing is trainable"):
+        spec(A=frozen("r in"), B=frozen("out r"), centered=True)
+
+
+TAKEN = {
+    "a site mode that no factor carries": {"over": "layer"},
+    "a scalar": {"factors": {"A": A, "B": B, "s": trainable("", init=ones())}},
+    "a bond in three factors": {"factors": {"A": A, "B": B, "d": trainable("r")}},
+    "a weight mode in two factors": {"factors": {"A": A, "B": B, "b": trainable("out")}},
+    "one factor": {"factors": {"W": trainable("in out", init=zeros())}},
+    "a frozen partner": {"A": frozen("r in")},
+    "a fan over a mode of another factor": {"A": trainable("r in", init=normal(fan="out"))},
+    "a negative alpha": {"scale": raw(-2)},
+    "the largest alpha": {"scale": raw(1e30)},
+    "the largest alpha as an integer": {"scale": raw(-(10**30))},
+    "a small alpha": {"scale": raw(5e-324)},
+    "the largest amount": {"A": trainable("r in", init=normal(1e30))},
+    "the smallest amount": {"A": trainable("r in", init=uniform(1e-30))},
+    "a negative amount": {"A": trainable("r in", init=constant(-1e30))},
+    "a line within a name": {"factors": {"A_": A, "B_1": B}},
+    "a mode that begins with a line": {"A": trainable("_r in"), "B": trainable("out _r", init=zeros())},
+}
+
+
+@pytest.mark.parametrize("changes", TAKEN.values(), ids=TAKEN)
+def test_a_spec_takes(changes):
+    made = spec(**changes)
+    assert made.axes == (("out",), ("in",))
+
+
+def test_bonds_are_what_is_neither_weight_nor_site():
+    made = spec(
+        over="layer",
+        factors={"A": trainable("p in"), "G": trainable("q layer p"), "B": trainable("out q", init=zeros())},
+    )
+    assert made.bonds == ("p", "q")
+    assert made.site_modes == ("layer",)
+
+
+def test_blanks_have_no_meaning():
+    assert spec(weight="  out \t in", over=" layer  kind ") == spec(over="layer kind")
+    assert spec(weight="(out) in") == spec()

@@ -1,0 +1,159 @@
+"""Specs, adapters and what they are made of are values: immutable, hashable, equal by value, easy to copy."""
+
+import copy
+import dataclasses
+import pickle
+
+import pytest
+
+from tnadapt import (
+    AdapterSpec,
+    Network,
+    Site,
+    SpecError,
+    count,
+    families,
+    frozen,
+    grid,
+    normal,
+    over_rank,
+    plan,
+    raw,
+    trainable,
+    zeros,
+)
+
+A, G, B = trainable("out p"), trainable("site p q", init=zeros()), trainable("in q")
+SITES = grid(layers=2, kinds={"q": (4, 6), "up": (8, 6)})
+
+
+def own(**changes):
+    factors = {"A": A, "G": G, "B": B}
+    table = {"name": "own", "weight": "out in", "over": "site", "factors": factors, "scale": over_rank("p")}
+    return AdapterSpec(**(table | changes))
+
+
+def values():
+    """One of every kind of value that a person can hold in hand."""
+    spec = families.tera()
+    adapter = spec.bind(SITES, rank=dict.fromkeys(spec.bonds, 2), sizes={"o1": 1}, alpha=3.0, seed=7)
+    network = adapter.networks[0]
+    parts = [spec.factors["G"], spec.factors["G"].init, spec.scale, SITES[0], adapter.groups[0]]
+    return [own(), spec, adapter, network, plan(network), count(adapter), *parts]
+
+
+@pytest.mark.parametrize("value", values(), ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "copied",
+    [copy.copy, copy.deepcopy, dataclasses.replace, lambda value: pickle.loads(pickle.dumps(value))],
+    ids=["copy", "deepcopy", "replace", "pickle"],
+)
+def test_a_copy_is_equal(value, copied):
+    again = copied(value)
+    assert again == value
+    assert hash(again) == hash(value)
+    assert str(again) == str(value)
+
+
+@pytest.mark.parametrize("value", values(), ids=lambda value: type(value).__name__)
+def test_no_field_can_be_set(value):
+    for field in dataclasses.fields(value):
+        with pytest.raises(dataclasses.FrozenInstanceError, match=f"cannot assign to field '{field.name}'"):
+            setattr(value, field.name, None)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (own(), "factors"),
+        (own(), "caps"),
+        (SITES[0], "coordinates"),
+        (own().bind(SITES, rank={"p": 1, "q": 2}), "rank"),
+        (own().bind(SITES, rank=1), "sizes"),
+        (own().bind(SITES, rank=1).networks[0], "sizes"),
+        (own().bind(SITES, rank=1).networks[0], "factors"),
+        (own().bind(SITES, rank=1).groups[0], "values"),
+    ],
+)
+def test_no_mapping_can_be_changed(owner, name):
+    mapping = getattr(owner, name)
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        mapping["A"] = 1
+    with pytest.raises(AttributeError, match="attribute"):
+        mapping.extra = 1
+
+
+def test_what_was_passed_can_change_without_harm():
+    factors, rank, sizes, coordinates = {"A": A, "G": G, "B": B}, {"p": 1, "q": 2}, {"in": 6}, {"layer": 1}
+    spec, site = own(factors=factors), Site("x", (4, 6), coordinates)
+    adapter = spec.bind([site], rank=rank, sizes=sizes)
+    before = hash(adapter), str(adapter)
+    for mapping in (factors, rank, sizes, coordinates):
+        mapping.clear()
+    assert (hash(adapter), str(adapter)) == before
+    assert spec == own()
+
+
+def test_the_order_of_factors_has_no_meaning():
+    other = own(factors={"B": B, "A": A, "G": G})
+    assert other == own()
+    assert hash(other) == hash(own())
+    assert {own(): "found"}[other] == "found"
+    assert other.bind(SITES, rank=2) == own().bind(SITES, rank=2)
+    assert len({*other.bind(SITES, rank=2).networks, *own().bind(SITES, rank=2).networks}) == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "other"},
+        {"over": "site layer"},
+        {"scale": over_rank("q")},
+        {"scale": over_rank("p", alpha=2.0)},
+        {"centered": True},
+        {"identity_at_start": False},
+        {"caps": {"p": "out"}},
+        {"weight": "out in", "factors": {"A": A, "G": G, "C": B}},
+        {"factors": {"A": frozen("out p"), "G": G, "B": B}},
+        {"factors": {"A": trainable("p out"), "G": G, "B": B}},
+        {"factors": {"A": trainable("out p", init=normal(2)), "G": G, "B": B}},
+    ],
+)
+def test_every_field_counts(changes):
+    assert own(**changes) != own()
+
+
+@pytest.mark.parametrize(
+    "words", [{"rank": 2}, {"rank": 1, "seed": 1}, {"rank": 1, "alpha": 2.0}, {"rank": 1, "sizes": {"in": 6}}]
+)
+def test_every_word_of_bind_counts(words):
+    assert own().bind(SITES, **words) != own().bind(SITES, rank=1)
+
+
+def test_replace_checks_again():
+    assert dataclasses.replace(own(), scale=raw()).scale == raw()
+    with pytest.raises(SpecError, match="bond 'q': in one factor only"):
+        dataclasses.replace(own(), factors={"A": A, "G": G, "B": trainable("in")})
+    again = dataclasses.replace(own().bind(SITES, rank=2, seed=3), rank=5)
+    assert again == own().bind(SITES, rank=5, seed=3)
+    assert {network.sizes["p"] for network in again.networks} == {5}
+
+
+def test_bind_leaves_the_spec_as_it_was():
+    spec = own()
+    adapter = spec.bind(SITES, rank=2, alpha=9.0)
+    assert adapter.spec == own(scale=over_rank("p", alpha=9.0))
+    assert spec == own()
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), "16", True])
+def test_bind_refuses_an_alpha_that_is_no_number(alpha):
+    with pytest.raises(SpecError, match="alpha must be a finite number"):
+        own().bind(SITES, rank=2, alpha=alpha)
+
+
+def test_groups_of_equal_sizes_have_one_network():
+    networks = families.lora().bind(SITES, rank=2).networks
+    assert len(networks) == 4
+    assert len(set(networks)) == 2
+    assert all(isinstance(network, Network) for network in networks)

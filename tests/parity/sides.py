@@ -1,0 +1,150 @@
+"""One question to both sides: the numpy reference in float64, and the PyTorch binding on a host of zero weights."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+import tnadapt
+from tnadapt import Adapter, AdapterSpec, Params, Site
+from tnadapt_torch import AdapterState, attach
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+
+def host_of(sites: tuple[Site, ...]) -> nn.Module:
+    """Linear layers at the paths of these sites. Their weights are 0: what comes out is the update."""
+    root = nn.Module()
+    for site in sites:
+        *path, leaf = site.path.split(".")
+        place = root
+        for word in path:
+            if word not in dict(place.named_children()):
+                place.add_module(word, nn.Module())
+            place = place.get_submodule(word)
+        outer, inner = site.shape
+        place.add_module(leaf, nn.Linear(inner, outer, bias=False))
+    return root.requires_grad_(requires_grad=False).apply(to_zero)
+
+
+def to_zero(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.weight)
+
+
+def torch_side(adapter: Adapter, params: Params, dtype: torch.dtype) -> tuple[nn.Module, AdapterState]:
+    """A host with this adapter, holding these params."""
+    host = host_of(adapter.sites).to(dtype)
+    state = attach(
+        host,
+        adapter.spec,
+        target_modules=[site.path for site in adapter.sites],
+        rank=adapter.rank,
+        sizes=adapter.sizes,
+        seed=adapter.seed,
+    ).to(dtype)
+    assert state.adapter == adapter
+    with torch.no_grad():
+        for name, value in state.params().items():
+            value.copy_(torch.from_numpy(params[name]))
+    return host, state
+
+
+def moved(adapter: Adapter, seed: int = 0) -> Params:
+    """Params as after training, all of them numbers that float32 holds."""
+    random = np.random.default_rng(seed)
+    return {
+        name: random.standard_normal(value.shape).astype(np.float32).astype(np.float64)
+        if adapter.slots[name].factor.trainable
+        else value
+        for name, value in tnadapt.init(adapter).items()
+    }
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Outputs, updates and the gradients of x by site; the gradients of the trainable factors by name."""
+
+    y: dict[str, np.ndarray]
+    delta: dict[str, np.ndarray]
+    of_x: dict[str, np.ndarray]
+    of_factor: dict[str, np.ndarray]
+
+
+def questions(adapter: Adapter, seed: int = 1) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """An x of shape (2, 3, in) and a gradient of the output for each site, all of them numbers that float32 holds."""
+    random = np.random.default_rng(seed)
+    xs = {site.path: random.standard_normal((2, 3, site.shape[1])).astype(np.float32) for site in adapter.sites}
+    gs = {site.path: random.standard_normal((2, 3, site.shape[0])).astype(np.float32) for site in adapter.sites}
+    return xs, gs
+
+
+def by_reference(adapter: Adapter, params: Params) -> Answers:
+    """In float64. An update is linear in each factor, so a unit in one entry gives that entry's gradient exactly."""
+    xs, gs = questions(adapter)
+    deltas = {site.path: tnadapt.delta(adapter, params, site) for site in adapter.sites}
+    outer = {path: np.einsum("abo,abi->oi", gs[path].astype(float), xs[path].astype(float)) for path in xs}
+    of_factor = {
+        name: of_slot(adapter, params, name, outer) for name, slot in adapter.slots.items() if slot.factor.trainable
+    }
+    return Answers(
+        y={path: tnadapt.apply(adapter, params, path, x) for path, x in xs.items()},
+        delta=deltas,
+        of_x={path: gs[path].astype(float) @ deltas[path] for path in xs},
+        of_factor=of_factor,
+    )
+
+
+def of_slot(adapter: Adapter, params: Params, name: str, outer: dict[str, np.ndarray]) -> np.ndarray:
+    """The gradient of one factor, entry by entry."""
+    groups = [g for g in adapter.groups if name in {adapter.slot_name(g, f) for f in g.network.factors}]
+    sites = [site for group in groups for site in group.sites]
+    gradient = np.zeros(params[name].shape)
+    nothing = params | {name: np.zeros_like(gradient)}
+    at_zero = {site.path: tnadapt.delta(adapter, nothing, site) for site in sites}
+    for place in np.ndindex(gradient.shape):
+        unit = np.zeros_like(gradient)
+        unit[place] = 1.0
+        for site in sites:
+            change = tnadapt.delta(adapter, params | {name: unit}, site) - at_zero[site.path]
+            gradient[place] += np.sum(outer[site.path] * change)
+    return gradient
+
+
+def by_torch(adapter: Adapter, params: Params, dtype: torch.dtype) -> Answers:
+    """The same by modules that are called, and by autograd."""
+    host, state = torch_side(adapter, params, dtype)
+    given, gs = questions(adapter)
+    xs = {path: torch.from_numpy(x).to(dtype).requires_grad_() for path, x in given.items()}
+    ys = {path: host.get_submodule(path)(x) for path, x in xs.items()}
+    torch.autograd.backward([*ys.values()], [torch.from_numpy(gs[path]).to(dtype) for path in ys])
+    assert all(value.grad is None for value in host.parameters() if not value.requires_grad)
+    return Answers(
+        y={path: y.detach().numpy() for path, y in ys.items()},
+        delta={path: state.delta(path).detach().numpy() for path in ys},
+        of_x={path: x.grad.numpy() for path, x in xs.items()},
+        of_factor={name: value.grad.numpy() for name, value in state.params().items() if value.requires_grad},
+    )
+
+
+def assert_same(found: Answers, wanted: Answers, tolerance: float) -> None:
+    for what in ("y", "delta", "of_x", "of_factor"):
+        ours, theirs = getattr(found, what), getattr(wanted, what)
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            assert ours[name].shape == value.shape
+            largest = np.abs(value).max(initial=0) or 1.0
+            error = np.abs(ours[name] - value).max(initial=0) / largest
+            assert error <= tolerance, f"{what} of {name} is off by {error:.3g} of the largest entry"
+
+
+def compare(
+    spec: AdapterSpec, sites: tuple[Site, ...], dtype: torch.dtype, *, rank=None, sizes=None, seed=5
+) -> Answers:
+    """Bind, ask both sides, and see that they agree; gives the reference's answers."""
+    adapter = spec.bind(sites, rank=rank, sizes=sizes, seed=seed)
+    params = moved(adapter)
+    wanted = by_reference(adapter, params)
+    assert_same(by_torch(adapter, params, dtype), wanted, TOLERANCE[dtype])
+    return wanted

@@ -1,0 +1,286 @@
+"""Attaching: what is new on the host, what is not touched, and all or nothing."""
+
+import pytest
+import torch
+from torch import nn
+
+from tests.torch import hosts
+from tnadapt import AdapterSpec as Spec
+from tnadapt import SiteError, SpecError, count, families, raw, trainable, zeros
+from tnadapt_torch import AdapterState, attach
+
+every_family = pytest.mark.parametrize("family", hosts.FAMILIES)
+
+
+@every_family
+def test_only_keys_under_the_adapters_name_are_new(family):
+    model = hosts.toy()
+    before = hosts.photo(model)["tensors"]
+    hosts.adapt(model, family, name="mine", awake=False)
+    after = hosts.photo(model)["tensors"]
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+    fresh = after.keys() - before.keys()
+    assert fresh
+    assert all(key.startswith("tnadapt_mine.") for key in fresh)
+
+
+@every_family
+def test_the_trainable_parameters_are_those_that_count_counts(family):
+    model = hosts.toy()
+    state = hosts.adapt(model, family)
+    total = count(state.adapter)
+    trained = {id(p): p for p in model.parameters() if p.requires_grad}
+    assert sum(p.numel() for p in trained.values()) == total.trainable > 0
+    assert trained.keys() == {id(p) for p in state.parameters()}
+    assert len(list(state.parameters())) == len(trained) == sum(row.trainable for row in total.rows)
+    assert sum(b.numel() for b in state.buffers()) == total.frozen
+    assert {name: tuple(value.shape) for name, value in state.params().items()} == {
+        name: slot.shape for name, slot in state.adapter.slots.items()
+    }
+
+
+@every_family
+def test_every_value_is_registered_once(family):
+    model = hosts.toy()
+    state = hosts.adapt(model, family)
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    names += [name for name, _ in model.named_buffers(remove_duplicate=False)]
+    ours = [name for name in names if "tnadapt" in name]
+    assert len(ours) == len(state.params())
+    assert all(name.startswith("tnadapt_default.") for name in ours)
+    storages = {value.untyped_storage().data_ptr() for value in state.params().values()}
+    assert len(storages) == len(ours)
+
+
+@every_family
+@pytest.mark.parametrize("is_training", [True, False])
+def test_the_forward_is_the_same_bit_for_bit_at_the_start(family, is_training):
+    model = hosts.toy().train(is_training)
+    wanted = model(hosts.words())
+    state = hosts.adapt(model, family, awake=False)
+    assert torch.equal(model(hosts.words()), wanted)
+    assert state.training is is_training
+    hosts.wake(state)
+    assert not torch.allclose(model(hosts.words()), wanted)
+
+
+@every_family
+def test_a_step_of_training_changes_every_trainable_factor_and_nothing_else(family):
+    model = hosts.toy()
+    state = hosts.adapt(model, family)
+    before = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    model(hosts.words()).square().sum().backward()
+    optimizer.step()
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {name for name, p in model.named_parameters() if any(p is q for q in state.parameters())}
+    assert all(p.grad is None for name, p in model.named_parameters() if not name.startswith("tnadapt_"))
+
+
+@every_family
+def test_the_start_has_a_gradient(family):
+    model = hosts.toy()
+    state = hosts.adapt(model, family, awake=False)
+    model(hosts.words()).square().sum().backward()
+    alive = [p for p in state.parameters() if p.grad is not None and p.grad.abs().max() > 0]
+    assert alive
+
+
+def test_factors_are_float32_on_any_host_and_start_at_the_values_of_the_seed():
+    states = {dtype: hosts.adapt(hosts.toy(dtype=dtype), awake=False) for dtype in (torch.bfloat16, torch.float64)}
+    for state in states.values():
+        assert {value.dtype for value in state.params().values()} == {torch.float32}
+    first, second = (state.params() for state in states.values())
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    other = hosts.adapt(hosts.toy(), awake=False, seed=4).params()
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_what_attach_returns_is_a_child_of_the_model_that_prints_itself(capsys):
+    model = hosts.toy()
+    state = hosts.adapt(model, "lotr", name="mine")
+    assert isinstance(state, AdapterState)
+    assert model.get_submodule("tnadapt_mine") is state
+    assert "lotr, name='mine', sites=6" in repr(model)
+    state.print_trainable_parameters()
+    trained = count(state.adapter).trainable
+    whole = sum(p.numel() for p in model.parameters())
+    share = f"{100 * trained / whole:.4f}"
+    assert capsys.readouterr().out == f"trainable params: {trained:,} || all params: {whole:,} || trainable%: {share}\n"
+
+
+def test_frozen_factors_are_among_all_parameters_that_are_printed(capsys):
+    model = hosts.toy()
+    state = hosts.adapt(model, "vera")
+    state.print_trainable_parameters()
+    host = sum(p.numel() for name, p in model.named_parameters() if "tnadapt" not in name)
+    total = count(state.adapter)
+    assert f"all params: {host + total.trainable + total.frozen:,} " in capsys.readouterr().out
+
+
+def test_alpha_and_sizes_reach_the_networks():
+    state = hosts.adapt(hosts.toy(), "lorta", alpha=5, sizes={"head": 8})
+    assert {network.scale for network in state.adapter.networks} == {5 / 3}
+    assert {network.sizes["head"] for network in state.adapter.networks} == {8}
+
+
+# ---- all or nothing
+
+NO_HOST = Spec(name="own", weight="out in k", factors={"D": trainable("out in k", init=zeros())}, scale=raw())
+NO_PLACE = Spec(
+    name="own", weight="out in", over="expert", factors={"D": trainable("out in", init=zeros())}, scale=raw()
+)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rank": 0}, r"must be an integer of at least 1, got 0"),
+        ({"rank": -1}, r"at least 1, got -1"),
+        ({"rank": 2.0}, r"must be an integer of at least 1, got 2.0"),
+        ({"rank": None}, r"every bond needs a size"),
+        ({"rank": {"p": 2}}, r"has no bond 'p'"),
+        ({"spec": families.lorta(), "sizes": {"head": 5}}, r"head=5 does not divide 8"),
+        ({"spec": families.lorta(), "sizes": {"heads": 4}}, r"has no mode 'heads'"),
+        ({"spec": NO_HOST, "rank": None}, r"updates a weight of 3 axes"),
+        ({"spec": NO_PLACE, "rank": None}, r"stacks weights over 'expert'"),
+        ({"seed": -1}, r"seed: must be an integer of at least 0"),
+        ({"adapter_name": "first"}, r"'first': the model has an adapter of this name already"),
+        ({"adapter_name": "a b"}, r"'a b': must be an identifier"),
+        ({"adapter_name": "a.b"}, r"'a.b': must be an identifier"),
+        ({"adapter_name": ""}, r"'': must be an identifier"),
+        ({"dropout": 1.0}, r"dropout: must be at least 0 and below 1, got 1.0"),
+        ({"dropout": -0.1}, r"below 1, got -0.1"),
+        ({"dropout": float("nan")}, r"below 1, got nan"),
+        ({"modules_to_save": ["scor"]}, r"'scor': matches no module"),
+        ({"modules_to_save": ["layers.1"]}, r"layers.1 holds the adapted layers.1.self_attn.k_proj; it cannot be both"),
+        ({"modules_to_save": ["k_proj"]}, r"it cannot be both"),
+        ({"modules_to_save": ["norm", "score"]}, r"score is trained by another adapter already"),
+        ({"target_modules": ["dwn"]}, r"matches no module"),
+    ],
+)
+def test_an_attach_that_fails_leaves_the_model(arguments, message):
+    model = hosts.toy()
+    model.embed.requires_grad_(requires_grad=False)
+    hosts.adapt(model, name="first", modules_to_save=["score"])
+    model.eval()
+    before, wanted = hosts.photo(model), model(hosts.words())
+    whole = {"spec": families.lora(), "target_modules": ["k_proj"], "rank": 2, "seed": 0, "adapter_name": "second"}
+    whole |= arguments
+    with pytest.raises(SiteError, match=message):
+        attach(model, whole.pop("spec"), **whole)
+    hosts.assert_same_photo(before, hosts.photo(model))
+    assert torch.equal(model(hosts.words()), wanted)
+    assert [name for name, _ in model.named_children() if name.startswith("tnadapt")] == ["tnadapt_first"]
+
+
+def test_an_alpha_that_is_no_number_leaves_the_model():
+    model = hosts.toy()
+    before = hosts.photo(model)
+    with pytest.raises(SpecError, match="alpha must be a finite number"):
+        hosts.adapt(model, "lora", alpha=float("inf"))
+    hosts.assert_same_photo(before, hosts.photo(model))
+
+
+def test_the_name_of_an_attribute_of_the_model_is_taken():
+    model = hosts.toy()
+    model.tnadapt_default = "mine"
+    before = hosts.photo(model)
+    with pytest.raises(SiteError, match="of this name already"):
+        hosts.adapt(model)
+    hosts.assert_same_photo(before, hosts.photo(model))
+    assert model.tnadapt_default == "mine"
+
+
+def test_a_hook_that_cannot_be_registered_leaves_the_model(monkeypatch):
+    model = hosts.toy()
+    before = hosts.photo(model)
+
+    def refuse(*_, **__):
+        raise RuntimeError("no hooks here")
+
+    monkeypatch.setattr(model.layers[1].mlp.down, "register_forward_hook", refuse)
+    with pytest.raises(RuntimeError, match="no hooks here"):
+        hosts.adapt(model)
+    monkeypatch.undo()
+    hosts.assert_same_photo(before, hosts.photo(model))
+
+
+# ---- roots that run their children
+
+
+@pytest.mark.parametrize("make", [hosts.sequential, hosts.CallsAll])
+@pytest.mark.parametrize("family", ["lora", "tera"])
+def test_a_root_that_runs_all_its_children(make, family):
+    model, plain = make(), make()
+    plain.load_state_dict(model.state_dict())
+    spec, sizes = hosts.FAMILIES[family]
+    x = hosts.normal(4, 5)
+    state = attach(model, spec, target_modules="all-linear", seed=0, **sizes)
+    assert torch.equal(model(x), plain(x))
+    hosts.wake(state)
+    with torch.no_grad():
+        for path, module in plain.named_modules():
+            if isinstance(module, nn.Linear):
+                module.weight += state.delta(path)
+    hosts.close(model(x), plain(x))
+    state.detach()
+    assert len(list(model.children())) == len(list(plain.children()))
+
+
+def test_a_root_that_passes_a_tuple_between_its_children():
+    class Twin(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, both):
+            left, right = both
+            return self.layer(left), right
+
+    model = nn.Sequential(Twin(), Twin())
+    x = hosts.normal(2, 3)
+    wanted = model((x, x))
+    attach(model, families.lora(), target_modules=["layer"], rank=1, seed=0)
+    left, right = model((x, x))
+    assert torch.equal(left, wanted[0])
+    assert right is x
+
+
+def test_a_list_of_layers_may_be_the_root():
+    model = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+    state = hosts.wake(attach(model, families.lotr(), target_modules="all-linear", rank=2, seed=0))
+    x = hosts.normal(3, 4)
+    for path in ("0", "1"):
+        module = model.get_submodule(path)
+        hosts.close(module(x) - module.bias, x @ (module.weight + state.delta(path)).T)
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
+def test_models_of_transformers(name):
+    import transformers as tf
+
+    small = {"vocab_size": 40, "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4}
+    targets, make = {
+        "bert": (["query", "value"], lambda: tf.BertModel(tf.BertConfig(intermediate_size=48, **small))),
+        "llama": (["q_proj", "v_proj"], lambda: tf.LlamaModel(tf.LlamaConfig(intermediate_size=48, **small))),
+        "gpt2": (
+            ["c_attn", "c_fc"],
+            lambda: tf.GPT2Model(tf.GPT2Config(vocab_size=40, n_embd=32, n_layer=2, n_head=4)),
+        ),
+    }[name]
+    model = make().eval()
+    numbers = torch.arange(10).reshape(2, 5)
+    wanted = model(input_ids=numbers).last_hidden_state
+    keys = set(model.state_dict())
+    state = attach(model, families.lotr(), target_modules=targets, rank=4, seed=0)
+    assert torch.equal(model(input_ids=numbers).last_hidden_state, wanted)
+    assert {key for key in model.state_dict() if not key.startswith("tnadapt_default.")} == keys
+    hosts.wake(state)
+    unmerged = model(input_ids=numbers).last_hidden_state
+    unmerged.sum().backward()
+    assert all(p.grad is not None for p in state.parameters())
+    state.merge()
+    hosts.close(model(input_ids=numbers).last_hidden_state, unmerged)
+    state.detach()
+    assert set(model.state_dict()) == keys

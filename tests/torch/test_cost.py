@@ -1,0 +1,166 @@
+"""What an apply keeps and makes: nothing of the weight's size, and no x where the factor that touches it is frozen."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.torch import hosts
+from tnadapt import AdapterSpec, raw, trainable, zeros
+from tnadapt_torch import attach
+
+OUT, IN, TOKENS, SITES = 60, 40, 7, 6  # no shape below is the same by chance
+every_family = pytest.mark.parametrize("family", hosts.FAMILIES)
+
+
+def stack(family, sites=1):
+    """Linear layers of shape (OUT, IN), adapted; each is run on its own."""
+    torch.manual_seed(0)
+    model = torch.nn.ModuleList([torch.nn.Linear(IN, OUT, bias=False) for _ in range(sites)])
+    spec, sizes = hosts.FAMILIES[family] if isinstance(family, str) else (family, {"rank": 2})
+    return model, hosts.wake(attach(model, spec, target_modules="all-linear", seed=0, **sizes))
+
+
+class Kept:
+    """What autograd keeps for the backward pass, by storage."""
+
+    def __init__(self):
+        self.tensors = []
+
+    def __enter__(self):
+        def pack(tensor):
+            self.tensors.append(tensor)
+            return tensor
+
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+        self.hooks.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        self.hooks.__exit__(*error)
+
+    def has(self, wanted):
+        return any(t.untyped_storage().data_ptr() == wanted.untyped_storage().data_ptr() for t in self.tensors)
+
+    def new_bytes(self, *known):
+        """Bytes that are kept besides these tensors, each storage once."""
+        pointers = {tensor.untyped_storage().data_ptr() for tensor in known}
+        fresh = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self.tensors}
+        return sum(size for pointer, size in fresh.items() if pointer not in pointers)
+
+
+class Made(TorchDispatchMode):
+    """The shapes of all tensors that operations give, and how many new entries they wrote."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes, self.entries = [], 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        read = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if torch.is_tensor(leaf)}
+        for leaf in tree_leaves(result):
+            if torch.is_tensor(leaf) and leaf.untyped_storage().data_ptr() not in read:
+                self.shapes.append(tuple(leaf.shape))
+                self.entries += leaf.numel()
+        return result
+
+
+def numbers(shape):
+    return sorted(size for size in shape if size != 1)
+
+
+@pytest.mark.parametrize(
+    ("family", "is_kept"),
+    [("tlora", False), ("vera", False), ("tera", False), ("lora", True), ("lotr", True), ("lorta", True)],
+)
+def test_x_is_kept_only_where_the_factor_that_touches_it_is_trained(family, is_kept):
+    model, _ = stack(family)
+    x = hosts.normal(TOKENS, IN)
+    with Kept() as kept:
+        model[0](x).sum()
+    assert kept.tensors
+    assert kept.has(x) is is_kept
+
+
+@pytest.mark.parametrize(("family", "middle"), [("lora", 2), ("lotr", 3 + 2), ("tlora", 4 * 3), ("vera", 2 * 5 + OUT)])
+def test_what_is_kept_is_of_the_size_of_the_rank(family, middle):
+    model, state = stack(family)
+    x = hosts.normal(TOKENS, IN)
+    with Kept() as kept:
+        model[0](x).sum()
+    assert kept.new_bytes(x, model[0].weight, *state.params().values()) <= 4 * TOKENS * middle
+
+
+@every_family
+def test_nothing_of_the_size_of_the_weight_is_made(family):
+    model, state = stack(family)
+    x = hosts.normal(TOKENS, IN).requires_grad_()
+    with Made() as made:
+        model[0](x).square().sum().backward()
+    assert any(numbers(shape) == sorted((TOKENS, OUT)) for shape in made.shapes)
+    assert not [shape for shape in made.shapes if torch.Size(shape).numel() >= OUT * IN]
+    with Made() as made:
+        state.delta("0")
+    assert [shape for shape in made.shapes if torch.Size(shape).numel() >= OUT * IN], "the watch must see a delta"
+
+
+@every_family
+def test_no_output_is_made_twice(family):
+    """The last step adds into the host's output: one new tensor of that size for the host, one or two for the site."""
+    model, _ = stack(family)
+    with torch.no_grad(), Made() as made:
+        model[0](hosts.normal(TOKENS, IN))
+    big = [shape for shape in made.shapes if torch.Size(shape).numel() == TOKENS * OUT]
+    assert len(big) <= (2 if family in ("lora", "lotr", "tlora") else 4)
+
+
+@pytest.mark.parametrize(
+    ("family", "chain"), [("lora", (IN, 2, OUT)), ("lotr", (IN, 3, 2, OUT)), ("tlora", (IN, 2, 3, OUT))]
+)
+def test_an_apply_costs_no_more_than_its_products_one_after_the_other(family, chain):
+    model, _ = stack(family)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model[0](hosts.normal(TOKENS, IN))
+    by_hand = 2 * TOKENS * sum(left * right for left, right in pairwise(chain))
+    assert 0 < counter.get_total_flops() - 2 * TOKENS * OUT * IN <= by_hand
+
+
+def of_backward(spec, sites):
+    """Entries that a backward pass through all sites writes."""
+    model, _ = stack(spec, sites)
+    loss = sum(layer(hosts.normal(1, IN)).sum() for layer in model)
+    with Made() as made:
+        loss.backward()
+    return made.entries
+
+
+@pytest.mark.parametrize("family", ["lotr", "lorta", "tlora", "tera"])
+def test_the_gradient_of_a_stacked_factor_costs_no_more_than_linearly_in_the_sites(family):
+    one, many = of_backward(family, SITES), of_backward(family, 8 * SITES)
+    assert many <= 1.3 * 8 * one
+
+
+def test_the_same_for_a_factor_with_two_site_modes_and_one_with_the_site_last():
+    spec = AdapterSpec(
+        name="own",
+        weight="out in",
+        over="layer kind",
+        factors={
+            "A": trainable("out layer p", init=zeros()),
+            "B": trainable("p in layer kind"),
+        },
+        scale=raw(),
+    )
+    assert of_backward(spec, 8 * SITES) <= 1.3 * 8 * of_backward(spec, SITES)
+
+
+def test_an_adapter_that_is_off_makes_nothing():
+    model, state = stack("lora")
+    x = hosts.normal(TOKENS, IN)
+    with state.disabled(), Made() as made:
+        model[0](x)
+    assert made.shapes.count((TOKENS, OUT)) == 1

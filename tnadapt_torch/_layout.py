@@ -1,0 +1,127 @@
+"""In which order the axes of each intermediate lie, so that few numbers are copied and no product is a slow one.
+
+A product of matrices reads an operand as it lies where its summed axes stand together at one end, in the order that the
+other operand has; its result can come out either side first. Trying both at every step finds a way for a whole plan.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from tnadapt import Plan
+
+__all__: list[str] = []
+
+Modes = tuple[str, ...]
+
+OVERHEAD = 2048  # what one more operation takes, in elements copied (about 2 us at 1 ns an element on one core)
+SLOW = 8  # a gradient whose short side lies innermost takes as long as copying 1 / 8 of its multiplications
+SKINNY = 4  # from this ratio of its sides on, a matrix is skinny
+KEEP = 32  # ways that are kept for each intermediate
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The modes of a step by what it does with them: `batch` and `summed` are in both operands."""
+
+    batch: Modes
+    left: Modes
+    right: Modes
+    summed: Modes
+
+
+@dataclass(frozen=True)
+class Given:
+    """An operand of the plan, as it lies."""
+
+    number: int
+    order: Modes
+    cost: float = 0.0
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to make an intermediate, and what it takes with all below, in elements copied.
+
+    `left_order` and `right_order` are how the operands are read, after a copy where they lie otherwise. `swapped`: the
+    right side comes first in the result.
+    """
+
+    order: Modes
+    cost: float
+    roles: Roles
+    left: "Given | Way"
+    right: "Given | Way"
+    left_order: Modes
+    right_order: Modes
+    swapped: bool = False
+
+
+def lay_out(plan: Plan) -> Given | Way:
+    """The cheapest way to run a plan so that its last step leaves the answer in order, if any way does."""
+    ways: list[Sequence[Given | Way]] = [[Given(number, modes)] for number, modes in enumerate(plan.inputs)]
+    factors = plan.network.factors
+    grads = [name not in factors or factors[name].trainable for name in plan.operands]
+    for step in plan.steps:
+        found: dict[Modes, Way] = {}
+        for left in ways[step.left]:
+            for right in ways[step.right]:
+                for way in _ways(plan, left, right, step.modes, right_grad=grads[step.right]):
+                    if way.order not in found or way.cost < found[way.order].cost:
+                        found[way.order] = way
+        ways.append(sorted(found.values(), key=lambda way: way.cost)[:KEEP])
+        grads.append(grads[step.left] or grads[step.right])
+    extra = size_of(plan, plan.answer) + OVERHEAD
+    return min(ways[-1], key=lambda way: way.cost + (extra if way.order != plan.answer else 0))
+
+
+def _ways(plan: Plan, left: Given | Way, right: Given | Way, kept: Modes, *, right_grad: bool) -> Iterator[Way]:
+    """Every way to make a step's result from one way of each operand."""
+    roles = _roles(left.order, right.order, kept)
+    cost = left.cost + right.cost
+    if not roles.summed:
+        big, small = sorted((left.order, right.order), key=lambda order: -size_of(plan, order))
+        order = (*big, *(mode for mode in small if mode not in big))
+        yield Way(order, cost, roles, left, right, left.order, right.order)
+        return
+    for summed in _orders(right.order, roles.summed):
+        for batch in _orders(right.order, roles.batch):
+            at = Roles(batch, roles.left, roles.right, summed)
+            for left_order, left_cost in _readings(plan, left.order, batch, at.left, summed):
+                for right_order, right_cost in _readings(plan, right.order, batch, at.right, summed):
+                    total = cost + left_cost + right_cost + (_slowness(plan, at, right_order) if right_grad else 0.0)
+                    for swapped, free in ((False, at.left + at.right), (True, at.right + at.left)):
+                        yield Way(batch + free, total, at, left, right, left_order, right_order, swapped)
+
+
+def _roles(left: Modes, right: Modes, kept: Modes) -> Roles:
+    both = [mode for mode in left if mode in right]
+    return Roles(
+        tuple(mode for mode in both if mode in kept),
+        tuple(mode for mode in left if mode not in right),
+        tuple(mode for mode in right if mode not in left),
+        tuple(mode for mode in both if mode not in kept),
+    )
+
+
+def _orders(other: Modes, modes: Modes) -> Iterable[Modes]:
+    """These modes in the order given, and in that of the other operand."""
+    return dict.fromkeys((modes, tuple(mode for mode in other if mode in modes)))
+
+
+def _readings(plan: Plan, order: Modes, batch: Modes, free: Modes, summed: Modes) -> Iterator[tuple[Modes, float]]:
+    """Orders in which an operand can be read as a (batch of) matrices, with what a copy to each takes."""
+    for wanted in dict.fromkeys((batch + free + summed, batch + summed + free)):
+        yield wanted, 0.0 if wanted == order else size_of(plan, order) + OVERHEAD
+
+
+def _slowness(plan: Plan, roles: Roles, right_order: Modes) -> float:
+    """What the right operand's gradient takes too long, where its short side lies innermost."""
+    free, summed = size_of(plan, roles.right), size_of(plan, roles.summed)
+    inner, outer = (summed, free) if right_order[-1:] == roles.summed[-1:] else (free, summed)
+    return size_of(plan, roles.left) * free * summed / SLOW if inner * SKINNY <= outer else 0.0
+
+
+def size_of(plan: Plan, modes: Modes) -> int:
+    """Product of the sizes of these modes."""
+    return math.prod(plan.size(mode) for mode in modes)
