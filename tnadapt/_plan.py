@@ -47,6 +47,8 @@ class Plan:
     ask: str
     tokens: int
     objective: str
+    training: bool
+    x_needs_grad: bool
     operands: tuple[str, ...]
     inputs: tuple[Modes, ...]
     answer: Modes
@@ -118,6 +120,41 @@ class Plan:
             lines.append(f"       {flops}, saves {step.cost.saved:,}; {often}{where}")
         return "\n".join(lines)
 
+    def explain(self) -> str:
+        """Why this order: what it takes beside making the dense update first, and beside folding it into the weight.
+
+        In units of the objective: flops, and numbers moved or saved by their weights. The search knows making the
+        update first as one order among others. Folding, x (W + dW), costs only the update and its gradient, since the
+        host's own product serves; it needs a full-precision weight. Raises PlanError for a delta.
+        """
+        if self.ask != "apply":
+            raise PlanError("explain: compares ways to apply an update.\nHowever, this plan makes a delta.")
+        weigh = OBJECTIVES[self.objective].of
+        own = weigh(self.cost)
+        update = _plan(self.network, "delta", 1, (self.training, False), self.objective)
+        dense, gradient = self._dense_costs(trained=any(f.trainable for f in self.network.factors.values()))
+        made = weigh(update.cost) + weigh(dense)
+        folded = weigh(update.cost) + weigh(gradient)
+        return "\n".join(
+            [
+                f"apply at {self.tokens:,} tokens, for {self.objective}: {own:.3g}",
+                f"  making the update first: {made / own:.2f} times that",
+                f"  folding it into the weight: {folded / own:.2f} times that; "
+                + ("it would pay on a full-precision weight" if folded < own else "it would not pay"),
+            ]
+        )
+
+    def _dense_costs(self, *, trained: bool) -> tuple[Cost, Cost]:
+        """Of x times a dense update, and of what folding adds to the host's product: the gradient of the weight."""
+        outer, inner = (self.network.volume(modes) for modes in (self.network.out_modes, self.network.in_modes))
+        flops, entries = 2 * self.tokens * outer * inner, outer * inner
+        needs_weight, needs_x = self.training and trained, self.training and self.x_needs_grad
+        moved = self.tokens * (outer + inner) + entries
+        products = needs_weight + needs_x
+        whole = Cost(flops, flops * products, needs_weight * self.tokens * inner, 0, moved * (1 + products))
+        added = Cost(0, flops * needs_weight, needs_weight * self.tokens * inner, 0, 3 * entries + moved * needs_weight)
+        return whole, added
+
     def _name(self, number: int) -> str:
         return self.operands[number] if number < len(self.operands) else f"%{number}"
 
@@ -173,7 +210,9 @@ def _plan(network: Network, ask: str, tokens: int, needs: tuple[bool, bool], obj
     question = Question(inputs, answer, {TOKEN: tokens, **network.sizes}, grads, active)
     order = search(question, OBJECTIVES[objective])
     steps, total = _steps(network, question, operands, order)
-    return Plan(network, ask, tokens, objective, operands, inputs, answer, steps, total, order.exact)
+    return Plan(
+        network, ask, tokens, objective, training, x_needs_grad, operands, inputs, answer, steps, total, order.exact
+    )
 
 
 def _steps(

@@ -19,6 +19,9 @@ __all__ = ["OBJECTIVES", "Cost", "ExactOrder", "Objective"]
 EXACT_LIMIT = 14  # operands; 3^14 / 2 splits take half a second
 MODE_LIMIT = 62  # bits of a mask
 CHUNK = 12  # modes whose volumes are looked up at once
+# Flops that weigh as much as one number read or written. The speeds of two CPU cores (70 GFLOP/s, 2.2 G numbers/s) say
+# 32; of 1, 4, 8, 16 and 32 tried on VeRA (rank 16, 64) and TeRA (8, 4, 4) at 128 and 1,024 tokens, 8 ran best.
+MOVED = 8.0
 Modes = tuple[str, ...]
 Pair = tuple[int, int]
 Masks = npt.NDArray[np.int64]
@@ -30,7 +33,7 @@ class Cost:
     """What steps take. Forward and backward in flops, the others in elements.
 
     `saved` is kept for the backward pass, `peak` the most that is alive at once beside the operands, `moved` what the
-    forward pass reads and writes.
+    products of both passes read and write.
     """
 
     forward: int
@@ -59,7 +62,7 @@ OBJECTIVES = {
     for objective in (
         Objective("forward"),
         Objective("flops", backward=1.0),
-        Objective("training", backward=1.0, saved=1.0, moved=1.0),
+        Objective("training", backward=1.0, saved=1.0, moved=MOVED),
         Objective("memory", backward=1e-6, saved=1e6),
     )
 }
@@ -230,15 +233,15 @@ def _totals(tables: _Tables, best: Floats, wholes: Masks, left: Masks, objective
     both = tables.kept[left] | tables.kept[right]
     forward = tables.volume(both) * np.where(both == tables.kept[wholes][:, None], 1.0, 2.0)
     grad_left, grad_right = tables.grad[left], tables.grad[right]
-    total: Floats = (
-        best[left] + best[right] + forward * (1.0 + objective.backward * (grad_left.astype(float) + grad_right))
-    )
+    products = grad_left.astype(float) + grad_right  # of the backward pass
+    total: Floats = best[left] + best[right] + forward * (1.0 + objective.backward * products)
     if objective.saved:
         keep_left = tables.size[left] * (grad_right & tables.active[left])
         keep_right = tables.size[right] * (grad_left & tables.active[right])
         total += objective.saved * (keep_left + keep_right)
     if objective.moved:
-        total += objective.moved * (tables.size[left] + tables.size[right] + tables.size[wholes][:, None])
+        moved = tables.size[left] + tables.size[right] + tables.size[wholes][:, None]
+        total += objective.moved * moved * (1.0 + products)
     return total
 
 
@@ -283,7 +286,8 @@ def measure(question: Question, pairs: Sequence[Pair]) -> tuple[tuple[Modes, ...
             size for side, size in zip((left, right), sizes, strict=True) if side >= len(question.inputs)
         )
         saved = sum(size for size, keep in zip(sizes, keeps, strict=True) if keep)
-        steps.append(Cost(forward, forward * (grad[left] + grad[right]), saved, peak, sum(sizes) + made))
+        products = grad[left] + grad[right]
+        steps.append(Cost(forward, forward * products, saved, peak, (sum(sizes) + made) * (1 + products)))
         results.append(result)
         waiting.add(len(modes))
         modes.append(result)

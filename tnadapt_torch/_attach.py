@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from tnadapt import AdapterSpec, SiteError, init
+from tnadapt_torch import _fold
 from tnadapt_torch._find import Rule, find_modules, match, sites_of
 from tnadapt_torch._saved import SavedModules
 from tnadapt_torch._state import AdapterState, child_name, host_modules, states_of
@@ -27,6 +28,7 @@ def attach(
     dropout: float = 0.0,
     seed: int,
     adapter_name: str = "default",
+    fold: bool = False,
 ) -> AdapterState:
     """Attach a new adapter; the host is frozen but for `modules_to_save`, and computes as before until it is trained.
 
@@ -43,6 +45,8 @@ def attach(
         dropout: probability of dropping entries of the x that the adapter sees, in training.
         seed: where the starting values come from.
         adapter_name: an identifier, one for each adapter on the model.
+        fold: add the update to the weight at each call, x (W + dW), and not to the output. `plan(...).explain()` says
+            when that pays. It parametrizes the weights, so that their keys in the state dict change while attached.
 
     Returns:
         The adapter's state, a child of the model named tnadapt_<adapter_name>.
@@ -56,7 +60,11 @@ def attach(
     params = {name: torch.from_numpy(value).float() for name, value in init(adapter).items()}
     paths = match(known, list(modules_to_save), known) if modules_to_save else []
     saved = {path: known[path] for path in paths}
-    return install(model, AdapterState(adapter, params, name=adapter_name, dropout=dropout), modules, saved)
+    state = AdapterState(adapter, params, name=adapter_name, dropout=dropout)
+    if fold:
+        _fold.check_foldable(modules, dropout)
+        state.is_folded = True
+    return install(model, state, modules, saved)
 
 
 def install(
@@ -80,10 +88,15 @@ def install(
         _set_flags(model, earlier, saved)
         model.add_module(child_name(state.name), state)
         for path, hook in state.hooks.items():
-            state.handles.append(modules[path].register_forward_hook(hook, with_kwargs=True))
+            if state.is_folded:
+                _fold.fold(modules[path], hook)
+            else:
+                state.handles.append(modules[path].register_forward_hook(hook, with_kwargs=True))
     except BaseException:
         for handle in state.handles:
             handle.remove()
+        for module in modules.values() if state.is_folded else ():
+            _fold.unfold(module)
         model._modules.pop(child_name(state.name), None)
         for parameter, before in flags:
             parameter.requires_grad_(before)

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.utils import parametrize
 
 from tnadapt import Site, SiteError
 
@@ -58,14 +59,20 @@ def is_linear(module: nn.Module) -> bool:
 
 def is_conv1d(module: nn.Module) -> bool:
     """Whether this is transformers' Conv1D, a linear layer that stores its weight as (in, out)."""
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and not isinstance(module, nn.Conv1d)
+    return hasattr(module, "nf") and any(base.__name__ == "Conv1D" for base in type(module).__mro__)
+
+
+def weight_of(module: nn.Module) -> nn.Parameter:
+    """The weight that a linear layer stores, whatever is folded into it."""
+    is_folded = parametrize.is_parametrized(module, "weight")
+    return module.get_parameter("parametrizations.weight.original" if is_folded else "weight")
 
 
 def shape_of(module: nn.Module) -> tuple[int, int]:
     """(out, in) of a linear layer."""
     if isinstance(module, nn.Linear):
         return module.out_features, module.in_features
-    inner, outer = module.get_parameter("weight").shape
+    inner, outer = weight_of(module).shape
     return outer, inner
 
 

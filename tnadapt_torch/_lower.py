@@ -39,7 +39,14 @@ class _Writer:
 
     def reshape(self, node: fx.Node, parts: Sequence[Sequence[str]]) -> fx.Node:
         """The node with one axis for each part, a part being modes that lie side by side."""
-        return self.graph.call_method("reshape", (node, tuple(self.length(part) for part in parts)))
+        source = node.args[0] if _is_call(node, "reshape") else node
+        return self.graph.call_method("reshape", (source, tuple(self.length(part) for part in parts)))
+
+    def turned(self, node: fx.Node) -> fx.Node:
+        """The matrix (or each of a batch) transposed."""
+        if _is_call(node, "transpose"):
+            return cast("fx.Node", node.args[0])
+        return self.graph.call_method("transpose", (node, -2, -1))
 
     def split(self, node: fx.Node, modes: Modes) -> fx.Node:
         """A node of one axis for the tokens and one for all other modes, with one axis for each mode."""
@@ -67,7 +74,7 @@ class _Writer:
         lying = (*batch, second, first) if is_turned else tuple(parts)
         if any(len(part) != 1 for part in parts):
             node = self.reshape(node, lying)
-        return self.graph.call_method("transpose", (node, -2, -1)) if is_turned else node
+        return self.turned(node) if is_turned else node
 
     def product(self, way: Way, operands: Sequence[fx.Node]) -> tuple[fx.Node, fx.Node, tuple[Modes, ...]]:
         """The two matrices (or batches of them) whose product a way is, and the parts of the product's axes."""
@@ -81,8 +88,7 @@ class _Writer:
         )
         if not way.swapped:
             return left, right, (*batch, roles.left, roles.right)
-        left, right = (self.graph.call_method("transpose", (side, -2, -1)) for side in (right, left))
-        return left, right, (*batch, roles.right, roles.left)
+        return self.turned(right), self.turned(left), (*batch, roles.right, roles.left)
 
     def factors_of_product(self, way: Way, operands: Sequence[fx.Node], modes: Modes) -> list[fx.Node]:
         """The two operands of an entrywise product, spread over these modes."""
@@ -114,7 +120,12 @@ class _Writer:
     def function(self, result: fx.Node) -> Code:
         """The code that was written."""
         self.graph.output(result)
+        self.graph.eliminate_dead_code()
         return cast("Code", fx.GraphModule(torch.nn.Module(), self.graph).forward)
+
+
+def _is_call(node: fx.Node, method: str) -> bool:
+    return node.op == "call_method" and node.target == method
 
 
 @lru_cache(maxsize=4096)

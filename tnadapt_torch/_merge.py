@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tnadapt import SiteError
+from tnadapt_torch._find import weight_of
 
 __all__: list[str] = []
 
@@ -36,7 +37,7 @@ class Merged:
         Raises SiteError for a weight that several modules share or that is no plain floating-point matrix, and for a
         sum that is not finite; no weight is changed then.
         """
-        weights = {path: module.get_parameter("weight") for path, module in modules.items()}
+        weights = {path: weight_of(module) for path, module in modules.items()}
         _check_weights(host, weights)
         with torch.no_grad():
             for path, weight in weights.items():

@@ -14,7 +14,8 @@ from torch.utils.hooks import RemovableHandle
 
 import tnadapt
 from tnadapt import Adapter, Group, Site, SiteError
-from tnadapt_torch._find import is_conv1d
+from tnadapt_torch._find import is_conv1d, weight_of
+from tnadapt_torch._fold import unfold
 from tnadapt_torch._merge import Merged
 from tnadapt_torch._saved import SavedModules
 from tnadapt_torch._site import Part, Ref, Row, SiteHook, Stack
@@ -40,6 +41,7 @@ class AdapterState(nn.Module):
         self.name = name
         self.dropout = dropout
         self.enabled = True
+        self.is_folded = False
         self.merged: Merged | None = None
         self.saved = SavedModules({})
         self.stacks: dict[tuple[bool, str], Stack] = {}
@@ -123,7 +125,7 @@ class AdapterState(nn.Module):
     def delta(self, path: str) -> Tensor:
         """The update of the weight at a site's path, in float32 or better, in that weight's own layout."""
         _, _ = self.model, self.adapter.find(path)
-        weight = self.modules_by_path[path].get_parameter("weight")
+        weight = weight_of(self.modules_by_path[path])
         wide = torch.promote_types(weight.dtype, torch.float32) if weight.is_floating_point() else torch.float32
         update = self.hooks[path].delta(torch.empty((), dtype=wide, device=weight.device))
         return update.T if is_conv1d(self.modules_by_path[path]) else update
@@ -169,6 +171,9 @@ class AdapterState(nn.Module):
             self.saved.swap()
         for handle in self.handles:
             handle.remove()
+        if self.is_folded:
+            for module in self.modules_by_path.values():
+                unfold(module)
         delattr(host, child_name(self.name))
         others = states_of(host)
         for other in others:

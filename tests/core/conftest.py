@@ -1,4 +1,4 @@
-"""What the tests of the core share: the six families bound to small sites, and params that have moved."""
+"""What the tests of the core share: the families bound to small sites, and params that have moved."""
 
 import numpy as np
 import pytest
@@ -17,6 +17,9 @@ FAMILIES = {
     "tlora": families.tlora(),
     "vera": families.vera(),
     "tera": families.tera(),
+    "loha": families.loha(),
+    "lokr": families.lokr(),
+    "lokr whole": families.lokr(low_rank=False),
     "tera 2 1": families.tera(out_order=2, in_order=1),
 }
 

@@ -54,8 +54,8 @@ def test_flops_of_lora_by_hand():
     made = plan(network(families.lora()), tokens=64)
     inner, outer = 2 * 64 * 512 * 8, 2 * 64 * 8 * 1024
     saved = 64 * 512 + 64 * 8
-    moved = (64 * 512 + 512 * 8 + 64 * 8) + (64 * 8 + 8 * 1024 + 64 * 1024)
-    assert made.cost == Cost(inner + outer, 2 * (inner + outer), saved, 64 * 8 + 64 * 1024, moved)
+    moved = (64 * 512 + 512 * 8 + 64 * 8) + (64 * 8 + 8 * 1024 + 64 * 1024)  # the backward pass moves it twice again
+    assert made.cost == Cost(inner + outer, 2 * (inner + outer), saved, 64 * 8 + 64 * 1024, 3 * moved)
     assert [step.cost.forward for step in made.steps] == [inner, outer]
     assert plan(network(families.lora()), tokens=64, x_needs_grad=False).backward_flops == inner + 2 * outer
     assert plan(network(families.lora()), tokens=64, training=False).backward_flops == 0
@@ -138,3 +138,14 @@ def test_how_often_a_step_runs():
     assert [step.per_site for step in shared.steps if step.when == "call"] == [False, True]
     frozen_pair = plan(network(families.vera(), rank=2, shape=(3, 3)), "delta", objective="forward")
     assert {step.when for step in frozen_pair.steps} == {"update"}
+
+
+def test_what_is_explained_is_what_planner_md_measured():
+    """LoRA never pays to fold; a full-rank TeRA does at many tokens and not at one; no way is cheaper than the plan."""
+    assert "it would not pay" in plan(square("lora"), tokens=2048).explain()
+    full = network(families.tera(), rank=1024, layers=2, shape=(1024, 1024))
+    assert "it would pay on a full-precision weight" in plan(full, tokens=8192).explain()
+    assert "it would not pay" in plan(full, tokens=1).explain()
+    assert float(plan(full, tokens=8192).explain().split("first: ")[1].split(" ")[0]) >= 1.0
+    with pytest.raises(PlanError, match="this plan makes a delta"):
+        plan(square("lora"), "delta").explain()

@@ -46,6 +46,9 @@ FAMILIES = {
     "tera": (families.tera(), {"rank": 2}),
     "tera 2 1": (families.tera(out_order=2, in_order=1, alpha=2), {"rank": 3}),
     "tera 1 1": (families.tera(out_order=1, in_order=1), {"rank": 4}),
+    "loha": (families.loha(), {"rank": {"p": 2, "q": 3}}),
+    "lokr": (families.lokr(), {"rank": 2}),
+    "lokr whole": (families.lokr(low_rank=False, alpha=2), {}),
     "vera": (families.vera(), {"rank": 3}),
     "vera rank 1": (families.vera(d_initial=1), {"rank": 1}),
 }

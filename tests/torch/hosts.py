@@ -16,6 +16,8 @@ FAMILIES: dict[str, tuple[AdapterSpec, dict]] = {
     "tlora": (families.tlora(), {"rank": {"p": 2, "q": 3}}),
     "tera": (families.tera(), {"rank": 2}),
     "vera": (families.vera(), {"rank": 5}),
+    "loha": (families.loha(), {"rank": 2}),
+    "lokr": (families.lokr(), {"rank": 2}),
 }
 TARGETS = ["q_proj", "v_proj", "down"]
 
