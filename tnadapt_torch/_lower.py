@@ -105,17 +105,21 @@ class _Writer:
         return node if all(len(part) == 1 for part in parts) else self.reshape(node, [(mode,) for mode in way.order])
 
     def add(self, y: fx.Node, way: Way, operands: Sequence[fx.Node], scale: float) -> fx.Node:
-        """The last step of apply, fused with the addition to the host's output y (..., out)."""
+        """The last step of apply, fused with the addition to the host's output y (token, out); of y's shape."""
         answer = self.order.answer
-        if not way.roles.summed:
-            sides = self.factors_of_product(way, operands, answer)
-            return self.graph.call_function(torch.addcmul, (self.split(y, answer), *sides), {"value": scale})
-        if way.order == answer and not way.roles.batch:
+        lying = (answer[:1], answer[1:])
+        if way.roles.summed and way.order == answer and not way.roles.batch:
             left, right, parts = self.product(way, operands)
-            whole = y if len(parts[0]) == 1 else self.reshape(y, parts)
-            return self.graph.call_function(torch.addmm, (whole, left, right), {"alpha": scale})
-        update = self.ordered(self.node(way, operands), way.order, answer)
-        return self.graph.call_function(torch.add, (self.split(y, answer), update), {"alpha": scale})
+            whole = y if parts == lying else self.reshape(y, parts)
+            total = self.graph.call_function(torch.addmm, (whole, left, right), {"alpha": scale})
+            return total if parts == lying else self.reshape(total, lying)
+        if way.roles.summed:
+            update = self.ordered(self.node(way, operands), way.order, answer)
+            total = self.graph.call_function(torch.add, (self.split(y, answer), update), {"alpha": scale})
+        else:
+            sides = self.factors_of_product(way, operands, answer)
+            total = self.graph.call_function(torch.addcmul, (self.split(y, answer), *sides), {"value": scale})
+        return total if len(answer) == len(lying) else self.reshape(total, lying)
 
     def function(self, result: fx.Node) -> Code:
         """The code that was written."""
@@ -141,11 +145,10 @@ def lower_apply(network: Network, tokens: int) -> Code:
     y, x = writer.input("y"), writer.input("x")
     factors = writer.factors("factor")
     split = writer.split(x, order.inputs[0])
-    is_split = len(network.out_modes) > 1
     result = writer.add(y, way, [split, *factors], network.scale)
     if network.centered:
         result = writer.add(result, way, [split, *writer.factors("start")], -network.scale)
-    return writer.function(writer.reshape(result, [order.answer[:1], order.answer[1:]]) if is_split else result)
+    return writer.function(result)
 
 
 @lru_cache(maxsize=4096)

@@ -4,11 +4,15 @@ import pytest
 
 pytest.importorskip("torch")
 
+import numpy as np
 import torch
 from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 
 from tests.laws.strategies import adapters
 from tests.parity import sides
+from tnadapt import BUCKETS, plan
+from tnadapt_torch._lower import lower_apply
 
 # The strategy also draws weights of three axes, which no linear layer has; and settings say how many are tried, since
 # the oracle takes every gradient entry by entry.
@@ -33,3 +37,27 @@ def test_a_random_spec(adapter):
 @given(adapter=adapters(centered=True))
 def test_a_random_centered_spec(adapter):
     check(adapter)
+
+
+@few
+@given(adapter=adapters(), length=st.sampled_from([0, 1, 3, 17]))
+def test_the_code_of_every_bucket_gives_the_same_numbers(adapter, length):
+    """A plan is made for a number of tokens, and right for any: outputs and all gradients against torch's einsum."""
+    assume(len(adapter.spec.axes) == 2)
+    random = np.random.default_rng(0)
+    for network in dict.fromkeys(adapter.networks):
+        order = plan(network)
+        shapes = [[network.sizes[mode] for mode in modes] for modes in order.inputs[1:]]
+        factors = [torch.tensor(random.standard_normal(shape), requires_grad=True) for shape in shapes]
+        outer, inner = network.weight_shape
+        x = torch.tensor(random.standard_normal((length, inner)), requires_grad=True)
+        y, pull = (torch.tensor(random.standard_normal((length, outer))) for _ in range(2))
+        split = x.reshape(length, *(network.sizes[mode] for mode in network.in_modes))
+        wanted = y + network.scale * torch.einsum(order.equation(), split, *factors).reshape(length, outer)
+        wanted_grads = torch.autograd.grad(wanted, (x, *factors), pull)
+        for tokens in BUCKETS:
+            found = lower_apply(network, tokens)(y, x, *factors)
+            found_grads = torch.autograd.grad(found, (x, *factors), pull)
+            for one, two in zip((found, *found_grads), (wanted, *wanted_grads), strict=True):
+                largest = float(two.detach().abs().max()) if two.numel() else 0.0
+                torch.testing.assert_close(one, two, rtol=0, atol=1e-10 * max(largest, 1.0))
