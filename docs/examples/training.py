@@ -1,0 +1,131 @@
+"""A plain training loop: a classifier over an encoder, batches of texts of about one length, AdamW."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+import transformers
+from sentences import Example
+from torch import Tensor, nn
+from tqdm import tqdm
+
+BATCH = 32
+LONGEST_TEXT = 128  # tokens; the rest of a longer text is cut off
+WARMUP = 0.1  # share of the steps
+
+
+@dataclass(frozen=True)
+class Split:
+    """Token ids and class numbers of the texts of one split."""
+
+    tokens: Sequence[Tensor]
+    labels: Tensor
+
+
+class Classifier(nn.Module):
+    """An encoder, the mean over its token states, one linear layer."""
+
+    def __init__(self, encoder: nn.Module, hidden: int, classes: int) -> None:
+        """Args: the encoder, the length of its token states, the number of classes."""
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(hidden, classes)
+
+    def features(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Mean state of the real tokens; both arguments (text, token), answer (text, hidden)."""
+        states: Tensor = self.encoder(input_ids=tokens, attention_mask=mask).last_hidden_state
+        return (states * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Logits; (text, class)."""
+        logits: Tensor = self.head(self.features(tokens, mask))
+        return logits
+
+
+def load_classifier(model: str, classes: int, seed: int) -> Classifier:
+    """Load the pretrained encoder and put a new head on it. In eval mode: dropout stays off."""
+    torch.manual_seed(seed)
+    encoder = transformers.AutoModel.from_pretrained(model, local_files_only=True)
+    return Classifier(encoder, encoder.config.hidden_size, classes).eval()
+
+
+def encode(examples: Sequence[Example], split: str, model: str) -> Split:
+    """Turn the texts of one split into token ids, and their labels, in sorted order, into class numbers."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model, local_files_only=True)
+    names = sorted({example.label for example in examples})
+    chosen = [example for example in examples if example.split == split]
+    ids = tokenizer([example.text for example in chosen], truncation=True, max_length=LONGEST_TEXT)["input_ids"]
+    labels = torch.tensor([names.index(example.label) for example in chosen])
+    return Split([torch.tensor(text) for text in ids], labels)
+
+
+def padded(split: Split, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Token ids of the chosen texts and their mask, both (text, longest of these texts)."""
+    rows = [split.tokens[i] for i in chosen]
+    mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True), mask
+
+
+def by_length(split: Split, order: Sequence[int]) -> list[list[int]]:
+    """Cut into batches of texts of about one length, so that little is padding; `order` breaks the ties."""
+    ranked = sorted(order, key=lambda i: len(split.tokens[i]))
+    return [ranked[i : i + BATCH] for i in range(0, len(ranked), BATCH)]
+
+
+def random_batches(split: Split, steps: int, seed: int) -> list[list[int]]:
+    """Make `steps` batches; every text comes once before any comes again."""
+    rng = random.Random(seed)
+    batches: list[list[int]] = []
+    while len(batches) < steps:
+        epoch = by_length(split, rng.sample(range(len(split.tokens)), len(split.tokens)))
+        batches.extend(rng.sample(epoch, len(epoch)))
+    return batches[:steps]
+
+
+@torch.no_grad()
+def over_all(split: Split, answer: Callable[[Tensor, Tensor], Tensor], title: str) -> Tensor:
+    """Answers for all texts of a split, in their own order."""
+    batches = by_length(split, range(len(split.tokens)))
+    answers = torch.cat([answer(*padded(split, batch)) for batch in tqdm(batches, title, leave=False)])
+    return answers[torch.tensor(list(chain.from_iterable(batches))).argsort()]
+
+
+def fit(
+    loss_of: Callable[[list[int]], Tensor],
+    groups: list[dict[str, Any]],
+    batches: Sequence[list[int]],
+    title: str,
+) -> float:
+    """Train with AdamW and a linear schedule, one step a batch; return the median time of a step in seconds.
+
+    `groups` holds the parameters and their learning rates as torch.optim wants them.
+    """
+    steps = len(batches)
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / (WARMUP * steps)) * (1.0 - step / steps)
+    )
+    times = []
+    bar = tqdm(batches, title, unit="step")
+    for batch in bar:
+        start = time.perf_counter()
+        loss = loss_of(batch)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        times.append(time.perf_counter() - start)
+        bar.set_postfix(loss=f"{loss.item():.3f}")
+    return statistics.median(times)
+
+
+def accuracy(logits: Tensor, split: Split) -> float:
+    """Share of right answers."""
+    return (logits.argmax(1) == split.labels).double().mean().item()
