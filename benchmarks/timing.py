@@ -30,9 +30,9 @@ def arguments(about: str) -> argparse.Namespace:
 
 def medians(contestants: Mapping[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, float]:
     """Median seconds of one run of each contestant; the rounds go through all of them in turn."""
-    repeats = {
-        name: max(1, round(SLICE / _seconds(run, 1))) for name, run in contestants.items() if _seconds(run, 2) > 0
-    }
+    for run in contestants.values():
+        _seconds(run, 2)  # warm up
+    repeats = {name: max(1, round(SLICE / _seconds(run, 1))) for name, run in contestants.items()}
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, run in contestants.items():
