@@ -116,6 +116,8 @@ def test_the_size_of_the_file(family, layers, file):
     state = hosts.adapt(hosts.toy(layers), family, target_modules="all-linear", exclude_modules=["score"])
     state.save(file)
     law = 4 * count(state.adapter).trainable + 4096 + 200 * len(state.adapter.sites)
+    if family == "loha":  # four arrays a site, each with a name and a place of its own in the file
+        law += 2 * 110 * len(state.adapter.sites)
     assert 4 * count(state.adapter).trainable < file.stat().st_size <= law
 
 
