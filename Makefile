@@ -35,9 +35,8 @@ laws: export HYPOTHESIS_PROFILE = laws
 laws: .venv/.dev
 	$(BIN)/python -m pytest -n 2 tests/laws $(ARGS)
 
-bench: .venv/.dev
-	@set -e; for program in $(wildcard benchmarks/*.py); do echo "== $$program"; $(BIN)/python $$program $(ARGS); done
-	@$(if $(wildcard benchmarks/*.py),:,echo "benchmarks/ holds no program yet")
+bench: .venv/.bench
+	@set -e; for program in $(filter-out %/timing.py,$(wildcard benchmarks/*.py)); do echo "== $$program"; $(BIN)/python $$program $(ARGS); done
 
 docs: .venv/.docs
 	$(BIN)/mkdocs build --strict
@@ -55,6 +54,10 @@ clean:
 .venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) -e ".[dev]"
 	@touch $@ .venv/.demo # dev holds all that demo needs
+
+.venv/.bench: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) -e ".[bench]"
+	@touch $@
 
 .venv/.docs: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) -e ".[docs]"
