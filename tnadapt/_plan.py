@@ -8,7 +8,7 @@ from opt_einsum.paths import ssa_to_linear
 
 from tnadapt._errors import PlanError
 from tnadapt._network import Network
-from tnadapt._search import OBJECTIVES, Cost, Modes, Order, Question, measure, search
+from tnadapt._search import OBJECTIVES, Cost, Modes, Objective, Order, Question, measure, search
 
 __all__ = ["BUCKETS", "Plan", "Step", "bucket", "plan"]
 
@@ -46,7 +46,7 @@ class Plan:
     network: Network
     ask: str
     tokens: int
-    objective: str
+    objective: Objective
     training: bool
     x_needs_grad: bool
     operands: tuple[str, ...]
@@ -106,7 +106,7 @@ class Plan:
         tokens = f" at {self.tokens:,} tokens" if self.ask == "apply" else ""
         proof = "no order is cheaper" if self.exact else "not proven cheapest"
         lines = [
-            f"{self.ask}{tokens}, for {self.objective} ({proof})",
+            f"{self.ask}{tokens}, for {self.objective.name} ({proof})",
             f"  flops {self.forward_flops:,} forward (opt_einsum: {self.opt_einsum_flops():,}), "
             f"{self.backward_flops:,} backward; saved {self.saved_elements:,}, peak {self.peak_elements:,} elements",
         ]
@@ -129,7 +129,7 @@ class Plan:
         """
         if self.ask != "apply":
             raise PlanError("explain: compares ways to apply an update.\nHowever, this plan makes a delta.")
-        weigh = OBJECTIVES[self.objective].of
+        weigh = self.objective.of
         own = weigh(self.cost)
         update = _plan(self.network, "delta", 1, (self.training, False), self.objective)
         dense, gradient = self._dense_costs(trained=any(f.trainable for f in self.network.factors.values()))
@@ -137,7 +137,7 @@ class Plan:
         folded = weigh(update.cost) + weigh(gradient)
         return "\n".join(
             [
-                f"apply at {self.tokens:,} tokens, for {self.objective}: {own:.3g}",
+                f"apply at {self.tokens:,} tokens, for {self.objective.name}: {own:.3g}",
                 f"  making the update first: {made / own:.2f} times that",
                 f"  folding it into the weight: {folded / own:.2f} times that; "
                 + ("it would pay on a full-precision weight" if folded < own else "it would not pay"),
@@ -171,7 +171,7 @@ def plan(
     tokens: int = 1024,
     training: bool = True,
     x_needs_grad: bool = True,
-    objective: str = "training",
+    objective: str | Objective = "training",
 ) -> Plan:
     """The cheapest order that answers `ask` for one site of a network.
 
@@ -181,23 +181,24 @@ def plan(
         tokens: length of the token axis, for apply.
         training: whether trainable factors need a gradient; without, only the forward pass counts.
         x_needs_grad: whether x does; not in the first adapted layer of a frozen host.
-        objective: a name in OBJECTIVES.
+        objective: a name in OBJECTIVES, or one of your own.
 
     Raises:
         PlanError: an ask or an objective that is not known, or no tokens.
     """
-    if ask not in ASKS or objective not in OBJECTIVES:
+    goal = OBJECTIVES.get(objective) if isinstance(objective, str) else objective
+    if ask not in ASKS or goal is None:
         raise PlanError(
             f"plan: ask must be one of {', '.join(ASKS)}, the objective one of {', '.join(OBJECTIVES)}.\n"
             f"However, they are {ask!r} and {objective!r}."
         )
     if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
         raise PlanError(f"plan: tokens must be an integer of at least 1, got {tokens!r}.")
-    return _plan(network, ask, tokens if ask == "apply" else 1, (training, x_needs_grad), objective)
+    return _plan(network, ask, tokens if ask == "apply" else 1, (training, x_needs_grad), goal)
 
 
 @lru_cache(maxsize=4096)
-def _plan(network: Network, ask: str, tokens: int, needs: tuple[bool, bool], objective: str) -> Plan:
+def _plan(network: Network, ask: str, tokens: int, needs: tuple[bool, bool], objective: Objective) -> Plan:
     training, x_needs_grad = needs
     through = ask == "apply"
     operands = ((X,) if through else ()) + tuple(network.factors)
@@ -208,7 +209,7 @@ def _plan(network: Network, ask: str, tokens: int, needs: tuple[bool, bool], obj
         grads = (training and x_needs_grad, *grads)
     active = tuple(name == X for name in operands)
     question = Question(inputs, answer, {TOKEN: tokens, **network.sizes}, grads, active)
-    order = search(question, OBJECTIVES[objective])
+    order = search(question, objective)
     steps, total = _steps(network, question, operands, order)
     return Plan(
         network, ask, tokens, objective, training, x_needs_grad, operands, inputs, answer, steps, total, order.exact

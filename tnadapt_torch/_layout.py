@@ -61,7 +61,7 @@ def lay_out(plan: Plan) -> Given | Way:
     """The cheapest way to run a plan so that its last step leaves the answer in order, if any way does."""
     ways: list[Sequence[Given | Way]] = [[Given(number, modes)] for number, modes in enumerate(plan.inputs)]
     factors = plan.network.factors
-    grads = [name not in factors or factors[name].trainable for name in plan.operands]
+    grads = [plan.training and (factors[n].trainable if n in factors else plan.x_needs_grad) for n in plan.operands]
     for step in plan.steps:
         found: dict[Modes, Way] = {}
         for left in ways[step.left]:

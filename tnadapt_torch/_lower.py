@@ -133,13 +133,15 @@ def _is_call(node: fx.Node, method: str) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def lower_apply(network: Network, tokens: int) -> Code:
-    """Code (y, x, *factors) -> y plus the scaled update of x, a new tensor; made for about this many tokens.
+def lower_apply(network: Network, tokens: int, *, training: bool = True, x_needs_grad: bool = True) -> Code:
+    """Code (y, x, *factors) -> y plus the scaled update of x, a new tensor.
+
+    It is made for about this many tokens and these needs of gradients, and right for any.
 
     y (token, out) and x (token, in) are of one dtype; factors are those of one site, in the network's order, and for a
     centered network, after them, those of the starting values.
     """
-    order = plan(network, "apply", tokens=tokens)
+    order = plan(network, "apply", tokens=tokens, training=training, x_needs_grad=x_needs_grad)
     way = cast("Way", lay_out(order))  # x and at least one factor: there is a step
     writer = _Writer(order)
     y, x = writer.input("y"), writer.input("x")

@@ -13,9 +13,8 @@ from tnadapt_torch._lower import Code, lower_apply, lower_delta
 
 __all__: list[str] = []
 
-COMPILED = BUCKETS.index(
-    1024
-)  # under torch.compile one code serves every number of tokens: a choice would compile anew
+NEEDS = ("nothing", "factors", "factors and x")  # what needs a gradient: a row of codes for each, a bucket a column
+COMPILED = 2 * len(BUCKETS) + BUCKETS.index(1024)  # torch.compile gets one code: a choice by tokens would compile anew
 
 
 class Ref(Protocol):
@@ -152,7 +151,11 @@ class SiteHook:
 
     def _add(self, output: Tensor, x: Tensor) -> Tensor:
         """The output (token, out) with the update of x (token, in) added."""
-        place = COMPILED if torch.compiler.is_compiling() else max(bisect_right(BUCKETS, len(x)) - 1, 0)
+        if torch.compiler.is_compiling():
+            place = COMPILED
+        else:
+            place = max(bisect_right(BUCKETS, len(x)) - 1, 0)
+            place += len(BUCKETS) * (0 if not torch.is_grad_enabled() else 2 if x.requires_grad else 1)
         code = self._code[place] or self._write_code(place)
         return code(output, x, *_read(self.refs, x))
 
@@ -161,13 +164,15 @@ class SiteHook:
         return lower_delta(self.network)(*_read(self.refs, like))
 
     def _write_code(self, place: int) -> Code:
-        """The code for a bucket of tokens; written at the first call that needs it."""
-        self._code[place] = code = lower_apply(self.network, BUCKETS[place])
+        """The code for a bucket of tokens and a need of gradients; written at the first call that asks for it."""
+        need, bucket = divmod(place, len(BUCKETS))
+        code = lower_apply(self.network, BUCKETS[bucket], training=need > 0, x_needs_grad=need > 1)
+        self._code[place] = code
         return code
 
     def _forget_code(self) -> None:
         """No code but that which torch.compile traces, which cannot be written while it does."""
-        self._code = [None] * len(BUCKETS)
+        self._code = [None] * (len(NEEDS) * len(BUCKETS))
         self._write_code(COMPILED)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -4,6 +4,8 @@ import pytest
 
 pytest.importorskip("torch")
 
+from itertools import product
+
 import numpy as np
 import torch
 from hypothesis import HealthCheck, assume, given, settings
@@ -55,8 +57,9 @@ def test_the_code_of_every_bucket_gives_the_same_numbers(adapter, length):
         split = x.reshape(length, *(network.sizes[mode] for mode in network.in_modes))
         wanted = y + network.scale * torch.einsum(order.equation(), split, *factors).reshape(length, outer)
         wanted_grads = torch.autograd.grad(wanted, (x, *factors), pull)
-        for tokens in BUCKETS:
-            found = lower_apply(network, tokens)(y, x, *factors)
+        for tokens, needs in product(BUCKETS, [(False, False), (True, False), (True, True)]):
+            code = lower_apply(network, tokens, training=needs[0], x_needs_grad=needs[1])
+            found = code(y, x, *factors)
             found_grads = torch.autograd.grad(found, (x, *factors), pull)
             for one, two in zip((found, *found_grads), (wanted, *wanted_grads), strict=True):
                 largest = float(two.detach().abs().max()) if two.numel() else 0.0
