@@ -247,15 +247,21 @@ def _leaf(tree: nn.Module, key: str) -> tuple[nn.Module, str]:
 
 
 def _plant(tree: nn.Module, key: str, value: Tensor, *, trainable: bool, persistent: bool = True) -> None:
+    """Register a factor in a tree. Raises SiteError for a name that an nn.Module cannot hold, as "half" or "train"."""
     *path, leaf = key.split(".")
-    for name in path:
-        if name not in tree._modules:
-            tree.add_module(name, Factors())
-        tree = tree.get_submodule(name)
-    if trainable:
-        tree.register_parameter(leaf, nn.Parameter(value))
-    else:
-        tree.register_buffer(leaf, value, persistent=persistent)
+    try:
+        for name in path:
+            if name not in tree._modules:
+                tree.add_module(name, Factors())
+            tree = tree.get_submodule(name)
+        if trainable:
+            tree.register_parameter(leaf, nn.Parameter(value))
+        else:
+            tree.register_buffer(leaf, value, persistent=persistent)
+    except (AttributeError, KeyError) as error:
+        raise SiteError(
+            f"factor {key!r}: a torch module cannot hold this name ({error}).\nRename the factor."
+        ) from None
 
 
 def _is_cast_of(value: Tensor, drawn: npt.NDArray[np.float64]) -> bool:

@@ -284,3 +284,14 @@ def test_models_of_transformers(name):
     hosts.close(model(input_ids=numbers).last_hidden_state, unmerged)
     state.detach()
     assert set(model.state_dict()) == keys
+
+
+@pytest.mark.parametrize("name", ["half", "train", "forward"])
+def test_a_factor_that_a_module_cannot_hold_is_refused(name):
+    model = hosts.toy()
+    before = hosts.photo(model)
+    factors = {name: trainable("out r"), "B": trainable("r in", init=zeros())}
+    spec = Spec(name="own", weight="out in", factors=factors, scale=raw())
+    with pytest.raises(SiteError, match="a torch module cannot hold this name"):
+        attach(model, spec, target_modules=hosts.TARGETS, rank=2, seed=0)
+    assert hosts.photo(model).keys() == before.keys()
