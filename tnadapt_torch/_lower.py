@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from tnadapt import Network, Plan, plan
-from tnadapt_torch._layout import Given, Modes, Way, lay_out
+from tnadapt_torch._layout import Given, Modes, Way, lay_out, size_of
 
 __all__: list[str] = []
 
@@ -117,8 +117,13 @@ class _Writer:
             update = self.ordered(self.node(way, operands), way.order, answer)
             total = self.graph.call_function(torch.add, (self.split(y, answer), update), {"alpha": scale})
         else:
-            sides = self.factors_of_product(way, operands, answer)
-            total = self.graph.call_function(torch.addcmul, (self.split(y, answer), *sides), {"value": scale})
+            big, small = self.factors_of_product(way, operands, answer)
+            if size_of(self.order, way.left.order) < size_of(self.order, way.right.order):
+                big, small = small, big
+            small = small if scale == 1.0 else self.graph.call_function(torch.mul, (small, scale))
+            # Into the fresh product, which no backward pass needs: addcmul multiplies by its value once more in each.
+            product = self.graph.call_function(torch.mul, (big, small))
+            total = self.graph.call_method("add_", (product, self.split(y, answer)))
         return total if len(answer) == len(lying) else self.reshape(total, lying)
 
     def function(self, result: fx.Node) -> Code:
