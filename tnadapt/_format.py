@@ -129,14 +129,8 @@ def _params(
     path: Path, adapter: Adapter, stored: dict[str, Array], drawn: Mapping[str, str], draw_limit: int
 ) -> dict[str, Array]:
     wanted = {name for name, slot in adapter.slots.items() if slot.is_stored}
-    if (
-        drawn.keys() != adapter.slots.keys() - stored.keys()
-        or stored.keys() - adapter.slots.keys()
-        or wanted - stored.keys()
-    ):
-        odd = sorted(
-            ((stored.keys() | drawn.keys()) ^ adapter.slots.keys()) | (drawn.keys() & (wanted | stored.keys()))
-        )
+    missing_or_unknown = (stored.keys() | drawn.keys()) ^ adapter.slots.keys()
+    if odd := sorted(missing_or_unknown | (drawn.keys() & (wanted | stored.keys()))):
         raise FormatError(f"{path}: the factors are not those of its adapter; at odds: {', '.join(odd[:5])}.")
     shapes = {name: adapter.slots[name].shape for name in drawn}
     if (entries := sum(int(np.prod(shape, dtype=object)) for shape in shapes.values())) > draw_limit:

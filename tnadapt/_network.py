@@ -141,8 +141,7 @@ def stacks_of(sites: Iterable[Site], over: tuple[str, ...]) -> dict[str, tuple[S
     stacks: dict[tuple[frozenset[tuple[str, Coordinate]], tuple[int, ...]], list[Site]] = {}
     for site in sites:
         fixed = {} if RUNNING in over else {name: at for name, at in site.coordinates.items() if name not in over}
-        key = frozenset((name, at if isinstance(at, str) else int(at)) for name, at in fixed.items())
-        stacks.setdefault((key, site.shape), []).append(site)
+        stacks.setdefault((frozenset(fixed.items()), site.shape), []).append(site)
     labels = [_label(stack[0], over) for stack in stacks.values()]
     often = Counter(labels)
     named: dict[str, tuple[Site, ...]] = {}

@@ -22,7 +22,6 @@ class _Writer:
     def __init__(self, order: Plan) -> None:
         self.order = order
         self.graph = fx.Graph()
-        self.operands: list[fx.Node] = []
 
     def input(self, name: str) -> fx.Node:
         """An argument of the code."""
@@ -141,10 +140,9 @@ def _is_call(node: fx.Node, method: str) -> bool:
 def lower_apply(network: Network, tokens: int, *, training: bool = True, x_needs_grad: bool = True) -> Code:
     """Code (y, x, *factors) -> y plus the scaled update of x, a new tensor.
 
-    It is made for about this many tokens and these needs of gradients, and right for any.
-
-    y (token, out) and x (token, in) are of one dtype; factors are those of one site, in the network's order, and for a
-    centered network, after them, those of the starting values.
+    It is made for about this many tokens and these needs of gradients, and right for any. y (token, out) and
+    x (token, in) are of one dtype; factors are those of one site, in the network's order, and for a centered network,
+    after them, those of the starting values.
     """
     order = plan(network, "apply", tokens=tokens, training=training, x_needs_grad=x_needs_grad)
     way = cast("Way", lay_out(order))  # x and at least one factor: there is a step

@@ -124,10 +124,9 @@ class Owner(Protocol):
 class SiteHook:
     """Adds the update of one site to the output of its module; does nothing while its adapter is off or merged."""
 
-    def __init__(self, owner: Owner, path: str, network: Network, refs: Iterable[Ref]) -> None:
+    def __init__(self, owner: Owner, network: Network, refs: Iterable[Ref]) -> None:
         """`refs` are the factors in the network's order; for a centered one, then those of the starting values."""
         self.owner = owner
-        self.path = path
         self.network = network
         self.refs = tuple(refs)
         self.width = network.volume(network.in_modes)

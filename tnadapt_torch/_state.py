@@ -78,7 +78,7 @@ class AdapterState(nn.Module):
         if self.adapter.spec.centered:
             trees = [self.start if group.network.factors[name].trainable else self.factors for name in names]
             refs += [self._ref(tree, group, site, name) for tree, name in zip(trees, names, strict=True)]
-        return SiteHook(self, site.path, group.network, refs)
+        return SiteHook(self, group.network, refs)
 
     def _ref(self, tree: nn.Module, group: Group, site: Site, factor: str) -> Ref:
         """Where a site finds a factor in a tree; a stacked factor is taken apart in one place for all sites."""
@@ -179,12 +179,12 @@ class AdapterState(nn.Module):
         for other in others:
             if self.merged and other.merged and self.merged.is_over(other.merged):
                 other.merged.buried_by = self.name
-        for parameter, before in self.host_flags:
-            if not others:
-                parameter.requires_grad_(before)
         if others:
             for module in self.saved.modules.values():
                 module.requires_grad_(False)
+        else:
+            for parameter, before in self.host_flags:
+                parameter.requires_grad_(before)
         self.host, self.handles = (), []
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -192,11 +192,13 @@ class AdapterState(nn.Module):
 
         A frozen factor is stored only if it no longer holds the values of its seed, up to its dtype's rounding.
         """
-        drawn = tnadapt.init(self.adapter)
+        values = self.params()
+        rounded = {key for key, value in values.items() if value.dtype not in (torch.float32, torch.float64)}
+        drawn = tnadapt.init(self.adapter) if rounded else {}  # of the others the core sees itself whether they changed
         params = {
             key: _numpy(value)
-            for key, value in self.params().items()
-            if self.adapter.slots[key].is_stored or not _is_cast_of(value, drawn[key])
+            for key, value in values.items()
+            if self.adapter.slots[key].is_stored or key not in rounded or not _is_cast_of(value, drawn[key])
         }
         extra = {key: _numpy(value) for key, value in self.saved.values().items()}
         tnadapt.save(self.adapter, params, path, extra=extra)
