@@ -1,5 +1,6 @@
 """Hosts: the table adds up to published totals, a config is read to the letter, and every other text is refused."""
 
+import contextlib
 import json
 import math
 from dataclasses import replace
@@ -140,11 +141,16 @@ def test_one_exact_path_is_one_site(place):
     assert site.shape == (20, 12)
 
 
+FUSED = {"gpt2": "c_attn", "gpt_neox": "query_key_value", "phi3": "qkv_proj"}
+APART = [["query", "value"], ["query_proj", "value_proj"], ["q_proj", "v_proj"], ["q_lin", "v_lin"], ["q", "v"]]
+
+
 @pytest.mark.parametrize("kind", LAYOUTS)
 def test_every_type_adapts_query_and_value_by_default(kind):
     layout = LAYOUTS[kind]
+    words = [target.split(".")[-1] for target in layout.targets]
     assert set(layout.targets) <= set(layout.kinds)
-    assert len(layout.targets) == (1 if "fused" in str(layout.kinds) else 2)
+    assert words in ([[FUSED[kind]]] if kind in FUSED else APART)
 
 
 def test_an_adapter_binds_to_the_sites():
@@ -320,8 +326,8 @@ def test_a_folder_without_a_config_is_no_host(tmp_path):
 
 @given(text=st.text(max_size=12))
 def test_no_text_breaks_the_search(text):
-    with pytest.raises(SiteError, match="neither a model of the table"):
-        find_host(text)
+    with contextlib.suppress(SiteError, FormatError):  # hypothesis knows the names in the source, and draws them, too
+        assert find_host(text).name == text.lower()
 
 
 @pytest.mark.parametrize(
