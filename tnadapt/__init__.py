@@ -23,10 +23,13 @@ from tnadapt._factor import (
     zeros,
 )
 from tnadapt._format import Checkpoint, load, read, save
+from tnadapt._freedom import Freedom, degrees_of_freedom, first_gradients
+from tnadapt._hosts import Host, find_host
 from tnadapt._init import Params, init
 from tnadapt._json import from_json, to_json
 from tnadapt._network import Group, Network, Site, grid
 from tnadapt._plan import BUCKETS, Plan, Step, bucket, plan
+from tnadapt._rank import Cut, generic_rank, minimum_cut, rank_bound
 from tnadapt._search import OBJECTIVES, Cost, ExactOrder, Objective
 from tnadapt._spec import Adapter, AdapterSpec, Slot
 
@@ -37,11 +40,14 @@ __all__ = [
     "AdapterSpec",
     "Checkpoint",
     "Cost",
+    "Cut",
     "ExactOrder",
     "Factor",
     "FactorCount",
     "FormatError",
+    "Freedom",
     "Group",
+    "Host",
     "Init",
     "Network",
     "Objective",
@@ -60,21 +66,27 @@ __all__ = [
     "bucket",
     "constant",
     "count",
+    "degrees_of_freedom",
     "delta",
+    "find_host",
+    "first_gradients",
     "from_json",
     "frozen",
+    "generic_rank",
     "grid",
     "init",
     "kaiming_normal",
     "kaiming_uniform",
     "load",
     "merge",
+    "minimum_cut",
     "normal",
     "ones",
     "orthogonal",
     "over_rank",
     "over_sqrt_rank",
     "plan",
+    "rank_bound",
     "raw",
     "read",
     "save",

@@ -28,7 +28,7 @@ class SiteError(TnadaptError):
 
 
 class PlanError(TnadaptError):
-    """A question about a network that has no contraction order."""
+    """A question about a network that has no answer here: no contraction order, no such rows, or too much work."""
 
 
 class FormatError(TnadaptError):

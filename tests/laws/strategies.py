@@ -92,10 +92,10 @@ def specs(draw: st.DrawFn, *, centered: bool = False) -> AdapterSpec:
 
 
 @st.composite
-def adapters(draw: st.DrawFn, *, centered: bool = False) -> Adapter:
+def adapters(draw: st.DrawFn, *, centered: bool = False, lengths: st.SearchStrategy[int] = LENGTHS) -> Adapter:
     """A spec bound to up to three layers of up to two kinds, of one or two shapes."""
     spec = draw(specs(centered=centered))
-    shape = st.tuples(*[LENGTHS for _ in spec.axes])
+    shape = st.tuples(*[lengths for _ in spec.axes])
     kinds = {kind: draw(shape) for kind in draw(st.sampled_from([("q",), ("q", "k")]))}
     if draw(st.booleans()):
         kinds |= dict.fromkeys(kinds, kinds["q"])  # equal shapes, so that kinds can share

@@ -1,0 +1,186 @@
+"""Degrees of freedom: figures known by hand, the numerical Jacobian, and large modes cut down against none cut."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from tests.laws.strategies import adapters, moved
+from tnadapt import (
+    AdapterSpec,
+    PlanError,
+    Site,
+    _freedom,
+    count,
+    degrees_of_freedom,
+    delta,
+    families,
+    first_gradients,
+    frozen,
+    grid,
+    init,
+    ones,
+    raw,
+    trainable,
+    zeros,
+)
+from tnadapt._freedom import _degrees, _Jacobian
+
+
+def own(weight, over="", **factors):
+    return AdapterSpec(name="own", weight=weight, over=over, factors=factors, scale=raw(), identity_at_start=False)
+
+
+CP = own(
+    "(h d) i",
+    "layer kind",
+    **{name: trainable(f"{mode} r") for name, mode in zip("ABCLM", ("i", "d", "h", "layer", "kind"), strict=True)},
+)
+TRAIN = own("(a b) c", A=trainable("a p"), B=trainable("p b q"), C=trainable("q c"))
+
+KNOWN = [  # spec, sites, rank, sizes, trainable, degrees: planner's table, each by the gauge group of its bonds
+    ("lora: r^2", families.lora(), grid(layers=1, kinds={"q": (8, 8)}), 3, {}, 48, 39),
+    ("lotr: 2 r^2", families.lotr(), grid(layers=4, kinds={"q": (8, 8)}), 3, {}, 84, 66),
+    ("cp of five ways: 4 r", CP, grid(layers=4, kinds=dict.fromkeys("qkvo", (20, 7))), 4, {"h": 2}, 108, 92),
+    ("lokr: r^2 + 1", families.lokr(), grid(layers=1, kinds={"q": (64, 64)}), 2, {}, 96, 91),
+    ("tlora: one scalar", families.tlora(), grid(layers=1, kinds={"q": (9, 9)}), 3, {}, 10, 9),
+    ("vera: one scalar", families.vera(), grid(layers=1, kinds={"q": (9, 9)}), 3, {}, 12, 11),
+    ("tera: five scalars", families.tera(), grid(layers=1, kinds={"q": (8, 8)}), 2, {}, 12, 7),
+    # a dense weight more: 2 x 2 x 2 entries are all that the train can move
+    ("train above the weight", TRAIN, [Site("w", (4, 2))], 2, {}, 16, 8),
+    ("train", TRAIN, [Site("w", (9, 3))], 2, {}, 24, 16),
+    # loha: GL(r) twice, and rows and columns scaled from one pair to the other: 2 r^2 + out + in - 1
+    ("loha", families.loha(), grid(layers=1, kinds={"q": (20, 20)}), 2, {}, 160, 160 - 8 - 39),
+]
+
+
+@pytest.mark.parametrize("row", [row[1:] for row in KNOWN], ids=[row[0] for row in KNOWN])
+def test_a_figure_known_by_hand(row):
+    spec, sites, rank, sizes, trained, degrees = row
+    adapter = spec.bind(sites, rank=rank, sizes=sizes)
+    found = degrees_of_freedom(adapter)
+    assert (found.trainable, found.degrees, found.gauge) == (trained, degrees, trained - degrees)
+    assert found.trainable == count(adapter).trainable
+
+
+def test_the_five_way_cp_of_88_numbers():
+    """rank 4, 88 trainable numbers, 72 degrees of freedom: the sizes add up to 22."""
+    adapter = CP.bind(grid(layers=4, kinds=dict.fromkeys("qkv", (12, 7))), rank=4, sizes={"h": 4})
+    assert [adapter.networks[0].sizes[mode] for mode in ("i", "d", "h", "layer", "kind")] == [7, 3, 4, 4, 3]
+    larger = CP.bind(grid(layers=4, kinds=dict.fromkeys("qkv", (16, 7))), rank=4, sizes={"h": 4})
+    assert str(degrees_of_freedom(larger)) == "72 of 88 (gauge 16)"
+
+
+def jacobian(adapter, sites, params, by):
+    """The derivative of these updates by the trained entries: exact, since an update is linear in each factor."""
+    columns = []
+    for name in by:
+        for place in np.ndindex(params[name].shape):
+            unit = np.zeros(params[name].shape)
+            unit[place] = 1.0
+            nothing = params | {name: np.zeros(params[name].shape)}
+            columns.append(
+                np.concatenate(
+                    [
+                        (delta(adapter, params | {name: unit}, site) - delta(adapter, nothing, site)).ravel()
+                        for site in sites
+                    ]
+                )
+            )
+    return np.array(columns).T
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+@given(adapter=adapters(), data=st.data())
+def test_degrees_are_the_rank_of_the_numerical_jacobian(adapter, data):
+    group = data.draw(st.sampled_from(adapter.groups))
+    params = moved(adapter, frozen_too=True)
+    by = [adapter.slot_name(group, name) for name, factor in adapter.spec.factors.items() if factor.trainable]
+    assume(sum(params[name].size for name in by) <= 200)
+    matrix = jacobian(adapter, group.sites, params, by)
+    assert degrees_of_freedom(adapter, group).degrees == np.linalg.matrix_rank(matrix)
+
+
+LARGE = st.sampled_from([1, 5, 9, 12, 15])
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+@given(adapter=adapters(lengths=LARGE), data=st.data())
+def test_cutting_large_modes_down_changes_nothing(adapter, data):
+    group = data.draw(st.sampled_from(adapter.groups))
+    network = group.network
+    whole = _Jacobian(network, True, None, 0)
+    assume(1 <= whole.entries(network.sizes) <= 400)
+    assume(network.volume([*network.over, *network.out_modes, *network.in_modes]) <= 4000)
+    degrees = _degrees(network, True, None, 2048, 1).degrees
+    assert degrees == whole.rank(network.sizes, whole.trained)
+
+
+@pytest.mark.parametrize("family", ["lora", "lotr", "loha", "lokr", "vera", "tlora"])
+def test_cutting_a_family_down_changes_nothing(family):
+    adapter = getattr(families, family)().bind(grid(layers=3, kinds={"q": (25, 16)}), rank=2)
+    network = adapter.networks[0]
+    whole = _Jacobian(network, True, None, 0)
+    assert _degrees(network, True, None, 2048, 1).degrees == whole.rank(network.sizes, whole.trained)
+
+
+def test_the_sizes_of_a_7b_model():
+    """LoRA's gauge is r^2 a site, whatever the size; a shared factor is one for all sites."""
+    kinds = dict.fromkeys(("q_proj", "v_proj"), (4096, 4096))
+    lora = families.lora().bind(grid(layers=32, kinds=kinds), rank=8)
+    assert degrees_of_freedom(lora).gauge == 64 * 8**2
+    lotr = families.lotr().bind(grid(layers=32, kinds=kinds), rank=4)
+    assert degrees_of_freedom(lotr).gauge == 2 * 4**2
+
+
+def test_a_hole_in_the_grid_counts_only_the_sites_that_are_there():
+    spec = own("out in", "layer kind", A=trainable("out layer"), B=trainable("in kind"))
+    corners = [Site(f"{layer}.{kind}", (3, 3), {"layer": layer, "kind": kind}) for layer in (0, 1) for kind in "ab"]
+    # a column of A and one of B can change their scales against each other: once where sites join all four of them
+    assert degrees_of_freedom(spec.bind(corners)).degrees == 12 - 1
+    diagonal = spec.bind([corners[0], corners[3]])  # two sites that share nothing: two scales
+    assert degrees_of_freedom(diagonal).degrees == 12 - 2
+
+
+def test_a_site_counts_what_it_reads():
+    adapter = families.lotr().bind(grid(layers=4, kinds={"q": (8, 8)}), rank=3)
+    found = degrees_of_freedom(adapter, "layers.2.q")
+    assert (found.trainable, found.degrees) == (48 + 9, 39)
+
+
+def test_too_large_a_question_is_refused(monkeypatch):
+    adapter = families.loha().bind(grid(layers=1, kinds={"q": (64, 64)}), rank=8)
+    with pytest.raises(PlanError, match=r"a Jacobian of \d+ trainable numbers; the limit is 100"):
+        degrees_of_freedom(adapter, limit=100)
+    monkeypatch.setattr(_freedom, "WORK", 1000)
+    with pytest.raises(PlanError, match=r"takes [\d,]+ flops; the limit is 1,000"):
+        degrees_of_freedom(adapter)
+
+
+def test_nothing_moves_at_scale_zero():
+    adapter = families.lora(alpha=0).bind(grid(layers=1, kinds={"q": (4, 4)}), rank=2)
+    assert degrees_of_freedom(adapter).degrees == 0
+    assert first_gradients(adapter.spec) == ()
+
+
+@given(adapter=adapters())
+def test_the_factor_that_moves_first_is_the_zero(adapter):
+    start, random = init(adapter), np.random.default_rng(0)
+    site = adapter.sites[0]
+    group, _ = adapter.find(site)
+    moving = []
+    for name, factor in adapter.spec.factors.items():
+        key = adapter.slot_name(group, name)
+        changed = delta(adapter, start | {key: start[key] + random.standard_normal(start[key].shape)}, site)
+        if factor.trainable and abs(changed).max() > 0:
+            moving.append(name)
+    assert first_gradients(adapter.spec) == tuple(moving)
+
+
+def test_who_moves_first():
+    assert first_gradients(families.lora()) == ("B",)
+    assert first_gradients(families.tera()) == ("d_o3",)
+    living = own("out in", A=trainable("out r"), F=frozen("r q", init=ones()), B=trainable("q in"))
+    assert first_gradients(living) == ("A", "B")
+    dead = own("out in", A=trainable("out r", init=zeros()), B=trainable("r in", init=zeros()))
+    assert first_gradients(dead) == ()

@@ -1,0 +1,80 @@
+"""Arithmetic modulo a prime, against python's own integers."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tnadapt import _modular
+from tnadapt._modular import PRIME, contract, multiply, question_of, rank, residues
+
+
+def by_hand(left, right):
+    return [
+        [sum(int(a) * int(b) for a, b in zip(row, column, strict=True)) % PRIME for column in right.T] for row in left
+    ]
+
+
+def of_rank(rows, columns, wanted, seed):
+    random = np.random.default_rng(seed)
+    return multiply(residues((rows, wanted), random), residues((wanted, columns), random))
+
+
+def test_the_prime_is_one():
+    assert all(PRIME % divisor for divisor in range(2, int(PRIME**0.5) + 1))
+
+
+@given(shape=st.tuples(*[st.integers(0, 6)] * 3), seed=st.integers(0, 99))
+def test_a_product_is_that_of_whole_numbers(shape, seed):
+    rows, terms, columns = shape
+    random = np.random.default_rng(seed)
+    left, right = residues((rows, terms), random), residues((terms, columns), random)
+    assert multiply(left, right).tolist() == by_hand(left, right)
+
+
+def test_the_largest_residues_do_not_overflow():
+    left = np.full((1, 3 * 4096), PRIME - 1)
+    assert multiply(left, left.T).tolist() == [[3 * 4096 * (PRIME - 1) ** 2 % PRIME]]
+
+
+def test_a_long_sum_is_cut_in_parts(monkeypatch):
+    random = np.random.default_rng(0)
+    left, right = residues((3, 11), random), residues((11, 2), random)
+    monkeypatch.setattr(_modular, "TERMS", 4)
+    assert multiply(left, right).tolist() == by_hand(left, right)
+
+
+@settings(max_examples=25)
+@given(sizes=st.tuples(*[st.integers(1, 90)] * 2), part=st.floats(0, 1), seed=st.integers(0, 99))
+def test_the_rank_of_a_product_is_its_inner_size(sizes, part, seed):
+    rows, columns = sizes
+    wanted = round(part * min(rows, columns))
+    assert rank(of_rank(rows, columns, wanted, seed)) == wanted
+
+
+def test_ranks_known_by_heart():
+    assert rank(np.eye(70, dtype=np.int64)[:, ::-1]) == 70
+    assert rank(np.zeros((5, 3), dtype=np.int64)) == 0
+    assert rank(np.zeros((0, 3), dtype=np.int64)) == 0
+    assert rank(np.tri(40, 80, dtype=np.int64)) == 40
+    assert rank(np.kron(np.eye(2, dtype=np.int64), np.ones((40, 40), dtype=np.int64))) == 2  # zero columns in a panel
+
+
+def test_a_matrix_is_left_as_it_was():
+    matrix = of_rank(40, 50, 7, 0)
+    before = matrix.copy()
+    rank(matrix)
+    np.testing.assert_array_equal(matrix, before)
+
+
+@pytest.mark.parametrize(
+    "equation", ["ab,bc,cd->ad", "abr,rb,r->ra", "ar,br,cr->abc", "ab,c->bca", "a,a,a->", "abc->ca"]
+)
+def test_a_contraction_is_einsum(equation):
+    random = np.random.default_rng(3)
+    inputs, answer = equation.split("->")
+    modes = [tuple(words) for words in inputs.split(",")]
+    sizes = {"a": 3, "b": 4, "c": 2, "d": 5, "r": 6}
+    small = [random.integers(0, 50, [sizes[mode] for mode in one]) for one in modes]
+    wanted = np.einsum(equation, *small) % PRIME
+    np.testing.assert_array_equal(contract(question_of(modes, tuple(answer), sizes), small), wanted)

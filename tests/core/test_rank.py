@@ -1,0 +1,241 @@
+"""Rank bounds against the oracle that tries every partition, and generic ranks against singular values."""
+
+import math
+import time
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.laws.strategies import adapters, moved
+from tnadapt import (
+    AdapterSpec,
+    PlanError,
+    Site,
+    SiteError,
+    delta,
+    families,
+    frozen,
+    generic_rank,
+    grid,
+    minimum_cut,
+    ones,
+    rank_bound,
+    raw,
+    trainable,
+)
+
+KINDS = {"q": (12, 8), "v": (12, 8)}
+LLAMA_70B = {
+    "q_proj": (8192, 8192),
+    "k_proj": (1024, 8192),
+    "v_proj": (1024, 8192),
+    "o_proj": (8192, 8192),
+    "gate_proj": (28672, 8192),
+    "up_proj": (28672, 8192),
+    "down_proj": (8192, 28672),
+}
+
+
+def by_every_partition(network, rows):
+    """The least product of the modes that have carriers on both sides, over all ways to part the factors."""
+    names = list(network.factors)
+    columns = set(network.out_modes + network.in_modes) - set(rows)
+    best = math.inf
+    for sides in product((0, 1), repeat=len(names)):
+        touched = [set(rows), set(columns)]
+        for name, side in zip(names, sides, strict=True):
+            touched[side] |= set(network.local_modes(name))
+        best = min(best, network.volume(touched[0] & touched[1]))
+    return best
+
+
+@given(adapter=adapters(), data=st.data())
+def test_the_bound_is_the_least_over_all_partitions(adapter, data):
+    site = data.draw(st.sampled_from(adapter.sites))
+    network = adapter.find(site)[0].network
+    open_modes = network.out_modes + network.in_modes
+    rows = data.draw(st.sets(st.sampled_from(open_modes)))
+    cut = rank_bound(adapter, site, rows=rows)
+    assert cut.rank == by_every_partition(network, rows) == network.volume(cut.modes)
+
+
+@given(adapter=adapters(), data=st.data())
+def test_no_delta_has_a_higher_rank_and_random_ones_have_the_generic(adapter, data):
+    site = data.draw(st.sampled_from(adapter.sites))
+    dense = delta(adapter, moved(adapter, frozen_too=True), site).reshape(site.shape[0], -1)
+    found = np.linalg.matrix_rank(dense)
+    assert found == generic_rank(adapter, site) <= rank_bound(adapter, site).rank
+
+
+@given(adapter=adapters(centered=True), data=st.data())
+def test_the_same_for_centered_updates(adapter, data):
+    site = data.draw(st.sampled_from(adapter.sites))
+    dense = delta(adapter, moved(adapter), site).reshape(site.shape[0], -1)
+    found = np.linalg.matrix_rank(dense, tol=1e-9 * max(1.0, abs(dense).max()))
+    assert found <= generic_rank(adapter, site) <= rank_bound(adapter, site).rank
+
+
+def stacked(adapter, group, params):
+    """All updates of a group as one array: site modes, then the axes of the weight."""
+    lengths = [group.network.sizes[mode] for mode in group.network.over]
+    stack = np.zeros([*lengths, *group.network.weight_shape])
+    for site in group.sites:
+        stack[tuple(group.index(site).values())] = delta(adapter, params, site)
+    return stack
+
+
+@pytest.mark.parametrize(
+    ("spec", "modes"),
+    [
+        (families.lotr(), ("site",)),
+        (families.lotr(), ("out",)),
+        (families.lotr(), ("in",)),
+        (families.lotr(over="layer"), ("layer",)),
+        (families.lorta(), ("layer",)),
+        (families.lorta(), ("kind", "in")),
+        (families.tlora(), ("site",)),
+    ],
+)
+def test_a_stack_has_at_most_the_rank_of_its_cut(spec, modes):
+    adapter = spec.bind(grid(layers=9, kinds=KINDS), rank=2)
+    group = adapter.groups[0]
+    params = moved(adapter, frozen_too=True)
+    split = group.network.axes
+    shape = [group.network.sizes[mode] for mode in (*group.network.over, *(mode for axis in split for mode in axis))]
+    names = [*group.network.over, *(mode for axis in split for mode in axis)]
+    stack = stacked(adapter, group, params).reshape(shape)
+    order = [*modes, *(mode for mode in names if mode not in modes)]
+    rows = math.prod(group.network.sizes[mode] for mode in modes)
+    matrix = stack.transpose([names.index(mode) for mode in order]).reshape(rows, -1)
+    found = np.linalg.matrix_rank(matrix)
+    assert found == generic_rank(adapter, group, rows=modes) <= rank_bound(adapter, group, rows=modes).rank
+
+
+def test_lotr_spans_one_space_of_rows_and_one_of_columns():
+    adapter = families.lotr().bind(grid(layers=4, kinds=KINDS), rank={"p": 2, "q": 3})
+    assert rank_bound(adapter).rank == 2  # all updates side by side
+    assert rank_bound(adapter, rows=("in",)).rank == 3
+    assert rank_bound(adapter, rows=("site",)).rank == 6  # cut p and q
+    assert rank_bound(adapter, rows=("site",)).modes == ("p", "q")
+
+
+RANKS = [  # family, sizes: the bound that its docstring states
+    (families.lora(), {}, 3),
+    (families.lotr(), {}, 3),
+    (families.lorta(), {"head": 4}, 3),
+    (families.tlora(), {}, 3),
+    (families.vera(), {}, 3),
+    (families.loha(), {}, 8),  # min(9, out, in)
+    (families.lokr(), {}, 6),  # min(o1, i1) min(o2, i2, r) = 2 x 3
+    (families.tera(), {}, 8),  # full: 3 ranks of up to 3 on either side, cut to the sizes of 2 x 2 x 2 in modes
+]
+
+
+@pytest.mark.parametrize(("spec", "sizes", "bound"), RANKS, ids=[spec.name for spec, _, _ in RANKS])
+def test_the_bound_of_a_family(spec, sizes, bound):
+    adapter = spec.bind(grid(layers=2, kinds=KINDS), rank=3, sizes=sizes)
+    site = adapter.sites[1]
+    assert rank_bound(adapter, site).rank == bound == generic_rank(adapter, site)
+    assert generic_rank(adapter, site, frozen="drawn") == bound
+    assert minimum_cut(adapter.find(site)[0].network) == rank_bound(adapter, site)
+
+
+def test_a_hyperedge_is_cut_once():
+    """The bond r joins four factors; a cut that counted it for each would say 2 x 2 x 2."""
+    factors = {name: trainable(f"{mode} r") for name, mode in zip("ABCD", ("o1", "o2", "i1", "i2"), strict=True)}
+    spec = AdapterSpec(name="cp", weight="(o1 o2) (i1 i2)", factors=factors, scale=raw(), identity_at_start=False)
+    adapter = spec.bind([Site("w", (36, 36))], rank=2)
+    assert rank_bound(adapter, "w").rank == 2 == generic_rank(adapter, "w")
+
+
+def test_the_bound_is_not_always_reached():
+    """Frozen ones are no generic factor: the bound knows the structure alone, the drawn rank the values."""
+    spec = AdapterSpec(
+        name="flat",
+        weight="out in",
+        factors={"F": frozen("out r", init=ones()), "B": trainable("r in")},
+        scale=raw(),
+        identity_at_start=False,
+    )
+    adapter = spec.bind([Site("w", (6, 6))], rank=3)
+    assert rank_bound(adapter, "w").rank == 3 == generic_rank(adapter, "w")
+    assert generic_rank(adapter, "w", frozen="drawn") == 1
+
+
+def test_a_centered_update_counts_two_networks_or_one_side():
+    def spec(kind):
+        return AdapterSpec(
+            name="c", weight="out in", factors={"A": kind("out r"), "B": trainable("r in")}, scale=raw(), centered=True
+        )
+
+    both = spec(trainable).bind([Site("w", (9, 9))], rank=3)
+    one = spec(frozen).bind([Site("w", (9, 9))], rank=3)
+    assert (rank_bound(both, "w").rank, rank_bound(both, "w").times) == (6, 2)
+    assert str(rank_bound(both, "w")) == "6 (2 times cut r)"
+    assert generic_rank(both, "w") == 6
+    assert (rank_bound(one, "w").rank, rank_bound(one, "w").times, generic_rank(one, "w")) == (3, 1, 3)
+    assert str(rank_bound(one, "w")) == "3 (cut r)"
+
+
+def test_tera_reaches_full_rank_with_a_small_part_of_the_trainables_of_lora():
+    """arXiv:2509.03234 claims it of its network: the rank does not depend on the count."""
+    from tnadapt import count
+
+    sites = grid(layers=1, kinds={"q": (64, 64)})
+    tera, lora = families.tera().bind(sites, rank=4), families.lora().bind(sites, rank=64)
+    site = sites[0]
+    for adapter in (tera, lora):
+        assert rank_bound(adapter, site).rank == 64
+        assert generic_rank(adapter, site) == 64
+        assert generic_rank(adapter, site, frozen="drawn") == 64
+    assert count(tera).trainable * 340 < count(lora).trainable  # 24 against 8,192
+
+
+def test_every_site_of_a_70b_model_takes_under_a_second_for_all_families():
+    """Processor time, since other tests run beside this one."""
+    bound = [getattr(families, name)().bind(grid(layers=80, kinds=LLAMA_70B), rank=8) for name in families.__all__]
+    start = time.process_time()
+    for adapter in bound:
+        for site in adapter.sites:
+            assert rank_bound(adapter, site).rank >= 8
+    assert time.process_time() - start < 1.0
+
+
+def test_a_thousand_by_a_thousand_is_ranked_exactly():
+    adapter = families.tera().bind(grid(layers=1, kinds={"q": (1024, 1024)}), rank=16)
+    assert generic_rank(adapter, adapter.sites[0]) == 1024
+
+
+def test_without_a_place_the_largest_of_all_groups_is_told():
+    adapter = families.lokr().bind(grid(layers=1, kinds={"a": (4, 4), "b": (36, 36)}), rank=2)
+    assert rank_bound(adapter).rank == rank_bound(adapter, "layers.0.b").rank > rank_bound(adapter, "layers.0.a").rank
+    assert generic_rank(adapter) == rank_bound(adapter).rank
+    group = adapter.groups[0]
+    assert rank_bound(adapter, group) == rank_bound(adapter, group.name) == rank_bound(adapter, "layers.0.a")
+
+
+def test_what_cannot_be_asked():
+    adapter = families.lotr().bind(grid(layers=2, kinds=KINDS), rank=2)
+    with pytest.raises(PlanError, match=r"'layer' is not an open mode of the stack.\nOpen are site, out, in"):
+        rank_bound(adapter, rows=("layer",))
+    with pytest.raises(PlanError, match=r"'site' is not an open mode of one site.\nOpen are out, in"):
+        generic_rank(adapter, adapter.sites[0], rows=("site",))
+    with pytest.raises(SiteError, match=r"nowhere: not a site of this adapter"):
+        rank_bound(adapter, "nowhere")
+    with pytest.raises(PlanError, match=r"Pass a site, and no rows"):
+        generic_rank(adapter, frozen="drawn")
+
+
+def test_nothing_is_added_at_scale_zero():
+    adapter = families.lora(alpha=0).bind(grid(layers=1, kinds=KINDS), rank=2)
+    assert generic_rank(adapter, adapter.sites[0]) == 0
+
+
+@settings(max_examples=10)
+@given(seed=st.integers(0, 5))
+def test_another_seed_says_the_same(seed):
+    adapter = families.loha().bind(grid(layers=1, kinds={"q": (30, 20)}), rank=3)
+    assert generic_rank(adapter, adapter.sites[0], seed=seed) == 9
