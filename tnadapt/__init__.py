@@ -3,7 +3,7 @@
 from tnadapt import families as families
 from tnadapt._apply import apply, delta, merge
 from tnadapt._count import FactorCount, ParamCount, count
-from tnadapt._errors import FormatError, PlanError, SiteError, SpecError, TnadaptError
+from tnadapt._errors import FormatError, LawError, PlanError, SiteError, SpecError, TnadaptError
 from tnadapt._factor import (
     Factor,
     Init,
@@ -49,6 +49,7 @@ __all__ = [
     "Group",
     "Host",
     "Init",
+    "LawError",
     "Network",
     "Objective",
     "ParamCount",

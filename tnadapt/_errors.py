@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-__all__ = ["FormatError", "PlanError", "SiteError", "SpecError", "TnadaptError"]
+__all__ = ["FormatError", "LawError", "PlanError", "SiteError", "SpecError", "TnadaptError"]
 
 
 class TnadaptError(Exception):
@@ -33,3 +33,7 @@ class PlanError(TnadaptError):
 
 class FormatError(TnadaptError):
     """A file or a text that is not what this release reads (a spec, an adapter, a host's config), or was damaged."""
+
+
+class LawError(TnadaptError):
+    """A law of `tnadapt.testing` that does not hold: which one, and what was found."""

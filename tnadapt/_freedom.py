@@ -24,7 +24,6 @@ from tnadapt._errors import PlanError
 from tnadapt._modular import contract, question_of, rank, residues
 from tnadapt._network import Group, Network, Site
 from tnadapt._rank import networks_at, open_modes
-from tnadapt._search import OBJECTIVES, measure, search
 from tnadapt._spec import Adapter, AdapterSpec
 
 __all__ = ["Freedom", "degrees_of_freedom", "first_gradients"]
@@ -144,10 +143,9 @@ class _Jacobian:
             others = [other for other in values if other != name]
             inputs = [(FUNCTIONAL, *outer), *(self.modes(other) for other in others)]
             question = question_of(inputs, (FUNCTIONAL, *self.modes(name)), {FUNCTIONAL: count, **sizes})
-            work = measure(question, search(question, OBJECTIVES["forward"]).pairs)[2].forward
-            if work > WORK:
-                raise PlanError(f"degrees_of_freedom: takes {work:,} flops; the limit is {WORK:,}.")
-            blocks.append(contract(question, [pull, *(values[other] for other in others)]).reshape(count, -1))
+            blocks.append(
+                contract(question, [pull, *(values[other] for other in others)], most=WORK).reshape(count, -1)
+            )
         return rank(np.concatenate(blocks, axis=1))
 
     def _mask(self, shape: list[int]) -> np.ndarray:

@@ -1,10 +1,12 @@
 """Exact arithmetic modulo a prime: contractions and ranks without rounding, for questions about generic values."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from tnadapt._errors import PlanError
 from tnadapt._search import OBJECTIVES, Modes, Question, measure, search
 
 __all__: list[str] = []
@@ -14,6 +16,7 @@ Residues = npt.NDArray[np.int64]
 PRIME = 2**31 - 19
 HALF = 16  # bits; products of two halves, summed over up to 2^20 terms, are whole numbers that float64 holds
 TERMS = 2**20
+GONE = ("(gone)",)  # of an operand that another one has absorbed
 PANEL = 32  # columns that are eliminated one by one before the rest is updated at once
 
 
@@ -29,14 +32,42 @@ def question_of(inputs: Sequence[Modes], answer: Modes, sizes: Mapping[str, int]
     return Question(tuple(inputs), answer, used, nothing, nothing)
 
 
-def contract(question: Question, operands: Sequence[Residues]) -> Residues:
-    """The sum over all modes but those of the answer of the product of all operands; axes in the answer's order."""
+def contract(question: Question, operands: Sequence[Residues], *, most: float = math.inf) -> Residues:
+    """The sum over all modes but those of the answer of the product of all operands; axes in the answer's order.
+
+    Raises PlanError where that takes more than `most` flops.
+    """
+    question, values = _absorb(question, list(operands))
     pairs = search(question, OBJECTIVES["forward"]).pairs
-    results, _, _ = measure(question, pairs)
-    values, modes = list(operands), [*question.inputs, *results]
+    results, _, cost = measure(question, pairs)
+    if cost.forward > most:
+        raise PlanError(f"a contraction of {cost.forward:,} flops modulo a prime; the limit is {most:,}.")
+    modes = [*question.inputs, *results]
     for (left, right), kept in zip(pairs, results, strict=True):
         values.append(_contract_pair(values[left], modes[left], values[right], modes[right], kept))
     return _keep(values[-1], modes[len(values) - 1], question.answer)
+
+
+def _absorb(question: Question, values: list[Residues]) -> tuple[Question, list[Residues]]:
+    """Multiply every operand into one that has all its modes.
+
+    It costs one pass over the larger one, which is read at least once anyway, and leaves a shorter search.
+    """
+    inputs = list(question.inputs)
+    for place in sorted(range(len(inputs)), key=lambda number: len(inputs[number])):
+        small = inputs[place]
+        hosts = [
+            at for at, modes in enumerate(inputs) if at != place and modes is not GONE and set(small) <= set(modes)
+        ]
+        if hosts:
+            host = min(hosts, key=lambda at: values[at].size)
+            kept = tuple(mode for mode in inputs[host] if mode in small)
+            shape = [question.sizes[mode] if mode in small else 1 for mode in inputs[host]]
+            values[host] = values[host] * _keep(values[place], small, kept).reshape(shape) % PRIME
+            inputs[place] = GONE
+    left = [place for place, modes in enumerate(inputs) if modes is not GONE]
+    rest = question_of([inputs[place] for place in left], question.answer, question.sizes)
+    return rest, [values[place] for place in left]
 
 
 def _contract_pair(left: Residues, left_modes: Modes, right: Residues, right_modes: Modes, kept: Modes) -> Residues:

@@ -5,7 +5,6 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from tests.laws.strategies import adapters, moved
 from tnadapt import (
     AdapterSpec,
     PlanError,
@@ -25,6 +24,7 @@ from tnadapt import (
     zeros,
 )
 from tnadapt._freedom import _degrees, _Jacobian
+from tnadapt.testing import adapters, random_params
 
 
 def own(weight, over="", **factors):
@@ -94,7 +94,7 @@ def jacobian(adapter, sites, params, by):
 @given(adapter=adapters(), data=st.data())
 def test_degrees_are_the_rank_of_the_numerical_jacobian(adapter, data):
     group = data.draw(st.sampled_from(adapter.groups))
-    params = moved(adapter, frozen_too=True)
+    params = random_params(adapter, np.random.default_rng(0), frozen=True)
     by = [adapter.slot_name(group, name) for name, factor in adapter.spec.factors.items() if factor.trainable]
     assume(sum(params[name].size for name in by) <= 200)
     matrix = jacobian(adapter, group.sites, params, by)
@@ -153,7 +153,7 @@ def test_too_large_a_question_is_refused(monkeypatch):
     with pytest.raises(PlanError, match=r"a Jacobian of \d+ trainable numbers; the limit is 100"):
         degrees_of_freedom(adapter, limit=100)
     monkeypatch.setattr(_freedom, "WORK", 1000)
-    with pytest.raises(PlanError, match=r"takes [\d,]+ flops; the limit is 1,000"):
+    with pytest.raises(PlanError, match=r"a contraction of [\d,]+ flops modulo a prime; the limit is 1,000"):
         degrees_of_freedom(adapter)
 
 

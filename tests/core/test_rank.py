@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.laws.strategies import adapters, moved
 from tnadapt import (
     AdapterSpec,
     PlanError,
@@ -26,6 +25,7 @@ from tnadapt import (
     raw,
     trainable,
 )
+from tnadapt.testing import adapters, random_params
 
 KINDS = {"q": (12, 8), "v": (12, 8)}
 LLAMA_70B = {
@@ -65,7 +65,9 @@ def test_the_bound_is_the_least_over_all_partitions(adapter, data):
 @given(adapter=adapters(), data=st.data())
 def test_no_delta_has_a_higher_rank_and_random_ones_have_the_generic(adapter, data):
     site = data.draw(st.sampled_from(adapter.sites))
-    dense = delta(adapter, moved(adapter, frozen_too=True), site).reshape(site.shape[0], -1)
+    dense = delta(adapter, random_params(adapter, np.random.default_rng(0), frozen=True), site).reshape(
+        site.shape[0], -1
+    )
     found = np.linalg.matrix_rank(dense)
     assert found == generic_rank(adapter, site) <= rank_bound(adapter, site).rank
 
@@ -73,7 +75,7 @@ def test_no_delta_has_a_higher_rank_and_random_ones_have_the_generic(adapter, da
 @given(adapter=adapters(centered=True), data=st.data())
 def test_the_same_for_centered_updates(adapter, data):
     site = data.draw(st.sampled_from(adapter.sites))
-    dense = delta(adapter, moved(adapter), site).reshape(site.shape[0], -1)
+    dense = delta(adapter, random_params(adapter, np.random.default_rng(0)), site).reshape(site.shape[0], -1)
     found = np.linalg.matrix_rank(dense, tol=1e-9 * max(1.0, abs(dense).max()))
     assert found <= generic_rank(adapter, site) <= rank_bound(adapter, site).rank
 
@@ -102,7 +104,7 @@ def stacked(adapter, group, params):
 def test_a_stack_has_at_most_the_rank_of_its_cut(spec, modes):
     adapter = spec.bind(grid(layers=9, kinds=KINDS), rank=2)
     group = adapter.groups[0]
-    params = moved(adapter, frozen_too=True)
+    params = random_params(adapter, np.random.default_rng(0), frozen=True)
     split = group.network.axes
     shape = [group.network.sizes[mode] for mode in (*group.network.over, *(mode for axis in split for mode in axis))]
     names = [*group.network.over, *(mode for axis in split for mode in axis)]

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 OWN_FACE = {"tnadapt.testing", "tnadapt.families"}
-FACES = ["tnadapt", "tnadapt.families", "tnadapt_torch", "tnadapt_jax"]
+FACES = ["tnadapt", "tnadapt.families", "tnadapt.testing", "tnadapt_torch", "tnadapt_jax"]
 
 
 @pytest.mark.parametrize("name", FACES)

@@ -11,9 +11,9 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from tests.laws.strategies import adapters
 from tests.parity import sides
 from tnadapt import BUCKETS, plan
+from tnadapt.testing import adapters
 from tnadapt_torch._lower import lower_apply
 
 # The strategy also draws weights of three axes, which no linear layer has; and settings say how many are tried, since

@@ -1,0 +1,262 @@
+"""No law is empty: a fault is planted in what the laws look at, and the law that is meant for it fails."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import tnadapt
+from tnadapt import Adapter, LawError, SpecError, families
+from tnadapt.testing import LAWS, Held, _laws, check
+
+LOTR, LORA, VERA = families.lotr(), families.lora(), families.vera()
+
+
+def planted(module, name, fault):
+    """A fault in one name of a module: `fault` takes what was there, and gives what is put there."""
+    return module, name, fault
+
+
+def of_plans(**changes):
+    """Plans that say something else."""
+    return lambda true: lambda *args, **words: dataclasses.replace(true(*args, **words), **changes)
+
+
+def turned_if_square(matrix):
+    return matrix.T if matrix.shape[0] == matrix.shape[1] else matrix
+
+
+def one_off(true):
+    return lambda *args, **words: dataclasses.replace(
+        true(*args, **words), cost=dataclasses.replace(true(*args, **words).cost, forward=7)
+    )
+
+
+def shares_too_little(true):
+    """Every site reads the first row of a stacked factor."""
+    return lambda adapter, params, site: true(adapter, params, adapter.groups[0].sites[0])
+
+
+def shares_too_much(true):
+    """The first site's own numbers leak into all others."""
+
+    def leaky(adapter, params, site):
+        first = adapter.sites[0]
+        path = site if isinstance(site, str) else site.path
+        leak = true(adapter, params, first).ravel()[0] if path != first.path else 0.0
+        return true(adapter, params, site) + leak
+
+    return leaky
+
+
+def bound_too_low(true):
+    return lambda *args, **words: dataclasses.replace(true(*args, **words), rank=0)
+
+
+def counted_on(true):
+    return lambda adapter: dataclasses.replace(true(adapter), trainable=true(adapter).trainable + 1)
+
+
+def with_another_formula(true):
+    return lambda adapter: dataclasses.replace(true(adapter), formula="out*p + in*q")
+
+
+def starts_at_one(true):
+    return lambda adapter: {name: np.ones_like(value) for name, value in true(adapter).items()}
+
+
+def loses_a_factor(true):
+    return lambda path: (true(path)[0], {name: 0 * value for name, value in true(path)[1].items()})
+
+
+def rounds_to_half(true):
+    return lambda path: (
+        true(path)[0],
+        {name: value.astype(np.float16).astype(float) for name, value in true(path)[1].items()},
+    )
+
+
+def another_seed(true):
+    def read(text):
+        found = true(text)
+        return dataclasses.replace(found, seed=found.seed + 1) if isinstance(found, Adapter) else found
+
+    return read
+
+
+FAULTS = [  # what is planted, where, on which spec, and the law that catches it
+    (
+        "the scale is squared",
+        planted(_laws, "delta", lambda true: lambda a, p, s: true(a, p, s) * a.networks[0].scale),
+        LORA,
+        "update_is_its_definition",
+    ),
+    (
+        "the update is transposed where it is square",
+        planted(
+            _laws,
+            "delta",
+            lambda true: lambda a, p, s: turned_if_square(true(a, p, s)),
+        ),
+        LORA,
+        "update_is_its_definition",
+    ),
+    ("starting values are all one", planted(_laws, "init", starts_at_one), LORA, "identity_at_the_start"),
+    (
+        "every factor is said to move first",
+        planted(_laws, "first_gradients", lambda true: lambda spec: tuple(spec.factors)),
+        LORA,
+        "living_gradient",
+    ),
+    (
+        "no factor is said to move first",
+        planted(_laws, "first_gradients", lambda true: lambda spec: ()),
+        LORA,
+        "living_gradient",
+    ),
+    ("one trainable number too many is counted", planted(_laws, "count", counted_on), LOTR, "counts_are_sizes"),
+    ("the formula forgets the cores", planted(_laws, "count", with_another_formula), LOTR, "formula_is_count"),
+    ("the bound is 0", planted(_laws, "rank_bound", bound_too_low), LOTR, "rank_keeps_its_bound"),
+    (
+        "the generic rank is 1",
+        planted(_laws, "generic_rank", lambda true: lambda *args: 1),
+        LOTR,
+        "rank_keeps_its_bound",
+    ),
+    (
+        "every number is said to be free",
+        planted(
+            _laws,
+            "degrees_of_freedom",
+            lambda true: lambda a, g: dataclasses.replace(true(a, g), degrees=true(a, g).trainable),
+        ),
+        LOTR,
+        "freedom_is_the_rank_of_the_jacobian",
+    ),
+    (
+        "apply forgets to transpose the scale's sign",
+        planted(_laws, "apply", lambda true: lambda *args: -true(*args)),
+        LORA,
+        "apply_is_multiplication",
+    ),
+    ("all sites read the first row", planted(_laws, "delta", shares_too_little), LOTR, "sharing_is_what_the_modes_say"),
+    (
+        "a site's own factor leaks into others",
+        planted(_laws, "delta", shares_too_much),
+        LOTR,
+        "sharing_is_what_the_modes_say",
+    ),
+    (
+        "the update is squared",
+        planted(_laws, "delta", lambda true: lambda *args: true(*args) ** 2),
+        LORA,
+        "linear_in_each_factor",
+    ),
+    (
+        "something is added that alpha does not multiply",
+        planted(_laws, "delta", lambda true: lambda a, p, s: true(a, p, s) + 1.0),
+        LORA,
+        "linear_in_alpha",
+    ),
+    ("a plan states 7 flops", planted(_laws, "plan", one_off), LOTR, "plans_give_the_numbers"),
+    (
+        "a plan's network has twice the scale",
+        planted(_laws, "_run", lambda true: lambda *args: (2 * true(*args)[0], true(*args)[1])),
+        LOTR,
+        "plans_give_the_numbers",
+    ),
+    (
+        "gradients are halved",
+        planted(
+            _laws, "gradients", lambda true: lambda *args: {name: value / 2 for name, value in true(*args).items()}
+        ),
+        LOTR,
+        "gradients_are_differences",
+    ),
+    ("a file's numbers are lost", planted(_laws, "load", loses_a_factor), LOTR, "files_give_back"),
+    ("a file's numbers are rounded", planted(_laws, "load", rounds_to_half), LOTR, "files_give_back"),
+    ("a text's seed is another", planted(_laws, "from_json", another_seed), LOTR, "texts_give_back"),
+    (
+        "specs are equal only to themselves",
+        planted(tnadapt.AdapterSpec, "__eq__", lambda true: object.__eq__),
+        LOTR,
+        "equal_specs_are_one",
+    ),
+    (
+        "hashes are those of the object",
+        planted(tnadapt.AdapterSpec, "__hash__", lambda true: object.__hash__),
+        LOTR,
+        "equal_specs_are_one",
+    ),
+    (
+        "starting values depend on the order of factors",
+        planted(_laws, "init", lambda true: lambda a: {n: v + i * 0.1 for i, (n, v) in enumerate(true(a).items())}),
+        VERA,
+        "order_of_factors_is_nothing",
+    ),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=[fault[0] for fault in FAULTS])
+def test_a_planted_fault_is_caught(fault, monkeypatch):
+    _, (module, name, change), spec, law_name = fault
+    (law,) = [law for law in LAWS if law.__name__ == law_name]
+    check(spec, laws=[law])
+    monkeypatch.setattr(module, name, change(getattr(module, name)))
+    with pytest.raises(LawError, match=rf"{spec.name}: breaks the law {law_name}: .*\nHowever, "):
+        check(spec, laws=[law])
+
+
+def test_every_law_has_a_fault_that_it_catches():
+    assert {fault[3] for fault in FAULTS} == {law.__name__ for law in LAWS}
+
+
+def test_the_smallest_case_is_told(monkeypatch):
+    monkeypatch.setattr(_laws, "count", counted_on(_laws.count))
+    with pytest.raises(LawError, match=r"counts \d+ trainable") as caught:
+        check(LOTR)
+    assert "lotr: 1 sites in 1 groups, seed 0" in str(caught.value)
+    assert "1 x 1" in str(caught.value)
+
+
+def test_a_law_of_ones_own_and_progress():
+    def small(adapter, random):
+        """An adapter trains fewer than ten numbers."""
+        _laws.expect(tnadapt.count(adapter).trainable < 10, "it trains ten or more")
+
+    told = []
+    with pytest.raises(LawError, match=r"breaks the law small: An adapter trains fewer than ten numbers.\nHowever, it"):
+        check(LORA, laws=[*LAWS[:1], small], tell=told.append)
+    assert [(one.law, one.examples) for one in told] == [("update_is_its_definition", 25)]
+    assert isinstance(told[0], Held)
+    assert told[0].statement.startswith("Delta is the sum over all bonds")
+
+
+def test_ranks_and_sizes_are_those_asked_for():
+    seen = []
+
+    def look(adapter, random):
+        """Looks."""
+        seen.append((adapter.rank, adapter.networks[0].sizes["head"]))
+
+    check(families.lorta(), laws=[look], rank=5, sizes={"head": 3})
+    assert set(seen) == {(5, 3)}
+
+
+def test_an_error_that_is_no_broken_law_comes_through():
+    def broken(adapter, random):
+        """Breaks."""
+        raise SpecError("x", ["of its own"])
+
+    with pytest.raises(SpecError, match="of its own"):
+        check(LORA, laws=[broken])
+
+
+def test_the_same_adapters_at_every_call():
+    runs = []
+    for _ in range(2):
+        seen = []
+        check(LORA, laws=[lambda adapter, random, seen=seen: seen.append((adapter, random.random()))], examples=7)
+        runs.append(seen)
+    assert runs[0] == runs[1]
+    assert len(runs[0]) == 7

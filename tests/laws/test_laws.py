@@ -1,0 +1,141 @@
+"""Every law of `tnadapt.testing`, on specs that nobody wrote, and on every family."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, find, given, settings
+from hypothesis import strategies as st
+
+from tnadapt import Adapter, Network, families
+from tnadapt.testing import LAWS, adapters, check, networks, sites, specs
+
+every_law = pytest.mark.parametrize("law", LAWS, ids=[law.__name__ for law in LAWS])
+FAMILIES = {
+    "lora": families.lora(),
+    "lora stabilized": families.lora(rank_stabilized=True, gaussian=True),
+    "vera": families.vera(),
+    "lotr": families.lotr(),
+    "lotr by layer": families.lotr(over="layer"),
+    "lorta": families.lorta(),
+    "lorta heads in": families.lorta(heads="in", over="layer"),
+    "tlora": families.tlora(),
+    "tera": families.tera(out_order=2, in_order=2),
+    "tera 2 1": families.tera(out_order=2, in_order=1),
+    "loha": families.loha(),
+    "lokr": families.lokr(),
+    "lokr whole": families.lokr(low_rank=False),
+}
+SIZES = {"lorta": {"head": 2}, "lorta heads in": {"head": 3}}
+slow_data = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+
+
+@every_law
+@slow_data
+@given(adapter=adapters(), seed=st.integers(0, 2**16))
+def test_a_random_spec(law, adapter, seed):
+    law(adapter, np.random.default_rng(seed))
+
+
+@every_law
+@slow_data
+@given(adapter=adapters(centered=True), seed=st.integers(0, 2**16))
+def test_a_random_centered_spec(law, adapter, seed):
+    law(adapter, np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family(name):
+    tried = settings().max_examples // 10  # the same adapters for all laws; random specs get ten times as many
+    held = check(FAMILIES[name], sizes=SIZES.get(name), examples=tried)
+    assert [one.law for one in held] == [law.__name__ for law in LAWS]
+    assert all(one.examples >= 1 and one.statement.endswith(".") for one in held)
+
+
+def test_the_whole_of_tera():
+    """Its 13 factors take a search of a fifth of a second for each network: two adapters a law."""
+    assert len(check(families.tera(), examples=2)) == len(LAWS)
+
+
+def test_no_family_is_forgotten():
+    assert {spec.name for spec in FAMILIES.values()} == set(families.__all__)
+
+
+REACHED = {
+    "a bond in three factors": lambda spec, modes: any(modes.count(bond) > 2 for bond in spec.bonds),
+    "a weight mode in two factors": lambda spec, modes: any(modes.count(mode) > 1 for mode in ("o0", "i0")),
+    "an axis of two modes": lambda spec, modes: any(len(axis) > 1 for axis in spec.axes),
+    "a kernel": lambda spec, modes: len(spec.axes) == 3,
+    "a scalar": lambda spec, modes: any(not factor.modes for factor in spec.factors.values()),
+    "a frozen factor": lambda spec, modes: any(not factor.trainable for factor in spec.factors.values()),
+    "a factor of one site": lambda spec, modes: any(spec.is_private(name) for name in spec.factors),
+    "a coordinate of one's own": lambda spec, modes: "expert" in spec.site_modes,
+    "no bond": lambda spec, modes: not spec.bonds,
+    "centered": lambda spec, modes: spec.centered,
+}
+BOUND = {
+    "several groups": lambda adapter: len(adapter.groups) > 1,
+    "two shapes": lambda adapter: len({site.shape for site in adapter.sites}) > 1,
+    "one site": lambda adapter: len(adapter.sites) == 1,
+    "a gap between layers": lambda adapter: max(site.coordinates["layer"] for site in adapter.sites) > 3,
+    "a size of 1": lambda adapter: 1 in adapter.networks[0].sizes.values(),
+    "a site mode that no factor carries": lambda adapter: any(
+        all(mode not in factor.modes for factor in adapter.spec.factors.values()) for mode in adapter.spec.site_modes
+    ),
+    "a frozen factor of two shapes": lambda adapter: any(
+        slot.shape != tuple(group.network.sizes[mode] for mode in slot.factor.modes)
+        for group in adapter.groups
+        for slot in adapter.slots.values()
+        if slot.name in adapter.spec.factors and adapter.spec.is_global(slot.name)
+    ),
+}
+
+
+PLAIN = settings(
+    max_examples=2000, database=None, derandomize=True, deadline=None, phases=[Phase.generate, Phase.shrink]
+)
+
+
+def seen(strategy, table, look):
+    """Which of the table's descriptions some drawn value meets."""
+    found = set()
+
+    @settings(PLAIN, max_examples=400, phases=[Phase.generate])
+    @given(value=strategy)
+    def collect(value):
+        found.update(what for what, holds in table.items() if look(holds, value))
+
+    collect()
+    return found
+
+
+def test_the_strategy_of_specs_reaches_what_it_says():
+    def look(holds, spec):
+        return holds(spec, [mode for factor in spec.factors.values() for mode in factor.modes])
+
+    assert seen(specs() | specs(centered=True), REACHED, look) == REACHED.keys()
+
+
+def test_the_strategy_of_adapters_reaches_what_it_says():
+    assert seen(adapters(), BOUND, lambda holds, adapter: holds(adapter)) == BOUND.keys()
+
+
+def test_specs_and_adapters_shrink_to_small_ones():
+    spec = find(specs(), lambda spec: bool(spec.bonds), settings=PLAIN)
+    assert (len(spec.factors), len(spec.bonds), spec.weight, spec.over) == (2, 1, "o0 i0", "")
+    adapter = find(adapters(), lambda adapter: len(adapter.groups) > 1, settings=PLAIN)
+    assert (len(adapter.sites), len(adapter.spec.factors), adapter.seed) == (2, 2, 0)
+    assert {size for site in adapter.sites for size in site.shape} == {1}
+
+
+@given(network=networks())
+def test_networks_are_networks(network):
+    assert isinstance(network, Network)
+
+
+@given(data=st.data())
+def test_sites_fit_the_spec_and_the_sizes_that_they_are_drawn_for(data):
+    spec, sizes = families.lorta(), {"head": 5}
+    places = data.draw(sites(spec, sizes=sizes))
+    adapter = spec.bind(places, rank=2, sizes=sizes)
+    assert isinstance(adapter, Adapter)
+    assert all(network.sizes["head"] == 5 for network in adapter.networks)
+    assert adapter == data.draw(st.just(adapter))

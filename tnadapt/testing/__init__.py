@@ -1,0 +1,23 @@
+"""Property tests for any spec: strategies that draw specs and sites, a dense oracle, and the laws that all must keep.
+
+Needs hypothesis: `pip install "tnadapt[testing]"`. `check(spec)` runs every law on a spec of your own.
+"""
+
+from tnadapt.testing._check import Held, check
+from tnadapt.testing._laws import LAWS, Law
+from tnadapt.testing._oracle import dense, gradients, random_params
+from tnadapt.testing._strategies import adapters, networks, sites, specs
+
+__all__ = [
+    "LAWS",
+    "Held",
+    "Law",
+    "adapters",
+    "check",
+    "dense",
+    "gradients",
+    "networks",
+    "random_params",
+    "sites",
+    "specs",
+]

@@ -1,0 +1,153 @@
+"""Specs and sites at random, valid by construction: what every law is tried on.
+
+Drawn are hyperedges (a mode in three factors, or in several and in the weight), axes of several modes, scalar factors,
+frozen factors, site modes, several groups, layers with gaps, and sizes of 1. Values shrink towards few and small ones.
+"""
+
+import math
+from collections.abc import Mapping
+from itertools import product
+
+from hypothesis import strategies as st
+
+from tnadapt._factor import (
+    Factor,
+    constant,
+    frozen,
+    kaiming_uniform,
+    normal,
+    ones,
+    orthogonal,
+    over_rank,
+    over_sqrt_rank,
+    raw,
+    trainable,
+    uniform,
+    zeros,
+)
+from tnadapt._network import Network, Site
+from tnadapt._spec import Adapter, AdapterSpec
+
+__all__ = ["adapters", "networks", "sites", "specs"]
+
+OVERS = ("", "layer", "kind", "layer kind", "site", "layer expert")
+STANDARD = ("layer", "kind", "site")
+LENGTHS = st.sampled_from([1, 2, 3, 4, 6])
+RANKS = st.integers(1, 3)
+SEEDS = st.integers(0, 2**32)
+
+
+@st.composite
+def _axes(draw: st.DrawFn) -> list[list[str]]:
+    """One out axis and one or two in axes, each of one or two modes."""
+    counts = draw(st.lists(st.integers(1, 2), min_size=2, max_size=3))
+    return [[f"{'oik'[axis]}{number}" for number in range(count)] for axis, count in enumerate(counts)]
+
+
+@st.composite
+def _modes_of_factors(draw: st.DrawFn, weight: list[str], over: list[str]) -> list[list[str]]:
+    """The modes of two to four factors: every weight mode in one at least, every bond in two at least."""
+    bonds = ["p", "q", "r"][: draw(st.integers(0, 3))]
+    number = draw(st.integers(2, 4))
+    some = st.lists(st.sampled_from([*weight, *over, *bonds]), unique=True, max_size=4)
+    carried = [set(draw(some)) for _ in range(number)]
+    for mode in weight:
+        if not any(mode in modes for modes in carried):
+            carried[draw(st.integers(0, number - 1))].add(mode)
+    for bond in bonds:
+        holders = draw(st.sets(st.integers(0, number - 1), min_size=2))
+        if sum(bond in modes for modes in carried) < 2:  # noqa: PLR2004  (a bond joins two)
+            for holder in holders:
+                carried[holder].add(bond)
+    return [draw(st.permutations(sorted(modes))) for modes in carried]
+
+
+@st.composite
+def _factors(draw: st.DrawFn, modes: list[list[str]], fans: list[str], *, centered: bool) -> dict[str, Factor]:
+    """One trainable factor that is the zero (none where the spec is centered), the others of any living law."""
+    laws = [normal(0.5), uniform(2), ones(), constant(-0.7), orthogonal(), kaiming_uniform(draw(st.sampled_from(fans)))]
+    zero = draw(st.integers(0, len(modes) - 1))
+    made = {}
+    for number, carried in enumerate(modes):
+        living = draw(st.sampled_from(laws))
+        kind = trainable if number == zero or draw(st.booleans()) else frozen
+        made[f"F{number}"] = kind(" ".join(carried), init=zeros() if number == zero and not centered else living)
+    return made
+
+
+@st.composite
+def specs(draw: st.DrawFn, *, centered: bool = False) -> AdapterSpec:
+    """A spec that no rule refuses: two to four factors, weights of two or three axes, up to three bonds."""
+    split = draw(_axes())
+    weight, over = [mode for axis in split for mode in axis], draw(st.sampled_from(OVERS))
+    modes = draw(_modes_of_factors(weight, over.split()))
+    bonds = sorted({mode for carried in modes for mode in carried} & {"p", "q", "r"})
+    scales = [raw(0.5)] + [rule(bonds[0], alpha=3.0) for rule in (over_rank, over_sqrt_rank) if bonds]
+    return AdapterSpec(
+        name="random",
+        weight=" ".join(f"({' '.join(axis)})" for axis in split),
+        over=over,
+        factors=draw(_factors(modes, weight, centered=centered)),
+        scale=draw(st.sampled_from(scales)),
+        centered=centered,
+    )
+
+
+@st.composite
+def sites(
+    draw: st.DrawFn,
+    spec: AdapterSpec,
+    *,
+    sizes: Mapping[str, int] | None = None,
+    lengths: st.SearchStrategy[int] = LENGTHS,
+) -> tuple[Site, ...]:
+    """Up to three layers (with gaps) of up to two kinds, of one or two shapes, that this spec can be bound to.
+
+    Each site mode that is neither layer, kind nor site gets one or two values. `sizes` are those that will be given to
+    `bind`: the axes get multiples of them. `lengths` draws the length of an axis, divided by these sizes.
+    """
+    given = [math.prod((sizes or {}).get(mode, 1) for mode in axis) for axis in spec.axes]
+    free = [any(mode not in (sizes or {}) for mode in axis) for axis in spec.axes]
+    shape = st.tuples(
+        *[
+            lengths.map(lambda length, part=part: length * part) if is_free else st.just(part)  # type: ignore[misc]
+            for part, is_free in zip(given, free, strict=True)
+        ]
+    )
+    kinds = {kind: draw(shape) for kind in draw(st.sampled_from([("q",), ("q", "k")]))}
+    if draw(st.booleans()):
+        kinds |= dict.fromkeys(kinds, kinds["q"])  # equal shapes, so that kinds can share
+    layers = draw(st.lists(st.integers(0, 12), min_size=1, max_size=3, unique=True))
+    further = [mode for mode in spec.site_modes if mode not in STANDARD]
+    values = [range(draw(st.integers(1, 2))) for _ in further]
+    return tuple(
+        Site(
+            ".".join(["h", str(layer), kind, *map(str, place)]),
+            kinds[kind],
+            {"layer": layer, "kind": kind} | dict(zip(further, place, strict=True)),
+        )
+        for layer, kind, *place in product(layers, kinds, *values)
+    )
+
+
+@st.composite
+def adapters(
+    draw: st.DrawFn,
+    spec: AdapterSpec | None = None,
+    *,
+    centered: bool = False,
+    rank: int | Mapping[str, int] | None = None,
+    sizes: Mapping[str, int] | None = None,
+    lengths: st.SearchStrategy[int] = LENGTHS,
+) -> Adapter:
+    """A spec bound to random sites: this one, or a random one. Ranks from 1 to 3 unless given."""
+    chosen = spec if spec is not None else draw(specs(centered=centered))
+    places = draw(sites(chosen, sizes=sizes, lengths=lengths))
+    free = [bond for bond in chosen.bonds if bond not in (sizes or {})]
+    ranks = rank if rank is not None else {bond: draw(RANKS) for bond in free}
+    return chosen.bind(places, rank=ranks, sizes=sizes, seed=draw(SEEDS))
+
+
+def networks(spec: AdapterSpec | None = None, *, centered: bool = False) -> st.SearchStrategy[Network]:
+    """A network of this spec, or of a random one."""
+    return adapters(spec, centered=centered).map(lambda adapter: adapter.networks[0])
