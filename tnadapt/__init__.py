@@ -2,7 +2,7 @@
 
 from tnadapt import families as families
 from tnadapt._apply import apply, delta, merge
-from tnadapt._count import FactorCount, ParamCount, count
+from tnadapt._count import FactorCount, ParamCount, count, fit_rank
 from tnadapt._errors import FormatError, LawError, PlanError, SiteError, SpecError, TnadaptError
 from tnadapt._factor import (
     Factor,
@@ -22,7 +22,7 @@ from tnadapt._factor import (
     uniform,
     zeros,
 )
-from tnadapt._format import Checkpoint, load, read, save
+from tnadapt._format import Checkpoint, file_size, load, read, save
 from tnadapt._freedom import Freedom, degrees_of_freedom, first_gradients
 from tnadapt._hosts import Host, find_host
 from tnadapt._init import Params, init
@@ -30,6 +30,7 @@ from tnadapt._json import from_json, to_json
 from tnadapt._network import Group, Network, Site, grid
 from tnadapt._plan import BUCKETS, Plan, Step, bucket, plan
 from tnadapt._rank import Cut, generic_rank, minimum_cut, rank_bound
+from tnadapt._report import Comparison, NetworkReport, Report, compare, report
 from tnadapt._search import OBJECTIVES, Cost, ExactOrder, Objective
 from tnadapt._spec import Adapter, AdapterSpec, Slot
 
@@ -39,6 +40,7 @@ __all__ = [
     "Adapter",
     "AdapterSpec",
     "Checkpoint",
+    "Comparison",
     "Cost",
     "Cut",
     "ExactOrder",
@@ -51,11 +53,13 @@ __all__ = [
     "Init",
     "LawError",
     "Network",
+    "NetworkReport",
     "Objective",
     "ParamCount",
     "Params",
     "Plan",
     "PlanError",
+    "Report",
     "Scale",
     "Site",
     "SiteError",
@@ -65,12 +69,15 @@ __all__ = [
     "TnadaptError",
     "apply",
     "bucket",
+    "compare",
     "constant",
     "count",
     "degrees_of_freedom",
     "delta",
+    "file_size",
     "find_host",
     "first_gradients",
+    "fit_rank",
     "from_json",
     "frozen",
     "generic_rank",
@@ -90,6 +97,7 @@ __all__ = [
     "rank_bound",
     "raw",
     "read",
+    "report",
     "save",
     "to_json",
     "trainable",

@@ -1,11 +1,14 @@
 """How many numbers an adapter holds: exact integers from the sizes alone, no array is made."""
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from tnadapt._spec import Adapter
+from tnadapt._errors import SiteError
+from tnadapt._network import Site
+from tnadapt._spec import Adapter, AdapterSpec
 
-__all__ = ["FactorCount", "ParamCount", "count"]
+__all__ = ["FactorCount", "ParamCount", "count", "fit_rank"]
 
 
 @dataclass(frozen=True)
@@ -60,3 +63,35 @@ def count(adapter: Adapter) -> ParamCount:
     trainable = sum(row.entries for row in rows if row.trainable)
     frozen = sum(row.entries for row in rows if not row.trainable)
     return ParamCount(trainable, frozen, adapter.spec.formula(), rows)
+
+
+def fit_rank(
+    spec: AdapterSpec, sites: Iterable[Site], *, trainable: int, sizes: Mapping[str, int] | None = None
+) -> int:
+    """The largest rank, the same for every bond, with which these sites train at most `trainable` numbers.
+
+    At most the longest axis among the sites; of ranks that train equally many numbers, since `caps` cut them, the
+    smallest. Raises SiteError where rank 1 trains more already, or the spec has no bond.
+    """
+    places = tuple(sites)
+
+    def cost(rank: int) -> int:
+        return count(spec.bind(places, rank=rank, sizes=sizes)).trainable
+
+    if (least := cost(1)) > trainable:
+        raise SiteError(
+            f"{spec.name}: rank 1 trains {least:,} numbers at these {len(places)} sites.\n"
+            f"However, the budget is {trainable:,}.\nRaise it, or adapt fewer sites."
+        )
+    if not set(spec.bonds) - set(sizes or {}):
+        raise SiteError(f"{spec.name}: has no bond whose size is free, so that its rank cannot be fitted.")
+    low, high = 1, max(max(site.shape) for site in places)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if cost(middle) <= trainable else (low, middle - 1)
+    best, reached = low, cost(low)
+    low = 1
+    while low < best:
+        middle = (low + best) // 2
+        low, best = (low, middle) if cost(middle) == reached else (middle + 1, best)
+    return best

@@ -1,6 +1,8 @@
 """The file of an adapter: what was trained, one JSON text, and digests of everything. Loading runs no code."""
 
 import hashlib
+import json
+import math
 import os
 import uuid
 from collections.abc import Mapping
@@ -19,11 +21,12 @@ from tnadapt._init import draw
 from tnadapt._json import VERSION, adapter_data, adapter_of, check_version, dump, parse, take
 from tnadapt._spec import Adapter, Slot
 
-__all__ = ["Checkpoint", "load", "read", "save"]
+__all__ = ["Checkpoint", "file_size", "load", "read", "save"]
 
 Array = npt.NDArray[np.floating[Any]]
 EXTRA = ":extra"  # ends the name of a tensor saved along; a slot's name ends in an identifier
 DRAW_LIMIT = 2**28
+ALIGNMENT = 8  # bytes, of the length of a safetensors header and of its end
 DTYPES = ("float16", "float32", "float64")
 
 
@@ -63,9 +66,33 @@ def save(
     if unknown := params.keys() - adapter.slots.keys():
         raise FormatError(f"params: {sorted(map(str, unknown))[0]!r} is none of this adapter's.\nNothing was written.")
     tensors = stored | {name + EXTRA: _native(name, value) for name, value in (extra or {}).items()}
+    write_atomically(Path(path), to_bytes(tensors, _metadata(adapter, drawn, _seal(tensors))))
+
+
+def file_size(adapter: Adapter, *, dtype: str = "float32") -> int:
+    """Bytes of the file that `save` writes of params of this dtype with the frozen factors of the seed; exact.
+
+    Raises FormatError for a dtype that is not stored.
+    """
+    if dtype not in DTYPES:
+        raise FormatError(f"file_size: dtype must be one of {', '.join(DTYPES)}.\nHowever, it is {dtype!r}.")
+    stored = sorted(name for name, slot in adapter.slots.items() if slot.is_stored)
+    digest = _sha256("")  # all digests are of one length
+    drawn = {name: digest for name, slot in adapter.slots.items() if not slot.is_stored}
+    header: dict[str, object] = {"__metadata__": _metadata(adapter, drawn, digest)}
+    end = 0
+    for name in stored:
+        shape = adapter.slots[name].shape
+        start, end = end, end + math.prod(shape) * np.dtype(dtype).itemsize
+        header[name] = {"dtype": f"F{8 * np.dtype(dtype).itemsize}", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return ALIGNMENT + len(text) + -len(text) % ALIGNMENT + end
+
+
+def _metadata(adapter: Adapter, drawn: Mapping[str, str], seal: str) -> dict[str, str]:
     data = {"format": VERSION, "library": _library()} | adapter_data(adapter)
-    text = dump(data | {"drawn": drawn, "stored": _seal(tensors)})
-    write_atomically(Path(path), to_bytes(tensors, {"tnadapt": f"{_sha256(text)} {text}"}))
+    text = dump(data | {"drawn": drawn, "stored": seal})
+    return {"tnadapt": f"{_sha256(text)} {text}"}
 
 
 def load(path: str | os.PathLike[str]) -> tuple[Adapter, dict[str, Array]]:

@@ -6,10 +6,12 @@ carry all modes of a set S, at one index of each of them, all other entries held
 * One mode i: the entries that carry i at one index act on that index alone. Eliminating them, f(d) = d f_i + rest(d),
   where rest(d) is the rank of what d generic indices say of the other entries beyond that. rest never falls, and once
   one more generic index adds nothing, none ever does: if f grows by just f_i from d to d + 1, it does so for ever.
-* Several: if f_S(c + e_i) - f_S(c) = f_Si(c) for every S, every i outside of S and every corner c of a unit cube at
+* Several: if f_S(c + e_i) = f_S(c) + f_Si(c) for every S, every i outside of S and every corner c of a unit cube at
   some base, then f is the polynomial sum over S of f_S(base) prod over i in S of (d_i - base_i). For by the above each
   f_S is linear in the first mode at every corner of the others; so the condition holds for the others at any size of
   the first, and so on.
+* One corner is enough: f_S(c + e_i) is never below f_S(c) + f_Si(c), so that f at the top corner is never below the
+  sum over S of f_S(base); where it is equal, no step on any way there can be larger, and all the conditions hold.
 """
 
 import math
@@ -174,8 +176,9 @@ def _degrees(network: Network, is_stack: bool, places: tuple[Place, ...] | None,
                 "Pass a larger limit, or ask about fewer sites."
             )
         polynomial = _Polynomial(jacobian, full, cut)
-        if not (unfit := polynomial.first_unfit()):
+        if polynomial.fits():
             return Freedom(trainable, polynomial.at_full_size())
+        unfit = polynomial.first_unfit()
         if set(unfit) - set(network.over):  # modes of the weight grow side by side: that keeps the Jacobian small
             coupled = jacobian.coupled(unfit)
             unfit = tuple(mode for mode in cut if mode in unfit or (mode in coupled and mode not in network.over))
@@ -198,33 +201,38 @@ class _Polynomial:
         self.directions = [(mode,) for mode in cut if mode not in untrained] + ([untrained] if untrained else [])
         self.known: dict[tuple[Directions, Directions], int] = {}
 
-    def first_unfit(self) -> Modes:
-        """Modes along which the differences are not yet those of a polynomial; none where all are.
+    def fits(self) -> bool:
+        """Whether the rank is a polynomial from the cut sizes on: seen at the top corner."""
+        base = sum(self.rank(fixed, frozenset()) for fixed in self.sets())
+        return self.rank(frozenset(), frozenset(self.directions)) == base
 
-        The conditions on few entries come first, then those of small corners: most cuts that will not do fail there.
+    def first_unfit(self) -> Modes:
+        """Modes to cut less, where it does not fit: those of the first condition that does not hold.
+
+        The conditions on few entries come first, then those of small corners.
         """
-        sets = [
-            frozenset(chosen)
-            for size in range(len(self.directions) + 1)
-            for chosen in combinations(self.directions, size)
-        ]
-        for fixed in reversed(sets):
-            for grown in sets:
+        for fixed in reversed(self.sets()):
+            for grown in self.sets():
                 for step in self.directions if not fixed & grown and self.carriers(fixed) else ():
                     if step in fixed | grown:
                         continue
                     change = self.rank(fixed, grown | {step}) - self.rank(fixed, grown)
                     if change != self.rank(fixed | {step}, grown):
                         return tuple(mode for direction in grown | {step} for mode in direction)
-        return ()
+        return tuple(self.cut)
 
     def at_full_size(self) -> int:
         """The polynomial at full size."""
         return sum(
-            self.rank(frozenset(fixed), frozenset()) * math.prod(self.full[mode] - self.cut[mode] for (mode,) in fixed)
-            for size in range(len(self.directions) + 1)
-            for fixed in combinations([one for one in self.directions if self.carriers({one})], size)
+            self.rank(fixed, frozenset())
+            * math.prod(self.full[mode] - self.cut[mode] for direction in fixed for mode in direction)
+            for fixed in self.sets()
         )
+
+    def sets(self) -> list[Directions]:
+        """All sets of directions, small ones first."""
+        sizes = range(len(self.directions) + 1)
+        return [frozenset(chosen) for size in sizes for chosen in combinations(self.directions, size)]
 
     def carriers(self, fixed: Collection[Modes]) -> list[str]:
         """The trainable factors that carry all modes of these directions."""

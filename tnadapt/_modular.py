@@ -17,7 +17,7 @@ PRIME = 2**31 - 19
 HALF = 16  # bits; products of two halves, summed over up to 2^20 terms, are whole numbers that float64 holds
 TERMS = 2**20
 GONE = ("(gone)",)  # of an operand that another one has absorbed
-PANEL = 32  # columns that are eliminated one by one before the rest is updated at once
+PANEL = 32  # columns that are eliminated one by one
 
 
 def residues(shape: Sequence[int], random: np.random.Generator) -> Residues:
@@ -115,44 +115,51 @@ def _halves(value: Residues) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.fl
 
 
 def rank(matrix: Residues) -> int:
-    """The rank of a matrix of residues, by elimination, a panel of columns at a time."""
-    matrix = np.array(matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T)
-    rows, columns = matrix.shape
-    done = 0
-    for start in range(0, columns, PANEL):
-        stop = min(start + PANEL, columns)
-        factors = _eliminate(matrix, done, start, stop)
-        found = factors.shape[1]
-        for place in range(1, found):
-            top, above = matrix[done + place, stop:], matrix[done : done + place, stop:]
-            matrix[done + place, stop:] = (top - multiply(factors[place : place + 1, :place], above)[0]) % PRIME
-        update = multiply(factors[found:], matrix[done : done + found, stop:])
-        matrix[done + found :, stop:] = (matrix[done + found :, stop:] - update) % PRIME
-        done += found
-        if done == rows:
-            break
-    return done
+    """The rank of a matrix of residues, by elimination: halves of the columns in turn, so that most is products."""
+    matrix = np.array(matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T)
+    return _eliminate(matrix, np.zeros_like(matrix), 0, slice(0, matrix.shape[1]))
 
 
-def _eliminate(matrix: Residues, done: int, start: int, stop: int) -> Residues:
-    """Eliminate the columns of a panel below row `done`, in place; whole rows change places.
+def _eliminate(matrix: Residues, lower: Residues, done: int, columns: slice) -> int:
+    """Eliminate these columns below row `done`, in place, and give the number of pivots found.
 
-    Gives the factors by which each pivot's row was taken from the rows from `done` on, a column a pivot.
+    Column n of `lower` gets the factors by which the row of pivot n was taken from the rows below it. Rows that change
+    places do so in both.
     """
-    factors = np.zeros((len(matrix) - done, stop - start), dtype=np.int64)
-    found = 0
-    for column in range(start, stop):
-        top = done + found
+    width = columns.stop - columns.start
+    if width <= PANEL or done == len(matrix):
+        return _eliminate_one_by_one(matrix, lower, done, columns)
+    middle = columns.start + width // 2
+    found = _eliminate(matrix, lower, done, slice(columns.start, middle))
+    pivots, rest = slice(done, done + found), slice(middle, columns.stop)
+    _solve(lower[pivots, pivots], matrix[pivots, rest])
+    update = multiply(lower[pivots.stop :, pivots], matrix[pivots, rest])
+    matrix[pivots.stop :, rest] = (matrix[pivots.stop :, rest] - update) % PRIME
+    return found + _eliminate(matrix, lower, pivots.stop, rest)
+
+
+def _solve(lower: Residues, block: Residues) -> None:
+    """Multiply a block, in place, by the inverse of a lower triangular matrix whose diagonal is one, and not stored."""
+    half = len(lower) // 2
+    if half:
+        _solve(lower[:half, :half], block[:half])
+        block[half:] = (block[half:] - multiply(lower[half:, :half], block[:half])) % PRIME
+        _solve(lower[half:, half:], block[half:])
+
+
+def _eliminate_one_by_one(matrix: Residues, lower: Residues, done: int, columns: slice) -> int:
+    top = done
+    for column in range(columns.start, columns.stop):
         candidates = np.flatnonzero(matrix[top:, column])
         if not len(candidates):
             continue
         pivot = top + int(candidates[0])
-        matrix[[top, pivot]] = matrix[[pivot, top]]
-        factors[[found, pivot - done]] = factors[[pivot - done, found]]
-        inverse = pow(int(matrix[top, column]), -1, PRIME)
-        by = matrix[top + 1 :, column] * inverse % PRIME
-        factors[found + 1 :, found] = by
-        below = matrix[top + 1 :, column:stop]
-        matrix[top + 1 :, column:stop] = (below - by[:, None] * matrix[top, column:stop]) % PRIME
-        found += 1
-    return factors[:, :found]
+        for array in (matrix, lower):
+            array[[top, pivot]] = array[[pivot, top]]
+        by = matrix[top + 1 :, column] * pow(int(matrix[top, column]), -1, PRIME) % PRIME
+        lower[top + 1 :, top] = by
+        below = matrix[top + 1 :, column : columns.stop]
+        below -= by[:, None] * matrix[top, column : columns.stop] % PRIME
+        below %= PRIME
+        top += 1
+    return top - done

@@ -10,6 +10,7 @@ from tnadapt._factor import Factor, Scale
 from tnadapt._frozen import FrozenMap
 from tnadapt._network import Group, Network, Site, check_size, sizes_of, stacks_of, values_of
 from tnadapt._notation import Axis, axes_of, modes_of, text_of
+from tnadapt._table import align
 
 __all__ = ["Adapter", "AdapterSpec", "Slot"]
 
@@ -286,9 +287,7 @@ class Adapter:
             sizes = " ".join(f"{mode}={size}" for mode, size in net.sizes.items())
             weight = " x ".join(map(str, net.weight_shape))
             rows.append((names, str(sum(len(group.sites) for group in equal)), weight, f"{net.scale:.6g}", sizes))
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        table = ["  " + "  ".join([*map(str.ljust, row, widths), row[4]]) for row in rows]
-        return "\n".join([head, *table])
+        return "\n".join([head, *align(rows)])
 
 
 def _group(adapter: Adapter, name: str, stack: tuple[Site, ...]) -> Group:
