@@ -2,11 +2,11 @@
 
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from tnadapt._layout import Cell, Key, Layout, Link, Point, level, place
+from tnadapt._layout import Cell, Key, Layout, Link, Point, Stack, level
 from tnadapt._subject import Subject
 
 __all__: list[str] = []
@@ -112,9 +112,8 @@ def _cell(subject: Subject, key: Key, layer: int, links: Sequence[tuple[Link, st
     sides = [[link for link, _ in links if link[side] == key] for side in (0, 1)]
     if kind == "factor":
         width, above = _node_size(subject, name)
-        half = NODE / 2 + PORT / 2 * max(0, *(len(side) - 1 for side in sides))
         inset = (width - _node_width(name)) / 2
-        return Cell(layer, width, half + above, half, inset=inset, spread=PORT)
+        return Cell(layer, width, NODE / 2 + above, NODE / 2, inset=inset, spread=PORT)
     text = text_width(subject.label(name), SMALL)
     mark = MARK if name in subject.cut else 0.0
     if kind == "end":
@@ -125,7 +124,15 @@ def _cell(subject: Subject, key: Key, layer: int, links: Sequence[tuple[Link, st
         turns = not sides[0]
         width = text + 2 * SPACE / 2 + mark
         rooms = (LINE, LINE) if turns else (LINE + 4, 8.0)
-        return Cell(layer, width, *rooms, inset=0.0 if turns else width / 2, align=0.0 if turns else 0.5, turns=turns)
+        return Cell(
+            layer,
+            width,
+            *rooms,
+            inset=0.0 if turns else width / 2,
+            align=0.0 if turns else 0.5,
+            turns=turns,
+            leans=True,
+        )
     upper, lower = (_row_size(subject, row) for row in _rows(subject, name))
     is_open = name in (*subject.outs, *subject.ins)
     label = 0.0 if is_open else text if not lower[0] else 2 * (text + STEM / 2)
@@ -134,10 +141,21 @@ def _cell(subject: Subject, key: Key, layer: int, links: Sequence[tuple[Link, st
     return Cell(layer, width, STEM + upper[1] if upper[0] else 12.0, below, inset=width / 2)
 
 
+def _stacks(subject: Subject, cells: Mapping[Key, Cell]) -> list[Stack]:
+    """The bonds of two factors in one column: best drawn upright, if the two come to lie one on the other."""
+    found = []
+    for key, cell in cells.items():
+        if cell.turns:
+            upper, lower = (("factor", name) for name in subject.carriers[key[1]])
+            text = text_width(subject.label(key[1]), SMALL)
+            found.append(Stack(key, (upper, lower), 2 * (text + SPACE), LINE + SPACE))
+    return found
+
+
 def _rows(subject: Subject, mode: str) -> tuple[list[str], list[str]]:
-    """The vectors above a dot, and those below it: by turns."""
+    """The vectors above a dot, and the one below it: there is room for one beside the name of the mode."""
     vectors = subject.vectors.get(mode, [])
-    return vectors[0::2], vectors[1::2]
+    return (vectors[:-1], vectors[-1:]) if len(vectors) > 1 else (vectors, [])
 
 
 def _row_size(subject: Subject, row: Sequence[str]) -> tuple[float, float]:
@@ -169,21 +187,27 @@ class Scene:
         self.subject = subject
         self.boxes: list[Box] = []
         cells, links = _cells(subject)
-        layout = place(cells, [link for link, _ in links])
+        layout = Layout(cells, [link for link, _ in links], _stacks(subject, cells))
         self.strokes = [
             Stroke("mode", mode, points, tuple(name for _, name in link), mode in subject.cut)
             for (link, mode), points in zip(links, layout.routes, strict=True)
+            if points
         ]
         paint = {"factor": self._factor, "mode": self._mode, "end": self._end}
-        for key, cell in cells.items():
+        for key, cell in layout.cells.items():
             paint[key[0]](key[1], cell, layout.spots[key])
+        for (_, mode), (upper, lower) in layout.joined.items():
+            x = layout.spots[upper][0] + layout.cells[upper].width / 2
+            top = layout.spots[upper][1] + layout.cells[upper].below
+            self._stacked(mode, (upper[1], lower[1]), (x, top), layout.spots[lower][1] - layout.cells[lower].above)
         for number in range(len(subject.axes)):
             self._bracket(number)
         self._free_row(layout)
         self._shift()
 
     def _factor(self, name: str, cell: Cell, spot: Point) -> None:
-        self._node(name, (spot[0] + cell.width / 2, spot[1]), -cell.below)
+        half = cell.above if cell.above < cell.below else -cell.below
+        self._node(name, (spot[0] + cell.width / 2, spot[1]), half)
 
     def _node(self, name: str, middle: Point, half: float) -> None:
         """A factor around its middle, and on the side where `half` points (up is less) a leg for each site mode."""
@@ -218,7 +242,7 @@ class Scene:
             left, top = (x + STEM / 2, y + 5) if rows[1] else (x - text / 2, y + 8)
             self.boxes.append(Box("mode", label, left, top, text, LINE, mode, is_cut=is_cut))
         comes = any(stroke.of == mode and stroke.points[-1] == (x, y) for stroke in self.strokes)
-        self._mark(mode, (x + (DOT + MARK / 2) * (-1 if comes else 1), y))
+        self._mark(mode, (x + max(DOT + MARK / 2, cell.width / 2 - 6) * (-1 if comes else 1), y))
         for row, stem, half in zip(rows, (-STEM, BELOW), (-NODE / 2, NODE / 2), strict=True):
             left = x - _row_size(subject, row)[0] / 2
             for vector in row:
@@ -227,6 +251,18 @@ class Scene:
                 self._node(vector, (foot[0], foot[1] + half), half)
                 self.strokes.append(Stroke("mode", mode, line((x, y), foot), (mode, vector), is_cut))
                 left += wide + SPACE
+
+    def _stacked(self, mode: str, ends: tuple[str, str], start: Point, bottom: float) -> None:
+        """A bond between two factors, one on the other: upright, its name beside it."""
+        label, is_cut, (x, top) = self.subject.label(mode), mode in self.subject.cut, start
+        self.strokes.append(Stroke("mode", mode, line(start, (x, bottom)), ends, is_cut))
+        place = (x + SPACE, (top + bottom - LINE) / 2)
+        self.boxes.append(Box("mode", label, *place, text_width(label, SMALL), LINE, mode, is_cut=is_cut))
+        if is_cut:
+            middle = (top + bottom) / 2
+            self.strokes.append(
+                Stroke("cut", mode, line((x - 8, middle + 3), (x + 8, middle - 3)), (mode,), is_cut=True)
+            )
 
     def _end(self, mode: str, cell: Cell, spot: Point) -> None:
         """The name at the far end of an open leg, written towards its line."""
