@@ -1,0 +1,371 @@
+"""Diagrams: nothing overlaps, everything is shown once, and the text of three families, whole."""
+
+import os
+import subprocess
+import sys
+from itertools import combinations
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.laws.strategies import adapters, specs
+from tnadapt import AdapterSpec, Factor, Network, families, frozen, grid, minimum_cut, raw, trainable, zeros
+from tnadapt._draw import draw
+
+ROOT = Path(__file__).parents[2]
+SVG = "{http://www.w3.org/2000/svg}"
+FACTOR = f"{SVG}g[{SVG}text]"  # the groups with a name: the signs of the legend have none
+TOUCH = 1e-6  # boxes side by side may touch
+LINED = 0.5  # an edge ends at the border of its node
+
+
+def overlaps(diagram):
+    """Pairs of boxes that share more than a border."""
+    return [
+        (one, two)
+        for one, two in combinations(diagram.boxes, 2)
+        if min(one.x + one.width, two.x + two.width) - max(one.x, two.x) > TOUCH
+        and min(one.y + one.height, two.y + two.height) - max(one.y, two.y) > TOUCH
+    ]
+
+
+def along(stroke):
+    """Points of a stroke, a few pixels apart."""
+    yield stroke.points[0]
+    for at in range(1, len(stroke.points), 3):
+        piece = stroke.points[at - 1 : at + 3]
+        for step in range(1, 17):
+            t = step / 16
+            weights = ((1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3)
+            x, y = (sum(w * point[side] for w, point in zip(weights, piece, strict=True)) for side in (0, 1))
+            yield x, y
+
+
+def trespasses(diagram):
+    """Strokes that run through a node or a text, be it their own, or through the dot of another mode."""
+    found = []
+    for stroke in diagram.strokes:
+        points = list(along(stroke))
+        (left, top), (right, bottom) = ([pick(axis) for axis in zip(*points, strict=True)] for pick in (min, max))
+        for box in diagram.boxes:
+            if box.kind == "key" or (box.kind == "dot" and box.of == stroke.of):
+                continue
+            x, y, u, v = box.x + LINED, box.y + LINED, box.x + box.width - LINED, box.y + box.height - LINED
+            is_near = left < u and right > x and top < v and bottom > y
+            if is_near and any(x < a < u and y < b < v for a, b in points):
+                found.append((stroke, box))
+    return found
+
+
+def strays(diagram):
+    """What lies outside of the card."""
+    corners = [(box, box.x, box.y) for box in diagram.boxes]
+    corners += [(box, box.x + box.width, box.y + box.height) for box in diagram.boxes]
+    corners += [(stroke, *point) for stroke in diagram.strokes for point in stroke.points]
+    return [what for what, x, y in corners if not (0 < x < diagram.width and 0 < y < diagram.height)]
+
+
+def over_of(of):
+    return of.site_modes if isinstance(of, AdapterSpec) else of.over
+
+
+def assert_clean(of):
+    """Nothing overlaps, nothing is crossed, nothing is lost or shown twice, and both forms can be read."""
+    diagram = draw(of)
+    assert overlaps(diagram) == []
+    assert trespasses(diagram) == []
+    assert strays(diagram) == []
+    boxes = {kind: sorted(box.of for box in diagram.boxes if box.kind == kind) for kind in ("factor", "mode", "end")}
+    weight = {mode for axis in of.axes for mode in axis}
+    bonds = {mode for factor in of.factors.values() for mode in factor.modes} - weight - set(over_of(of))
+    assert boxes == {"factor": sorted(of.factors), "mode": sorted(bonds), "end": sorted(weight)}
+    stubs = {(stroke.of, *stroke.ends) for stroke in diagram.strokes if stroke.kind == "site" and stroke.of}
+    carried = {(mode, name) for name, factor in of.factors.items() for mode in factor.modes if mode in over_of(of)}
+    assert stubs == carried | {(mode,) for mode in over_of(of) if mode not in {held for held, _ in carried}}
+    texts = [element.text for element in ElementTree.fromstring(diagram.svg()).iter(f"{SVG}text")]
+    assert sorted(texts) == sorted(box.text for box in diagram.boxes if box.text)
+    assert max(map(len, str(diagram).splitlines())) <= 100
+
+
+def joins(diagram):
+    """Every mode with the factors that its strokes reach."""
+    reached = {}
+    for stroke in diagram.strokes:
+        if stroke.kind == "mode" and stroke.of:
+            reached.setdefault(stroke.of, set()).update(set(stroke.ends) - {stroke.of})
+    return reached
+
+
+OTHERS = {
+    "product operator": AdapterSpec(
+        name="product_operator",
+        weight="(o1 o2 o3 o4) (i1 i2 i3 i4)",
+        over="layer",
+        factors={
+            "G1": trainable("o1 i1 a"),
+            "G2": frozen("a o2 i2 b"),
+            "G3": trainable("b o3 i3 c"),
+            "G4": trainable("c o4 i4 layer", init=zeros()),
+        },
+        scale=raw(),
+    ),
+    "ring": AdapterSpec(
+        name="ring",
+        weight="(o1 o2) (i1 i2)",
+        factors={
+            "G1": trainable("o1 a d"),
+            "G2": trainable("a o2 b"),
+            "G3": frozen("b i1 c"),
+            "G4": trainable("c i2 d", init=zeros()),
+        },
+        scale=raw(),
+    ),
+    "many vectors": AdapterSpec(
+        name="many_vectors",
+        weight="out in kh kw",
+        over="kind layer",
+        factors={
+            "A": trainable("out r kind layer"),
+            "B": frozen("r s in"),
+            "C": trainable("s kh kw", init=zeros()),
+            **{name: trainable("out") for name in "abc"},
+            **{name: trainable("r kind layer") for name in "defgh"},
+            "z": trainable(""),
+        },
+        scale=raw(),
+    ),
+    "letters": AdapterSpec(
+        name="名前",
+        weight="(高さ ö) " + "in" * 40,
+        over="層",
+        factors={
+            "核" * 30: trainable("高さ ö µ"),
+            "_".join(["long"] * 25): frozen("µ " + "in" * 40 + " 層 " + "bond" * 20),
+            "é": trainable("bond" * 20, init=zeros()),
+        },
+        scale=raw(),
+    ),
+}
+
+
+@pytest.fixture(params=OTHERS)
+def other(request):
+    return OTHERS[request.param]
+
+
+def bound(spec, size=16):
+    kinds = {"q": (size,) * len(spec.axes)}
+    sites = grid(layers=3, kinds=kinds) if spec.name != "名前" else grid(layers=1, kinds=kinds)
+    if "層" in spec.over:
+        sites = tuple(type(site)(site.path, site.shape, {"層": 0}) for site in sites)
+    return spec.bind(sites, rank=4, sizes={"head": 1} if spec.name == "lorta" else None)
+
+
+def test_every_family_is_clean_as_a_spec_and_as_networks(adapter):
+    for of in (adapter.spec, *adapter.networks):
+        assert_clean(of)
+
+
+@pytest.mark.parametrize("size", [1, 16, 2**20])
+def test_other_networks_are_clean(other, size):
+    assert_clean(other)
+    assert_clean(bound(other, size).networks[0])
+
+
+@settings(max_examples=200)
+@given(spec=st.one_of(specs(), specs(centered=True)))
+def test_a_random_spec_is_clean(spec):
+    assert_clean(spec)
+
+
+@settings(max_examples=100)
+@given(adapter=st.one_of(adapters(), adapters(centered=True)))
+def test_a_random_network_is_clean(adapter):
+    assert_clean(adapter.networks[0])
+
+
+def assert_joined(of):
+    carriers = {}
+    for name, factor in of.factors.items():
+        for mode in set(factor.modes) - set(over_of(of)):
+            carriers.setdefault(mode, set()).add(name)
+    assert joins(draw(of)) == carriers
+
+
+def test_an_edge_ends_at_every_factor_that_carries_its_mode(adapter):
+    assert_joined(adapter.spec)
+    assert_joined(adapter.networks[0])
+
+
+def test_so_does_an_edge_of_other_networks(other):
+    assert_joined(other)
+
+
+@pytest.mark.parametrize("name", ["lora", "lotr", "vera", "tlora"])
+def test_a_product_of_matrices_lies_on_one_line_from_out_to_in(name):
+    spec = getattr(families, name)()
+    boxes = {box.of: box for box in draw(spec).boxes if box.kind in ("factor", "end")}
+    line = ["out", *[factor for factor in "BACG" if factor in boxes], "in"]
+    assert len({boxes[one].y + boxes[one].height / 2 for one in line}) == 1
+    for box in boxes.values():
+        assert box.of in ("out", "in") or boxes["out"].x + boxes["out"].width < box.x < boxes["in"].x
+
+
+def test_a_product_operator_is_one_column():
+    boxes = [box for box in draw(OTHERS["product operator"]).boxes if box.kind == "factor"]
+    assert len({box.x for box in boxes}) == 1
+    assert sorted(boxes, key=lambda box: box.y) == sorted(boxes, key=lambda box: box.of)
+
+
+def assert_marked(of):
+    picture = ElementTree.fromstring(draw(of).svg())
+    nodes = {group.find(f"{SVG}text").text: group.findall(f"{SVG}rect") for group in picture.findall(FACTOR)}
+    hatched = {name for name, rects in nodes.items() if rects[0].get("fill") == "url(#hatch)"}
+    assert hatched == {name for name, factor in of.factors.items() if not factor.trainable}
+    assert (picture.find(f"{SVG}defs") is not None) == bool(hatched)
+    double = {name for name, rects in nodes.items() if len(rects) == 2}
+    private = {name for name, factor in of.factors.items() if set(factor.modes) & set(over_of(of))}
+    assert double == (set(of.factors) - private if over_of(of) else hatched)
+
+
+def test_what_is_frozen_is_hatched_and_what_is_shared_has_a_double_border(adapter):
+    assert_marked(adapter.spec)
+    assert_marked(adapter.networks[0])
+
+
+def test_so_it_is_in_other_networks(other):
+    assert_marked(other)
+
+
+def assert_cut(network):
+    diagram, cut = draw(network), minimum_cut(network)
+    marked = [stroke.of for stroke in diagram.strokes if stroke.kind == "cut" and stroke.of]
+    assert sorted(marked) == sorted(cut.modes)
+    assert {stroke.of for stroke in diagram.strokes if stroke.is_cut and stroke.of} == set(cut.modes)
+    twice = f"{cut.times} times " if cut.times > 1 else ""
+    caption = f"rank ≤ {cut.rank:,}: {twice}cut {', '.join(cut.modes) or 'nothing'}"
+    assert caption in str(diagram).splitlines()
+    assert ("centered" in str(diagram)) == network.centered
+
+
+def test_the_cut_is_the_minimum_cut(adapter):
+    assert_cut(adapter.networks[0])
+    assert not any(stroke.is_cut for stroke in draw(adapter.spec).strokes)
+
+
+@settings(max_examples=50)
+@given(adapter=st.one_of(adapters(), adapters(centered=True)))
+def test_the_cut_of_a_random_network_is_the_minimum_cut(adapter):
+    assert_cut(adapter.networks[0])
+
+
+def test_a_network_says_its_sizes_and_counts():
+    diagram = draw(families.vera().bind(grid(layers=1, kinds={"q": (12, 8)}), rank=3).networks[0])
+    assert {"out = 12", "in = 8", "r = 3"} <= {box.text for box in diagram.boxes}
+    assert "trains 15 entries, holds 60 frozen" in str(diagram).splitlines()
+
+
+def test_a_split_axis_is_bracketed():
+    texts = [box.text for box in draw(families.tera(out_order=2, in_order=1)).boxes if box.kind == "axis"]
+    assert texts == ["out"]
+    network = bound(families.tera(out_order=1, in_order=2)).networks[0]
+    assert [box.text for box in draw(network).boxes if box.kind == "axis"] == ["in = 16"]
+
+
+def test_names_are_escaped():
+    factors = {
+        "A<&>": Factor(("out", "r"), zeros(), trainable=True),
+        'B"': Factor(("r", "in"), zeros(), trainable=True),
+    }
+    network = Network((("out",), ("in",)), (), factors, {"out": 2, "in": 2, "r": 1}, 1.0)
+    texts = [element.text for element in ElementTree.fromstring(draw(network).svg()).iter(f"{SVG}text")]
+    assert {"A<&>", 'B"'} <= set(texts)
+
+
+def test_a_picture_refers_to_nothing_outside(adapter):
+    svg = draw(adapter.networks[0]).svg().replace('xmlns="http://www.w3.org/2000/svg"', "")
+    assert not any(word in svg for word in ("http", "href", "<script", "<style", "@import"))
+
+
+PROBE = """\
+from tnadapt import families, grid
+from tnadapt._draw import draw
+for family in families.__all__:
+    spec = getattr(families, family)()
+    adapter = spec.bind(grid(layers=2, kinds={"q": (12, 8)}), rank=2, sizes={"head": 4} if family == "lorta" else None)
+    for of in (spec, *adapter.networks):
+        print(draw(of), draw(of).svg())
+"""
+
+
+def test_a_picture_is_the_same_in_every_process():
+    seen = {
+        subprocess.run(
+            [sys.executable, "-c", PROBE],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONIOENCODING": "utf-8"},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(seen) == 1
+
+
+LOTR = """\
+lotr
+updates weights [out in], stacked over site
+trains out*p + site*p*q + in*q
+
+              out   bond          in   site
+              out   p      q      in   site
+  A  shared    ●────●
+  G                 ●──────●────────────●
+  B  shared                ●──────●"""
+
+VERA = """\
+[out in] = 12 x 8
+rank ≤ 3: cut r
+trains 15 entries, holds 60 frozen
+
+              out   bond   in
+              out   r      in
+              12    3      8
+  b            ●
+▒ B  shared    ●────●
+  d                 ●
+▒ A  shared         ●──────●
+
+▒ frozen"""
+
+TERA = """\
+tera
+updates weights [(o1 o2) i1], stacked over site
+trains site*r_o1 + site*r_o2 + site*r_i1
+
+                 out         bond                 in   site
+                 o1    o2    r_o1   r_o2   r_i1   i1   site
+▒ U_o1  shared   ●────────────●
+▒ U_o2  shared         ●──────┼──────●
+  d_o1                        ●──────┼──────────────────●
+▒ G  shared                   ●──────●──────●           │
+  d_o2                               ●──────┼───────────●
+  d_i1                                      ●───────────●
+▒ U_i1  shared                              ●─────●
+
+▒ frozen"""  # all three read off their equations by hand: a dot is a mode in the string of a factor
+
+
+def test_the_text_of_three_families():
+    assert str(draw(families.lotr())) == LOTR
+    assert str(draw(families.vera().bind(grid(layers=1, kinds={"q": (12, 8)}), rank=3).networks[0])) == VERA
+    assert str(draw(families.tera(out_order=2, in_order=1))) == TERA
+
+
+def test_a_wide_text_goes_on_below():
+    text = str(draw(families.tera(out_order=5, in_order=5)))
+    assert text.count("▒ U_o1  shared") == 2
+    assert max(map(len, text.splitlines())) <= 100

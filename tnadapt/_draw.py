@@ -1,0 +1,206 @@
+"""The diagram of a spec or a network: an SVG for a page, a text for a terminal."""
+
+import math
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from tnadapt._layout import Point, level
+from tnadapt._network import Network
+from tnadapt._notation import text_of
+from tnadapt._rank import minimum_cut
+from tnadapt._scene import LINE, PLAIN, SMALL, Box, Scene, Stroke, line, text_width
+from tnadapt._score import WIDTH, score
+from tnadapt._spec import AdapterSpec
+from tnadapt._subject import Subject
+
+__all__ = ["Diagram", "draw"]
+
+PAD = 20.0  # from the picture to the border of its card
+LEAST = 420.0  # width of a card inside its border
+TITLE = 16.0  # size of letters
+KEY = 22.0  # width of a sign in the legend
+FONT = "system-ui, -apple-system, 'Segoe UI', 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
+PAPER, RIM, INK, QUIET = "#fcfcfd", "#d0d7de", "#1f2937", "#57606a"
+FILL, EDGE, SITE, CUT = "#dbeafe", "#1e3a8a", "#b45309", "#cf222e"
+SIZES = {"factor": PLAIN, "title": TITLE}
+COLOURS = {"site": SITE, "note": QUIET, "axis": QUIET}
+HATCH = (
+    '<defs><pattern id="hatch" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+    '<rect width="6" height="6" fill="#f3f4f6"/><rect width="1.6" height="6" fill="#c3c9d2"/></pattern></defs>'
+)
+
+
+@dataclass(frozen=True)
+class Diagram:
+    """A picture of a network: `svg()` for a page, `str()` for a terminal.
+
+    Factors are nodes, hatched where frozen, with a double border where one serves several sites; modes are edges, with
+    a dot where they join more than two ends; out legs leave on the left, in legs on the right, dashed legs are site
+    modes. `boxes` are all nodes, dots and texts as they are placed, `strokes` all lines.
+    """
+
+    title: str
+    text: str
+    boxes: tuple[Box, ...]
+    strokes: tuple[Stroke, ...]
+    width: int
+    height: int
+
+    def __str__(self) -> str:
+        """The text: at most 100 columns, a row for every factor, a column for every mode."""
+        return self.text
+
+    def svg(self) -> str:
+        """A whole SVG document, without scripts or references, on a light ground of its own."""
+        factors = [box for box in self.boxes if box.kind in ("factor", "key")]
+        lines = [
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{self.width}" height="{self.height}" '
+            f'viewBox="0 0 {self.width} {self.height}" role="img" font-family="{FONT}">',
+            f"<title>{escape(self.title)}</title>",
+            *([HATCH] if any(box.is_frozen for box in factors) else []),
+            f'<rect x="0.5" y="0.5" width="{self.width - 1}" height="{self.height - 1}" rx="10" '
+            f'fill="{PAPER}" stroke="{RIM}"/>',
+            *(_path(stroke) for stroke in self.strokes if stroke.kind != "cut"),
+            *(line for box in self.boxes for line in _drawn(box)),
+            *(_path(stroke) for stroke in self.strokes if stroke.kind == "cut"),
+            "</svg>",
+        ]
+        return "\n".join(lines) + "\n"
+
+
+def draw(of: AdapterSpec | Network) -> Diagram:
+    """The diagram of a spec, by the names of its modes; or of a network, with sizes and the cut that bounds its rank.
+
+    Args:
+        of: an `AdapterSpec`, or one of an adapter's `networks`.
+    """
+    if isinstance(of, AdapterSpec):
+        subject = Subject(of.axes, of.site_modes, of.factors)
+        title, over = of.name, f", stacked over {of.over}" if of.over else ""
+        notes = [f"updates weights [{of.weight}]{over}", f"trains {of.formula()}"]
+    else:
+        cut = minimum_cut(of)
+        subject = Subject(of.axes, of.over, of.factors, of.sizes, cut.modes)
+        over = f", stacked over {', '.join(map(subject.label, of.over))}" if of.over else ""
+        title = f"[{text_of(of.axes)}] = {' x '.join(f'{size:,}' for size in of.weight_shape)}{over}"
+        sums = [
+            sum(math.prod(of.shape(name)) for name, factor in of.factors.items() if factor.trainable is kind)
+            for kind in (True, False)
+        ]
+        twice = f"{cut.times} times " if cut.times > 1 else ""
+        notes = [
+            f"rank ≤ {cut.rank:,}: {twice}cut {', '.join(cut.modes) or 'nothing'}",
+            f"trains {sums[0]:,} entries" + (f", holds {sums[1]:,} frozen" if sums[1] else ""),
+        ]
+    notes += ["centered: minus the same network at its starting values"] if of.centered else []
+    marks = ["▒ frozen"] if any(not factor.trainable for factor in of.factors.values()) else []
+    lines = [line for text in (title, *notes) for line in textwrap.wrap(text, WIDTH)]
+    text = "\n".join([*lines, *score(subject), *([""] if marks else []), *marks])
+    return _card(title, notes, subject, Scene(subject), text)
+
+
+def _card(title: str, notes: Sequence[str], subject: Subject, picture: Scene, text: str) -> Diagram:
+    """The picture under its title and over its legend."""
+    inner = max(LEAST, picture.width)
+    limit = int(max(inner, 720.0) / (0.62 * SMALL))
+    heads = [*textwrap.wrap(title, int(limit * 0.7)), *(line for note in notes for line in textwrap.wrap(note, limit))]
+    titles = len(textwrap.wrap(title, int(limit * 0.7)))
+    boxes: list[Box] = []
+    y = PAD
+    for number, words in enumerate(heads):
+        kind, size = ("title", TITLE) if number < titles else ("note", SMALL)
+        is_cut = words.startswith("rank ≤")
+        wide = text_width(words, size) * (1.1 if kind == "title" else 1.0)
+        boxes.append(Box(kind, words, PAD, y, wide, size + 4, anchor="start", is_cut=is_cut))
+        y += size + 6
+    inner = max(inner, *(box.width for box in boxes))
+    y += PAD
+    shift = PAD + (inner - picture.width) / 2
+    boxes += [box.moved(shift, y) for box in picture.boxes]
+    strokes = [stroke.moved(shift, y) for stroke in picture.strokes]
+    y = _legend(subject, inner, y + picture.height + PAD, boxes, strokes)
+    return Diagram(title, text, tuple(boxes), tuple(strokes), math.ceil(inner + 2 * PAD), math.ceil(y + PAD))
+
+
+def _legend(subject: Subject, inner: float, y: float, boxes: list[Box], strokes: list[Stroke]) -> float:
+    """A line that explains the signs in use, and where it ends."""
+    kinds = {factor.trainable for factor in subject.factors.values()}
+    items = [("trained", True), ("frozen", False)]
+    signs: list[tuple[str, Box | Stroke]] = []
+    signs += [(text, Box("key", "", 0, 0, KEY, 14, is_frozen=not kind)) for text, kind in items if kind in kinds]
+    if any(map(subject.is_shared, subject.factors)):
+        signs.append(("one for all sites", Box("key", "", 0, 0, KEY, 14, is_shared=True)))
+    signs += [("site mode", Stroke("site", "", line((0, 8), (KEY, 8))))] if subject.over else []
+    signs += [("minimum cut", Stroke("mode", "", line((0, 8), (KEY, 8)), is_cut=True))] if subject.cut else []
+    x = PAD
+    for text, sign in signs:
+        wide = text_width(text, SMALL)
+        if x > PAD and x + KEY + 6 + wide > PAD + inner:
+            x, y = PAD, y + LINE + 4
+        if isinstance(sign, Box):
+            boxes.append(sign.moved(x, y + 1))
+        else:
+            mark = Stroke("cut", "", line((KEY / 2 - 3, 16), (KEY / 2 + 3, 0)), is_cut=True)
+            strokes += [one.moved(x, y) for one in ([sign, mark] if sign.is_cut else [sign])]
+        boxes.append(Box("note", text, x + KEY + 6, y, wide, LINE, anchor="start"))
+        x += KEY + 6 + wide + 18
+    return y + LINE
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def _path(stroke: Stroke) -> str:
+    """A stroke as an SVG path, its level pieces as lines."""
+    points, steps = stroke.points, []
+    for at in range(1, len(points), 3):
+        start, piece = points[at - 1], points[at : at + 3]
+        straight = list(piece) == level(start, piece[2])
+        steps.append("L" + _pair(piece[2]) if straight else "C" + " ".join(map(_pair, piece)))
+    colour = CUT if stroke.is_cut else {"site": SITE, "axis": QUIET}.get(stroke.kind, INK)
+    width = 2.2 if stroke.is_cut else 1.5
+    dashes = ' stroke-dasharray="4 3"' if stroke.kind == "site" else ""
+    path = " ".join(["M" + _pair(points[0]), *steps])
+    return f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="{width}"{dashes}/>'
+
+
+def _pair(point: Point) -> str:
+    return f"{_number(point[0])},{_number(point[1])}"
+
+
+def _drawn(box: Box) -> Iterator[str]:
+    """A box as SVG: a node with its name, a dot, or a text."""
+    if box.kind in ("factor", "key"):
+        yield f'<g class="{box.kind}{" frozen" if box.is_frozen else ""}{" shared" if box.is_shared else ""}">'
+        yield from _node(box)
+        yield "</g>"
+    if box.kind == "dot":
+        centre = f'cx="{_number(box.x + box.width / 2)}" cy="{_number(box.y + box.height / 2)}"'
+        yield f'<circle {centre} r="{_number(box.width / 2)}" fill="{CUT if box.is_cut else INK}"/>'
+    elif box.kind != "factor" and box.text:
+        yield _text(box)
+
+
+def _node(box: Box) -> Iterator[str]:
+    fill = "url(#hatch)" if box.is_frozen else FILL
+    for inset in (0.0, 3.0) if box.is_shared else (0.0,):
+        corner = f'x="{_number(box.x + inset)}" y="{_number(box.y + inset)}"'
+        size = f'width="{_number(box.width - 2 * inset)}" height="{_number(box.height - 2 * inset)}"'
+        inside = fill if inset == 0 else "none"
+        radius = (6.0 if box.kind == "factor" else 3.0) - inset / 1.5
+        yield f'<rect {corner} {size} rx="{_number(radius)}" fill="{inside}" stroke="{EDGE}" stroke-width="1.3"/>'
+    if box.text:
+        yield _text(box)
+
+
+def _text(box: Box) -> str:
+    size = SIZES.get(box.kind, SMALL)
+    x = box.x + {"start": 0.0, "middle": box.width / 2, "end": box.width}[box.anchor]
+    y = box.y + box.height / 2 + 0.36 * size
+    colour = CUT if box.is_cut else COLOURS.get(box.kind, INK)
+    bold = ' font-weight="600"' if box.kind in ("factor", "title") else ""
+    place = f'x="{_number(x)}" y="{_number(y)}" text-anchor="{box.anchor}"'
+    return f'<text {place} font-size="{_number(size)}" fill="{colour}"{bold}>{escape(box.text)}</text>'

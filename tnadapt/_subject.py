@@ -1,0 +1,104 @@
+"""What a spec and a network have in common for one who draws them: who carries what, and who stands where."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from tnadapt._factor import Factor
+from tnadapt._notation import Axis
+
+__all__: list[str] = []
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a spec and a network have in common; a spec has no sizes and no cut."""
+
+    axes: tuple[Axis, ...]
+    over: tuple[str, ...]
+    factors: Mapping[str, Factor]
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    cut: tuple[str, ...] = ()
+
+    @property
+    def outs(self) -> tuple[str, ...]:
+        """The modes of the first axis: their legs leave on the left."""
+        return self.axes[0]
+
+    @property
+    def ins(self) -> tuple[str, ...]:
+        """The modes of all other axes: their legs leave on the right."""
+        return tuple(mode for axis in self.axes[1:] for mode in axis)
+
+    @cached_property
+    def local(self) -> dict[str, tuple[str, ...]]:
+        """The modes of each factor that are no site modes."""
+        return {
+            name: tuple(mode for mode in factor.modes if mode not in self.over) for name, factor in self.factors.items()
+        }
+
+    @cached_property
+    def carriers(self) -> dict[str, list[str]]:
+        """The factors that carry each mode which is no site mode."""
+        inner = [mode for modes in self.local.values() for mode in modes]
+        modes = dict.fromkeys([*self.outs, *self.ins, *inner])
+        return {mode: [name for name in self.factors if mode in self.local[name]] for mode in modes}
+
+    def is_dot(self, mode: str) -> bool:
+        """Whether a mode joins more than two ends: its open end counts as one."""
+        is_summed = mode not in (*self.outs, *self.ins)
+        return len(self.carriers[mode]) > 1 + is_summed
+
+    def label(self, mode: str) -> str:
+        """As in r = 8, or the name alone where there are no sizes."""
+        return f"{mode} = {self.sizes[mode]:,}" if mode in self.sizes else mode
+
+    def is_shared(self, name: str) -> bool:
+        """Whether one factor serves several sites: no site mode where there are some, or frozen and global."""
+        carries = set(self.factors[name].modes) & set(self.over)
+        return not carries and (bool(self.over) or not self.factors[name].trainable)
+
+    @cached_property
+    def vectors(self) -> dict[str, list[str]]:
+        """Mode -> the factors that carry it alone and are drawn above its dot: diagonals, and the vectors of a CP."""
+        found: dict[str, list[str]] = {}
+        for name, modes in self.local.items():
+            if len(modes) == 1 and self.is_dot(modes[0]):
+                found.setdefault(modes[0], []).append(name)
+        return found
+
+    @cached_property
+    def scalars(self) -> list[str]:
+        """The factors that join nothing at one site."""
+        return [name for name, modes in self.local.items() if not modes]
+
+    @cached_property
+    def columns(self) -> dict[str, int]:
+        """Where each factor stands from left to right: by how far it is from the out legs and from the in legs."""
+        lone = {*self.scalars, *(name for names in self.vectors.values() for name in names)}
+        away = [self._distances(modes, lone) for modes in (self.outs, self.ins)]
+        share = {name: _share(away[0].get(name), away[1].get(name)) for name in self.factors if name not in lone}
+        ranks = {value: rank for rank, value in enumerate(sorted(set(share.values())))}
+        return {name: ranks[value] for name, value in share.items()}
+
+    def _distances(self, modes: Iterable[str], lone: set[str]) -> dict[str, int]:
+        """How many factors lie on the way to each factor from these modes, itself counted."""
+        found: dict[str, int] = {}
+        waiting, seen = [(mode, 1) for mode in modes], set(modes)
+        for mode, steps in waiting:
+            for name in self.carriers[mode]:
+                if name not in found and name not in lone:
+                    found[name] = steps
+                    further = [other for other in self.local[name] if other not in seen]
+                    seen |= set(further)
+                    waiting += [(other, steps + 1) for other in further]
+        return found
+
+
+def _share(out: int | None, into: int | None) -> float:
+    """0 is at the out legs, 1 at the in legs; a factor that has no way to one side stays on its own."""
+    if out is not None and into is not None:
+        return out / (out + into)
+    if out is not None:
+        return out / (2 * out + 1)
+    return 0.5 if into is None else (into + 1) / (2 * into + 1)
