@@ -3,6 +3,7 @@
 from tnadapt import families as families
 from tnadapt._apply import apply, delta, merge
 from tnadapt._count import FactorCount, ParamCount, count, fit_rank
+from tnadapt._draw import Diagram, draw
 from tnadapt._errors import FormatError, LawError, PlanError, SiteError, SpecError, TnadaptError
 from tnadapt._factor import (
     Factor,
@@ -43,6 +44,7 @@ __all__ = [
     "Comparison",
     "Cost",
     "Cut",
+    "Diagram",
     "ExactOrder",
     "Factor",
     "FactorCount",
@@ -74,6 +76,7 @@ __all__ = [
     "count",
     "degrees_of_freedom",
     "delta",
+    "draw",
     "file_size",
     "find_host",
     "first_gradients",

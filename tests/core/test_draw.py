@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from tests.laws.strategies import adapters, specs
+
 from tnadapt import AdapterSpec, Factor, Network, families, frozen, grid, minimum_cut, raw, trainable, zeros
 from tnadapt._draw import draw
 

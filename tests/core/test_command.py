@@ -1,0 +1,217 @@
+"""The command: what it prints, its JSON, and one line of error for everything that can be asked wrongly."""
+
+import json
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from tnadapt import count, families, find_host, fit_rank
+from tnadapt._command import main
+
+OWN = """\
+from tnadapt import AdapterSpec, raw, trainable, zeros
+mine = AdapterSpec(name="mine", weight="out in", over="layer", scale=raw(),
+                   factors={"A": trainable("r in"), "B": trainable("layer out r", init=zeros())})
+def made():
+    return mine
+number = 3
+"""
+REFUSED = OWN + "bad = AdapterSpec(name='bad', weight='out in', scale=raw(), factors={'A': trainable('out r')})\n"
+GPT2 = ("--sites", "gpt2", "--rank", "2")
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path):
+    """A function: the status, output and errors of a command, run in a folder with files of one's own."""
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "refused.py").write_text(REFUSED)
+    (tmp_path / "syntax.py").write_text("def (:\n")
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str) -> tuple[int, str, str]:
+        try:
+            status = main(words)
+        except SystemExit as stop:
+            status = stop.code
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return call
+
+
+def test_show_prints_spec_report_plan_and_diagram(run):
+    status, out, err = run("show", "lorta", *GPT2)
+    assert (status, err) == (0, "")
+    assert str(families.lorta()) in out
+    host = find_host("gpt2")
+    adapter = families.lorta().bind(host.sites(), rank=2, sizes={"head": 12})
+    assert f"{count(adapter).trainable:,} = in*r" in out
+    assert "<= 2 (cut r)" in out
+    assert re.search(r"%6 = \(x\), A +\[\(token\) in, in r -> \(token\) r\]", out)  # no word was taken for markup
+    assert "apply at 1,024 tokens" in out
+    assert "shared" in out.split("rank ≤")[1]  # the diagram
+
+
+def test_show_json_is_the_report(run):
+    status, out, _ = run(
+        "show", "own.py:mine", *GPT2, "--json", "--tokens", "64", "--target-modules", "c_fc", "--seed", "3"
+    )
+    data = json.loads(out)
+    assert status == 0
+    assert data["report"]["trainable"] == 768 * 2 + 12 * 3072 * 2
+    assert (data["report"]["tokens"], data["report"]["sites"]) == (64, 12)
+
+
+def test_a_mode_named_head_has_the_size_of_the_host_unless_given(run):
+    sizes = [
+        json.loads(run("show", "lorta", *GPT2, "--json", *more)[1])["report"]["factors"][2]["shape"]
+        for more in ((), ("--sizes", "head=4"), ("--sizes", "dim=2304"))
+    ]
+    assert sizes == ["12 x 2", "4 x 2", "1 x 2"]
+
+
+def test_all_linear_and_a_config(run):
+    host = find_host("gpt2")
+    data = json.loads(run("show", "lora", *GPT2, "--json", "--target-modules", "all-linear", "--limit", "1")[1])
+    assert data["report"]["sites"] == 12 * len(host.kinds)
+
+
+def test_compare_prints_a_row_a_spec(run):
+    status, out, err = run("compare", "lora", "lotr", "own.py:made", *GPT2)
+    assert (status, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()] == ["adapter", "lora", "lotr", "mine"]
+
+
+def test_compare_within_a_budget(run):
+    words = ("compare", "lora", "lotr", "--sites", "roberta-large", "--budget", "50000", "--limit", "1")
+    status, out, _ = run(*words)
+    assert status == 0
+    assert "over the budget of 50,000 at rank 1 already: lora (98,304)" in out
+    data = json.loads(run(*words, "--json")[1])
+    assert data["over_budget"] == {"lora": 98_304}
+    sites = find_host("roberta-large").sites()
+    best = fit_rank(families.lotr(), sites, trainable=50_000)
+    assert data["reports"][1]["trainable"] == count(families.lotr().bind(sites, rank=best)).trainable
+
+
+def test_check_runs_the_laws(run):
+    status, out, _ = run("check", "own.py:mine", "--examples", "3")
+    assert status == 0
+    assert out.count("holds  ") == 17
+    assert "mine keeps all 17 laws" in out
+    data = json.loads(run("check", "lorta", "--examples", "2", "--sizes", "head=2", "--json")[1])
+    assert (len(data["held"]), data["broken"]) == (17, None)
+
+
+def test_a_broken_law_is_one_line_and_status_1(run, monkeypatch):
+    from tnadapt.testing import _laws
+
+    monkeypatch.setattr(_laws, "rank_bound", lambda *args: type("Cut", (), {"rank": 0})())
+    status, out, err = run("check", "own.py:mine", "--examples", "3")
+    assert status == 1
+    assert err.startswith("tnadapt: mine: breaks the law rank_keeps_its_bound: ")
+    assert err.count("\n") == 1
+    assert out.count("holds  ") == 5
+    assert "The smallest case found" in out
+    assert json.loads(run("check", "own.py:mine", "--examples", "3", "--json")[1])["broken"].startswith("mine: breaks")
+
+
+def test_draw_prints_a_text_or_writes_an_svg(run, tmp_path):
+    status, out, _ = run("draw", "lotr")
+    assert status == 0
+    assert "stacked over site" in out
+    status, out, _ = run("draw", "lotr", *GPT2, "-o", "x.svg")
+    assert (status, out) == (0, "x.svg\n")
+    assert ET.parse(tmp_path / "x.svg").getroot().tag.endswith("svg")
+    assert "rank ≤ 2" in (tmp_path / "x.svg").read_text()
+    assert [path.name for path in tmp_path.glob("*x.svg*")] == ["x.svg"]
+
+
+def test_list_names_families_and_models(run):
+    _, out, _ = run("list")
+    assert all(name in out for name in (*families.__all__, "llama-2-7b", "config.json"))
+    assert set(json.loads(run("list", "--json")[1])["families"]) == set(families.__all__)
+
+
+WRONG = [
+    (("show", "lora"), "--sites: name a model or a config.json"),
+    (("show", "lora", "--sites", "gpt3"), "host 'gpt3': neither a model"),
+    (("show", "lora", "--sites", "config.json"), "has the key 'hidden_size'"),
+    (("show", "nothing", *GPT2), "no family 'nothing'; there are"),
+    (("show", "syntax.py:x", *GPT2), "syntax.py: SyntaxError"),
+    (("show", "broken.py:x", *GPT2), "broken.py: ZeroDivisionError: division by zero"),
+    (("show", "none.py:x", *GPT2), "none.py: No such file"),
+    (("show", "own.py:none", *GPT2), "own.py has no 'none'; it has mine"),
+    (("show", "own.py:number", *GPT2), "own.py:number: is no AdapterSpec"),
+    (("show", "refused.py:bad", *GPT2), "weight mode 'in': no factor carries it"),
+    (("show", "lora", "--sites", "gpt2", "--rank", "q=2"), "lora has no bond 'q'"),
+    (("show", "lora", "--sites", "gpt2", "--rank", "many"), "wanted a whole number, got 'many'"),
+    (("show", "lora", "--sites", "gpt2", "--rank", "0"), "wanted 1 or more, got 0"),
+    (("show", "lora", *GPT2, "--sizes", "head"), "wanted name=size"),
+    (("show", "lora", *GPT2, "--target-modules", "foo"), "target 'foo': matches no linear layer"),
+    (("compare", *GPT2), "the following arguments are required"),
+    (("draw", "lora", "-o", "nowhere/x.svg"), "nowhere/x.svg: cannot be written: No such file"),
+    (("fly",), "invalid choice: 'fly'"),
+    ((), "the following arguments are required"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), WRONG, ids=[" ".join(words) for words, _ in WRONG])
+def test_an_error_is_one_line_and_status_2(words, message, run):
+    status, out, err = run(*words)
+    assert (status, out) == (2, "")
+    assert err.startswith("tnadapt: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_ctrl_c_is_status_130(run, monkeypatch):
+    def stop(text):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tnadapt._command.find_host", stop)
+    assert run("show", "lora", *GPT2)[0] == 130
+
+
+def test_without_hypothesis_check_says_what_to_install(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tnadapt.testing", None)
+    status, _, err = run("check", "lora")
+    assert status == 2
+    assert "pip install 'tnadapt[testing]'" in err
+
+
+COLD = """
+import resource, sys
+from tnadapt._command import main
+status = main(["show", "lorta", "--sites", "llama-2-7b", "--rank", "8"])
+times = resource.getrusage(resource.RUSAGE_SELF)
+print(times.ru_utime + times.ru_stime, file=sys.stderr)
+sys.exit(status)
+"""
+
+
+def test_show_of_a_7b_model_takes_under_two_seconds_cold():
+    """Processor time of a fresh interpreter, since other tests run beside this one."""
+    done = subprocess.run([sys.executable, "-c", COLD], capture_output=True, text=True, check=True)
+    assert "34,288 of 34,320 (gauge 32)" in done.stdout
+    assert float(done.stderr) < 2.0
+
+
+def test_the_console_script_and_the_module_are_one_command():
+    script = Path(sys.executable).with_name("tnadapt")
+    commands = [[sys.executable, "-m", "tnadapt", "list"]] + ([[str(script), "list"]] if script.exists() else [])
+    texts = {subprocess.run(words, capture_output=True, text=True, check=True).stdout for words in commands}
+    assert len(texts) == 1
+
+
+def test_a_reader_that_leaves_is_no_error():
+    words = [sys.executable, "-m", "tnadapt", "list"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        running.stdout.close()
+        assert b"Traceback" not in running.stderr.read()

@@ -1,0 +1,172 @@
+"""The report: every figure against the piece that it comes from, and forms that say the same."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tnadapt import (
+    FormatError,
+    PlanError,
+    SiteError,
+    compare,
+    count,
+    degrees_of_freedom,
+    families,
+    file_size,
+    fit_rank,
+    generic_rank,
+    grid,
+    init,
+    plan,
+    rank_bound,
+    report,
+    save,
+)
+
+SITES = grid(layers=3, kinds={"q": (24, 16), "v": (24, 16), "up": (32, 24)})
+BERT = grid(layers=12, kinds={"query": (768, 768), "value": (768, 768)})
+
+
+@pytest.mark.parametrize("name", families.__all__)
+def test_every_figure_is_that_of_its_source(name):
+    adapter = getattr(families, name)().bind(SITES, rank=2)
+    found = report(adapter, tokens=64)
+    assert found.count == count(adapter)
+    assert found.file_size == file_size(adapter)
+    assert found.bytes == {
+        d: s * found.count.trainable for d, s in {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}.items()
+    }
+    assert found.frozen_bytes["bfloat16"] == 2 * found.count.frozen
+    assert sum(net.sites for net in found.networks) == len(SITES)
+    assert sum(len(net.groups) * net.trainable for net in found.networks) == found.count.trainable
+    known = {group.name: group for group in adapter.groups}
+    for net in found.networks:
+        group = known[net.groups[0]]
+        order = plan(group.network, tokens=64)
+        assert net.rank == rank_bound(adapter, group.sites[0])
+        assert net.generic_rank == generic_rank(adapter, group.sites[0])
+        assert net.freedom == degrees_of_freedom(adapter, group)
+        assert net.full_rank == (net.rank.rank >= min(net.weight))
+        assert net.forward_flops * 64 == pytest.approx(order.forward_flops)
+        assert net.backward_flops * 64 == pytest.approx(order.backward_flops)
+        assert net.saved_bytes * 64 == pytest.approx(4 * order.saved_elements)
+    assert found.freedom == degrees_of_freedom(adapter)
+    assert found.saved_bytes == pytest.approx(sum(net.sites * net.saved_bytes for net in found.networks))
+
+
+def test_lora_at_roberta_by_hand():
+    found = report(families.lora().bind(BERT, rank=8))
+    assert found.count.trainable == 294_912
+    assert found.freedom.gauge == 24 * 64
+    assert found.forward_share == 2 * 8 / 768  # 2 T d r twice, over 2 T d d
+    assert found.backward_share == 2 * found.forward_share
+    assert found.first_gradients == ("B",)
+    (net,) = found.networks
+    assert (net.sites, len(net.groups), net.weight, net.full_rank) == (24, 24, (768, 768), False)
+    assert net.saved_bytes == 4 * (768 + 8)  # x and x A
+
+
+def test_the_forms_say_the_same():
+    found = report(families.vera().bind(SITES, rank=2))
+    data, text, marks = found.to_dict(), str(found), found.to_markdown()
+    assert json.loads(json.dumps(data)) == json.loads(json.dumps(found.to_dict()))
+    assert data["trainable"] == found.count.trainable == sum(data["by_group"].values())
+    assert data["networks"][0]["rank"]["modes"] == ("r",)
+    assert {row["name"] for row in data["factors"]} == set("AbdB")
+    for form in (text, marks):
+        assert f"{found.count.trainable:,} = r + out" in form
+        assert "frozen" in form
+        assert "<= 2 (cut r)" in form
+        assert f"{found.file_size:,} bytes" in form
+    assert all(line.count("|") >= 3 for line in marks.splitlines() if line)
+
+
+def test_the_factors_are_gathered_over_groups():
+    rows = report(families.lora().bind(SITES, rank=2)).factors()
+    assert rows == [
+        ("A", "trainable", "r in", "2 x 16", "32 x 6"),
+        ("B", "trainable", "out r", "24 x 2", "48 x 6"),
+        ("A", "trainable", "r in", "2 x 24", "48 x 3"),
+        ("B", "trainable", "out r", "32 x 2", "64 x 3"),
+    ]
+
+
+def test_what_is_too_much_work_is_left_out_and_said():
+    found = report(families.loha().bind(BERT, rank=8), limit=50)
+    assert found.freedom is None
+    assert found.networks[0].freedom is None
+    assert found.to_dict()["degrees_of_freedom"] is None
+    assert "degrees of freedom  -" in str(found)
+    wide = report(families.lora().bind(grid(layers=1, kinds={"q": (4096, 4096)}), rank=2048), limit=50)
+    assert wide.networks[0].generic_rank is None
+
+
+def test_progress_is_told():
+    told = []
+    report(families.lora().bind(SITES, rank=2), tell=told.append)
+    assert told == [f"lora: ranks and degrees of freedom of 0.{kind}" for kind in ("q", "up")]
+
+
+def test_tokens_must_be_some():
+    with pytest.raises(PlanError, match="tokens must be an integer of at least 1"):
+        report(families.lora().bind(SITES, rank=2), tokens=0)
+
+
+def test_a_comparison_has_a_row_an_adapter():
+    adapters = [getattr(families, name)().bind(SITES, rank=2) for name in ("lora", "lotr", "tera")]
+    found = compare(adapters, tokens=64)
+    assert [one.adapter for one in found.reports] == adapters
+    assert [row["spec"] for row in found.to_dict()] == ["lora", "lotr", "tera"]
+    head, *rows = found.rows()
+    assert len(rows) == 3 == len(str(found).splitlines()) - 1 == len(found.to_markdown().splitlines()) - 2
+    assert rows[0][head.index("trains")] == f"{count(adapters[0]).trainable:,}"
+    assert rows[1][head.index("rank asked")] == "2"
+    assert "p=2 q=3" in str(compare([families.lotr().bind(SITES, rank={"p": 2, "q": 3})]))
+
+
+@pytest.mark.parametrize("name", families.__all__)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_the_size_of_the_file_is_exact(name, dtype, tmp_path):
+    adapter = getattr(families, name)().bind(SITES, rank=2, seed=3)
+    params = init(adapter)
+    stored = {key: value.astype(dtype) for key, value in params.items() if adapter.slots[key].is_stored}
+    save(adapter, stored, tmp_path / "x.safetensors")
+    assert file_size(adapter, dtype=dtype) == (tmp_path / "x.safetensors").stat().st_size
+
+
+def test_a_dtype_that_is_not_stored_has_no_size():
+    with pytest.raises(FormatError, match=r"dtype must be one of float16, float32, float64.\nHowever, it is 'int8'"):
+        file_size(families.lora().bind(SITES, rank=2), dtype="int8")
+
+
+@pytest.mark.parametrize("name", families.__all__)
+@pytest.mark.parametrize("budget", [3_000, 20_000, 10**7])
+def test_the_fitted_rank_is_the_largest_within_the_budget(name, budget):
+    spec = getattr(families, name)()
+    rank = fit_rank(spec, SITES, trainable=budget)
+    found = count(spec.bind(SITES, rank=rank)).trainable
+    assert found <= budget
+    more = count(spec.bind(SITES, rank=rank + 1)).trainable
+    assert more > budget or rank == 32 or more == found == count(spec.bind(SITES, rank=32)).trainable
+    if rank > 1:
+        assert count(spec.bind(SITES, rank=rank - 1)).trainable < found
+
+
+def test_a_budget_that_is_too_small_and_a_spec_without_rank():
+    with pytest.raises(
+        SiteError, match=r"lora: rank 1 trains 408 numbers at these 9 sites.\nHowever, the budget is 407"
+    ):
+        fit_rank(families.lora(), SITES, trainable=407)
+    assert fit_rank(families.lora(), SITES, trainable=408) == 1
+    with pytest.raises(SiteError, match="has no bond whose size is free"):
+        fit_rank(families.lokr(low_rank=False), SITES, trainable=10**6)
+
+
+def test_a_fit_keeps_the_sizes_that_are_given():
+    assert fit_rank(families.lorta(), SITES, trainable=2_000, sizes={"head": 8}) == max(
+        rank
+        for rank in range(1, 33)
+        if count(families.lorta().bind(SITES, rank=rank, sizes={"head": 8})).trainable <= 2_000
+    )
+    assert np.isfinite(report(families.lorta().bind(SITES, rank=2, sizes={"head": 8})).forward_share)

@@ -1,0 +1,10 @@
+"""`python -m tnadapt` is the command `tnadapt`."""
+
+import sys
+
+from tnadapt._command import main
+
+__all__: list[str] = []
+
+if __name__ == "__main__":
+    sys.exit(main())
