@@ -18,7 +18,7 @@ from tnadapt._subject import Subject
 __all__ = ["Diagram", "draw"]
 
 PAD = 20.0  # from the picture to the border of its card
-LEAST = 420.0  # width of a card inside its border
+LEAST = 470.0  # width of a card inside its border
 TITLE = 16.0  # size of letters
 KEY = 22.0  # width of a sign in the legend
 FONT = "system-ui, -apple-system, 'Segoe UI', 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"

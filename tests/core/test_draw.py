@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from xml.etree import ElementTree
@@ -214,10 +215,13 @@ def test_a_product_of_matrices_lies_on_one_line_from_out_to_in(name):
         assert box.of in ("out", "in") or boxes["out"].x + boxes["out"].width < box.x < boxes["in"].x
 
 
-def test_a_product_operator_is_one_column():
-    boxes = [box for box in draw(OTHERS["product operator"]).boxes if box.kind == "factor"]
+def test_a_product_operator_is_one_column_with_upright_bonds():
+    diagram = draw(OTHERS["product operator"])
+    boxes = [box for box in diagram.boxes if box.kind == "factor"]
     assert len({box.x for box in boxes}) == 1
     assert sorted(boxes, key=lambda box: box.y) == sorted(boxes, key=lambda box: box.of)
+    bonds = [stroke for stroke in diagram.strokes if stroke.of in ("a", "b", "c")]
+    assert [{x for x, _ in stroke.points} for stroke in bonds] == [{boxes[0].x + boxes[0].width / 2}] * 3
 
 
 def assert_marked(of):
@@ -260,6 +264,19 @@ def test_the_cut_is_the_minimum_cut(adapter):
 @given(adapter=st.one_of(adapters(), adapters(centered=True)))
 def test_the_cut_of_a_random_network_is_the_minimum_cut(adapter):
     assert_cut(adapter.networks[0])
+
+
+def test_a_centered_network_is_cut_twice():
+    spec = replace(families.lora(), centered=True)
+    network = spec.bind(grid(layers=1, kinds={"q": (12, 8)}), rank=3).networks[0]
+    lines = str(draw(network)).splitlines()
+    assert lines[1] == "rank ≤ 6: 2 times cut r"
+    assert lines[3] == "centered: minus the same network at its starting values"
+
+
+def test_a_site_mode_that_no_factor_carries_is_shown():
+    spec = replace(families.lora(), over="layer")
+    assert "layer (in no factor)" in [box.text for box in draw(spec).boxes if box.kind == "site"]
 
 
 def test_a_network_says_its_sizes_and_counts():
