@@ -3,7 +3,7 @@
 from tnadapt import families as families
 from tnadapt._apply import apply, delta, merge
 from tnadapt._count import FactorCount, ParamCount, count, fit_rank
-from tnadapt._draw import Diagram, draw
+from tnadapt._diagram import Diagram, draw
 from tnadapt._errors import FormatError, LawError, PlanError, SiteError, SpecError, TnadaptError
 from tnadapt._factor import (
     Factor,

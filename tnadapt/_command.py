@@ -15,7 +15,7 @@ from rich.table import Table
 from tnadapt import families
 from tnadapt._configs import CONFIGS
 from tnadapt._count import count, fit_rank
-from tnadapt._draw import draw
+from tnadapt._diagram import draw
 from tnadapt._errors import FormatError, LawError, SiteError, SpecError, TnadaptError
 from tnadapt._format import write_atomically
 from tnadapt._hosts import ALL_LINEAR, Host, find_host

@@ -11,10 +11,9 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.laws.strategies import adapters, specs
 
-from tnadapt import AdapterSpec, Factor, Network, families, frozen, grid, minimum_cut, raw, trainable, zeros
-from tnadapt._draw import draw
+from tnadapt import AdapterSpec, Factor, Network, draw, families, frozen, grid, minimum_cut, raw, trainable, zeros
+from tnadapt.testing import adapters, specs
 
 ROOT = Path(__file__).parents[2]
 SVG = "{http://www.w3.org/2000/svg}"
@@ -309,7 +308,7 @@ def test_a_picture_refers_to_nothing_outside(adapter):
 
 PROBE = """\
 from tnadapt import families, grid
-from tnadapt._draw import draw
+from tnadapt import draw
 for family in families.__all__:
     spec = getattr(families, family)()
     adapter = spec.bind(grid(layers=2, kinds={"q": (12, 8)}), rank=2, sizes={"head": 4} if family == "lorta" else None)

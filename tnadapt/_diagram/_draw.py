@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from tnadapt._layout import Point, level
+from tnadapt._diagram._layout import Point, level
+from tnadapt._diagram._scene import LINE, PLAIN, SMALL, Box, Scene, Stroke, line, text_width
+from tnadapt._diagram._score import WIDTH, score
+from tnadapt._diagram._subject import Subject
 from tnadapt._network import Network
 from tnadapt._notation import text_of
 from tnadapt._rank import minimum_cut
-from tnadapt._scene import LINE, PLAIN, SMALL, Box, Scene, Stroke, line, text_width
-from tnadapt._score import WIDTH, score
 from tnadapt._spec import AdapterSpec
-from tnadapt._subject import Subject
 
 __all__ = ["Diagram", "draw"]
 
