@@ -38,6 +38,8 @@ CP = own(
 )
 TRAIN = own("(a b) c", A=trainable("a p"), B=trainable("p b q"), C=trainable("q c"))
 
+OPERATOR = own("(o1 o2 o3) (i1 i2 i3)", A=trainable("o1 i1 p"), B=trainable("p o2 i2 q"), C=trainable("q o3 i3"))
+
 KNOWN = [  # spec, sites, rank, sizes, trainable, degrees: planner's table, each by the gauge group of its bonds
     ("lora: r^2", families.lora(), grid(layers=1, kinds={"q": (8, 8)}), 3, {}, 48, 39),
     ("lotr: 2 r^2", families.lotr(), grid(layers=4, kinds={"q": (8, 8)}), 3, {}, 84, 66),
@@ -48,6 +50,7 @@ KNOWN = [  # spec, sites, rank, sizes, trainable, degrees: planner's table, each
     ("tera: five scalars", families.tera(), grid(layers=1, kinds={"q": (8, 8)}), 2, {}, 12, 7),
     # a dense weight more: 2 x 2 x 2 entries are all that the train can move
     ("train above the weight", TRAIN, [Site("w", (4, 2))], 2, {}, 16, 8),
+    ("tensor-product operator of 2 x 2 x 2, bond 2: 2 r^2", OPERATOR, [Site("w", (8, 8))], 2, {}, 32, 24),
     ("train", TRAIN, [Site("w", (9, 3))], 2, {}, 24, 16),
     # loha: GL(r) twice, and rows and columns scaled from one pair to the other: 2 r^2 + out + in - 1
     ("loha", families.loha(), grid(layers=1, kinds={"q": (20, 20)}), 2, {}, 160, 160 - 8 - 39),

@@ -6,7 +6,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from tnadapt import (
@@ -165,6 +165,21 @@ def test_the_bound_is_not_always_reached():
     adapter = spec.bind([Site("w", (6, 6))], rank=3)
     assert rank_bound(adapter, "w").rank == 3 == generic_rank(adapter, "w")
     assert generic_rank(adapter, "w", frozen="drawn") == 1
+
+
+def test_the_cut_was_reached_in_some_hundred_random_networks():
+    """An observation and no law: the same networks each time, and exceptions are known (arXiv:1508.04644)."""
+    tried = []
+
+    @settings(max_examples=300, database=None, derandomize=True, phases=[Phase.generate])
+    @given(adapter=adapters())
+    def look(adapter):
+        site = adapter.sites[0]
+        tried.append((rank_bound(adapter, site).rank, generic_rank(adapter, site)))
+
+    look()
+    assert len(tried) >= 300
+    assert all(bound == generic for bound, generic in tried)
 
 
 def test_a_centered_update_counts_two_networks_or_one_side():
