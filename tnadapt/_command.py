@@ -68,7 +68,7 @@ def _show(options: argparse.Namespace) -> int:
     console = _console()
     _print(console, str(spec), "")
     _print(console, *(f"{name:<20}{text}" for name, text in found.facts()), "")
-    console.print(_table([["factor", "kind", "modes", "shape", "entries"], *found.factors()], left=4), "")
+    console.print(_table(found.factors(), left=4), "")
     console.print(_table(found.rows()), "")
     _print(console, str(order), "", str(draw(network)))
     return 0

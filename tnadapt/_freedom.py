@@ -89,9 +89,7 @@ def degrees_of_freedom(
     """
     parts = []
     for group, site in networks_at(adapter, where):
-        places = None if site is not None else tuple(sorted(tuple(group.index(one).values()) for one in group.sites))
-        full = places is not None and len(places) == group.network.volume(group.network.over)
-        parts.append(_degrees(group.network, site is None, None if full else places, limit, seed))
+        parts.append(_degrees(group.network, site is None, None if site is not None else group.places, limit, seed))
     return Freedom(sum(part.trainable for part in parts), sum(part.degrees for part in parts))
 
 

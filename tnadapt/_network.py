@@ -131,6 +131,13 @@ class Group:
         """Where a site of this group stands along each site mode, counted from 0 without gaps."""
         return {mode: values.index(site.value(mode)) for mode, values in self.values.items()}
 
+    @property
+    def places(self) -> tuple[tuple[int, ...], ...] | None:
+        """The indices at which sites stand, in order; None where every combination of them has its site."""
+        if len(self.sites) == self.network.volume(self.network.over):
+            return None
+        return tuple(sorted(tuple(self.index(site).values()) for site in self.sites))
+
 
 def stacks_of(sites: Iterable[Site], over: tuple[str, ...]) -> dict[str, tuple[Site, ...]]:
     """Named stacks of sites that may share a network: same shape, same value of each coordinate that is no site mode.

@@ -25,7 +25,7 @@ UNKNOWN = "-"
 
 @dataclass(frozen=True)
 class NetworkReport:
-    """What holds for each of the groups that have one network; flops and bytes are those of one site and one token.
+    """What holds for each of the groups that have one network and sites at the same places; flops and bytes are those of one site and one token.
 
     Args:
         groups: their names.
@@ -107,16 +107,16 @@ class Report:
     def _total(self, what: str) -> float:
         return float(sum(net.sites * getattr(net, what) for net in self.networks))
 
-    def factors(self) -> list[tuple[str, str, str, str, str]]:
-        """One row a factor and shape: name, trainable or frozen, modes, shape, entries of one times how many."""
+    def factors(self) -> list[list[str]]:
+        """The table of the factors: a head, and a row for each factor and shape, entries of one times how many."""
         times: dict[tuple[str, ...], int] = {}
         for row in self.count.rows:
             kind = "trainable" if row.trainable else "frozen"
             shape = " x ".join(map(str, row.shape)) or "scalar"
-            factor = row.name.removeprefix(f"{row.group}.")
-            key = (factor, kind, " ".join(row.modes), shape, f"{row.entries:,}")
+            key = (row.name.removeprefix(f"{row.group}."), kind, " ".join(row.modes), shape, f"{row.entries:,}")
             times[key] = times.get(key, 0) + 1
-        return [(*key[:4], f"{key[4]} x {often}" if often > 1 else key[4]) for key, often in times.items()]  # type: ignore[misc]
+        body = [[*key[:-1], f"{key[-1]} x {often}" if often > 1 else key[-1]] for key, often in times.items()]
+        return [["factor", "kind", "modes", "shape", "entries"], *body]
 
     def rows(self) -> list[list[str]]:
         """The table of the networks: a head, and a row each."""
@@ -164,6 +164,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data, for JSON."""
         known = self.freedom
+        head, *factors = self.factors()
         return {
             "spec": self.adapter.spec.name,
             "sites": len(self.adapter.sites),
@@ -173,9 +174,7 @@ class Report:
             "frozen": self.count.frozen,
             "formula": self.count.formula,
             "by_group": self.count.by_group(),
-            "factors": [
-                dict(zip(("name", "kind", "modes", "shape", "entries"), row, strict=True)) for row in self.factors()
-            ],
+            "factors": [dict(zip(head, row, strict=True)) for row in factors],
             "bytes": self.bytes,
             "frozen_bytes": self.frozen_bytes,
             "file_size": self.file_size,
@@ -190,15 +189,14 @@ class Report:
 
     def to_markdown(self) -> str:
         """Facts, factors and networks as three Markdown tables."""
-        factors = [("factor", "kind", "modes", "shape", "entries"), *self.factors()]
         facts = to_markdown([("", self.adapter.spec.name), *self.facts()], numbers=2)
-        return "\n\n".join([facts, to_markdown(factors, numbers=4), to_markdown(self.rows())])
+        return "\n\n".join([facts, to_markdown(self.factors(), numbers=4), to_markdown(self.rows())])
 
     def __str__(self) -> str:
         """The same as aligned text."""
         lines = [f"{self.adapter.spec.name}: {len(self.adapter.sites):,} sites in {len(self.adapter.groups):,} groups"]
         lines += align(self.facts())
-        lines += ["factors", *align(self.factors()), "networks", *align(self.rows())]
+        lines += [*align(self.factors()), *align(self.rows())]
         return "\n".join(lines)
 
 
@@ -266,11 +264,11 @@ def report(
     Raises:
         PlanError: tokens that are no positive integer.
     """
-    alike: dict[Network, list[Group]] = {}
+    alike: dict[tuple[Network, object], list[Group]] = {}
     for group in adapter.groups:
-        alike.setdefault(group.network, []).append(group)
+        alike.setdefault((group.network, group.places), []).append(group)
     networks = []
-    for network, groups in alike.items():
+    for (network, _), groups in alike.items():
         if tell is not None:
             tell(f"{adapter.spec.name}: ranks and degrees of freedom of {groups[0].name or 'the network'}")
         networks.append(_report_network(adapter, network, groups, tokens, limit))

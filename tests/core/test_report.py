@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from tnadapt import (
+    AdapterSpec,
     FormatError,
     PlanError,
+    Site,
     SiteError,
     compare,
     count,
@@ -20,8 +22,11 @@ from tnadapt import (
     init,
     plan,
     rank_bound,
+    raw,
     report,
     save,
+    trainable,
+    zeros,
 )
 
 SITES = grid(layers=3, kinds={"q": (24, 16), "v": (24, 16), "up": (32, 24)})
@@ -73,7 +78,7 @@ def test_the_forms_say_the_same():
     assert json.loads(json.dumps(data)) == json.loads(json.dumps(found.to_dict()))
     assert data["trainable"] == found.count.trainable == sum(data["by_group"].values())
     assert data["networks"][0]["rank"]["modes"] == ("r",)
-    assert {row["name"] for row in data["factors"]} == set("AbdB")
+    assert {row["factor"] for row in data["factors"]} == set("AbdB")
     for form in (text, marks):
         assert f"{found.count.trainable:,} = r + out" in form
         assert "frozen" in form
@@ -82,13 +87,37 @@ def test_the_forms_say_the_same():
     assert all(line.count("|") >= 3 for line in marks.splitlines() if line)
 
 
+def test_groups_with_other_holes_have_rows_of_their_own():
+    """Their networks are equal, their degrees of freedom are not: two sites that share a column, or that do not."""
+    sites = [
+        Site(f"{task}.{layer}.{kind}", (3, 3), {"task": task, "layer": layer, "kind": kind})
+        for task, places in {
+            "one": [(0, "a"), (0, "b"), (1, "a")],
+            "two": [(0, "a"), (1, "b"), (1, "a")],
+            "three": [(0, "a"), (1, "b"), (2, "c")],
+            "four": [(0, "a"), (1, "b"), (2, "c"), (2, "a")],
+        }.items()
+        for layer, kind in places
+    ]
+    factors = {"A": trainable("out layer"), "B": trainable("in kind", init=zeros())}
+    spec = AdapterSpec(name="own", weight="out in", over="layer kind", factors=factors, scale=raw())
+    adapter = spec.bind(sites)
+    found = report(adapter)
+    assert len(found.networks) == 4 > len(set(adapter.networks)) == 2
+    assert [net.freedom for net in found.networks] == [degrees_of_freedom(adapter, group) for group in adapter.groups]
+    assert found.freedom == degrees_of_freedom(adapter)
+    assert found.networks[2].freedom.gauge == 3  # three sites that share nothing
+    assert found.networks[3].freedom.gauge == 2
+
+
 def test_the_factors_are_gathered_over_groups():
     rows = report(families.lora().bind(SITES, rank=2)).factors()
     assert rows == [
-        ("A", "trainable", "r in", "2 x 16", "32 x 6"),
-        ("B", "trainable", "out r", "24 x 2", "48 x 6"),
-        ("A", "trainable", "r in", "2 x 24", "48 x 3"),
-        ("B", "trainable", "out r", "32 x 2", "64 x 3"),
+        ["factor", "kind", "modes", "shape", "entries"],
+        ["A", "trainable", "r in", "2 x 16", "32 x 6"],
+        ["B", "trainable", "out r", "24 x 2", "48 x 6"],
+        ["A", "trainable", "r in", "2 x 24", "48 x 3"],
+        ["B", "trainable", "out r", "32 x 2", "64 x 3"],
     ]
 
 
