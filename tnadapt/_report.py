@@ -25,7 +25,9 @@ UNKNOWN = "-"
 
 @dataclass(frozen=True)
 class NetworkReport:
-    """What holds for each of the groups that have one network and sites at the same places; flops and bytes are those of one site and one token.
+    """What holds for each of the groups that have one network, and sites at the same places of it.
+
+    Flops and bytes are those of one site and one token.
 
     Args:
         groups: their names.
