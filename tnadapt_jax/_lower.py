@@ -50,7 +50,16 @@ def _factors(order: Plan, factors: Sequence[Array]) -> list[Laid]:
     smallest = min(range(len(factors)), key=lambda number: factors[number].size)
     scale = order.network.scale  # a python float: it takes the dtype of what it multiplies
     scaled = [value * scale if n == smallest and scale != 1.0 else value for n, value in enumerate(factors)]
-    return [Laid(value, of_value) for value, of_value in zip(scaled, modes, strict=True)]
+    laid = [Laid(value, of_value) for value, of_value in zip(scaled, modes, strict=True)]
+    return [_in_order(factor, order.network) for factor in laid]
+
+
+def _in_order(laid: Laid, network: Network) -> Laid:
+    """A product of factors with the weight's modes in the weight's order: else the activations are turned for it."""
+    places = {mode: place for place, mode in enumerate((*network.out_modes, *network.in_modes))}
+    outer = iter(sorted((mode for mode in laid.modes if mode in places), key=places.__getitem__))
+    modes = tuple(next(outer) if mode in places else mode for mode in laid.modes)
+    return Laid(_turned(laid, modes), modes)
 
 
 def _run(order: Plan, operands: list[Laid], lead: Modes, precision: Precision) -> Array:
@@ -60,7 +69,8 @@ def _run(order: Plan, operands: list[Laid], lead: Modes, precision: Precision) -
     for number, step in enumerate(order.steps, 1):
         kept = _spelled(step.modes, order, lead)
         wanted = answer if number == len(order.steps) else ()
-        values.append(_step(values[step.left], values[step.right], kept, wanted, precision))
+        made = _step(values[step.left], values[step.right], kept, wanted, precision)
+        values.append(made if made.active else _in_order(made, order.network))
     return _turned(values[-1], answer)
 
 

@@ -8,7 +8,7 @@ pytest.importorskip("torch")
 import torch
 
 from tests.parity import sides
-from tests.parity.cases import CENTERED, FAMILIES, OWN, SITES
+from tests.parity.cases import CENTERED, FAMILIES, OWN, SITES, own, t
 from tnadapt import (
     AdapterSpec,
     Site,
