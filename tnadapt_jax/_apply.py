@@ -51,16 +51,22 @@ def parts_at(adapter: Adapter, params: Params, group: Group, site: Site) -> Part
     """
     check_size(adapter, params)
     index, network = group.index(site), group.network
-    factors, starts = [], []
-    for name, factor in network.factors.items():
+    found, starts = {}, {}
+    for name, factor in network.factors.items():  # all are looked at before the first is cut
         key = adapter.slot_name(group, name)
-        at = {mode: index[mode] for mode in factor.modes if mode in index}
-        value = cut(find_array(adapter, params, key), factor.modes, network.sizes, at)
-        factors.append(value if factor.trainable else lax.stop_gradient(value))
+        found[name] = find_array(adapter, params, key)
         if network.centered:
-            start = find_array(adapter, params, key + START if factor.trainable else key)
-            starts.append(lax.stop_gradient(cut(start, factor.modes, network.sizes, at)))
-    return Parts(network, factors, starts)
+            starts[name] = find_array(adapter, params, key + START if factor.trainable else key)
+
+    def local(name: str, value: Array) -> Array:
+        modes = network.factors[name].modes
+        return cut(value, modes, network.sizes, {mode: index[mode] for mode in modes if mode in index})
+
+    factors = [
+        local(name, value if network.factors[name].trainable else lax.stop_gradient(value))
+        for name, value in found.items()
+    ]
+    return Parts(network, factors, [local(name, lax.stop_gradient(value)) for name, value in starts.items()])
 
 
 def cut(value: Array, modes: Sequence[str], sizes: Mapping[str, int], index: Mapping[str, int]) -> Array:

@@ -56,7 +56,7 @@ def check_params(adapter: Adapter, params: Params) -> None:
                 raise SiteError(
                     f"params[{tree!r}]: {name!r} is missing.\nIt holds {', '.join(list(given)[:6]) or 'nothing'}."
                 )
-            check_shape(tree, name, given[name], shape)
+            check_shape(f"params[{tree!r}]", name, given[name], shape)
         if unknown := sorted(given.keys() - wanted.keys()):
             raise SiteError(
                 f"params[{tree!r}]: {unknown[0]!r} is none of this adapter's.\n"
@@ -81,14 +81,14 @@ def find_array(adapter: Adapter, params: Params, name: str) -> Array:
     if name not in params[tree]:
         check_params(adapter, params)
     value = params[tree][name]
-    check_shape(tree, name, value, slot.shape)
+    check_shape(f"params[{tree!r}]", name, value, slot.shape)
     return value
 
 
-def check_shape(tree: str, name: str, value: Array, shape: tuple[int, ...]) -> None:
-    """Raises SiteError for an array of another shape."""
+def check_shape(where: str, name: str, value: Array, shape: tuple[int, ...]) -> None:
+    """Raises SiteError for an array of another shape; `where` begins the message."""
     if jnp.shape(value) != shape:
         raise SiteError(
-            f"params[{tree!r}][{name!r}]: must have shape {shape}.\nHowever, it has {jnp.shape(value)}.\n"
+            f"{where}[{name!r}]: must have shape {shape}.\nHowever, it has {jnp.shape(value)}.\n"
             "If this is a batch of adapters, map over its axis with jax.vmap."
         )

@@ -9,7 +9,7 @@ from jax import Array, lax
 
 from tnadapt import Adapter, Group, Network, Site, SiteError
 from tnadapt_jax._apply import Parts, apply_parts, check_x, cut
-from tnadapt_jax._params import START, Params, check_params, find_array
+from tnadapt_jax._params import START, Params, check_params, check_shape, find_array
 
 __all__ = ["apply_in_layer", "scan_split"]
 
@@ -19,12 +19,18 @@ Index = Mapping[str, int]
 
 @dataclass(frozen=True)
 class Source:
-    """Where one kind finds one factor: the param and the index along its site modes, for each layer."""
+    """Where one kind finds one factor: the param and the index along its site modes, for each layer.
+
+    `whole` is the shape of that param, `local` that of the part which one site reads.
+    """
 
     factor: str
+    modes: tuple[str, ...]
     names: tuple[str, ...]
     places: tuple[Index, ...]
     kind: str
+    whole: tuple[int, ...]
+    local: tuple[int, ...]
 
     @property
     def is_shared(self) -> bool:
@@ -42,6 +48,15 @@ class Source:
         if len({*self.names}) > 1 or len(self.moving) != 1:
             return False
         return [place[self.moving[0]] for place in self.places] == list(range(len(self.places)))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the array that the body of the scan holds."""
+        if self.is_shared:
+            return self.whole
+        if self.is_whole:
+            return tuple(s for mode, s in zip(self.modes, self.whole, strict=True) if mode != self.moving[0])
+        return self.local
 
     @property
     def key(self) -> str:
@@ -134,7 +149,8 @@ def _kind(
         names = tuple(adapter.slot_name(group, factor) for group, _ in stack)
         indices = [group.index(member) for group, member in stack]
         places = tuple({mode: index[mode] for mode in of_factor.modes if mode in index} for index in indices)
-        sources.append(Source(factor, names, places, kind))
+        local = tuple(network.sizes[mode] for mode in network.local_modes(factor))
+        sources.append(Source(factor, of_factor.modes, names, places, kind, adapter.slots[names[0]].shape, local))
     return Kind(site, network, tuple(sources))
 
 
@@ -151,8 +167,7 @@ def _read(adapter: Adapter, params: Params, name: str) -> Array:
 
 def _stacked(network: Network, source: Source, arrays: Arrays) -> Array:
     """A factor with the layer axis in front: a whole param turned, or the parts that this kind reads."""
-    modes = network.factors[source.factor].modes
-    first = arrays[source.names[0]]
+    modes, first = source.modes, arrays[source.names[0]]
     if source.is_whole:
         return jnp.moveaxis(first, modes.index(source.moving[0]), 0)
     if len(arrays) == 1 and len(source.moving) == 1:
@@ -184,10 +199,10 @@ def _in_body(network: Network, source: Source, shared: Arrays, layer: Arrays, su
             f"It holds {', '.join(held) or 'nothing'}.\n"
             "Pass what scan_split gave for this adapter: `shared` whole, and the scan's slice of `per_layer`."
         )
-    modes = network.factors[source.factor].modes
+    check_shape("shared" if source.is_shared else "layer", key, held[key], source.shape)
     if source.is_shared:
-        return cut(held[key], modes, network.sizes, source.places[0])
+        return cut(held[key], source.modes, network.sizes, source.places[0])
     if source.is_whole:
-        modes = tuple(mode for mode in modes if mode != source.moving[0])
+        modes = tuple(mode for mode in source.modes if mode != source.moving[0])
         return cut(held[key], modes, network.sizes, {m: at for m, at in source.places[0].items() if m in modes})
     return held[key]
