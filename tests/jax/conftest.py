@@ -1,4 +1,4 @@
-"""What holds in every test of the binding: no implicit promotion of dtypes or ranks, no key used twice."""
+"""What holds in every test of the binding: no implicit promotion of dtypes or ranks."""
 
 import importlib.util
 
@@ -11,5 +11,5 @@ collect_ignore_glob = [] if importlib.util.find_spec("jax") else ["*"]
 def strict():
     import jax
 
-    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"), jax.debug_key_reuse(True):
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield

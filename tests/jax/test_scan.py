@@ -126,9 +126,7 @@ def test_what_does_not_fit_in_the_body():
         tnadapt_jax.apply_in_layer(adapter, shared, one, "up", x)
     with pytest.raises(SiteError, match=r"layer: '6x4\.G@q' is missing"):
         tnadapt_jax.apply_in_layer(adapter, shared, {}, "q", x)
-    with pytest.raises(
-        SiteError, match=r"(?s)layer\['6x4\.G@q'\]: must have shape \(2, 2\).*However, it has \(3, 2, 2\)"
-    ):
+    with pytest.raises(SiteError, match=r"(?s)layer\['6x4\.G@q'\]: must have shape \(2, 2\).*it has \(3, 2, 2\)"):
         tnadapt_jax.apply_in_layer(adapter, shared, per_layer, "q", x)
     with pytest.raises(SiteError, match=r"params\['trainable'\]: '6x4\.A' is missing"):
         tnadapt_jax.scan_split(adapter, {"trainable": {}, "frozen": {}})
