@@ -30,7 +30,7 @@ class Adapted(nnx.Module):
 
     At each call the updates are made as matrices and added to the weights, in float32 or better: it works for every
     module, and costs a copy of each adapted weight. Other variables that the model changes (statistics, the counts of
-    random streams) are changed in it.
+    random streams) are changed in it. Arguments go by position; modes are set on the model, as by `model.eval()`.
     """
 
     def __init__(self, model: nnx.Module, adapter: Adapter, leaves: Leaves, params: Mapping[str, Any]) -> None:
