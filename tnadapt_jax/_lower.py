@@ -1,5 +1,6 @@
 """A plan as jax operations: dot_general where something is summed, a broadcasting product where nothing is."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,7 +31,7 @@ def apply_network(network: Network, factors: Sequence[Array], x: Array, *, preci
     product. Nothing is checked here.
     """
     lead = x.shape[: x.ndim - len(network.axes) + 1]
-    order = plan(network, "apply", tokens=max(1, _product(lead)))
+    order = plan(network, "apply", tokens=max(1, math.prod(lead)))
     names = tuple(f"(token {axis})" for axis in range(len(lead)))
     split = x.reshape(*lead, *(network.sizes[mode] for mode in network.in_modes))
     laid = [Laid(split, (*names, *network.in_modes), active=True)]
@@ -116,10 +117,3 @@ def _turned(laid: Laid, modes: Modes) -> Array:
     if laid.modes == modes:
         return laid.value
     return lax.transpose(laid.value, [laid.modes.index(mode) for mode in modes])
-
-
-def _product(sizes: Sequence[int]) -> int:
-    product = 1
-    for size in sizes:
-        product *= size
-    return product
