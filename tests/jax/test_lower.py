@@ -64,12 +64,25 @@ def test_leading_axes_are_not_reshaped():
     assert "transpose" not in str(jaxpr)
 
 
-def test_no_activation_is_turned_for_a_product_of_factors():
-    """LoRTA's heads: the small product is turned, not what comes out over all tokens."""
-    adapter = families.lorta().bind(SITES, rank=3, sizes={"head": 4})
+TURNED = AdapterSpec(
+    name="own",
+    weight="(o1 o2) in",
+    factors={"A": trainable("o2 r o1"), "B": trainable("in r")},
+    scale=raw(1.0),
+    identity_at_start=False,
+)
+
+
+@pytest.mark.parametrize(
+    ("spec", "sizes"), [(families.lorta(), {"head": 2}), (TURNED, {"o1": 2})], ids=["a product", "a factor"]
+)
+def test_no_activation_is_turned_for_a_factor_or_a_product_of_factors(spec, sizes):
+    """LoRTA's heads and head sizes come out of their product in the other order: the small side is turned."""
+    adapter = spec.bind(SITES, rank=3, sizes=sizes)
     params = tnadapt_jax.init(adapter)
-    jaxpr = jax.make_jaxpr(lambda x: tnadapt_jax.apply(adapter, params, SITES[0], x))(jnp.ones((100, 8)))
+    jaxpr = jax.make_jaxpr(lambda p, x: tnadapt_jax.apply(adapter, p, SITES[0], x))(params, jnp.ones((100, 8)))
     turned = [equation for equation in jaxpr.jaxpr.eqns if equation.primitive.name == "transpose"]
+    assert turned
     assert all(equation.outvars[0].aval.size <= 12 * 3 for equation in turned)
 
 
