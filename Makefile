@@ -6,7 +6,7 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo demo-quick test lint format types laws bench docs clean
+.PHONY: demo demo-quick demo-jax test lint format types laws bench docs clean
 .NOTPARALLEL:
 
 demo: .venv/.demo
@@ -14,6 +14,9 @@ demo: .venv/.demo
 
 demo-quick: .venv/.demo
 	$(BIN)/python docs/examples/bigram_shift.py --quick $(ARGS)
+
+demo-jax: .venv/.demo-jax
+	$(BIN)/python docs/examples/bigram_shift_jax.py $(ARGS)
 
 test: export HYPOTHESIS_PROFILE ?= $(if $(CI),ci,dev)
 test: .venv/.dev
@@ -51,9 +54,13 @@ clean:
 	$(PIP) -e ".[demo]"
 	@touch $@
 
+.venv/.demo-jax: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) -e ".[demo,jax]"
+	@touch $@
+
 .venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) -e ".[dev]"
-	@touch $@ .venv/.demo # dev holds all that demo needs
+	@touch $@ .venv/.demo .venv/.demo-jax # dev holds all that the demos need
 
 .venv/.bench: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) -e ".[bench]"

@@ -1,3 +1,25 @@
-"""The JAX binding of tnadapt: empty in this release; the binding comes with its own release step."""
+"""The JAX binding: pure functions of a plain pytree of params, for any model that is a function of its weights."""
 
-__all__: list[str] = []
+from tnadapt_jax._apply import apply, delta
+from tnadapt_jax._files import load, save
+from tnadapt_jax._find import find_sites
+from tnadapt_jax._leaf import Leaf, Leaves
+from tnadapt_jax._merge import adapt, merge
+from tnadapt_jax._params import Params, init
+from tnadapt_jax._scan import apply_in_layer, scan_split
+
+__all__ = [
+    "Leaf",
+    "Leaves",
+    "Params",
+    "adapt",
+    "apply",
+    "apply_in_layer",
+    "delta",
+    "find_sites",
+    "init",
+    "load",
+    "merge",
+    "save",
+    "scan_split",
+]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
+OPTIONAL = ("torch", "jax", "optax", "flax", "equinox", "orbax.checkpoint")
 BLOCKS = [
     pytest.param(code, id=f"{page.stem}-{number}")
     for page in sorted(DOCS.glob("*.md"))
@@ -15,8 +16,9 @@ BLOCKS = [
 
 @pytest.mark.parametrize("code", BLOCKS)
 def test_a_block_runs_as_written(code, tmp_path, monkeypatch):
-    if "torch" in code:
-        pytest.importorskip("torch")
+    for package in OPTIONAL:
+        if package in code:
+            pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
     room = {}
     exec(code, room)

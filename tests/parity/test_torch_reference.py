@@ -8,93 +8,19 @@ pytest.importorskip("torch")
 import torch
 
 from tests.parity import sides
+from tests.parity.cases import CENTERED, FAMILIES, OWN, SITES, own, t
 from tnadapt import (
     AdapterSpec,
     Site,
-    constant,
     delta,
     families,
-    frozen,
     grid,
     init,
-    normal,
-    ones,
-    orthogonal,
-    over_rank,
     raw,
-    trainable,
 )
 from tnadapt_torch import attach
 
-KINDS = {"attn.q": (6, 4), "attn.v": (6, 4), "mlp.up": (4, 6)}
-SITES = grid(layers=2, kinds=KINDS)
 every_dtype = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-
-FAMILIES = {
-    "lora": (families.lora(), {"rank": 2}),
-    "lora rank 1": (families.lora(alpha=3), {"rank": 1}),
-    "lora stabilized": (families.lora(rank_stabilized=True, gaussian=True), {"rank": 3}),
-    "lotr": (families.lotr(), {"rank": {"p": 2, "q": 3}}),
-    "lotr by layer": (families.lotr(alpha=2, over="layer"), {"rank": 2}),
-    "lorta": (families.lorta(), {"rank": 2, "sizes": {"head": 2}}),
-    "lorta heads in": (families.lorta(heads="in"), {"rank": 3, "sizes": {"head": 2}}),
-    "lorta by layer": (families.lorta(over="layer"), {"rank": 2, "sizes": {"dim": 2}}),
-    "lorta by kind": (families.lorta(over="kind", rank_stabilized=True), {"rank": 2, "sizes": {"head": 1}}),
-    "lorta alone": (families.lorta(over=""), {"rank": 2}),
-    "tlora": (families.tlora(), {"rank": {"p": 2, "q": 3}}),
-    "tlora alpha": (families.tlora(alpha=0.5), {"rank": 1}),
-    "tera": (families.tera(), {"rank": 2}),
-    "tera 2 1": (families.tera(out_order=2, in_order=1, alpha=2), {"rank": 3}),
-    "tera 1 1": (families.tera(out_order=1, in_order=1), {"rank": 4}),
-    "loha": (families.loha(), {"rank": {"p": 2, "q": 3}}),
-    "lokr": (families.lokr(), {"rank": 2}),
-    "lokr whole": (families.lokr(low_rank=False, alpha=2), {}),
-    "vera": (families.vera(), {"rank": 3}),
-    "vera rank 1": (families.vera(d_initial=1), {"rank": 1}),
-}
-
-
-def own(weight, over, scale=None, **factors):
-    """A spec that need not start at 0: here every factor has values."""
-    return AdapterSpec(
-        name="own", weight=weight, over=over, factors=factors, scale=scale or raw(0.5), identity_at_start=False
-    )
-
-
-def t(modes):
-    return trainable(modes)
-
-
-OWN = {
-    "LoHa": own("out in", "", A=t("out r"), B=t("r in"), C=t("out q"), D=t("q in")),
-    "LoKr": own("(o1 o2) (i1 i2)", "", A=t("o1 i1"), B=t("o2 r"), C=t("r i2"), scale=over_rank("r", alpha=4)),
-    "CP": own("out in", "layer kind", A=t("out r"), B=t("r in"), L=t("layer r"), K=t("r kind"), s=t("r")),
-    "out and in split": own("(o1 o2) (i1 i2)", "layer", A=t("o2 p i1"), B=t("p i2 q o1"), C=t("layer q")),
-    "scalar": own("out in", "", A=t("out r"), s=t(""), B=t("in r")),
-    "scalar first": own("out in", "", s=t(""), A=t("out r"), B=t("in r")),
-    "two scalars": own("out in", "", s=t(""), D=t("out in"), u=frozen("", init=constant(0.7))),
-    "one dense factor": own("out in", "", D=t("out in")),
-    "one dense factor, turned": own("out in", "", D=t("in out")),
-    "one split factor, mixed": own("(o1 o2) (i1 i2)", "", D=t("i2 o1 i1 o2")),
-    "one dense factor for all": own("out in", "layer", D=t("in out")),
-    "a dense factor a site": own("out in", "site", D=t("in site out")),
-    "outer product": own("out in", "layer", a=t("out"), b=t("in layer")),
-    "row scale": own("out in", "", a=t("out"), D=frozen("out in"), b=t("in")),
-    "in mode in all": own("out in", "", A=t("in r"), B=t("r out in"), c=t("in")),
-    "out mode in all": own("out in", "", A=t("in r out"), B=t("r out"), c=t("out")),
-    "bond in four": own("out in", "", A=t("out r"), B=t("in r"), c=t("r"), d=t("r")),
-    "bond of stacks only": own(
-        "out in", "layer kind", D=t("out in p"), L=t("layer p"), K=t("kind p q"), M=t("q layer")
-    ),
-    "chain": own("(o1 o2) (i1 i2)", "site", A=t("o1 p"), B=t("p o2 q"), C=t("q i1 r"), D=t("r i2 u"), S=t("u site")),
-    "site mode twice": own("out in", "layer", A=t("layer out p"), B=t("in layer p"), C=t("p layer")),
-    "constant frozen": own(
-        "out in", "", A=t("out r"), B=frozen("r in", init=constant(0.3)), c=frozen("r", init=ones())
-    ),
-    "frozen at both ends": own("out in", "site", A=frozen("in p site"), B=t("p q site"), C=frozen("out q")),
-    "orthogonal": own("out in", "layer", A=frozen("out r", init=orthogonal()), B=t("r in layer")),
-    "all sizes from one": own("out in", "kind", A=t("out r"), B=t("r in"), k=t("kind")),
-}
 
 
 @every_dtype
@@ -122,14 +48,6 @@ def test_factors_in_another_order_are_the_same_adapter(first):
             torch.float64,
             rank=3,
         )
-
-
-CENTERED = {
-    "two factors": {"A": trainable("out r"), "B": trainable("r in")},
-    "stacked": {"A": trainable("layer out r"), "B": trainable("r in"), "s": trainable("layer")},
-    "with frozen": {"A": trainable("out r", init=normal(0.3)), "F": frozen("r q"), "B": trainable("q in layer")},
-    "dense": {"D": trainable("out in")},
-}
 
 
 @every_dtype

@@ -1,0 +1,42 @@
+"""The benchmark compares equal mathematics, and a scan over activations takes the memory that the docs state."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")  # the benchmarks' clock imports it
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    sys.path.insert(0, str(FOLDER))
+    try:
+        spec = importlib.util.spec_from_file_location("jax_ops", FOLDER / "jax_ops.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(FOLDER))
+    return module
+
+
+def test_both_sides_compute_the_same_for_every_family(benchmark, monkeypatch):
+    import jax
+
+    import tnadapt
+
+    assert set(benchmark.CASES) == set(benchmark.HANDS) == set(tnadapt.families.__all__)
+    monkeypatch.setattr(benchmark, "WIDTH", 64)
+    cases = benchmark.CASES | {"lorta": {"rank": 8, "sizes": {"head": 4}}}
+    monkeypatch.setattr(benchmark, "CASES", cases)
+    with jax.numpy_rank_promotion("allow"):  # by hand it is written as people write it
+        for family in cases:
+            benchmark.contestants(family, 8, "float32")  # raises where the two differ
+
+
+def test_temporary_memory_under_scan_is_at_most_a_third_of_making_dw(benchmark):
+    by_activations, by_weights = benchmark.scan_memory()
+    assert by_activations["temporary bytes"] <= by_weights["temporary bytes"] / 3

@@ -1,0 +1,101 @@
+"""Which leaves of a tree are adapted: rules, layouts, stacks, names as the PyTorch binding has them."""
+
+import re
+
+import jax.numpy as jnp
+import pytest
+
+import tnadapt_jax
+from tnadapt import SiteError
+
+FLAT = {
+    "encoder.layer.0.attention.query.weight": jnp.zeros((6, 4)),
+    "encoder.layer.0.attention.query.bias": jnp.zeros(6),
+    "encoder.layer.1.attention.query.weight": jnp.zeros((6, 4)),
+    "pooler.dense.weight": jnp.zeros((4, 4)),
+}
+NESTED = {"blocks": [{"up": {"kernel": jnp.zeros((4, 6))}, "down": {"kernel": jnp.zeros((6, 4))}} for _ in range(2)]}
+STACKED = {"decoder": {"layers": {"up": {"kernel": jnp.zeros((4, 3, 6))}, "norm": {"scale": jnp.zeros((3, 4))}}}}
+
+
+def places(leaves):
+    return [(s.path, s.shape, s.coordinates["layer"], s.coordinates["kind"]) for s in leaves.sites]
+
+
+def test_a_flat_tree_has_the_names_of_the_pytorch_binding():
+    found = tnadapt_jax.find_sites(FLAT, target=["query"], layout="hf-torch")
+    assert places(found) == [
+        ("encoder.layer.0.attention.query", (6, 4), 0, "attention.query"),
+        ("encoder.layer.1.attention.query", (6, 4), 1, "attention.query"),
+    ]
+    assert found.entries[0].path == "encoder.layer.0.attention.query.weight"
+    assert hash(found) == hash(tnadapt_jax.find_sites(FLAT, target=["query"], layout="out in"))
+    assert "encoder.layer.1.attention.query  1      attention.query  6 x 4   encoder.layer.1" in str(found)
+
+
+def test_a_nested_tree_stored_the_other_way_round():
+    found = tnadapt_jax.find_sites(NESTED, target=r"blocks\.\d\.(up|down)", layout="nnx")
+    assert sorted(places(found)) == [
+        ("blocks.0.down", (4, 6), 0, "down"),
+        ("blocks.0.up", (6, 4), 0, "up"),
+        ("blocks.1.down", (4, 6), 1, "down"),
+        ("blocks.1.up", (6, 4), 1, "up"),
+    ]
+    assert {leaf.roles for leaf in found.entries} == {("in", "out")}
+
+
+@pytest.mark.parametrize("axis", [1, -2])
+def test_a_stack_by_number(axis):
+    found = tnadapt_jax.find_sites(STACKED, target=["up"], layout="linen", layer_axis=axis)
+    assert places(found) == [(f"decoder.layers.up[{n}]", (6, 4), n, "decoder.layers.up") for n in range(3)]
+    assert [(leaf.axis, leaf.index, leaf.stored) for leaf in found.entries] == [(1, n, (4, 6)) for n in range(3)]
+
+
+def test_a_stack_by_its_path_is_named_as_if_each_layer_stood_by_itself():
+    found = tnadapt_jax.find_sites(STACKED, target=["up"], layout="linen", layer_axis={"decoder.layers": 1})
+    assert places(found) == [(f"decoder.layers.{n}.up", (6, 4), n, "up") for n in range(3)]
+    both = tnadapt_jax.find_sites(
+        STACKED | {"head": {"kernel": jnp.zeros((4, 2))}},
+        target=["up", "head"],
+        layout="linen",
+        layer_axis={"decoder.layers": 1},
+    )
+    assert places(both)[-1] == ("head", (2, 4), 0, "head")
+
+
+def test_several_stacks_are_told_apart_by_their_paths():
+    tree = {side: [{"q": {"weight": jnp.zeros((3, 2))}}] for side in ("encoder", "decoder")}
+    found = tnadapt_jax.find_sites(tree, target=["q"], layout="out in")
+    assert sorted(site.coordinates["kind"] for site in found.sites) == ["decoder.q", "encoder.q"]
+
+
+def test_axes_that_are_several_in_the_leaf():
+    tree = {"query": {"kernel": jnp.zeros((8, 2, 3))}, "out": {"kernel": jnp.zeros((2, 3, 8))}}
+    found = tnadapt_jax.find_sites(tree, target=["query"], layout="in out out")
+    found += tnadapt_jax.find_sites(tree, target=["out"], layout="in in out")
+    assert [site.shape for site in found.sites] == [(6, 8), (8, 6)]
+
+
+BAD = {
+    "name": (FLAT, {"target": ["querry"]}, r"target 'querry': matches no leaf.*nearest names are query"),
+    "one of two names": (FLAT, {"target": ["query", "value"]}, r"target 'value': matches no leaf"),
+    "rule": (FLAT, {"target": r"encoder\.query"}, r"matches no leaf's whole path.*nearest names are encoder"),
+    "no rule": (FLAT, {"target": []}, r"target: names nothing to adapt"),
+    "no regular expression": (FLAT, {"target": "("}, r"not a regular expression"),
+    "empty tree": ({"name": "x"}, {"target": ["q"]}, r"matches no leaf.*The tree has no array"),
+    "layout": (FLAT, {"target": ["query"], "layout": "torch"}, r"layout: must be words 'in' and 'out'.*it is 'torch'"),
+    "layout of one side": (FLAT, {"target": ["query"], "layout": "in in"}, r"However, it is 'in in'"),
+    "a stack that was not said": (
+        STACKED,
+        {"target": ["up"]},
+        r"decoder\.layers\.up\.kernel: the layout 'out in' names 2 axes.*3 axes \(4, 3, 6\).*pass layer_axis",
+    ),
+    "axis": (STACKED, {"target": ["up"], "layer_axis": 3}, r"layer_axis must be an axis of the leaf.*it is 3"),
+    "vector": (FLAT, {"target": ["bias"]}, r"encoder\.layer\.0\.attention\.query\.bias: .*1 axes \(6,\)"),
+}
+
+
+@pytest.mark.parametrize(("tree", "asked", "message"), BAD.values(), ids=BAD)
+def test_what_is_refused(tree, asked, message):
+    with pytest.raises(SiteError, match=re.compile(message, re.DOTALL)):
+        tnadapt_jax.find_sites(tree, **({"layout": "out in"} | asked))

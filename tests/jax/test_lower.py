@@ -1,0 +1,102 @@
+"""The code is the plan: its order, its flops in both passes, nothing turned that is long."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import Literal
+
+import tnadapt_jax
+from tnadapt import AdapterSpec, families, grid, plan, raw, trainable
+
+SITES = grid(layers=2, kinds={"q": (12, 8)})
+CASES = {family: ({"rank": 3} | ({"sizes": {"head": 4}} if family == "lorta" else {})) for family in families.__all__}
+
+
+def products(jaxpr):
+    """The flops of each dot_general and each entrywise product, as the plan counts them; a literal number is free."""
+    for equation in jaxpr.eqns:
+        shape = equation.outvars[0].aval.shape
+        if equation.primitive.name == "dot_general":
+            (left, _), _ = equation.params["dimension_numbers"]
+            summed = np.prod([equation.invars[0].aval.shape[axis] for axis in left], dtype=int)
+            yield 2 * int(np.prod(shape, dtype=int) * summed)
+        elif equation.primitive.name == "mul" and not any(isinstance(side, Literal) for side in equation.invars):
+            yield int(np.prod(shape, dtype=int))
+        for value in jax.tree.leaves(equation.params, is_leaf=lambda value: hasattr(value, "eqns")):
+            if hasattr(inner := getattr(value, "jaxpr", value), "eqns"):
+                yield from products(inner)
+
+
+@pytest.mark.parametrize("tokens", [1, 6, 100])
+@pytest.mark.parametrize("family", CASES)
+def test_the_flops_of_both_passes_are_those_of_the_plan(family, tokens):
+    adapter = getattr(families, family)().bind(SITES, **CASES[family])
+    params, x = tnadapt_jax.init(adapter), jnp.ones((tokens, 8))
+    order = plan(adapter.networks[0], "apply", tokens=tokens)
+    forward = jax.make_jaxpr(lambda p, x: tnadapt_jax.apply(adapter, p, SITES[1], x))(params, x)
+    assert sum(products(forward.jaxpr)) == order.forward_flops
+
+    def both(params, x, gradient):
+        y, pull = jax.vjp(lambda p, x: tnadapt_jax.apply(adapter, p, SITES[1], x), params, x)
+        return y, pull(gradient)
+
+    passes = jax.make_jaxpr(both)(params, x, jnp.ones((tokens, 12)))
+    assert sum(products(passes.jaxpr)) == order.forward_flops + order.backward_flops
+
+
+def test_the_order_depends_on_the_exact_number_of_tokens():
+    adapter = families.lora().bind(grid(layers=1, kinds={"q": (64, 64)}), rank=48)
+    params = tnadapt_jax.init(adapter)
+    for tokens in (1, 30, 4096):
+        jaxpr = jax.make_jaxpr(lambda x: tnadapt_jax.apply(adapter, params, adapter.sites[0], x))(
+            jnp.ones((tokens, 64))
+        )
+        assert sum(products(jaxpr.jaxpr)) == plan(adapter.networks[0], tokens=tokens).forward_flops
+
+
+def test_leading_axes_are_not_reshaped():
+    """A reshape would undo their shardings; only an axis of the weight that splits is taken apart."""
+    adapter = families.lora().bind(SITES, rank=3)
+    params = tnadapt_jax.init(adapter)
+    jaxpr = jax.make_jaxpr(lambda x: tnadapt_jax.apply(adapter, params, SITES[0], x))(jnp.ones((2, 5, 8)))
+    assert "reshape" not in str(jaxpr)
+    assert "transpose" not in str(jaxpr)
+
+
+TURNED = AdapterSpec(
+    name="own",
+    weight="(o1 o2) in",
+    factors={"A": trainable("o2 r o1"), "B": trainable("in r")},
+    scale=raw(1.0),
+    identity_at_start=False,
+)
+
+
+@pytest.mark.parametrize(
+    ("spec", "sizes"), [(families.lorta(), {"head": 2}), (TURNED, {"o1": 2})], ids=["a product", "a factor"]
+)
+def test_no_activation_is_turned_for_a_factor_or_a_product_of_factors(spec, sizes):
+    """LoRTA's heads and head sizes come out of their product in the other order: the small side is turned."""
+    adapter = spec.bind(SITES, rank=3, sizes=sizes)
+    params = tnadapt_jax.init(adapter)
+    jaxpr = jax.make_jaxpr(lambda p, x: tnadapt_jax.apply(adapter, p, SITES[0], x))(params, jnp.ones((100, 8)))
+    turned = [equation for equation in jaxpr.jaxpr.eqns if equation.primitive.name == "transpose"]
+    assert turned
+    assert all(equation.outvars[0].aval.size <= 12 * 3 for equation in turned)
+
+
+def test_a_scale_of_one_costs_nothing_and_another_takes_the_smallest_factor():
+    spec = AdapterSpec(
+        name="own",
+        weight="out in",
+        factors={"A": trainable("out r"), "s": trainable("r"), "B": trainable("in r")},
+        scale=raw(1.0),
+        identity_at_start=False,
+    )
+    for alpha, wanted in ((1.0, []), (0.5, [(3,)])):
+        adapter = spec.bind(SITES, rank=3, alpha=alpha)
+        params = tnadapt_jax.init(adapter)
+        jaxpr = jax.make_jaxpr(lambda p, x, a=adapter: tnadapt_jax.apply(a, p, SITES[0], x))(params, jnp.ones((5, 8)))
+        scaled = [e.outvars[0].aval.shape for e in jaxpr.jaxpr.eqns if any(isinstance(v, Literal) for v in e.invars)]
+        assert scaled == wanted

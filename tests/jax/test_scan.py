@@ -1,0 +1,132 @@
+"""A split for lax.scan: what is shared is there once, gradients go through, what is no grid is refused."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tnadapt
+import tnadapt_jax
+from tnadapt import AdapterSpec, Site, SiteError, families, grid, raw, trainable
+
+KINDS = {"q": (6, 4), "v": (6, 4), "up": (4, 6)}
+SITES = grid(layers=3, kinds=KINDS)
+
+
+def shapes(arrays):
+    return {name: value.shape for name, value in arrays.items()}
+
+
+def test_what_is_shared_is_there_once_and_the_rest_has_its_layers_in_front():
+    adapter = families.lotr().bind(SITES, rank=2)
+    shared, per_layer = tnadapt_jax.scan_split(adapter, tnadapt_jax.init(adapter))
+    assert shapes(shared) == {"6x4.A": (6, 2), "6x4.B": (4, 2), "4x6.A": (4, 2), "4x6.B": (6, 2)}
+    assert shapes(per_layer) == {"6x4.G@q": (3, 2, 2), "6x4.G@v": (3, 2, 2), "4x6.G": (3, 2, 2)}
+    adapter = families.lorta().bind(SITES, rank=2, sizes={"head": 2})
+    shared, per_layer = tnadapt_jax.scan_split(adapter, tnadapt_jax.init(adapter))
+    assert shapes(per_layer) == {"6x4.L": (3, 2), "4x6.L": (3, 2)}
+    assert shared["6x4.M"].shape == (2, 2)
+    adapter = families.vera().bind(SITES, rank=2)
+    shared, per_layer = tnadapt_jax.scan_split(adapter, tnadapt_jax.init(adapter))
+    assert shapes(shared) == {"A": (2, 6), "B": (6, 2)}
+    assert per_layer["0.q.b"].shape == (3, 6)
+
+
+@pytest.mark.parametrize("family", families.__all__)
+def test_no_entry_is_lost_or_doubled(family):
+    sizes = {"head": 2} if family == "lorta" else None
+    adapter = getattr(families, family)().bind(SITES, rank=2, sizes=sizes)
+    split = tnadapt_jax.scan_split(adapter, tnadapt_jax.init(adapter))
+    counted = tnadapt.count(adapter)
+    assert sum(value.size for value in jax.tree.leaves(split)) == counted.trainable + counted.frozen
+
+
+def test_kinds_in_any_order_and_rows_that_are_not_evenly_spaced():
+    sites = [SITES[place] for place in (0, 1, 4, 3, 6, 7)]  # q v, v q, q v
+    adapter = families.tlora().bind(sites, rank=2)
+    params = tnadapt_jax.init(adapter)
+    counted = jax.tree.map(lambda value: jnp.arange(value.size, dtype=jnp.float32).reshape(value.shape), params)
+    params = params | {"trainable": counted["trainable"]}
+    shared, per_layer = tnadapt_jax.scan_split(adapter, params)
+    x = jnp.ones((2, 4))
+    for layer in range(3):
+        for kind in ("q", "v"):
+            one = {name: value[layer] for name, value in per_layer.items()}
+            found = tnadapt_jax.apply_in_layer(adapter, shared, one, kind, x)
+            wanted = tnadapt_jax.apply(adapter, params, f"layers.{layer}.{kind}", x)
+            np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+def test_one_layer_alone():
+    adapter = families.lotr().bind(grid(layers=1, kinds=KINDS), rank=2)
+    shared, per_layer = tnadapt_jax.scan_split(adapter, tnadapt_jax.init(adapter))
+    assert per_layer == {}
+    assert tnadapt_jax.apply_in_layer(adapter, shared, {}, "up", jnp.ones((2, 6))).shape == (2, 4)
+
+
+def test_a_further_site_mode_is_chosen_in_the_body():
+    sites = [
+        Site(f"h.{layer}.experts.{expert}.w", (5, 4), {"layer": layer, "kind": f"experts.{expert}.w", "expert": expert})
+        for layer in range(2)
+        for expert in range(3)
+    ]
+    spec = AdapterSpec(
+        name="own",
+        weight="out in",
+        over="layer kind expert",
+        factors={"A": trainable("out r expert"), "L": trainable("r layer"), "B": trainable("in r")},
+        scale=raw(1.0),
+        identity_at_start=False,
+    )
+    adapter = spec.bind(sites, rank=2)
+    params = tnadapt_jax.init(adapter)
+    shared, per_layer = tnadapt_jax.scan_split(adapter, params)
+    assert shapes(shared) == {"A": (5, 2, 3), "B": (4, 2)}
+    found = tnadapt_jax.apply_in_layer(adapter, shared, {"L": per_layer["L"][1]}, "experts.2.w", jnp.ones(4))
+    np.testing.assert_allclose(found, tnadapt_jax.apply(adapter, params, "h.1.experts.2.w", jnp.ones(4)), rtol=1e-6)
+
+
+def other(path, shape, layer, kind):
+    return Site(path, shape, {"layer": layer, "kind": kind})
+
+
+@pytest.mark.parametrize(
+    ("sites", "message"),
+    [
+        (SITES[:-1], r"kind 'up': a scan needs every kind in every layer.*not in layer 2; the layers are 0, 1, 2"),
+        (
+            [*SITES[:-1], other("last", (4, 5), 2, "up")],
+            r"last: a scan needs one shape.*\(4, 5\), and layers\.0\.up has",
+        ),
+    ],
+    ids=["hole", "shape"],
+)
+def test_sites_that_are_no_grid(sites, message):
+    adapter = families.lora().bind(sites, rank=2)
+    with pytest.raises(SiteError, match=re.compile(message, re.DOTALL)):
+        tnadapt_jax.scan_split(adapter, tnadapt_jax.init(adapter))
+
+
+def test_two_weights_of_a_kind_in_a_layer():
+    adapter = families.lotr().bind([other("a", (4, 4), 0, "q"), other("b", (4, 4), 0, "q")], rank=2)
+    with pytest.raises(SiteError, match=r"b: a scan has one weight of a kind in a layer"):
+        tnadapt_jax.scan_split(adapter, tnadapt_jax.init(adapter))
+
+
+def test_what_does_not_fit_in_the_body():
+    adapter = families.lotr().bind(SITES, rank=2)
+    shared, per_layer = tnadapt_jax.scan_split(adapter, tnadapt_jax.init(adapter))
+    one = {name: value[0] for name, value in per_layer.items()}
+    x = jnp.ones((2, 4))
+    with pytest.raises(SiteError, match=r"kind 'k': not one of this adapter's.\nIts kinds are q, v, up"):
+        tnadapt_jax.apply_in_layer(adapter, shared, one, "k", x)
+    with pytest.raises(SiteError, match=r"layers\.0\.up: x must end in .*\(6,\)"):
+        tnadapt_jax.apply_in_layer(adapter, shared, one, "up", x)
+    with pytest.raises(SiteError, match=r"layer: '6x4\.G@q' is missing"):
+        tnadapt_jax.apply_in_layer(adapter, shared, {}, "q", x)
+    with pytest.raises(SiteError, match=r"(?s)layer\['6x4\.G@q'\]: must have shape \(2, 2\).*it has \(3, 2, 2\)"):
+        tnadapt_jax.apply_in_layer(adapter, shared, per_layer, "q", x)
+    with pytest.raises(SiteError, match=r"params\['trainable'\]: '6x4\.A' is missing"):
+        tnadapt_jax.scan_split(adapter, {"trainable": {}, "frozen": {}})

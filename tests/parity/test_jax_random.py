@@ -1,0 +1,40 @@
+"""JAX gives the numbers of the numpy reference for specs that nobody wrote."""
+
+import pytest
+
+pytest.importorskip("torch")  # the sides of parity import it
+pytest.importorskip("jax")
+
+import jax
+import jax.numpy as jnp
+from hypothesis import HealthCheck, assume, given, settings
+
+from tests.parity import sides
+from tests.parity.jax_side import by_jax
+from tnadapt.testing import adapters
+
+# Each example is compiled, which takes a second: so few, and small.
+few = settings(max_examples=12, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+
+
+def check(adapter):
+    assume(len(adapter.spec.axes) == 2)  # sides asks with an x of one in axis
+    assume(len(adapter.sites) <= 4)
+    assume(sum(value.size for value in sides.moved(adapter).values()) <= 2000)
+    params, asked = sides.moved(adapter), sides.questions(adapter)
+    wanted = sides.by_reference(adapter, params, asked)
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        found = by_jax(adapter, params, asked, jnp.dtype("float64"), ("site",))["site"]
+    sides.assert_same(found, wanted, 1e-10)
+
+
+@few
+@given(adapter=adapters())
+def test_a_random_spec(adapter):
+    check(adapter)
+
+
+@few
+@given(adapter=adapters(centered=True))
+def test_a_random_centered_spec(adapter):
+    check(adapter)

@@ -1,0 +1,114 @@
+"""JAX gives the numbers of the numpy reference: outputs, updates, every gradient; site by site, in a scan, stacked."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")  # the sides of parity import it
+pytest.importorskip("jax")
+
+import jax
+import jax.numpy as jnp
+
+import tnadapt_jax
+from tests.parity import sides
+from tests.parity.cases import CENTERED, FAMILIES, OWN, SITES
+from tests.parity.jax_side import by_jax
+from tnadapt import AdapterSpec, Site, families, grid, init, raw
+
+TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 2e-2}
+TWO = grid(layers=1, kinds={"q": (6, 4), "v": (6, 4)})
+
+
+@pytest.fixture(autouse=True)
+def strict():
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+
+
+def held(values, dtype):
+    """These values as numbers that the dtype holds."""
+    return {name: np.asarray(value).astype(dtype).astype(float) for name, value in values.items()}
+
+
+def compare(spec, sites, dtype, *, rank=None, sizes=None, seed=5, ways=("site", "scan")):
+    adapter = spec.bind(sites, rank=rank, sizes=sizes, seed=seed)
+    number = jnp.dtype(dtype)
+    params = held(sides.moved(adapter), number)
+    asked = tuple(held(some, number) for some in sides.questions(adapter))
+    wanted = sides.by_reference(adapter, params, asked)
+    for found in by_jax(adapter, params, asked, number, ways).values():
+        sides.assert_same(found, wanted, TOLERANCE[dtype])
+    return wanted
+
+
+@pytest.mark.parametrize(("spec", "sizes"), FAMILIES.values(), ids=FAMILIES)
+def test_a_family(spec, sizes):
+    wanted = compare(spec, SITES, "float64", **sizes)
+    assert all(np.abs(value).max() > 0 for value in (*wanted.delta.values(), *wanted.of_factor.values()))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", families.__all__)
+def test_a_family_in_fewer_bits(family, dtype):
+    """Options and other shapes differ by what is contracted, not by the dtype it is done in."""
+    spec, sizes = FAMILIES[family]
+    compare(spec, TWO, dtype, **sizes, ways=("site",))
+
+
+@pytest.mark.parametrize("spec", OWN.values(), ids=OWN)
+def test_a_spec_of_ones_own(spec):
+    """In a scan, which reads the factors as the sites do; the random specs are asked site by site."""
+    compare(spec, SITES, "float64", rank=2, ways=("scan",))
+
+
+@pytest.mark.parametrize("factors", CENTERED.values(), ids=CENTERED)
+def test_a_centered_spec(factors):
+    spec = AdapterSpec(name="own", weight="out in", over="layer", factors=factors, scale=raw(0.5), centered=True)
+    compare(spec, SITES, "float64", rank=2)
+
+
+def test_a_centered_spec_starts_at_exactly_nothing():
+    factors = CENTERED["with frozen"]
+    spec = AdapterSpec(name="own", weight="out in", over="layer", factors=factors, scale=raw(), centered=True)
+    adapter = spec.bind(SITES, rank=2, seed=1)
+    params = tnadapt_jax.init(adapter)
+    assert {f"{name}:start" for name in params["trainable"]} < params["frozen"].keys()
+    assert not tnadapt_jax.delta(adapter, params, SITES[2]).any()
+    assert not tnadapt_jax.apply(adapter, params, SITES[2], jnp.ones((3, 6))).any()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (4, 4)])
+def test_sizes_of_one_square_weights_and_ranks_above_them(shape):
+    for family in ("lotr", "tera"):
+        spec, _ = FAMILIES[family]
+        compare(spec, grid(layers=2, kinds={"q": shape}), "float64", rank=5, ways=("scan",))
+
+
+def test_layers_with_gaps_and_a_frozen_matrix_that_all_shapes_share():
+    kinds = {"q": (6, 4), "v": (6, 4), "up": (4, 6)}
+    sites = tuple(
+        Site(f"h.{layer}.{kind}", shape, {"layer": layer, "kind": kind})
+        for layer in (11, 3)
+        for kind, shape in kinds.items()
+    )
+    for spec in (families.vera(), families.lotr(over="layer"), families.tlora()):
+        compare(spec, sites, "float64", rank=2, ways=("scan",))
+
+
+def test_the_comparison_can_fail():
+    adapter = families.lotr().bind(TWO, rank=2, seed=0)
+    params, asked = sides.moved(adapter), sides.questions(adapter)
+    wanted = sides.by_reference(adapter, params, asked)
+    name = next(iter(params))
+    other = params | {name: params[name] * (1 + 1e-4)}
+    with pytest.raises(AssertionError, match=r"is off by"):
+        sides.assert_same(by_jax(adapter, other, asked, jnp.dtype("float64"), ("site",))["site"], wanted, 1e-5)
+
+
+def test_both_sides_start_from_the_same_values():
+    for spec in (families.lora(), families.vera(), families.tlora()):
+        adapter = spec.bind(SITES, rank=2, seed=9)
+        params = tnadapt_jax.init(adapter)
+        for name, value in init(adapter).items():
+            tree = "trainable" if adapter.slots[name].factor.trainable else "frozen"
+            assert (np.asarray(params[tree][name]).astype(float) == value).all()

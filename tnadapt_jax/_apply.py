@@ -1,0 +1,115 @@
+"""What an adapter does at one site, as pure functions of its params. Checked once, before anything is traced."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.typing import DTypeLike
+
+from tnadapt import Adapter, Group, Network, Site, SiteError
+from tnadapt_jax._lower import apply_network, make_delta
+from tnadapt_jax._params import START, Params, check_size, find_array
+
+__all__ = ["apply", "delta"]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The factors that one site reads, in the order of its network; for a centered network their starts too."""
+
+    network: Network
+    factors: Sequence[Array]
+    starts: Sequence[Array]
+
+
+def apply(adapter: Adapter, params: Params, site: Site | str, x: Array) -> Array:
+    """What the update adds to the output of one site: x (..., in axes of the weight) -> (..., out), in x's dtype.
+
+    Frozen factors get no gradient. Raises SiteError for a site, params or an x that are not this adapter's.
+    """
+    group, place = adapter.find(site)
+    check_x(place.path, group.network, x)
+    return apply_parts(parts_at(adapter, params, group, place), x)
+
+
+def delta(adapter: Adapter, params: Params, site: Site | str) -> Array:
+    """The dense update of one site's weight, of that weight's shape (out axis first), in float32 or better.
+
+    Raises SiteError for a site or params that are not this adapter's.
+    """
+    group, place = adapter.find(site)
+    parts = parts_at(adapter, params, group, place)
+    return delta_of_parts(parts, wide_of(*parts.factors))
+
+
+def parts_at(adapter: Adapter, params: Params, group: Group, site: Site) -> Parts:
+    """The factors of one site; frozen ones take no gradient: what the plan was made for.
+
+    Raises SiteError for params that are not this adapter's.
+    """
+    check_size(adapter, params)
+    index, network = group.index(site), group.network
+    found, starts = {}, {}
+    for name, factor in network.factors.items():  # all are looked at before the first is cut
+        key = adapter.slot_name(group, name)
+        found[name] = find_array(adapter, params, key)
+        if network.centered:
+            starts[name] = find_array(adapter, params, key + START if factor.trainable else key)
+
+    def local(name: str, value: Array) -> Array:
+        modes = network.factors[name].modes
+        return cut(value, modes, network.sizes, {mode: index[mode] for mode in modes if mode in index})
+
+    factors = [
+        local(name, value if network.factors[name].trainable else lax.stop_gradient(value))
+        for name, value in found.items()
+    ]
+    return Parts(network, factors, [local(name, lax.stop_gradient(value)) for name, value in starts.items()])
+
+
+def cut(value: Array, modes: Sequence[str], sizes: Mapping[str, int], index: Mapping[str, int]) -> Array:
+    """The part of a factor that one site reads: one place along each mode in `index`, the leading sizes of others."""
+    starts = [index.get(mode, 0) for mode in modes]
+    stops = [start + (1 if mode in index else sizes[mode]) for mode, start in zip(modes, starts, strict=True)]
+    if tuple(stops) != value.shape or any(starts):
+        value = lax.slice(value, starts, stops)
+    return lax.squeeze(value, [axis for axis, mode in enumerate(modes) if mode in index])
+
+
+def apply_parts(parts: Parts, x: Array) -> Array:
+    """The scaled update of x by the factors of one site, in x's dtype."""
+    update = apply_network(parts.network, cast(parts.factors, x.dtype), x)
+    if not parts.network.centered:
+        return update
+    return update - apply_network(parts.network, cast(parts.starts, x.dtype), x)
+
+
+def wide_of(*values: Array) -> DTypeLike:
+    """float64 where a value is that, else float32: what updates and merged weights are made in."""
+    is_double = any(jnp.result_type(value) == np.float64 for value in values)
+    return np.dtype(np.float64 if is_double else np.float32)
+
+
+def delta_of_parts(parts: Parts, dtype: DTypeLike) -> Array:
+    """The scaled dense update by the factors of one site, in this dtype, at full precision on every device."""
+    update = make_delta(parts.network, cast(parts.factors, dtype), precision=lax.Precision.HIGHEST)
+    if not parts.network.centered:
+        return update
+    return update - make_delta(parts.network, cast(parts.starts, dtype), precision=lax.Precision.HIGHEST)
+
+
+def cast(values: Sequence[Array], dtype: DTypeLike) -> list[Array]:
+    """The values in this dtype, each side of strict promotion."""
+    return [lax.convert_element_type(value, dtype) for value in values]
+
+
+def check_x(path: str, network: Network, x: Array) -> None:
+    """Raises SiteError where x does not end in the in axes of the weight, or is not of a float dtype."""
+    inner = network.weight_shape[1:]
+    shape, dtype = jnp.shape(x), jnp.result_type(x)
+    if shape[max(len(shape) - len(inner), 0) :] != inner:
+        raise SiteError(f"{path}: x must end in the in axes {inner}.\nHowever, it has shape {shape}.")
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise SiteError(f"{path}: x must be of a float dtype.\nHowever, it is of {dtype}.")

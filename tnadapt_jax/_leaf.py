@@ -1,0 +1,116 @@
+"""The leaves of a pytree of weights that are adapted: how each is stored, and whether an adapter fits them."""
+
+import difflib
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from tnadapt import Adapter, Site, SiteError
+
+__all__ = ["Leaf", "Leaves"]
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """Where one site's weight lies: the path of its leaf, the role of each of its axes, its place in a stack.
+
+    `roles` says "out" or "in" for each axis of one weight; `shape` is that of the whole leaf. In a stacked leaf the
+    layers lie along `axis`, this one at `index`; else both are None.
+    """
+
+    site: Site
+    path: str
+    roles: tuple[str, ...]
+    shape: tuple[int, ...]
+    axis: int | None = None
+    index: int | None = None
+
+    @property
+    def stored(self) -> tuple[int, ...]:
+        """The shape of one weight as it is stored, the axis of a stack taken away."""
+        return tuple(size for axis, size in enumerate(self.shape) if axis != self.axis)
+
+    def lay(self, update: Array) -> Array:
+        """An update (out axis first) as the weight is stored."""
+        order = sorted(range(len(self.roles)), key=lambda axis: self.roles[axis] == "in")
+        sizes = [self.stored[axis] for axis in order]
+        return jax.lax.transpose(update.reshape(sizes), [order.index(axis) for axis in range(len(order))])
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """What was found, a value that can be hashed: `sites` is what `AdapterSpec.bind` takes. Add two to have both."""
+
+    entries: tuple[Leaf, ...]
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The adapted weights, in the order of the tree."""
+        return tuple(leaf.site for leaf in self.entries)
+
+    def __add__(self, other: "Leaves") -> "Leaves":
+        return Leaves((*self.entries, *other.entries))
+
+    def __str__(self) -> str:
+        """A table: one line a site."""
+        rows = [("path", "layer", "kind", "weight", "leaf")]
+        for leaf in self.entries:
+            where = leaf.path if leaf.axis is None else f"{leaf.path}, {leaf.index} along axis {leaf.axis}"
+            here = leaf.site.coordinates
+            size = " x ".join(map(str, leaf.site.shape))
+            rows.append(
+                (leaf.site.path, str(here["layer"]), str(here["kind"]), size, f"{where} ({' '.join(leaf.roles)})")
+            )
+        widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def check_leaves(adapter: Adapter, leaves: Leaves, weights: Any) -> dict[str, list[Leaf]]:
+    """The adapter's sites by the path of their leaf.
+
+    Raises SiteError for a site that has no leaf, or a leaf that is missing or of another shape: nothing is traced then.
+    """
+    by_site = {leaf.site.path: leaf for leaf in leaves.entries}
+    shapes = dict(arrays_of(weights))
+    found: dict[str, list[Leaf]] = {}
+    for site in adapter.sites:
+        leaf = by_site.get(site.path)
+        if leaf is None:
+            raise SiteError(f"{site.path}: has no leaf among those found.{nearest(site.path, by_site)}")
+        if leaf.site.shape != site.shape:
+            raise SiteError(
+                f"{site.path}: this adapter updates a weight of shape (out, in) = {site.shape}.\n"
+                f"However, the leaf {leaf.path} is {leaf.stored}, in the layout '{' '.join(leaf.roles)}'.\n"
+                "If it is stored the other way round, say so by `layout` in find_sites."
+            )
+        if shapes.get(leaf.path) != leaf.shape:
+            raise SiteError(
+                f"{site.path}: its leaf {leaf.path} must have shape {leaf.shape}, as when it was found.\n"
+                f"However, in these weights it is {shapes.get(leaf.path, 'missing')}."
+            )
+        found.setdefault(leaf.path, []).append(leaf)
+    return found
+
+
+def path_of(path: tuple[Any, ...]) -> str:
+    """The path of a leaf as text."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def arrays_of(weights: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The path and shape of every leaf that is an array."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(weights):
+        if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+            yield path_of(path), tuple(jnp.shape(leaf))
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """The three nearest paths, as the last line of a message."""
+    names = list(dict.fromkeys([path.split(".")[-1] for path in known] + list(known)))
+    if not names:
+        return "\nThe tree has no array."
+    return f"\nThe nearest names are {', '.join(difflib.get_close_matches(name, names, n=3, cutoff=0.0))}."

@@ -1,0 +1,119 @@
+"""A plan as jax operations: dot_general where something is summed, a broadcasting product where nothing is."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from tnadapt import Network, Plan, plan
+
+__all__: list[str] = []
+
+Modes = tuple[str, ...]
+Precision = lax.Precision | None
+
+
+@dataclass(frozen=True)
+class Laid:
+    """An operand or an intermediate: its values, the mode of each axis, and whether x took part in it."""
+
+    value: Array
+    modes: Modes
+    active: bool = False
+
+
+def apply_network(network: Network, factors: Sequence[Array], x: Array, *, precision: Precision = None) -> Array:
+    """The scaled update of x at one site: x (..., in axes) -> (..., out). All arrays are of one dtype.
+
+    The leading axes of x stay axes of their own, so that each keeps its sharding; the plan is made for exactly their
+    product. Nothing is checked here.
+    """
+    lead = x.shape[: x.ndim - len(network.axes) + 1]
+    order = plan(network, "apply", tokens=max(1, math.prod(lead)))
+    names = tuple(f"(token {axis})" for axis in range(len(lead)))
+    split = x.reshape(*lead, *(network.sizes[mode] for mode in network.in_modes))
+    laid = [Laid(split, (*names, *network.in_modes), active=True)]
+    answer = _run(order, [*laid, *_factors(order, factors)], names, precision)
+    return answer.reshape(*lead, network.weight_shape[0])
+
+
+def make_delta(network: Network, factors: Sequence[Array], *, precision: Precision) -> Array:
+    """The scaled dense update of one site, of the weight's shape (out axis first)."""
+    order = plan(network, "delta")
+    return _run(order, _factors(order, factors), (), precision).reshape(network.weight_shape)
+
+
+def _factors(order: Plan, factors: Sequence[Array]) -> list[Laid]:
+    """The factors of one site, the scale in the smallest of them."""
+    modes = order.inputs[len(order.inputs) - len(factors) :]
+    smallest = min(range(len(factors)), key=lambda number: factors[number].size)
+    scale = order.network.scale  # a python float: it takes the dtype of what it multiplies
+    scaled = [value * scale if n == smallest and scale != 1.0 else value for n, value in enumerate(factors)]
+    laid = [Laid(value, of_value) for value, of_value in zip(scaled, modes, strict=True)]
+    return [_in_order(factor, order.network) for factor in laid]
+
+
+def _in_order(laid: Laid, network: Network) -> Laid:
+    """A product of factors with the weight's modes in the weight's order: else the activations are turned for it."""
+    places = {mode: place for place, mode in enumerate((*network.out_modes, *network.in_modes))}
+    outer = iter(sorted((mode for mode in laid.modes if mode in places), key=places.__getitem__))
+    modes = tuple(next(outer) if mode in places else mode for mode in laid.modes)
+    return Laid(_turned(laid, modes), modes)
+
+
+def _run(order: Plan, operands: list[Laid], lead: Modes, precision: Precision) -> Array:
+    """The answer of a plan, axes in its order; `lead` are the axes that stand for the plan's token axis."""
+    values = list(operands)
+    answer = _spelled(order.answer, order, lead)
+    for number, step in enumerate(order.steps, 1):
+        kept = _spelled(step.modes, order, lead)
+        wanted = answer if number == len(order.steps) else ()
+        made = _step(values[step.left], values[step.right], kept, wanted, precision)
+        values.append(made if made.active else _in_order(made, order.network))
+    return _turned(values[-1], answer)
+
+
+def _spelled(modes: Modes, order: Plan, lead: Modes) -> Modes:
+    """These modes with the plan's token axis written as the leading axes of x."""
+    if order.ask != "apply":
+        return modes
+    token = order.answer[0]
+    return tuple(word for mode in modes for word in (lead if mode == token else (mode,)))
+
+
+def _step(left: Laid, right: Laid, kept: Modes, wanted: Modes, precision: Precision) -> Laid:
+    """One pairwise step. The activation goes left, then what the wanted answer begins with."""
+    if right.active or (not left.active and wanted and wanted[0] in right.modes and wanted[0] not in left.modes):
+        left, right = right, left
+    both = [mode for mode in left.modes if mode in right.modes]
+    active = left.active or right.active
+    if all(mode in kept for mode in both):
+        return Laid(*_entrywise(left, right), active)
+    batch = [mode for mode in both if mode in kept]
+    summed = [mode for mode in both if mode not in kept]
+    axes = [(tuple(map(left.modes.index, some)), tuple(map(right.modes.index, some))) for some in (summed, batch)]
+    value = lax.dot_general(left.value, right.value, (axes[0], axes[1]), precision=precision)
+    free = [mode for side in (left, right) for mode in side.modes if mode not in both]
+    return Laid(value, (*batch, *free), active)
+
+
+def _entrywise(left: Laid, right: Laid) -> tuple[Array, Modes]:
+    """The product without summation: axes as in the larger operand, after them those that only the other has."""
+    big, small = (left, right) if left.value.size >= right.value.size else (right, left)
+    modes = (*big.modes, *(mode for mode in small.modes if mode not in big.modes))
+    return jnp.multiply(_spread(big, modes), _spread(small, modes)), modes
+
+
+def _spread(laid: Laid, modes: Modes) -> Array:
+    """The value with one axis for each of these modes, of length 1 where it lacks one."""
+    value = _turned(laid, tuple(mode for mode in modes if mode in laid.modes))
+    return lax.expand_dims(value, [axis for axis, mode in enumerate(modes) if mode not in laid.modes])
+
+
+def _turned(laid: Laid, modes: Modes) -> Array:
+    """The value with its axes in this order."""
+    if laid.modes == modes:
+        return laid.value
+    return lax.transpose(laid.value, [laid.modes.index(mode) for mode in modes])

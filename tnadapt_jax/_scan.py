@@ -1,0 +1,208 @@
+"""An adapter under lax.scan: what all layers share is closed over, what differs by layer is a scan input."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from tnadapt import Adapter, Group, Network, Site, SiteError
+from tnadapt_jax._apply import Parts, apply_parts, check_x, cut
+from tnadapt_jax._params import START, Params, check_params, check_shape, find_array
+
+__all__ = ["apply_in_layer", "scan_split"]
+
+Arrays = Mapping[str, Array]
+Index = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one kind finds one factor: the param and the index along its site modes, for each layer.
+
+    `whole` is the shape of that param, `local` that of the part which one site reads.
+    """
+
+    factor: str
+    modes: tuple[str, ...]
+    names: tuple[str, ...]
+    places: tuple[Index, ...]
+    kind: str
+    whole: tuple[int, ...]
+    local: tuple[int, ...]
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether every layer reads the same numbers."""
+        return len({*self.names}) == 1 and not self.moving
+
+    @property
+    def moving(self) -> tuple[str, ...]:
+        """The site modes whose index differs by layer."""
+        return tuple(mode for mode in self.places[0] if len({place[mode] for place in self.places}) > 1)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the layers read one param, in the order of one of its axes: all kinds can scan over that."""
+        if len({*self.names}) > 1 or len(self.moving) != 1:
+            return False
+        return [place[self.moving[0]] for place in self.places] == list(range(len(self.places)))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the array that the body of the scan holds."""
+        if self.is_shared:
+            return self.whole
+        if self.is_whole:
+            return tuple(s for mode, s in zip(self.modes, self.whole, strict=True) if mode != self.moving[0])
+        return self.local
+
+    @property
+    def key(self) -> str:
+        """The name in `shared` or `per_layer`; kinds that read the same numbers have the same."""
+        own = not (self.is_shared or self.is_whole) and self.places[0]
+        return f"{self.names[0]}@{self.kind}" if own else self.names[0]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of weight in every layer: the first of its sites, its network, where it finds its factors."""
+
+    site: Site
+    network: Network
+    sources: tuple[Source, ...]
+
+
+def scan_split(adapter: Adapter, params: Params) -> tuple[dict[str, Array], dict[str, Array]]:
+    """(shared, per_layer) for lax.scan over layers: close over the first, scan over the second, layers in front.
+
+    What all layers share is in `shared`, once. Gradients with respect to `params` go through. Raises SiteError for
+    params that are not this adapter's, or sites that are no full grid of layers and kinds with one shape a kind.
+    """
+    check_params(adapter, params)
+    shared: dict[str, Array] = {}
+    per_layer: dict[str, Array] = {}
+    for kind in _kinds(adapter).values():
+        for source in kind.sources:
+            for suffix in _suffixes(kind.network, source.factor):
+                arrays = {name: _read(adapter, params, name + suffix) for name in source.names}
+                if source.is_shared:
+                    shared.setdefault(source.key + suffix, arrays[source.names[0]])
+                elif source.key + suffix not in per_layer:
+                    per_layer[source.key + suffix] = _stacked(kind.network, source, arrays)
+    return shared, per_layer
+
+
+def apply_in_layer(adapter: Adapter, shared: Arrays, layer: Arrays, kind: str, x: Array) -> Array:
+    """What the update adds to the output of one kind of weight, in the body of a scan over layers.
+
+    `shared` and the scan's slice of `per_layer` come from `scan_split`; x (..., in axes) -> (..., out), in x's dtype.
+    Raises SiteError for a kind that the adapter does not have, arrays of another split, or an x that does not fit.
+    """
+    kinds = _kinds(adapter)
+    if kind not in kinds:
+        raise SiteError(f"kind {kind!r}: not one of this adapter's.\nIts kinds are {', '.join(kinds)}.")
+    network = kinds[kind].network
+    check_x(kinds[kind].site.path, network, x)
+    factors = [_in_body(network, source, shared, layer, "") for source in kinds[kind].sources]
+    starts = [
+        _in_body(network, source, shared, layer, _suffixes(network, source.factor)[-1])
+        for source in kinds[kind].sources
+        if network.centered
+    ]
+    return apply_parts(Parts(network, factors, starts), x)
+
+
+@lru_cache(maxsize=64)
+def _kinds(adapter: Adapter) -> dict[str, Kind]:
+    """Every kind, with its sources over all layers. Raises SiteError where the sites are no full grid."""
+    places: dict[str, dict[int | str, tuple[Group, Site]]] = {}
+    for group in adapter.groups:
+        for site in group.sites:
+            kind, layer = str(site.value("kind")), site.value("layer")
+            if layer in places.setdefault(kind, {}):
+                raise SiteError(f"{site.path}: a scan has one weight of a kind in a layer.\nHowever, here are two.")
+            places[kind][layer] = (group, site)
+    layers = sorted({layer for some in places.values() for layer in some}, key=lambda at: (isinstance(at, str), at))
+    return {kind: _kind(adapter, kind, some, layers) for kind, some in places.items()}
+
+
+def _kind(
+    adapter: Adapter, kind: str, found: Mapping[int | str, tuple[Group, Site]], layers: Sequence[int | str]
+) -> Kind:
+    if missing := [layer for layer in layers if layer not in found]:
+        raise SiteError(
+            f"kind {kind!r}: a scan needs every kind in every layer.\n"
+            f"However, it is not in layer {missing[0]}; the layers are {', '.join(map(str, layers))}."
+        )
+    stack = [found[layer] for layer in layers]
+    network, site = stack[0][0].network, stack[0][1]
+    for _, other in stack:
+        if other.shape != site.shape:
+            raise SiteError(
+                f"{other.path}: a scan needs one shape for all weights of a kind.\n"
+                f"However, it has {other.shape}, and {site.path} has {site.shape}."
+            )
+    sources = []
+    for factor, of_factor in network.factors.items():
+        names = tuple(adapter.slot_name(group, factor) for group, _ in stack)
+        indices = [group.index(member) for group, member in stack]
+        places = tuple({mode: index[mode] for mode in of_factor.modes if mode in index} for index in indices)
+        local = tuple(network.sizes[mode] for mode in network.local_modes(factor))
+        sources.append(Source(factor, of_factor.modes, names, places, kind, adapter.slots[names[0]].shape, local))
+    return Kind(site, network, tuple(sources))
+
+
+def _suffixes(network: Network, factor: str) -> tuple[str, ...]:
+    """The ends of the names under which a factor is kept: its values, and its start where it has one of its own."""
+    return ("", START) if network.centered and network.factors[factor].trainable else ("",)
+
+
+def _read(adapter: Adapter, params: Params, name: str) -> Array:
+    """One array of the params; a frozen one, or a start, takes no gradient."""
+    value = find_array(adapter, params, name)
+    return value if name in params["trainable"] else lax.stop_gradient(value)
+
+
+def _stacked(network: Network, source: Source, arrays: Arrays) -> Array:
+    """A factor with the layer axis in front: a whole param turned, or the parts that this kind reads."""
+    modes, first = source.modes, arrays[source.names[0]]
+    if source.is_whole:
+        return jnp.moveaxis(first, modes.index(source.moving[0]), 0)
+    if len(arrays) == 1 and len(source.moving) == 1:
+        mode = source.moving[0]
+        rows = [place[mode] for place in source.places]
+        part = _rows(first, rows, modes.index(mode))
+        rest = {name: at for name, at in source.places[0].items() if name != mode}
+        sizes = dict(network.sizes) | {mode: len(rows)}
+        left = [name for name in modes if name not in rest]
+        return jnp.moveaxis(cut(part, modes, sizes, rest), left.index(mode), 0)
+    each = zip(source.names, source.places, strict=True)
+    return jnp.stack([cut(arrays[name], modes, network.sizes, place) for name, place in each])
+
+
+def _rows(value: Array, rows: Sequence[int], axis: int) -> Array:
+    """These places along an axis: by one strided slice where they are evenly spaced, whose gradient is no scatter."""
+    step = rows[1] - rows[0] if len(rows) > 1 else 1
+    if step > 0 and list(rows) == list(range(rows[0], rows[0] + step * len(rows), step)):
+        return lax.slice_in_dim(value, rows[0], rows[-1] + 1, step, axis)
+    return jnp.take(value, jnp.array(rows), axis=axis, unique_indices=True)
+
+
+def _in_body(network: Network, source: Source, shared: Arrays, layer: Arrays, suffix: str) -> Array:
+    """The factor that one layer's weight reads."""
+    held, key = (shared if source.is_shared else layer), source.key + suffix
+    if key not in held:
+        raise SiteError(
+            f"{'shared' if source.is_shared else 'layer'}: {key!r} is missing.\n"
+            f"It holds {', '.join(held) or 'nothing'}.\n"
+            "Pass what scan_split gave for this adapter: `shared` whole, and the scan's slice of `per_layer`."
+        )
+    check_shape("shared" if source.is_shared else "layer", key, held[key], source.shape)
+    if source.is_shared:
+        return cut(held[key], source.modes, network.sizes, source.places[0])
+    if source.is_whole:
+        modes = tuple(mode for mode in source.modes if mode != source.moving[0])
+        return cut(held[key], modes, network.sizes, {m: at for m, at in source.places[0].items() if m in modes})
+    return held[key]
