@@ -48,13 +48,11 @@ class Adapted(nnx.Module):
 
     def __call__(self, *args: Any) -> Any:
         """What the model gives with the updates in its weights."""
-        graph, weights, rest = nnx.split(self.model, nnx.Param, ...)  # type: ignore[misc]  # flax's own overloads do not know `...`
+        graph, weights, rest = nnx.split(self.model, nnx.Param, ...)  # type: ignore[misc]  # an overload that flax lacks
         pure = nnx.to_pure_dict(weights)
         nnx.replace_by_pure_dict(weights, merge(self.adapter, self.params(), pure, self.leaves))
-        model = nnx.merge(graph, weights, rest)
-        answer = model(*args)
-        nnx.update(self.model, nnx.state(model, nnx.Not(nnx.Param)))
-        return answer
+        # `rest` is shared with the model, not copied: what the call changes there stays.
+        return nnx.merge(graph, weights, rest)(*args)
 
 
 def attach(
