@@ -8,6 +8,7 @@ from torch import nn
 
 import tnadapt
 from tnadapt import Adapter, AdapterSpec, Params, Site
+from tnadapt.testing import gradients
 from tnadapt_torch import AdapterState, attach
 
 Questions = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
@@ -82,35 +83,16 @@ def questions(adapter: Adapter, seed: int = 1) -> Questions:
 
 
 def by_reference(adapter: Adapter, params: Params, asked: Questions | None = None) -> Answers:
-    """In float64. An update is linear in each factor, so a unit in one entry gives that entry's gradient exactly."""
+    """In float64, gradients by the oracle of `tnadapt.testing`, whose law holds them against finite differences."""
     xs, gs = asked or questions(adapter)
     deltas = {site.path: tnadapt.delta(adapter, params, site) for site in adapter.sites}
     outer = {path: np.einsum("abo,abi->oi", gs[path].astype(float), xs[path].astype(float)) for path in xs}
-    of_factor = {
-        name: of_slot(adapter, params, name, outer) for name, slot in adapter.slots.items() if slot.factor.trainable
-    }
     return Answers(
         y={path: tnadapt.apply(adapter, params, path, x) for path, x in xs.items()},
         delta=deltas,
         of_x={path: gs[path].astype(float) @ deltas[path] for path in xs},
-        of_factor=of_factor,
+        of_factor=gradients(adapter, params, outer),
     )
-
-
-def of_slot(adapter: Adapter, params: Params, name: str, outer: dict[str, np.ndarray]) -> np.ndarray:
-    """The gradient of one factor, entry by entry."""
-    groups = [g for g in adapter.groups if name in {adapter.slot_name(g, f) for f in g.network.factors}]
-    sites = [site for group in groups for site in group.sites]
-    gradient = np.zeros(params[name].shape)
-    nothing = params | {name: np.zeros_like(gradient)}
-    at_zero = {site.path: tnadapt.delta(adapter, nothing, site) for site in sites}
-    for place in np.ndindex(gradient.shape):
-        unit = np.zeros_like(gradient)
-        unit[place] = 1.0
-        for site in sites:
-            change = tnadapt.delta(adapter, params | {name: unit}, site) - at_zero[site.path]
-            gradient[place] += np.sum(outer[site.path] * change)
-    return gradient
 
 
 def by_torch(adapter: Adapter, params: Params, dtype: torch.dtype) -> Answers:

@@ -17,7 +17,7 @@ from tnadapt.testing import adapters
 from tnadapt_torch._lower import lower_apply
 
 # The strategy also draws weights of three axes, which no linear layer has; and settings say how many are tried, since
-# the oracle takes every gradient entry by entry.
+# each example attaches an adapter and writes code for it.
 few = settings(max_examples=40, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 
 
