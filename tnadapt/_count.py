@@ -1,11 +1,12 @@
 """How many numbers an adapter holds: exact integers from the sizes alone, no array is made."""
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tnadapt._errors import SiteError
-from tnadapt._network import Site
+from tnadapt._network import Site, check_size
 from tnadapt._spec import Adapter, AdapterSpec
 
 __all__ = ["FactorCount", "ParamCount", "count", "fit_rank"]
@@ -70,28 +71,23 @@ def fit_rank(
 ) -> int:
     """The largest rank, the same for every bond, with which these sites train at most `trainable` numbers.
 
-    At most the longest axis among the sites; of ranks that train equally many numbers, since `caps` cut them, the
-    smallest. Raises SiteError where rank 1 trains more already, or the spec has no bond.
+    At most the longest axis among the sites; of ranks that `caps` cut to the same networks, the smallest.
+    Raises SiteError where rank 1 trains more already, the spec has no bond, or the budget is no integer.
     """
     places = tuple(sites)
+    check_size(f"{spec.name}: the budget of trainable numbers", trainable)
+    if not set(spec.bonds) - set(sizes or {}):
+        raise SiteError(f"{spec.name}: has no bond whose size is free, so that its rank cannot be fitted.")
 
-    def cost(rank: int) -> int:
-        return count(spec.bind(places, rank=rank, sizes=sizes)).trainable
+    def bound(rank: int) -> Adapter:
+        return spec.bind(places, rank=rank, sizes=sizes)
 
-    if (least := cost(1)) > trainable:
+    if (least := count(bound(1)).trainable) > trainable:
         raise SiteError(
             f"{spec.name}: rank 1 trains {least:,} numbers at these {len(places)} sites.\n"
             f"However, the budget is {trainable:,}.\nRaise it, or adapt fewer sites."
         )
-    if not set(spec.bonds) - set(sizes or {}):
-        raise SiteError(f"{spec.name}: has no bond whose size is free, so that its rank cannot be fitted.")
-    low, high = 1, max(max(site.shape) for site in places)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if cost(middle) <= trainable else (low, middle - 1)
-    best, reached = low, cost(low)
-    low = 1
-    while low < best:
-        middle = (low + best) // 2
-        low, best = (low, middle) if cost(middle) == reached else (middle + 1, best)
-    return best
+    ranks = range(1, max(max(site.shape) for site in places) + 1)
+    best = ranks[bisect_right(ranks, trainable, key=lambda rank: count(bound(rank)).trainable) - 1]
+    reached = bound(best).networks
+    return ranks[bisect_left(ranks, True, hi=best, key=lambda rank: bound(rank).networks == reached)]

@@ -23,7 +23,7 @@ from itertools import combinations
 import numpy as np
 
 from tnadapt._errors import PlanError
-from tnadapt._modular import contract, question_of, rank, residues
+from tnadapt._modular import Budget, contract, question_of, rank, residues
 from tnadapt._network import Group, Network, Site
 from tnadapt._rank import networks_at, open_modes
 from tnadapt._spec import Adapter, AdapterSpec
@@ -36,7 +36,8 @@ Directions = frozenset[Modes]
 
 FUNCTIONAL = "(functional)"  # brackets: no mode can have this name
 LIMIT = 2_048  # trainable numbers of one Jacobian
-WORK = 2**31  # flops of one Jacobian
+WORK = 2**35  # flops of all Jacobians of a network together: some ten seconds
+MOST_DIRECTIONS = 8  # of cut modes; the corners and conditions grow exponentially with them
 SMALLEST, GROWTH = 2, 1.5  # sizes that modes are cut to: the first, and by how much they grow where it will not do
 
 
@@ -73,9 +74,9 @@ def degrees_of_freedom(
 ) -> Freedom:
     """The rank of the derivative of the update by its trainable numbers, modulo the prime 2^31 - 19.
 
-    At generic values, frozen factors among them; never too high, and too low with a probability below
-    trainable numbers x factors / 2^31. Modes that are large are cut to a size from which on the rank is proven to be
-    a polynomial, which is taken at their own size (the proof is in the module's docstring).
+    At generic values, frozen factors among them. Never too high; too low, for each of the Jacobians that are made, with
+    a probability below trainable numbers x (factors + 1) / 2^31. Modes that are large are cut to a size from which on
+    the rank is proven to be a polynomial, which is taken at their own size (the proof is in the module's docstring).
 
     Args:
         adapter: whose updates are asked about.
@@ -84,8 +85,8 @@ def degrees_of_freedom(
         seed: of the generic values.
 
     Raises:
-        PlanError: a network that stays above the limit.
-        SiteError: a site that is not this adapter's.
+        PlanError: a network that stays above the limit, or takes too much work.
+        SiteError: a site or a group that is not this adapter's.
     """
     parts = []
     for group, site in networks_at(adapter, where):
@@ -101,6 +102,7 @@ class _Jacobian:
     is_stack: bool
     places: tuple[Place, ...] | None
     seed: int
+    budget: Budget
 
     def modes(self, factor: str) -> Modes:
         return self.network.factors[factor].modes if self.is_stack else self.network.local_modes(factor)
@@ -129,12 +131,14 @@ class _Jacobian:
     def rank(self, sizes: Mapping[str, int], by: list[str]) -> int:
         """The rank of the derivative by these factors. Raises PlanError where it is too much work."""
         random = np.random.default_rng(self.seed)
+        self.budget.spend(0, sum(math.prod(sizes[m] for m in self.modes(name)) for name in self.network.factors))
         values = {name: residues([sizes[mode] for mode in self.modes(name)], random) for name in self.network.factors}
         outer = open_modes(self.network, is_stack=self.is_stack)
         shape = [sizes[mode] for mode in outer]
         count = min(sum(values[name].size for name in by), math.prod(shape))
         if count == 0:
             return 0
+        self.budget.spend(0, count * math.prod(shape))
         pull = residues([count, *shape], random)
         if self.places is not None:
             pull *= self._mask(shape)
@@ -143,10 +147,9 @@ class _Jacobian:
             others = [other for other in values if other != name]
             inputs = [(FUNCTIONAL, *outer), *(self.modes(other) for other in others)]
             question = question_of(inputs, (FUNCTIONAL, *self.modes(name)), {FUNCTIONAL: count, **sizes})
-            blocks.append(
-                contract(question, [pull, *(values[other] for other in others)], most=WORK).reshape(count, -1)
-            )
-        return rank(np.concatenate(blocks, axis=1))
+            block = contract(question, [pull, *(values[other] for other in others)], self.budget)
+            blocks.append(block.reshape(count, -1))
+        return rank(np.concatenate(blocks, axis=1), self.budget)
 
     def _mask(self, shape: list[int]) -> np.ndarray:
         """1 where a site stands, 0 elsewhere; shaped to broadcast."""
@@ -159,7 +162,7 @@ class _Jacobian:
 
 @lru_cache(maxsize=1024)
 def _degrees(network: Network, is_stack: bool, places: tuple[Place, ...] | None, limit: int, seed: int) -> Freedom:
-    jacobian = _Jacobian(network, is_stack, places, seed)
+    jacobian = _Jacobian(network, is_stack, places, seed, Budget("degrees_of_freedom", flops=WORK))
     full = dict(network.sizes)
     trainable = jacobian.entries(full)
     if network.scale == 0:
@@ -174,6 +177,11 @@ def _degrees(network: Network, is_stack: bool, places: tuple[Place, ...] | None,
                 "Pass a larger limit, or ask about fewer sites."
             )
         polynomial = _Polynomial(jacobian, full, cut)
+        if len(polynomial.directions) > MOST_DIRECTIONS:
+            raise PlanError(
+                f"degrees_of_freedom: {len(polynomial.directions)} modes would have to be cut down.\n"
+                f"The limit is {MOST_DIRECTIONS}."
+            )
         if polynomial.fits():
             return Freedom(trainable, polynomial.at_full_size())
         unfit = polynomial.first_unfit()

@@ -1,6 +1,5 @@
 """Exact arithmetic modulo a prime: contractions and ranks without rounding, for questions about generic values."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,8 +15,27 @@ Residues = npt.NDArray[np.int64]
 PRIME = 2**31 - 19
 HALF = 16  # bits; products of two halves, summed over up to 2^20 terms, are whole numbers that float64 holds
 TERMS = 2**20
+MOST_ENTRIES = 2**26  # half a GB
 GONE = ("(gone)",)  # of an operand that another one has absorbed
 PANEL = 32  # columns that are eliminated one by one
+
+
+class Budget:
+    """Work that a question may take, in flops and in entries of one array. Raises PlanError when it is spent."""
+
+    def __init__(self, what: str, *, flops: int, entries: int = MOST_ENTRIES) -> None:
+        """Args: the words that begin the message; the flops in all; the most entries of one array."""
+        self.what = what
+        self.flops = self.left = flops
+        self.entries = entries
+
+    def spend(self, flops: int, entries: int = 0) -> None:
+        """Take flops off; see that an array of so many entries may be made."""
+        self.left -= flops
+        if self.left < 0:
+            raise PlanError(f"{self.what}: takes more than {self.flops:,} flops modulo a prime, which is the limit.")
+        if entries > self.entries:
+            raise PlanError(f"{self.what}: takes an array of {entries:,} entries; the limit is {self.entries:,}.")
 
 
 def residues(shape: Sequence[int], random: np.random.Generator) -> Residues:
@@ -32,16 +50,15 @@ def question_of(inputs: Sequence[Modes], answer: Modes, sizes: Mapping[str, int]
     return Question(tuple(inputs), answer, used, nothing, nothing)
 
 
-def contract(question: Question, operands: Sequence[Residues], *, most: float = math.inf) -> Residues:
+def contract(question: Question, operands: Sequence[Residues], budget: Budget) -> Residues:
     """The sum over all modes but those of the answer of the product of all operands; axes in the answer's order.
 
-    Raises PlanError where that takes more than `most` flops.
+    Raises PlanError where that takes more than is left of the budget.
     """
     question, values = _absorb(question, list(operands))
     pairs = search(question, OBJECTIVES["forward"]).pairs
     results, _, cost = measure(question, pairs)
-    if cost.forward > most:
-        raise PlanError(f"a contraction of {cost.forward:,} flops modulo a prime; the limit is {most:,}.")
+    budget.spend(cost.forward, cost.peak)
     modes = [*question.inputs, *results]
     for (left, right), kept in zip(pairs, results, strict=True):
         values.append(_contract_pair(values[left], modes[left], values[right], modes[right], kept))
@@ -114,8 +131,12 @@ def _halves(value: Residues) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.fl
     return (value >> HALF).astype(np.float64), (value & ((1 << HALF) - 1)).astype(np.float64)
 
 
-def rank(matrix: Residues) -> int:
-    """The rank of a matrix of residues, by elimination: halves of the columns in turn, so that most is products."""
+def rank(matrix: Residues, budget: Budget) -> int:
+    """The rank of a matrix of residues, by elimination: halves of the columns in turn, so that most is products.
+
+    Raises PlanError where that takes more than is left of the budget.
+    """
+    budget.spend(matrix.size * min(matrix.shape), matrix.size)
     matrix = np.array(matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T)
     return _eliminate(matrix, np.zeros_like(matrix), 0, slice(0, matrix.shape[1]))
 

@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 
 from tnadapt._apply import delta
-from tnadapt._errors import PlanError
+from tnadapt._errors import PlanError, SiteError
 from tnadapt._init import draw
-from tnadapt._modular import PRIME, contract, question_of, rank, residues
+from tnadapt._modular import PRIME, Budget, contract, question_of, rank, residues
 from tnadapt._network import Group, Network, Site
 from tnadapt._spec import Adapter
 
@@ -21,7 +21,8 @@ Modes = tuple[str, ...]
 Node = str | tuple[str, str]
 
 ROWS, COLUMNS, GLUE = "(rows)", "(columns)", "(glue)"  # brackets: no mode and no factor can have these names
-EMPTY = 1e-12  # of the capacity of an arc; sizes below 2^31 that differ, differ by more in their logarithms
+EMPTY = 1e-12  # of the capacity of an arc; products below 10^11 that differ, differ by more in their logarithms
+WORK = 2**33  # flops of an evaluation: some seconds
 SKETCH = 32  # columns beyond the bound, for the rank of rounded numbers
 
 
@@ -75,17 +76,19 @@ def open_modes(network: Network, *, is_stack: bool) -> Modes:
 def networks_at(adapter: Adapter, where: Site | Group | str | None) -> Iterator[tuple[Group, Site | None]]:
     """What a question is about: a site; a group as a stack (no site), by itself or its name; without an answer all.
 
-    Raises SiteError for a path that is neither.
+    Raises SiteError for what is neither of this adapter.
     """
     named = {group.name: group for group in adapter.groups}
     if where is None:
         yield from ((group, None) for group in adapter.groups)
-    elif isinstance(where, Group):
+    elif isinstance(where, Group) and where in adapter.groups:
         yield where, None
     elif isinstance(where, str) and where in named and all(site.path != where for site in adapter.sites):
         yield named[where], None
-    else:
+    elif isinstance(where, str) or (isinstance(where, Site) and adapter.find(where)[1] == where):
         yield adapter.find(where)
+    else:
+        raise SiteError(f"where: must be a site of this adapter, its path, or a group.\nHowever, it is {where!r}.")
 
 
 def rank_bound(
@@ -102,8 +105,8 @@ def rank_bound(
         rows: the open modes that number the rows, as ("layer",); the out modes by default.
 
     Raises:
-        PlanError: rows that are not open there.
-        SiteError: a site that is not this adapter's.
+        PlanError: rows that are not open there, or a stack with holes in its grid of sites.
+        SiteError: a site or a group that is not this adapter's.
     """
     splits = {_split(group, site, rows) for group, site in networks_at(adapter, where)}
     return max((_bound(split) for split in splits), key=lambda cut: cut.rank)
@@ -124,8 +127,8 @@ def generic_rank(
 ) -> int:
     """The rank at random values, which is that of all values but a set of measure zero.
 
-    Computed modulo the prime 2^31 - 19, exactly. What comes out is never too high, and too low with a probability of
-    at most rank x factors / 2^31.
+    Computed modulo the prime p = 2^31 - 19, exactly. What comes out is never too high, and too low with a probability
+    of at most rank x (factors + 2) / p: the degree of a minor, two random sketches among its factors.
 
     Args:
         adapter: whose updates are asked about.
@@ -136,10 +139,12 @@ def generic_rank(
         seed: of the random values.
 
     Raises:
-        PlanError: rows that are not open there; "drawn" for a stack, or with rows.
-        SiteError: a site that is not this adapter's.
+        PlanError: as for `rank_bound`; "drawn" for a stack, or with rows; too much work.
+        SiteError: a site or a group that is not this adapter's.
     """
     places = list(networks_at(adapter, where))
+    if frozen not in ("generic", "drawn"):
+        raise PlanError(f"generic_rank: frozen must be 'generic' or 'drawn', got {frozen!r}.")
     if frozen == "drawn":
         group, site = places[0]
         if site is None or rows is not None:
@@ -156,6 +161,12 @@ def _split(group: Group, site: Site | None, rows: Collection[str] | None) -> Spl
         raise PlanError(
             f"rows: {unknown[0]!r} is not an open mode {'of the stack' if site is None else 'of one site'}.\n"
             f"Open are {', '.join(known)}."
+        )
+    if site is None and group.places is not None:
+        raise PlanError(
+            f"{group.name or 'the group'}: the rank of a stack is that of a whole grid of sites.\n"
+            f"However, its {len(group.sites)} sites leave holes along ({' '.join(group.network.over)}).\n"
+            "Ask about one site."
         )
     return Split(group.network, site is None, tuple(mode for mode in known if mode in chosen))
 
@@ -203,7 +214,8 @@ def _least_cut(carriers: Mapping[str, list[str]], sizes: Mapping[str, int]) -> M
         for start, end in arcs:
             room[start][end] -= flow
             room[end][start] += flow
-    return tuple(mode for mode in carriers if ("in", mode) in parents and ("out", mode) not in parents)
+    cut = (mode for mode in carriers if ("in", mode) in parents and ("out", mode) not in parents)
+    return tuple(mode for mode in cut if sizes[mode] > 1)
 
 
 def _reached(room: Mapping[Node, Mapping[Node, float]]) -> dict[Node, Node]:
@@ -225,6 +237,12 @@ def _generic(split: Split, seed: int) -> int:
     if network.scale == 0:
         return 0
     sizes, most = dict(network.sizes), _bound(split).rank
+    entries = sum(network.volume(modes) for modes in split.factors.values())
+    entries += sum(
+        most * network.volume(modes) for modes in (split.rows, split.columns) if network.volume(modes) > most
+    )
+    budget = Budget("generic_rank", flops=WORK)
+    budget.spend(0, entries)
     operands = {name: residues([sizes[mode] for mode in modes], random) for name, modes in split.factors.items()}
     inputs = list(split.factors.values())
     answer: list[Modes] = []
@@ -238,14 +256,14 @@ def _generic(split: Split, seed: int) -> int:
         else:
             answer.append(modes)
     question = question_of(inputs, (*answer[0], *answer[1]), sizes)
-    matrix = contract(question, [*operands.values(), *sketches])
+    matrix = contract(question, [*operands.values(), *sketches], budget)
     if network.centered:
         start = {
             name: residues(value.shape, random) if network.factors[name].trainable else value
             for name, value in operands.items()
         }
-        matrix = (matrix - contract(question, [*start.values(), *sketches])) % PRIME
-    return rank(matrix.reshape(math.prod(sizes[mode] for mode in answer[0]), -1))
+        matrix = (matrix - contract(question, [*start.values(), *sketches], budget)) % PRIME
+    return rank(matrix.reshape(math.prod(sizes[mode] for mode in answer[0]), -1), budget)
 
 
 def _drawn_rank(adapter: Adapter, group: Group, site: Site, random: np.random.Generator) -> int:

@@ -9,6 +9,7 @@ from tnadapt import (
     AdapterSpec,
     PlanError,
     Site,
+    SiteError,
     _freedom,
     count,
     degrees_of_freedom,
@@ -24,6 +25,7 @@ from tnadapt import (
     zeros,
 )
 from tnadapt._freedom import _degrees, _Jacobian
+from tnadapt._modular import Budget
 from tnadapt.testing import adapters, random_params
 
 
@@ -112,7 +114,7 @@ LARGE = st.sampled_from([1, 5, 9, 12, 15])
 def test_cutting_large_modes_down_changes_nothing(adapter, data):
     group = data.draw(st.sampled_from(adapter.groups))
     network = group.network
-    whole = _Jacobian(network, True, None, 0)
+    whole = _Jacobian(network, True, None, 0, Budget("a test", flops=10**12))
     assume(1 <= whole.entries(network.sizes) <= 400)
     assume(network.volume([*network.over, *network.out_modes, *network.in_modes]) <= 4000)
     degrees = _degrees(network, True, None, 2048, 1).degrees
@@ -123,7 +125,7 @@ def test_cutting_large_modes_down_changes_nothing(adapter, data):
 def test_cutting_a_family_down_changes_nothing(family):
     adapter = getattr(families, family)().bind(grid(layers=3, kinds={"q": (25, 16)}), rank=2)
     network = adapter.networks[0]
-    whole = _Jacobian(network, True, None, 0)
+    whole = _Jacobian(network, True, None, 0, Budget("a test", flops=10**12))
     assert _degrees(network, True, None, 2048, 1).degrees == whole.rank(network.sizes, whole.trained)
 
 
@@ -156,8 +158,25 @@ def test_too_large_a_question_is_refused(monkeypatch):
     with pytest.raises(PlanError, match=r"a Jacobian of \d+ trainable numbers; the limit is 100"):
         degrees_of_freedom(adapter, limit=100)
     monkeypatch.setattr(_freedom, "WORK", 1000)
-    with pytest.raises(PlanError, match=r"a contraction of [\d,]+ flops modulo a prime; the limit is 1,000"):
+    with pytest.raises(PlanError, match=r"takes more than 1,000 flops modulo a prime"):
         degrees_of_freedom(adapter)
+
+
+def test_many_large_modes_are_refused_at_once():
+    """A tensor train of ten modes: the corners of the cube that proves the cut are too many."""
+    cores = {f"C{n}": trainable(f"b{n} {'oi'[n // 5]}{n} b{n + 1}") for n in range(1, 9)}
+    cores |= {"C0": trainable("o0 b1"), "C9": trainable("b9 i9")}
+    spec = own("(o0 o1 o2 o3 o4) (i5 i6 i7 i8 i9)", **cores)
+    adapter = spec.bind([Site("w", (4096, 4096))], rank=2)
+    with pytest.raises(PlanError, match=r"10 modes would have to be cut down.\nThe limit is 8"):
+        degrees_of_freedom(adapter)
+
+
+def test_a_group_of_another_adapter_is_refused():
+    one, other = (families.lora().bind([Site("w", (n, n))], rank=2) for n in (8, 9))
+    for wrong in (other.groups[0], other.sites[0], 3, other.networks[0]):
+        with pytest.raises(SiteError, match="must be a site of this adapter, its path, or a group"):
+            degrees_of_freedom(one, wrong)
 
 
 def test_nothing_moves_at_scale_zero():

@@ -5,8 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tnadapt import _modular
-from tnadapt._modular import PRIME, contract, multiply, question_of, rank, residues
+from tnadapt import PlanError, _modular
+from tnadapt._modular import PRIME, Budget, contract, multiply, question_of, rank, residues
+
+
+def ample():
+    return Budget("a test", flops=10**12)
 
 
 def by_hand(left, right):
@@ -49,21 +53,23 @@ def test_a_long_sum_is_cut_in_parts(monkeypatch):
 def test_the_rank_of_a_product_is_its_inner_size(sizes, part, seed):
     rows, columns = sizes
     wanted = round(part * min(rows, columns))
-    assert rank(of_rank(rows, columns, wanted, seed)) == wanted
+    assert rank(of_rank(rows, columns, wanted, seed), ample()) == wanted
 
 
 def test_ranks_known_by_heart():
-    assert rank(np.eye(70, dtype=np.int64)[:, ::-1]) == 70
-    assert rank(np.zeros((5, 3), dtype=np.int64)) == 0
-    assert rank(np.zeros((0, 3), dtype=np.int64)) == 0
-    assert rank(np.tri(40, 80, dtype=np.int64)) == 40
-    assert rank(np.kron(np.eye(2, dtype=np.int64), np.ones((40, 40), dtype=np.int64))) == 2  # zero columns in a panel
+    assert rank(np.eye(70, dtype=np.int64)[:, ::-1], ample()) == 70
+    assert rank(np.zeros((5, 3), dtype=np.int64), ample()) == 0
+    assert rank(np.zeros((0, 3), dtype=np.int64), ample()) == 0
+    assert rank(np.tri(40, 80, dtype=np.int64), ample()) == 40
+    assert (
+        rank(np.kron(np.eye(2, dtype=np.int64), np.ones((40, 40), dtype=np.int64)), ample()) == 2
+    )  # zero columns in a panel
 
 
 def test_a_matrix_is_left_as_it_was():
     matrix = of_rank(40, 50, 7, 0)
     before = matrix.copy()
-    rank(matrix)
+    rank(matrix, ample())
     np.testing.assert_array_equal(matrix, before)
 
 
@@ -77,4 +83,19 @@ def test_a_contraction_is_einsum(equation):
     sizes = {"a": 3, "b": 4, "c": 2, "d": 5, "r": 6}
     small = [random.integers(0, 50, [sizes[mode] for mode in one]) for one in modes]
     wanted = np.einsum(equation, *small) % PRIME
-    np.testing.assert_array_equal(contract(question_of(modes, tuple(answer), sizes), small), wanted)
+    np.testing.assert_array_equal(contract(question_of(modes, tuple(answer), sizes), small, ample()), wanted)
+
+
+def test_a_budget_is_kept():
+    random = np.random.default_rng(0)
+    question = question_of([("a", "b"), ("b", "c")], ("a", "c"), {"a": 3, "b": 4, "c": 5})
+    operands = [residues((3, 4), random), residues((4, 5), random)]
+    budget = Budget("a test", flops=2 * 120 + 119)
+    contract(question, operands, budget)
+    contract(question, operands, budget)
+    with pytest.raises(PlanError, match=r"a test: takes more than 359 flops modulo a prime, which is the limit"):
+        contract(question, operands, budget)
+    with pytest.raises(PlanError, match=r"takes more than 10 flops"):
+        rank(residues((3, 4), random), Budget("a test", flops=10))
+    with pytest.raises(PlanError, match=r"a test: takes an array of 15 entries; the limit is 14"):
+        contract(question, operands, Budget("a test", flops=10**6, entries=14))

@@ -249,6 +249,38 @@ def test_what_cannot_be_asked():
         generic_rank(adapter, frozen="drawn")
 
 
+def test_a_stack_with_holes_has_no_rank_of_its_own():
+    sites = [Site("a", (4, 4), {"layer": 0, "kind": "a"}), Site("b", (4, 4), {"layer": 1, "kind": "b"})]
+    adapter = families.lorta().bind(sites, rank=2)
+    message = r"4x4: the rank of a stack is that of a whole grid of sites.\nHowever, its 2 sites leave holes along"
+    for ask in (rank_bound, generic_rank):
+        with pytest.raises(PlanError, match=message):
+            ask(adapter, rows=("layer",))
+        assert ask(adapter, sites[0]) in (2, rank_bound(adapter, sites[0]))
+
+
+def test_a_mode_of_size_one_is_no_cut():
+    spec = AdapterSpec(
+        name="ones",
+        weight="(o1 o2) in",
+        factors={"A": trainable("o1 o2 r"), "B": trainable("r in")},
+        scale=raw(),
+        identity_at_start=False,
+    )
+    adapter = spec.bind([Site("w", (6, 6))], rank=3, sizes={"o1": 1})
+    assert rank_bound(adapter, "w").modes == ("r",)
+    flat = spec.bind([Site("w", (6, 6))], rank=1)
+    assert (rank_bound(flat, "w").rank, rank_bound(flat, "w").modes) == (1, ())
+
+
+def test_too_much_work_is_refused():
+    adapter = families.lora().bind([Site("w", (1024, 1024))], rank=10**5)
+    with pytest.raises(PlanError, match=r"generic_rank: takes an array of [\d,]+ entries; the limit is"):
+        generic_rank(adapter, "w")
+    with pytest.raises(PlanError, match=r"frozen must be 'generic' or 'drawn', got 'foo'"):
+        generic_rank(adapter, "w", frozen="foo")
+
+
 def test_nothing_is_added_at_scale_zero():
     adapter = families.lora(alpha=0).bind(grid(layers=1, kinds=KINDS), rank=2)
     assert generic_rank(adapter, adapter.sites[0]) == 0

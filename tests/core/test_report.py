@@ -17,6 +17,7 @@ from tnadapt import (
     families,
     file_size,
     fit_rank,
+    frozen,
     generic_rank,
     grid,
     init,
@@ -190,6 +191,20 @@ def test_a_budget_that_is_too_small_and_a_spec_without_rank():
     assert fit_rank(families.lora(), SITES, trainable=408) == 1
     with pytest.raises(SiteError, match="has no bond whose size is free"):
         fit_rank(families.lokr(low_rank=False), SITES, trainable=10**6)
+
+
+def test_a_rank_that_costs_nothing_is_the_largest():
+    factors = {"A": frozen("out r"), "B": frozen("r in"), "s": trainable("", init=zeros())}
+    spec = AdapterSpec(name="free", weight="out in", factors=factors, scale=raw())
+    assert fit_rank(spec, SITES[:1], trainable=1) == 24
+
+
+@pytest.mark.parametrize("budget", [0, -1, 2.5, float("nan"), "many", None])
+def test_a_budget_is_a_whole_number(budget):
+    with pytest.raises(
+        SiteError, match=r"lora: the budget of trainable numbers: must be an integer of at least 1, got"
+    ):
+        fit_rank(families.lora(), SITES, trainable=budget)
 
 
 def test_a_fit_keeps_the_sizes_that_are_given():
