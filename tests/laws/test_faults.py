@@ -10,6 +10,15 @@ from tnadapt import Adapter, LawError, SpecError, families
 from tnadapt.testing import LAWS, Held, _laws, check
 
 LOTR, LORA, VERA = families.lotr(), families.lora(), families.vera()
+SMALL = tnadapt.AdapterSpec(  # nothing of it is above 1e-16: tolerances are relative
+    name="small",
+    weight="out in",
+    factors={
+        "A": tnadapt.frozen("r in", init=tnadapt.normal(1e-8)),
+        "B": tnadapt.trainable("out r", init=tnadapt.zeros()),
+    },
+    scale=tnadapt.raw(1e-8),
+)
 
 
 def planted(module, name, fault):
@@ -51,6 +60,10 @@ def shares_too_much(true):
 
 def bound_too_low(true):
     return lambda *args, **words: dataclasses.replace(true(*args, **words), rank=0)
+
+
+def bound_too_high(true):
+    return lambda *args, **words: dataclasses.replace(true(*args, **words), rank=true(*args, **words).rank + 1)
 
 
 def counted_on(true):
@@ -116,6 +129,23 @@ FAULTS = [  # what is planted, where, on which spec, and the law that catches it
     ),
     ("one trainable number too many is counted", planted(_laws, "count", counted_on), LOTR, "counts_are_sizes"),
     ("the formula forgets the cores", planted(_laws, "count", with_another_formula), LOTR, "formula_is_count"),
+    ("the bound is one too high", planted(_laws, "rank_bound", bound_too_high), LOTR, "rank_keeps_its_bound"),
+    (
+        "a number too many is said to be trained",
+        planted(
+            _laws,
+            "degrees_of_freedom",
+            lambda true: lambda a, g: dataclasses.replace(true(a, g), trainable=true(a, g).trainable + 1),
+        ),
+        LOTR,
+        "freedom_is_the_rank_of_the_jacobian",
+    ),
+    (
+        "apply is negated",
+        planted(_laws, "apply", lambda true: lambda *args: -true(*args)),
+        SMALL,
+        "apply_is_multiplication",
+    ),
     ("the bound is 0", planted(_laws, "rank_bound", bound_too_low), LOTR, "rank_keeps_its_bound"),
     (
         "the generic rank is 1",
@@ -260,3 +290,17 @@ def test_the_same_adapters_at_every_call():
         runs.append(seen)
     assert runs[0] == runs[1]
     assert len(runs[0]) == 7
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1e-20, 1e20])
+def test_a_valid_spec_of_any_scale_keeps_all_laws(alpha):
+    assert len(check(dataclasses.replace(LOTR, scale=tnadapt.raw(alpha)), examples=10)) == len(LAWS)
+
+
+def test_a_large_rank_breaks_no_law():
+    assert len(check(LORA, examples=2, rank=300)) == len(LAWS)
+
+
+def test_no_examples_are_no_check():
+    with pytest.raises(LawError, match="examples must be at least 1, got 0"):
+        check(LORA, examples=0)

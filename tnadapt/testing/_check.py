@@ -44,8 +44,10 @@ def check(
         tell: called after each law that held, to show progress.
 
     Raises:
-        LawError: the first law that does not hold, with the smallest adapter found that breaks it.
+        LawError: the first law that does not hold, with the smallest adapter found that breaks it; no examples.
     """
+    if examples < 1:
+        raise LawError(f"check: examples must be at least 1, got {examples}")
     found = []
     for law in laws:
         held = Held(law.__name__, " ".join((law.__doc__ or "").split()), _try(law, spec, examples, rank, sizes))

@@ -1,6 +1,6 @@
 """The slow and obvious truth: updates by their definition, gradients by leaving one factor out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -39,21 +39,40 @@ def local(adapter: Adapter, params: Mapping[str, Array], site: Site) -> tuple[Ne
 
 
 def dense(adapter: Adapter, params: Mapping[str, Array], site: Site) -> Array:
-    """The update by its definition: every factor spread over all modes, all multiplied, the bonds summed."""
+    """The update by its definition: every factor spread over all modes, multiplied, each bond summed."""
     network, arrays = local(adapter, params, site)
-    update = _product(network, arrays)
+    update = _update(network, arrays)
     if adapter.spec.centered:
-        update = update - _product(network, local(adapter, init(adapter), site)[1])
+        update = update - _update(network, local(adapter, init(adapter), site)[1])
     return network.scale * update.reshape(site.shape)
 
 
-def _product(network: Network, arrays: Mapping[str, Array]) -> Array:
-    outer = [*network.out_modes, *network.in_modes]
-    order = [*outer, *(mode for mode in network.sizes if mode not in outer and mode not in network.over)]
-    whole = np.ones([network.sizes[mode] for mode in order])
-    for name, array in arrays.items():
-        whole = whole * _spread(array, network.local_modes(name), order)
-    return np.asarray(whole.sum(axis=tuple(range(len(outer), len(order)))))
+def magnitude(adapter: Adapter, params: Mapping[str, Array], site: Site) -> float:
+    """The largest sum of the sizes of the terms of one entry of an update: what its rounding is to be measured by."""
+    network, arrays = local(adapter, params, site)
+    total = _update(network, {name: np.abs(array) for name, array in arrays.items()})
+    if adapter.spec.centered:
+        starts = local(adapter, init(adapter), site)[1]
+        total = total + _update(network, {name: np.abs(array) for name, array in starts.items()})
+    return abs(network.scale) * float(total.max())
+
+
+def _update(network: Network, arrays: Mapping[str, Array]) -> Array:
+    parts = [(array, network.local_modes(name)) for name, array in arrays.items()]
+    return _product(parts, (*network.out_modes, *network.in_modes), network)
+
+
+def _product(parts: Sequence[tuple[Array, tuple[str, ...]]], kept: tuple[str, ...], network: Network) -> Array:
+    """Parts multiplied one by one, each spread over all modes; a mode is summed once no later part carries it."""
+    order = [mode for mode in network.sizes if mode not in network.over]
+    whole = np.ones([network.sizes[mode] if mode in kept else 1 for mode in order])
+    for place, (array, modes) in enumerate(parts):
+        whole = whole * _spread(array, modes, order)
+        later = {mode for _, others in parts[place + 1 :] for mode in others}
+        done = [axis for axis, mode in enumerate(order) if mode not in kept and mode not in later]
+        whole = whole.sum(axis=tuple(done), keepdims=True)
+    left = [mode for mode in order if mode in kept]
+    return whole.reshape([network.sizes[mode] for mode in left]).transpose([left.index(mode) for mode in kept])
 
 
 def _spread(array: Array, modes: tuple[str, ...], order: list[str]) -> Array:
@@ -74,17 +93,11 @@ def gradients(adapter: Adapter, params: Mapping[str, Array], pulls: Mapping[str,
         group, site = adapter.find(path)
         network, arrays = local(adapter, params, site)
         outer = [*network.out_modes, *network.in_modes]
-        order = [*outer, *(mode for mode in network.sizes if mode not in outer and mode not in network.over)]
         split = np.asarray(pull, dtype=np.float64).reshape([network.sizes[mode] for mode in outer])
         for name, factor in network.factors.items():
-            if not factor.trainable:
-                continue
-            whole = np.ones([network.sizes[mode] for mode in order]) * _spread(split, tuple(outer), order)
-            for other, array in arrays.items():
-                whole = whole if other == name else whole * _spread(array, network.local_modes(other), order)
-            modes = network.local_modes(name)
-            summed = whole.sum(axis=tuple(axis for axis, mode in enumerate(order) if mode not in modes))
-            kept = [mode for mode in order if mode in modes]
-            part = summed.transpose([kept.index(mode) for mode in modes])
-            totals[adapter.slot_name(group, name)][cut_of(adapter, group, site, name)] += network.scale * part
+            if factor.trainable:
+                others = [(array, network.local_modes(other)) for other, array in arrays.items() if other != name]
+                part = _product([*others, (split, tuple(outer))], network.local_modes(name), network)
+                place = cut_of(adapter, group, site, name)
+                totals[adapter.slot_name(group, name)][place] += network.scale * part
     return totals
