@@ -3,9 +3,8 @@
 import argparse
 import json
 import os
-import runpy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,12 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from tnadapt import families
+from tnadapt._arguments import Rank, rank_of, sizes_by_name, spec_named, whole_number
 from tnadapt._configs import CONFIGS
 from tnadapt._count import count, fit_rank
 from tnadapt._diagram import draw
 from tnadapt._errors import FormatError, LawError, SiteError, SpecError, TnadaptError
 from tnadapt._format import write_atomically
-from tnadapt._hosts import ALL_LINEAR, Host, find_host
+from tnadapt._hosts import Host, find_host
 from tnadapt._network import Network, Site
 from tnadapt._plan import plan
 from tnadapt._report import LIMIT, TOKENS, compare, report
@@ -26,18 +26,16 @@ from tnadapt._spec import Adapter, AdapterSpec
 
 __all__: list[str] = []
 
-RANK = 8
+RANK, PAIR = 8, 2
 BROKEN, FAULT, INTERRUPTED = 1, 2, 130  # exit statuses: a law does not hold; an error; Ctrl-C
 WIDE = 160  # columns where the output is no terminal
 HEAD = "head"  # the mode that a host knows the size of
 
-Rank = int | dict[str, int]
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status. `arguments` are those of the process unless given."""
-    options = _parser().parse_args(arguments)
     try:
+        options = _parser().parse_args(arguments)
         return int(options.run(options))
     except TnadaptError as error:
         return _fail(error, FAULT)
@@ -51,8 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(error: Exception, status: int) -> int:
-    line = " ".join(part.strip(" -") if part.startswith("  - ") else part for part in str(error).split("\n"))
-    print(f"tnadapt: {line}", file=sys.stderr)
+    print(f"tnadapt: {' '.join(str(error).split())}", file=sys.stderr)
     return status
 
 
@@ -76,24 +73,29 @@ def _show(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace) -> int:
     sites = _sites_of(options)
+    _check_names(options)
     adapters: list[Adapter] = []
-    over: dict[str, int] = {}
+    over: list[tuple[str, int]] = []
     for spec in options.specs:
-        sizes, rank = _sizes(spec, options), _rank(spec, options)
+        sizes, rank = _sizes(spec, sites, options), _rank(spec, options)
         if options.budget is not None:
-            least = count(spec.bind(sites, rank=1, sizes=sizes)).trainable
+            least = count(spec.bind(sites, rank=1 if spec.bonds else None, sizes=sizes)).trainable
             if least > options.budget:
-                over[spec.name] = least
-            rank = 1 if spec.name in over else fit_rank(spec, sites, trainable=options.budget, sizes=sizes)
+                over.append((spec.name, least))
+                rank = 1 if spec.bonds else None
+            elif spec.bonds:
+                rank = fit_rank(spec, sites, trainable=options.budget, sizes=sizes)
         adapters.append(spec.bind(sites, rank=rank, sizes=sizes, alpha=options.alpha, seed=options.seed))
     with _progress() as tell:
         found = compare(adapters, tokens=options.tokens, limit=options.limit, tell=tell)
     if options.json:
-        return _print_json({"reports": found.to_dict(), "over_budget": over})
+        return _print_json(
+            {"reports": found.to_dict(), "over_budget": [{"spec": name, "trainable": least} for name, least in over]}
+        )
     console = _console()
     console.print(_table(found.rows()))
     if over:
-        told = ", ".join(f"{name} ({least:,})" for name, least in over.items())
+        told = ", ".join(f"{name} ({least:,})" for name, least in over)
         _print(console, f"over the budget of {options.budget:,} at rank 1 already: {told}")
     return 0
 
@@ -155,13 +157,9 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _bind(spec: AdapterSpec, options: argparse.Namespace) -> Adapter:
-    return spec.bind(
-        _sites_of(options),
-        rank=_rank(spec, options),
-        sizes=_sizes(spec, options),
-        alpha=options.alpha,
-        seed=options.seed,
-    )
+    sites = _sites_of(options)
+    sizes = _sizes(spec, sites, options)
+    return spec.bind(sites, rank=_rank(spec, options), sizes=sizes, alpha=options.alpha, seed=options.seed)
 
 
 def _host(options: argparse.Namespace) -> Host:
@@ -171,75 +169,46 @@ def _host(options: argparse.Namespace) -> Host:
 
 
 def _sites_of(options: argparse.Namespace) -> tuple[Site, ...]:
-    targets = options.target_modules
-    return _host(options).sites(ALL_LINEAR if targets == [ALL_LINEAR] else targets)
+    return _host(options).sites(options.target_modules)
 
 
 def _rank(spec: AdapterSpec, options: argparse.Namespace) -> Rank | None:
-    """The rank asked for; one for every bond where the spec has bonds, none where it has none."""
-    if options.rank is None or not spec.bonds:
-        return options.rank if spec.bonds else None
-    asked: Rank = options.rank
-    return asked
+    """The rank asked for; none where the spec has no bond. Several specs take those of their bonds."""
+    asked: Rank = RANK if options.rank is None else options.rank
+    if not spec.bonds:
+        return None
+    return _own(spec, asked, options) if isinstance(asked, dict) else asked
 
 
-def _sizes(spec: AdapterSpec, options: argparse.Namespace) -> dict[str, int]:
-    """The sizes asked for; a mode named head has that of the host unless it was given, or follows from another."""
-    sizes: dict[str, int] = dict(options.sizes)
-    for axis in spec.axes:
-        if HEAD in axis and not set(axis) & sizes.keys():
-            sizes[HEAD] = _host(options).heads
+def _sizes(spec: AdapterSpec, sites: Iterable[Site], options: argparse.Namespace) -> dict[str, int]:
+    """The sizes asked for. An axis (head dim) is cut in heads of the host's size, where it is whole heads."""
+    sizes = _own(spec, options.sizes, options)
+    for number, axis in enumerate(spec.axes):
+        if HEAD in axis and len(axis) == PAIR and not set(axis) & sizes.keys():
+            length = _host(options).head_size
+            (other,) = (mode for mode in axis if mode != HEAD)
+            if all(site.shape[number] % length == 0 for site in sites):
+                sizes[other] = length
     return sizes
 
 
-def _spec_named(text: str) -> AdapterSpec:
-    """A family by its name, or what a file of python calls by a name: file.py:name."""
-    if text in families.__all__:
-        family: Callable[[], AdapterSpec] = getattr(families, text)
-        return family()
-    file, colon, name = text.rpartition(":")
-    if not colon:
-        raise argparse.ArgumentTypeError(
-            f"no family {text!r}; there are {', '.join(families.__all__)}, or file.py:name for a spec of your own"
-        )
-    try:
-        room = runpy.run_path(file)
-        found = room[name]
-        found = found() if callable(found) else found
-    except KeyError:
-        specs = [key for key, value in room.items() if isinstance(value, AdapterSpec)]
-        raise argparse.ArgumentTypeError(f"{file} has no {name!r}; it has {', '.join(specs) or 'no spec'}") from None
-    except TnadaptError as error:
-        raise argparse.ArgumentTypeError(f"{file}: {' '.join(str(error).split())}") from None
-    except OSError as error:
-        raise argparse.ArgumentTypeError(f"{file}: {error.strerror}") from None
-    except Exception as error:
-        raise argparse.ArgumentTypeError(f"{file}: {type(error).__name__}: {error}") from None
-    if not isinstance(found, AdapterSpec):
-        raise argparse.ArgumentTypeError(f"{text}: is no AdapterSpec, nor a function that returns one")
-    return found
+def _own(spec: AdapterSpec, asked: Mapping[str, int], options: argparse.Namespace) -> dict[str, int]:
+    """What is asked of one of several specs: the names that it has. Of a single one: all, so that errors come."""
+    if not options.several:
+        return dict(asked)
+    return {mode: size for mode, size in asked.items() if mode in _modes(spec)}
 
 
-def _whole(text: str) -> int:
-    try:
-        number = int(text.replace(",", "").replace("_", ""))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"wanted a whole number, got {text!r}") from None
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"wanted 1 or more, got {number}")
-    return number
+def _modes(spec: AdapterSpec) -> set[str]:
+    return {*spec.bonds, *(mode for axis in spec.axes for mode in axis)}
 
 
-def _pairs(text: str) -> dict[str, int]:
-    """Sizes by name, as in p=8,q=4."""
-    pairs = [part.partition("=") for part in text.split(",")]
-    if wrong := [name for name, sign, _ in pairs if not sign or not name]:
-        raise argparse.ArgumentTypeError(f"wanted name=size, as in p=8,q=4; got {wrong[0] or text!r}")
-    return {name.strip(): _whole(size) for name, _, size in pairs}
-
-
-def _rank_of(text: str) -> Rank:
-    return _pairs(text) if "=" in text else _whole(text)
+def _check_names(options: argparse.Namespace) -> None:
+    """Raises SiteError for a rank or size whose name no spec has."""
+    known = set().union(*map(_modes, options.specs))
+    asked = {*options.sizes, *(options.rank if isinstance(options.rank, dict) else ())}
+    if unknown := sorted(asked - known):
+        raise SiteError(f"{unknown[0]!r}: none of these specs has such a mode; they have {', '.join(sorted(known))}.")
 
 
 def _console() -> Console:
@@ -292,38 +261,43 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, run: Callable[[argparse.Namespace], int], about: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=about, description=about)
-        made.set_defaults(run=run)
+        made.set_defaults(run=run, several=False)
         return made
 
-    spec = {"type": _spec_named, "metavar": "FAMILY|FILE.py:NAME"}
+    spec = {"type": spec_named, "metavar": "FAMILY|FILE.py:NAME"}
     show = command("show", _show, "print a spec, its report, its plan and its diagram")
     show.add_argument("spec", **spec)  # type: ignore[arg-type]
     several = command("compare", _compare, "several specs at one model, in one table")
     several.add_argument("specs", nargs="+", **spec)  # type: ignore[arg-type]
-    several.add_argument("--budget", type=_whole, metavar="N", help="the largest rank that trains at most N numbers")
     picture = command("draw", _draw, "draw a spec, or with --sites a sized network with its minimum cut")
     picture.add_argument("spec", **spec)  # type: ignore[arg-type]
     picture.add_argument("-o", "--output", type=Path, metavar="FILE.svg", help="an SVG; without, a text")
     laws = command("check", _check, "try every law on a spec, bound to random sites")
     laws.add_argument("spec", **spec)  # type: ignore[arg-type]
-    laws.add_argument("--examples", type=_whole, default=25, metavar="N", help="adapters a law (25)")
-    laws.add_argument("--rank", type=_rank_of, metavar="R", help="of every bond, or p=8,q=4 (1 to 3 at random)")
+    laws.add_argument("--examples", type=whole_number, default=25, metavar="N", help="adapters a law (25)")
+    laws.add_argument("--rank", type=rank_of, metavar="R", help="of every bond, or p=8,q=4 (1 to 3 at random)")
+    several.set_defaults(several=True)
     names = command("list", _list, "the names of families and models")
     for one in (show, several, picture):
         one.add_argument("--sites", metavar="MODEL", help="a model's name, or a Hugging Face config.json")
         one.add_argument(
             "--target-modules", nargs="+", metavar="NAME", help="names or suffixes, or all-linear (query and value)"
         )
-        one.add_argument("--rank", type=_rank_of, default=RANK, metavar="R", help=f"of every bond ({RANK}), or p=8,q=4")
+        ranks = one.add_mutually_exclusive_group()
+        ranks.add_argument("--rank", type=rank_of, metavar="R", help=f"of every bond ({RANK}), or p=8,q=4")
+        if one is several:
+            ranks.add_argument(
+                "--budget", type=whole_number, metavar="N", help="the largest rank that trains at most N"
+            )
         one.add_argument("--alpha", type=float, help="in place of the spec's")
         one.add_argument("--seed", type=int, default=0)
     for one in (show, several):
-        one.add_argument("--tokens", type=_whole, default=TOKENS, help=f"tokens of a call, for costs ({TOKENS})")
+        one.add_argument("--tokens", type=whole_number, default=TOKENS, help=f"tokens of a call, for costs ({TOKENS})")
         one.add_argument(
-            "--limit", type=_whole, default=LIMIT, help=f"of one Jacobian's numbers, for freedom ({LIMIT})"
+            "--limit", type=whole_number, default=LIMIT, help=f"of one Jacobian's numbers, for freedom ({LIMIT})"
         )
     for one in (show, several, picture, laws):
-        one.add_argument("--sizes", type=_pairs, default={}, metavar="head=12", help="sizes of single modes")
+        one.add_argument("--sizes", type=sizes_by_name, default={}, metavar="head=12", help="sizes of single modes")
     for one in (show, several, laws, names):
         one.add_argument("--json", action="store_true", help="for machines")
     return parser

@@ -1,5 +1,6 @@
 """The file of an adapter: what was trained, one JSON text, and digests of everything. Loading runs no code."""
 
+import errno
 import hashlib
 import json
 import math
@@ -124,6 +125,8 @@ SEALS = {"library": str, "drawn": dict, "stored": str}
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write to a neighbour of the file, then rename: readers see the old file or the new one."""
+    if not path.name:
+        raise IsADirectoryError(errno.EISDIR, "Is a directory", str(path))
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with part.open("xb") as file:

@@ -32,6 +32,7 @@ class Host:
         layers: the number of blocks.
         heads: attention heads; `sizes={"head": host.heads}` splits an axis by them.
         key_heads: heads of the keys and values; fewer than `heads` where several queries share one.
+        head_size: length of one head; the weights of queries, keys and values are whole heads.
         prefix: path of the bare model inside of the model that is loaded: "roberta" in a RobertaForMaskedLM, "" in a
             RobertaModel. `dataclasses.replace(host, prefix="")` gives the other one.
         blocks: path of the list of blocks inside of the bare model.
@@ -47,6 +48,7 @@ class Host:
     layers: int
     heads: int
     key_heads: int
+    head_size: int
     prefix: str
     blocks: str
     kinds: Mapping[str, tuple[int, int]]
@@ -54,8 +56,8 @@ class Host:
 
     def __post_init__(self) -> None:
         """Check every size and path, freeze."""
-        for what, size in {"layers": self.layers, "heads": self.heads, "key_heads": self.key_heads}.items():
-            check_size(f"{self.name}: {what}", size)
+        for what in ("layers", "heads", "key_heads", "head_size"):
+            check_size(f"{self.name}: {what}", getattr(self, what))
         for kind, shape in self.kinds.items():
             for size in shape:
                 check_size(f"{self.name}: an axis of {kind}", size)
@@ -93,14 +95,16 @@ class Host:
             SiteError: a name that matches nothing (the nearest ones are told), or no name at all.
         """
         every = self._every_site()
-        if target_modules == ALL_LINEAR:
+        names = self.targets if target_modules is None else target_modules
+        names = (names,) if isinstance(names, str) and names == ALL_LINEAR else names
+        names = [] if isinstance(names, str) else list(names)
+        if names == [ALL_LINEAR]:
             return every
-        if isinstance(target_modules, str) or not (target_modules is None or target_modules):
+        if not names or not all(isinstance(name, str) for name in names):
             raise SiteError(
                 f"{self.name}: target_modules must be a list of names, or {ALL_LINEAR!r}.\n"
                 f"However, it is {target_modules!r}.\nThe kinds are {', '.join(self.kinds)}."
             )
-        names = self.targets if target_modules is None else target_modules
         for name in names:
             if not any(_is_suffix(name, site.path) for site in every):
                 raise SiteError(
@@ -188,6 +192,7 @@ def host_of(name: str, where: str, config: Mapping[str, Any]) -> Host:
             layers=sizes["layers"],
             heads=sizes["heads"],
             key_heads=sizes["key_heads"],
+            head_size=sizes["head_size"],
             prefix=layout.prefix if _is_wrapped(where, layout, config) else "",
             blocks=layout.blocks,
             kinds={inner: (sizes[out], sizes[into]) for inner, (out, into) in layout.kinds.items()},
@@ -215,6 +220,7 @@ def sizes_of_config(where: str, layout: Layout, config: Mapping[str, Any]) -> di
         "layers": _size(where, layout, config, layout.layers),
         "heads": heads,
         "key_heads": key_heads,
+        "head_size": head,
         "query": query,
         "key": key,
         "fused": query + 2 * key,

@@ -13,9 +13,13 @@ from tnadapt import count, families, find_host, fit_rank
 from tnadapt._command import main
 
 OWN = """\
-from tnadapt import AdapterSpec, raw, trainable, zeros
+from tnadapt import AdapterSpec, frozen, raw, trainable, zeros
 mine = AdapterSpec(name="mine", weight="out in", over="layer", scale=raw(),
                    factors={"A": trainable("r in"), "B": trainable("layer out r", init=zeros())})
+small = AdapterSpec(name="lora", weight="out in", scale=raw(),
+                    factors={"A": frozen("out r"), "s": trainable("r", init=zeros()), "B": frozen("r in")})
+flat = AdapterSpec(name="flat", weight="out in", scale=raw(),
+                   factors={"a": trainable("out", init=zeros()), "b": frozen("in")})
 def made():
     return mine
 number = 3
@@ -31,6 +35,10 @@ def run(capsys, monkeypatch, tmp_path):
     (tmp_path / "refused.py").write_text(REFUSED)
     (tmp_path / "syntax.py").write_text("def (:\n")
     (tmp_path / "broken.py").write_text("1 / 0\n")
+    (tmp_path / "loud.py").write_text(f"print('loud')\n{OWN}")
+    (tmp_path / "exits.py").write_text("import sys\nsys.exit(0)\n")
+    (tmp_path / "lines.py").write_text("raise ValueError('one\\ntwo')\n")
+    (tmp_path / "keys.py").write_text("{}['gone']\n")
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     monkeypatch.chdir(tmp_path)
 
@@ -50,7 +58,7 @@ def test_show_prints_spec_report_plan_and_diagram(run):
     assert (status, err) == (0, "")
     assert str(families.lorta()) in out
     host = find_host("gpt2")
-    adapter = families.lorta().bind(host.sites(), rank=2, sizes={"head": 12})
+    adapter = families.lorta().bind(host.sites(), rank=2, sizes={"dim": 64})
     assert f"{count(adapter).trainable:,} = in*r" in out
     assert "<= 2 (cut r)" in out
     assert re.search(r"%6 = \(x\), A +\[\(token\) in, in r -> \(token\) r\]", out)  # no word was taken for markup
@@ -73,7 +81,38 @@ def test_a_mode_named_head_has_the_size_of_the_host_unless_given(run):
         json.loads(run("show", "lorta", *GPT2, "--json", *more)[1])["report"]["factors"][2]["shape"]
         for more in ((), ("--sizes", "head=4"), ("--sizes", "dim=2304"))
     ]
-    assert sizes == ["12 x 2", "4 x 2", "1 x 2"]
+    assert sizes == ["36 x 2", "4 x 2", "1 x 2"]  # 12 heads each of the queries, keys and values that lie in one weight
+
+
+def test_heads_of_keys_are_as_long_as_those_of_queries(run):
+    words = ("show", "lorta", "--sites", "qwen2.5-7b", "--rank", "2", "--json", "--limit", "1")
+    shapes = [row["shape"] for row in json.loads(run(*words)[1])["report"]["factors"] if row["factor"] == "H"]
+    assert shapes == ["28 x 2", "4 x 2"]
+    words = ("show", "lorta", "--sites", "llama-2-13b", "--target-modules", "all-linear", "--limit", "1")
+    assert run(*words)[0] == 0
+
+
+def test_specs_of_one_name_are_kept_apart(run):
+    words = ("compare", "lora", "own.py:small", "--sites", "gpt2", "--budget", "5000", "--limit", "1", "--json")
+    data = json.loads(run(*words)[1])
+    assert [one["spec"] for one in data["over_budget"]] == ["lora"]
+    assert [one["trainable"] for one in data["reports"]] == [12 * (2304 + 768), 12 * 416]
+
+
+def test_what_is_asked_by_name_goes_to_the_specs_that_have_it(run):
+    status, out, _ = run("compare", "lora", "lorta", "lotr", *GPT2[:2], "--sizes", "head=4", "--rank", "r=3,p=2,q=2")
+    assert status == 0
+    assert [line.split("  ")[0] for line in out.splitlines()[1:]] == ["lora", "lorta", "lotr"]
+
+
+def test_a_spec_without_a_bond_is_compared_within_a_budget(run):
+    words = ("compare", "own.py:flat", "lotr", "--sites", "gpt2", "--limit", "1", "--json", "--budget")
+    assert json.loads(run(*words, "50000")[1])["reports"][0]["trainable"] == 12 * 2304
+    assert [one["spec"] for one in json.loads(run(*words, "10000")[1])["over_budget"]] == ["flat"]
+
+
+def test_what_a_file_prints_is_no_part_of_the_answer(run):
+    assert json.loads(run("show", "loud.py:mine", *GPT2, "--json")[1])["report"]["spec"] == "mine"
 
 
 def test_all_linear_and_a_config(run):
@@ -94,7 +133,7 @@ def test_compare_within_a_budget(run):
     assert status == 0
     assert "over the budget of 50,000 at rank 1 already: lora (98,304)" in out
     data = json.loads(run(*words, "--json")[1])
-    assert data["over_budget"] == {"lora": 98_304}
+    assert data["over_budget"] == [{"spec": "lora", "trainable": 98_304}]
     sites = find_host("roberta-large").sites()
     best = fit_rank(families.lotr(), sites, trainable=50_000)
     assert data["reports"][1]["trainable"] == count(families.lotr().bind(sites, rank=best)).trainable
@@ -147,7 +186,7 @@ WRONG = [
     (("show", "syntax.py:x", *GPT2), "syntax.py: SyntaxError"),
     (("show", "broken.py:x", *GPT2), "broken.py: ZeroDivisionError: division by zero"),
     (("show", "none.py:x", *GPT2), "none.py: No such file"),
-    (("show", "own.py:none", *GPT2), "own.py has no 'none'; it has mine"),
+    (("show", "own.py:none", *GPT2), "own.py has no 'none'; it has mine, small, flat"),
     (("show", "own.py:number", *GPT2), "own.py:number: is no AdapterSpec"),
     (("show", "refused.py:bad", *GPT2), "weight mode 'in': no factor carries it"),
     (("show", "lora", "--sites", "gpt2", "--rank", "q=2"), "lora has no bond 'q'"),
@@ -157,6 +196,13 @@ WRONG = [
     (("show", "lora", *GPT2, "--target-modules", "foo"), "target 'foo': matches no linear layer"),
     (("compare", *GPT2), "the following arguments are required"),
     (("draw", "lora", "-o", "nowhere/x.svg"), "nowhere/x.svg: cannot be written: No such file"),
+    (("draw", "lora", "-o", "."), ".: cannot be written: Is a directory"),
+    (("show", "exits.py:x", *GPT2), "exits.py: SystemExit: 0"),
+    (("show", "lines.py:x", *GPT2), "lines.py: ValueError: one two"),
+    (("show", "keys.py:x", *GPT2), "keys.py: KeyError: 'gone'"),
+    (("show", "lora", "--sites", "gpt2", "--rank", "r=2,r=3"), "r is named twice"),
+    (("compare", "lora", *GPT2, "--budget", "9"), "not allowed with argument"),
+    (("compare", "lora", "lotr", *GPT2, "--sizes", "head=2"), "'head': none of these specs has such a mode"),
     (("fly",), "invalid choice: 'fly'"),
     ((), "the following arguments are required"),
 ]

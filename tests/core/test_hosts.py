@@ -27,6 +27,7 @@ HERE = {
     "layers": 2,
     "heads": 2,
     "key_heads": 1,
+    "head_size": 2,
     "prefix": "",
     "blocks": "layers",
     "kinds": {"q": (4, 6), "mlp.up": (8, 6)},
@@ -219,7 +220,7 @@ def test_shapes_follow_from_the_sizes(place, sizes):
     host = host_of(place, **changes, num_key_value_heads=key_heads, intermediate_size=inner)
     attention = 2 * hidden * hidden + 2 * hidden * key_heads * head
     assert weights(host) == layers * (attention + 3 * hidden * inner)
-    assert (host.heads, host.key_heads) == (heads, key_heads)
+    assert (host.heads, host.key_heads, host.head_size) == (heads, key_heads, head)
 
 
 # ---------------------------------------------------------------- what is refused

@@ -191,7 +191,7 @@ FAULTS = [  # what is planted, where, on which spec, and the law that catches it
     ("a plan states 7 flops", planted(_laws, "plan", one_off), LOTR, "plans_give_the_numbers"),
     (
         "a plan's network has twice the scale",
-        planted(_laws, "_run", lambda true: lambda *args: (2 * true(*args)[0], true(*args)[1])),
+        planted(_laws, "run_plan", lambda true: lambda *args: (2 * true(*args)[0], true(*args)[1])),
         LOTR,
         "plans_give_the_numbers",
     ),

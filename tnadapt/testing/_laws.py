@@ -7,9 +7,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +19,11 @@ from tnadapt._format import load, save
 from tnadapt._freedom import degrees_of_freedom, first_gradients
 from tnadapt._init import Params, init
 from tnadapt._json import from_json, to_json
-from tnadapt._network import Network, Site
-from tnadapt._plan import Plan, plan
+from tnadapt._network import Site
+from tnadapt._plan import plan
 from tnadapt._rank import generic_rank, rank_bound
 from tnadapt._spec import Adapter, AdapterSpec
-from tnadapt.testing._oracle import dense, gradients, local, magnitude, random_params
+from tnadapt.testing._oracle import dense, gradients, least_cut, local, magnitude, random_params, run_plan
 
 __all__ = ["LAWS", "Law"]
 
@@ -137,18 +135,6 @@ def rank_keeps_its_bound(adapter: Adapter, random: np.random.Generator) -> None:
     expect(found == generic or adapter.spec.centered, f"random values give rank {found}, generic is {generic}")
 
 
-def least_cut(network: Network) -> int:
-    """The least product of the sizes of modes with carriers on both sides, over all ways to part the factors."""
-    names = list(network.factors)
-    cuts = []
-    for sides in product((0, 1), repeat=len(names)):
-        touched = [set(network.out_modes), set(network.in_modes)]
-        for name, side in zip(names, sides, strict=True):
-            touched[side] |= set(network.local_modes(name))
-        cuts.append(network.volume(touched[0] & touched[1]))
-    return min(cuts)
-
-
 def freedom_is_the_rank_of_the_jacobian(adapter: Adapter, random: np.random.Generator) -> None:
     """Freedom has the count of the arrays, and the rank of the numerical Jacobian (looked at up to 120 numbers)."""
     group = adapter.groups[int(random.integers(len(adapter.groups)))]
@@ -247,7 +233,7 @@ def plans_give_the_numbers(adapter: Adapter, random: np.random.Generator) -> Non
     size = magnitude(raw, params, site)
     for ask, operands in (("apply", {"(x)": x} | arrays), ("delta", arrays)):
         order = plan(network, ask, tokens=TOKENS)
-        value, flops = _run(order, operands)
+        value, flops = run_plan(order, operands)
         found = network.scale * value.reshape(-1 if ask == "apply" else site.shape[0], *_tail(ask, site, inner))
         through = x.reshape(TOKENS, inner)
         most = float(np.abs(through).sum(axis=1).max()) if ask == "apply" else 1.0
@@ -257,20 +243,6 @@ def plans_give_the_numbers(adapter: Adapter, random: np.random.Generator) -> Non
 
 def _tail(ask: str, site: Site, inner: int) -> tuple[int]:
     return (site.shape[0],) if ask == "apply" else (inner,)
-
-
-def _run(order: Plan, operands: Mapping[str, Array]) -> tuple[Array, int]:
-    """Every step by an einsum of two operands that counts: a multiplication, and an addition where it sums."""
-    letters = {mode: number for number, mode in enumerate(["(token)", *order.network.sizes])}
-    values, flops = [operands[name] for name in order.operands], 0
-    for step in order.steps:
-        sides = [(values[side], order.modes(side)) for side in (step.left, step.right)]
-        sizes = dict(pair for value, modes in sides for pair in zip(modes, value.shape, strict=True))
-        words: list[Any] = [part for value, modes in sides for part in (value, [letters[mode] for mode in modes])]
-        values.append(np.einsum(*words, [letters[mode] for mode in step.modes]))
-        flops += math.prod(sizes.values()) * (1 if len(step.modes) == len(sizes) else 2)
-    last = order.modes(len(values) - 1)
-    return np.transpose(values[-1], [last.index(mode) for mode in order.answer]), flops
 
 
 def gradients_are_differences(adapter: Adapter, random: np.random.Generator) -> None:

@@ -1,12 +1,16 @@
 """The slow and obvious truth: updates by their definition, gradients by leaving one factor out."""
 
+import math
 from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tnadapt._init import Params, init
 from tnadapt._network import Group, Network, Site
+from tnadapt._plan import Plan
 from tnadapt._spec import Adapter
 
 __all__ = ["dense", "gradients", "random_params"]
@@ -101,3 +105,29 @@ def gradients(adapter: Adapter, params: Mapping[str, Array], pulls: Mapping[str,
                 place = cut_of(adapter, group, site, name)
                 totals[adapter.slot_name(group, name)][place] += network.scale * part
     return totals
+
+
+def least_cut(network: Network) -> int:
+    """The least product of the sizes of modes with carriers on both sides, over all ways to part the factors."""
+    names = list(network.factors)
+    cuts = []
+    for sides in product((0, 1), repeat=len(names)):
+        touched = [set(network.out_modes), set(network.in_modes)]
+        for name, side in zip(names, sides, strict=True):
+            touched[side] |= set(network.local_modes(name))
+        cuts.append(network.volume(touched[0] & touched[1]))
+    return min(cuts)
+
+
+def run_plan(order: Plan, operands: Mapping[str, Array]) -> tuple[Array, int]:
+    """Every step by an einsum of two operands that counts: a multiplication, and an addition where it sums."""
+    letters = {mode: number for number, mode in enumerate(["(token)", *order.network.sizes])}
+    values, flops = [operands[name] for name in order.operands], 0
+    for step in order.steps:
+        sides = [(values[side], order.modes(side)) for side in (step.left, step.right)]
+        sizes = dict(pair for value, modes in sides for pair in zip(modes, value.shape, strict=True))
+        words: list[Any] = [part for value, modes in sides for part in (value, [letters[mode] for mode in modes])]
+        values.append(np.einsum(*words, [letters[mode] for mode in step.modes]))
+        flops += math.prod(sizes.values()) * (1 if len(step.modes) == len(sizes) else 2)
+    last = order.modes(len(values) - 1)
+    return np.transpose(values[-1], [last.index(mode) for mode in order.answer]), flops
