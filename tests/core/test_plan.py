@@ -4,7 +4,7 @@ import numpy as np
 import opt_einsum
 import pytest
 
-from tnadapt import BUCKETS, Cost, PlanError, bucket, families, grid, plan
+from tnadapt import BUCKETS, Cost, Objective, PlanError, bucket, families, grid, plan
 
 TERA_RANKS = {f"r_{side}{n}": rank for side in "oi" for n, rank in enumerate((8, 4, 4), 1)}
 
@@ -149,3 +149,25 @@ def test_what_is_explained_is_what_planner_md_measured():
     assert float(plan(full, tokens=8192).explain().split("first: ")[1].split(" ")[0]) >= 1.0
     with pytest.raises(PlanError, match="this plan makes a delta"):
         plan(square("lora"), "delta").explain()
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("x_needs_grad", [True, False])
+@pytest.mark.parametrize("weights", [(0.0, 0.0, 0.0), (50.0, 0.0, 0.0), (0.0, 50.0, 0.0), (0.0, 0.0, 50.0)], ids=str)
+def test_what_making_and_folding_cost_by_hand(weights, training, x_needs_grad):
+    """5 tokens, a 6 x 7 weight: x times the update, and what the gradient of the folded weight adds."""
+    made = network(families.lora(), rank=2, shape=(6, 7))
+    goal = Objective("own", *weights)
+    own = plan(made, tokens=5, training=training, x_needs_grad=x_needs_grad, objective=goal)
+    update = goal.of(plan(made, "delta", training=training, x_needs_grad=False, objective=goal).cost)
+    flops, moved, saved = 2 * 5 * 6 * 7, 5 * 6 + 5 * 7 + 6 * 7, 5 * 7
+    products = (1 + x_needs_grad) if training else 0
+    dense = Cost(flops, flops * products, saved if training else 0, 0, moved * (1 + products))
+    gradient = Cost(0, flops, saved, 0, 3 * 6 * 7 + moved) if training else Cost(0, 0, 0, 0, 3 * 6 * 7)
+    first, folded = ((update + goal.of(more)) / goal.of(own.cost) for more in (dense, gradient))
+    pays = "it would pay on a full-precision weight" if folded < 1 else "it would not pay"
+    assert own.explain() == (
+        f"apply at 5 tokens, for own: {goal.of(own.cost):.3g}\n"
+        f"  making the update first: {first:.2f} times that\n"
+        f"  folding it into the weight: {folded:.2f} times that; {pays}"
+    )

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tnadapt import (
     AdapterSpec,
+    Cut,
     PlanError,
     Site,
     SiteError,
@@ -180,6 +181,22 @@ def test_a_centered_update_counts_two_networks_or_one_side():
     assert generic_rank(both, "w") == 6
     assert (rank_bound(one, "w").rank, rank_bound(one, "w").times, generic_rank(one, "w")) == (3, 1, 3)
     assert str(rank_bound(one, "w")) == "3 (cut r)"
+
+
+@pytest.mark.parametrize("trained", ["A", "B"])
+def test_a_centered_update_counts_one_network_whichever_side_is_trained(trained):
+    modes = {"A": "out r", "B": "r in"}
+    factors = {name: (trainable if name == trained else frozen)(modes[name]) for name in modes}
+    spec = AdapterSpec(name="c", weight="out in", factors=factors, scale=raw(), centered=True)
+    adapter = spec.bind([Site("w", (9, 9))], rank=3)
+    assert rank_bound(adapter, "w") == Cut(3, ("r",), 1)
+    assert generic_rank(adapter, "w") == 3
+
+
+def test_a_cut_is_of_one_network_unless_it_is_said():
+    assert Cut(1000, ("p", "q")) == Cut(1000, ("p", "q"), 1)
+    assert str(Cut(1000, ("p", "q"))) == "1,000 (cut p, q)"
+    assert str(Cut(1, ())) == "1 (cut nothing)"
 
 
 def test_tera_reaches_full_rank_with_a_small_part_of_the_trainables_of_lora():
