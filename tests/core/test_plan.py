@@ -4,7 +4,20 @@ import numpy as np
 import opt_einsum
 import pytest
 
-from tnadapt import BUCKETS, Cost, Objective, PlanError, bucket, families, grid, plan
+from tnadapt import (
+    BUCKETS,
+    AdapterSpec,
+    Cost,
+    Objective,
+    PlanError,
+    bucket,
+    families,
+    grid,
+    plan,
+    raw,
+    trainable,
+    zeros,
+)
 
 TERA_RANKS = {f"r_{side}{n}": rank for side in "oi" for n, rank in enumerate((8, 4, 4), 1)}
 
@@ -63,6 +76,26 @@ def test_flops_of_lora_by_hand():
 
 def test_a_delta_has_no_tokens():
     assert plan(network(families.lora()), "delta").forward_flops == 2 * 512 * 8 * 1024
+
+
+def test_a_delta_is_planned_once_for_any_number_of_tokens():
+    made = plan(network(families.lora()), "delta", tokens=7)
+    assert made is plan(network(families.lora()), "delta")
+    assert made.tokens == 1
+
+
+def test_a_plan_is_for_training_at_1024_tokens_unless_it_is_said():
+    made = plan(network(families.lora()))
+    assert (made.ask, made.tokens, made.training, made.x_needs_grad) == ("apply", 1024, True, True)
+    assert made.objective.name == "training"
+
+
+def test_one_factor_is_its_own_delta():
+    spec = AdapterSpec(name="own", weight="out in", factors={"W": trainable("in out", init=zeros())}, scale=raw())
+    made = plan(network(spec, rank=None, shape=(4, 6)), "delta")
+    assert (made.steps, made.to_opt_einsum(), made.equation()) == ((), [], "ab->ba")
+    assert made.cost == Cost(0, 0, 0, 0, 0)
+    assert made.opt_einsum_flops() == 24  # opt_einsum counts the transposed copy
 
 
 def test_the_order_of_lora_turns_with_the_tokens():
