@@ -25,6 +25,7 @@ from tnadapt import (
     rank_bound,
     raw,
     trainable,
+    zeros,
 )
 from tnadapt.testing import adapters, random_params
 
@@ -115,6 +116,15 @@ def test_a_stack_has_at_most_the_rank_of_its_cut(spec, modes):
     matrix = stack.transpose([names.index(mode) for mode in order]).reshape(rows, -1)
     found = np.linalg.matrix_rank(matrix)
     assert found == generic_rank(adapter, group, rows=modes) <= rank_bound(adapter, group, rows=modes).rank
+
+
+def test_a_stack_over_a_mode_that_no_factor_carries():
+    factors = {"A": trainable("out r"), "B": trainable("r in", init=zeros())}
+    spec = AdapterSpec(name="own", weight="out in", over="layer", factors=factors, scale=raw())
+    for layers in (1, 4):
+        adapter = spec.bind(grid(layers=layers, kinds={"q": (9, 3)}), rank=5)
+        assert generic_rank(adapter, adapter.groups[0]) == 3 == rank_bound(adapter).rank
+        assert generic_rank(adapter, rows=("layer",)) == 1  # all layers have one update
 
 
 def test_lotr_spans_one_space_of_rows_and_one_of_columns():
