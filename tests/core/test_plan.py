@@ -184,23 +184,27 @@ def test_what_is_explained_is_what_planner_md_measured():
         plan(square("lora"), "delta").explain()
 
 
+@pytest.mark.parametrize("sizes", [(5, 6, 7, 2), (1, 3, 2, 1)], ids=str)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("x_needs_grad", [True, False])
 @pytest.mark.parametrize("weights", [(0.0, 0.0, 0.0), (50.0, 0.0, 0.0), (0.0, 50.0, 0.0), (0.0, 0.0, 50.0)], ids=str)
-def test_what_making_and_folding_cost_by_hand(weights, training, x_needs_grad):
-    """5 tokens, a 6 x 7 weight: x times the update, and what the gradient of the folded weight adds."""
-    made = network(families.lora(), rank=2, shape=(6, 7))
+def test_what_making_and_folding_cost_by_hand(weights, training, x_needs_grad, sizes):
+    """Making takes x times the update beside the update, folding the gradient of the weight."""
+    tokens, outer, inner, rank = sizes
+    made = network(families.lora(), rank=rank, shape=(outer, inner))
     goal = Objective("own", *weights)
-    own = plan(made, tokens=5, training=training, x_needs_grad=x_needs_grad, objective=goal)
+    own = plan(made, tokens=tokens, training=training, x_needs_grad=x_needs_grad, objective=goal)
     update = goal.of(plan(made, "delta", training=training, x_needs_grad=False, objective=goal).cost)
-    flops, moved, saved = 2 * 5 * 6 * 7, 5 * 6 + 5 * 7 + 6 * 7, 5 * 7
+    flops, saved = 2 * tokens * outer * inner, tokens * inner
+    moved = tokens * outer + tokens * inner + outer * inner
     products = (1 + x_needs_grad) if training else 0
     dense = Cost(flops, flops * products, saved if training else 0, 0, moved * (1 + products))
-    gradient = Cost(0, flops, saved, 0, 3 * 6 * 7 + moved) if training else Cost(0, 0, 0, 0, 3 * 6 * 7)
+    added = 3 * outer * inner  # W + dW: two are read, one is written
+    gradient = Cost(0, flops, saved, 0, added + moved) if training else Cost(0, 0, 0, 0, added)
     first, folded = ((update + goal.of(more)) / goal.of(own.cost) for more in (dense, gradient))
     pays = "it would pay on a full-precision weight" if folded < 1 else "it would not pay"
     assert own.explain() == (
-        f"apply at 5 tokens, for own: {goal.of(own.cost):.3g}\n"
+        f"apply at {tokens} tokens, for own: {goal.of(own.cost):.3g}\n"
         f"  making the update first: {first:.2f} times that\n"
         f"  folding it into the weight: {folded:.2f} times that; {pays}"
     )
