@@ -6,7 +6,7 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo demo-quick demo-jax test lint format types laws bench docs clean
+.PHONY: demo demo-quick demo-jax test lint format types laws mutants bench docs clean
 .NOTPARALLEL:
 
 demo: .venv/.demo
@@ -38,6 +38,9 @@ laws: export HYPOTHESIS_PROFILE = laws
 laws: .venv/.dev
 	$(BIN)/python -m pytest -n 2 tests/laws $(ARGS)
 
+mutants: .venv/.mutants
+	$(BIN)/python tests/mutants.py $(ARGS)
+
 bench: .venv/.bench
 	@set -e; for program in $(filter-out %/timing.py,$(wildcard benchmarks/*.py)); do echo "== $$program"; $(BIN)/python $$program $(ARGS); done
 
@@ -68,4 +71,8 @@ clean:
 
 .venv/.docs: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) -e ".[docs]"
+	@touch $@
+
+.venv/.mutants: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) -e ".[mutants]"
 	@touch $@

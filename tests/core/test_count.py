@@ -169,6 +169,23 @@ def test_a_long_count_prints_its_first_rows():
     assert len(text.splitlines()) == 22
 
 
+def test_twenty_rows_are_all_printed():
+    ten, eleven = (str(count(LORA.bind(grid(layers=layers, kinds={"q": (4, 6)}), rank=2))) for layers in (10, 11))
+    assert len(ten.splitlines()) == 21
+    assert "more" not in ten
+    assert eleven.splitlines()[-1] == "  and 2 more"
+
+
+def test_a_factor_without_modes_is_printed_as_a_scalar():
+    factors = {"W": frozen("out in"), "s": trainable("", init=zeros())}
+    spec = AdapterSpec(name="own", weight="out in", factors=factors, scale=raw())
+    assert "  s  trainable  scalar  1" in str(count(spec.bind(grid(layers=1, kinds={"q": (4, 6)})))).splitlines()
+
+
+def test_frozen_entries_are_of_no_group():
+    assert count(VERA.bind(grid(layers=2, kinds={"q": (4, 6)}), rank=3)).by_group() == {"0.q": 7, "1.q": 7}
+
+
 @pytest.mark.parametrize("name", ["lora", "lotr", "lorta", "tlora", "vera", "tera"])
 def test_a_70b_model_counts_without_arrays(name, monkeypatch):
     wide, narrow = (8192, 8192), (1024, 8192)

@@ -245,6 +245,17 @@ def test_a_site_is_found_by_path_or_by_itself():
         adapter.find("layers.9.up")
 
 
+def test_the_first_five_sites_are_told_where_one_is_not_found():
+    with pytest.raises(SiteError, match=r"begin with layers.0.q, layers.0.k, layers.0.up, layers.1.q, layers.1.k.$"):
+        own("").bind(MIXED, rank=2).find("layers.9.up")
+
+
+def test_a_size_that_does_not_fit_is_told_of_the_first_site():
+    sites = [Site("a", (4, 6)), Site("b", (4, 6))]
+    with pytest.raises(SiteError, match=r"^a: the sizes of \(in\) must multiply to 6"):
+        own("site").bind(sites, rank=2, sizes={"in": 5})
+
+
 def test_a_frozen_factor_without_site_mode_is_one_for_all_groups():
     adapter = families.vera().bind(MIXED, rank=2)
     assert {name: slot.shape for name, slot in adapter.slots.items() if "." not in name} == {"A": (2, 6), "B": (8, 2)}

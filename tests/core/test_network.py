@@ -200,6 +200,11 @@ def test_a_site_of_no_size_is_refused(size):
         Network((("out",), ("in",)), (), {"A": trainable("out in")}, {"out": 4, "in": size}, 1.0)
 
 
+def test_a_network_is_not_centered_unless_it_is_said():
+    plain = Network((("out",), ("in",)), (), {"A": trainable("out in")}, {"out": 4, "in": 2}, 1.0)
+    assert plain.centered is False
+
+
 def test_no_size_is_above_the_largest():
     site, modes = Site("h.0.q", (LARGEST, LARGEST)), (("out",), ("in",))
     assert sizes(TERA, site.shape, rank=1)["o3"] == LARGEST  # a prime

@@ -4,7 +4,20 @@ import numpy as np
 import opt_einsum
 import pytest
 
-from tnadapt import BUCKETS, Cost, PlanError, bucket, families, grid, plan
+from tnadapt import (
+    BUCKETS,
+    AdapterSpec,
+    Cost,
+    Objective,
+    PlanError,
+    bucket,
+    families,
+    grid,
+    plan,
+    raw,
+    trainable,
+    zeros,
+)
 
 TERA_RANKS = {f"r_{side}{n}": rank for side in "oi" for n, rank in enumerate((8, 4, 4), 1)}
 
@@ -63,6 +76,26 @@ def test_flops_of_lora_by_hand():
 
 def test_a_delta_has_no_tokens():
     assert plan(network(families.lora()), "delta").forward_flops == 2 * 512 * 8 * 1024
+
+
+def test_a_delta_is_planned_once_for_any_number_of_tokens():
+    made = plan(network(families.lora()), "delta", tokens=7)
+    assert made is plan(network(families.lora()), "delta")
+    assert made.tokens == 1
+
+
+def test_a_plan_is_for_training_at_1024_tokens_unless_it_is_said():
+    made = plan(network(families.lora()))
+    assert (made.ask, made.tokens, made.training, made.x_needs_grad) == ("apply", 1024, True, True)
+    assert made.objective.name == "training"
+
+
+def test_one_factor_is_its_own_delta():
+    spec = AdapterSpec(name="own", weight="out in", factors={"W": trainable("in out", init=zeros())}, scale=raw())
+    made = plan(network(spec, rank=None, shape=(4, 6)), "delta")
+    assert (made.steps, made.to_opt_einsum(), made.equation()) == ((), [], "ab->ba")
+    assert made.cost == Cost(0, 0, 0, 0, 0)
+    assert made.opt_einsum_flops() == 24  # opt_einsum counts the transposed copy
 
 
 def test_the_order_of_lora_turns_with_the_tokens():
@@ -149,3 +182,29 @@ def test_what_is_explained_is_what_planner_md_measured():
     assert float(plan(full, tokens=8192).explain().split("first: ")[1].split(" ")[0]) >= 1.0
     with pytest.raises(PlanError, match="this plan makes a delta"):
         plan(square("lora"), "delta").explain()
+
+
+@pytest.mark.parametrize("sizes", [(5, 6, 7, 2), (1, 3, 2, 1)], ids=str)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("x_needs_grad", [True, False])
+@pytest.mark.parametrize("weights", [(0.0, 0.0, 0.0), (50.0, 0.0, 0.0), (0.0, 50.0, 0.0), (0.0, 0.0, 50.0)], ids=str)
+def test_what_making_and_folding_cost_by_hand(weights, training, x_needs_grad, sizes):
+    """Making takes x times the update beside the update, folding the gradient of the weight."""
+    tokens, outer, inner, rank = sizes
+    made = network(families.lora(), rank=rank, shape=(outer, inner))
+    goal = Objective("own", *weights)
+    own = plan(made, tokens=tokens, training=training, x_needs_grad=x_needs_grad, objective=goal)
+    update = goal.of(plan(made, "delta", training=training, x_needs_grad=False, objective=goal).cost)
+    flops, saved = 2 * tokens * outer * inner, tokens * inner
+    moved = tokens * outer + tokens * inner + outer * inner
+    products = (1 + x_needs_grad) if training else 0
+    dense = Cost(flops, flops * products, saved if training else 0, 0, moved * (1 + products))
+    added = 3 * outer * inner  # W + dW: two are read, one is written
+    gradient = Cost(0, flops, saved, 0, added + moved) if training else Cost(0, 0, 0, 0, added)
+    first, folded = ((update + goal.of(more)) / goal.of(own.cost) for more in (dense, gradient))
+    pays = "it would pay on a full-precision weight" if folded < 1 else "it would not pay"
+    assert own.explain() == (
+        f"apply at {tokens} tokens, for own: {goal.of(own.cost):.3g}\n"
+        f"  making the update first: {first:.2f} times that\n"
+        f"  folding it into the weight: {folded:.2f} times that; {pays}"
+    )

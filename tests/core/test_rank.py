@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tnadapt import (
     AdapterSpec,
+    Cut,
     PlanError,
     Site,
     SiteError,
@@ -25,6 +26,7 @@ from tnadapt import (
     rank_bound,
     raw,
     trainable,
+    zeros,
 )
 from tnadapt.testing import adapters, random_params
 
@@ -117,6 +119,15 @@ def test_a_stack_has_at_most_the_rank_of_its_cut(spec, modes):
     assert found == generic_rank(adapter, group, rows=modes) <= rank_bound(adapter, group, rows=modes).rank
 
 
+def test_a_stack_over_a_mode_that_no_factor_carries():
+    factors = {"A": trainable("out r"), "B": trainable("r in", init=zeros())}
+    spec = AdapterSpec(name="own", weight="out in", over="layer", factors=factors, scale=raw())
+    for layers in (1, 4):
+        adapter = spec.bind(grid(layers=layers, kinds={"q": (9, 3)}), rank=5)
+        assert generic_rank(adapter, adapter.groups[0]) == 3 == rank_bound(adapter).rank
+        assert generic_rank(adapter, rows=("layer",)) == 1  # all layers have one update
+
+
 def test_lotr_spans_one_space_of_rows_and_one_of_columns():
     adapter = families.lotr().bind(grid(layers=4, kinds=KINDS), rank={"p": 2, "q": 3})
     assert rank_bound(adapter).rank == 2  # all updates side by side
@@ -196,6 +207,22 @@ def test_a_centered_update_counts_two_networks_or_one_side():
     assert generic_rank(both, "w") == 6
     assert (rank_bound(one, "w").rank, rank_bound(one, "w").times, generic_rank(one, "w")) == (3, 1, 3)
     assert str(rank_bound(one, "w")) == "3 (cut r)"
+
+
+@pytest.mark.parametrize("trained", ["A", "B"])
+def test_a_centered_update_counts_one_network_whichever_side_is_trained(trained):
+    modes = {"A": "out r", "B": "r in"}
+    factors = {name: (trainable if name == trained else frozen)(modes[name]) for name in modes}
+    spec = AdapterSpec(name="c", weight="out in", factors=factors, scale=raw(), centered=True)
+    adapter = spec.bind([Site("w", (9, 9))], rank=3)
+    assert rank_bound(adapter, "w") == Cut(3, ("r",), 1)
+    assert generic_rank(adapter, "w") == 3
+
+
+def test_a_cut_is_of_one_network_unless_it_is_said():
+    assert Cut(1000, ("p", "q")) == Cut(1000, ("p", "q"), 1)
+    assert str(Cut(1000, ("p", "q"))) == "1,000 (cut p, q)"
+    assert str(Cut(1, ())) == "1 (cut nothing)"
 
 
 @settings(max_examples=20)

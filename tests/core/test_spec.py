@@ -8,6 +8,7 @@ from tnadapt import (
     AdapterSpec,
     Init,
     Scale,
+    Site,
     SpecError,
     TnadaptError,
     constant,
@@ -222,3 +223,37 @@ def test_bonds_are_what_is_neither_weight_nor_site():
 def test_blanks_have_no_meaning():
     assert spec(weight="  out \t in", over=" layer  kind ") == spec(over="layer kind")
     assert spec(weight="(out) in") == spec()
+
+
+@pytest.mark.parametrize(
+    ("factor", "stored"),
+    [
+        (trainable("r in"), True),
+        (trainable("r in", init=orthogonal()), True),
+        (frozen("r in"), False),
+        (frozen("r in", init=orthogonal()), True),  # a linear algebra library has a say in it
+    ],
+    ids=str,
+)
+def test_a_file_holds_what_is_not_drawn_again(factor, stored):
+    assert spec(A=factor).bind([Site("x", (4, 6))], rank=2).slots["A"].is_stored is stored
+
+
+def test_the_table_of_a_spec_tells_what_is_shared_and_what_is_subtracted():
+    factors = {
+        "A": trainable("out p"),
+        "G": trainable("site p q"),
+        "C": frozen("in q"),
+    }
+    made = spec(over="site", factors=factors, scale=over_rank("p", alpha=2), centered=True)
+    assert str(made).splitlines() == [
+        "own: updates weights [out in], stacked over site",
+        '  A  trainable "out p" normal(std=1)',
+        '  G  trainable "site p q" normal(std=1)',
+        '  C  frozen "in q" normal(std=1)',
+        "  scale 2 / p, minus the update of the starting values",
+        "  shared by the sites of a network: A",
+        "  one for the whole adapter: C",
+        "  a network trains out*p + site*p*q, and holds frozen in*q",
+    ]
+    assert "shared by" not in str(spec())

@@ -7,6 +7,7 @@ import pickle
 import pytest
 
 from tnadapt import (
+    Adapter,
     AdapterSpec,
     Network,
     Site,
@@ -14,10 +15,12 @@ from tnadapt import (
     count,
     families,
     frozen,
+    generic_rank,
     grid,
     normal,
     over_rank,
     plan,
+    rank_bound,
     raw,
     trainable,
     zeros,
@@ -38,8 +41,9 @@ def values():
     spec = families.tera()
     adapter = spec.bind(SITES, rank=dict.fromkeys(spec.bonds, 2), sizes={"o1": 1}, alpha=3.0, seed=7)
     network = adapter.networks[0]
-    parts = [spec.factors["G"], spec.factors["G"].init, spec.scale, SITES[0], adapter.groups[0]]
-    return [own(), spec, adapter, network, plan(network), count(adapter), *parts]
+    parts = [spec.factors["G"], spec.factors["G"].init, spec.scale, SITES[0], adapter.groups[0], adapter.slots["G"]]
+    made, counted = plan(network), count(adapter)
+    return [own(), spec, adapter, network, made, made.steps[0], counted, counted.rows[0], rank_bound(adapter), *parts]
 
 
 @pytest.mark.parametrize("value", values(), ids=lambda value: type(value).__name__)
@@ -157,3 +161,30 @@ def test_groups_of_equal_sizes_have_one_network():
     assert len(networks) == 4
     assert len(set(networks)) == 2
     assert all(isinstance(network, Network) for network in networks)
+
+
+def words_without_names():
+    """Calls that leave out the name of a word that has to have one."""
+    spec = own()
+    adapter = spec.bind(SITES, rank=2)
+    network = adapter.networks[0]
+    return {
+        "AdapterSpec": lambda: AdapterSpec("own", "out in", "site", {"A": A, "G": G, "B": B}, raw()),
+        "Adapter": lambda: Adapter(spec, SITES, 2, {}, 0),
+        "bind": lambda: spec.bind(SITES, 2),
+        "formula": lambda: spec.formula(False),
+        "grid": lambda: grid(2, {"q": (4, 6)}),
+        "plan": lambda: plan(network, "apply", 16),
+        "rank_bound": lambda: rank_bound(adapter, None, ("out",)),
+        "generic_rank": lambda: generic_rank(adapter, None, ("out",)),
+    }
+
+
+@pytest.mark.parametrize("name", words_without_names())
+def test_words_behind_the_first_have_to_be_named(name):
+    with pytest.raises(TypeError, match="positional argument"):
+        words_without_names()[name]()
+
+
+def test_the_repr_of_an_adapter_is_what_was_asked():
+    assert "groups=" not in repr(own().bind(SITES, rank=2))
