@@ -255,12 +255,12 @@ def _asked(adapter: Adapter) -> str:
 def report(
     adapter: Adapter, *, tokens: int = TOKENS, limit: int = LIMIT, tell: Callable[[str], None] | None = None
 ) -> Report:
-    """What an adapter can do and what it takes: counts, ranks, degrees of freedom, flops, bytes; no array is made.
+    """What an adapter can do and what it takes: counts, ranks, degrees of freedom, flops, bytes; nothing is drawn.
 
     Args:
         adapter: a spec bound to sites.
         tokens: how many tokens a call of a site has; plans and their costs depend on it.
-        limit: as for `degrees_of_freedom`, which are left out above it; the default takes about a second a network.
+        limit: as for `degrees_of_freedom`, which are left out above it; the default keeps it to seconds.
         tell: called with a few words before each longer piece of work, to show progress.
 
     Raises:
