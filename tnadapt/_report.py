@@ -1,6 +1,7 @@
 """What an adapter can and cannot do, and what it takes, before a number of it exists; and several side by side."""
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +18,6 @@ from tnadapt._table import align, to_markdown
 __all__ = ["Comparison", "NetworkReport", "Report", "compare", "report"]
 
 DTYPES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-EXACT_RANK = 1024  # bounds up to which the generic rank is evaluated: a second; the work grows with the third power
 TOKENS = 1024
 LIMIT = 600
 UNKNOWN = "-"
@@ -35,7 +35,7 @@ class NetworkReport:
         weight: shape of one weight, out axis first.
         trainable: numbers that one group trains.
         rank: the bound on the rank of one update, with its cut.
-        generic_rank: the rank at generic values; None where the bound is above 1,024.
+        generic_rank: the rank at generic values; None where that is too much work.
         full_rank: whether the bound allows what the weight's shape allows.
         freedom: degrees of freedom of one group; None where that is too much work.
         forward_flops: what the adapter adds to the forward pass.
@@ -298,10 +298,11 @@ def compare(
 def _report_network(adapter: Adapter, network: Network, groups: list[Group], tokens: int, limit: int) -> NetworkReport:
     order, cut = plan(network, tokens=tokens), minimum_cut(network)
     outer, inner = network.volume(network.out_modes), network.volume(network.in_modes)
-    try:
+    generic, freedom = None, None
+    with suppress(PlanError):
+        generic = generic_rank(adapter, groups[0].sites[0])
+    with suppress(PlanError):
         freedom = degrees_of_freedom(adapter, groups[0], limit=limit)
-    except PlanError:
-        freedom = None
     trained = [name for name, factor in network.factors.items() if factor.trainable]
     return NetworkReport(
         groups=tuple(group.name for group in groups),
@@ -309,7 +310,7 @@ def _report_network(adapter: Adapter, network: Network, groups: list[Group], tok
         weight=network.weight_shape,
         trainable=sum(network.volume(network.factors[name].modes) for name in trained),
         rank=cut,
-        generic_rank=generic_rank(adapter, groups[0].sites[0]) if cut.rank <= EXACT_RANK else None,
+        generic_rank=generic,
         full_rank=cut.rank >= min(outer, inner),
         freedom=freedom,
         forward_flops=order.forward_flops / tokens,

@@ -130,6 +130,7 @@ def test_what_is_too_much_work_is_left_out_and_said():
     assert "degrees of freedom  -" in str(found)
     wide = report(families.lora().bind(grid(layers=1, kinds={"q": (4096, 4096)}), rank=2048), limit=50)
     assert wide.networks[0].generic_rank is None
+    assert "  -  " in str(wide)
 
 
 def test_progress_is_told():
