@@ -19,7 +19,7 @@ __all__ = ["Host", "find_host"]
 ALL_LINEAR = "all-linear"
 MOST_LAYERS = 10_000
 MOST_BYTES = 2**24  # of a config.json: one that names 20,000 classes stays under a tenth of it
-TODO = "Give the config.json that the model was saved with."
+REMEDY = "Give the config.json that the model was saved with."
 BY_HAND = "Make each site by hand, as a Site."
 
 
@@ -199,7 +199,7 @@ def host_of(name: str, where: str, config: Mapping[str, Any]) -> Host:
             targets=layout.targets,
         )
     except SiteError as error:  # sizes that follow from those of the file, or do not go together
-        raise FormatError(f"{where}: {error}\n{TODO}") from None
+        raise FormatError(f"{where}: {error}\n{REMEDY}") from None
 
 
 def sizes_of_config(where: str, layout: Layout, config: Mapping[str, Any]) -> dict[str, int]:
@@ -258,7 +258,7 @@ def _is_wrapped(where: str, layout: Layout, config: Mapping[str, Any]) -> bool:
     return bool(names) and names[0] != layout.base
 
 
-def _fault(where: str, rule: str, came: str, todo: str = TODO) -> FormatError:
+def _fault(where: str, rule: str, came: str, todo: str = REMEDY) -> FormatError:
     return FormatError(f"{where}: {rule}.\nHowever, {came}.\n{todo}")
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tnadapt import Adapter, families, grid, init
+from tnadapt import Adapter, families, grid
+from tnadapt.testing import random_params
 
 KINDS = {"query": (12, 8), "value": (12, 8), "up": (8, 12)}  # two shapes: a family has to make groups
 SIZES = {"lorta": {"head": 4}, "lorta heads in": {"head": 4}}
@@ -36,10 +37,6 @@ def moved():
     """A function: params of an adapter as after training, every trainable entry drawn anew."""
 
     def draw(adapter: Adapter, seed: int = 0) -> dict[str, np.ndarray]:
-        random = np.random.default_rng(seed)
-        return {
-            name: random.standard_normal(value.shape) if adapter.slots[name].factor.trainable else value
-            for name, value in init(adapter).items()
-        }
+        return random_params(adapter, np.random.default_rng(seed))
 
     return draw
