@@ -8,6 +8,7 @@ pytest.importorskip("torch")
 import torch
 
 from tests.parity import sides
+from tests.table import FAMILIES
 from tnadapt import (
     AdapterSpec,
     Site,
@@ -30,28 +31,7 @@ KINDS = {"attn.q": (6, 4), "attn.v": (6, 4), "mlp.up": (4, 6)}
 SITES = grid(layers=2, kinds=KINDS)
 every_dtype = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 
-FAMILIES = {
-    "lora": (families.lora(), {"rank": 2}),
-    "lora rank 1": (families.lora(alpha=3), {"rank": 1}),
-    "lora stabilized": (families.lora(rank_stabilized=True, gaussian=True), {"rank": 3}),
-    "lotr": (families.lotr(), {"rank": {"p": 2, "q": 3}}),
-    "lotr by layer": (families.lotr(alpha=2, over="layer"), {"rank": 2}),
-    "lorta": (families.lorta(), {"rank": 2, "sizes": {"head": 2}}),
-    "lorta heads in": (families.lorta(heads="in"), {"rank": 3, "sizes": {"head": 2}}),
-    "lorta by layer": (families.lorta(over="layer"), {"rank": 2, "sizes": {"dim": 2}}),
-    "lorta by kind": (families.lorta(over="kind", rank_stabilized=True), {"rank": 2, "sizes": {"head": 1}}),
-    "lorta alone": (families.lorta(over=""), {"rank": 2}),
-    "tlora": (families.tlora(), {"rank": {"p": 2, "q": 3}}),
-    "tlora alpha": (families.tlora(alpha=0.5), {"rank": 1}),
-    "tera": (families.tera(), {"rank": 2}),
-    "tera 2 1": (families.tera(out_order=2, in_order=1, alpha=2), {"rank": 3}),
-    "tera 1 1": (families.tera(out_order=1, in_order=1), {"rank": 4}),
-    "loha": (families.loha(), {"rank": {"p": 2, "q": 3}}),
-    "lokr": (families.lokr(), {"rank": 2}),
-    "lokr whole": (families.lokr(low_rank=False, alpha=2), {}),
-    "vera": (families.vera(), {"rank": 3}),
-    "vera rank 1": (families.vera(d_initial=1), {"rank": 1}),
-}
+LINEAR = {name: case for name, case in FAMILIES.items() if case.is_linear}
 
 
 def own(weight, over, scale=None, **factors):
@@ -98,9 +78,9 @@ OWN = {
 
 
 @every_dtype
-@pytest.mark.parametrize(("spec", "sizes"), FAMILIES.values(), ids=FAMILIES)
-def test_a_family(spec, sizes, dtype):
-    wanted = sides.compare(spec, SITES, dtype, **sizes)
+@pytest.mark.parametrize("case", LINEAR.values(), ids=LINEAR)
+def test_a_family(case, dtype):
+    wanted = sides.compare(case.spec, SITES, dtype, rank=case.rank, sizes=case.sizes)
     assert all(np.abs(value).max() > 0 for value in (*wanted.delta.values(), *wanted.of_factor.values()))
 
 
@@ -156,8 +136,7 @@ def test_a_centered_spec_starts_at_exactly_nothing():
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (5, 1), (4, 4)])
 @pytest.mark.parametrize("family", ["lora", "lotr", "lorta alone", "tlora", "tera", "vera"])
 def test_sizes_of_one_and_square_weights(family, shape, dtype):
-    spec, _ = FAMILIES[family]
-    sides.compare(spec, grid(layers=2, kinds={"q": shape}), dtype, rank=1)
+    sides.compare(FAMILIES[family].spec, grid(layers=2, kinds={"q": shape}), dtype, rank=1)
 
 
 @pytest.mark.parametrize("layers", [1, 3])
