@@ -38,7 +38,11 @@ def places(spec: AdapterSpec, *, layers: int, kinds: Mapping[str, tuple[int, ...
     further = [mode for mode in spec.site_modes if mode not in STANDARD]
     shaped = {kind: (*shape, *KERNEL[: len(spec.axes) - 2]) for kind, shape in kinds.items()}
     return tuple(
-        Site(".".join([site.path, *map(str, at)]), site.shape, site.coordinates | dict(zip(further, at, strict=True)))
+        Site(
+            ".".join([site.path, *map(str, at)]),
+            site.shape,
+            dict(site.coordinates) | dict(zip(further, at, strict=True)),
+        )
         for site in grid(layers=layers, kinds=shaped)
         for at in product(range(VALUES), repeat=len(further))
     )
