@@ -124,7 +124,7 @@ def loretta(*, out_order: int = 3, in_order: int = 3, start: Start = "zero", alp
     4096 x 8 [16, 16, 8, 4, 4], where in and r share a core: here each has its own. There an entry of X starts normal of
     variance 1/(in + r) and dW is not 0; here 1/in and 1/out, and `start` as in TT-LoRA: "zero" puts the last core of
     X_B at 0. The bottleneck form (adp) is not linear, so no update of a weight. Alpha is 16 there.
-    Trainable: the sum over both of r_(k-1) n_k r_k, a site. Rank of dW: at most r; centered: 2 r.
+    Trainable: over both the sum r_(k-1) n_k r_k, a site. Rank of dW: at most r and its neighbours; centered: twice.
     """
     ins, outs = [*_modes("loretta", "i", in_order), "r"], ["r", *_modes("loretta", "o", out_order)]
     a_bonds, b_bonds = _bonds("a", ins), _bonds("b", outs)
