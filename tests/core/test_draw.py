@@ -307,11 +307,12 @@ def test_a_picture_refers_to_nothing_outside(adapter):
 
 
 PROBE = """\
-from tnadapt import families, grid
-from tnadapt import draw
+from tests.table import places
+from tnadapt import draw, families
 for family in families.__all__:
     spec = getattr(families, family)()
-    adapter = spec.bind(grid(layers=2, kinds={"q": (12, 8)}), rank=2, sizes={"head": 4} if family == "lorta" else None)
+    sizes = {"head": 4} if "head" in spec.weight else None
+    adapter = spec.bind(places(spec, layers=2, kinds={"q": (12, 8)}), rank=2, sizes=sizes)
     for of in (spec, *adapter.networks):
         print(draw(of), draw(of).svg())
 """

@@ -8,6 +8,7 @@ import pytest
 from tnadapt import (
     AdapterSpec,
     constant,
+    delta,
     families,
     frozen,
     grid,
@@ -57,8 +58,8 @@ def test_the_same_seed_gives_the_same_values(adapter):
 
 def test_another_seed_gives_other_values(adapter):
     random = [name for name, slot in adapter.slots.items() if slot.factor.init.law != "constant"]
-    one, two = init(adapter), init(adapter.spec.bind(adapter.sites, rank=3, sizes=adapter.sizes, seed=6))
-    assert random
+    one, two = init(adapter), init(adapter.spec.bind(adapter.sites, rank=adapter.rank, sizes=adapter.sizes, seed=6))
+    assert random or adapter.spec.name == "mora"  # whose frozen ones are ones
     for name in random:
         assert not np.isin(one[name], two[name]).any()
 
@@ -109,12 +110,48 @@ LAWS = {  # family, its rank, factor -> law, each from the paper's code as the f
     "tlora": (families.tlora(), 16, {"A": normal_law(1 / 48), "C": normal_law(1 / (3 * 96))}),
     "vera": (families.vera(), 32, {"A": uniform_law(math.sqrt(6 / 64)), "B": uniform_law(math.sqrt(6 / 32))}),
     "tera": (families.tera(out_order=1, in_order=1), 50, {"G": normal_law(1 / 64), "U_o1": normal_law(1 / 50)}),
+    "lora frozen a": (families.lora(frozen_a=True), 4, {"A": uniform_law(1 / 8)}),
+    "lora_xs": (families.lora_xs(), 16, {"A": uniform_law(1 / 8), "B": uniform_law(1 / 4)}),
+    "lora_xs sigma": (families.lora_xs(sigma=1e-5), 16, {"R": normal_law(1e-10)}),
+    "randlora": (families.randlora(), 16, {"A": uniform_law(math.sqrt(3)), "B": uniform_law(math.sqrt(3))}),
+    "krona": (families.krona(), 1, {"A": uniform_law(1 / math.sqrt(8))}),
+    "kadaptation": (families.kadaptation(), 32, {"A": uniform_law(0.01), "u": uniform_law(1 / math.sqrt(8))}),
+    "superlora": (
+        families.superlora(),
+        16,
+        {name: normal_law(1 / 16) for name in ("A1", "A2", "B1", "B2", "S")} | {"C2": normal_law(1)},
+    ),
+    "gralora": (families.gralora(), 4, {"A": uniform_law(1 / math.sqrt(8))}),
+    "monarch": (families.monarch(), 1, {"P1": uniform_law(1 / math.sqrt(8))}),
+    "btt": (families.btt(), 2, {"R": normal_law(1 / 8)}),
+    "lotr_tt": (
+        families.lotr_tt(),
+        64,
+        {name: normal_law(1) for name in ("A1", "B2")} | {name: normal_law(1 / 64) for name in ("A2", "B1")},
+    ),
+    "flora": (families.flora(), 32, {"P_out": normal_law(1 / 64), "P_in": normal_law(1 / 64)}),
+    "flora gaussian": (families.flora(gaussian=True), 32, {"P_out": normal_law(4e-4), "P_in": normal_law(4e-4)}),
+    "fact_tk": (
+        families.fact_tk(),
+        32,
+        {"U": uniform_law(1 / 8), "C": uniform_law(math.sqrt(3) / 32), "P": uniform_law(math.sqrt(6 / 120))},
+    ),
+    "fact_tt": (families.fact_tt(), 16, {"U": uniform_law(1 / 8), "S": uniform_law(1 / 4)}),
+    "cara": (families.cara(), 32, {"S": normal_law(2 / 120)}),
+    "metatt": (families.metatt(), 32, {"G_in": normal_law(1 / 64)}),
+    "tt_lora": (families.tt_lora(), 4, {f"G{n}": normal_law(1 / 4) for n in range(1, 6)}),
+    "loretta": (
+        families.loretta(),
+        4,
+        {f"{letter}{n}": normal_law(1 / 4) for letter in "AB" for n in (1, 2, 3)} | {"A4": normal_law(1 / 64)},
+    ),
+    "quanta": (families.quanta(order=2), 8, {"T1_2": uniform_law(math.sqrt(3 / 64))}),
 }
 
 
 @pytest.mark.parametrize(("spec", "rank", "laws"), LAWS.values(), ids=LAWS)
 def test_the_laws_of_a_family(spec, rank, laws):
-    adapter = spec.bind(LAW_SITES, rank=rank, sizes={"head": 48} if spec.name == "lorta" else None)
+    adapter = spec.bind(LAW_SITES, rank=rank, sizes={"head": 48} if "head" in spec.weight else None)
     params = init(adapter)
     named = {name: slot for name, slot in adapter.slots.items() if name.split(".")[-1] in laws}
     assert {name.split(".")[-1] for name in named} == set(laws)
@@ -134,6 +171,24 @@ CONSTANTS = {
     "tlora": {"B": 0, "a": 1},
     "vera": {"b": 0, "d": 0.1},
     "tera": {"d_o1": 1, "d_o2": 1, "d_o3": 0, "d_i1": 1, "d_i2": 1, "d_i3": 1},
+    "lora_xs": {"R": 0},
+    "randlora": {"l": 0, "g": 1 / 4},
+    "krona": {"B": 0},
+    "kadaptation": {"v": 0},
+    "superlora": {"C1": 0},
+    "gralora": {"B": 0},
+    "monarch": {"P2": 0},
+    "btt": {"L": 0},
+    "mora": {"M": 0, "rows": 1, "columns": 1},
+    "lotr_tt": {"G": 0},
+    "flora": {"G": 0},
+    "fact_tk": {"V": 0},
+    "fact_tt": {"V": 0},
+    "cara": {"w": 1, "A": 0},
+    "tenslora": {"G": 0},
+    "metatt": {"G_out": 0},
+    "tt_lora": {"G6": 0},
+    "loretta": {"B4": 0},
 }
 
 
@@ -145,6 +200,31 @@ def test_the_constants_of_a_family(name):
     assert {key.split(".")[-1] for key in fixed} == set(CONSTANTS[name])
     for key in fixed:
         np.testing.assert_array_equal(params[key], np.float32(CONSTANTS[name][key.split(".")[-1]]))
+
+
+@pytest.mark.parametrize(
+    ("spec", "variance"),
+    [
+        (families.tt_lora(start="random"), 2 / (9 * 64)),  # of a matrix drawn by Kaiming's law with slope sqrt(8)
+        (families.loretta(start="random"), 16**2 / 4 / 64 / 96),  # (alpha / r)^2 r / (in out)
+    ],
+)
+def test_the_update_of_a_train_has_the_variance_of_its_cores_products(spec, variance):
+    adapter = spec.bind(LAW_SITES, rank=4)
+    params = init(adapter)
+    values = np.stack([delta(adapter, params, site) for site in adapter.sites])
+    assert values.var() == pytest.approx(variance, rel=0.2)  # entries of one train lean on each other
+
+
+def test_the_factors_of_a_decomposition_start_orthogonal():
+    cara = init(families.cara().bind(SITES[:1], rank=2, sizes={"head": 3}))
+    np.testing.assert_allclose(cara["H"].T @ cara["H"], np.eye(2), atol=1e-6)
+    params = init(families.tenslora().bind(LAW_SITES, rank=3))
+    np.testing.assert_allclose(params["U_in"].T @ params["U_in"], np.eye(3), atol=1e-6)
+    np.testing.assert_allclose((params["U_layer"] ** 2).sum(axis=1), 1, atol=1e-6)
+    within = init(families.metatt().bind(LAW_SITES, rank=3))["G_layer"]
+    for layer in range(40):
+        np.testing.assert_allclose(within[:, layer] @ within[:, layer].T, np.eye(3), atol=1e-6)
 
 
 def test_vera_may_start_its_d_elsewhere():

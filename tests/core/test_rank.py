@@ -9,6 +9,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from tests.table import places
 from tnadapt import (
     AdapterSpec,
     Cut,
@@ -241,14 +242,15 @@ def test_tera_reaches_full_rank_with_a_small_part_of_the_trainables_of_lora(out,
     assert count(tera).trainable * size < count(lora).trainable
 
 
-def test_every_site_of_a_70b_model_takes_under_a_second_for_all_families():
+def test_every_site_of_a_70b_model_takes_under_two_seconds_for_all_families():
     """Processor time, since other tests run beside this one."""
-    bound = [getattr(families, name)().bind(grid(layers=80, kinds=LLAMA_70B), rank=8) for name in families.__all__]
+    specs = [getattr(families, name)() for name in families.__all__]
+    bound = [spec.bind(places(spec, layers=80, kinds=LLAMA_70B), rank=8) for spec in specs]
     start = time.process_time()
     for adapter in bound:
         for site in adapter.sites:
             assert rank_bound(adapter, site).rank >= 8
-    assert time.process_time() - start < 1.0
+    assert time.process_time() - start < 2.0
 
 
 def test_a_thousand_by_a_thousand_is_ranked_exactly():

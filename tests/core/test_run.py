@@ -37,17 +37,24 @@ def close(found, wanted):
 def test_apply_is_multiplication_by_the_transposed_update(adapter, lead, moved):
     params = moved(adapter)
     for site in adapter.sites:
-        x = np.random.default_rng(1).standard_normal((*lead, site.shape[1]))
+        x = np.random.default_rng(1).standard_normal((*lead, *site.shape[1:]))
         found = apply(adapter, params, site, x)
         assert found.shape == (*lead, site.shape[0])
-        close(found, x @ delta(adapter, params, site).T)
+        inner = range(1, len(site.shape))
+        close(
+            found,
+            np.tensordot(x, delta(adapter, params, site), axes=([axis - len(inner) - 1 for axis in inner], inner)),
+        )
 
 
 def test_every_update_starts_at_zero(adapter):
     params = init(adapter)
     for site in adapter.sites:
+        if not adapter.spec.identity_at_start:
+            assert delta(adapter, params, site).any()
+            continue
         np.testing.assert_array_equal(delta(adapter, params, site), np.zeros(site.shape))
-        x = np.ones((2, site.shape[1]))
+        x = np.ones((2, *site.shape[1:]))
         np.testing.assert_array_equal(apply(adapter, params, site, x), np.zeros((2, site.shape[0])))
 
 
@@ -195,6 +202,7 @@ def test_a_merged_weight_does_what_apply_does(adapter, moved):
     params = moved(adapter)
     for site in adapter.sites:
         random = np.random.default_rng(2)
-        weight, x = random.standard_normal(site.shape), random.standard_normal((5, site.shape[1]))
+        weight, x = random.standard_normal(site.shape), random.standard_normal((5, *site.shape[1:]))
         merged = merge(weight, delta(adapter, params, site))
-        close(x @ merged.T, x @ weight.T + apply(adapter, params, site, x))
+        by, rows = x.reshape(5, -1), len(weight)
+        close(by @ merged.reshape(rows, -1).T, by @ weight.reshape(rows, -1).T + apply(adapter, params, site, x))

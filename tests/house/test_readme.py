@@ -44,5 +44,9 @@ def test_the_table_states_what_is_counted(family, stated):
     assert tnadapt.count(adapter).trainable == int(stated.replace(",", ""))
 
 
-def test_the_table_names_every_family():
-    assert {family for family, _ in ROWS} == set(tnadapt.families.__all__)
+def test_the_table_names_the_first_eight_and_says_where_the_others_are():
+    named = {family for family, _ in ROWS}
+    assert len(named) == len(ROWS) == 8
+    assert named < set(tnadapt.families.__all__)
+    (stated,) = re.findall(r"the first eight of (\d+); \[all of them\]\(docs/families.md\)", README.read_text())
+    assert int(stated) == len(tnadapt.families.__all__)

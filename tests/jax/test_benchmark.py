@@ -23,12 +23,12 @@ def benchmark():
     return module
 
 
-def test_both_sides_compute_the_same_for_every_family(benchmark, monkeypatch):
+def test_both_sides_compute_the_same_for_every_family_measured(benchmark, monkeypatch):
     import jax
 
     import tnadapt
 
-    assert set(benchmark.CASES) == set(benchmark.HANDS) == set(tnadapt.families.__all__)
+    assert set(benchmark.CASES) == set(benchmark.HANDS) <= set(tnadapt.families.__all__)
     monkeypatch.setattr(benchmark, "WIDTH", 64)
     cases = benchmark.CASES | {"lorta": {"rank": 8, "sizes": {"head": 4}}}
     monkeypatch.setattr(benchmark, "CASES", cases)

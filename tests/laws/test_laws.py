@@ -5,26 +5,11 @@ import pytest
 from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 
+from tests.table import FAMILIES
 from tnadapt import Adapter, Network, families
 from tnadapt.testing import LAWS, adapters, check, networks, sites, specs
 
 every_law = pytest.mark.parametrize("law", LAWS, ids=[law.__name__ for law in LAWS])
-FAMILIES = {
-    "lora": families.lora(),
-    "lora stabilized": families.lora(rank_stabilized=True, gaussian=True),
-    "vera": families.vera(),
-    "lotr": families.lotr(),
-    "lotr by layer": families.lotr(over="layer"),
-    "lorta": families.lorta(),
-    "lorta heads in": families.lorta(heads="in", over="layer"),
-    "tlora": families.tlora(),
-    "tera": families.tera(out_order=2, in_order=2),
-    "tera 2 1": families.tera(out_order=2, in_order=1),
-    "loha": families.loha(),
-    "lokr": families.lokr(),
-    "lokr whole": families.lokr(low_rank=False),
-}
-SIZES = {"lorta": {"head": 2}, "lorta heads in": {"head": 3}}
 slow_data = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
@@ -44,8 +29,8 @@ def test_a_random_centered_spec(law, adapter, seed):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family(name):
-    tried = settings().max_examples // 10  # the same adapters for all laws; random specs get ten times as many
-    held = check(FAMILIES[name], sizes=SIZES.get(name), examples=tried)
+    tried = settings().max_examples // (10 if name in families.__all__ else 25)  # the same adapters for all laws
+    held = check(FAMILIES[name].spec, sizes=FAMILIES[name].sizes, examples=tried)
     assert [one.law for one in held] == [law.__name__ for law in LAWS]
     assert all(one.examples >= 1 and one.statement.endswith(".") for one in held)
 
@@ -56,7 +41,7 @@ def test_the_whole_of_tera():
 
 
 def test_no_family_is_forgotten():
-    assert {spec.name for spec in FAMILIES.values()} == set(families.__all__)
+    assert {case.spec.name for case in FAMILIES.values()} == set(families.__all__)
 
 
 REACHED = {

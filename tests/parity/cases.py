@@ -1,9 +1,9 @@
 """What both bindings are asked about: every family with its options, specs of one's own, centered ones."""
 
+from tests import table
 from tnadapt import (
     AdapterSpec,
     constant,
-    families,
     frozen,
     grid,
     normal,
@@ -18,26 +18,9 @@ KINDS = {"attn.q": (6, 4), "attn.v": (6, 4), "mlp.up": (4, 6)}
 SITES = grid(layers=2, kinds=KINDS)
 
 FAMILIES = {
-    "lora": (families.lora(), {"rank": 2}),
-    "lora rank 1": (families.lora(alpha=3), {"rank": 1}),
-    "lora stabilized": (families.lora(rank_stabilized=True, gaussian=True), {"rank": 3}),
-    "lotr": (families.lotr(), {"rank": {"p": 2, "q": 3}}),
-    "lotr by layer": (families.lotr(alpha=2, over="layer"), {"rank": 2}),
-    "lorta": (families.lorta(), {"rank": 2, "sizes": {"head": 2}}),
-    "lorta heads in": (families.lorta(heads="in"), {"rank": 3, "sizes": {"head": 2}}),
-    "lorta by layer": (families.lorta(over="layer"), {"rank": 2, "sizes": {"dim": 2}}),
-    "lorta by kind": (families.lorta(over="kind", rank_stabilized=True), {"rank": 2, "sizes": {"head": 1}}),
-    "lorta alone": (families.lorta(over=""), {"rank": 2}),
-    "tlora": (families.tlora(), {"rank": {"p": 2, "q": 3}}),
-    "tlora alpha": (families.tlora(alpha=0.5), {"rank": 1}),
-    "tera": (families.tera(), {"rank": 2}),
-    "tera 2 1": (families.tera(out_order=2, in_order=1, alpha=2), {"rank": 3}),
-    "tera 1 1": (families.tera(out_order=1, in_order=1), {"rank": 4}),
-    "loha": (families.loha(), {"rank": {"p": 2, "q": 3}}),
-    "lokr": (families.lokr(), {"rank": 2}),
-    "lokr whole": (families.lokr(low_rank=False, alpha=2), {}),
-    "vera": (families.vera(), {"rank": 3}),
-    "vera rank 1": (families.vera(d_initial=1), {"rank": 1}),
+    name: (case.spec, {"rank": case.rank, "sizes": case.sizes})
+    for name, case in table.FAMILIES.items()
+    if case.is_linear
 }
 
 

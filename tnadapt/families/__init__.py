@@ -1,7 +1,40 @@
 """The published adapters, one short function each: a family is a value of the language, not a class."""
 
-from tnadapt.families._matrix import lora, tlora, vera
-from tnadapt.families._product import loha, lokr
+from tnadapt.families._blocks import btt, gralora, monarch, mora
+from tnadapt.families._circuit import quanta
+from tnadapt.families._matrix import lora, lora_xs, mtlora, randlora, tlora, vera
+from tnadapt.families._product import kadaptation, krona, loha, lokr, superlora
 from tnadapt.families._tensor import lorta, lotr, tera
+from tnadapt.families._train import fact_tt, loretta, lotr_tt, metatt, tt_lora
+from tnadapt.families._tucker import cara, fact_tk, flora, tenslora
 
-__all__ = ["loha", "lokr", "lora", "lorta", "lotr", "tera", "tlora", "vera"]
+__all__ = [
+    "btt",
+    "cara",
+    "fact_tk",
+    "fact_tt",
+    "flora",
+    "gralora",
+    "kadaptation",
+    "krona",
+    "loha",
+    "lokr",
+    "lora",
+    "lora_xs",
+    "loretta",
+    "lorta",
+    "lotr",
+    "lotr_tt",
+    "metatt",
+    "monarch",
+    "mora",
+    "mtlora",
+    "quanta",
+    "randlora",
+    "superlora",
+    "tenslora",
+    "tera",
+    "tlora",
+    "tt_lora",
+    "vera",
+]

@@ -1,6 +1,10 @@
 """Adapters that are a product of matrices, each site with factors of its own."""
 
+import math
+from typing import Literal
+
 from tnadapt._factor import (
+    Init,
     constant,
     frozen,
     kaiming_normal,
@@ -11,28 +15,105 @@ from tnadapt._factor import (
     over_sqrt_rank,
     raw,
     trainable,
+    uniform,
     zeros,
 )
 from tnadapt._spec import AdapterSpec
 
-__all__ = ["lora", "tlora", "vera"]
+__all__ = ["lora", "lora_xs", "mtlora", "randlora", "tlora", "vera"]
 
 
-def lora(*, alpha: float = 8.0, rank_stabilized: bool = False, gaussian: bool = False) -> AdapterSpec:
+def lora(
+    *, alpha: float = 8.0, rank_stabilized: bool = False, gaussian: bool = False, frozen_a: bool = False
+) -> AdapterSpec:
     """LoRA: dW = (alpha / r) B A, a pair of matrices for each site (Hu et al. 2021, arXiv:2106.09685).
 
     A (r x in) starts uniform in +-1/sqrt(in), or normal of deviation 1/r if `gaussian`; B (out x r) at 0.
     `rank_stabilized`: scale alpha / sqrt(r), as in rsLoRA (arXiv:2312.03732). Alpha is 8 unless told, as in PEFT.
-    Trainable: r (in + out) a site. Rank of dW: at most r.
+    `frozen_a`: A, drawn for each site anew, is not trained, as in LoRA-FA (arXiv:2308.03303).
+    Trainable: r (in + out) a site, or r out. Rank of dW: at most r.
     """
+    over = "site" if frozen_a else ""
+    law = normal(fan="r r") if gaussian else kaiming_uniform("in")
     return AdapterSpec(
         name="lora",
         weight="out in",
+        over=over,
         factors={
-            "A": trainable("r in", init=normal(fan="r r") if gaussian else kaiming_uniform("in")),
-            "B": trainable("out r", init=zeros()),
+            "A": (frozen if frozen_a else trainable)(f"{over} r in", init=law),
+            "B": trainable(f"{over} out r", init=zeros()),
         },
         scale=over_sqrt_rank("r", alpha=alpha) if rank_stabilized else over_rank("r", alpha=alpha),
+    )
+
+
+def lora_xs(*, alpha: float = 16.0, sigma: float = 0.0) -> AdapterSpec:
+    """LoRA-XS: dW_s = (alpha / p) B_s R_s A_s, a small trained matrix in a frozen pair (arXiv:2405.17604).
+
+    A_s (q x in) and B_s (out x p) are drawn for each site, uniform in +-1/sqrt(in) and +-1/sqrt(p): the random pair
+    that the official code has as a variant. Its default takes both from the SVD of the host's weight, which a law
+    that sees no weight cannot. R_s (p x q) starts at 0; the code has normal entries of deviation 1e-5, and dW is then
+    not exactly 0: `sigma=1e-5`. Alpha is 16 in its GLUE runs.
+    Trainable: p q a site; frozen: p out + q in a site. Rank of dW: at most min(p, q).
+    """
+    return AdapterSpec(
+        name="lora_xs",
+        weight="out in",
+        over="site",
+        factors={
+            "A": frozen("site q in", init=kaiming_uniform("in")),
+            "R": trainable("site p q", init=normal(sigma) if sigma else zeros()),
+            "B": frozen("site out p", init=kaiming_uniform("p")),
+        },
+        scale=over_rank("p", alpha=alpha),
+        identity_at_start=not sigma,
+    )
+
+
+def mtlora(*, alpha: float = 1.0, learned_scale: bool = False) -> AdapterSpec:
+    """MTLoRA, its part for each task: dW_t = alpha B_t A_t, a pair for every task of one weight (arXiv:2403.20320).
+
+    A site here is one weight in one task: it needs the coordinate `task`. A_t (r x in) starts uniform in +-1/sqrt(in),
+    B_t (out x r) at 0; scale alpha, not divided by r. `learned_scale` trains a factor s_t that starts at 1.
+    The part that all tasks share is a LoRA of scale alpha beside it, a sum of two networks: attach it as a second
+    adapter. In mode `matrix` the official code adds to a task's output only that task's part, in `matrixv2` both.
+    Trainable: r (in + out) a weight and task, and 1 with `learned_scale`. Rank of dW_t: at most r.
+    """
+    return AdapterSpec(
+        name="mtlora",
+        weight="out in",
+        over="task",
+        factors={
+            "A": trainable("task r in", init=kaiming_uniform("in")),
+            "B": trainable("task out r", init=zeros()),
+        }
+        | ({"s": trainable("task", init=ones())} if learned_scale else {}),
+        scale=raw(alpha),
+    )
+
+
+def randlora(*, alpha: float = 640.0, short: Literal["in", "out"] = "in") -> AdapterSpec:
+    """RandLoRA: dW = (alpha / r) sum_n B_n diag(l_n) A diag(g_n), random bases, trained diagonals (arXiv:2502.00987).
+
+    A (r x in) and B_n (out x r) are frozen, of variance 1, one set for all sites; l (r x n) starts at 0, g (n x in) at
+    1/in. The long diagonals belong on the shorter axis: `short="out"` turns the sum around for a weight with
+    out < in. Full rank takes n = min(in, out) / r bases, rounded up: rank={"r": 32, "n": 128} for 4096 x 4096; a bond
+    has one size for all sites, so adapt weights of one shorter axis together. PEFT pairs the (n, r) of its two bases
+    in different orders: another random network of the same kind. Alpha is 640 there, its r 32.
+    Trainable: r n + n min(in, out) a site; frozen: r (in + n out), once. Rank of dW: at most r n.
+    """
+    long = "out" if short == "in" else "in"
+    unit = uniform(math.sqrt(3.0))
+    return AdapterSpec(
+        name="randlora",
+        weight="out in",
+        factors={
+            "A": frozen(f"r {short}", init=unit),
+            "B": frozen(f"{long} n r", init=unit),
+            "l": trainable("r n", init=zeros()),
+            "g": trainable(f"n {short}", init=Init("constant", 1.0, (short, short))),
+        },
+        scale=over_rank("r", alpha=alpha),
     )
 
 

@@ -1,9 +1,10 @@
-"""Adapters that are an entrywise or a Kronecker product of two matrices."""
+"""Adapters that are an entrywise or a Kronecker product of two matrices, or a sum of Kronecker products."""
 
-from tnadapt._factor import kaiming_uniform, over_rank, raw, trainable, zeros
+from tnadapt._errors import SpecError
+from tnadapt._factor import Factor, kaiming_uniform, normal, over_rank, raw, trainable, uniform, zeros
 from tnadapt._spec import AdapterSpec
 
-__all__ = ["loha", "lokr"]
+__all__ = ["kadaptation", "krona", "loha", "lokr", "superlora"]
 
 
 def loha(*, alpha: float = 8.0) -> AdapterSpec:
@@ -42,4 +43,78 @@ def lokr(*, alpha: float = 8.0, low_rank: bool = True) -> AdapterSpec:
         weight="(o1 o2) (i1 i2)",
         factors={"C": trainable("o1 i1", init=zeros())} | (small if low_rank else whole),
         scale=over_rank("r", alpha=alpha) if low_rank else raw(alpha),
+    )
+
+
+def krona(*, alpha: float = 1.0) -> AdapterSpec:
+    """KronA: dW = alpha A kron B, one free Kronecker pair for each site (arXiv:2212.10650).
+
+    A (o1 x i1) and B (o2 x i2); the axes split in two as evenly as they go, or as `sizes` say. B starts at 0: of the
+    paper that is recalled, not read. A starts uniform in +-1/sqrt(i1), which is a choice here.
+    Trainable: o1 i1 + o2 i2 a site. Rank of dW: at most min(o1, i1) min(o2, i2).
+    """
+    return AdapterSpec(
+        name="krona",
+        weight="(o1 o2) (i1 i2)",
+        factors={
+            "A": trainable("o1 i1", init=kaiming_uniform("i1")),
+            "B": trainable("o2 i2", init=zeros()),
+        },
+        scale=raw(alpha),
+    )
+
+
+def kadaptation(*, alpha: float = 1.0, factorized: bool = False) -> AdapterSpec:
+    """KAdaptation: dW_l = alpha sum_n A_n^T kron (v_ln u_ln^T), a sum of Kronecker products (arXiv:2203.16329).
+
+    The PHM form. A_n (i1 x o1) is shared by the layers of one kind, u_l (n x i2) and v_l (n x o2) are the layer's. In
+    the official code n, o1 and i1 are all 32: rank=32, sizes={"o1": 32, "i1": 32}. A starts uniform in +-0.01 and u in
+    +-1/sqrt(i2), v at 0. There u and v are both 0, so that neither ever gets a gradient: here one is. `factorized`:
+    A_n = t_n s_n^T, as in that code, whose scale is 5 times alpha over a dimension, and whose trained bias is no update
+    of a weight and is left out.
+    Trainable: n o1 i1, or n (o1 + i1), a kind, and n (o2 + i2) a site. Rank of dW: at most n min(o1, i1), or n.
+    """
+    small = uniform(0.01)
+    shared = {
+        False: {"A": trainable("n i1 o1", init=small)},
+        True: {"t": trainable("n i1", init=small), "s": trainable("n o1", init=small)},
+    }
+    return AdapterSpec(
+        name="kadaptation",
+        weight="(o1 o2) (i1 i2)",
+        over="layer",
+        factors=shared[factorized]
+        | {
+            "u": trainable("layer n i2", init=kaiming_uniform("i2")),
+            "v": trainable("layer n o2", init=zeros()),
+        },
+        scale=raw(alpha),
+    )
+
+
+def superlora(*, parts: int = 2, alpha: float = 1.0) -> AdapterSpec:
+    """SuperLoRA, a reconstruction: a group's dW is a Kronecker product of Tucker tensors (arXiv:2403.11887).
+
+    dW = alpha K_1s kron K_2 kron .., K_k = A_k C_k B_k^T: cores C_k (p_k x q_k), A_k (o_k x p_k), B_k (i_k x q_k);
+    the first core has a third axis t, for S (site x t), which stacks the group over its sites. Axes split in `parts`.
+
+    Recalled, not read: the Kronecker product of Tuckers over a group of weights. Chosen here: one group for each
+    shape of weight, the sites in the first part only, the start (C_1 at 0, other cores normal, A, B and S normal of
+    variance 1/rank), scale alpha. The fixed projection (fastfood) is no part of the network and left out.
+    Trainable: sum (o_k p_k + i_k q_k + p_k q_k), the first core t times, and S t. Rank: at most prod min(p_k, q_k).
+    """
+    if parts < 1:
+        raise SpecError("superlora", [f"parts must be at least 1, got {parts}"])
+    factors: dict[str, Factor] = {"S": trainable("site t", init=normal(fan="t"))}
+    for k in range(1, parts + 1):
+        factors[f"C{k}"] = trainable("p1 q1 t", init=zeros()) if k == 1 else trainable(f"p{k} q{k}", init=normal())
+        factors[f"A{k}"] = trainable(f"o{k} p{k}", init=normal(fan=f"p{k}"))
+        factors[f"B{k}"] = trainable(f"i{k} q{k}", init=normal(fan=f"q{k}"))
+    split = [" ".join(f"{side}{k}" for k in range(1, parts + 1)) for side in "oi"]
+    return AdapterSpec(
+        name="superlora",
+        weight=f"({split[0]}) ({split[1]})",
+        over="site",
+        factors=factors,
+        scale=raw(alpha),
     )

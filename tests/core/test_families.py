@@ -1,0 +1,277 @@
+"""The update of each family, from the same factor values, against its paper's formula by numpy, loops or tensorly."""
+
+from collections.abc import Callable, Mapping
+from itertools import combinations, product
+
+import numpy as np
+import pytest
+import tensorly
+from tensorly.tt_tensor import tt_to_tensor
+
+from tests.table import FAMILIES, places
+from tnadapt import delta, families, init
+
+Params = Mapping[str, np.ndarray]
+Formula = Callable[[Params, Mapping[str, int]], np.ndarray]
+
+KINDS = {"q": (12, 8), "v": (12, 8)}
+SHAPE = (12, 8)
+
+
+def lora_fa(p, at):
+    return 8 / 3 * p["B"][at["site"]] @ p["A"][at["site"]]
+
+
+def lora_xs(p, at):
+    return 16 / 2 * p["B"][at["site"]] @ p["R"][at["site"]] @ p["A"][at["site"]]
+
+
+def mtlora(p, at):
+    return 2 * p["s"][at["task"]] * p["B"][at["task"]] @ p["A"][at["task"]]
+
+
+def randlora(p, at):
+    """The sum as the paper has it, basis by basis."""
+    terms = [p["B"][:, n] @ np.diag(p["l"][:, n]) @ p["A"] @ np.diag(p["g"][n]) for n in range(3)]
+    return 640 / 2 * sum(terms)
+
+
+def randlora_short_out(p, at):
+    """The sum of a weight with out and in exchanged, turned."""
+    return 3 / 3 * sum(p["B"][:, n] @ np.diag(p["l"][:, n]) @ p["A"] @ np.diag(p["g"][n]) for n in range(2)).T
+
+
+def krona(p, at):
+    return 2 * np.kron(p["A"], p["B"])
+
+
+def kadaptation(p, at):
+    u, v = p["u"][at["layer"]], p["v"][at["layer"]]
+    return sum(np.kron(p["A"][n].T, np.outer(v[n], u[n])) for n in range(2))
+
+
+def kadaptation_factorized(p, at):
+    u, v = p["u"][at["layer"]], p["v"][at["layer"]]
+    return sum(np.kron(np.outer(p["t"][n], p["s"][n]).T, np.outer(v[n], u[n])) for n in range(3))
+
+
+def superlora(p, at):
+    first = p["A1"] @ (p["C1"] @ p["S"][at["site"]]) @ p["B1"].T
+    return np.kron(first, p["A2"] @ p["C2"] @ p["B2"].T)
+
+
+def gralora(p, at):
+    return 8 / 2 * np.block([[p["B"][o, i] @ p["A"][o, i] for i in range(2)] for o in range(2)])
+
+
+def monarch(p, at, blocks=2):
+    """Block-diagonal, the permutation that sends i N + j to place i of block j, block-diagonal, out as s N + j."""
+    first, second = p["P1"], p["P2"]
+    rank = blocks * first.shape[1]
+    first, second = first.reshape(blocks, rank, -1), second.reshape(blocks, -1, rank)
+    update = np.zeros(SHAPE)
+    for column in range(SHAPE[1]):
+        x = np.eye(SHAPE[1])[column].reshape(blocks, -1)
+        hidden = np.concatenate([first[n] @ x[n] for n in range(blocks)])
+        for j in range(blocks):
+            update[j::blocks, column] = second[j] @ hidden[j::blocks]
+    return update
+
+
+def btt(p, at):
+    """Two batched matrix products with a reshape between them, as the authors' code runs it."""
+    m1, m0, r, n0 = p["R"].shape
+    x = np.eye(SHAPE[1]).reshape(-1, m1, m0)
+    inner = np.stack([x[:, m] @ p["R"][m].reshape(m0, r * n0) for m in range(m1)]).reshape(m1, -1, r, n0)
+    turned = inner.transpose(3, 1, 2, 0).reshape(n0, -1, r * m1)
+    outer = np.stack([turned[n] @ p["L"][n].reshape(r * m1, -1) for n in range(n0)])
+    return outer.transpose(1, 0, 2).reshape(SHAPE[1], SHAPE[0]).T
+
+
+def mora(p, at):
+    return np.array([[p["M"][o % 2, i % 2] for i in range(SHAPE[1])] for o in range(SHAPE[0])])
+
+
+def train(cores):
+    """The tensor of a train whose end cores lack their outer bond."""
+    return tt_to_tensor([cores[0][None], *cores[1:-1], cores[-1][..., None]])
+
+
+def lotr_tt(p, at):
+    whole = train([p["A1"], p["A2"], p["G"], p["B1"], p["B2"]])
+    return 1 / 2 * whole[:, :, at["site"]].reshape(SHAPE)
+
+
+def fact_tt(p, at):
+    return p["V"] @ p["S"][at["site"]] @ p["U"].T
+
+
+def fact_tk(p, at):
+    return tensorly.tucker_to_tensor((p["C"], [p["V"], p["U"], p["P"]]))[:, :, at["site"]]
+
+
+def metatt(p, at):
+    whole = train([p["G_in"], p["G_layer"], p["G_kind"], p["G_out"]])
+    return whole[:, at["layer"], at["kind"]].T
+
+
+def metatt_heads(p, at):
+    whole = train([p["G_in"], p["G_layer"], p["G_kind"], p["G_head"], p["G_dim"]])
+    return 2 * whole[:, at["layer"], at["kind"]].reshape(SHAPE[1], SHAPE[0]).T
+
+
+def tt_lora(p, at):
+    return train([p["G1"], p["G2"], p["G3"], p["G4"]]).reshape(SHAPE)
+
+
+def tt_lora_centered(p, at):
+    return train([p["G1"], p["G2"], p["G3"]]).reshape(SHAPE)
+
+
+def loretta(p, at):
+    down = train([p["A1"], p["A2"]]).reshape(SHAPE[1], -1)
+    return 16 / 2 * (down @ train([p["B1"], p["B2"], p["B3"]]).reshape(-1, SHAPE[0])).T
+
+
+def cara(p, at):
+    whole = tensorly.cp_to_tensor((p["w"], [p["S"], p["H"], p["D"], p["A"]]))
+    return whole[at["site"]].reshape(SHAPE)
+
+
+def tenslora(p, at):
+    factors = [p["U_in"], p["U_out"], p["U_layer"], p["U_kind"]]
+    return tensorly.tucker_to_tensor((p["G"], factors))[:, :, at["layer"], at["kind"]].T
+
+
+def tenslora_heads(p, at):
+    factors = [p["U_in"], p["U_head"], p["U_dim"], p["U_layer"]]
+    return tensorly.tucker_to_tensor((p["G"], factors))[..., at["layer"]].reshape(SHAPE[1], SHAPE[0]).T
+
+
+def tenslora_interleaved(p, at):
+    """The official unfolding of (in, dim, head): column j H + h."""
+    whole = tensorly.tucker_to_tensor((p["G"], [p["U_in"], p["U_dim"], p["U_head"]]))
+    update = np.zeros(SHAPE)
+    for j, h in product(range(6), range(2)):
+        update[j * 2 + h] = whole[:, j, h]
+    return update
+
+
+def tenslora_cp(p, at):
+    whole = tensorly.cp_to_tensor((None, [p["U_out"], p["U_in"], p["U_kind"]]))
+    return 2 * whole[:, :, at["kind"]]
+
+
+def flora(p, at):
+    return p["P_out"] @ p["G"] @ p["P_in"].T
+
+
+def flora_kernel(p, at):
+    return tensorly.tucker_to_tensor((p["G"], [p["P_out"], p["P_in"], p["P_k1"], p["P_k2"]]))
+
+
+def flora_gaussian(p, at):
+    return 4 * tensorly.tucker_to_tensor((p["G"], [p["P_out"], p["P_in"], p["P_k1"]]))
+
+
+def quanta(p, at):
+    """The gates one after another, on every unit vector of the input: axes 3 and 2, 3 and 1, 2 and 1."""
+    x = np.eye(SHAPE[1]).reshape(SHAPE[1], 2, 2, 2)
+    for second, first in combinations((3, 2, 1), 2):
+        x = np.tensordot(x, p[f"T{first}_{second}"], axes=((first, second), (2, 3)))
+        x = np.moveaxis(x, (-2, -1), (first, second))
+    return x.reshape(SHAPE[1], SHAPE[0]).T
+
+
+FORMULAS: dict[str, Formula] = {
+    "lora frozen a": lora_fa,
+    "lora_xs": lora_xs,
+    "mtlora learned": mtlora,
+    "randlora": randlora,
+    "randlora short out": randlora_short_out,
+    "krona": krona,
+    "kadaptation": kadaptation,
+    "kadaptation factorized": kadaptation_factorized,
+    "superlora": superlora,
+    "gralora": gralora,
+    "monarch": monarch,
+    "btt": btt,
+    "mora": mora,
+    "lotr_tt": lotr_tt,
+    "fact_tt": fact_tt,
+    "fact_tk": fact_tk,
+    "metatt": metatt,
+    "metatt heads": metatt_heads,
+    "tt_lora": tt_lora,
+    "tt_lora centered": tt_lora_centered,
+    "loretta": loretta,
+    "cara": cara,
+    "tenslora": tenslora,
+    "tenslora heads": tenslora_heads,
+    "tenslora interleaved": tenslora_interleaved,
+    "tenslora cp": tenslora_cp,
+    "flora": flora,
+    "flora kernel": flora_kernel,
+    "flora gaussian": flora_gaussian,
+    "quanta": quanta,
+}
+ELSEWHERE = {"loha", "lokr", "lora", "lorta", "lotr", "tera", "tlora", "vera"}  # test_products.py and test_apply.py
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_the_update_is_that_of_the_formula(name):
+    case, random = FAMILIES[name], np.random.default_rng(0)
+    adapter = case.bind(layers=2, kinds=KINDS, seed=3)
+    start = init(adapter)
+    moved = {
+        key: value if case.spec.name == "mora" and key != "M" else random.standard_normal(value.shape)
+        for key, value in start.items()
+    }  # every factor, frozen ones too; but MoRA's frozen ones are ones
+    for group in adapter.groups:
+        p, before = (
+            {key: params[adapter.slot_name(group, key)] for key in case.spec.factors} for params in (moved, start)
+        )
+        for site in group.sites:
+            wanted = FORMULAS[name](p, group.index(site))
+            if case.spec.centered:
+                wanted = wanted - FORMULAS[name](before, group.index(site))
+            np.testing.assert_allclose(delta(adapter, moved, site), wanted, rtol=0, atol=1e-10 * abs(wanted).max())
+
+
+def test_no_family_is_without_a_formula():
+    assert {FAMILIES[name].spec.name for name in FORMULAS} | ELSEWHERE == set(families.__all__)
+
+
+@pytest.mark.parametrize("name", [name for name, case in FAMILIES.items() if not case.spec.identity_at_start])
+def test_only_a_start_that_was_asked_for_is_not_zero(name):
+    assert name in {"lora_xs sigma", "tt_lora random", "loretta random"}
+    adapter = FAMILIES[name].bind(layers=1, kinds=KINDS)
+    assert all(delta(adapter, init(adapter), site).any() for site in adapter.sites)
+
+
+def test_superlora_of_one_part_is_a_tucker_tensor_of_the_group():
+    adapter = FAMILIES["superlora 1"].bind(layers=2, kinds=KINDS)
+    p = {key: np.random.default_rng(1).standard_normal(value.shape) for key, value in init(adapter).items()}
+    whole = 2 * tensorly.tucker_to_tensor((p["C1"], [p["A1"], p["B1"], p["S"]]))
+    for place, site in enumerate(adapter.sites):
+        np.testing.assert_allclose(delta(adapter, p, site), whole[..., place], rtol=1e-10, atol=1e-12)
+
+
+def test_btt_and_gralora_are_one_network():
+    """The same values in another order of modes give the same update."""
+    sites = places(families.btt(), layers=1, kinds={"q": SHAPE})
+    one = families.btt().bind(sites, rank=2)
+    two = families.gralora(alpha=2).bind(sites, rank=2)
+    p = {key: np.random.default_rng(1).standard_normal(value.shape) for key, value in init(one).items()}
+    q = {"A": p["R"].transpose(3, 0, 2, 1), "B": p["L"].transpose(0, 2, 3, 1)}
+    np.testing.assert_allclose(delta(two, q, sites[0]), delta(one, p, sites[0]), rtol=1e-10, atol=1e-12)
+
+
+def test_the_wires_of_quanta_are_as_wide_as_their_modes():
+    sites = places(families.quanta(), layers=1, kinds={"q": (96, 96)})
+    sizes = {f"{side}{axis}": size for side in "io" for axis, size in enumerate((2, 3, 4, 4), start=1)}
+    network = families.quanta().bind(sites, rank=100, sizes=sizes).networks[0]
+    for axis, size in enumerate((2, 3, 4, 4), start=1):
+        assert {network.sizes[f"w{axis}_{n}"] for n in (1, 2)} == {size}
+    assert network.shape("T3_4") == (4, 4, 4, 4)
+    assert network.shape("T1_2") == (2, 3, 2, 3)

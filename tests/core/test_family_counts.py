@@ -1,0 +1,162 @@
+"""Counts of the families: figures with their source, and the formula of each docstring on shapes at random."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.table import places
+from tnadapt import SiteError, count, families, find_host, grid
+
+QV = {"q_proj": (4096, 4096), "v_proj": (4096, 4096)}
+LARGE = dict.fromkeys(("query", "value", "attention.output.dense"), (1024, 1024)) | {"output.dense": (1024, 4096)}
+BLOCKS = {f"block{n}": (768, 768) for n in range(12)}  # four of the attention, four of either feed-forward weight
+QKV = dict.fromkeys(("query", "key", "value"), (768, 768))
+SQUARE = {"q": (768, 768)}
+BOTH = {"q": (768, 768), "v": (768, 768)}
+WIDE = {"q": (4096, 4096)}
+AXES = {f"{side}{axis}": size for side in "io" for axis, size in enumerate((16, 8, 8, 4), start=1)}
+
+SOURCED = [  # spec, layers, kinds, rank, sizes, trainable
+    # LoRA-XS, RoBERTa-large, 96 modules: r^2 each, the targets of scripts/run_glue.py of its repository @ e50b1a8
+    *[(families.lora_xs(), 24, LARGE, r, {}, n) for r, n in [(4, 1_536), (8, 6_144), (12, 13_824), (16, 24_576)]],
+    *[(families.lora_xs(), 24, LARGE, r, {}, n) for r, n in [(20, 38_400), (25, 60_000)]],
+    # QuanTA, LLaMA-2-7B q, v as 16-8-8-4: the shapes of quanta/tuners/quanta.py of its repository @ 14f02f4
+    (families.quanta(), 1, WIDE, 16, AXES, 43_008),
+    (families.quanta(), 32, QV, 16, AXES, 2_752_512),
+    # FacT, ViT-B, 12 blocks of 768 x 768 a layer: 1536 r + 144 r^2, 1536 r + 144 r + r^3; fact_t?.py @ 026e4f1
+    (families.fact_tt(), 12, BLOCKS, 8, {}, 21_504),
+    (families.fact_tt(), 12, BLOCKS, 16, {}, 61_440),
+    (families.fact_tk(), 12, BLOCKS, 16, {}, 30_976),
+    (families.fact_tk(), 12, BLOCKS, 32, {}, 86_528),
+    # CaRA, ViT-B/16: its attention part of 2526 r + 4608, from the shapes of src/cara/cara.py @ f0ac9a9
+    *[(families.cara(), 12, QKV, r, {"head": 12}, 881 * r) for r in (8, 16, 32)],
+    # TensLoRA, qkv_depth with ranks (8, 8, 8, 8): utils/parameter_count.py @ 5d77319
+    (families.tenslora(), 12, QKV, 8, {}, 16_504),
+    # MoRA: the square of LoRA's budget, rounded as in kongds/MoRA @ de5df31
+    (families.mora(), 1, WIDE, 1, {"o2": 256, "i2": 256}, 65_536),
+    # RandLoRA: r n + n min(in, out), with n = min(in, out) / r rounded up, from tuners/randlora of PEFT
+    (families.randlora(), 1, WIDE, {"r": 32, "n": 128}, {}, 528_384),
+    (families.randlora(), 1, {"q": (768, 768)}, {"r": 10, "n": 77}, {}, 59_906),
+    # LoRETTA: [8, 8, 12, 8] for 768 x 8 with rank 5, of utils/tensor_util.py @ c66bbb3, once for each of the pair
+    (
+        families.loretta(),
+        1,
+        {"q": (768, 768)},
+        5,
+        {"r": 8, "o1": 8, "o2": 12, "o3": 8},
+        2 * (8 * 5 + 5 * 8 * 5 + 5 * 12 * 5 + 5 * 8),
+    ),
+    # MoRe: blk_r (in + out), 4 blocks of rank 4, src/layers/monarch_linear.py @ 18862c0
+    (families.monarch(), 1, {"q": (768, 1024)}, 1, {"i1": 4, "o2": 4}, 4 * (768 + 1024)),
+    # GraLoRA: r (in + out) whatever the blocks, tuners/gralora of PEFT 0.21.2; its r = 8 is 4 for each of 2 x 2 blocks
+    (families.gralora(), 1, {"q": (768, 1024)}, 4, {"o1": 2, "i1": 2}, 8 * (768 + 1024)),
+    # KAdaptation, ViT-B q, v, less the bias: 4 d a layer and 4 n^2, vision_benchmark/evaluation/model.py @ be6fb43
+    (
+        families.kadaptation(factorized=True),
+        12,
+        BOTH,
+        32,
+        {"o1": 32, "i1": 32},
+        40_960,
+    ),
+]
+
+
+@pytest.mark.parametrize("row", SOURCED)
+def test_a_count_with_its_source(row):
+    spec, layers, kinds, rank, sizes, trainable = row
+    assert count(spec.bind(grid(layers=layers, kinds=kinds), rank=rank, sizes=sizes)).trainable == trainable
+
+
+def test_the_parts_of_cara_make_its_count():
+    """The other part, by hand until blocks are sites: rows 108 with 768 twice and weights; biases 768, 3072 and 768."""
+    for rank, whole in [(8, 24_816), (16, 45_024), (32, 85_440)]:
+        attention = count(families.cara().bind(grid(layers=12, kinds=QKV), rank=rank, sizes={"head": 12})).trainable
+        assert attention + rank * (108 + 768 + 768 + 1) + 768 + 3072 + 768 == whole
+
+
+def test_mora_at_a_square_that_does_not_tile_is_refused_with_its_divisors():
+    """r = 256 of the budget gives 1448, of 2,096,704 entries; the official code wraps it around."""
+    assert int(math.sqrt((4096 + 4096) * 256) + 0.5) == 1448
+    with pytest.raises(SiteError, match=r"o2=1448 does not divide 4096.\nDivisors of 4096: 1, 2, 4, 8, 16"):
+        families.mora().bind(grid(layers=1, kinds=WIDE), rank=1, sizes={"o2": 1448, "i2": 1448})
+
+
+def pairs(sizes):
+    return sum((sizes[f"i{a}"] * sizes[f"i{b}"]) ** 2 for a in range(1, 5) for b in range(a + 1, 5))
+
+
+def train(sizes, bonds, modes):
+    ends = [1, *(sizes[bond] for bond in bonds), 1]
+    return sum(left * sizes[mode] * right for left, mode, right in zip(ends[:-1], modes, ends[1:], strict=True))
+
+
+STATED = {  # the formula of the docstring for all S sites of one shape, by sizes n, for `sites` weights in `kinds`
+    "lora": lambda n: n["S"] * n["r"] * (n["in"] + n["out"]),
+    "lora_xs": lambda n: n["S"] * n["p"] * n["q"],
+    "mtlora": lambda n: n["S"] * 2 * n["r"] * (n["in"] + n["out"]),  # two tasks
+    "randlora": lambda n: n["S"] * (n["r"] * n["n"] + n["n"] * n["in"]),
+    "tlora": lambda n: n["S"] * (n["p"] * n["q"] + 1),
+    "vera": lambda n: n["S"] * (n["out"] + n["r"]),
+    "loha": lambda n: n["S"] * (n["p"] + n["q"]) * (n["in"] + n["out"]),
+    "lokr": lambda n: n["S"] * (n["o1"] * n["i1"] + n["r"] * (n["o2"] + n["i2"])),
+    "krona": lambda n: n["S"] * (n["o1"] * n["i1"] + n["o2"] * n["i2"]),
+    "kadaptation": lambda n: n["M"] * n["n"] * n["o1"] * n["i1"] + n["S"] * n["n"] * (n["o2"] + n["i2"]),
+    "superlora": lambda n: (
+        n["S"] * n["t"]
+        + sum(n[f"o{k}"] * n[f"p{k}"] + n[f"i{k}"] * n[f"q{k}"] for k in (1, 2))
+        + n["p1"] * n["q1"] * n["t"]
+        + n["p2"] * n["q2"]
+    ),
+    "gralora": lambda n: n["S"] * n["o1"] * n["i1"] * n["r"] * (n["o2"] + n["i2"]),
+    "monarch": lambda n: n["S"] * n["t"] * (n["o2"] * n["in"] + n["i1"] * n["out"]),
+    "btt": lambda n: n["S"] * n["r"] * (n["o1"] * n["in"] + n["i1"] * n["out"]),
+    "mora": lambda n: n["S"] * n["o2"] * n["i2"],
+    "lotr": lambda n: n["p"] * n["out"] + n["S"] * n["p"] * n["q"] + n["q"] * n["in"],
+    "lotr_tt": lambda n: train(n | {"site": n["S"]}, ["r1", "r2", "r3", "r4"], ["o1", "o2", "site", "i1", "i2"]),
+    "lorta": lambda n: n["r"] * (n["in"] + n["dim"] + n["head"] + n["L"] + n["M"]),
+    "tera": lambda n: n["S"] * sum(n[f"r_{side}{axis}"] for side in "oi" for axis in (1, 2, 3)),
+    "flora": lambda n: n["S"] * (n["r_out"] * n["r_in"] + n["out"] * n["r_out"] + n["in"] * n["r_in"]),
+    "fact_tk": lambda n: n["p"] * n["out"] + n["q"] * n["in"] + n["S"] * n["t"] + n["p"] * n["q"] * n["t"],
+    "fact_tt": lambda n: n["p"] * n["out"] + n["S"] * n["p"] * n["q"] + n["q"] * n["in"],
+    "cara": lambda n: n["r"] * (n["S"] + n["in"] + n["head"] + n["dim"] + 1),
+    "tenslora": lambda n: (
+        math.prod(n[f"r_{mode}"] for mode in ("in", "out", "layer", "kind"))
+        + sum(n[mode] * n[f"r_{mode}"] for mode in ("in", "out", "layer", "kind"))
+    ),
+    "metatt": lambda n: (
+        n["r1"] * n["in"] + n["r1"] * n["L"] * n["r2"] + n["r2"] * n["M"] * n["r3"] + n["r3"] * n["out"]
+    ),
+    "tt_lora": lambda n: n["S"] * train(n, [f"r{k}" for k in range(1, 6)], ["o1", "o2", "o3", "i1", "i2", "i3"]),
+    "loretta": lambda n: (
+        n["S"]
+        * (
+            train(n, ["a1", "a2", "a3"], ["i1", "i2", "i3", "r"])
+            + train(n, ["b1", "b2", "b3"], ["r", "o1", "o2", "o3"])
+        )
+    ),
+    "quanta": lambda n: n["S"] * pairs(n),
+}
+
+
+@pytest.mark.parametrize("name", families.__all__)
+@given(
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    layers=st.integers(1, 4),
+    kinds=st.integers(1, 3),
+    rank=st.integers(1, 5),
+)
+def test_the_formula_of_the_docstring_is_the_count(name, shape, layers, kinds, rank):
+    spec = getattr(families, name)()
+    shape, rank = ((shape[1], shape[1]), 40) if name == "quanta" else (shape, rank)  # a circuit that changes no size
+    sites = places(spec, layers=layers, kinds={f"k{kind}": shape for kind in range(kinds)})
+    adapter = spec.bind(sites, rank=rank)
+    sizes = {"out": shape[0], "in": shape[1], "L": layers, "M": kinds, "S": layers * kinds}
+    assert count(adapter).trainable == STATED[name](sizes | dict(adapter.networks[0].sizes))
+
+
+def test_the_hosts_give_the_same_counts_as_shapes_by_hand():
+    vit = find_host("vit-base-patch16").sites(["q_proj", "k_proj", "v_proj"])
+    assert count(families.cara().bind(vit, rank=8, sizes={"head": 12})).trainable == 881 * 8

@@ -1,0 +1,54 @@
+"""What a family cannot be built from, or a weight that it cannot split: the mode, the size, and what would fit."""
+
+import pytest
+
+from tnadapt import SiteError, SpecError, families, grid
+
+SITES = grid(layers=2, kinds={"q": (12, 8)})
+
+
+@pytest.mark.parametrize(
+    ("make", "fault"),
+    [
+        (lambda: families.lotr_tt(out_order=0), r"lotr_tt.*out_order must be at least 1, got 0"),
+        (lambda: families.lotr_tt(in_order=-1), r"in_order must be at least 1, got -1"),
+        (lambda: families.tt_lora(in_order=0), r"tt_lora.*in_order must be at least 1, got 0"),
+        (lambda: families.loretta(out_order=0), r"loretta.*out_order must be at least 1, got 0"),
+        (lambda: families.metatt(order=3), r"metatt.*order must be 4, or 5 with heads, got 3"),
+        (lambda: families.quanta(order=1), r"quanta.*order must be at least 2, for a gate joins two axes, got 1"),
+        (lambda: families.flora(kernel_axes=-1), r"flora.*kernel_axes must be at least 0, got -1"),
+        (lambda: families.superlora(parts=0), r"superlora.*parts must be at least 1, got 0"),
+        (lambda: families.lora_xs(sigma=float("nan")), r"factor 'R': law normal: its std must be 0 or from"),
+        (lambda: families.lora_xs(alpha=float("inf")), r"scale: alpha must be a finite number, got inf"),
+    ],
+)
+def test_options_that_make_no_spec(make, fault):
+    with pytest.raises(SpecError, match=f"(?s){fault}"):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("spec", "words", "fault"),
+    [
+        (families.gralora(), {"sizes": {"o1": 5, "i1": 2}}, r"\(o1 o2\) must multiply to 12.*o1=5 does not divide 12"),
+        (families.monarch(), {"sizes": {"i1": 3}}, r"i1=3 does not divide 8.\nDivisors of 8: 1, 2, 4, 8"),
+        (families.btt(), {"sizes": {"i1": 2, "i2": 2}}, r"i1=2, i2=2 does not give 8"),
+        (families.mora(), {"sizes": {"o2": 7, "i2": 7}}, r"o2=7 does not divide 12.\nDivisors of 12: 1, 2, 3, 4, 6"),
+        (families.krona(), {"sizes": {"i2": 3}}, r"i2=3 does not divide 8"),
+        (families.kadaptation(), {"sizes": {"o1": 32, "i1": 32}}, r"o1=32 does not divide 12"),
+        (families.cara(), {"sizes": {"head": 5}}, r"\(head dim\) must multiply to 12.*head=5 does not divide 12"),
+        (families.metatt(order=5), {"sizes": {"head": 8}}, r"head=8 does not divide 12"),
+        (families.tenslora(heads="dim head"), {"sizes": {"head": 7}}, r"head=7 does not divide 12"),
+        (families.tenslora(), {"sizes": {"head": 4}}, r"tenslora has no mode 'head'"),
+        (families.quanta(), {"sizes": {"i1": 16}}, r"i1=16 does not divide 8"),
+        (families.tt_lora(), {"sizes": {"o1": 2, "o2": 2, "o3": 2}}, r"o1=2, o2=2, o3=2 does not give 12"),
+        (families.loretta(), {"sizes": {"o2": 9}}, r"o2=9 does not divide 12"),
+        (families.flora(kernel_axes=2), {}, r"updates a weight of 4 axes.*has shape \(12, 8\)"),
+        (families.mtlora(), {}, r"stacks weights over 'task'.*only the coordinates layer, kind"),
+        (families.randlora(), {"rank": {"r": 2}}, r"randlora: every bond needs a size.*open: n"),
+        (families.superlora(), {"rank": 0}, r"rank: must be an integer of at least 1, got 0"),
+    ],
+)
+def test_weights_that_a_family_does_not_fit(spec, words, fault):
+    with pytest.raises(SiteError, match=f"(?s){fault}"):
+        spec.bind(SITES, **({"rank": 2} | words))

@@ -1,0 +1,111 @@
+"""Every family and its options, with ranks and sizes that fit any weight of even axes: the one list of all suites.
+
+A new family gets a line here; the laws, the core, the parity with each framework and the counts read it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import product
+
+from tnadapt import Adapter, AdapterSpec, Site, families, grid
+
+STANDARD = {"layer", "kind", "site"}
+KERNEL = (3, 2)  # the further axes of a weight that has more than two
+VALUES = 2  # of each coordinate that is neither layer, kind nor site
+
+
+@dataclass(frozen=True)
+class Case:
+    """A spec, the sizes of its bonds (3 unless told), and sizes of modes of the weight."""
+
+    spec: AdapterSpec
+    rank: int | Mapping[str, int] = 3
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether it updates weights of two axes that have no coordinates but layer and kind, as those of a grid."""
+        return len(self.spec.axes) == 2 and STANDARD.issuperset(self.spec.site_modes)
+
+    def bind(self, *, layers: int, kinds: Mapping[str, tuple[int, int]], seed: int = 0) -> Adapter:
+        """The adapter on a grid, with kernels and further coordinates where the spec has them."""
+        sites = places(self.spec, layers=layers, kinds=kinds)
+        return self.spec.bind(sites, rank=self.rank, sizes=self.sizes, seed=seed)
+
+
+def places(spec: AdapterSpec, *, layers: int, kinds: Mapping[str, tuple[int, ...]]) -> tuple[Site, ...]:
+    """A grid whose weights have as many axes, and whose sites as many coordinates, as the spec asks for."""
+    further = [mode for mode in spec.site_modes if mode not in STANDARD]
+    shaped = {kind: (*shape, *KERNEL[: len(spec.axes) - 2]) for kind, shape in kinds.items()}
+    return tuple(
+        Site(
+            ".".join([site.path, *map(str, at)]),
+            site.shape,
+            dict(site.coordinates) | dict(zip(further, at, strict=True)),
+        )
+        for site in grid(layers=layers, kinds=shaped)
+        for at in product(range(VALUES), repeat=len(further))
+    )
+
+
+FAMILIES = {
+    "lora": Case(families.lora()),
+    "lora rank 1": Case(families.lora(alpha=3), 1),
+    "lora stabilized": Case(families.lora(rank_stabilized=True, gaussian=True)),
+    "lora frozen a": Case(families.lora(frozen_a=True)),
+    "lora_xs": Case(families.lora_xs(), {"p": 2, "q": 3}),
+    "lora_xs sigma": Case(families.lora_xs(sigma=1e-5), 2),
+    "mtlora": Case(families.mtlora(), 2),
+    "mtlora learned": Case(families.mtlora(learned_scale=True, alpha=2), 2),
+    "randlora": Case(families.randlora(), {"r": 2, "n": 3}),
+    "randlora short out": Case(families.randlora(short="out", alpha=3), {"r": 3, "n": 2}),
+    "tlora": Case(families.tlora(), {"p": 2, "q": 3}),
+    "tlora alpha": Case(families.tlora(alpha=0.5), 1),
+    "vera": Case(families.vera()),
+    "vera rank 1": Case(families.vera(d_initial=1), 1),
+    "loha": Case(families.loha(), {"p": 2, "q": 3}),
+    "lokr": Case(families.lokr()),
+    "lokr whole": Case(families.lokr(low_rank=False, alpha=2)),
+    "krona": Case(families.krona(alpha=2)),
+    "kadaptation": Case(families.kadaptation(), 2),
+    "kadaptation factorized": Case(families.kadaptation(factorized=True), 3, {"o1": 2, "i1": 2}),
+    "superlora": Case(families.superlora(), 2),
+    "superlora 1": Case(families.superlora(parts=1, alpha=2), {"p1": 2, "q1": 3, "t": 2}),
+    "gralora": Case(families.gralora(), 2, {"o1": 2, "i1": 2}),
+    "monarch": Case(families.monarch(), 1, {"i1": 2, "o2": 2}),
+    "monarch wide": Case(families.monarch(alpha=2), 2),
+    "btt": Case(families.btt(), 2),
+    "mora": Case(families.mora(), 1, {"o2": 2, "i2": 2}),
+    "lotr": Case(families.lotr(), {"p": 2, "q": 3}),
+    "lotr by layer": Case(families.lotr(alpha=2, over="layer"), 2),
+    "lotr_tt": Case(families.lotr_tt(), 2),
+    "lotr_tt 1 2": Case(families.lotr_tt(out_order=1, in_order=2), {"r1": 2, "r2": 3, "r3": 2}),
+    "lorta": Case(families.lorta(), 2, {"head": 2}),
+    "lorta heads in": Case(families.lorta(heads="in"), 3, {"head": 2}),
+    "lorta by layer": Case(families.lorta(over="layer"), 2, {"dim": 2}),
+    "lorta by kind": Case(families.lorta(over="kind", rank_stabilized=True), 2, {"head": 1}),
+    "lorta alone": Case(families.lorta(over=""), 2),
+    "tera": Case(families.tera(out_order=2, in_order=2), 2),
+    "tera 2 1": Case(families.tera(out_order=2, in_order=1, alpha=2), 3),
+    "tera 1 1": Case(families.tera(out_order=1, in_order=1), 4),
+    "flora": Case(families.flora(), {"r_out": 2, "r_in": 3}),
+    "flora kernel": Case(families.flora(kernel_axes=2), 2),
+    "flora gaussian": Case(families.flora(kernel_axes=1, gaussian=True, alpha=4), 2),
+    "fact_tk": Case(families.fact_tk(), {"p": 2, "q": 3, "t": 2}),
+    "fact_tt": Case(families.fact_tt(), {"p": 2, "q": 3}),
+    "cara": Case(families.cara(), 2, {"head": 2}),
+    "tenslora": Case(families.tenslora(), 2),
+    "tenslora heads": Case(families.tenslora(over="layer", heads="head dim"), 2, {"head": 2}),
+    "tenslora interleaved": Case(families.tenslora(over="", heads="dim head"), 2, {"head": 2}),
+    "tenslora cp": Case(families.tenslora(over="kind", cp=True, alpha=2)),
+    "metatt": Case(families.metatt(), {"r1": 2, "r2": 3, "r3": 2}),
+    "metatt heads": Case(families.metatt(order=5, alpha=2), 2, {"head": 2}),
+    "tt_lora": Case(families.tt_lora(out_order=2, in_order=2), 2),
+    "tt_lora centered": Case(families.tt_lora(out_order=1, in_order=2, start="centered"), 2),
+    "tt_lora random": Case(families.tt_lora(out_order=2, in_order=1, start="random"), 2),
+    "loretta": Case(families.loretta(out_order=2, in_order=1), 2),
+    "loretta centered": Case(families.loretta(out_order=1, in_order=1, start="centered"), 2),
+    "loretta random": Case(families.loretta(out_order=1, in_order=2, start="random"), 2),
+    "quanta": Case(families.quanta(order=3), 3),
+    "quanta 2": Case(families.quanta(order=2, alpha=2)),
+}

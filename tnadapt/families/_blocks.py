@@ -1,0 +1,84 @@
+"""Adapters that work on the blocks of a weight: a pair for each block, or one matrix laid out as tiles."""
+
+from tnadapt._factor import frozen, kaiming_uniform, normal, ones, over_rank, raw, trainable, zeros
+from tnadapt._spec import AdapterSpec
+
+__all__ = ["btt", "gralora", "monarch", "mora"]
+
+
+def gralora(*, alpha: float = 8.0) -> AdapterSpec:
+    """GraLoRA: block (o, i) of dW is (alpha / r) B_oi A_oi, a low-rank pair for each block (arXiv:2505.20355).
+
+    A (o1 x i1 x r x i2) starts uniform in +-1/sqrt(i2), B (o1 x i1 x o2 x r) at 0. The weight is cut in o1 x i1
+    blocks: sizes={"o1": 2, "i1": 2} for k = 2. In PEFT the rank and alpha named are k times this r and this alpha;
+    its hybrid form, with a LoRA beside it, is a sum of two networks and left out.
+    Trainable: o1 i1 r (o2 + i2) a site. Rank of dW: at most o1 i1 r.
+    """
+    return AdapterSpec(
+        name="gralora",
+        weight="(o1 o2) (i1 i2)",
+        factors={
+            "A": trainable("o1 i1 r i2", init=kaiming_uniform("i2")),
+            "B": trainable("o1 i1 o2 r", init=zeros()),
+        },
+        scale=over_rank("r", alpha=alpha),
+    )
+
+
+def monarch(*, alpha: float = 1.0) -> AdapterSpec:
+    """MoRe: dW = P2 perm P1, two block-diagonal matrices with a fixed permutation between them (arXiv:2408.17383).
+
+    dW[(o1, o2), (i1, i2)] = alpha sum_t P2[o2, o1, i1, t] P1[i1, t, o2, i2]: i1 numbers the N blocks of P1, o2 those of
+    P2, sizes={"i1": 4, "o2": 4} for the default of 4 blocks. The block rank of the official code is N t; one that N
+    does not divide is left out. P1 starts uniform in +-1/sqrt(i2), P2 at 0; there is no alpha in that code, so 1.
+    Trainable: t (o2 in + i1 out) a site. Rank of dW: at most o2 i1 t.
+    """
+    return AdapterSpec(
+        name="monarch",
+        weight="(o1 o2) (i1 i2)",
+        factors={
+            "P1": trainable("i1 t o2 i2", init=kaiming_uniform("i2")),
+            "P2": trainable("o2 o1 i1 t", init=zeros()),
+        },
+        scale=raw(alpha),
+    )
+
+
+def btt(*, alpha: float = 1.0) -> AdapterSpec:
+    """BTT: dW[(o1, o2), (i1, i2)] = alpha sum_r L[o1, r, i1, o2] R[i1, i2, r, o1], a block train (arXiv:2406.06248).
+
+    Published for training from scratch; as an adapter L starts at 0, as its option for that does. R starts normal of
+    variance 1/i2; the official law has min(1, sqrt(out / in)) too, and a law here is a product of sizes. The axes split
+    as evenly as they go. The network is that of GraLoRA with sqrt(out) x sqrt(in) blocks, but for scale and start.
+    Trainable: r (o1 in + i1 out) a site. Rank of dW: at most o1 i1 r.
+    """
+    return AdapterSpec(
+        name="btt",
+        weight="(o1 o2) (i1 i2)",
+        factors={
+            "R": trainable("i1 i2 r o1", init=normal(fan="i2")),
+            "L": trainable("o1 r i1 o2", init=zeros()),
+        },
+        scale=raw(alpha),
+    )
+
+
+def mora(*, alpha: float = 1.0) -> AdapterSpec:
+    """MoRA of type 1: dW[o, i] = M[o mod o2, i mod i2], one matrix as the tile of the weight (arXiv:2405.12130).
+
+    M (o2 x i2) starts at 0; the frozen vectors of ones (o1 and i1) repeat it. The official code gives what LoRA trains
+    at rank r to one square: sizes={"o2": n, "i2": n} with n = int(sqrt((in + out) r) + 1/2); without sizes the axes
+    split evenly. Where n does not divide an axis that code wraps around, which no network does: here n is refused with
+    the divisors that fit. Type 6, with rotations, is left out. Scale alpha, 1 there.
+    Trainable: o2 i2 a site. Rank of dW: at most min(o2, i2).
+    """
+    return AdapterSpec(
+        name="mora",
+        weight="(o1 o2) (i1 i2)",
+        factors={
+            "M": trainable("o2 i2", init=zeros()),
+            "rows": frozen("o1", init=ones()),
+            "columns": frozen("i1", init=ones()),
+        },
+        scale=raw(alpha),
+    )

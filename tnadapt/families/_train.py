@@ -1,0 +1,170 @@
+"""Adapters that are a tensor train: cores in a row, each joined to the next by one bond."""
+
+import math
+from typing import Literal
+
+from tnadapt._errors import SpecError
+from tnadapt._factor import (
+    Factor,
+    Init,
+    kaiming_normal,
+    kaiming_uniform,
+    normal,
+    orthogonal,
+    over_rank,
+    raw,
+    trainable,
+    zeros,
+)
+from tnadapt._spec import AdapterSpec
+
+__all__ = ["fact_tt", "loretta", "lotr_tt", "metatt", "tt_lora"]
+
+Start = Literal["zero", "centered", "random"]
+
+
+def fact_tt(*, alpha: float = 1.0) -> AdapterSpec:
+    """FacT-TT: dW_s = alpha V S_s U^T, a train through all weights, one core for each (arXiv:2212.03145).
+
+    U (in x q) starts uniform in +-1/sqrt(in), the cores S_s (p x q) in +-1/sqrt(q), V (out x p) at 0: another start of
+    the network of LoTR. The code cuts the feed-forward weights in blocks of d x d; each block is a site. Scale alpha,
+    divided by no rank. Trainable: p out + S p q + q in. Rank of dW_s: at most min(p, q), of all side by side too.
+    """
+    return AdapterSpec(
+        name="fact_tt",
+        weight="out in",
+        over="site",
+        factors={
+            "U": trainable("in q", init=kaiming_uniform("in")),
+            "S": trainable("site p q", init=kaiming_uniform("q")),
+            "V": trainable("out p", init=zeros()),
+        },
+        scale=raw(alpha),
+    )
+
+
+def lotr_tt(*, out_order: int = 2, in_order: int = 2, alpha: float = 1.0) -> AdapterSpec:
+    """LoTR with more than three cores: dW_s = (alpha / r) A1 .. AM G_s B1 .. BN over split axes (arXiv:2402.01376).
+
+    The out axis splits in `out_order` modes with a core each, A (r_(k-1) x o_k x r_k), the in axis in `in_order` with
+    cores B; between them the core G of the sites; r is the rank that leads to it. Orders 1 and 1 are LoTR. This is a
+    reading: the paper's longer trains were not at hand, and its code has three cores. A and B start normal, such that
+    an entry of the product of either has variance 1; G at 0.
+    Trainable: sum r_(k-1) n_k r_k, with n = S for G. Rank of dW_s: at most either rank of G.
+    """
+    modes = [*_modes("lotr_tt", "o", out_order), "site", *_modes("lotr_tt", "i", in_order)]
+    bonds = _bonds("r", modes)
+    outs = [normal(fan=bond) for bond in ["", *bonds[: out_order - 1]]]
+    ins = [normal(fan=bond) for bond in [*bonds[out_order + 1 :], ""]]
+    names = [*(f"A{n}" for n in range(1, out_order + 1)), "G", *(f"B{n}" for n in range(1, in_order + 1))]
+    cores = _train(modes, bonds, [*outs, zeros(), *ins])
+    return AdapterSpec(
+        name="lotr_tt",
+        weight=_split(out_order, in_order),
+        over="site",
+        factors=dict(zip(names, cores, strict=True)),
+        scale=over_rank(bonds[out_order - 1], alpha=alpha),
+    )
+
+
+def metatt(*, order: Literal[4, 5] = 4, alpha: float = 1.0) -> AdapterSpec:
+    """MetaTT, a reconstruction: dW_lm^T = alpha G_in G_l G_m G_out, one train over layers and kinds (arXiv:2506.09105).
+
+    G_in (in x r1), G_l (r1 x r2) for each layer, G_m (r2 x r3) for each kind, G_out (r3 x out). `order=5` splits the
+    out axis by heads, sizes={"head": 12}: G_head (r3 x head x r4), G_out (r4 x out/head). Scale alpha.
+
+    Read in the abstract: one train over the modes of all weights, the count their sum. Recalled: the two orders, the
+    order of the cores, that a core at an end starts at 0 and those within orthogonal or at the identity. Chosen here:
+    G_out at 0, G_in normal of variance 1/in, those within orthogonal, at each layer and kind by itself.
+    Trainable: r (in + out) + r^2 (L + M), or r (in + out/H) + r^2 (L + M + H). Rank of dW: at most r.
+    """
+    if order not in (4, 5):
+        raise SpecError("metatt", [f"order must be 4, or 5 with heads, got {order}"])
+    ends = ["out"] if order == 4 else ["head", "dim"]  # noqa: PLR2004  (the paper's name)
+    modes = ["in", "layer", "kind", *ends]
+    laws = [normal(fan="in"), *(orthogonal() for _ in modes[1:-1]), zeros()]
+    cores = _train(modes, _bonds("r", modes), laws)
+    return AdapterSpec(
+        name="metatt",
+        weight="out in" if ends == ["out"] else "(head dim) in",
+        over="layer kind",
+        factors=dict(zip([f"G_{mode}" for mode in modes], cores, strict=True)),
+        scale=raw(alpha),
+    )
+
+
+def tt_lora(*, out_order: int = 3, in_order: int = 3, start: Start = "zero", alpha: float = 1.0) -> AdapterSpec:
+    """TT-LoRA: dW = alpha G1 G2 .. Gd, a tensor train over the split axes of one weight (arXiv:2408.01008).
+
+    G_k (r_(k-1) x n_k x r_k); the first `out_order` modes n_k split the out axis, the others the in axis. The official
+    code starts at the TT-SVD of a random matrix of variance 2/(9 in), where dW is not 0. Here the cores are normal, so
+    that an entry of dW has that variance: `start="random"` leaves dW there, "centered" takes it away from dW, and
+    "zero" puts the last core at 0. Scale alpha, divided by no rank.
+    Trainable: sum r_(k-1) n_k r_k a site. Rank of dW: at most the rank between out and in modes; centered: twice that.
+    """
+    modes = [*_modes("tt_lora", "o", out_order), *(inner := _modes("tt_lora", "i", in_order))]
+    bonds = _bonds("r", modes)
+    last = zeros() if start == "zero" else kaiming_normal(" ".join(inner), slope=math.sqrt(8.0))
+    cores = _train(modes, bonds, [*(normal(fan=bond) for bond in bonds), last])
+    return AdapterSpec(
+        name="tt_lora",
+        weight=_split(out_order, in_order),
+        factors={f"G{n}": core for n, core in enumerate(cores, start=1)},
+        scale=raw(alpha),
+        centered=start == "centered",
+        identity_at_start=start != "random",
+    )
+
+
+def loretta(*, out_order: int = 3, in_order: int = 3, start: Start = "zero", alpha: float = 16.0) -> AdapterSpec:
+    """LoRETTA (rep): dW = (alpha / r) (X_A X_B)^T with each matrix of LoRA a tensor train (arXiv:2402.11417).
+
+    X_A (in x r) has cores A_k over the in modes and a last one over r, X_B (r x out) one over r, then cores B_k over
+    the out modes; sizes={"r": 8}, rank=5 for trains of rank 5. The official shape for 768 x 8 is [8, 8, 12, 8], for
+    4096 x 8 [16, 16, 8, 4, 4], where in and r share a core: here each has its own. There an entry of X starts normal of
+    variance 1/(in + r) and dW is not 0; here 1/in and 1/out, and `start` as in TT-LoRA: "zero" puts the last core of
+    X_B at 0. The bottleneck form (adp) is not linear, so no update of a weight. Alpha is 16 there.
+    Trainable: over both the sum r_(k-1) n_k r_k, a site. Rank of dW: at most r and its neighbours; centered: twice.
+    """
+    ins, outs = [*_modes("loretta", "i", in_order), "r"], ["r", *_modes("loretta", "o", out_order)]
+    a_bonds, b_bonds = _bonds("a", ins), _bonds("b", outs)
+    a_laws = [normal(fan=bond) for bond in a_bonds]
+    last = zeros() if start == "zero" else normal(fan=" ".join(outs[1:]))
+    a_cores = _train(ins, a_bonds, [*a_laws, normal(fan=" ".join(ins[:-1]))])
+    b_cores = _train(outs, b_bonds, [*(normal(fan=bond) for bond in b_bonds), last])
+    return AdapterSpec(
+        name="loretta",
+        weight=_split(out_order, in_order),
+        factors={f"A{n}": core for n, core in enumerate(a_cores, start=1)}
+        | {f"B{n}": core for n, core in enumerate(b_cores, start=1)},
+        scale=over_rank("r", alpha=alpha),
+        centered=start == "centered",
+        identity_at_start=start != "random",
+    )
+
+
+def _modes(family: str, side: Literal["o", "i"], order: int) -> list[str]:
+    """The modes of a split axis."""
+    if order < 1:
+        raise SpecError(family, [f"{'out' if side == 'o' else 'in'}_order must be at least 1, got {order}"])
+    return [f"{side}{n}" for n in range(1, order + 1)]
+
+
+def _split(out_order: int, in_order: int) -> str:
+    """The weight whose two axes split in so many modes."""
+    sides = (("o", out_order), ("i", in_order))
+    return " ".join(f"({' '.join(f'{side}{n}' for n in range(1, order + 1))})" for side, order in sides)
+
+
+def _bonds(letter: str, modes: list[str]) -> list[str]:
+    """The names of the bonds between neighbours."""
+    return [f"{letter}{n}" for n in range(1, len(modes))]
+
+
+def _train(modes: list[str], bonds: list[str], laws: list[Init]) -> list[Factor]:
+    """The cores, each with the bond to its left, its mode and the bond to its right."""
+    ends = ["", *bonds, ""]
+    return [
+        trainable(f"{left} {mode} {right}", init=law)
+        for left, mode, right, law in zip(ends[:-1], modes, ends[1:], laws, strict=True)
+    ]

@@ -1,0 +1,125 @@
+"""Adapters that are a Tucker or a CP tensor: of one weight, or of all weights stacked."""
+
+import math
+from typing import Literal
+
+from tnadapt._errors import SpecError
+from tnadapt._factor import (
+    Factor,
+    Init,
+    kaiming_normal,
+    kaiming_uniform,
+    normal,
+    ones,
+    orthogonal,
+    raw,
+    trainable,
+    uniform,
+    zeros,
+)
+from tnadapt._spec import AdapterSpec
+
+__all__ = ["cara", "fact_tk", "flora", "tenslora"]
+
+
+def flora(*, kernel_axes: int = 0, gaussian: bool = False, alpha: float = 1.0) -> AdapterSpec:
+    """FLoRA: dW = alpha G x_1 P_out x_2 P_in x_3 P_k1 ..., a Tucker tensor of the weight's own axes (arXiv:2405.14739).
+
+    `kernel_axes=2` is for conv kernels (out, in, kh, kw), 0 for linear layers. Every P (size x rank) starts normal of
+    variance 1/(2 rank), the core G at 0; `gaussian`: of deviation 0.02, as in the authors' code for language models.
+    A rank is cut to the size of its axis. Scale alpha, divided by no rank.
+    Trainable: prod ranks + sum size rank, a site. Rank of dW: at most min(r_out, the product of the other ranks).
+    """
+    if kernel_axes < 0:
+        raise SpecError("flora", [f"kernel_axes must be at least 0, got {kernel_axes}"])
+    axes = ["out", "in", *(f"k{n}" for n in range(1, kernel_axes + 1))]
+    bonds = {axis: f"r_{axis}" for axis in axes}
+
+    def law(bond: str) -> Init:
+        return normal(0.02) if gaussian else kaiming_normal(bond, slope=math.sqrt(3.0))
+
+    return AdapterSpec(
+        name="flora",
+        weight=" ".join(axes),
+        factors={"G": trainable(" ".join(bonds.values()), init=zeros())}
+        | {f"P_{axis}": trainable(f"{axis} {bond}", init=law(bond)) for axis, bond in bonds.items()},
+        scale=raw(alpha),
+        caps={bond: axis for axis, bond in bonds.items()},
+    )
+
+
+def fact_tk(*, alpha: float = 1.0) -> AdapterSpec:
+    """FacT-TK: dW_s = alpha V (C x_3 P_s) U^T, a Tucker tensor of all weights, one group (arXiv:2212.03145).
+
+    U (in x q) starts uniform in +-1/sqrt(in), V (out x p) at 0, the core C (p x q x t) in +-sqrt(3/(p q)), P (site x t)
+    in +-sqrt(6/site): the official law has site + t there, and a law here is a product of sizes. The code cuts the
+    feed-forward weights in blocks of d x d; each block is a site. Scale alpha, divided by no rank.
+    Trainable: p out + q in + S t + p q t. Rank of dW_s: at most min(p, q), of all side by side too.
+    """
+    return AdapterSpec(
+        name="fact_tk",
+        weight="out in",
+        over="site",
+        factors={
+            "U": trainable("in q", init=kaiming_uniform("in")),
+            "C": trainable("p q t", init=uniform(math.sqrt(3.0), fan="p q")),
+            "P": trainable("site t", init=uniform(math.sqrt(6.0), fan="site")),
+            "V": trainable("out p", init=zeros()),
+        },
+        scale=raw(alpha),
+    )
+
+
+def cara(*, alpha: float = 1.0) -> AdapterSpec:
+    """CaRA for attention: dW_s[(h, j), i] = alpha sum_r w[r] S[s, r] A[i, r] H[h, r] D[j, r] (openreview:vexHifrbJg).
+
+    One CP tensor over the queries, keys and values of all layers. w starts at 1, S normal of variance 2/site (the
+    official law has site + r there, and a law here is a product of sizes), H and D orthogonal, A at 0. Say the heads as
+    sizes={"head": 12}. Scale alpha, divided by no rank.
+    Its other part, a CP tensor over d x d blocks of the output projection and the feed-forward weights, needs blocks of
+    weights as sites, some of them transposed; the three biases are no update of a weight. Both are left out.
+    Trainable: r (S + in + H + d/H + 1). Rank of dW_s: at most r.
+    """
+    return AdapterSpec(
+        name="cara",
+        weight="(head dim) in",
+        over="site",
+        factors={
+            "w": trainable("r", init=ones()),
+            "S": trainable("site r", init=normal(math.sqrt(2.0), fan="site")),
+            "A": trainable("in r", init=zeros()),
+            "H": trainable("head r", init=orthogonal()),
+            "D": trainable("dim r", init=orthogonal()),
+        },
+        scale=raw(alpha),
+    )
+
+
+def tenslora(
+    *,
+    over: Literal["layer kind", "layer", "kind", ""] = "layer kind",
+    heads: Literal["", "head dim", "dim head"] = "",
+    cp: bool = False,
+    alpha: float = 1.0,
+) -> AdapterSpec:
+    """TensLoRA: dW = alpha G x_1 U_in x_2 U_out x_3 U_layer x_4 U_kind, over any subset of modes (arXiv:2509.19391).
+
+    Kind is the paper's qkv, layer its depth; `heads` its att: the out axis splits in "head dim", as torch lays heads
+    out, or in "dim head", as the official code unfolds them. Tucker: a rank for each mode, not cut to its size; the
+    core G starts at 0, every U (size x rank) orthogonal, those of layer and kind with rows of length 1. `cp`: no core,
+    one bond, U_in at 0; the laws of the others there are a choice here. Scale alpha, 1 in the code.
+    Trainable: prod ranks + sum size rank, or r sum size. Rank of dW: at most min(r_in, r_out); with heads
+    min(r_in, r_head r_dim); r with `cp`.
+    """
+    modes = ["in", *(heads.split() or ["out"]), *over.split()]
+    bonds = {mode: "r" if cp else f"r_{mode}" for mode in modes}
+    factors: dict[str, Factor] = {} if cp else {"G": trainable(" ".join(bonds.values()), init=zeros())}
+    for mode, bond in bonds.items():
+        factors[f"U_{mode}"] = trainable(f"{mode} {bond}", init=zeros() if cp and mode == "in" else orthogonal())
+    return AdapterSpec(
+        name="tenslora",
+        weight=f"({heads}) in" if heads else "out in",
+        over=over,
+        factors=factors,
+        scale=raw(alpha),
+    )
