@@ -28,11 +28,12 @@ from tnadapt._freedom import Freedom, degrees_of_freedom, first_gradients
 from tnadapt._hosts import Host, find_host
 from tnadapt._init import Params, init
 from tnadapt._json import from_json, to_json
-from tnadapt._network import Group, Network, Site, grid
+from tnadapt._network import Group, Network
 from tnadapt._plan import BUCKETS, Plan, Step, bucket, plan
 from tnadapt._rank import Cut, generic_rank, minimum_cut, rank_bound
 from tnadapt._report import Comparison, NetworkReport, Report, compare, report
 from tnadapt._search import OBJECTIVES, Cost, ExactOrder, Objective
+from tnadapt._site import Block, Site, grid, split_sites
 from tnadapt._spec import Adapter, AdapterSpec, Slot
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "OBJECTIVES",
     "Adapter",
     "AdapterSpec",
+    "Block",
     "Checkpoint",
     "Comparison",
     "Cost",
@@ -102,6 +104,7 @@ __all__ = [
     "read",
     "report",
     "save",
+    "split_sites",
     "to_json",
     "trainable",
     "uniform",
