@@ -9,7 +9,7 @@ from tnadapt import families
 from tnadapt._configs import LAYOUTS
 from tnadapt._hosts import find_host
 from tnadapt_torch import attach
-from tnadapt_torch._find import find_modules, sites_of
+from tnadapt_torch._find import find_weights, sites_of
 
 transformers = pytest.importorskip(
     "transformers", minversion="5.23"
@@ -71,7 +71,7 @@ def on_meta(kind, config):
 
 def in_blocks(model, host):
     """The sites of all linear layers of a model, without those outside of its blocks."""
-    found = find_modules(model, dict(model.named_modules()), "all-linear", None, None)
+    found = find_weights(model, dict(model.named_modules()), "all-linear", None, None)
     start = host.block.removesuffix("{layer}")
     return tuple(site for site in sites_of(found) if site.path.startswith(start))
 
