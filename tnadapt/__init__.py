@@ -10,7 +10,10 @@ from tnadapt._factor import (
     Init,
     Scale,
     constant,
+    cur,
+    cyclic,
     frozen,
+    identity,
     kaiming_normal,
     kaiming_uniform,
     normal,
@@ -18,15 +21,19 @@ from tnadapt._factor import (
     orthogonal,
     over_rank,
     over_sqrt_rank,
+    projection,
     raw,
+    singular,
+    train,
     trainable,
+    tubal,
     uniform,
     zeros,
 )
 from tnadapt._format import Checkpoint, file_size, load, read, save
 from tnadapt._freedom import Freedom, degrees_of_freedom, first_gradients
 from tnadapt._hosts import Host, find_host
-from tnadapt._init import Params, init
+from tnadapt._init import Params, init, redraw
 from tnadapt._json import from_json, to_json
 from tnadapt._network import Group, Network
 from tnadapt._plan import BUCKETS, Plan, Step, bucket, plan
@@ -76,6 +83,8 @@ __all__ = [
     "compare",
     "constant",
     "count",
+    "cur",
+    "cyclic",
     "degrees_of_freedom",
     "delta",
     "draw",
@@ -87,6 +96,7 @@ __all__ = [
     "frozen",
     "generic_rank",
     "grid",
+    "identity",
     "init",
     "kaiming_normal",
     "kaiming_uniform",
@@ -99,14 +109,19 @@ __all__ = [
     "over_rank",
     "over_sqrt_rank",
     "plan",
+    "projection",
     "rank_bound",
     "raw",
     "read",
+    "redraw",
     "report",
     "save",
+    "singular",
     "split_sites",
     "to_json",
+    "train",
     "trainable",
+    "tubal",
     "uniform",
     "zeros",
 ]

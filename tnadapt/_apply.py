@@ -11,7 +11,7 @@ from tnadapt._errors import SiteError
 from tnadapt._init import draw
 from tnadapt._network import Group
 from tnadapt._site import Site
-from tnadapt._spec import Adapter
+from tnadapt._spec import START, Adapter, Slot
 
 __all__ = ["apply", "delta", "merge"]
 
@@ -32,10 +32,7 @@ def delta(adapter: Adapter, params: Mapping[str, npt.ArrayLike], site: Site | st
     group, place = adapter.find(site)
     update = _contract(adapter, group, place, _arrays(adapter, group, params))
     if adapter.spec.centered:
-        start = {adapter.slot_name(group, name): None for name in group.network.factors}
-        update = update - _contract(
-            adapter, group, place, {name: draw(adapter.slots[name], adapter.seed) for name in start}
-        )
+        update = update - _contract(adapter, group, place, _starts(adapter, group, params))
     return group.network.scale * update
 
 
@@ -83,12 +80,27 @@ def _arrays(adapter: Adapter, group: Group, params: Mapping[str, npt.ArrayLike])
     arrays = {}
     for factor in group.network.factors:
         name = adapter.slot_name(group, factor)
-        if name not in params:
-            raise SiteError(f"params: {name!r} is missing.\nThis adapter has {', '.join(list(adapter.slots)[:6])}.")
-        arrays[name] = np.asarray(params[name], dtype=np.float64)
-        if arrays[name].shape != adapter.slots[name].shape:
-            wanted = adapter.slots[name].shape
-            raise SiteError(f"params[{name!r}]: must have shape {wanted}.\nHowever, it has {arrays[name].shape}.")
+        arrays[name] = _array(adapter, params, adapter.slots[name])
+    return arrays
+
+
+def _array(adapter: Adapter, params: Mapping[str, npt.ArrayLike], slot: Slot) -> Array:
+    if slot.name not in params:
+        raise SiteError(f"params: {slot.name!r} is missing.\nThis adapter has {', '.join(list(adapter.slots)[:6])}.")
+    array = np.asarray(params[slot.name], dtype=np.float64)
+    if array.shape != slot.shape:
+        raise SiteError(f"params[{slot.name!r}]: must have shape {slot.shape}.\nHowever, it has {array.shape}.")
+    return array
+
+
+def _starts(adapter: Adapter, group: Group, params: Mapping[str, npt.ArrayLike]) -> dict[str, Array]:
+    """The starting values that a group reads: drawn again, or from params where they cannot be."""
+    arrays = {}
+    for factor in group.network.factors:
+        name = adapter.slot_name(group, factor)
+        slot = adapter.slots.get(name + START, adapter.slots[name])
+        is_read = slot.factor.init.is_read
+        arrays[name] = _array(adapter, params, slot) if is_read else draw(slot, adapter.seed)
     return arrays
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
 from jax import Array
 
 from tnadapt import Adapter, Site, SiteError
@@ -42,6 +44,13 @@ class Leaf:
         sizes = [self.stored[axis] for axis in order]
         return jax.lax.transpose(update.reshape(sizes), [order.index(axis) for axis in range(len(order))])
 
+    def unlay(self, leaf: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+        """The weight in its leaf, as a site has it."""
+        stored = leaf if self.axis is None else leaf.take(self.index or 0, self.axis)
+        wide = stored.astype(np.promote_types(stored.dtype, np.float32))
+        order = sorted(range(len(self.roles)), key=lambda axis: ROLES.index(self.roles[axis]))
+        return wide.transpose(order).reshape(self.site.weight_shape)
+
 
 @dataclass(frozen=True)
 class Leaves:
@@ -53,6 +62,11 @@ class Leaves:
     def sites(self) -> tuple[Site, ...]:
         """The adapted weights, in the order of the tree."""
         return tuple(leaf.site for leaf in self.entries)
+
+    def read(self, weights: Any) -> dict[str, npt.NDArray[np.generic]]:
+        """The weights by their paths as arrays (out, in), or (expert, out, in): what starts are read from."""
+        arrays = {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(weights)}
+        return {leaf.site.weight: leaf.unlay(np.asarray(arrays[leaf.path])) for leaf in self.entries}
 
     def __add__(self, other: "Leaves") -> "Leaves":
         return Leaves((*self.entries, *other.entries))

@@ -76,7 +76,8 @@ def attach(
     """
     leaves = find_sites(weights_of(model), target=target, layout=layout, layer_axis=layer_axis)
     adapter = spec.bind(leaves.sites, rank=rank, sizes=sizes, alpha=alpha, seed=seed, overparametrized=overparametrized)
-    return Adapted(model, adapter, leaves, init(adapter, dtype=dtype))
+    weights = leaves.read(weights_of(model)) if adapter.reads_weights else None
+    return Adapted(model, adapter, leaves, init(adapter, dtype=dtype, weights=weights))
 
 
 def weights_of(model: nnx.Module) -> dict[str, Any]:

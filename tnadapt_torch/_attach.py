@@ -10,7 +10,7 @@ from tnadapt_torch import _fold
 from tnadapt_torch._find import Rule, find_weights, match, sites_of
 from tnadapt_torch._saved import SavedModules
 from tnadapt_torch._state import AdapterState, child_name, host_modules, states_of
-from tnadapt_torch._weight import Weight
+from tnadapt_torch._weight import HostWeights, Weight
 
 __all__ = ["attach"]
 
@@ -74,7 +74,7 @@ def attach(
     experts = [path for path, weight in weights.items() if "expert" in weight.layout]
     sites = split_sites(sites_of(weights), blocks=blocks, fused=fused, experts=experts, tasks=tasks)
     adapter = spec.bind(sites, rank=rank, sizes=sizes, alpha=alpha, seed=seed, overparametrized=overparametrized)
-    params = {name: torch.from_numpy(value).float() for name, value in init(adapter).items()}
+    params = {name: torch.from_numpy(value).float() for name, value in init(adapter, HostWeights(weights)).items()}
     paths = match(known, list(modules_to_save), known) if modules_to_save else []
     saved = {path: known[path] for path in paths}
     state = AdapterState(adapter, params, name=adapter_name, dropout=dropout)

@@ -23,6 +23,8 @@ from tnadapt_torch._weight import Weight
 
 __all__ = ["AdapterState"]
 
+START = ":start"  # ends the core's name of a start that cannot be drawn again
+
 
 class Factors(nn.Module):
     """A node of the tree of factors: a name in params with dots is a path through such nodes."""
@@ -57,8 +59,8 @@ class AdapterState(nn.Module):
         self.start = Factors()
         for key, slot in adapter.slots.items():
             _plant(self.factors, key, params[key], trainable=slot.factor.trainable)
-            if adapter.spec.centered and slot.factor.trainable:
-                _plant(self.start, key, params[key].detach().clone(), trainable=False, persistent=False)
+        for key, value in starts_of(adapter).items():
+            _plant(self.start, key, value.to(params[key].dtype), trainable=False, persistent=False)
 
     @property
     def active(self) -> bool:
@@ -87,13 +89,16 @@ class AdapterState(nn.Module):
         names = list(group.network.factors)
         refs = [self._ref(self.factors, group, site, name) for name in names]
         if self.adapter.spec.centered:
-            trees = [self.start if group.network.factors[name].trainable else self.factors for name in names]
-            refs += [self._ref(tree, group, site, name) for tree, name in zip(trees, names, strict=True)]
+            refs += [self._ref(self.factors, group, site, name, is_start=True) for name in names]
         return SiteHook(self, group.network, refs)
 
-    def _ref(self, tree: nn.Module, group: Group, site: Site, factor: str) -> Ref:
+    def _ref(self, tree: nn.Module, group: Group, site: Site, factor: str, *, is_start: bool = False) -> Ref:
         """Where a site finds a factor in a tree; a stacked factor is taken apart in one place for all sites."""
         key = self.adapter.slot_name(group, factor)
+        if is_start and key + START in self.adapter.slots:
+            key += START
+        elif is_start and group.network.factors[factor].trainable:
+            tree = self.start
         network, modes = group.network, group.network.factors[factor].modes
         owner, leaf = _leaf(tree, key)
         table = owner._parameters if leaf in owner._parameters else owner._buffers
@@ -222,7 +227,9 @@ class AdapterState(nn.Module):
         """
         values = self.params()
         rounded = {key for key, value in values.items() if value.dtype not in (torch.float32, torch.float64)}
-        drawn = tnadapt.init(self.adapter) if rounded else {}  # of the others the core sees itself whether they changed
+        drawn = (
+            tnadapt.redraw(self.adapter) if rounded else {}
+        )  # of the others the core sees itself whether they changed
         params = {
             key: _numpy(value)
             for key, value in values.items()
@@ -269,6 +276,18 @@ def host_modules(model: nn.Module) -> dict[str, nn.Module]:
     """All modules of a model by path, but for adapters that are on it and what they hold."""
     inside = {id(module) for state in model.modules() if isinstance(state, AdapterState) for module in state.modules()}
     return {path: module for path, module in model.named_modules() if id(module) not in inside}
+
+
+def starts_of(adapter: Adapter) -> dict[str, Tensor]:
+    """The starting values that a centered update needs and that the seed gives again, in float64."""
+    if not adapter.spec.centered:
+        return {}
+    drawn = tnadapt.redraw(adapter)
+    return {
+        key: torch.from_numpy(drawn[key])
+        for key, slot in adapter.slots.items()
+        if slot.factor.trainable and key in drawn
+    }
 
 
 def _leaf(tree: nn.Module, key: str) -> tuple[nn.Module, str]:

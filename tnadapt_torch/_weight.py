@@ -1,8 +1,12 @@
 """An adapted weight of a host: where it is, and how its axes are stored."""
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
@@ -63,6 +67,27 @@ class Weight:
     def unlay(self, stored: Tensor) -> Tensor:
         """What is stored, as a site has it."""
         return stored.permute([self.layout.index(role) for role in self.roles])
+
+
+class HostWeights(Mapping[str, npt.NDArray[np.generic]]):
+    """The weights of a host by path as arrays (out, in), each read when it is asked for."""
+
+    def __init__(self, weights: Mapping[str, Weight]) -> None:
+        """Args: the weights by path."""
+        self.weights = weights
+
+    def __getitem__(self, path: str) -> npt.NDArray[np.generic]:
+        weight = self.weights[path]
+        stored = weight.parameter.detach()
+        if not stored.is_floating_point():
+            raise SiteError(f"{path}: a start is read from a floating-point weight.\nHowever, it is {stored.dtype}.")
+        return weight.unlay(stored).cpu().to(torch.promote_types(stored.dtype, torch.float32)).numpy()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.weights)
+
+    def __len__(self) -> int:
+        return len(self.weights)
 
 
 def linear_weight(module: nn.Module) -> Weight:

@@ -8,7 +8,7 @@ from torch import nn
 
 import tnadapt
 from tnadapt import Adapter, AdapterSpec, Params, Site
-from tnadapt.testing import gradients
+from tnadapt.testing import gradients, start_params
 from tnadapt_torch import AdapterState, attach
 
 Questions = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
@@ -61,7 +61,7 @@ def moved(adapter: Adapter, seed: int = 0) -> Params:
         name: random.standard_normal(value.shape).astype(np.float32).astype(np.float64)
         if adapter.slots[name].factor.trainable
         else value
-        for name, value in tnadapt.init(adapter).items()
+        for name, value in start_params(adapter).items()
     }
 
 
