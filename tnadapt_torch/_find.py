@@ -36,15 +36,20 @@ def find_modules(
         chosen = [path for path in chosen if path not in refused]
     if layers_to_transform is not None:
         chosen = _in_layers(chosen, layers_to_transform)
-    for path in chosen:
-        if not is_linear(modules[path]):
-            raise SiteError(
-                f"{path}: an adapter updates nn.Linear or transformers' Conv1D, called as a module.\n"
-                f"However, this is a {type(modules[path]).__name__}.\nTake it out with exclude_modules."
-            )
+    check_linear({path: modules[path] for path in chosen})
     if not chosen:
         raise SiteError(f"target_modules={target_modules!r}: nothing is left to adapt.{_nearest('', linear)}")
     return {path: modules[path] for path in chosen}
+
+
+def check_linear(modules: Mapping[str, nn.Module]) -> None:
+    """Raises SiteError for a module that is no linear layer."""
+    for path, module in modules.items():
+        if not is_linear(module):
+            raise SiteError(
+                f"{path}: an adapter updates nn.Linear or transformers' Conv1D, called as a module.\n"
+                f"However, this is a {type(module).__name__}.\nTake it out with exclude_modules."
+            )
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -38,7 +38,7 @@ class Merged:
         sum that is not finite; no weight is changed then.
         """
         weights = {path: weight_of(module) for path, module in modules.items()}
-        _check_weights(host, weights)
+        check_weights(host, weights)
         with torch.no_grad():
             for path, weight in weights.items():
                 _merged(path, weight, deltas[path])
@@ -72,7 +72,8 @@ def _merged(path: str, weight: Tensor, delta: Callable[[], Tensor]) -> Tensor:
     return total
 
 
-def _check_weights(host: nn.Module, weights: Mapping[str, nn.Parameter]) -> None:
+def check_weights(host: nn.Module, weights: Mapping[str, nn.Parameter]) -> None:
+    """Raises SiteError for a weight that other modules of the host share, or that is no plain matrix."""
     owners: dict[int, list[str]] = {}
     for name, parameter in host.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(name)

@@ -16,7 +16,9 @@ import tnadapt
 from tnadapt import Adapter, Group, Site, SiteError
 from tnadapt_torch._find import is_conv1d, weight_of
 from tnadapt_torch._fold import unfold
+from tnadapt_torch._groups import parameter_groups
 from tnadapt_torch._merge import Merged
+from tnadapt_torch._norms import norms
 from tnadapt_torch._saved import SavedModules
 from tnadapt_torch._site import Part, Ref, Row, SiteHook, Stack
 
@@ -192,16 +194,43 @@ class AdapterState(nn.Module):
 
         A frozen factor is stored only if it no longer holds the values of its seed, up to its dtype's rounding.
         """
-        values = self.params()
-        rounded = {key for key, value in values.items() if value.dtype not in (torch.float32, torch.float64)}
-        drawn = tnadapt.init(self.adapter) if rounded else {}  # of the others the core sees itself whether they changed
-        params = {
-            key: _numpy(value)
-            for key, value in values.items()
-            if self.adapter.slots[key].is_stored or key not in rounded or not _is_cast_of(value, drawn[key])
-        }
+        params = {key: _numpy(value) for key, value in self.stored().items()}
         extra = {key: _numpy(value) for key, value in self.saved.values().items()}
         tnadapt.save(self.adapter, params, path, extra=extra)
+
+    def stored(self) -> dict[str, Tensor]:
+        """The factors whose values a file must hold: what does not follow from the seed, up to a dtype's rounding."""
+        slots = self.adapter.slots
+        drawn = {} if all(slot.is_stored for slot in slots.values()) else tnadapt.init(self.adapter)
+        return {
+            key: value
+            for key, value in self.params().items()
+            if slots[key].is_stored or not _is_cast_of(value, drawn[key])
+        }
+
+    def parameter_groups(self, *, lr: float | Mapping[str, float], ratio: float = 1.0) -> list[dict[str, Any]]:
+        """Groups for a torch optimizer, one for each trainable factor of the spec, since factors differ in scale.
+
+        Args:
+            lr: the learning rate; or a rate for each trainable factor by its name in the spec.
+            ratio: factors that start at zero get lr * ratio, the others lr. For LoRA that is the lambda of LoRA+ (Hayou
+                et al. 2024, arXiv:2402.12354): B starts at zero and learns faster than A by this ratio.
+
+        Returns:
+            For each factor a dict of name, params and lr; then one named "modules_to_save", at lr, where there are any.
+
+        Raises:
+            SiteError: a rate that is no positive number, an unknown or a missing name, a ratio that would do nothing.
+        """
+        return parameter_groups(self.adapter, self.params(), self.saved.values(), lr, ratio)
+
+    def norms(self) -> dict[str, float]:
+        """Frobenius norms: of each trainable factor over all groups, by its name in the spec; of "dW" over all sites.
+
+        That of dW is taken through the factors, in float64, for all sites of a group at once; only where the spec is
+        centered is each site's dense update made, one at a time.
+        """
+        return norms(self.adapter, self.params(), self.hooks)
 
     def print_trainable_parameters(self) -> None:
         """One line: trainable and all parameters of the host, frozen factors included, and their share."""

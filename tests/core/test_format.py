@@ -18,6 +18,7 @@ from tnadapt import (
     FormatError,
     Site,
     count,
+    digests,
     families,
     from_json,
     frozen,
@@ -67,6 +68,16 @@ def test_what_was_saved_comes_back(adapter, dtype, moved, tmp_path):
 def test_only_what_was_trained_is_in_the_file(adapter, moved, tmp_path):
     save(adapter, moved(adapter), tmp_path / "a")
     assert tensor_names(tmp_path / "a") == {name for name, slot in adapter.slots.items() if slot.factor.trainable}
+
+
+def test_digests_stand_for_what_is_drawn_from_the_seed():
+    values = init(VERA)
+    wanted = {name: hashlib.sha256(values[name].astype("<f4").tobytes()).hexdigest() for name in ("A", "B")}
+    assert digests(VERA) == wanted
+    assert digests(LOTR) == {}
+    entries = sum(values[name].size for name in wanted)
+    with pytest.raises(FormatError, match=f"the adapter: asks to draw {entries} frozen numbers"):
+        digests(VERA, draw_limit=entries - 1)
 
 
 def test_frozen_factors_need_not_be_given(adapter, moved, tmp_path):
