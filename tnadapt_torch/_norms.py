@@ -6,7 +6,6 @@ from collections.abc import Mapping
 import opt_einsum
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from tnadapt import Adapter, Group
 from tnadapt_torch._site import SiteHook
@@ -57,5 +56,7 @@ def _square(adapter: Adapter, group: Group, wide: Mapping[str, Tensor]) -> float
 
 
 def _wide(value: Tensor) -> Tensor:
+    from torch.distributed.tensor import DTensor  # noqa: PLC0415  (a second, which `import tnadapt_torch` need not take)
+
     whole = value.full_tensor() if isinstance(value, DTensor) else value
     return whole.detach().double()

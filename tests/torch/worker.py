@@ -1,4 +1,7 @@
-"""One process of a distributed run: `worker.py KIND RANK WORLD FOLDER` writes the gradients it found to FOLDER."""
+"""One process of a distributed run, which writes the gradients that it found to FOLDER.
+
+`worker.py KIND FOLDER RANK WORLD`, or `accelerate launch ... worker.py accelerate FOLDER`, which tells rank and world.
+"""
 
 import sys
 from pathlib import Path
@@ -9,7 +12,7 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.torch import hosts  # the line above makes it known
 
-FAMILIES = ("lora", "lotr", "tlora", "vera")
+FAMILIES = ("lora", "lotr", "lorta", "tlora", "vera")
 
 
 def sharded(model: torch.nn.Module) -> torch.nn.Module:
@@ -20,11 +23,23 @@ def sharded(model: torch.nn.Module) -> torch.nn.Module:
     return fully_shard(model)
 
 
+def wrapped_by(kind: str, model: torch.nn.Module) -> torch.nn.Module:
+    match kind:
+        case "ddp":
+            return torch.nn.parallel.DistributedDataParallel(model)
+        case "fsdp":
+            return sharded(model)
+        case _:
+            from accelerate import Accelerator
+
+            return Accelerator().prepare(model)
+
+
 def train(kind: str, family: str, rank: int, world: int) -> dict[str, torch.Tensor]:
     """Gradients of the mean loss over this process's part of the batch, after two steps."""
     model = hosts.toy()
     state = hosts.adapt(model, family)
-    wrapped = torch.nn.parallel.DistributedDataParallel(model) if kind == "ddp" else sharded(model)
+    wrapped = wrapped_by(kind, model)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
     for _ in range(2):
         optimizer.zero_grad()
@@ -35,9 +50,15 @@ def train(kind: str, family: str, rank: int, world: int) -> dict[str, torch.Tens
 
 
 def main() -> None:
-    kind, rank, world, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+    kind, folder = sys.argv[1], Path(sys.argv[2])
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    if kind == "accelerate":
+        from accelerate import PartialState
+
+        rank, world = (state := PartialState(cpu=True)).process_index, state.num_processes
+    else:
+        rank, world = int(sys.argv[3]), int(sys.argv[4])
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     torch.save({family: train(kind, family, rank, world) for family in FAMILIES}, folder / f"{rank}.pt")
     dist.destroy_process_group()
 

@@ -1,0 +1,48 @@
+"""Norms of factors and of dW, against the dense updates."""
+
+import math
+
+import pytest
+import torch
+
+from tests.torch import hosts
+from tnadapt import families
+from tnadapt_torch import attach
+
+
+def check(state):
+    norms = state.norms()
+    dense = math.sqrt(sum(state.delta(path).double().square().sum().item() for path in state.hooks))
+    assert norms.pop("dW") == pytest.approx(dense, rel=1e-6, abs=1e-12)
+    factors = state.adapter.spec.factors
+    assert list(norms) == [name for name, factor in factors.items() if factor.trainable]
+    for name, norm in norms.items():
+        parts = [value for key, value in state.params().items() if key.split(".")[-1] == name]
+        assert norm == pytest.approx(torch.cat([part.flatten() for part in parts]).norm().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("family", hosts.FAMILIES)
+def test_norms_are_those_of_the_dense_updates(family):
+    state = hosts.adapt(hosts.toy(), family, awake=False)
+    assert state.norms()["dW"] == 0.0
+    check(hosts.wake(state))
+
+
+def test_a_stack_with_holes():
+    model = hosts.toy(layers=3)
+    paths = ["layers.0.self_attn.q_proj", "layers.2.self_attn.q_proj", "layers.2.self_attn.o_proj"]
+    state = attach(model, families.lorta(), target_modules=paths, rank=2, sizes={"head": 4}, seed=0)
+    assert state.adapter.groups[0].places is not None
+    check(hosts.wake(state))
+
+
+def test_a_centered_spec():
+    state = attach(hosts.toy(), families.quanta(order=2), target_modules=["q_proj"], seed=0)
+    assert state.norms()["dW"] == 0.0
+    check(hosts.wake(state))
+
+
+def test_no_dense_update_is_made(monkeypatch):
+    state = hosts.adapt(hosts.toy(), "lora")
+    monkeypatch.setattr("tnadapt_torch._site.SiteHook.delta", None)
+    assert state.norms()["dW"] > 0
