@@ -22,6 +22,12 @@ TEXTS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def no_sweep(monkeypatch):
+    """accelerate collects garbage before each run: a third of a second where all of transformers is in memory."""
+    monkeypatch.setattr("accelerate.utils.memory.clear_device_cache", lambda garbage_collection=False: None)
+
+
 def model_of(kind, name):
     """An adapted model, and the state of its adapter."""
     if kind == "attach":
