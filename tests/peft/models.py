@@ -46,6 +46,13 @@ def gpt2() -> transformers.GPT2LMHeadModel:
     return transformers.GPT2LMHeadModel(config).eval()
 
 
+def bert() -> transformers.BertForSequenceClassification:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": WORDS, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "max_position_embeddings": 16}
+    return transformers.BertForSequenceClassification(transformers.BertConfig(**sizes | heads)).eval()
+
+
 def config(name: str, **more) -> TnConfig:
     spec, sizes = SPECS[name]
     return TnConfig(spec=spec, **{"target_modules": TARGETS, "seed": 3} | sizes | more)

@@ -17,6 +17,7 @@ from tests.peft.models import (
     OWN,
     SPECS,
     attached,
+    bert,
     close,
     config,
     differs,
@@ -215,6 +216,25 @@ def test_modules_to_save(tmp_path, plain):
         close(logits(back), plain)
 
 
+def test_a_task_of_peft_on_a_bert_shape(tmp_path):
+    asked = TnConfig(spec=families.lotr(), rank=2, task_type="SEQ_CLS")
+    model = get_peft_model(bert(), asked)
+    wake(state_of(model))
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {name for name in trained if ".tnadapt_states." not in name} == {
+        f"base_model.model.classifier.modules_to_save.default.{leaf}" for leaf in ("weight", "bias")
+    }
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(PeftModel.from_pretrained(bert(), tmp_path)), logits(model))
+
+
+def test_a_layer_compiles_as_one_graph():
+    model = adapted("lotr")
+    x = torch.ones(2, 3, 16)
+    for layer in layers(model)[:2]:
+        close(torch.compile(layer, fullgraph=True, backend="eager")(x), layer(x))
+
+
 def test_all_linear_leaves_out_the_head_and_a_model_has_its_usual_targets():
     kinds = {site.path.split(".")[-1] for site in state_of(adapted("lora", target_modules="all-linear")).adapter.sites}
     assert kinds == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -267,6 +287,34 @@ def test_a_second_adapter_that_does_not_fit_leaves_the_first_as_it_was():
         model.add_adapter("G", config("lotr"))
     assert model.state_dict().keys() == keys
     assert torch.equal(logits(model), wanted)
+
+
+def test_what_fails_on_the_way_leaves_the_model_as_it_was(monkeypatch):
+    calls = iter(range(3))
+    add = TnLinear.add
+    monkeypatch.setattr(TnLinear, "add", lambda *words: add(*words) if next(calls) < 2 else 1 / 0)
+    model = llama()
+    modules, flags = list(model.named_modules()), [each.requires_grad for each in model.parameters()]
+    with pytest.raises(ZeroDivisionError, match="division by zero"):
+        get_peft_model(model, config("lora"))
+    assert list(model.named_modules()) == modules
+    assert [each.requires_grad for each in model.parameters()] == flags
+
+
+def test_adapters_of_different_modules(plain):
+    model = adapted("lotr", target_modules=["q_proj"])
+    first = logits(model)
+    model.add_adapter("second", config("lotr", target_modules=["down_proj"]))
+    wake(state_of(model, "second"))
+    assert torch.equal(logits(model), first)
+    model.base_model.set_adapter(["default", "second"])
+    together = logits(model)
+    differs(together, first)
+    model.set_adapter("second")
+    differs(logits(model), together)
+    model.delete_adapter("default")
+    model.delete_adapter("second")
+    close(logits(model.base_model.model), plain)  # a PeftModel itself has to have an adapter
 
 
 def test_a_merge_that_is_not_finite_changes_no_weight():
@@ -351,6 +399,21 @@ def test_a_damaged_checkpoint_is_refused_and_nothing_of_it_loaded(damage, tmp_pa
     with pytest.raises((FormatError, ValueError), match=told):
         PeftModel.from_pretrained(model, tmp_path)
     close(logits(model), plain)
+
+
+def test_values_that_do_not_fit_are_not_loaded():
+    model = adapted("own")
+    wanted, good = logits(model), peft.get_peft_model_state_dict(model)
+    first = next(iter(good))
+    cases = {
+        "is missing": {name: value for name, value in good.items() if name != first},
+        "is none of this adapter's": good | stranger(good),
+        "must have shape": good | {first: torch.ones(3, 4, 5)},
+    }
+    for told, values in cases.items():
+        with pytest.raises(FormatError, match=told):
+            peft.set_peft_model_state_dict(model, {name: value + 1 for name, value in values.items()})
+    assert torch.equal(logits(model), wanted)
 
 
 def test_another_release_of_peft_is_told():
