@@ -228,13 +228,6 @@ def test_a_task_of_peft_on_a_bert_shape(tmp_path):
     assert torch.equal(logits(PeftModel.from_pretrained(bert(), tmp_path)), logits(model))
 
 
-def test_a_layer_compiles_as_one_graph():
-    model = adapted("lotr")
-    x = torch.ones(2, 3, 16)
-    for layer in layers(model)[:2]:
-        close(torch.compile(layer, fullgraph=True, backend="eager")(x), layer(x))
-
-
 def test_all_linear_leaves_out_the_head_and_a_model_has_its_usual_targets():
     kinds = {site.path.split(".")[-1] for site in state_of(adapted("lora", target_modules="all-linear")).adapter.sites}
     assert kinds == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}

@@ -1,6 +1,6 @@
 """One process of a distributed run, which writes the gradients that it found to FOLDER.
 
-`worker.py KIND FOLDER RANK WORLD`, or `accelerate launch ... worker.py accelerate FOLDER`, which tells rank and world.
+`worker.py FOLDER RANK WORLD`, or `accelerate launch ... worker.py FOLDER`, which tells rank and world.
 """
 
 import sys
@@ -13,6 +13,15 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.torch import hosts  # the line above makes it known
 
 FAMILIES = ("lora", "lotr", "lorta", "tlora", "vera")
+KINDS = ("replicas", "shards")
+
+
+def replicated(model: torch.nn.Module, *, by_accelerate: bool) -> torch.nn.Module:
+    if not by_accelerate:
+        return torch.nn.parallel.DistributedDataParallel(model)
+    from accelerate import Accelerator
+
+    return Accelerator().prepare(model)
 
 
 def sharded(model: torch.nn.Module) -> torch.nn.Module:
@@ -23,23 +32,11 @@ def sharded(model: torch.nn.Module) -> torch.nn.Module:
     return fully_shard(model)
 
 
-def wrapped_by(kind: str, model: torch.nn.Module) -> torch.nn.Module:
-    match kind:
-        case "ddp":
-            return torch.nn.parallel.DistributedDataParallel(model)
-        case "fsdp":
-            return sharded(model)
-        case _:
-            from accelerate import Accelerator
-
-            return Accelerator().prepare(model)
-
-
-def train(kind: str, family: str, rank: int, world: int) -> dict[str, torch.Tensor]:
+def train(kind: str, family: str, rank: int, world: int, *, by_accelerate: bool) -> dict[str, torch.Tensor]:
     """Gradients of the mean loss over this process's part of the batch, after two steps."""
     model = hosts.toy()
     state = hosts.adapt(model, family)
-    wrapped = wrapped_by(kind, model)
+    wrapped = sharded(model) if kind == "shards" else replicated(model, by_accelerate=by_accelerate)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
     for _ in range(2):
         optimizer.zero_grad()
@@ -50,16 +47,21 @@ def train(kind: str, family: str, rank: int, world: int) -> dict[str, torch.Tens
 
 
 def main() -> None:
-    kind, folder = sys.argv[1], Path(sys.argv[2])
+    folder, *place = sys.argv[1:]
     torch.set_num_threads(1)
-    if kind == "accelerate":
+    if place:
+        rank, world = map(int, place)
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    else:
         from accelerate import PartialState
 
         rank, world = (state := PartialState(cpu=True)).process_index, state.num_processes
-    else:
-        rank, world = int(sys.argv[3]), int(sys.argv[4])
-        dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
-    torch.save({family: train(kind, family, rank, world) for family in FAMILIES}, folder / f"{rank}.pt")
+    found = {
+        (kind, family): train(kind, family, rank, world, by_accelerate=not place)
+        for kind in KINDS
+        for family in FAMILIES
+    }
+    torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
 

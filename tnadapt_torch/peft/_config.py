@@ -141,6 +141,7 @@ class TnConfig(peft.PeftConfig):  # type: ignore[misc]
         if self._loaded is not None:
             plain |= dict.fromkeys(("spec", "rank", "alpha", "sizes"))
         plain |= {name: dict(value) for name, value in plain.items() if isinstance(value, Mapping)}
+        plain |= {name: sorted(value) for name, value in plain.items() if isinstance(value, set)}  # equal files
         return plain | self._sealed
 
     @classmethod
@@ -153,7 +154,7 @@ class TnConfig(peft.PeftConfig):  # type: ignore[misc]
         path = Path(path_json_file)
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise FormatError(f"{path}: not a JSON text: {error}") from None
         if not isinstance(data, dict) or data.get("peft_type") != PeftType.TNADAPT.value:
             raise FormatError(f"{path}: not of peft_type {PeftType.TNADAPT.value}.")
