@@ -100,7 +100,10 @@ class AdapterState(nn.Module):
     def model(self) -> nn.Module:
         """The host. Raises SiteError when the adapter was detached."""
         if not self.host:
-            raise SiteError(f"adapter {self.name!r}: was detached, and is on no model.\nAttach or load it again.")
+            raise SiteError(
+                f"adapter {self.name!r}: was detached, and is on no model.\n"
+                "Attach or load it again. (One under PEFT is switched, merged and deleted by PEFT's own methods.)"
+            )
         return self.host[0]
 
     @contextmanager

@@ -27,6 +27,7 @@ from tests.peft.models import (
     wake,
 )
 from tnadapt import FormatError, SiteError, families
+from tnadapt_torch import load
 from tnadapt_torch.peft import TnConfig, TnLinear
 from tnadapt_torch.peft._config import check_release
 
@@ -292,6 +293,35 @@ def test_what_fails_on_the_way_leaves_the_model_as_it_was(monkeypatch):
         get_peft_model(model, config("lora"))
     assert list(model.named_modules()) == modules
     assert [each.requires_grad for each in model.parameters()] == flags
+
+
+def test_modules_to_save_are_put_back_where_the_last_step_fails(monkeypatch):
+    place = "peft.tuners.tuners_utils.set_additional_trainable_modules"
+    wrap = peft.tuners.tuners_utils.set_additional_trainable_modules
+    model = adapted("lotr", modules_to_save=["lm_head"], target_modules=["q_proj"])
+    wanted, modules, keys = logits(model), list(model.named_modules()), model.state_dict().keys()
+    monkeypatch.setattr(place, lambda **words: 1 / 0 if wrap(**words) is None else None)
+    with pytest.raises(ZeroDivisionError, match="division by zero"):
+        model.add_adapter("second", config("lotr", target_modules=["o_proj"], modules_to_save=["lm_head", "norm"]))
+    assert list(model.named_modules()) == modules
+    assert model.state_dict().keys() == keys
+    assert torch.equal(logits(model), wanted)
+    fresh = llama()
+    with pytest.raises(ZeroDivisionError, match="division by zero"):
+        get_peft_model(fresh, config("lotr"))
+    assert all(parameter.requires_grad for parameter in fresh.parameters())
+
+
+def test_the_state_is_the_plain_bindings(tmp_path):
+    model = adapted("vera")
+    state = state_of(model)
+    assert len(state.table().splitlines()) == 7
+    state.save(tmp_path / "vera.safetensors")
+    host = llama()
+    load(host, tmp_path / "vera.safetensors")
+    close(logits(host), logits(model))
+    with pytest.raises(SiteError, match="is switched, merged and deleted by PEFT's own methods"):
+        state.merge()
 
 
 def test_adapters_of_different_modules(plain):

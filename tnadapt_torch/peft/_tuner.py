@@ -9,7 +9,7 @@ from peft.mapping import (
     PEFT_TYPE_TO_TUNER_MAPPING,
 )
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, _get_submodules
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 
 from tnadapt import Adapter, FormatError, SiteError, init
@@ -51,15 +51,19 @@ class TnModel(BaseTuner):  # type: ignore[misc]
 
         Raises SiteError for what does not match or fit, FormatError for a saved adapter that is of another host.
         """
+        before = dict(model.named_modules(remove_duplicate=False))
         flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         state = self._new_state(model, adapter_name)
         self.tnadapt_states[adapter_name] = state
         try:
             super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
         except BaseException:
-            self._take_back(model, adapter_name)
-            for parameter, before in flags:
-                parameter.requires_grad_(before)
+            for layer in self._layers(model).values():
+                layer.drop(adapter_name)
+            del self.tnadapt_states[adapter_name]
+            _put_back(model, before)
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
             raise
 
     def _new_state(self, model: nn.Module, adapter_name: str) -> AdapterState:
@@ -75,6 +79,7 @@ class TnModel(BaseTuner):  # type: ignore[misc]
         state = AdapterState(adapter, params, name=adapter_name, dropout=config.dropout)
         self._check_names(adapter_name, state)
         state.hooks = {site.path: state.hook_of(site) for site in adapter.sites}
+        state.modules_by_path = modules
         return state.train(model.training)
 
     def _targets(self, model: nn.Module, config: TnConfig) -> dict[str, nn.Module]:
@@ -104,14 +109,6 @@ class TnModel(BaseTuner):  # type: ignore[misc]
         named = {part for key in [f"{STEM}factors", *keys] for part in key.split(".")}
         if taken := sorted({name, *self.tnadapt_states} & named):
             raise SiteError(f"adapter_name {taken[0]!r}: is the name of a factor or of a group.\nChoose another.")
-
-    def _take_back(self, model: nn.Module, adapter_name: str) -> None:
-        for path, layer in self._layers(model).items():
-            layer.drop(adapter_name)
-            if not layer.tnadapt_hooks:
-                parent, _, name = _get_submodules(model, path)
-                setattr(parent, name, layer.base_layer)
-        del self.tnadapt_states[adapter_name]
 
     def _create_and_replace(  # noqa: PLR0917  (as PEFT calls it)
         self,
@@ -216,6 +213,18 @@ class TnModel(BaseTuner):  # type: ignore[misc]
     def _state_of(model: nn.Module, adapter_name: str) -> AdapterState:
         tuner = next(module for module in model.modules() if isinstance(module, TnModel))
         return tuner.states()[adapter_name]
+
+
+def _put_back(model: nn.Module, before: dict[str, nn.Module]) -> None:
+    """Have a model the modules that it had, and no others; a parent comes before its children."""
+    for path, module in before.items():
+        parent, _, name = path.rpartition(".")
+        if path and model.get_submodule(parent)._modules[name] is not module:
+            model.get_submodule(parent)._modules[name] = module
+    for path in dict(model.named_modules(remove_duplicate=False)).keys() - before.keys():
+        parent, _, name = path.rpartition(".")
+        if parent in before:
+            del before[parent]._modules[name]
 
 
 def _drawn(adapter: Adapter) -> dict[str, Tensor]:
