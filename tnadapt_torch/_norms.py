@@ -7,7 +7,7 @@ import opt_einsum
 import torch
 from torch import Tensor
 
-from tnadapt import Adapter, Group
+from tnadapt import Adapter, Group, Network
 from tnadapt_torch._site import SiteHook
 
 __all__: list[str] = []
@@ -30,29 +30,30 @@ def norms(adapter: Adapter, params: Mapping[str, Tensor], hooks: Mapping[str, Si
 
 
 def _square(adapter: Adapter, group: Group, wide: Mapping[str, Tensor]) -> float:
-    """Sum over the sites of a group of ||dW||^2: the network contracted with itself, its bonds doubled."""
+    """Sum over the sites of a group of ||dW||^2."""
     network = group.network
-    letters = {mode: opt_einsum.get_symbol(number) for number, mode in enumerate(network.sizes)}
-    outer = {*network.over, *network.out_modes, *network.in_modes}
-    twins = {mode: mode if mode in outer else f"{mode}'" for mode in network.sizes}
-    letters |= {
-        twins[mode]: opt_einsum.get_symbol(len(letters) + number)
-        for number, mode in enumerate(network.sizes)
-        if mode not in outer
-    }
+    equation, kept = contraction(network)
     parts = [wide[adapter.slot_name(group, name)][tuple(map(slice, network.shape(name)))] for name in network.factors]
-    terms = [
-        "".join(letters[names[mode]] for mode in factor.modes)
-        for names in ({mode: mode for mode in network.sizes}, twins)
-        for factor in network.factors.values()
-    ]
-    carried = {mode for factor in network.factors.values() for mode in factor.modes}
-    kept = [mode for mode in network.over if mode in carried]
-    equation = f"{','.join(terms)}->{''.join(letters[mode] for mode in kept)}"
     squares = opt_einsum.contract(equation, *parts, *parts)
     places = [group.index(site) for site in group.sites]
     chosen = [squares[tuple(place[mode] for mode in kept)] for place in places]
     return network.scale**2 * torch.stack(chosen).sum().item()
+
+
+def contraction(network: Network) -> tuple[str, tuple[str, ...]]:
+    """The network contracted with itself, as an equation: the factors, then the factors again with bonds of their own.
+
+    Axes of the weight are summed over, site modes that a factor carries are kept: these are the answer's modes.
+    """
+    modes = list(network.sizes)
+    outer = {*network.over, *network.out_modes, *network.in_modes}
+    first = {mode: opt_einsum.get_symbol(number) for number, mode in enumerate(modes)}
+    fresh = {mode: opt_einsum.get_symbol(len(modes) + number) for number, mode in enumerate(modes)}
+    second = {mode: first[mode] if mode in outer else fresh[mode] for mode in modes}
+    factors = network.factors.values()
+    terms = ["".join(letters[mode] for mode in factor.modes) for letters in (first, second) for factor in factors]
+    kept = tuple(mode for mode in network.over if any(mode in factor.modes for factor in factors))
+    return f"{','.join(terms)}->{''.join(first[mode] for mode in kept)}", kept
 
 
 def _wide(value: Tensor) -> Tensor:

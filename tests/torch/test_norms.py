@@ -2,12 +2,15 @@
 
 import math
 
+import opt_einsum
 import pytest
 import torch
 
+from tests.table import FAMILIES
 from tests.torch import hosts
-from tnadapt import families
+from tnadapt import families, grid
 from tnadapt_torch import attach
+from tnadapt_torch._norms import contraction
 
 
 def check(state):
@@ -40,6 +43,21 @@ def test_a_centered_spec():
     state = attach(hosts.toy(), families.quanta(order=2), target_modules=["q_proj"], seed=0)
     assert state.norms()["dW"] == 0.0
     check(hosts.wake(state))
+
+
+LARGE = {name: case for name, case in FAMILIES.items() if case.is_linear and not case.spec.centered}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_no_step_is_as_large_as_one_dense_update(name):
+    """By shapes alone, at 32 layers of two weights of 4096 x 4096."""
+    case = LARGE[name]
+    sizes = {mode: size for mode, size in case.sizes.items() if mode == "head"}
+    sites = grid(layers=32, kinds={"q": (4096, 4096), "v": (4096, 4096)})
+    network = case.spec.bind(sites, rank=case.rank, sizes=sizes).groups[0].network
+    shapes = [network.shape(factor) for factor in network.factors] * 2
+    _, told = opt_einsum.contract_path(contraction(network)[0], *shapes, shapes=True)
+    assert told.largest_intermediate < 4096**2 / 16
 
 
 def test_no_dense_update_is_made(monkeypatch):
