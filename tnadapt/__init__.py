@@ -30,7 +30,7 @@ from tnadapt._factor import (
     uniform,
     zeros,
 )
-from tnadapt._format import Checkpoint, file_size, load, read, save
+from tnadapt._format import Checkpoint, digests, file_size, load, read, save
 from tnadapt._freedom import Freedom, degrees_of_freedom, first_gradients
 from tnadapt._hosts import Host, find_host
 from tnadapt._init import Params, init, redraw
@@ -87,6 +87,7 @@ __all__ = [
     "cyclic",
     "degrees_of_freedom",
     "delta",
+    "digests",
     "draw",
     "file_size",
     "find_host",

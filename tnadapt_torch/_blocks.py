@@ -59,6 +59,9 @@ class BlocksHook:
         return found
 
 
+Hook = SiteHook | BlocksHook
+
+
 def _bands(hooks: Mapping[Site, SiteHook]) -> list[tuple[slice, list[tuple[slice, SiteHook]]]]:
     """Rows of the output from above to below, each with the columns of x that it gets an update from.
 

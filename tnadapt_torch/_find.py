@@ -45,12 +45,7 @@ def find_weights(
     if layers_to_transform is not None:
         kept = _in_layers([*chosen, *named], layers_to_transform)
         chosen, named = [path for path in chosen if path in kept], {p: w for p, w in named.items() if p in kept}
-    for path in chosen:
-        if not is_linear(modules[path]):
-            raise SiteError(
-                f"{path}: an adapter updates nn.Linear or transformers' Conv1D, called as a module.\n"
-                f"However, this is a {type(modules[path]).__name__}.\nTake it out with exclude_modules."
-            )
+    check_linear({path: modules[path] for path in chosen})
     if not chosen and not named:
         raise SiteError(f"target_modules={target_modules!r}: nothing is left to adapt.{_nearest('', linear)}")
     return {path: linear_weight(modules[path]) for path in chosen} | named
@@ -68,6 +63,16 @@ def find_parameters(modules: Mapping[str, nn.Module], layouts: Mapping[str, str]
         for name, layout in layouts.items()
         for path in match(owners, [name], owners)
     }
+
+
+def check_linear(modules: Mapping[str, nn.Module]) -> None:
+    """Raises SiteError for a module that is no linear layer."""
+    for path, module in modules.items():
+        if not is_linear(module):
+            raise SiteError(
+                f"{path}: an adapter updates nn.Linear or transformers' Conv1D, called as a module.\n"
+                f"However, this is a {type(module).__name__}.\nTake it out with exclude_modules."
+            )
 
 
 def match(modules: Collection[str], rule: Rule, known: Collection[str]) -> list[str]:

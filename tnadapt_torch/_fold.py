@@ -7,8 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tnadapt import SiteError
-from tnadapt_torch._blocks import BlocksHook
-from tnadapt_torch._site import SiteHook
+from tnadapt_torch._blocks import Hook
 from tnadapt_torch._weight import Weight
 
 __all__: list[str] = []
@@ -19,7 +18,7 @@ FULL_PRECISION = (torch.float32, torch.float64)
 class Folded(nn.Module):
     """A weight with its update added while its adapter is active."""
 
-    def __init__(self, hook: SiteHook | BlocksHook, weight: Weight) -> None:
+    def __init__(self, hook: Hook, weight: Weight) -> None:
         """Args: what serves the weight's sites; the weight."""
         super().__init__()
         self.hook = hook
@@ -43,7 +42,7 @@ def check_foldable(weights: Mapping[str, Weight], dropout: float) -> None:
             raise SiteError(f"{path}: folding needs a float32 or float64 weight; an update would be lost in {dtype}.")
 
 
-def fold(weight: Weight, hook: SiteHook | BlocksHook) -> None:
+def fold(weight: Weight, hook: Hook) -> None:
     """Have a module use its weight with the update added."""
     parametrize.register_parametrization(weight.module, weight.name, Folded(hook, weight), unsafe=True)
 

@@ -36,7 +36,7 @@ class Merged:
         Raises SiteError for a weight that several modules share or that is no plain floating-point matrix, and for a
         sum that is not finite; no weight is changed then.
         """
-        _check_weights(host, weights)
+        check_weights(host, weights)
         with torch.no_grad():
             for path, weight in weights.items():
                 _merged(path, weight, deltas[path])
@@ -70,7 +70,8 @@ def _merged(path: str, weight: Tensor, delta: Callable[[], Tensor]) -> Tensor:
     return total
 
 
-def _check_weights(host: nn.Module, weights: Mapping[str, nn.Parameter]) -> None:
+def check_weights(host: nn.Module, weights: Mapping[str, nn.Parameter]) -> None:
+    """Raises SiteError for a weight that other modules of the host share, or that is no plain matrix."""
     owners: dict[int, list[str]] = {}
     for name, parameter in host.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(name)

@@ -14,20 +14,17 @@ from torch.utils.hooks import RemovableHandle
 
 import tnadapt
 from tnadapt import Adapter, Group, Site, SiteError
-from tnadapt_torch._blocks import BlocksHook
+from tnadapt_torch._blocks import BlocksHook, Hook
+from tnadapt_torch._factors import START, Factors, leaf_of, plant, starts_of
 from tnadapt_torch._fold import unfold
+from tnadapt_torch._groups import parameter_groups
 from tnadapt_torch._merge import Merged
+from tnadapt_torch._norms import norms
 from tnadapt_torch._saved import SavedModules
 from tnadapt_torch._site import Part, Ref, Row, SiteHook, Stack
 from tnadapt_torch._weight import Weight
 
 __all__ = ["AdapterState"]
-
-START = ":start"  # ends the core's name of a start that cannot be drawn again
-
-
-class Factors(nn.Module):
-    """A node of the tree of factors: a name in params with dots is a path through such nodes."""
 
 
 class AdapterState(nn.Module):
@@ -50,7 +47,7 @@ class AdapterState(nn.Module):
         self.stacks: dict[tuple[bool, str], Stack] = {}
         self.tasks = list(dict.fromkeys(str(site.coordinates.get("task", "")) for site in adapter.sites))
         self.task = self.tasks[0]
-        self.hooks: dict[str, SiteHook | BlocksHook] = {}  # by the path of the weight, and of each block of one
+        self.hooks: dict[str, Hook] = {}  # by the path of the weight, and of each block of one
         self.handles: list[RemovableHandle] = []
         self.weights: dict[str, Weight] = {}
         self.host: tuple[nn.Module, ...] = ()  # a tuple: as an attribute, the host would be a child of its child
@@ -58,9 +55,9 @@ class AdapterState(nn.Module):
         self.factors = Factors()
         self.start = Factors()
         for key, slot in adapter.slots.items():
-            _plant(self.factors, key, params[key], trainable=slot.factor.trainable)
+            plant(self.factors, key, params[key], trainable=slot.factor.trainable)
         for key, value in starts_of(adapter).items():
-            _plant(self.start, key, value.to(params[key].dtype), trainable=False, persistent=False)
+            plant(self.start, key, value.to(params[key].dtype), trainable=False, persistent=False)
 
     @property
     def active(self) -> bool:
@@ -73,12 +70,12 @@ class AdapterState(nn.Module):
 
     def params(self) -> dict[str, Tensor]:
         """Every factor by its name in the core's params: the parameters and buffers themselves, no copies."""
-        return {key: getattr(*_leaf(self.factors, key)) for key in self.adapter.slots}
+        return {key: getattr(*leaf_of(self.factors, key)) for key in self.adapter.slots}
 
-    def make_hooks(self) -> dict[str, SiteHook | BlocksHook]:
+    def make_hooks(self) -> dict[str, Hook]:
         """New hooks by path: one for each site, and one for each weight that several sites lie in."""
         by_site = {site: self._hook_of(site) for site in self.adapter.sites}
-        hooks: dict[str, SiteHook | BlocksHook] = {site.path: hook for site, hook in by_site.items()}
+        hooks: dict[str, Hook] = {site.path: hook for site, hook in by_site.items()}
         for path, sites in self.adapter.weights.items():
             if path not in hooks:
                 hooks[path] = BlocksHook(self, {site: by_site[site] for site in sites})
@@ -100,7 +97,7 @@ class AdapterState(nn.Module):
         elif is_start and group.network.factors[factor].trainable:
             tree = self.start
         network, modes = group.network, group.network.factors[factor].modes
-        owner, leaf = _leaf(tree, key)
+        owner, leaf = leaf_of(tree, key)
         table = owner._parameters if leaf in owner._parameters else owner._buffers
         place = group.index(site)
         if axes := tuple(axis for axis, mode in enumerate(modes) if mode in place):
@@ -118,7 +115,10 @@ class AdapterState(nn.Module):
     def model(self) -> nn.Module:
         """The host. Raises SiteError when the adapter was detached."""
         if not self.host:
-            raise SiteError(f"adapter {self.name!r}: was detached, and is on no model.\nAttach or load it again.")
+            raise SiteError(
+                f"adapter {self.name!r}: was detached, and is on no model.\n"
+                "Attach or load it again. (One under PEFT is switched, merged and deleted by PEFT's own methods.)"
+            )
         return self.host[0]
 
     @contextmanager
@@ -225,18 +225,43 @@ class AdapterState(nn.Module):
 
         A frozen factor is stored only if it no longer holds the values of its seed, up to its dtype's rounding.
         """
-        values = self.params()
-        rounded = {key for key, value in values.items() if value.dtype not in (torch.float32, torch.float64)}
-        drawn = (
-            tnadapt.redraw(self.adapter) if rounded else {}
-        )  # of the others the core sees itself whether they changed
-        params = {
-            key: _numpy(value)
-            for key, value in values.items()
-            if self.adapter.slots[key].is_stored or key not in rounded or not _is_cast_of(value, drawn[key])
-        }
+        params = {key: _numpy(value) for key, value in self.stored().items()}
         extra = {key: _numpy(value) for key, value in self.saved.values().items()}
         tnadapt.save(self.adapter, params, path, extra=extra)
+
+    def stored(self) -> dict[str, Tensor]:
+        """The factors whose values a file must hold: what does not follow from the seed, up to a dtype's rounding."""
+        slots = self.adapter.slots
+        drawn = {} if all(slot.is_stored for slot in slots.values()) else tnadapt.redraw(self.adapter)
+        return {
+            key: value
+            for key, value in self.params().items()
+            if slots[key].is_stored or not _is_cast_of(value, drawn[key])
+        }
+
+    def parameter_groups(self, *, lr: float | Mapping[str, float], ratio: float = 1.0) -> list[dict[str, Any]]:
+        """Groups for a torch optimizer, one for each trainable factor of the spec, since factors differ in scale.
+
+        Args:
+            lr: the learning rate; or a rate for each trainable factor by its name in the spec.
+            ratio: factors that start at zero get lr * ratio, the others lr. For LoRA that is the lambda of LoRA+ (Hayou
+                et al. 2024, arXiv:2402.12354): B starts at zero and learns faster than A by this ratio.
+
+        Returns:
+            For each factor a dict of name, params and lr; then one named "modules_to_save", at lr, where there are any.
+
+        Raises:
+            SiteError: a rate that is no positive number, an unknown or a missing name, a ratio that would do nothing.
+        """
+        return parameter_groups(self.adapter, self.params(), self.saved.values(), lr, ratio)
+
+    def norms(self) -> dict[str, float]:
+        """Frobenius norms: of each trainable factor over all groups, by its name in the spec; of "dW" over all sites.
+
+        That of dW is taken through the factors, in float64, for all sites of a group at once; only where the spec is
+        centered is each site's dense update made, one at a time.
+        """
+        return norms(self.adapter, self.params(), self.hooks)
 
     def print_trainable_parameters(self) -> None:
         """One line: trainable and all parameters of the host, frozen factors included, and their share."""
@@ -276,41 +301,6 @@ def host_modules(model: nn.Module) -> dict[str, nn.Module]:
     """All modules of a model by path, but for adapters that are on it and what they hold."""
     inside = {id(module) for state in model.modules() if isinstance(state, AdapterState) for module in state.modules()}
     return {path: module for path, module in model.named_modules() if id(module) not in inside}
-
-
-def starts_of(adapter: Adapter) -> dict[str, Tensor]:
-    """The starting values that a centered update needs and that the seed gives again, in float64."""
-    if not adapter.spec.centered:
-        return {}
-    drawn = tnadapt.redraw(adapter)
-    return {
-        key: torch.from_numpy(drawn[key])
-        for key, slot in adapter.slots.items()
-        if slot.factor.trainable and key in drawn
-    }
-
-
-def _leaf(tree: nn.Module, key: str) -> tuple[nn.Module, str]:
-    *path, leaf = key.split(".")
-    return tree.get_submodule(".".join(path)), leaf
-
-
-def _plant(tree: nn.Module, key: str, value: Tensor, *, trainable: bool, persistent: bool = True) -> None:
-    """Register a factor in a tree. Raises SiteError for a name that an nn.Module cannot hold, as "half" or "train"."""
-    *path, leaf = key.split(".")
-    try:
-        for name in path:
-            if name not in tree._modules:
-                tree.add_module(name, Factors())
-            tree = tree.get_submodule(name)
-        if trainable:
-            tree.register_parameter(leaf, nn.Parameter(value))
-        else:
-            tree.register_buffer(leaf, value, persistent=persistent)
-    except (AttributeError, KeyError) as error:
-        raise SiteError(
-            f"factor {key!r}: a torch module cannot hold this name ({error}).\nRename the factor."
-        ) from None
 
 
 def _is_cast_of(value: Tensor, drawn: npt.NDArray[np.float64]) -> bool:

@@ -18,6 +18,7 @@ from tnadapt import (
     FormatError,
     Site,
     count,
+    digests,
     families,
     from_json,
     frozen,
@@ -69,6 +70,16 @@ def test_only_what_was_trained_is_in_the_file(adapter, moved, tmp_path):
     save(adapter, moved(adapter), tmp_path / "a")
     kept = {name for name, slot in adapter.slots.items() if slot.factor.trainable or slot.factor.init.is_read}
     assert tensor_names(tmp_path / "a") == kept
+
+
+def test_digests_stand_for_what_is_drawn_from_the_seed():
+    values = init(VERA)
+    wanted = {name: hashlib.sha256(values[name].astype("<f4").tobytes()).hexdigest() for name in ("A", "B")}
+    assert digests(VERA) == wanted
+    assert digests(LOTR) == {}
+    entries = sum(values[name].size for name in wanted)
+    with pytest.raises(FormatError, match=f"the adapter: asks to draw {entries} frozen numbers"):
+        digests(VERA, draw_limit=entries - 1)
 
 
 def test_frozen_factors_need_not_be_given(adapter, moved, tmp_path):
