@@ -28,6 +28,7 @@ from tnadapt._freedom import Freedom, degrees_of_freedom, first_gradients
 from tnadapt._hosts import Host, find_host
 from tnadapt._init import Params, init
 from tnadapt._json import from_json, to_json
+from tnadapt._lora import LoRA, to_lora
 from tnadapt._network import Group, Network, Site, grid
 from tnadapt._plan import BUCKETS, Plan, Step, bucket, plan
 from tnadapt._rank import Cut, generic_rank, minimum_cut, rank_bound
@@ -54,6 +55,7 @@ __all__ = [
     "Host",
     "Init",
     "LawError",
+    "LoRA",
     "Network",
     "NetworkReport",
     "Objective",
@@ -103,6 +105,7 @@ __all__ = [
     "report",
     "save",
     "to_json",
+    "to_lora",
     "trainable",
     "uniform",
     "zeros",
