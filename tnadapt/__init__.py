@@ -30,6 +30,9 @@ from tnadapt._init import Params, init
 from tnadapt._json import from_json, to_json
 from tnadapt._lora import LoRA, to_lora
 from tnadapt._network import Group, Network, Site, grid
+from tnadapt._peft_export import Written, save_as_lora
+from tnadapt._peft_import import read_peft
+from tnadapt._places import sites_of
 from tnadapt._plan import BUCKETS, Plan, Step, bucket, plan
 from tnadapt._rank import Cut, generic_rank, minimum_cut, rank_bound
 from tnadapt._report import Comparison, NetworkReport, Report, compare, report
@@ -71,6 +74,7 @@ __all__ = [
     "SpecError",
     "Step",
     "TnadaptError",
+    "Written",
     "apply",
     "bucket",
     "compare",
@@ -102,8 +106,11 @@ __all__ = [
     "rank_bound",
     "raw",
     "read",
+    "read_peft",
     "report",
     "save",
+    "save_as_lora",
+    "sites_of",
     "to_json",
     "to_lora",
     "trainable",

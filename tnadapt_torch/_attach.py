@@ -5,9 +5,9 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import nn
 
-from tnadapt import AdapterSpec, SiteError, init
+from tnadapt import AdapterSpec, SiteError, init, sites_of
 from tnadapt_torch import _fold
-from tnadapt_torch._find import Rule, find_modules, match, sites_of
+from tnadapt_torch._find import Rule, find_modules, match, shape_of
 from tnadapt_torch._saved import SavedModules
 from tnadapt_torch._state import AdapterState, child_name, host_modules, states_of
 
@@ -56,7 +56,8 @@ def attach(
     """
     known = host_modules(model)
     modules = find_modules(model, known, target_modules, exclude_modules, layers_to_transform)
-    adapter = spec.bind(sites_of(modules), rank=rank, sizes=sizes, alpha=alpha, seed=seed)
+    sites = sites_of({path: shape_of(module) for path, module in modules.items()})
+    adapter = spec.bind(sites, rank=rank, sizes=sizes, alpha=alpha, seed=seed)
     params = {name: torch.from_numpy(value).float() for name, value in init(adapter).items()}
     paths = match(known, list(modules_to_save), known) if modules_to_save else []
     saved = {path: known[path] for path in paths}

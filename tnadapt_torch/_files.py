@@ -1,4 +1,4 @@
-"""An adapter from its file onto a model."""
+"""An adapter from its file, or from a checkpoint of PEFT, onto a model."""
 
 import os
 from collections.abc import Mapping
@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from tnadapt import Adapter, FormatError, read
+from tnadapt import Adapter, Checkpoint, FormatError, read, read_peft
 from tnadapt_torch._attach import install
 from tnadapt_torch._find import is_linear, shape_of
 from tnadapt_torch._state import AdapterState, host_modules
 
-__all__ = ["load"]
+__all__ = ["load", "load_peft"]
 
 
 def load(
@@ -23,7 +23,24 @@ def load(
     Raises FormatError for a file that is damaged or for another model (what differs is named), SiteError for a name
     that is taken; the model is then as it was.
     """
-    checkpoint = read(path)
+    return _attach(model, read(path), path, dropout, adapter_name)
+
+
+def load_peft(
+    model: nn.Module, directory: str | os.PathLike[str], *, dropout: float = 0.0, adapter_name: str = "default"
+) -> AdapterState:
+    """Attach the LoRA, VeRA, LoHa or LoKr that PEFT saved in a folder to a model that has its modules.
+
+    The model is the bare one, which PEFT has not wrapped. Raises as `tnadapt.read_peft` does, FormatError for a
+    checkpoint of another model, SiteError for a name that is taken; the model is then as it was.
+    """
+    shapes = {path: shape_of(module) for path, module in host_modules(model).items() if is_linear(module)}
+    return _attach(model, read_peft(directory, shapes=shapes), directory, dropout, adapter_name)
+
+
+def _attach(
+    model: nn.Module, checkpoint: Checkpoint, path: str | os.PathLike[str], dropout: float, adapter_name: str
+) -> AdapterState:
     modules = _modules_of(model, checkpoint.adapter, path)
     saved = _saved_of(model, checkpoint.extra, path)
     slots = checkpoint.adapter.slots

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 import tnadapt
-from tnadapt import Adapter, Group, Site, SiteError
+from tnadapt import Adapter, Group, Site, SiteError, Written
 from tnadapt_torch._find import is_conv1d, weight_of
 from tnadapt_torch._fold import unfold
 from tnadapt_torch._merge import Merged
@@ -202,6 +202,22 @@ class AdapterState(nn.Module):
         }
         extra = {key: _numpy(value) for key, value in self.saved.values().items()}
         tnadapt.save(self.adapter, params, path, extra=extra)
+
+    def save_as_lora(self, directory: str | os.PathLike[str], *, rank: int | None = None) -> dict[str, Written]:
+        """Write a folder that PEFT loads as a LoRA, with modules_to_save; exact, or of at most `rank`.
+
+        Returns the rank and the error of each site. Raises as `tnadapt.save_as_lora` does.
+        """
+        return tnadapt.save_as_lora(
+            self.adapter,
+            {key: _numpy(value) for key, value in self.params().items()},
+            directory,
+            rank=rank,
+            base_model=getattr(getattr(self.model, "config", None), "name_or_path", None) or None,
+            fan_in_fan_out=any(is_conv1d(module) for module in self.modules_by_path.values()),
+            extra={key: _numpy(value) for key, value in self.saved.values().items()},
+            modules_to_save=list(self.saved.modules),
+        )
 
     def print_trainable_parameters(self) -> None:
         """One line: trainable and all parameters of the host, frozen factors included, and their share."""
