@@ -80,7 +80,7 @@ STRANGERS = {  # ends of names that tell what is not read here
 AXES = 2  # of what is read
 PATTERN = re.compile(r"[\w.\-\\^$|()*+\[\]]{1,500}")  # no braces, no question marks
 MOST_REPEATS, MOST_GROUPS = 2, 4
-LONGEST_PATH = 500
+LONGEST_PATH, LONGEST_NUMBER = 500, 10
 STARTS = (None, True, False, "gaussian", "orthogonal", "eva")  # these leave the host's weights alone
 
 
@@ -171,7 +171,7 @@ def open_folder(directory: Path) -> Folder:
     modules: dict[str, dict[str, Array]] = {}
     shared: dict[str, Array] = {}
     extra: dict[str, Array] = {}
-    for key, value in _tensors_of(directory).items():
+    for key, value in sorted(_tensors_of(directory).items(), key=lambda pair: _words(pair[0])):
         inner = key.removeprefix(PREFIX)
         end = next((end for end in method.factors if inner.endswith(f".{end}")), None)
         if key.removeprefix("base_model.") in method.shared:
@@ -252,6 +252,11 @@ def _check_options(directory: Path, config: Mapping[str, Any], known: Collection
             f"its start init_lora_weights={start!r} changed them, or is not known",
             "Let PEFT convert it to an ordinary LoRA: save_pretrained(path_initial_model_for_weight_conversion=...).",
         )
+
+
+def _words(key: str) -> list[tuple[int, str]]:
+    """What sorts names by their words, and numbers among these by their size; the file's own order is none."""
+    return [(int(word) if word.isdecimal() and len(word) < LONGEST_NUMBER else -1, word) for word in key.split(".")]
 
 
 def _is_saved(key: str, names: object) -> bool:

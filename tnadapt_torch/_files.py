@@ -10,6 +10,7 @@ from torch import nn
 from tnadapt import Adapter, Checkpoint, FormatError, read, read_peft
 from tnadapt_torch._attach import install
 from tnadapt_torch._find import is_linear, shape_of
+from tnadapt_torch._saved import find_tie
 from tnadapt_torch._state import AdapterState, host_modules
 
 __all__ = ["load", "load_peft"]
@@ -35,7 +36,14 @@ def load_peft(
     checkpoint of another model, SiteError for a name that is taken; the model is then as it was.
     """
     shapes = {path: shape_of(module) for path, module in host_modules(model).items() if is_linear(module)}
-    return _attach(model, read_peft(directory, shapes=shapes), directory, dropout, adapter_name)
+    checkpoint = read_peft(directory, shapes=shapes)
+    if pair := find_tie(model, checkpoint.extra):
+        raise FormatError(
+            f"{directory}: holds {pair[0]}, of a copy that PEFT trained.\n"
+            f"However, in this model {pair[1]} is the same parameter, and would be changed with it.\n"
+            f"Give the model a {pair[0]} of its own first."
+        )
+    return _attach(model, checkpoint, directory, dropout, adapter_name)
 
 
 def _attach(

@@ -17,7 +17,7 @@ from tnadapt import Adapter, Group, Site, SiteError, Written
 from tnadapt_torch._find import is_conv1d, weight_of
 from tnadapt_torch._fold import unfold
 from tnadapt_torch._merge import Merged
-from tnadapt_torch._saved import SavedModules
+from tnadapt_torch._saved import SavedModules, find_tie
 from tnadapt_torch._site import Part, Ref, Row, SiteHook, Stack
 
 __all__ = ["AdapterState"]
@@ -206,8 +206,15 @@ class AdapterState(nn.Module):
     def save_as_lora(self, directory: str | os.PathLike[str], *, rank: int | None = None) -> dict[str, Written]:
         """Write a folder that PEFT loads as a LoRA, with modules_to_save; exact, or of at most `rank`.
 
-        Returns the rank and the error of each site. Raises as `tnadapt.save_as_lora` does.
+        Returns the rank and the error of each site. Raises as `tnadapt.save_as_lora` does, and SiteError where a module
+        that was trained whole shares a parameter with another: PEFT would load its values into a copy.
         """
+        extra = {key: _numpy(value) for key, value in self.saved.values().items()}
+        if pair := find_tie(self.model, extra):
+            raise SiteError(
+                f"modules_to_save: PEFT loads {pair[0]} into a copy.\n"
+                f"However, {pair[1]} is the same parameter here, and was trained with it.\nNothing was written."
+            )
         return tnadapt.save_as_lora(
             self.adapter,
             {key: _numpy(value) for key, value in self.params().items()},
@@ -215,7 +222,7 @@ class AdapterState(nn.Module):
             rank=rank,
             base_model=getattr(getattr(self.model, "config", None), "name_or_path", None) or None,
             fan_in_fan_out=any(is_conv1d(module) for module in self.modules_by_path.values()),
-            extra={key: _numpy(value) for key, value in self.saved.values().items()},
+            extra=extra,
             modules_to_save=list(self.saved.modules),
         )
 
