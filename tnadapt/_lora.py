@@ -103,26 +103,31 @@ def _halves(network: Network, row_factors: Collection[str], arrays: Mapping[str,
     touched = [{mode for name in side for mode in network.local_modes(name)} for side in sides]
     rows, columns = touched[0] | {*network.out_modes}, touched[1] | {*network.in_modes}
     cut = tuple(mode for mode in network.sizes if mode in rows and mode in columns)
-    up = _half(network, {name: arrays[name] for name in sides[0]}, network.out_modes, cut)
-    down = _half(network, {name: arrays[name] for name in sides[1]}, network.in_modes, cut)
-    return up, np.ascontiguousarray(down.T)
+    up = _matrix(network, {name: arrays[name] for name in sides[0]}, network.out_modes, cut)
+    down = _matrix(network, {name: arrays[name] for name in sides[1]}, cut, network.in_modes)
+    return up, down
 
 
-def _half(network: Network, arrays: Mapping[str, Array], ends: tuple[str, ...], cut: tuple[str, ...]) -> Array:
-    """The product of some factors as a matrix (ends, cut).
+def _matrix(network: Network, arrays: Mapping[str, Array], rows: tuple[str, ...], columns: tuple[str, ...]) -> Array:
+    """The product of some factors, summed over all modes that are neither rows nor columns.
 
-    A mode of the weight that is itself cut is both a row and a column here: it stands on the diagonal of the two.
+    A mode that is both, since a mode of the weight is itself cut, stands on the diagonal of the two.
     """
     letters = {mode: number for number, mode in enumerate(network.sizes)}
-    doubled = {mode: len(letters) + number for number, mode in enumerate(mode for mode in cut if mode in ends)}
-    operands: list[Any] = []
+    outer = tuple(dict.fromkeys([*rows, *columns]))
+    carried = {mode for name in arrays for mode in network.local_modes(name)}
+    operands: list[Any] = [np.ones(()), []]
     for name, array in arrays.items():
         operands += [array, [letters[mode] for mode in network.local_modes(name)]]
-    for mode, other in doubled.items():
-        operands += [np.eye(network.sizes[mode]), [letters[mode], other]]
-    answer = [*(letters[mode] for mode in ends), *(doubled.get(mode, letters[mode]) for mode in cut)]
-    half: Array = opt_einsum.contract(*operands, answer)
-    return half.reshape(network.volume(ends), network.volume(cut))
+    product: Array = opt_einsum.contract(*operands, [letters[mode] for mode in outer if mode in carried])
+    if len(outer) < len(rows) + len(columns):
+        whole = np.zeros([network.sizes[mode] for mode in (*rows, *columns)])
+        inner, outer_letters = ([letters[mode] for mode in modes] for modes in ((*rows, *columns), outer))
+        # An einsum that takes a diagonal is a view, which can be written to.
+        diagonal: Array = np.einsum(whole, inner, outer_letters)  # type: ignore[arg-type]  # typed for strings alone
+        diagonal[...] = product.reshape([network.sizes[mode] if mode in carried else 1 for mode in outer])
+        product = whole
+    return np.ascontiguousarray(product).reshape(network.volume(rows), network.volume(columns))
 
 
 def _truncate(A: Array, B: Array, scale: float, rank: int) -> LoRA:
