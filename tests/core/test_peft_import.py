@@ -79,6 +79,7 @@ def test_ranks_and_scales_that_differ_keep_every_update(tmp_path):
     changes = {"rank_pattern": {"0.q": 1}, "alpha_pattern": {"^h.0.q": 5.0}, "use_rslora": True}
     checkpoint = read_peft(lora(tmp_path, changes, more=smaller))
     assert dict(checkpoint.adapter.rank) == {"r": 2}
+    np.testing.assert_array_equal(checkpoint.params["0.q.B"][:, :1], drawn(6, 1))  # the largest scale is the adapter's
     close(delta(checkpoint.adapter, checkpoint.params, "h.0.q"), 5 * drawn(6, 1) @ drawn(1, 4))
     close(delta(checkpoint.adapter, checkpoint.params, "h.1.q"), 3 / np.sqrt(2) * drawn(6, 2) @ drawn(2, 4))
 
@@ -133,6 +134,7 @@ def test_a_lokr_is_read_in_parts_or_whole(modules, tmp_path):
         second = drawn(3, 4) if "w2" in module else drawn(3, 2) @ drawn(2, 4)
         found = delta(checkpoint.adapter, checkpoint.params, f"h.{number}.q")
         close(found, 3 * np.kron(drawn(2, 2), second))
+        np.testing.assert_array_equal(checkpoint.params[f"{number}.q.C"], drawn(2, 2))  # no scale in it
 
 
 def test_a_lokr_with_both_in_parts_and_scales_that_differ_is_read(tmp_path):
