@@ -147,6 +147,12 @@ def test_a_lokr_with_both_in_parts_and_scales_that_differ_is_read(tmp_path):
     close(delta(checkpoint.adapter, checkpoint.params, "h.1.q"), 0.5 * np.kron(drawn(2, 2), drawn(3, 2) @ drawn(2, 4)))
 
 
+def test_whole_factors_of_scales_that_differ_take_the_largest(tmp_path):
+    checkpoint = read_peft(lokr(tmp_path, WHOLE, WHOLE, alpha_pattern={"1.q": 1}))
+    np.testing.assert_array_equal(checkpoint.params["0.q.C"], drawn(2, 2))
+    close(delta(checkpoint.adapter, checkpoint.params, "h.1.q"), 0.5 * np.kron(drawn(2, 2), drawn(3, 4)))
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_a_lokr_that_splits_all_weights_by_one_size_is_read(axis, tmp_path):
     """Parts of 4 x 4 beside what is left, on whichever side they are; 32 would be split evenly as 4 x 8."""

@@ -133,9 +133,33 @@ def test_peft_gives_the_logits_of_an_exported_adapter(kind, name, tmp_path):
     state = attach(model, spec, target_modules=HOSTS[kind][2], rank=rank, sizes=sizes, seed=0)
     shake(state.named_parameters())
     written = state.save_as_lora(tmp_path / "lora")
-    loaded = peft.PeftModel.from_pretrained(fresh(kind), tmp_path / "lora").eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # PEFT's word for a key that is missing, or a layout that is wrong
+        loaded = peft.PeftModel.from_pretrained(fresh(kind), tmp_path / "lora").eval()
     close(logits(loaded), logits(model), before)
     assert {error for _, error in written.values()} == {0.0}
+
+
+def test_peft_adapts_exactly_the_sites_where_they_are_many(tmp_path):
+    """From twenty names on PEFT looks for suffixes that say the same."""
+    name, sizes, _ = HOSTS["llama"]
+    config = transformers.CONFIG_MAPPING["llama"](**sizes | {"num_hidden_layers": 6})
+    model = getattr(transformers, name)(config)
+    state = attach(
+        model,
+        families.lotr(),
+        target_modules="all-linear",
+        layers_to_transform=[0, 2, 4, 5],
+        exclude_modules=["up_proj"],
+        rank=2,
+        seed=0,
+    )
+    state.save_as_lora(tmp_path / "lora")
+    state.detach()
+    loaded = peft.PeftModel.from_pretrained(model, tmp_path / "lora").base_model.model
+    adapted = {path for path, module in loaded.named_modules() if hasattr(module, "base_layer")}
+    assert adapted == {site.path for site in state.adapter.sites}
+    assert len(adapted) == 24
 
 
 def test_a_head_that_was_trained_along_goes_out_and_in(tmp_path):
