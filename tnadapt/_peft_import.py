@@ -11,7 +11,7 @@ import numpy as np
 from tnadapt._errors import SiteError, SpecError
 from tnadapt._format import Checkpoint
 from tnadapt._network import split_evenly
-from tnadapt._peft_folder import Array, Folder, open_folder
+from tnadapt._peft_folder import AXES, Array, Folder, open_folder
 from tnadapt._places import sites_of
 from tnadapt._spec import Adapter, AdapterSpec
 from tnadapt.families import loha, lokr, lora, vera
@@ -53,7 +53,7 @@ def read_peft(directory: str | os.PathLike[str], *, shapes: Shapes | None = None
         FileNotFoundError: no checkpoint there.
     """
     folder = open_folder(Path(directory))
-    if shapes is not None and (missing := [path for path in folder.modules if path not in shapes]):
+    if shapes is not None and (missing := [path for path in folder.modules if len(shapes.get(path, ())) != AXES]):
         raise folder.fault(f"was made for a model where {missing[0]} is a linear layer", "in this model it is not")
     try:
         match folder.method:

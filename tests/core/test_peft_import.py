@@ -288,6 +288,7 @@ def test_a_path_too_long_is_refused(tmp_path):
         ([f"{PREFIX}h.1.q.vera_lambda_b"], (6, 4), r"h.1.q: vera_lambda_b has shape \(6,\).*it is missing"),
         ([], (7, 4), r"vera_lambda_b has shape \(7,\)"),
         ([], (6, 9), r"vera_A is at least 2 x 9"),
+        ([], (6, 4, 3, 3), "a model where h.0.q is a linear layer"),
         ([], None, "no shapes were given"),
     ],
 )

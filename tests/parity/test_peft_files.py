@@ -119,7 +119,6 @@ OUT = {
     "lorta": (families.lorta(), 4),
     "vera": (families.vera(), 5),
     "fact_tt": (families.fact_tt(), 3),
-    "fact_tk": (families.fact_tk(), {"p": 3, "q": 4, "t": 2}),
 }
 
 
