@@ -30,7 +30,7 @@ class Case:
     def bind(self, *, layers: int, kinds: Mapping[str, tuple[int, int]], seed: int = 0) -> Adapter:
         """The adapter on a grid, with kernels and further coordinates where the spec has them."""
         sites = places(self.spec, layers=layers, kinds=kinds)
-        return self.spec.bind(sites, rank=self.rank, sizes=self.sizes, seed=seed)
+        return self.spec.bind(sites, rank=self.rank, sizes=self.sizes, seed=seed, overparametrized=True)
 
 
 def places(spec: AdapterSpec, *, layers: int, kinds: Mapping[str, tuple[int, ...]]) -> tuple[Site, ...]:
@@ -84,7 +84,7 @@ FAMILIES = {
     "lorta heads in": Case(families.lorta(heads="in"), 3, {"head": 2}),
     "lorta by layer": Case(families.lorta(over="layer"), 2, {"dim": 2}),
     "lorta by kind": Case(families.lorta(over="kind", rank_stabilized=True), 2, {"head": 1}),
-    "lorta alone": Case(families.lorta(over=""), 2),
+    "lorta alone": Case(families.lorta(over=""), 2, {"head": 2}),
     "tera": Case(families.tera(out_order=2, in_order=2), 2),
     "tera 2 1": Case(families.tera(out_order=2, in_order=1, alpha=2), 3),
     "tera 1 1": Case(families.tera(out_order=1, in_order=1), 4),

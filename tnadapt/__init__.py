@@ -29,7 +29,7 @@ from tnadapt._hosts import Host, find_host
 from tnadapt._init import Params, init
 from tnadapt._json import from_json, to_json
 from tnadapt._lora import LoRA, to_lora
-from tnadapt._network import Group, Network, Site, grid
+from tnadapt._network import Group, Network
 from tnadapt._peft_export import Written, save_as_lora
 from tnadapt._peft_import import read_peft
 from tnadapt._places import sites_of
@@ -37,6 +37,7 @@ from tnadapt._plan import BUCKETS, Plan, Step, bucket, plan
 from tnadapt._rank import Cut, generic_rank, minimum_cut, rank_bound
 from tnadapt._report import Comparison, NetworkReport, Report, compare, report
 from tnadapt._search import OBJECTIVES, Cost, ExactOrder, Objective
+from tnadapt._site import Block, Site, grid, split_sites
 from tnadapt._spec import Adapter, AdapterSpec, Slot
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "OBJECTIVES",
     "Adapter",
     "AdapterSpec",
+    "Block",
     "Checkpoint",
     "Comparison",
     "Cost",
@@ -111,6 +113,7 @@ __all__ = [
     "save",
     "save_as_lora",
     "sites_of",
+    "split_sites",
     "to_json",
     "to_lora",
     "trainable",

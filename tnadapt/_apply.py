@@ -9,7 +9,8 @@ import opt_einsum
 
 from tnadapt._errors import SiteError
 from tnadapt._init import draw
-from tnadapt._network import Group, Network, Site
+from tnadapt._network import Group, Network
+from tnadapt._site import Site
 from tnadapt._spec import Adapter
 
 __all__ = ["apply", "delta", "merge"]
@@ -18,10 +19,16 @@ Array = npt.NDArray[np.float64]
 
 
 def delta(adapter: Adapter, params: Mapping[str, npt.ArrayLike], site: Site | str) -> Array:
-    """The dense update of one site's weight, of that weight's shape (out axis first), scale included.
+    """The dense update of one site, of the site's shape (out axis first), scale included.
 
-    Raises SiteError for a site or params that are not this adapter's.
+    The path of a weight that several sites lie in asks for all of that weight's update; it is 0 where no site lies.
+    Raises SiteError for a site or params that are not this adapter's, or for a weight whose sites serve several tasks.
     """
+    if isinstance(site, str) and (parts := adapter.parts(site)):
+        whole = np.zeros(parts[0].weight_shape)
+        for part in parts:
+            whole[part.rectangle] = delta(adapter, params, part)
+        return whole
     group, place = adapter.find(site)
     update = _contract(group.network, arrays_at(adapter, params, group, place))
     if adapter.spec.centered:
@@ -32,9 +39,12 @@ def delta(adapter: Adapter, params: Mapping[str, npt.ArrayLike], site: Site | st
 def apply(adapter: Adapter, params: Mapping[str, npt.ArrayLike], site: Site | str, x: npt.ArrayLike) -> Array:
     """What the update adds to the output of one site: x times the transposed update.
 
-    x has the shape (..., in axes of the weight), the answer (..., out). Raises SiteError where x does not fit.
+    x has the shape (..., in axes of the weight), the answer (..., out). Raises SiteError where x does not fit, and as
+    `delta` does.
     """
     weight = delta(adapter, params, site)
+    if weight.ndim > len(adapter.spec.axes):
+        raise SiteError(f"{site}: holds several weights, of shape {weight.shape}.\nApply one of its sites to x.")
     values = np.asarray(x, dtype=np.float64)
     inner = weight.shape[1:]
     if values.shape[max(values.ndim - len(inner), 0) :] != inner:

@@ -19,9 +19,10 @@ from tnadapt._diagram import draw
 from tnadapt._errors import FormatError, LawError, SiteError, SpecError, TnadaptError
 from tnadapt._format import write_atomically
 from tnadapt._hosts import Host, find_host
-from tnadapt._network import Network, Site
+from tnadapt._network import Network
 from tnadapt._plan import plan
 from tnadapt._report import LIMIT, TOKENS, compare, report
+from tnadapt._site import Site
 from tnadapt._spec import Adapter, AdapterSpec
 
 __all__: list[str] = []

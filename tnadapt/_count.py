@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tnadapt._errors import SiteError
-from tnadapt._network import Site, check_size
+from tnadapt._site import Site, check_size
 from tnadapt._spec import Adapter, AdapterSpec
 
 __all__ = ["FactorCount", "ParamCount", "count", "fit_rank"]
@@ -80,7 +80,7 @@ def fit_rank(
         raise SiteError(f"{spec.name}: has no bond whose size is free, so that its rank cannot be fitted.")
 
     def bound(rank: int) -> Adapter:
-        return spec.bind(places, rank=rank, sizes=sizes)
+        return spec.bind(places, rank=rank, sizes=sizes, overparametrized=True)
 
     if (least := count(bound(1)).trainable) > trainable:
         raise SiteError(

@@ -24,8 +24,9 @@ import numpy as np
 
 from tnadapt._errors import PlanError
 from tnadapt._modular import Budget, contract, question_of, rank, residues
-from tnadapt._network import Group, Network, Site
+from tnadapt._network import Group, Network
 from tnadapt._rank import networks_at, open_modes
+from tnadapt._site import Site
 from tnadapt._spec import Adapter, AdapterSpec
 
 __all__ = ["Freedom", "degrees_of_freedom", "first_gradients"]

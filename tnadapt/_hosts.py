@@ -12,7 +12,7 @@ from typing import Any
 from tnadapt._configs import CONFIGS, LAYOUTS, Layout
 from tnadapt._errors import FormatError, SiteError
 from tnadapt._frozen import FrozenMap
-from tnadapt._network import LARGEST, Site, check_size
+from tnadapt._site import LARGEST, Site, check_size
 
 __all__ = ["Host", "find_host"]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from tnadapt._errors import FormatError, TnadaptError
 from tnadapt._factor import Factor, Init, Scale
-from tnadapt._network import Coordinate, Site
 from tnadapt._notation import modes_of
+from tnadapt._site import Block, Coordinate, Site
 from tnadapt._spec import Adapter, AdapterSpec
 
 __all__ = ["from_json", "to_json"]
@@ -65,7 +65,7 @@ def spec_data(spec: AdapterSpec) -> dict[str, Any]:
         "centered": spec.centered,
         "identity_at_start": spec.identity_at_start,
         "caps": dict(spec.caps),
-    }
+    } | ({"given": spec.given} if spec.given else {})
 
 
 def _law_data(law: Init) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def _law_data(law: Init) -> dict[str, Any]:
 def spec_of(data: object) -> AdapterSpec:
     """The spec of plain data. Raises FormatError for unknown keys, wrong types, or a spec that cannot be."""
     kinds = {"name": str, "weight": str, "over": str, "factors": dict, "scale": dict, "centered": bool}
-    fields = take("spec", data, kinds | {"identity_at_start": bool, "caps": dict})
+    fields = take("spec", data, kinds | {"identity_at_start": bool, "caps": dict}, {"given": str})
     scale = take("scale", fields["scale"], {"rule": str, "alpha": (int, float), "bond": str})
     factors = {name: _factor_of(name, factor) for name, factor in fields["factors"].items()}
     for bond, mode in fields["caps"].items():
@@ -118,14 +118,21 @@ def _pattern(site: Site) -> tuple[dict[str, Any], Coordinate]:
     """
     others = dict(site.coordinates)
     layer = others.pop("layer")
-    words = site.path.split(".")
-    path = [site.path]
-    if words.count(str(layer)) == 1:
-        place = words.index(str(layer))
-        path = [".".join([*words[:place], ""]), ".".join(["", *words[place + 1 :]])]
+    path = _cut(site.path, layer)
     if others["kind"] == _kind_of(path):
         del others["kind"]
-    return {"path": path, "shape": site.shape, "coordinates": others}, layer
+    pattern: dict[str, Any] = {"path": path, "shape": site.shape, "coordinates": others}
+    if (block := site.block) is not None:
+        pattern["block"] = {"weight": _cut(block.weight, layer), "shape": block.shape, "start": block.start}
+    return pattern, layer
+
+
+def _cut(path: str, layer: Coordinate) -> list[str]:
+    words = path.split(".")
+    if words.count(str(layer)) != 1:
+        return [path]
+    place = words.index(str(layer))
+    return [".".join([*words[:place], ""]), ".".join(["", *words[place + 1 :]])]
 
 
 def _kind_of(path: list[str]) -> str:
@@ -139,7 +146,8 @@ def adapter_of(data: object) -> Adapter:
     patterns = [_pattern_of(pattern) for pattern in fields["patterns"]]
     try:
         sites = [_site_of(patterns, place) for place in fields["sites"]]
-        return spec_of(fields["spec"]).bind(sites, rank=fields["rank"], sizes=fields["sizes"], seed=fields["seed"])
+        spec, rank, sizes = spec_of(fields["spec"]), fields["rank"], fields["sizes"]
+        return spec.bind(sites, rank=rank, sizes=sizes, seed=fields["seed"], overparametrized=True)
     except TnadaptError as error:
         raise FormatError(f"the text holds an adapter that cannot be: {error}") from error
 
@@ -149,22 +157,40 @@ def _site_of(patterns: list[dict[str, Any]], place: object) -> Site:
         case [int(number), int() | str() as layer] if not isinstance(number, bool) and 0 <= number < len(patterns):
             pattern = patterns[number]
             told = {"layer": layer, "kind": _kind_of(pattern["path"])}
-            return Site(str(layer).join(pattern["path"]), tuple(pattern["shape"]), told | pattern["coordinates"])
+            path, shape = str(layer).join(pattern["path"]), tuple(pattern["shape"])
+            return Site(path, shape, told | pattern["coordinates"], _block_of(pattern.get("block"), layer))
         case _:
             raise FormatError(f"sites: must be [pattern, layer], got {place!r}.")
 
 
 def _pattern_of(data: object) -> dict[str, Any]:
-    pattern = take("pattern", data, {"path": list, "shape": list, "coordinates": dict})
-    path = pattern["path"]
-    if len(path) not in (1, 2) or not all(isinstance(part, str) for part in path) or "layer" in pattern["coordinates"]:
+    pattern = take("pattern", data, {"path": list, "shape": list, "coordinates": dict}, {"block": dict})
+    block = pattern.get("block")
+    paths = [pattern["path"]]
+    if block is not None:
+        take("block", block, {"weight": list, "shape": list, "start": list})
+        paths.append(block["weight"])
+    is_cut = all(len(path) in (1, 2) and all(isinstance(part, str) for part in path) for path in paths)
+    if not is_cut or "layer" in pattern["coordinates"]:
         raise FormatError(f"pattern: must have a path of one or two strings and no layer, got {pattern!r}.")
     return pattern
 
 
-def take(where: str, data: object, kinds: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of an object that has exactly these keys, each of its type. Raises FormatError otherwise."""
+def _block_of(block: Mapping[str, Any] | None, layer: Coordinate) -> Block | None:
+    if block is None:
+        return None
+    return Block(str(layer).join(block["weight"]), tuple(block["shape"]), tuple(block["start"]))
+
+
+def take(
+    where: str, data: object, kinds: Mapping[str, Any], optional: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The fields of an object that has exactly these keys, each of its type, and may have the optional ones.
+
+    Raises FormatError otherwise.
+    """
     fields = _typed(where, data, dict)
+    kinds = dict(kinds) | {key: kind for key, kind in (optional or {}).items() if key in fields}
     if unknown := fields.keys() - kinds.keys():
         raise FormatError(f"{where}: unknown keys {sorted(unknown)}.\nWas it saved by a newer release?")
     if missing := kinds.keys() - fields.keys():

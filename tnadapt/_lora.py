@@ -1,6 +1,7 @@
 """An update as a LoRA: the network of one site cut where it is thinnest, and each half contracted."""
 
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,9 +9,10 @@ import numpy.typing as npt
 import opt_einsum
 
 from tnadapt._apply import arrays_at, starts_of
-from tnadapt._errors import PlanError
-from tnadapt._network import Network, Site, check_size
-from tnadapt._rank import Parting, part
+from tnadapt._errors import PlanError, SiteError
+from tnadapt._network import Network
+from tnadapt._rank import minimum_cut, part
+from tnadapt._site import Site, check_size
 from tnadapt._spec import Adapter
 
 __all__ = ["LoRA", "to_lora"]
@@ -42,49 +44,57 @@ def to_lora(
 
     The network is cut at its minimum cut between out and in, and each half is contracted: no SVD, no dense update. A
     centered update is the difference of two networks. Where all that is trained is on one side of a cut, that half
-    is a difference; else the halves of both networks lie side by side, and the rank is twice the cut.
+    is a difference; else the halves of both networks lie side by side, and the rank is twice the cut. The path of a
+    weight that several sites lie in asks for all of it: their halves lie side by side, and their ranks add up.
 
-    A `rank` below the cut gives the best approximation of that rank, by QR of both halves and the SVD of a matrix of
+    A `rank` below that gives the best approximation of that rank, by QR of both halves and the SVD of a matrix of
     the cut's size. Where the cut is not below min(out, in), a half is as large as the dense update, and so is this
     work: such a full-rank update is exported only when told a rank.
 
     Raises:
         PlanError: a full-rank update without `rank`.
-        SiteError: a site or params that are not this adapter's; a rank that is no positive integer.
+        SiteError: a site or params that are not this adapter's; a rank that is no positive integer; a weight of
+            experts, or one whose sites serve several tasks.
     """
-    group, place = adapter.find(site)
-    parting = part(group.network)
-    check_exportable(place, parting, rank)
-    arrays = arrays_at(adapter, params, group, place)
-    starts = arrays_at(adapter, starts_of(adapter, group), group, place) if adapter.spec.centered else None
-    return cut_in_two(group.network, parting, arrays, starts, rank)
+    parts = adapter.parts(site) if isinstance(site, str) else ()
+    sites = parts or (adapter.find(site)[1],)
+    check_exportable(adapter, sites, rank, is_weight=bool(parts))
+    loras = [exact_lora(adapter, params, one) for one in sites]
+    return shorten(join(loras, parts) if parts else loras[0], rank)
 
 
-def check_exportable(site: Site, parting: Parting, rank: int | None) -> None:
-    """Raises PlanError for a full-rank update without a rank, SiteError for a rank that is none."""
+def check_exportable(adapter: Adapter, sites: Sequence[Site], rank: int | None, *, is_weight: bool) -> None:
+    """Raises as `to_lora` does, for one site or for the sites of a weight, before anything is contracted."""
     if rank is not None:
         check_size("rank", rank)
-        return
-    rows, columns = site.shape[0], int(np.prod(site.shape[1:]))
-    if parting.cut.rank >= min(rows, columns):
+    first = sites[0]
+    path, shape = (first.weight, first.weight_shape) if is_weight else (first.path, first.shape)
+    if len(shape) > len(first.shape):
+        raise SiteError(f"{path}: holds several weights, of shape {shape}.\nAsk for one of its sites.")
+    cuts = [minimum_cut(adapter.find(site)[0].network) for site in sites]
+    most, rows, columns = sum(cut.rank for cut in cuts), shape[0], math.prod(shape[1:])
+    if rank is None and most >= min(rows, columns):
+        told = f"its sites have ranks that add up to {most:,}" if is_weight else f"its minimum cut is {cuts[0]}"
         raise PlanError(
-            f"{site.path}: a LoRA is smaller than the update that it stands for.\n"
-            f"However, this update has full rank: its minimum cut is {parting.cut} of a weight {rows} x {columns}.\n"
-            f"Pass rank= for the best approximation of that rank; rank={parting.cut.rank} would be exact."
+            f"{path}: a LoRA is smaller than the update that it stands for.\n"
+            f"However, this update has full rank: {told}, of a weight {rows} x {columns}.\n"
+            f"Pass rank= for the best approximation of that rank; rank={most} would be exact."
         )
 
 
-def cut_in_two(
-    network: Network,
-    parting: Parting,
-    arrays: Mapping[str, Array],
-    starts: Mapping[str, Array] | None,
-    rank: int | None,
+def exact_lora(
+    adapter: Adapter,
+    params: Mapping[str, npt.ArrayLike],
+    site: Site,
+    starts: Mapping[str, npt.ArrayLike] | None = None,
 ) -> LoRA:
-    """The LoRA of a network with these factors, less that of the same network with its starting values if any."""
-    B, A = _halves(network, parting.row_factors, arrays)
-    if starts is not None:
-        start_B, start_A = _halves(network, parting.row_factors, starts)
+    """The update of one site, whatever its rank. `starts` spare the drawing of a centered adapter's starting values."""
+    group, place = adapter.find(site)
+    network, parting = group.network, part(group.network)
+    B, A = _halves(network, parting.row_factors, arrays_at(adapter, params, group, place))
+    if network.centered:
+        drawn = arrays_at(adapter, starts or starts_of(adapter, group), group, place)
+        start_B, start_A = _halves(network, parting.row_factors, drawn)
         trained = {name for name, factor in network.factors.items() if factor.trainable}
         if parting.cut.times > 1:
             B, A = np.hstack([B, -start_B]), np.vstack([A, start_A])
@@ -92,9 +102,34 @@ def cut_in_two(
             B = B - start_B
         else:
             A = A - start_A
-    if rank is None or rank >= len(A):
-        return LoRA(A, B, network.scale)
-    return _truncate(A, B, network.scale, rank)
+    return LoRA(A, B, network.scale)
+
+
+def join(loras: Sequence[LoRA], sites: Sequence[Site]) -> LoRA:
+    """The LoRA of a weight from those of the sites that lie in it, side by side; the largest scale is that of all."""
+    shape, total = sites[0].weight_shape, sum(lora.rank for lora in loras)
+    scale = max((lora.scale for lora in loras), key=abs)
+    A, B = np.zeros((total, *shape[1:])), np.zeros((shape[0], total))
+    done = 0
+    for lora, site in zip(loras, sites, strict=True):
+        rows, *columns = site.rectangle
+        bond = slice(done, done + lora.rank)
+        A[(bond, *columns)] = lora.A.reshape(lora.rank, *site.shape[1:])
+        B[rows, bond] = lora.B * (lora.scale / scale if scale else 1.0)
+        done = bond.stop
+    return LoRA(A.reshape(total, -1), B, scale)
+
+
+def shorten(lora: LoRA, rank: int | None) -> LoRA:
+    """The nearest LoRA of this rank, by the SVD of a matrix of the old rank's size; the same where it has no more."""
+    if rank is None or rank >= lora.rank:
+        return lora
+    left, upper = np.linalg.qr(lora.B)
+    right, lower = np.linalg.qr(lora.A.T)
+    rows, values, columns = np.linalg.svd(upper @ lower.T, full_matrices=False)
+    root, total = np.sqrt(values[:rank]), float(np.linalg.norm(values))
+    error = float(np.linalg.norm(values[rank:])) / total if total else 0.0
+    return LoRA((root[:, None] * columns[:rank]) @ right.T, left @ (rows[:, :rank] * root), lora.scale, error)
 
 
 def _halves(network: Network, row_factors: Collection[str], arrays: Mapping[str, Array]) -> tuple[Array, Array]:
@@ -128,13 +163,3 @@ def _matrix(network: Network, arrays: Mapping[str, Array], rows: tuple[str, ...]
         diagonal[...] = product.reshape([network.sizes[mode] if mode in carried else 1 for mode in outer])
         product = whole
     return np.ascontiguousarray(product).reshape(network.volume(rows), network.volume(columns))
-
-
-def _truncate(A: Array, B: Array, scale: float, rank: int) -> LoRA:
-    """The nearest B @ A of this rank, without the product being made."""
-    left, upper = np.linalg.qr(B)
-    right, lower = np.linalg.qr(A.T)
-    rows, values, columns = np.linalg.svd(upper @ lower.T, full_matrices=False)
-    root, total = np.sqrt(values[:rank]), float(np.linalg.norm(values))
-    error = float(np.linalg.norm(values[rank:])) / total if total else 0.0
-    return LoRA((root[:, None] * columns[:rank]) @ right.T, left @ (rows[:, :rank] * root), scale, error)

@@ -1,70 +1,18 @@
-"""Sized things: the sites of a host, the networks that serve them, and how sizes and groups follow from the sites."""
+"""The networks that serve the sites of a host, and how sizes and groups follow from the sites."""
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 
 from tnadapt._errors import SiteError
 from tnadapt._factor import Factor
 from tnadapt._frozen import FrozenMap
 from tnadapt._notation import Axis
+from tnadapt._site import RUNNING, Coordinate, Site, check_size, divisors
 
-__all__ = ["Group", "Network", "Site", "grid"]
-
-Coordinate = int | str
-LARGEST = 2**31 - 1  # of one mode; no weight comes near, and an axis of this size is still split in no time
-RUNNING = "site"  # the coordinate that numbers the sites of a group; as a site mode it stands for all the others
-
-
-@dataclass(frozen=True)
-class Site:
-    """One adapted weight: its path in the host, its shape (out axis first), and where it stands.
-
-    Coordinates say where: `layer` (index of the repeated block, 0 outside of any), `kind` (the module's name inside
-    its block, by default the path), and any more that a host knows, as `expert` or `task`.
-    Raises SiteError for a shape that is no tuple of positive integers or a coordinate that is no integer or string.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    coordinates: Mapping[str, Coordinate] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Check, fill the two standard coordinates, freeze."""
-        shape = tuple(self.shape)
-        for size in shape:
-            check_size(f"{self.path}: an axis of the weight", size)
-        if not shape:
-            raise SiteError(f"{self.path}: a site is a weight of at least one axis.\nHowever, its shape is ().")
-        for name, value in self.coordinates.items():
-            if type(value) not in (int, str):
-                raise SiteError(f"{self.path}: coordinate {name!r} must be an integer or a string, got {value!r}.")
-        object.__setattr__(self, "shape", shape)
-        object.__setattr__(self, "coordinates", FrozenMap({"layer": 0, "kind": self.path} | dict(self.coordinates)))
-
-    def value(self, mode: str) -> Coordinate:
-        """This site's coordinate for a site mode. Raises SiteError when it has none."""
-        if mode == RUNNING:
-            return self.path
-        if mode not in self.coordinates:
-            raise SiteError(
-                f"{self.path}: the spec stacks weights over {mode!r}.\n"
-                f"However, this site has only the coordinates {', '.join(self.coordinates)}.\n"
-                f"Give the site that coordinate, or take {mode!r} out of the spec's `over`."
-            )
-        return self.coordinates[mode]
-
-
-def grid(*, layers: int, kinds: Mapping[str, tuple[int, ...]]) -> tuple[Site, ...]:
-    """Sites of a named shape, layer by layer: `kinds` maps a name to the shape (out, in) of its weight."""
-    check_size("grid: layers", layers)
-    return tuple(
-        Site(f"layers.{layer}.{kind}", shape, {"layer": layer, "kind": kind})
-        for layer in range(layers)
-        for kind, shape in kinds.items()
-    )
+__all__ = ["Group", "Network"]
 
 
 @dataclass(frozen=True)
@@ -198,10 +146,12 @@ def sizes_of(
     shape: tuple[int, ...],
     axes: tuple[Axis, ...],
     asked: Mapping[str, int],
+    given: tuple[str, ...] = (),
 ) -> dict[str, int]:
     """Sizes of the weight's modes: those asked for, the others split as evenly as the prime factors allow.
 
-    Raises SiteError for another number of axes or an axis that the asked sizes do not divide; `path` names the site.
+    Raises SiteError for another number of axes, an axis that the asked sizes do not divide, or one with a mode of
+    `given` that they do not settle; `path` names the site.
     """
     if len(shape) != len(axes):
         raise SiteError(
@@ -209,25 +159,23 @@ def sizes_of(
         )
     sizes: dict[str, int] = {}
     for axis, length in zip(axes, shape, strict=True):
-        given = {mode: asked[mode] for mode in axis if mode in asked}
+        told = {mode: asked[mode] for mode in axis if mode in asked}
         rest = [mode for mode in axis if mode not in asked]
-        part, remainder = divmod(length, math.prod(given.values()))
+        part, remainder = divmod(length, math.prod(told.values()))
         if remainder or (not rest and part != 1):
-            told = ", ".join(f"{mode}={size}" for mode, size in given.items())
+            words = ", ".join(f"{mode}={size}" for mode, size in told.items())
             raise SiteError(
                 f"{path}: the sizes of ({' '.join(axis)}) must multiply to {length}.\n"
-                f"However, {told} does not {'divide' if rest else 'give'} {length}.\n"
+                f"However, {words} does not {'divide' if rest else 'give'} {length}.\n"
                 f"Divisors of {length}: {', '.join(map(str, divisors(length)))}."
             )
-        sizes |= given | dict(zip(rest, split_evenly(part, len(rest)), strict=True))
+        if len(rest) > 1 and (named := [mode for mode in rest if mode in given]):
+            raise SiteError(
+                f"{path}: the size of {named[0]!r} has to be given, since no even split of {length} is right.\n"
+                f'Pass sizes={{"{named[0]}": ...}}, a divisor of {length}: {", ".join(map(str, divisors(length)))}.'
+            )
+        sizes |= told | dict(zip(rest, split_evenly(part, len(rest)), strict=True))
     return sizes
-
-
-@lru_cache(maxsize=4096)
-def divisors(number: int) -> tuple[int, ...]:
-    """All divisors, rising."""
-    low = [part for part in range(1, math.isqrt(number) + 1) if number % part == 0]
-    return tuple(dict.fromkeys(low + [number // part for part in reversed(low)]))
 
 
 @lru_cache(maxsize=4096)
@@ -239,12 +187,3 @@ def split_evenly(number: int, parts: int) -> tuple[int, ...]:
         return (number,)
     tries = [(first, *split_evenly(number // first, parts - 1)) for first in divisors(number) if first**parts <= number]
     return min((split for split in tries if list(split) == sorted(split)), key=sum)
-
-
-def check_size(what: str, size: object) -> int:
-    """The size, if it is one. Raises SiteError otherwise; `what` begins the message."""
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise SiteError(f"{what}: must be an integer of at least 1, got {size!r}.")
-    if size > LARGEST:
-        raise SiteError(f"{what}: must be at most {LARGEST:,}, got {size:,}.")
-    return size

@@ -10,19 +10,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tnadapt._apply import arrays_at, starts_of
 from tnadapt._errors import FormatError
-from tnadapt._lora import LoRA, check_exportable, cut_in_two
-from tnadapt._network import Site
+from tnadapt._init import init
+from tnadapt._lora import LoRA, check_exportable, exact_lora, join, shorten
 from tnadapt._peft_folder import PREFIX, write_folder
-from tnadapt._rank import part
 from tnadapt._spec import Adapter
 
 __all__ = ["Written", "save_as_lora"]
 
 
 class Written(NamedTuple):
-    """What was written of one site: the rank, and the relative error of the update, 0.0 where that is exact."""
+    """What was written of one weight: the rank, and the relative error of the update, 0.0 where that is exact."""
 
     rank: int
     error: float
@@ -39,42 +37,39 @@ def save_as_lora(
     extra: Mapping[str, npt.ArrayLike] | None = None,
     modules_to_save: Collection[str] = (),
 ) -> dict[str, Written]:
-    """Write a LoRA checkpoint of PEFT with the updates of all sites, each as `to_lora` gives it, in float32.
+    """Write a LoRA checkpoint of PEFT with the updates of all weights, each as `to_lora` gives it, in float32.
 
     Args:
         adapter: any adapter.
         params: its params.
         directory: a new folder, or one that holds an earlier checkpoint and nothing else. It appears whole or not at
             all.
-        rank: the most that a site may have; without it every site is exact.
+        rank: the most that a weight may have; without it every weight is exact.
         base_model: name or path of the model, for PEFT to find it again.
         fan_in_fan_out: as in PEFT: the host stores its weights as (in, out), as transformers' Conv1D does.
         extra: arrays of modules that were trained whole, by their names in the host.
         modules_to_save: the paths of those modules.
 
     Returns:
-        path -> the rank and the error of each site.
+        path -> the rank and the error of each weight.
 
     Raises:
         PlanError: an update of full rank, and no `rank`.
-        SiteError: params that are not this adapter's.
+        SiteError: params that are not this adapter's; a weight of experts, or one whose sites serve several tasks.
         FormatError: an update that is not finite in float32, or a folder that holds something else.
     """
-    for group in adapter.groups:
-        for site in group.sites:
-            check_exportable(site, part(group.network), rank)
+    parts = {path: adapter.parts(path) for path in adapter.weights}
+    for path, sites in parts.items():
+        check_exportable(adapter, sites or adapter.weights[path], rank, is_weight=bool(sites))
     tensors = {f"{PREFIX}{name}": _checked(name, np.asarray(value)) for name, value in (extra or {}).items()}
     written, alphas = {}, {}
-    for group in adapter.groups:
-        parting = part(group.network)
-        starts = starts_of(adapter, group) if adapter.spec.centered else None
-        for site in group.sites:
-            arrays = arrays_at(adapter, params, group, site)
-            start = None if starts is None else arrays_at(adapter, starts, group, site)
-            lora = cut_in_two(group.network, parting, arrays, start, rank)
-            tensors |= _tensors(site, lora)
-            written[site.path] = Written(lora.rank, lora.error)
-            alphas[site.path] = lora.scale * lora.rank
+    starts = init(adapter) if adapter.spec.centered else None
+    for path, sites in parts.items():
+        loras = [exact_lora(adapter, params, site, starts) for site in sites or adapter.weights[path]]
+        lora = shorten(join(loras, sites) if sites else loras[0], rank)
+        tensors |= _tensors(path, adapter.weights[path][0].weight_shape, lora)
+        written[path] = Written(lora.rank, lora.error)
+        alphas[path] = lora.scale * lora.rank
     config = _config(written, alphas) | {
         "base_model_name_or_path": base_model,
         "fan_in_fan_out": fan_in_fan_out,
@@ -84,12 +79,12 @@ def save_as_lora(
     return written
 
 
-def _tensors(site: Site, lora: LoRA) -> dict[str, npt.NDArray[np.float32]]:
+def _tensors(path: str, shape: tuple[int, ...], lora: LoRA) -> dict[str, npt.NDArray[np.float32]]:
     """Both factors under PEFT's names; of a convolution as the kernel of A's, and one of size 1."""
-    inner = site.shape[1:]
-    down, up = lora.A.reshape(lora.rank, *inner), lora.B.reshape(site.shape[0], lora.rank, *[1] * (len(inner) - 1))
+    inner = shape[1:]
+    down, up = lora.A.reshape(lora.rank, *inner), lora.B.reshape(shape[0], lora.rank, *[1] * (len(inner) - 1))
     return {
-        f"{PREFIX}{site.path}.{name}": _checked(f"{site.path}: {name}", value)
+        f"{PREFIX}{path}.{name}": _checked(f"{path}: {name}", value)
         for name, value in (("lora_A.weight", down), ("lora_B.weight", up))
     }
 

@@ -156,7 +156,7 @@ def _assemble(
     `scaled` is the factor that takes what a module's scale differs by.
     """
     places = sites_of({path: part.shape for path, part in parts.items()})
-    adapter = spec.bind(places, rank=rank, sizes=sizes)
+    adapter = spec.bind(places, rank=rank, sizes=sizes, overparametrized=True)  # PEFT asks for no less
     params: dict[str, Array] = {}
     for group in adapter.groups:
         part, scale = parts[group.sites[0].path], group.network.scale

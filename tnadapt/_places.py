@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from tnadapt._network import Site
+from tnadapt._site import Site
 
 __all__ = ["sites_of"]
 

@@ -1,5 +1,6 @@
 """An adapter as a table: the size-free spec, and the spec bound to the sites of one host."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -7,9 +8,11 @@ from functools import cached_property
 
 from tnadapt._errors import SiteError, SpecError
 from tnadapt._factor import Factor, Scale
+from tnadapt._faults import find_faults
 from tnadapt._frozen import FrozenMap
-from tnadapt._network import Group, Network, Site, check_size, sizes_of, stacks_of, values_of
+from tnadapt._network import Group, Network, sizes_of, stacks_of, values_of
 from tnadapt._notation import Axis, axes_of, modes_of, text_of
+from tnadapt._site import TASK, Site, check_parts, check_size
 from tnadapt._table import align
 
 __all__ = ["Adapter", "AdapterSpec", "Slot"]
@@ -29,6 +32,7 @@ class AdapterSpec:
         centered: the update is delta(params) - delta(starting params), for networks that do not start at zero.
         identity_at_start: False allows a start that is not dW = 0.
         caps: bond -> mode: the bond's rank is cut to the size of that mode.
+        given: modes of the weight whose size has to be told, as "head", where an even split would be wrong.
 
     Raises:
         SpecError: with every fault at once.
@@ -42,6 +46,7 @@ class AdapterSpec:
     centered: bool = False
     identity_at_start: bool = True
     caps: Mapping[str, str] = field(default_factory=dict)
+    given: str = ""
 
     def __post_init__(self) -> None:
         """Gather every fault, raise once, freeze."""
@@ -51,11 +56,11 @@ class AdapterSpec:
             axes = axes_of(self.weight)
         except ValueError as error:
             raise SpecError(self.name, [f"weight: {error}"]) from None
-        faults = [*_name_faults(self, axes), *_mode_faults(self, axes), *_start_faults(self)]
-        if faults:
+        if faults := find_faults(self, axes):
             raise SpecError(self.name, faults)
         object.__setattr__(self, "weight", text_of(axes))
         object.__setattr__(self, "over", " ".join(modes_of(self.over)))
+        object.__setattr__(self, "given", " ".join(modes_of(self.given)))
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -82,6 +87,7 @@ class AdapterSpec:
         sizes: Mapping[str, int] | None = None,
         alpha: float | None = None,
         seed: int = 0,
+        overparametrized: bool = False,
     ) -> "Adapter":
         """The adapter that serves these sites.
 
@@ -91,14 +97,19 @@ class AdapterSpec:
             sizes: mode -> size for modes of the weight, as {"head": 12}, or for single bonds (not cut by `caps`).
             alpha: replaces the alpha of the spec's scale.
             seed: where the starting values come from.
+            overparametrized: allow a rank above that of any update, in a network of more numbers than its weights have.
 
         Raises:
-            SiteError: a size that is missing (all are named), no positive integer, or does not fit a weight.
+            SiteError: a size that is missing (all are named), no positive integer, or does not fit a weight; a rank
+                that no update has.
             SpecError: an alpha that is no finite number.
         """
         spec = self if alpha is None else replace(self, scale=replace(self.scale, alpha=alpha))
         ranks = FrozenMap(rank) if isinstance(rank, Mapping) else rank
-        return Adapter(spec=spec, sites=tuple(sites), rank=ranks, sizes=FrozenMap(sizes or {}), seed=seed)
+        adapter = Adapter(spec=spec, sites=tuple(sites), rank=ranks, sizes=FrozenMap(sizes or {}), seed=seed)
+        if not overparametrized:
+            _check_ranks(adapter)
+        return adapter
 
     def formula(self, *, trainable: bool = True) -> str:
         """Entries of the trainable (or frozen) factors of one network, as in "out*p + site*p*q + in*q"."""
@@ -126,74 +137,6 @@ class AdapterSpec:
     def is_global(self, factor: str) -> bool:
         """Whether a factor is one and the same for all groups: frozen, and without a site mode."""
         return not self.factors[factor].trainable and not self.is_private(factor)
-
-
-def _name_faults(spec: AdapterSpec, axes: tuple[Axis, ...]) -> list[str]:
-    outer = [*(mode for axis in axes for mode in axis), *modes_of(spec.over)]
-    inner = [mode for factor in spec.factors.values() for mode in factor.modes]
-    named = {"spec": [spec.name], "factor": list(spec.factors), "mode": list(dict.fromkeys([*outer, *inner]))}
-    faults = [
-        f"{what} {name!r}: a name must be an identifier"
-        for what, names in named.items()
-        for name in names
-        if not name.isidentifier()
-    ]
-    faults += [
-        f"mode {mode!r}: named twice in weight and over" for mode in dict.fromkeys(outer) if outer.count(mode) > 1
-    ]
-    faults += [f"factor {name!r}: a name must not begin with '_'" for name in spec.factors if name.startswith("_")]
-    faults += [] if len(axes) > 1 else [f"weight {spec.weight!r}: needs an out axis and at least one in axis"]
-    return faults
-
-
-def _mode_faults(spec: AdapterSpec, axes: tuple[Axis, ...]) -> list[str]:
-    weight, over = [mode for axis in axes for mode in axis], modes_of(spec.over)
-    carried = [mode for factor in spec.factors.values() for mode in dict.fromkeys(factor.modes)]
-    bonds = [mode for mode in dict.fromkeys(carried) if mode not in weight and mode not in over]
-    known = {*weight, *over, *carried}
-    faults = [f"weight mode {mode!r}: no factor carries it" for mode in weight if mode not in carried]
-    faults += [
-        f"bond {mode!r}: in one factor only; a mode that is not of the weight {spec.weight!r} "
-        f"nor of the sites {spec.over!r} must join two"
-        for mode in bonds
-        if carried.count(mode) == 1
-    ]
-    for name, factor in spec.factors.items():
-        faults += [
-            f"factor {name!r}: mode {mode!r} twice"
-            for mode in dict.fromkeys(factor.modes)
-            if factor.modes.count(mode) > 1
-        ]
-        faults += [f"factor {name!r}: {fault}" for fault in factor.init.faults()]
-        faults += [
-            f"factor {name!r}: its fan names the unknown mode {mode!r}" for mode in factor.init.fan if mode not in known
-        ]
-    faults += spec.scale.faults()
-    if spec.scale.rule != "raw" and spec.scale.bond not in bonds:
-        faults.append(f"scale: unknown mode {spec.scale.bond!r}; the bonds are {', '.join(bonds) or 'none'}")
-    for bond, mode in spec.caps.items():
-        if bond not in bonds or mode not in weight:
-            faults.append(f"caps: {bond!r} must be a bond and {mode!r} a mode of the weight")
-    return faults
-
-
-def _start_faults(spec: AdapterSpec) -> list[str]:
-    trained = [name for name, factor in spec.factors.items() if factor.trainable]
-    if not trained:
-        return ["nothing is trainable"]
-    if spec.centered or not spec.identity_at_start:
-        return []
-    zero = [name for name, factor in spec.factors.items() if factor.init.is_zero]
-    if not zero:
-        return [
-            "the update does not start at 0: give one trainable factor zeros(), "
-            "or say centered=True or identity_at_start=False"
-        ]
-    if len(zero) > 1:
-        return [f"dead start: {', '.join(zero)} are all zero, so no factor gets a gradient; keep one zero"]
-    if zero[0] not in trained:
-        return [f"dead start: {zero[0]} is zero and frozen, so the update stays 0; make it trainable"]
-    return []
 
 
 @dataclass(frozen=True)
@@ -235,6 +178,8 @@ class Adapter:
         path, times = Counter(site.path for site in self.sites).most_common(1)[0]
         if times > 1:
             raise SiteError(f"{path}: this site was given {times} times.\nGive it once.")
+        for weight, parts in self.weights.items():
+            check_parts(weight, parts)
         stacks = stacks_of(self.sites, self.spec.site_modes)
         groups = tuple(_group(self, name, stack) for name, stack in stacks.items())
         object.__setattr__(self, "groups", groups)
@@ -274,6 +219,28 @@ class Adapter:
         return self._places[path]
 
     @cached_property
+    def weights(self) -> dict[str, tuple[Site, ...]]:
+        """The adapted weights of the host by path, each with the sites that lie in it: itself, or its blocks."""
+        found: dict[str, list[Site]] = {}
+        for site in self.sites:
+            found.setdefault(site.weight, []).append(site)
+        return {path: tuple(sites) for path, sites in found.items()}
+
+    def parts(self, path: str) -> tuple[Site, ...]:
+        """The blocks that a weight is cut into; none where the path is that of a site, or of nothing adapted.
+
+        Raises SiteError where they serve several tasks, so that the weight has no one update.
+        """
+        if path in self._places or path not in self.weights:
+            return ()
+        sites = self.weights[path]
+        if len({site.coordinates.get(TASK) for site in sites}) > 1:
+            raise SiteError(
+                f"{path}: its sites serve several tasks.\nAsk for one of {', '.join(s.path for s in sites)}."
+            )
+        return sites
+
+    @cached_property
     def _places(self) -> dict[str, tuple[Group, Site]]:
         return {site.path: (group, site) for group in self.groups for site in group.sites}
 
@@ -290,6 +257,22 @@ class Adapter:
         return "\n".join([head, *align(rows)])
 
 
+def _check_ranks(adapter: Adapter) -> None:
+    """Raises SiteError for a rank that no update of the weights has, in a network of more numbers than they have."""
+    for group in adapter.groups:
+        network = group.network
+        trained = sum(math.prod(network.shape(name)) for name, factor in network.factors.items() if factor.trainable)
+        dense = len(group.sites) * math.prod(network.weight_shape)
+        highest = min(network.volume(network.out_modes), network.volume(network.in_modes))
+        above = [bond for bond in adapter.spec.bonds if network.sizes[bond] > highest]
+        if above and trained > dense:
+            raise SiteError(
+                f"{group.sites[0].path}: no update of a weight {network.weight_shape} has a rank above {highest}.\n"
+                f"However, {above[0]!r} is {network.sizes[above[0]]}, and {adapter.spec.name} would train {trained:,} "
+                f"numbers for {dense:,} of the weights.\nTake a smaller rank, or pass overparametrized=True."
+            )
+
+
 def _group(adapter: Adapter, name: str, stack: tuple[Site, ...]) -> Group:
     spec = adapter.spec
     known = {*spec.bonds, *(mode for axis in spec.axes for mode in axis)}
@@ -297,7 +280,7 @@ def _group(adapter: Adapter, name: str, stack: tuple[Site, ...]) -> Group:
         raise SiteError(
             f"sizes: {spec.name} has no mode {wrong[0]!r} whose size is free.\nIt has {', '.join(sorted(known))}."
         )
-    outer = sizes_of(stack[0].path, stack[0].shape, spec.axes, adapter.sizes)
+    outer = sizes_of(stack[0].path, stack[0].shape, spec.axes, adapter.sizes, modes_of(spec.given))
     values = {mode: values_of(stack, mode) for mode in spec.site_modes}
     sizes = outer | {mode: len(along) for mode, along in values.items()} | _bond_sizes(adapter, outer)
     scale = spec.scale.at(sizes.get(spec.scale.bond, 1))

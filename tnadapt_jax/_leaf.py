@@ -13,13 +13,15 @@ from tnadapt import Adapter, Site, SiteError
 
 __all__ = ["Leaf", "Leaves"]
 
+ROLES = ("expert", "out", "in")
+
 
 @dataclass(frozen=True)
 class Leaf:
     """Where one site's weight lies: the path of its leaf, the role of each of its axes, its place in a stack.
 
-    `roles` says "out" or "in" for each axis of one weight; `shape` is that of the whole leaf. In a stacked leaf the
-    layers lie along `axis`, this one at `index`; else both are None.
+    `roles` says "out", "in" or "expert" for each axis of one weight; `shape` is that of the whole leaf. In a stacked
+    leaf the layers lie along `axis`, this one at `index`; else both are None. The site may be a block of the weight.
     """
 
     site: Site
@@ -35,8 +37,8 @@ class Leaf:
         return tuple(size for axis, size in enumerate(self.shape) if axis != self.axis)
 
     def lay(self, update: Array) -> Array:
-        """An update (out axis first) as the weight is stored."""
-        order = sorted(range(len(self.roles)), key=lambda axis: self.roles[axis] == "in")
+        """An update of the whole weight (experts first, then out) as it is stored."""
+        order = sorted(range(len(self.roles)), key=lambda axis: ROLES.index(self.roles[axis]))
         sizes = [self.stored[axis] for axis in order]
         return jax.lax.transpose(update.reshape(sizes), [order.index(axis) for axis in range(len(order))])
 
@@ -81,9 +83,9 @@ def check_leaves(adapter: Adapter, leaves: Leaves, weights: Any) -> dict[str, li
         leaf = by_site.get(site.path)
         if leaf is None:
             raise SiteError(f"{site.path}: has no leaf among those found.{nearest(site.path, by_site)}")
-        if leaf.site.shape != site.shape:
+        if (leaf.site.shape, leaf.site.weight_shape) != (site.shape, site.weight_shape):
             raise SiteError(
-                f"{site.path}: this adapter updates a weight of shape (out, in) = {site.shape}.\n"
+                f"{site.path}: this adapter updates a weight of shape (out, in) = {site.weight_shape}.\n"
                 f"However, the leaf {leaf.path} is {leaf.stored}, in the layout '{' '.join(leaf.roles)}'.\n"
                 "If it is stored the other way round, say so by `layout` in find_sites."
             )

@@ -14,11 +14,12 @@ from torch.utils.hooks import RemovableHandle
 
 import tnadapt
 from tnadapt import Adapter, Group, Site, SiteError, Written
-from tnadapt_torch._find import is_conv1d, weight_of
+from tnadapt_torch._blocks import BlocksHook
 from tnadapt_torch._fold import unfold
 from tnadapt_torch._merge import Merged
 from tnadapt_torch._saved import SavedModules, find_tie
 from tnadapt_torch._site import Part, Ref, Row, SiteHook, Stack
+from tnadapt_torch._weight import Weight
 
 __all__ = ["AdapterState"]
 
@@ -45,9 +46,11 @@ class AdapterState(nn.Module):
         self.merged: Merged | None = None
         self.saved = SavedModules({})
         self.stacks: dict[tuple[bool, str], Stack] = {}
-        self.hooks: dict[str, SiteHook] = {}
+        self.tasks = list(dict.fromkeys(str(site.coordinates.get("task", "")) for site in adapter.sites))
+        self.task = self.tasks[0]
+        self.hooks: dict[str, SiteHook | BlocksHook] = {}  # by the path of the weight, and of each block of one
         self.handles: list[RemovableHandle] = []
-        self.modules_by_path: dict[str, nn.Module] = {}
+        self.weights: dict[str, Weight] = {}
         self.host: tuple[nn.Module, ...] = ()  # a tuple: as an attribute, the host would be a child of its child
         self.host_flags: list[tuple[nn.Parameter, bool]] = []
         self.factors = Factors()
@@ -70,8 +73,16 @@ class AdapterState(nn.Module):
         """Every factor by its name in the core's params: the parameters and buffers themselves, no copies."""
         return {key: getattr(*_leaf(self.factors, key)) for key in self.adapter.slots}
 
-    def hook_of(self, site: Site) -> SiteHook:
-        """A new hook that serves a site of this adapter."""
+    def make_hooks(self) -> dict[str, SiteHook | BlocksHook]:
+        """New hooks by path: one for each site, and one for each weight that several sites lie in."""
+        by_site = {site: self._hook_of(site) for site in self.adapter.sites}
+        hooks: dict[str, SiteHook | BlocksHook] = {site.path: hook for site, hook in by_site.items()}
+        for path, sites in self.adapter.weights.items():
+            if path not in hooks:
+                hooks[path] = BlocksHook(self, {site: by_site[site] for site in sites})
+        return hooks
+
+    def _hook_of(self, site: Site) -> SiteHook:
         group, _ = self.adapter.find(site)
         names = list(group.network.factors)
         refs = [self._ref(self.factors, group, site, name) for name in names]
@@ -93,6 +104,10 @@ class AdapterState(nn.Module):
         shape = network.shape(factor)
         whole = shape == self.adapter.slots[key].shape
         return Part(table, leaf, None if whole else tuple(map(slice, shape)))
+
+    def folds(self, weight: Weight) -> bool:
+        """Whether the update goes into this weight and not into the output of its module."""
+        return self.is_folded or not weight.is_called
 
     @property
     def model(self) -> nn.Module:
@@ -122,13 +137,25 @@ class AdapterState(nn.Module):
             if before and self.host:
                 self.saved.swap()
 
+    def set_task(self, task: str) -> None:
+        """Use the sites of this task from now on. Raises SiteError for one that the adapter was not made for."""
+        if task not in self.tasks:
+            raise SiteError(f"task {task!r}: is none of this adapter's.\nIt has {', '.join(self.tasks) or 'none'}.")
+        self.task = task
+
     def delta(self, path: str) -> Tensor:
-        """The update of the weight at a site's path, in float32 or better, in that weight's own layout."""
-        _, _ = self.model, self.adapter.find(path)
-        weight = weight_of(self.modules_by_path[path])
-        wide = torch.promote_types(weight.dtype, torch.float32) if weight.is_floating_point() else torch.float32
-        update = self.hooks[path].delta(torch.empty((), dtype=wide, device=weight.device))
-        return update.T if is_conv1d(self.modules_by_path[path]) else update
+        """The update of a weight, in float32 or better, in the weight's own layout; of a block, by its site's path.
+
+        Where the sites serve several tasks, that of the present task. Raises SiteError for what is not adapted.
+        """
+        _ = self.model
+        if path not in self.hooks:
+            self.adapter.find(path)
+        site = next(site for site in self.adapter.sites if path in (site.path, site.weight))
+        weight, stored = self.weights[site.weight], self.weights[site.weight].parameter
+        wide = torch.promote_types(stored.dtype, torch.float32) if stored.is_floating_point() else torch.float32
+        update = self.hooks[path].delta(torch.empty((), dtype=wide, device=stored.device))
+        return weight.lay(update)
 
     def merge(self) -> None:
         """Add every update to its weight, in float32 or better, rounded once; all sites or none.
@@ -139,8 +166,9 @@ class AdapterState(nn.Module):
         if self.merged is not None:
             raise SiteError(f"adapter {self.name!r}: is merged already.")
         number = 1 + max((other.merged.number for other in states_of(host) if other.merged), default=0)
-        deltas = {path: partial(self.delta, path) for path in self.hooks}
-        self.merged = Merged.write(host, self.modules_by_path, deltas, number)
+        deltas = {path: partial(self.delta, path) for path in self.weights}
+        parameters = {path: weight.parameter for path, weight in self.weights.items()}
+        self.merged = Merged.write(host, parameters, deltas, number)
 
     def unmerge(self) -> None:
         """Put the saved weights back, bit for bit.
@@ -171,9 +199,9 @@ class AdapterState(nn.Module):
             self.saved.swap()
         for handle in self.handles:
             handle.remove()
-        if self.is_folded:
-            for module in self.modules_by_path.values():
-                unfold(module)
+        for weight in self.weights.values():
+            if self.folds(weight):
+                unfold(weight)
         delattr(host, child_name(self.name))
         others = states_of(host)
         for other in others:
@@ -221,7 +249,7 @@ class AdapterState(nn.Module):
             directory,
             rank=rank,
             base_model=getattr(getattr(self.model, "config", None), "name_or_path", None) or None,
-            fan_in_fan_out=any(is_conv1d(module) for module in self.modules_by_path.values()),
+            fan_in_fan_out=any(weight.layout == ("in", "out") for weight in self.weights.values()),
             extra=extra,
             modules_to_save=list(self.saved.modules),
         )
@@ -238,7 +266,7 @@ class AdapterState(nn.Module):
         """What was matched: one line a site."""
         rows = [("path", "layer", "kind", "weight", "module")]
         for site in self.adapter.sites:
-            module = type(self.modules_by_path[site.path]).__name__
+            module = type(self.weights[site.weight].module).__name__
             weight = " x ".join(map(str, site.shape))
             rows.append((site.path, str(site.coordinates["layer"]), str(site.coordinates["kind"]), weight, module))
         widths = [max(len(row[column]) for row in rows) for column in range(5)]

@@ -121,7 +121,8 @@ def entries(formula, sizes):
 )
 def test_the_formula_is_the_count(name, shape, layers, kinds, rank):
     sites = grid(layers=layers, kinds={f"k{kind}": shape for kind in range(kinds)})
-    adapter = getattr(families, name)().bind(sites, rank=rank)
+    spec = getattr(families, name)()
+    adapter = spec.bind(sites, rank=rank, sizes=dict.fromkeys(spec.given.split(), 1), overparametrized=True)
     formula, network = count(adapter).formula, adapter.networks[0]
     sizes = dict(network.sizes) | {"1": 1, "0": 0}
     assert count(adapter).trainable == len(adapter.networks) * entries(formula, sizes)

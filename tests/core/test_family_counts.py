@@ -152,7 +152,7 @@ def test_the_formula_of_the_docstring_is_the_count(name, shape, layers, kinds, r
     spec = getattr(families, name)()
     shape, rank = ((shape[1], shape[1]), 40) if name == "quanta" else (shape, rank)  # a circuit that changes no size
     sites = places(spec, layers=layers, kinds={f"k{kind}": shape for kind in range(kinds)})
-    adapter = spec.bind(sites, rank=rank)
+    adapter = spec.bind(sites, rank=rank, sizes=dict.fromkeys(spec.given.split(), 1), overparametrized=True)
     sizes = {"out": shape[0], "in": shape[1], "L": layers, "M": kinds, "S": layers * kinds}
     assert count(adapter).trainable == STATED[name](sizes | dict(adapter.networks[0].sizes))
 

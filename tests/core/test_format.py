@@ -245,7 +245,8 @@ def test_a_file_is_hardly_larger_than_its_numbers(name, prefix, layers, kinds, t
         for layer in range(layers)
         for kind, shape in kinds.items()
     ]
-    adapter = getattr(families, name)().bind(sites, rank=2)
+    spec = getattr(families, name)()
+    adapter = spec.bind(sites, rank=2, sizes=dict.fromkeys(spec.given.split(), 4))
     params = {name: value.astype(np.float32) for name, value in init(adapter).items()}
     save(adapter, params, tmp_path / "a")
     spare = 4 * count(adapter).trainable + 4096 + 200 * len(sites) - (tmp_path / "a").stat().st_size

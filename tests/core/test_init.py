@@ -151,7 +151,9 @@ LAWS = {  # family, its rank, factor -> law, each from the paper's code as the f
 
 @pytest.mark.parametrize(("spec", "rank", "laws"), LAWS.values(), ids=LAWS)
 def test_the_laws_of_a_family(spec, rank, laws):
-    adapter = spec.bind(LAW_SITES, rank=rank, sizes={"head": 48} if "head" in spec.weight else None)
+    adapter = spec.bind(
+        LAW_SITES, rank=rank, sizes={"head": 48} if "head" in spec.weight else None, overparametrized=True
+    )
     params = init(adapter)
     named = {name: slot for name, slot in adapter.slots.items() if name.split(".")[-1] in laws}
     assert {name.split(".")[-1] for name in named} == set(laws)
@@ -194,7 +196,8 @@ CONSTANTS = {
 
 @pytest.mark.parametrize("name", CONSTANTS)
 def test_the_constants_of_a_family(name):
-    adapter = getattr(families, name)().bind(SITES, rank=2)
+    spec = getattr(families, name)()
+    adapter = spec.bind(SITES, rank=2, sizes=dict.fromkeys(spec.given.split(), 2))
     params = init(adapter)
     fixed = {key for key, slot in adapter.slots.items() if slot.factor.init.law == "constant"}
     assert {key.split(".")[-1] for key in fixed} == set(CONSTANTS[name])
@@ -210,7 +213,7 @@ def test_the_constants_of_a_family(name):
     ],
 )
 def test_the_update_of_a_train_has_the_variance_of_its_cores_products(spec, variance):
-    adapter = spec.bind(LAW_SITES, rank=4)
+    adapter = spec.bind(LAW_SITES, rank=4, overparametrized=True)
     params = init(adapter)
     values = np.stack([delta(adapter, params, site) for site in adapter.sites])
     assert values.var() == pytest.approx(variance, rel=0.2)  # entries of one train lean on each other
@@ -237,7 +240,7 @@ def drawn(law, modes="layer r q in", rank=5):
     words = {"weight": "out in", "over": "layer", "scale": raw(), "identity_at_start": False}
     spec = AdapterSpec(name="own", factors=factors, **words)
     sites = grid(layers=3, kinds={"k": (4, 24)})
-    return init(spec.bind(sites, rank={"r": rank, "q": 2}, seed=1))["F"]
+    return init(spec.bind(sites, rank={"r": rank, "q": 2}, seed=1, overparametrized=True))["F"]
 
 
 @pytest.mark.parametrize(

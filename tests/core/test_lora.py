@@ -10,10 +10,12 @@ from tnadapt import (
     AdapterSpec,
     PlanError,
     SiteError,
+    delta,
     families,
     frozen,
     grid,
     normal,
+    over_rank,
     rank_bound,
     raw,
     to_lora,
@@ -101,6 +103,59 @@ def test_a_full_rank_update_is_refused_with_its_cut(name):
     with pytest.raises(PlanError, match=r"(?s)full rank: its minimum cut is 8 \(cut .*Pass rank="):
         to_lora(adapter, random_params(adapter, np.random.default_rng(0)), "layers.0.q")
     assert to_lora(adapter, random_params(adapter, np.random.default_rng(0)), "layers.0.q", rank=8).error == 0.0
+
+
+@pytest.mark.parametrize("cuts", [{"fused": {"w": ["q", "k", "v"]}}, {"blocks": {"w": (2, 2)}}])
+@pytest.mark.parametrize("name", ["lora", "lotr", "tt_lora centered", "fact_tk"])
+def test_a_weight_of_several_sites_is_one_lora(name, cuts):
+    case = FAMILIES[name]
+    sites = grid(layers=2, kinds={"w": (24, 24), "up": (24, 16)}, **cuts)
+    adapter = case.spec.bind(sites, rank=case.rank, seed=0, overparametrized=True)
+    params = random_params(adapter, np.random.default_rng(0))
+    lora, update = to_lora(adapter, params, "layers.1.w", rank=ANY), delta(adapter, params, "layers.1.w")
+    assert lora.rank == sum(rank_bound(adapter, site).rank for site in adapter.weights["layers.1.w"])
+    np.testing.assert_allclose(lora.scale * lora.B @ lora.A, update, rtol=0, atol=1e-10 * abs(update).max())
+    short, values = to_lora(adapter, params, "layers.1.w", rank=2), np.linalg.svd(update, compute_uv=False)
+    np.testing.assert_allclose(short.error, np.linalg.norm(values[2:]) / np.linalg.norm(values), atol=1e-10)
+
+
+def test_blocks_of_scales_that_differ_keep_theirs():
+    """The bond is cut to the rows of each block, and the scale is alpha / p."""
+    spec = AdapterSpec(
+        name="own",
+        weight="out in",
+        factors={"A": trainable("r in"), "B": trainable("out r")},
+        scale=over_rank("r", alpha=6),
+        caps={"r": "out"},
+        identity_at_start=False,
+    )
+    sites = grid(layers=1, kinds={"w": (12, 40)}, fused={"w": {"q": 2, "k": 10}})
+    adapter = spec.bind(sites, rank=3, seed=0)
+    params = random_params(adapter, np.random.default_rng(0))
+    lora = to_lora(adapter, params, "layers.0.w")
+    assert (lora.rank, lora.scale) == (5, 3.0)
+    np.testing.assert_allclose(lora.scale * lora.B @ lora.A, delta(adapter, params, "layers.0.w"), atol=1e-10)
+
+
+def test_a_weight_that_is_no_one_matrix_is_refused():
+    spec, random = families.lora(), np.random.default_rng(0)
+    experts = spec.bind(grid(layers=1, kinds={"w": (3, 12, 8)}, experts=["w"]), rank=2)
+    with pytest.raises(SiteError, match=r"(?s)layers\.0\.w: holds several weights.*one of its sites"):
+        to_lora(experts, random_params(experts, random), "layers.0.w")
+    assert to_lora(experts, random_params(experts, random), experts.sites[1]).rank == 2
+    tasks = spec.bind(grid(layers=1, kinds={"w": (12, 8)}, tasks=["a", "b"]), rank=2)
+    with pytest.raises(SiteError, match="its sites serve several tasks"):
+        to_lora(tasks, random_params(tasks, random), "layers.0.w")
+
+
+def test_a_weight_whose_blocks_fill_it_is_of_full_rank():
+    adapter = families.lora().bind(
+        grid(layers=1, kinds={"w": (8, 8)}, blocks={"w": (4, 1)}), rank=2, overparametrized=True
+    )
+    with pytest.raises(
+        PlanError, match=r"(?s)^layers\.0\.w: .*its sites have ranks that add up to 8, of a weight 8 x 8"
+    ):
+        to_lora(adapter, random_params(adapter, np.random.default_rng(0)), "layers.0.w")
 
 
 @pytest.mark.parametrize("rank", [0, -1, 2.0, True, "2"])

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tnadapt import AdapterSpec, Network, Site, SiteError, families, grid, raw, trainable, zeros
-from tnadapt._network import divisors, split_evenly
+from tnadapt._network import split_evenly
+from tnadapt._site import divisors
 
 LOTR, LORTA, LORA, TERA = families.lotr(), families.lorta(), families.lora(), families.tera()
 ONE = [Site("x", (12, 8))]
@@ -23,7 +24,7 @@ RANKS = {  # the words of bind that say a rank of lora, and how a message about 
 
 
 def sizes(spec, shape=(12, 8), **words):
-    (network,) = spec.bind([Site("x", shape)], **words).networks
+    (network,) = spec.bind([Site("x", shape)], **words, overparametrized=True).networks
     return dict(network.sizes)
 
 
@@ -42,7 +43,7 @@ def test_weight_modes_and_site_modes_come_from_the_sites():
         ({"rank": {"p": 4}, "sizes": {"q": 3}}, (4, 3)),
         ({"sizes": {"p": 4, "q": 3}}, (4, 3)),
         ({"rank": 4, "sizes": {"q": 3}}, (4, 3)),
-        ({"rank": 50}, (50, 50)),  # a rank above the sizes is the user's business
+        ({"rank": 50}, (50, 50)),  # above the sizes, and asked for
     ],
 )
 def test_ranks(words, ranks):
@@ -61,7 +62,7 @@ def test_a_rank_that_is_no_positive_integer_is_refused(rank, form):
 @pytest.mark.parametrize("form", RANKS)
 def test_no_rank_is_above_the_largest_size(form):
     words, begins = RANKS[form]
-    assert dict(LORA.bind(ONE, **words(LARGEST)).networks[0].sizes)["r"] == LARGEST
+    assert dict(LORA.bind(ONE, **words(LARGEST), overparametrized=True).networks[0].sizes)["r"] == LARGEST
     for rank in (LARGEST + 1, 2**63, 10**400):
         with pytest.raises(SiteError, match=f"^{begins}: must be at most 2,147,483,647, got "):
             LORA.bind(ONE, **words(rank))

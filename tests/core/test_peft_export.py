@@ -58,12 +58,24 @@ def test_ranks_and_scales_that_differ_are_told_by_patterns(tmp_path):
     assert set(written.values()) == {Written(4, 0.0)}
     config = config_in(tmp_path / "equal")
     assert (config["r"], config["lora_alpha"], config["rank_pattern"], config["alpha_pattern"]) == (4, 8.0, {}, {})
-    adapter, params = trained(spec, 4, [sites[0], *sites[2:]])
+    adapter, params = trained(spec, 4, [sites[0], *sites[2:]], overparametrized=True)
     save_as_lora(adapter, params, tmp_path / "mixed", rank=4)
     config = config_in(tmp_path / "mixed")
     assert (config["r"], config["lora_alpha"]) == (3, 6.0)
     assert (config["rank_pattern"], config["alpha_pattern"]) == ({r"^h\.1\.q": 4}, {r"^h\.1\.q": 8.0})
     assert config["target_modules"] == ["h.1.q", "x.h.1.q", "h-1.q"]
+
+
+def test_blocks_are_written_as_the_weight_that_they_lie_in(tmp_path):
+    sites = grid(layers=2, kinds={"qkv": (24, 16), "up": (16, 12)}, fused={"qkv": ["q", "k", None]})
+    adapter, params = trained(families.lotr(), 2, sites)
+    written = save_as_lora(adapter, params, tmp_path / "lora")
+    assert {path: site.rank for path, site in written.items() if "0" in path} == {"layers.0.qkv": 4, "layers.0.up": 2}
+    again = read_peft(tmp_path / "lora")
+    for path in written:
+        update = delta(adapter, params, path)
+        found = delta(again.adapter, again.params, path)
+        np.testing.assert_allclose(found, update, rtol=0, atol=1e-5 * abs(update).max())
 
 
 def test_a_lower_rank_is_written_with_its_error(tmp_path):

@@ -23,7 +23,11 @@ TERA_RANKS = {f"r_{side}{n}": rank for side in "oi" for n, rank in enumerate((8,
 
 
 def network(spec, rank=8, layers=24, shape=(1024, 512), sizes=None):
-    return spec.bind(places(spec, layers=layers, kinds={"q": shape}), rank=rank, sizes=sizes).networks[0]
+    return spec.bind(
+        places(spec, layers=layers, kinds={"q": shape}),
+        rank=rank,
+        sizes=dict.fromkeys(spec.given.split(), 16) | (sizes or {}),
+    ).networks[0]
 
 
 def square(family):

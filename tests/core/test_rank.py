@@ -106,7 +106,7 @@ def stacked(adapter, group, params):
     ],
 )
 def test_a_stack_has_at_most_the_rank_of_its_cut(spec, modes):
-    adapter = spec.bind(grid(layers=9, kinds=KINDS), rank=2)
+    adapter = spec.bind(grid(layers=9, kinds=KINDS), rank=2, sizes=dict.fromkeys(spec.given.split(), 3))
     group = adapter.groups[0]
     params = random_params(adapter, np.random.default_rng(0), frozen=True)
     split = group.network.axes
@@ -124,7 +124,7 @@ def test_a_stack_over_a_mode_that_no_factor_carries():
     factors = {"A": trainable("out r"), "B": trainable("r in", init=zeros())}
     spec = AdapterSpec(name="own", weight="out in", over="layer", factors=factors, scale=raw())
     for layers in (1, 4):
-        adapter = spec.bind(grid(layers=layers, kinds={"q": (9, 3)}), rank=5)
+        adapter = spec.bind(grid(layers=layers, kinds={"q": (9, 3)}), rank=5, overparametrized=True)
         assert generic_rank(adapter, adapter.groups[0]) == 3 == rank_bound(adapter).rank
         assert generic_rank(adapter, rows=("layer",)) == 1  # all layers have one update
 
@@ -245,7 +245,10 @@ def test_tera_reaches_full_rank_with_a_small_part_of_the_trainables_of_lora(out,
 def test_every_site_of_a_70b_model_takes_under_two_seconds_for_all_families():
     """Processor time, since other tests run beside this one."""
     specs = [getattr(families, name)() for name in families.__all__]
-    bound = [spec.bind(places(spec, layers=80, kinds=LLAMA_70B), rank=8) for spec in specs]
+    bound = [
+        spec.bind(places(spec, layers=80, kinds=LLAMA_70B), rank=8, sizes=dict.fromkeys(spec.given.split(), 64))
+        for spec in specs
+    ]
     start = time.process_time()
     for adapter in bound:
         for site in adapter.sites:
@@ -280,7 +283,7 @@ def test_what_cannot_be_asked():
 
 def test_a_stack_with_holes_has_no_rank_of_its_own():
     sites = [Site("a", (4, 4), {"layer": 0, "kind": "a"}), Site("b", (4, 4), {"layer": 1, "kind": "b"})]
-    adapter = families.lorta().bind(sites, rank=2)
+    adapter = families.lorta().bind(sites, rank=2, sizes={"head": 2})
     message = r"4x4: the rank of a stack is that of a whole grid of sites.\nHowever, its 2 sites leave holes along"
     for ask in (rank_bound, generic_rank):
         with pytest.raises(PlanError, match=message):
@@ -303,7 +306,7 @@ def test_a_mode_of_size_one_is_no_cut():
 
 
 def test_too_much_work_is_refused():
-    adapter = families.lora().bind([Site("w", (1024, 1024))], rank=10**5)
+    adapter = families.lora().bind([Site("w", (1024, 1024))], rank=10**5, overparametrized=True)
     with pytest.raises(PlanError, match=r"generic_rank: takes an array of [\d,]+ entries; the limit is"):
         generic_rank(adapter, "w")
     with pytest.raises(PlanError, match=r"frozen must be 'generic' or 'drawn', got 'foo'"):

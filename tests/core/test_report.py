@@ -39,7 +39,8 @@ BERT = grid(layers=12, kinds={"query": (768, 768), "value": (768, 768)})
 @pytest.mark.parametrize("name", families.__all__)
 def test_every_figure_is_that_of_its_source(name):
     spec = getattr(families, name)()
-    adapter = spec.bind(places(spec, layers=3, kinds=KINDS), rank=2)
+    sizes = dict.fromkeys(spec.given.split(), 8)
+    adapter = spec.bind(places(spec, layers=3, kinds=KINDS), rank=2, sizes=sizes)
     found = report(adapter, tokens=64)
     assert found.count == count(adapter)
     assert found.file_size == file_size(adapter)
@@ -163,7 +164,7 @@ def test_a_comparison_has_a_row_an_adapter():
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 def test_the_size_of_the_file_is_exact(name, dtype, tmp_path):
     spec = getattr(families, name)()
-    adapter = spec.bind(places(spec, layers=3, kinds=KINDS), rank=2, seed=3)
+    adapter = spec.bind(places(spec, layers=3, kinds=KINDS), rank=2, sizes=dict.fromkeys(spec.given.split(), 8), seed=3)
     params = init(adapter)
     stored = {key: value.astype(dtype) for key, value in params.items() if adapter.slots[key].is_stored}
     save(adapter, stored, tmp_path / "x.safetensors")
@@ -180,13 +181,18 @@ def test_a_dtype_that_is_not_stored_has_no_size():
 def test_the_fitted_rank_is_the_largest_within_the_budget(name, budget):
     spec = getattr(families, name)()
     sites = places(spec, layers=3, kinds=KINDS)
-    rank = fit_rank(spec, sites, trainable=budget)
-    found = count(spec.bind(sites, rank=rank)).trainable
+    sizes = dict.fromkeys(spec.given.split(), 8)
+    rank = fit_rank(spec, sites, trainable=budget, sizes=sizes)
+
+    def bound(rank):
+        return spec.bind(sites, rank=rank, sizes=sizes, overparametrized=True)
+
+    found = count(bound(rank)).trainable
     assert found <= budget
-    more = count(spec.bind(sites, rank=rank + 1)).trainable
-    assert more > budget or rank == 32 or more == found == count(spec.bind(sites, rank=32)).trainable
+    more = count(bound(rank + 1)).trainable
+    assert more > budget or rank == 32 or more == found == count(bound(32)).trainable
     if rank > 1:
-        assert count(spec.bind(sites, rank=rank - 1)).trainable < found
+        assert count(bound(rank - 1)).trainable < found
 
 
 def test_a_budget_that_is_too_small_and_a_spec_without_rank():

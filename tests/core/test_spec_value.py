@@ -139,7 +139,7 @@ def test_replace_checks_again():
     with pytest.raises(SpecError, match="bond 'q': in one factor only"):
         dataclasses.replace(own(), factors={"A": A, "G": G, "B": trainable("in")})
     again = dataclasses.replace(own().bind(SITES, rank=2, seed=3), rank=5)
-    assert again == own().bind(SITES, rank=5, seed=3)
+    assert again == own().bind(SITES, rank=5, seed=3, overparametrized=True)
     assert {network.sizes["p"] for network in again.networks} == {5}
 
 

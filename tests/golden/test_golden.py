@@ -119,5 +119,5 @@ def test_two_groups_draw_by_the_names_in_params():
     factors = {"A": trainable("out r"), "B": trainable("in r", init=zeros())}
     spec = AdapterSpec(name="own", weight="out in", over="layer", factors=factors, scale=raw())
     sites = [Site("x", (5, 3), {"kind": "q"}), Site("y", (5, 3), {"kind": "k"})]
-    values = init(spec.bind(sites, rank=7))["q.A"]
+    values = init(spec.bind(sites, rank=7, overparametrized=True))["q.A"]
     assert hashlib.sha256(values.astype("<f4").tobytes()).hexdigest() == digests["0", "q.A"]

@@ -58,6 +58,10 @@ def shares_too_much(true):
     return leaky
 
 
+def upside_down_by_path(true):
+    return lambda adapter, params, at: true(adapter, params, at)[:: -1 if isinstance(at, str) else 1]
+
+
 def bound_too_low(true):
     return lambda *args, **words: dataclasses.replace(true(*args, **words), rank=0)
 
@@ -168,6 +172,14 @@ FAULTS = [  # what is planted, where, on which spec, and the law that catches it
         planted(_laws, "apply", lambda true: lambda *args: -true(*args)),
         LORA,
         "apply_is_multiplication",
+    ),
+    (
+        "the update of a weight is upside down",
+        planted(
+            _laws, "delta", lambda true: lambda a, p, s: true(a, p, s)[::-1] if isinstance(s, str) else true(a, p, s)
+        ),
+        LORA,
+        "weights_are_their_blocks",
     ),
     ("all sites read the first row", planted(_laws, "delta", shares_too_little), LOTR, "sharing_is_what_the_modes_say"),
     (

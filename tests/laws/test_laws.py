@@ -120,7 +120,7 @@ def test_networks_are_networks(network):
 def test_sites_fit_the_spec_and_the_sizes_that_they_are_drawn_for(data):
     spec, sizes = families.lorta(), {"head": 5}
     places = data.draw(sites(spec, sizes=sizes))
-    adapter = spec.bind(places, rank=2, sizes=sizes)
+    adapter = spec.bind(places, rank=2, sizes=sizes, overparametrized=True)
     assert isinstance(adapter, Adapter)
     assert all(network.sizes["head"] == 5 for network in adapter.networks)
     assert adapter == data.draw(st.just(adapter))

@@ -45,6 +45,7 @@ def torch_side(adapter: Adapter, params: Params, dtype: torch.dtype) -> tuple[nn
         rank=adapter.rank,
         sizes=adapter.sizes,
         seed=adapter.seed,
+        overparametrized=True,
     ).to(dtype)
     assert state.adapter == adapter
     with torch.no_grad():
@@ -126,7 +127,7 @@ def compare(
     spec: AdapterSpec, sites: tuple[Site, ...], dtype: torch.dtype, *, rank=None, sizes=None, seed=5
 ) -> Answers:
     """Bind, ask both sides, and see that they agree; gives the reference's answers."""
-    adapter = spec.bind(sites, rank=rank, sizes=sizes, seed=seed)
+    adapter = spec.bind(sites, rank=rank, sizes=sizes, seed=seed, overparametrized=True)
     params = moved(adapter)
     wanted = by_reference(adapter, params)
     assert_same(by_torch(adapter, params, dtype), wanted, TOLERANCE[dtype])

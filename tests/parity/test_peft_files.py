@@ -161,6 +161,16 @@ def test_peft_adapts_exactly_the_sites_where_they_are_many(tmp_path):
     assert len(adapted) == 24
 
 
+def test_a_fused_projection_goes_out_as_one(tmp_path):
+    model = fresh("gpt2")
+    before = logits(model)
+    state = attach(model, families.lotr(), target_modules=["c_attn"], fused={"c_attn": ["q", "k", "v"]}, rank=3, seed=0)
+    shake(state.named_parameters())
+    ranks = state.save_as_lora(tmp_path / "lora")
+    assert {rank for rank, _ in ranks.values()} == {9}
+    close(logits(peft.PeftModel.from_pretrained(fresh("gpt2"), tmp_path / "lora").eval()), logits(model), before)
+
+
 def test_a_head_that_was_trained_along_goes_out_and_in(tmp_path):
     model = fresh("bert")
     before = logits(model)
@@ -202,7 +212,7 @@ def test_sites_of_several_ranks_and_both_layouts_go_out(tmp_path):
         return torch.nn.Sequential(torch.nn.Linear(8, 12), transformers.Conv1D(3, 12), torch.nn.Linear(3, 7))
 
     model = host()
-    state = attach(model, families.lora(), target_modules=["0", "1"], rank=5, seed=0)
+    state = attach(model, families.lora(), target_modules=["0", "1"], rank=5, seed=0, overparametrized=True)
     shake(state.named_parameters())
     ranks = state.save_as_lora(tmp_path / "lora", rank=5)
     assert [rank for rank, _ in ranks.values()] == [5, 3]

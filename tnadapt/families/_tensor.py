@@ -52,6 +52,7 @@ def lorta(
     return AdapterSpec(
         name="lorta",
         weight="(head dim) in" if split == "out" else "out (head dim)",
+        given="head",
         over=over,
         factors={
             "A": trainable(f"{whole} r", init=kaiming_uniform("r")),

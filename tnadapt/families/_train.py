@@ -87,6 +87,7 @@ def metatt(*, order: Literal[4, 5] = 4, alpha: float = 1.0) -> AdapterSpec:
     return AdapterSpec(
         name="metatt",
         weight="out in" if ends == ["out"] else "(head dim) in",
+        given="" if ends == ["out"] else "head",
         over="layer kind",
         factors=dict(zip([f"G_{mode}" for mode in modes], cores, strict=True)),
         scale=raw(alpha),

@@ -83,6 +83,7 @@ def cara(*, alpha: float = 1.0) -> AdapterSpec:
     return AdapterSpec(
         name="cara",
         weight="(head dim) in",
+        given="head",
         over="site",
         factors={
             "w": trainable("r", init=ones()),
@@ -119,6 +120,7 @@ def tenslora(
     return AdapterSpec(
         name="tenslora",
         weight=f"({heads}) in" if heads else "out in",
+        given="head" if heads else "",
         over=over,
         factors=factors,
         scale=raw(alpha),

@@ -14,15 +14,15 @@ import numpy.typing as npt
 
 from tnadapt._apply import apply, delta
 from tnadapt._count import count
-from tnadapt._errors import LawError
 from tnadapt._format import load, save
 from tnadapt._freedom import degrees_of_freedom, first_gradients
 from tnadapt._init import Params, init
 from tnadapt._json import from_json, to_json
-from tnadapt._network import Site
 from tnadapt._plan import plan
 from tnadapt._rank import generic_rank, rank_bound
-from tnadapt._spec import Adapter, AdapterSpec
+from tnadapt._site import Site
+from tnadapt._spec import Adapter
+from tnadapt.testing._expect import bind_again, expect, expect_close, same_spec, some_site
 from tnadapt.testing._oracle import dense, gradients, least_cut, local, magnitude, random_params, run_plan
 
 __all__ = ["LAWS", "Law"]
@@ -30,35 +30,10 @@ __all__ = ["LAWS", "Law"]
 Law = Callable[[Adapter, np.random.Generator], None]
 Array = npt.NDArray[np.float64]
 
-CLOSE = 1e-10  # for float64, of the size of the terms that are summed
 STEP = 0.1  # of a finite difference; an update is linear in each factor, so that only rounding is left
 FEW = 120  # trainable numbers up to which the numerical Jacobian is made
 FEW_FACTORS = 8  # up to which every way to part them is tried
 TOKENS = 3
-
-
-def expect(holds: bool, what: str) -> None:
-    """Raises LawError with these words unless it holds."""
-    if not holds:
-        raise LawError(what)
-
-
-def expect_close(found: npt.ArrayLike, wanted: npt.ArrayLike, what: str, size: float) -> None:
-    """Raises LawError where an entry is off by more than 1e-10 of `size`, that of the terms it is summed from."""
-    one, two = np.asarray(found), np.asarray(wanted)
-    expect(one.shape == two.shape, f"{what}: has shape {one.shape}, wanted {two.shape}")
-    error = float(np.abs(one - two).max(initial=0.0))
-    expect(error <= CLOSE * size, f"{what}: off by {error:.3g}, where terms have the size {size:.3g}")
-
-
-def some_site(adapter: Adapter, random: np.random.Generator) -> Site:
-    """One of the sites."""
-    return adapter.sites[int(random.integers(len(adapter.sites)))]
-
-
-def same_spec(spec: AdapterSpec, order: list[str]) -> AdapterSpec:
-    """The spec made again from its parts, its factors in this order."""
-    return replace(spec, factors={name: replace(spec.factors[name]) for name in order})
 
 
 def update_is_its_definition(adapter: Adapter, random: np.random.Generator) -> None:
@@ -166,6 +141,23 @@ def apply_is_multiplication(adapter: Adapter, random: np.random.Generator) -> No
         expect_close(apply(adapter, params, site, x), wanted, f"apply at {site.path}, x of shape {x.shape}", size)
 
 
+def weights_are_their_blocks(adapter: Adapter, random: np.random.Generator) -> None:
+    """The update of a weight has that of each site where the site lies, and is 0 elsewhere."""
+    params = random_params(adapter, random)
+    for path, sites in adapter.weights.items():
+        if len({site.coordinates.get("task") for site in sites}) > 1:
+            continue  # such a weight has an update for each task
+        left = delta(adapter, params, path)
+        expect(left.shape == sites[0].weight_shape, f"the update of {path} has shape {left.shape}")
+        for site in sites:
+            found = left[site.rectangle]
+            expect(
+                np.array_equal(found, delta(adapter, params, site)), f"{path} does not hold {site.path} in its place"
+            )
+            left[site.rectangle] = 0.0
+        expect(not left.any(), f"{path} has an update where no site lies")
+
+
 def sharing_is_what_the_modes_say(adapter: Adapter, random: np.random.Generator) -> None:
     """A change of one row of a factor changes the updates of the sites that have this row, and of all of them."""
     if adapter.spec.scale.alpha == 0:
@@ -212,9 +204,7 @@ def linear_in_alpha(adapter: Adapter, random: np.random.Generator) -> None:
     """Twice the alpha is twice the update, and no alpha none; counts stay."""
     params, site, alpha = random_params(adapter, random), some_site(adapter, random), adapter.spec.scale.alpha
     for by in (-2.0, 0.0, 0.5):
-        other = adapter.spec.bind(
-            adapter.sites, rank=adapter.rank, sizes=adapter.sizes, seed=adapter.seed, alpha=by * alpha
-        )
+        other = bind_again(adapter.spec, adapter, by * alpha)
         size = 2 * magnitude(adapter, params, site)
         expect_close(
             delta(other, params, site), by * delta(adapter, params, site), f"delta at alpha times {by:g}", size
@@ -293,7 +283,7 @@ def equal_specs_are_one(adapter: Adapter, random: np.random.Generator) -> None:
     spec = adapter.spec
     again = same_spec(spec, list(spec.factors))
     expect(again == spec and hash(again) == hash(spec), "the same spec made again is another")
-    other = again.bind(adapter.sites, rank=adapter.rank, sizes=adapter.sizes, seed=adapter.seed)
+    other = bind_again(again, adapter)
     expect(other == adapter and hash(other) == hash(adapter), "the same adapter made again is another")
     for mine, theirs in zip(adapter.networks, other.networks, strict=True):
         expect(mine == theirs and hash(mine) == hash(theirs), "the same network made again is another")
@@ -305,7 +295,7 @@ def order_of_factors_is_nothing(adapter: Adapter, random: np.random.Generator) -
     """Factors in another order are the same spec, adapter, starting values, counts and updates."""
     names = list(adapter.spec.factors)
     spec = same_spec(adapter.spec, [names[place] for place in random.permutation(len(names))])
-    other = spec.bind(adapter.sites, rank=adapter.rank, sizes=adapter.sizes, seed=adapter.seed)
+    other = bind_again(spec, adapter)
     expect(spec == adapter.spec and hash(spec) == hash(adapter.spec), "a spec with its factors turned is another")
     start, mine = init(other), init(adapter)
     expect(start.keys() == mine.keys(), "factors turned have other names in params")
@@ -327,6 +317,7 @@ LAWS: tuple[Law, ...] = (
     rank_keeps_its_bound,
     freedom_is_the_rank_of_the_jacobian,
     apply_is_multiplication,
+    weights_are_their_blocks,
     sharing_is_what_the_modes_say,
     linear_in_each_factor,
     linear_in_alpha,

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tnadapt._init import Params, init
-from tnadapt._network import Group, Network, Site
+from tnadapt._network import Group, Network
 from tnadapt._plan import Plan
+from tnadapt._site import Site
 from tnadapt._spec import Adapter
 
 __all__ = ["dense", "gradients", "random_params"]

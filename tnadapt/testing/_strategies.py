@@ -25,7 +25,9 @@ from tnadapt._factor import (
     uniform,
     zeros,
 )
-from tnadapt._network import Network, Site
+from tnadapt._network import Network
+from tnadapt._notation import modes_of
+from tnadapt._site import Block, Site
 from tnadapt._spec import Adapter, AdapterSpec
 
 __all__ = ["adapters", "networks", "sites", "specs"]
@@ -103,8 +105,9 @@ def sites(
 ) -> tuple[Site, ...]:
     """Up to three layers (with gaps) of up to two kinds, of one or two shapes, that this spec can be bound to.
 
-    Each site mode that is neither layer, kind nor site gets one or two values. `sizes` are those that will be given to
-    `bind`: the axes get multiples of them. `lengths` draws the length of an axis, divided by these sizes.
+    Each site mode that is neither layer, kind nor site gets one or two values. Some sites are the upper or the lower
+    blocks of weights twice as high. `sizes` are those that will be given to `bind`: the axes get multiples of them.
+    `lengths` draws the length of an axis, divided by these sizes.
     """
     given = [math.prod((sizes or {}).get(mode, 1) for mode in axis) for axis in spec.axes]
     free = [any(mode not in (sizes or {}) for mode in axis) for axis in spec.axes]
@@ -120,14 +123,25 @@ def sites(
     layers = draw(st.lists(st.integers(0, 12), min_size=1, max_size=3, unique=True))
     further = [mode for mode in spec.site_modes if mode not in STANDARD]
     values = [range(draw(st.integers(1, 2))) for _ in further]
+    halves = draw(st.dictionaries(st.sampled_from(list(kinds)), st.integers(0, 1), max_size=1))
     return tuple(
-        Site(
-            ".".join(["h", str(layer), kind, *map(str, place)]),
+        _place(
+            ["h", str(layer), kind, *map(str, place)],
             kinds[kind],
+            halves.get(kind),
             {"layer": layer, "kind": kind} | dict(zip(further, place, strict=True)),
         )
         for layer, kind, *place in product(layers, kinds, *values)
     )
+
+
+def _place(words: list[str], shape: tuple[int, ...], half: int | None, told: dict[str, int | str]) -> Site:
+    """A weight, or the upper (0) or lower (1) half of one."""
+    path = ".".join(words)
+    if half is None:
+        return Site(path, shape, told)
+    start = (half * shape[0], *[0] * (len(shape) - 1))
+    return Site(f"{path}[{half}]", shape, told, Block(path, (2 * shape[0], *shape[1:]), start))
 
 
 @st.composite
@@ -142,10 +156,14 @@ def adapters(
 ) -> Adapter:
     """A spec bound to random sites: this one, or a random one. Ranks from 1 to 3 unless given."""
     chosen = spec if spec is not None else draw(specs(centered=centered))
-    places = draw(sites(chosen, sizes=sizes, lengths=lengths))
-    free = [bond for bond in chosen.bonds if bond not in (sizes or {})]
+    told = dict(sizes or {})
+    for mode in modes_of(chosen.given):
+        if not any(mode in axis and len({*axis} - {*told}) < 2 for axis in chosen.axes):  # noqa: PLR2004
+            told[mode] = draw(RANKS)
+    places = draw(sites(chosen, sizes=told, lengths=lengths))
+    free = [bond for bond in chosen.bonds if bond not in told]
     ranks = rank if rank is not None else {bond: draw(RANKS) for bond in free}
-    return chosen.bind(places, rank=ranks, sizes=sizes, seed=draw(SEEDS))
+    return chosen.bind(places, rank=ranks, sizes=told, seed=draw(SEEDS), overparametrized=True)
 
 
 def networks(spec: AdapterSpec | None = None, *, centered: bool = False) -> st.SearchStrategy[Network]:

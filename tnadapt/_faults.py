@@ -1,0 +1,106 @@
+"""What a spec must not be: every fault of one, as a line that names it."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from tnadapt._factor import Factor, Scale
+from tnadapt._notation import Axis, modes_of
+
+__all__: list[str] = []
+
+
+class Table(Protocol):
+    """A spec, before it is known to be one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def weight(self) -> str: ...
+    @property
+    def over(self) -> str: ...
+    @property
+    def factors(self) -> Mapping[str, Factor]: ...
+    @property
+    def scale(self) -> Scale: ...
+    @property
+    def centered(self) -> bool: ...
+    @property
+    def identity_at_start(self) -> bool: ...
+    @property
+    def caps(self) -> Mapping[str, str]: ...
+    @property
+    def given(self) -> str: ...
+
+
+def find_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
+    """Every fault of a spec whose weight has these axes: of its names, its modes and its start."""
+    return [*_name_faults(spec, axes), *_mode_faults(spec, axes), *_start_faults(spec)]
+
+
+def _name_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
+    outer = [*(mode for axis in axes for mode in axis), *modes_of(spec.over)]
+    inner = [mode for factor in spec.factors.values() for mode in factor.modes]
+    named = {"spec": [spec.name], "factor": list(spec.factors), "mode": list(dict.fromkeys([*outer, *inner]))}
+    faults = [
+        f"{what} {name!r}: a name must be an identifier"
+        for what, names in named.items()
+        for name in names
+        if not name.isidentifier()
+    ]
+    faults += [
+        f"mode {mode!r}: named twice in weight and over" for mode in dict.fromkeys(outer) if outer.count(mode) > 1
+    ]
+    faults += [f"factor {name!r}: a name must not begin with '_'" for name in spec.factors if name.startswith("_")]
+    faults += [] if len(axes) > 1 else [f"weight {spec.weight!r}: needs an out axis and at least one in axis"]
+    return faults
+
+
+def _mode_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
+    weight, over = [mode for axis in axes for mode in axis], modes_of(spec.over)
+    carried = [mode for factor in spec.factors.values() for mode in dict.fromkeys(factor.modes)]
+    bonds = [mode for mode in dict.fromkeys(carried) if mode not in weight and mode not in over]
+    known = {*weight, *over, *carried}
+    faults = [f"weight mode {mode!r}: no factor carries it" for mode in weight if mode not in carried]
+    faults += [
+        f"bond {mode!r}: in one factor only; a mode that is not of the weight {spec.weight!r} "
+        f"nor of the sites {spec.over!r} must join two"
+        for mode in bonds
+        if carried.count(mode) == 1
+    ]
+    for name, factor in spec.factors.items():
+        faults += [
+            f"factor {name!r}: mode {mode!r} twice"
+            for mode in dict.fromkeys(factor.modes)
+            if factor.modes.count(mode) > 1
+        ]
+        faults += [f"factor {name!r}: {fault}" for fault in factor.init.faults()]
+        faults += [
+            f"factor {name!r}: its fan names the unknown mode {mode!r}" for mode in factor.init.fan if mode not in known
+        ]
+    faults += spec.scale.faults()
+    if spec.scale.rule != "raw" and spec.scale.bond not in bonds:
+        faults.append(f"scale: unknown mode {spec.scale.bond!r}; the bonds are {', '.join(bonds) or 'none'}")
+    for bond, mode in spec.caps.items():
+        if bond not in bonds or mode not in weight:
+            faults.append(f"caps: {bond!r} must be a bond and {mode!r} a mode of the weight")
+    faults += [f"given: {mode!r} must be a mode of the weight" for mode in modes_of(spec.given) if mode not in weight]
+    return faults
+
+
+def _start_faults(spec: Table) -> list[str]:
+    trained = [name for name, factor in spec.factors.items() if factor.trainable]
+    if not trained:
+        return ["nothing is trainable"]
+    if spec.centered or not spec.identity_at_start:
+        return []
+    zero = [name for name, factor in spec.factors.items() if factor.init.is_zero]
+    if not zero:
+        return [
+            "the update does not start at 0: give one trainable factor zeros(), "
+            "or say centered=True or identity_at_start=False"
+        ]
+    if len(zero) > 1:
+        return [f"dead start: {', '.join(zero)} are all zero, so no factor gets a gradient; keep one zero"]
+    if zero[0] not in trained:
+        return [f"dead start: {zero[0]} is zero and frozen, so the update stays 0; make it trainable"]
+    return []
