@@ -35,7 +35,11 @@ from tnadapt._freedom import Freedom, degrees_of_freedom, first_gradients
 from tnadapt._hosts import Host, find_host
 from tnadapt._init import Params, init, redraw
 from tnadapt._json import from_json, to_json
+from tnadapt._lora import LoRA, to_lora
 from tnadapt._network import Group, Network
+from tnadapt._peft_export import Written, save_as_lora
+from tnadapt._peft_import import read_peft
+from tnadapt._places import sites_of
 from tnadapt._plan import BUCKETS, Plan, Step, bucket, plan
 from tnadapt._rank import Cut, generic_rank, minimum_cut, rank_bound
 from tnadapt._report import Comparison, NetworkReport, Report, compare, report
@@ -63,6 +67,7 @@ __all__ = [
     "Host",
     "Init",
     "LawError",
+    "LoRA",
     "Network",
     "NetworkReport",
     "Objective",
@@ -78,6 +83,7 @@ __all__ = [
     "SpecError",
     "Step",
     "TnadaptError",
+    "Written",
     "apply",
     "bucket",
     "compare",
@@ -114,12 +120,16 @@ __all__ = [
     "rank_bound",
     "raw",
     "read",
+    "read_peft",
     "redraw",
     "report",
     "save",
+    "save_as_lora",
     "singular",
+    "sites_of",
     "split_sites",
     "to_json",
+    "to_lora",
     "train",
     "trainable",
     "tubal",

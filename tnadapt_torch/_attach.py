@@ -5,9 +5,9 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import nn
 
-from tnadapt import AdapterSpec, SiteError, init, split_sites
+from tnadapt import AdapterSpec, SiteError, init, sites_of, split_sites
 from tnadapt_torch import _fold
-from tnadapt_torch._find import Rule, find_weights, match, sites_of
+from tnadapt_torch._find import Rule, find_weights, match
 from tnadapt_torch._saved import SavedModules
 from tnadapt_torch._state import AdapterState, child_name, host_modules, states_of
 from tnadapt_torch._weight import HostWeights, Weight
@@ -72,7 +72,13 @@ def attach(
         model, known, target_modules, exclude_modules, layers_to_transform, target_parameters=target_parameters
     )
     experts = [path for path, weight in weights.items() if "expert" in weight.layout]
-    sites = split_sites(sites_of(weights), blocks=blocks, fused=fused, experts=experts, tasks=tasks)
+    sites = split_sites(
+        sites_of({path: weight.shape for path, weight in weights.items()}),
+        blocks=blocks,
+        fused=fused,
+        experts=experts,
+        tasks=tasks,
+    )
     adapter = spec.bind(sites, rank=rank, sizes=sizes, alpha=alpha, seed=seed, overparametrized=overparametrized)
     params = {name: torch.from_numpy(value).float() for name, value in init(adapter, HostWeights(weights)).items()}
     paths = match(known, list(modules_to_save), known) if modules_to_save else []

@@ -1,4 +1,4 @@
-"""An adapter from its file onto a model."""
+"""An adapter from its file, or from a checkpoint of PEFT, onto a model."""
 
 import os
 from collections.abc import Mapping
@@ -7,13 +7,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from tnadapt import Adapter, FormatError, read
+from tnadapt import Adapter, Checkpoint, FormatError, read, read_peft
 from tnadapt_torch._attach import install
 from tnadapt_torch._find import find_parameters
+from tnadapt_torch._saved import find_tie
 from tnadapt_torch._state import AdapterState, host_modules
 from tnadapt_torch._weight import Weight, is_linear, linear_weight
 
-__all__ = ["load"]
+__all__ = ["load", "load_peft"]
 
 
 def load(
@@ -30,8 +31,38 @@ def load(
     Raises FormatError for a file that is damaged or for another model (what differs is named), SiteError for a name
     that is taken; the model is then as it was.
     """
-    checkpoint = read(path)
-    weights = _weights_of(model, checkpoint.adapter, path, target_parameters or {})
+    return _attach(model, read(path), path, layouts=target_parameters or {}, dropout=dropout, adapter_name=adapter_name)
+
+
+def load_peft(
+    model: nn.Module, directory: str | os.PathLike[str], *, dropout: float = 0.0, adapter_name: str = "default"
+) -> AdapterState:
+    """Attach the LoRA, VeRA, LoHa or LoKr that PEFT saved in a folder to a model that has its modules.
+
+    The model is the bare one, which PEFT has not wrapped. Raises as `tnadapt.read_peft` does, FormatError for a
+    checkpoint of another model, SiteError for a name that is taken; the model is then as it was.
+    """
+    shapes = {path: linear_weight(module).shape for path, module in host_modules(model).items() if is_linear(module)}
+    checkpoint = read_peft(directory, shapes=shapes)
+    if pair := find_tie(model, checkpoint.extra):
+        raise FormatError(
+            f"{directory}: holds {pair[0]}, of a copy that PEFT trained.\n"
+            f"However, in this model {pair[1]} is the same parameter, and would be changed with it.\n"
+            f"Give the model a {pair[0]} of its own first."
+        )
+    return _attach(model, checkpoint, directory, layouts={}, dropout=dropout, adapter_name=adapter_name)
+
+
+def _attach(
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    path: str | os.PathLike[str],
+    *,
+    layouts: Mapping[str, str],
+    dropout: float,
+    adapter_name: str,
+) -> AdapterState:
+    weights = _weights_of(model, checkpoint.adapter, path, layouts)
     saved = _saved_of(model, checkpoint.extra, path)
     slots = checkpoint.adapter.slots
     is_double = any(value.dtype == np.float64 for name, value in checkpoint.params.items() if slots[name].is_stored)

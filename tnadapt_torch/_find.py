@@ -1,4 +1,4 @@
-"""Which modules of a host are adapted, and where each of them stands."""
+"""Which modules of a host are adapted."""
 
 import difflib
 import re
@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from torch import nn
 
-from tnadapt import Site, SiteError
+from tnadapt import SiteError
 from tnadapt_torch._weight import Weight, is_linear, linear_weight, named_weight
 
 __all__: list[str] = []
@@ -91,28 +91,9 @@ def match(modules: Collection[str], rule: Rule, known: Collection[str]) -> list[
     return [path for path in modules if any(_is_suffix(name, path) for name in rule)]
 
 
-def sites_of(weights: Mapping[str, Weight]) -> tuple[Site, ...]:
-    """Where each weight stands: its layer is the first number in its path, its kind what follows that number.
-
-    Where the weights lie in several stacks (an encoder and a decoder), the kind begins with the stack's path.
-    One outside of any stack has layer 0 and its path as kind.
-    """
-    places = {path: _place(path) for path in weights}
-    several = len({stack for stack, layer, _ in places.values() if layer is not None}) > 1
-    sites = []
-    for path, (stack, layer, inner) in places.items():
-        kind = f"{stack}.{inner}" if several and layer is not None and stack else inner
-        sites.append(Site(path, weights[path].shape, {"layer": layer or 0, "kind": kind}))
-    return tuple(sites)
-
-
-def _place(path: str) -> tuple[str, int | None, str]:
-    words = path.split(".")
-    for place, word in enumerate(words):
-        if word.isdecimal():
-            stack, inner = ".".join(words[:place]), ".".join(words[place + 1 :])
-            return stack, int(word), inner or stack or "linear"
-    return "", None, path
+def _layer_of(path: str) -> int | None:
+    """The first number in a path; None outside of any stack."""
+    return next((int(word) for word in path.split(".") if word.isdecimal()), None)
 
 
 def _is_suffix(name: str, path: str) -> bool:
@@ -128,7 +109,7 @@ def _without_head(model: nn.Module, paths: Iterable[str]) -> list[str]:
 
 def _in_layers(paths: Iterable[str], layers: int | Collection[int]) -> list[str]:
     wanted = {layers} if isinstance(layers, int) else set(layers)
-    placed = {path: _place(path)[1] for path in paths}
+    placed = {path: _layer_of(path) for path in paths}
     if missing := wanted - set(placed.values()):
         known = sorted({layer for layer in placed.values() if layer is not None})
         raise SiteError(

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 import tnadapt
-from tnadapt import Adapter, Group, Site, SiteError
+from tnadapt import Adapter, Group, Site, SiteError, Written
 from tnadapt_torch._blocks import BlocksHook, Hook
 from tnadapt_torch._factors import START, Factors, leaf_of, plant, starts_of
 from tnadapt_torch._fold import unfold
 from tnadapt_torch._groups import parameter_groups
 from tnadapt_torch._merge import Merged
 from tnadapt_torch._norms import norms
-from tnadapt_torch._saved import SavedModules
+from tnadapt_torch._saved import SavedModules, find_tie
 from tnadapt_torch._site import Part, Ref, Row, SiteHook, Stack
 from tnadapt_torch._weight import Weight
 
@@ -262,6 +262,29 @@ class AdapterState(nn.Module):
         centered is each site's dense update made, one at a time.
         """
         return norms(self.adapter, self.params(), self.hooks)
+
+    def save_as_lora(self, directory: str | os.PathLike[str], *, rank: int | None = None) -> dict[str, Written]:
+        """Write a folder that PEFT loads as a LoRA, with modules_to_save; exact, or of at most `rank`.
+
+        Returns the rank and the error of each site. Raises as `tnadapt.save_as_lora` does, and SiteError where a module
+        that was trained whole shares a parameter with another: PEFT would load its values into a copy.
+        """
+        extra = {key: _numpy(value) for key, value in self.saved.values().items()}
+        if pair := find_tie(self.model, extra):
+            raise SiteError(
+                f"modules_to_save: PEFT loads {pair[0]} into a copy.\n"
+                f"However, {pair[1]} is the same parameter here, and was trained with it.\nNothing was written."
+            )
+        return tnadapt.save_as_lora(
+            self.adapter,
+            {key: _numpy(value) for key, value in self.params().items()},
+            directory,
+            rank=rank,
+            base_model=getattr(getattr(self.model, "config", None), "name_or_path", None) or None,
+            fan_in_fan_out=any(weight.layout == ("in", "out") for weight in self.weights.values()),
+            extra=extra,
+            modules_to_save=list(self.saved.modules),
+        )
 
     def print_trainable_parameters(self) -> None:
         """One line: trainable and all parameters of the host, frozen factors included, and their share."""

@@ -12,8 +12,8 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_a
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 
-from tnadapt import Adapter, FormatError, SiteError, init, redraw
-from tnadapt_torch._find import check_linear, sites_of
+from tnadapt import Adapter, FormatError, SiteError, init, redraw, sites_of
+from tnadapt_torch._find import check_linear
 from tnadapt_torch._merge import check_weights
 from tnadapt_torch._state import AdapterState
 from tnadapt_torch._weight import HostWeights, Weight, linear_weight
@@ -71,7 +71,11 @@ class TnModel(BaseTuner):  # type: ignore[misc]
         config = self.peft_config[adapter_name]
         weights = self._targets(model, config)
         adapter = config.spec.bind(
-            sites_of(weights), rank=config.rank, sizes=config.sizes, alpha=config.alpha, seed=config.seed
+            sites_of({path: weight.shape for path, weight in weights.items()}),
+            rank=config.rank,
+            sizes=config.sizes,
+            alpha=config.alpha,
+            seed=config.seed,
         )
         config.check(adapter)
         device = next(iter(weights.values())).parameter.device
