@@ -19,13 +19,13 @@ class Case:
     """A spec, the sizes of its bonds (3 unless told), and sizes of modes of the weight."""
 
     spec: AdapterSpec
-    rank: int | Mapping[str, int] = 3
+    rank: int | Mapping[str, int] | None = 3
     sizes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def is_linear(self) -> bool:
-        """Whether it updates weights of two axes that have no coordinates but layer and kind, as those of a grid."""
-        return len(self.spec.axes) == 2 and STANDARD.issuperset(self.spec.site_modes)
+        """Whether it updates weights of any two axes, whose sites have no coordinates but those of a grid."""
+        return len(self.spec.axes) == 2 and STANDARD.issuperset(self.spec.site_modes) and not has_qubits(self.spec)
 
     def bind(self, *, layers: int, kinds: Mapping[str, tuple[int, int]], seed: int = 0) -> Adapter:
         """The adapter on a grid, with kernels and further coordinates where the spec has them."""
@@ -33,10 +33,20 @@ class Case:
         return self.spec.bind(sites, rank=self.rank, sizes=self.sizes, seed=seed, overparametrized=True)
 
 
+def has_qubits(spec: AdapterSpec) -> bool:
+    """Whether it has gates on qubits."""
+    return any(factor.map == "rotation" for factor in spec.factors.values())
+
+
 def places(spec: AdapterSpec, *, layers: int, kinds: Mapping[str, tuple[int, ...]]) -> tuple[Site, ...]:
-    """A grid whose weights have as many axes, and whose sites as many coordinates, as the spec asks for."""
+    """A grid whose weights have as many axes, and whose sites as many coordinates, as the spec asks for.
+
+    The axes of a spec of qubits are as long as these say, whatever shape is given.
+    """
     further = [mode for mode in spec.site_modes if mode not in STANDARD]
     shaped = {kind: (*shape, *KERNEL[: len(spec.axes) - 2]) for kind, shape in kinds.items()}
+    if has_qubits(spec):
+        shaped = dict.fromkeys(kinds, tuple(2 ** len(axis) for axis in spec.axes))
     return tuple(
         Site(
             ".".join([site.path, *map(str, at)]),
@@ -115,6 +125,8 @@ FAMILIES = {
     "loretta": Case(families.loretta(out_order=2, in_order=1), 2),
     "loretta centered": Case(families.loretta(out_order=1, in_order=1, start="centered"), 2),
     "loretta random": Case(families.loretta(out_order=1, in_order=2, start="random"), 2),
+    "householder": Case(families.householder(), 4),
+    "quantum_peft": Case(families.quantum_peft(qubits=2), None),
     "quanta": Case(families.quanta(order=3), 3),
     "quanta 2": Case(families.quanta(order=2, alpha=2)),
 }

@@ -23,6 +23,7 @@ from tnadapt._factor import (
     over_sqrt_rank,
     projection,
     raw,
+    sign,
     singular,
     train,
     trainable,
@@ -36,6 +37,7 @@ from tnadapt._hosts import Host, find_host
 from tnadapt._init import Params, init, redraw
 from tnadapt._json import from_json, to_json
 from tnadapt._lora import LoRA, to_lora
+from tnadapt._maps import map_factor, pull_back
 from tnadapt._network import Group, Network
 from tnadapt._peft_export import Written, save_as_lora
 from tnadapt._peft_import import read_peft
@@ -108,6 +110,7 @@ __all__ = [
     "kaiming_normal",
     "kaiming_uniform",
     "load",
+    "map_factor",
     "merge",
     "minimum_cut",
     "normal",
@@ -117,6 +120,7 @@ __all__ = [
     "over_sqrt_rank",
     "plan",
     "projection",
+    "pull_back",
     "rank_bound",
     "raw",
     "read",
@@ -125,6 +129,7 @@ __all__ = [
     "report",
     "save",
     "save_as_lora",
+    "sign",
     "singular",
     "sites_of",
     "split_sites",

@@ -9,6 +9,7 @@ import opt_einsum
 
 from tnadapt._errors import SiteError
 from tnadapt._init import draw
+from tnadapt._maps import map_factor
 from tnadapt._network import Group, Network
 from tnadapt._site import Site
 from tnadapt._spec import START, Adapter
@@ -105,8 +106,8 @@ def arrays_at(adapter: Adapter, params: Mapping[str, npt.ArrayLike], group: Grou
         if value.shape != wanted:
             raise SiteError(f"params[{name!r}]: must have shape {wanted}.\nHowever, it has {value.shape}.")
         # Cut first, and only then converted: a stack has as many rows as there are sites.
-        cut = tuple(index[mode] if mode in index else slice(group.network.sizes[mode]) for mode in node.modes)
-        arrays[factor] = np.asarray(value[cut], dtype=np.float64)
+        cut = tuple(index[mode] if mode in index else slice(group.network.sizes[mode]) for mode in node.held)
+        arrays[factor] = map_factor(node.map, np.asarray(value[cut], dtype=np.float64))
     return arrays
 
 

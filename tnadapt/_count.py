@@ -58,7 +58,7 @@ class ParamCount:
 def count(adapter: Adapter) -> ParamCount:
     """The exact number of trainable and frozen entries. What is shared counts once."""
     rows = tuple(
-        FactorCount(slot.name, slot.group, slot.factor.modes, slot.shape, slot.factor.trainable)
+        FactorCount(slot.name, slot.group, slot.factor.held, slot.shape, slot.factor.trainable)
         for slot in adapter.slots.values()
     )
     trainable = sum(row.entries for row in rows if row.trainable)

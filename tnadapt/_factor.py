@@ -23,6 +23,7 @@ __all__ = [
     "over_sqrt_rank",
     "projection",
     "raw",
+    "sign",
     "singular",
     "train",
     "trainable",
@@ -33,8 +34,9 @@ __all__ = [
 
 LAWS = {"constant": "value", "normal": "std", "uniform": "bound", "orthogonal": "gain", "identity": "gain"}
 READ = ("singular", "train", "projection", "tubal", "cur")  # from the host's weights
-LAWS |= {"cyclic": "gain"} | dict.fromkeys(READ, "gain")
+LAWS |= {"cyclic": "gain", "sign": "gain"} | dict.fromkeys(READ, "gain")
 TINY, HUGE = 1e-30, 1e30  # float32 holds what is made of these
+MAPS = {"rotation": 2, "householder": 1, "cayley": 0}  # how many of a node's last modes are not held
 RULES = ("over_rank", "over_sqrt_rank", "raw")
 
 
@@ -151,6 +153,11 @@ def cyclic() -> Init:
     return Init("cyclic", 1.0)
 
 
+def sign() -> Init:
+    """1, but -1 where the index along every mode is the last: the controlled sign gate CZ of two qubits."""
+    return Init("sign", 1.0)
+
+
 def singular(power: float = 0.0, *, gain: float = 1.0) -> Init:
     """Read from the host: leading singular vectors of its weights, times the singular values to a power of 0, 0.5 or 1.
 
@@ -185,20 +192,40 @@ def cur() -> Init:
 
 @dataclass(frozen=True)
 class Factor:
-    """A node of the network: its modes in order, the law of its starting values, trainable or frozen."""
+    """A node of the network: its modes in order, the law of its starting values, trainable or frozen.
+
+    With a `map`, what is held and trained are not the node's entries but what they are made of: angles for a rotation,
+    a vector for a Householder reflection, a matrix for a Cayley transform. The law is that of what is held.
+    """
 
     modes: tuple[str, ...]
     init: Init
     trainable: bool
+    map: str = ""
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """The modes of what is held: those of the node, but for those that the map makes."""
+        return self.modes[: len(self.modes) - MAPS.get(self.map, 0)]
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether every entry of the node is 0 at the start: no map makes 0 of 0."""
+        return self.init.is_zero and not self.map
 
     def __str__(self) -> str:
         """As in trainable "out p" normal(std=1)."""
-        return f'{"trainable" if self.trainable else "frozen"} "{" ".join(self.modes)}" {self.init}'
+        made = f"{self.map} of " if self.map else ""
+        return f'{"trainable" if self.trainable else "frozen"} "{" ".join(self.modes)}" {made}{self.init}'
 
 
-def trainable(modes: str, *, init: Init | None = None) -> Factor:
-    """A factor that is trained. `modes` as in "site p q"; "" is a scalar. Without a law: normal()."""
-    return Factor(modes_of(modes), init or normal(), trainable=True)
+def trainable(modes: str, *, init: Init | None = None, map: str = "") -> Factor:
+    """A factor that is trained. `modes` as in "site p q"; "" is a scalar. Without a law: normal().
+
+    `map` makes the last two modes: "rotation" (2 x 2 from an angle; neither is held), "householder" (n x n from a
+    vector along the first of them) or "cayley" (n x n orthogonal, from as many numbers).
+    """
+    return Factor(modes_of(modes), init or normal(), trainable=True, map=map)
 
 
 def frozen(modes: str, *, init: Init | None = None) -> Factor:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Protocol
 
-from tnadapt._factor import Factor, Scale
+from tnadapt._factor import MAPS, Factor, Scale
 from tnadapt._notation import Axis, modes_of
 
 __all__: list[str] = []
@@ -77,6 +77,7 @@ def _mode_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
             if factor.modes.count(mode) > 1
         ]
         faults += [f"factor {name!r}: {fault}" for fault in factor.init.faults()]
+        faults += [f"factor {name!r}: {fault}" for fault in _map_faults(factor, over)]
         faults += [
             f"factor {name!r}: its fan names the unknown mode {mode!r}" for mode in factor.init.fan if mode not in known
         ]
@@ -91,6 +92,17 @@ def _mode_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
             faults.append(f"ties: {bond!r} must be a bond without a cap and {mode!r} a mode of the weight or the sites")
     faults += [f"given: {mode!r} must be a mode of the weight" for mode in modes_of(spec.given) if mode not in weight]
     return faults
+
+
+def _map_faults(factor: Factor, over: tuple[str, ...]) -> list[str]:
+    if not factor.map:
+        return []
+    if factor.map not in MAPS:
+        return [f"unknown map {factor.map!r}; known: {', '.join(MAPS)}"]
+    if len(factor.modes) < 2 or {*over} & {*factor.modes[-2:]}:  # noqa: PLR2004
+        return [f"map {factor.map}: makes its last two modes, which must not be of the sites"]
+    known = ("constant", "normal", "uniform")
+    return [] if factor.init.law in known else [f"map {factor.map}: starts by one of {', '.join(known)}"]
 
 
 def _law_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
@@ -122,7 +134,7 @@ def _start_faults(spec: Table) -> list[str]:
         return ["nothing is trainable"]
     if spec.centered or not spec.identity_at_start:
         return []
-    zero = [name for name, factor in spec.factors.items() if factor.init.is_zero]
+    zero = [name for name, factor in spec.factors.items() if factor.is_zero]
     if not zero:
         return [
             "the update does not start at 0: give one trainable factor zeros(), "

@@ -64,7 +64,7 @@ def first_gradients(spec: AdapterSpec) -> tuple[str, ...]:
 
     Generically in the other starting values and in the loss.
     """
-    zeros = [name for name, factor in spec.factors.items() if factor.init.is_zero]
+    zeros = [name for name, factor in spec.factors.items() if factor.is_zero]
     if spec.scale.alpha == 0:
         return ()
     return tuple(name for name, factor in spec.factors.items() if factor.trainable and set(zeros) <= {name})
@@ -89,6 +89,8 @@ def degrees_of_freedom(
         PlanError: a network that stays above the limit, or takes too much work.
         SiteError: a site or a group that is not this adapter's.
     """
+    if mapped := [name for name, factor in adapter.spec.factors.items() if factor.map and factor.trainable]:
+        raise PlanError(f"degrees_of_freedom: an update is no polynomial in what {mapped[0]} holds: it has a map.")
     parts = []
     for group, site in networks_at(adapter, where):
         parts.append(_degrees(group.network, site is None, None if site is not None else group.places, limit, seed))

@@ -73,7 +73,7 @@ def draw(slot: Slot, seed: int) -> npt.NDArray[np.float64]:
         raise SiteError(f"{slot.name}: is read from the host's weights, and cannot be drawn from a seed.")
     amount = law.amount / math.sqrt(math.prod(slot.sizes[mode] for mode in law.fan))
     match law.law:
-        case "identity" | "cyclic":
+        case "identity" | "cyclic" | "sign":
             values = amount * _pattern(slot)
         case "constant":
             values = np.full(slot.shape, amount)
@@ -92,11 +92,14 @@ def _rounded(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _pattern(slot: Slot) -> npt.NDArray[np.float64]:
-    """1 where a slot's law says so: equal indices (identity), or a first one that is the sum of the others (cyclic)."""
+    """1 where a slot's law says so: equal indices (identity), a first that is the others' sum (cyclic); or signs."""
     index = np.indices(slot.shape)
     if slot.factor.init.law == "cyclic":
         return np.asarray((index[0] - index[1:].sum(axis=0)) % slot.shape[0] == 0, dtype=np.float64)
     inner = [axis for axis, mode in enumerate(slot.factor.modes) if mode in slot.inner]
+    if slot.factor.init.law == "sign":
+        last = np.all([index[axis] == slot.shape[axis] - 1 for axis in inner], axis=0)
+        return np.where(last, -1.0, 1.0)
     return np.asarray(np.all([index[axis] == index[inner[0]] for axis in inner], axis=0), dtype=np.float64)
 
 

@@ -55,6 +55,7 @@ def spec_data(spec: AdapterSpec) -> dict[str, Any]:
     """A spec as plain data."""
     factors = {
         name: {"modes": " ".join(factor.modes), "trainable": factor.trainable, "init": _law_data(factor.init)}
+        | ({"map": factor.map} if factor.map else {})
         for name, factor in spec.factors.items()
     }
     data = {
@@ -92,10 +93,10 @@ def spec_of(data: object) -> AdapterSpec:
 
 
 def _factor_of(name: str, data: object) -> Factor:
-    fields = take(f"factor {name}", data, {"modes": str, "trainable": bool, "init": dict})
+    fields = take(f"factor {name}", data, {"modes": str, "trainable": bool, "init": dict}, {"map": str})
     law = take(f"factor {name}: init", fields["init"], {"law": str, "amount": (int, float), "fan": str}, NUMBER)
     init = Init(law["law"], law["amount"], modes_of(law["fan"]), law.get("power", 0.0))
-    return Factor(modes_of(fields["modes"]), init, fields["trainable"])
+    return Factor(modes_of(fields["modes"]), init, fields["trainable"], fields.get("map", ""))
 
 
 def adapter_data(adapter: Adapter) -> dict[str, Any]:

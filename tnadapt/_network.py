@@ -35,6 +35,9 @@ class Network:
         """Check every size once, freeze."""
         for mode, size in self.sizes.items():
             check_size(f"mode {mode!r}", size)
+        for name, factor in self.factors.items():
+            if factor.map:
+                _check_map(name, factor, self.sizes)
         object.__setattr__(self, "factors", FrozenMap(dict(sorted(self.factors.items()))))
         object.__setattr__(self, "sizes", FrozenMap(self.sizes))
 
@@ -64,6 +67,17 @@ class Network:
     def local_modes(self, factor: str) -> tuple[str, ...]:
         """Modes that a factor has left once a site is chosen."""
         return tuple(mode for mode in self.factors[factor].modes if mode not in self.over)
+
+
+def _check_map(name: str, factor: Factor, sizes: Mapping[str, int]) -> None:
+    """Raises SiteError for sizes of the modes that a map makes, which are 2 and 2, or equal."""
+    one, other = (sizes[mode] for mode in factor.modes[-2:])
+    if one != other or (factor.map == "rotation" and one != 2):  # noqa: PLR2004
+        wanted = "2 and 2" if factor.map == "rotation" else "equal"
+        raise SiteError(
+            f"factor {name!r}: the sizes of {' and '.join(map(repr, factor.modes[-2:]))}, which a {factor.map} makes, "
+            f"must be {wanted}.\nHowever, they are {one} and {other}."
+        )
 
 
 @dataclass(frozen=True)

@@ -308,7 +308,7 @@ def _report_network(adapter: Adapter, network: Network, groups: list[Group], tok
         groups=tuple(group.name for group in groups),
         sites=sum(len(group.sites) for group in groups),
         weight=network.weight_shape,
-        trainable=sum(network.volume(network.factors[name].modes) for name in trained),
+        trainable=sum(network.volume(network.factors[name].held) for name in trained),
         rank=cut,
         generic_rank=generic,
         full_rank=cut.rank >= min(outer, inner),

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from opt_einsum.paths import PathOptimizer, dynamic_programming, ssa_to_linear
+from opt_einsum.paths import PathOptimizer, dynamic_programming, greedy, ssa_to_linear
 
 from tnadapt._errors import PlanError
 
 __all__ = ["OBJECTIVES", "Cost", "ExactOrder", "Objective"]
 
+PROGRAMME_LIMIT = 24  # operands, beyond which opt_einsum's programme takes seconds; its greedy order is taken then
 EXACT_LIMIT = 14  # operands; 3^14 / 2 splits take half a second
 MODE_LIMIT = 62  # bits of a mask
 CHUNK = 12  # modes whose volumes are looked up at once
@@ -138,8 +139,8 @@ def search(question: Question, objective: Objective) -> Order:
     """The order of least objective, proven up to 14 operands.
 
     Beyond, operands of equal modes and equal needs are multiplied first, which can never cost flops; if still more than
-    14 are left, opt_einsum's dynamic programme gives the order, and it is not proven.
-    Raises PlanError for a size below 1 or more than 62 modes.
+    14 are left, opt_einsum's dynamic programme gives the order (beyond 24 its greedy one), and it is not proven.
+    Raises PlanError for a size below 1, or an order to be proven over more than 62 modes.
     """
     _check(question)
     if len(question.inputs) <= EXACT_LIMIT:
@@ -156,8 +157,6 @@ def _check(question: Question) -> None:
         size = question.sizes.get(mode)
         if not isinstance(size, int) or size < 1:
             raise PlanError(f"mode {mode!r}: must have a size of at least 1, got {size!r}.")
-    if len(question.sizes) > MODE_LIMIT:
-        raise PlanError(f"an order over at most {MODE_LIMIT} modes can be searched, got {len(question.sizes)}.")
 
 
 def _merge_equal(question: Question) -> tuple[list[Pair], list[int], Question]:
@@ -189,6 +188,8 @@ def _merge_equal(question: Question) -> tuple[list[Pair], list[int], Question]:
 
 
 def _exact(question: Question, objective: Objective) -> list[Pair]:
+    if len(question.sizes) > MODE_LIMIT:
+        raise PlanError(f"an order over at most {MODE_LIMIT} modes can be proven, got {len(question.sizes)}.")
     count = len(question.inputs)
     if count == 1:
         return []
@@ -246,9 +247,8 @@ def _totals(tables: _Tables, best: Floats, wholes: Masks, left: Masks, objective
 
 
 def _dp(question: Question) -> list[Pair]:
-    path = dynamic_programming(
-        [frozenset(modes) for modes in question.inputs], frozenset(question.answer), dict(question.sizes)
-    )
+    search = dynamic_programming if len(question.inputs) <= PROGRAMME_LIMIT else greedy
+    path = search([frozenset(modes) for modes in question.inputs], frozenset(question.answer), dict(question.sizes))
     numbers = list(range(len(question.inputs)))
     pairs: list[Pair] = []
     for left, right in path:

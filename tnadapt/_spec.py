@@ -116,7 +116,7 @@ class AdapterSpec:
 
     def formula(self, *, trainable: bool = True) -> str:
         """Entries of the trainable (or frozen) factors of one network, as in "out*p + site*p*q + in*q"."""
-        chosen = [factor.modes for factor in self.factors.values() if factor.trainable == trainable]
+        chosen = [factor.held for factor in self.factors.values() if factor.trainable == trainable]
         return " + ".join("*".join(modes) or "1" for modes in chosen) or "0"
 
     def __str__(self) -> str:
@@ -210,7 +210,7 @@ class Adapter:
                 if key in slots:
                     sizes = {mode: max(size, slots[key].sizes.get(mode, 0)) for mode, size in sizes.items()}
                 owner = "" if key == name else group.name
-                shape = tuple(sizes[mode] for mode in factor.modes)
+                shape = tuple(sizes[mode] for mode in factor.held)
                 slots[key] = Slot(key, factor, shape, FrozenMap(sizes), group.network.local_modes(name), owner)
         if self.spec.centered:
             kept = [slot for slot in slots.values() if slot.factor.trainable and slot.factor.init.is_read]
@@ -280,7 +280,7 @@ def _check_ranks(adapter: Adapter) -> None:
     """Raises SiteError for a rank that no update of the weights has, in a network of more numbers than they have."""
     for group in adapter.groups:
         network = group.network
-        trained = sum(math.prod(network.shape(name)) for name, factor in network.factors.items() if factor.trainable)
+        trained = sum(network.volume(factor.held) for factor in network.factors.values() if factor.trainable)
         dense = len(group.sites) * math.prod(network.weight_shape)
         highest = min(network.volume(network.out_modes), network.volume(network.in_modes))
         above = [bond for bond in adapter.spec.bonds if network.sizes[bond] > highest]

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from tnadapt import Adapter, Group, Network, Site, SiteError
 from tnadapt_jax._lower import apply_network, make_delta
+from tnadapt_jax._maps import map_factor
 from tnadapt_jax._params import START, Params, check_size, find_array
 
 __all__ = ["apply", "delta"]
@@ -87,8 +88,9 @@ def parts_at(adapter: Adapter, params: Params, group: Group, site: Site) -> Part
             starts[name] = find_array(adapter, params, key + START if factor.trainable else key)
 
     def local(name: str, value: Array) -> Array:
-        modes = network.factors[name].modes
-        return cut(value, modes, network.sizes, {mode: index[mode] for mode in modes if mode in index})
+        factor = network.factors[name]
+        held = cut(value, factor.held, network.sizes, {mode: index[mode] for mode in factor.held if mode in index})
+        return map_factor(factor.map, held)
 
     factors = [
         local(name, value if network.factors[name].trainable else lax.stop_gradient(value))

@@ -9,6 +9,7 @@ from jax import Array, lax
 
 from tnadapt import Adapter, Group, Network, Site, SiteError
 from tnadapt_jax._apply import Parts, apply_parts, check_x, cut
+from tnadapt_jax._maps import map_factor
 from tnadapt_jax._params import START, Params, check_params, check_shape, find_array
 
 __all__ = ["apply_in_layer", "scan_split"]
@@ -148,9 +149,9 @@ def _kind(
     for factor, of_factor in network.factors.items():
         names = tuple(adapter.slot_name(group, factor) for group, _ in stack)
         indices = [group.index(member) for group, member in stack]
-        places = tuple({mode: index[mode] for mode in of_factor.modes if mode in index} for index in indices)
-        local = tuple(network.sizes[mode] for mode in network.local_modes(factor))
-        sources.append(Source(factor, of_factor.modes, names, places, kind, adapter.slots[names[0]].shape, local))
+        places = tuple({mode: index[mode] for mode in of_factor.held if mode in index} for index in indices)
+        local = tuple(network.sizes[mode] for mode in of_factor.held if mode not in network.over)
+        sources.append(Source(factor, of_factor.held, names, places, kind, adapter.slots[names[0]].shape, local))
     return Kind(site, network, tuple(sources))
 
 
@@ -192,6 +193,10 @@ def _rows(value: Array, rows: Sequence[int], axis: int) -> Array:
 
 def _in_body(network: Network, source: Source, shared: Arrays, layer: Arrays, suffix: str) -> Array:
     """The factor that one layer's weight reads."""
+    return map_factor(network.factors[source.factor].map, _held_in_body(network, source, shared, layer, suffix))
+
+
+def _held_in_body(network: Network, source: Source, shared: Arrays, layer: Arrays, suffix: str) -> Array:
     held, key = (shared if source.is_shared else layer), source.key + suffix
     if key not in held:
         raise SiteError(

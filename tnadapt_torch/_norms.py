@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tnadapt import Adapter, Group, Network
 from tnadapt_torch._blocks import Hook
+from tnadapt_torch._maps import map_factor
 
 __all__: list[str] = []
 
@@ -33,7 +34,10 @@ def _square(adapter: Adapter, group: Group, wide: Mapping[str, Tensor]) -> float
     """Sum over the sites of a group of ||dW||^2."""
     network = group.network
     equation, kept = contraction(network)
-    parts = [wide[adapter.slot_name(group, name)][tuple(map(slice, network.shape(name)))] for name in network.factors]
+    parts = []
+    for name, factor in network.factors.items():
+        held = wide[adapter.slot_name(group, name)][tuple(slice(network.sizes[mode]) for mode in factor.held)]
+        parts.append(map_factor(factor.map, held) if factor.map else held)
     squares = opt_einsum.contract(equation, *parts, *parts)
     places = [group.index(site) for site in group.sites]
     chosen = [squares[tuple(place[mode] for mode in kept)] for place in places]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tnadapt import BUCKETS, Network
 from tnadapt_torch._lower import Code, lower_apply, lower_delta
+from tnadapt_torch._maps import map_factor
 
 __all__: list[str] = []
 
@@ -100,6 +101,18 @@ class Row:
     def read(self) -> Tensor:
         """As `Ref` says."""
         return self.stack.read(self.index)
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """A factor that is made anew at each read from what is held."""
+
+    ref: Ref
+    map: str
+
+    def read(self) -> Tensor:
+        """As `Ref` says."""
+        return map_factor(self.map, self.ref.read())
 
 
 def _unbind(tensor: Tensor, axes: tuple[int, ...]) -> Any:

@@ -21,7 +21,7 @@ from tnadapt_torch._groups import parameter_groups
 from tnadapt_torch._merge import Merged
 from tnadapt_torch._norms import norms
 from tnadapt_torch._saved import SavedModules, find_tie
-from tnadapt_torch._site import Part, Ref, Row, SiteHook, Stack
+from tnadapt_torch._site import Mapped, Part, Ref, Row, SiteHook, Stack
 from tnadapt_torch._weight import Weight
 
 __all__ = ["AdapterState"]
@@ -96,16 +96,19 @@ class AdapterState(nn.Module):
             key += START
         elif is_start and group.network.factors[factor].trainable:
             tree = self.start
-        network, modes = group.network, group.network.factors[factor].modes
+        node = group.network.factors[factor]
+        modes = node.held
         owner, leaf = leaf_of(tree, key)
         table = owner._parameters if leaf in owner._parameters else owner._buffers
         place = group.index(site)
         if axes := tuple(axis for axis, mode in enumerate(modes) if mode in place):
             stack = self.stacks.setdefault((tree is self.start, key), Stack(table, leaf, axes))
-            return Row(stack, tuple(place[modes[axis]] for axis in axes))
-        shape = network.shape(factor)
+            row = Row(stack, tuple(place[modes[axis]] for axis in axes))
+            return Mapped(row, node.map) if node.map else row
+        shape = tuple(group.network.sizes[mode] for mode in modes)
         whole = shape == self.adapter.slots[key].shape
-        return Part(table, leaf, None if whole else tuple(map(slice, shape)))
+        part = Part(table, leaf, None if whole else tuple(map(slice, shape)))
+        return Mapped(part, node.map) if node.map else part
 
     def folds(self, weight: Weight) -> bool:
         """Whether the update goes into this weight and not into the output of its module."""

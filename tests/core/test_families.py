@@ -183,6 +183,29 @@ def quanta(p, at):
     return x.reshape(SHAPE[1], SHAPE[0]).T
 
 
+def reflection(v):
+    return np.eye(len(v)) - 2 * np.outer(v, v) / (v @ v)
+
+
+def householder(p, at):
+    """Of the first four columns; the frozen ones between are drawn anew here, too."""
+    return reflection(p["u"]) @ p["I"] @ np.diag(p["s"]) @ p["J"].T @ reflection(p["v"]).T
+
+
+def quantum_peft(p, at):
+    """Two qubits: a rotation of each, CZ, a rotation of each; on both sides. The sign gates are drawn anew, too."""
+
+    def turn(angle):
+        return np.array([[np.cos(angle / 2), -np.sin(angle / 2)], [np.sin(angle / 2), np.cos(angle / 2)]])
+
+    def circuit(side):
+        first = np.kron(turn(p[f"R_{side}0_1"]), turn(p[f"R_{side}0_2"]))
+        second = np.kron(turn(p[f"R_{side}1_1"]), turn(p[f"R_{side}1_2"]))
+        return second @ np.diag(p[f"Z_{side}1_1"].ravel()) @ first
+
+    return circuit("o") @ np.diag(p["s"].ravel()) @ circuit("i").T
+
+
 FORMULAS: dict[str, Formula] = {
     "lora frozen a": lora_fa,
     "lora_xs": lora_xs,
@@ -214,6 +237,8 @@ FORMULAS: dict[str, Formula] = {
     "flora kernel": flora_kernel,
     "flora gaussian": flora_gaussian,
     "quanta": quanta,
+    "householder": householder,
+    "quantum_peft": quantum_peft,
 }
 ELSEWHERE = {"loha", "lokr", "lora", "lorta", "lotr", "tera", "tlora", "vera"}  # test_products.py and test_apply.py
 ELSEWHERE |= {"abba", "dota", "lora_pt", "pissa", "tcurlora"}  # test_starts.py

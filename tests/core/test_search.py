@@ -129,8 +129,16 @@ def test_the_optimizer_refuses_what_it_does_not_know():
         opt_einsum.contract_path(
             "ab,bc,cd->ad", (2, 3), (3, 4), (4, 5), shapes=True, optimize=ExactOrder(needs_grad=[True])
         )
+    modes = tuple(f"m{number}" for number in range(70))
+    wide = Question((modes, modes), (), dict.fromkeys(modes, 1), (True, True), (False, False))
     with pytest.raises(PlanError, match="at most 62 modes"):
-        search(chain(70), OBJECTIVES["flops"])
+        search(wide, OBJECTIVES["flops"])
+
+
+def test_many_operands_get_an_order_that_is_not_proven():
+    order = search(chain(70), OBJECTIVES["flops"])
+    assert not order.exact
+    assert len(order.pairs) == len(chain(70).inputs) - 1
 
 
 def test_the_mask_changes_the_order():

@@ -66,6 +66,22 @@ OWN = {
     "all sizes from one": own("out in", "kind", A=t("out r"), B=t("r in"), k=t("kind")),
 }
 
+MAPPED = {  # a spec, whose maps make square nodes as long as an axis
+    name: AdapterSpec(
+        name="mapped", weight="out in", over=over, factors=nodes, scale=raw(0.5), identity_at_start=False, ties=ties
+    )
+    for name, over, nodes, ties in (
+        (
+            "reflections",
+            "",
+            {"u": trainable("out a", map="householder"), "s": t("a b"), "v": trainable("in b", map="householder")},
+            {"a": "out", "b": "in"},
+        ),
+        ("cayley", "layer", {"Q": trainable("layer out a", map="cayley"), "B": t("a in")}, {"a": "out"}),
+        ("rotation", "layer", {"A": t("out p"), "R": trainable("layer p q", map="rotation"), "B": t("q in")}, {}),
+    )
+}
+
 CENTERED = {
     "two factors": {"A": trainable("out r"), "B": trainable("r in")},
     "stacked": {"A": trainable("layer out r"), "B": trainable("r in"), "s": trainable("layer")},

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 import tnadapt_jax
 from tests.parity import sides
-from tests.parity.cases import CENTERED, FAMILIES, OWN, SITES
+from tests.parity.cases import CENTERED, FAMILIES, MAPPED, OWN, SITES
 from tests.parity.jax_side import by_jax
 from tnadapt import AdapterSpec, Site, families, grid, init, raw
 
@@ -60,6 +60,11 @@ def test_a_family_in_fewer_bits(family, dtype):
 def test_a_spec_of_ones_own(spec):
     """In a scan, which reads the factors as the sites do; the random specs are asked site by site."""
     compare(spec, SITES, "float64", rank=2, ways=("scan",))
+
+
+@pytest.mark.parametrize("spec", MAPPED.values(), ids=MAPPED)
+def test_a_spec_with_maps(spec):
+    compare(spec, SITES, "float64", rank=2)
 
 
 @pytest.mark.parametrize("factors", CENTERED.values(), ids=CENTERED)

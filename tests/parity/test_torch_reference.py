@@ -8,7 +8,7 @@ pytest.importorskip("torch")
 import torch
 
 from tests.parity import sides
-from tests.parity.cases import CENTERED, FAMILIES, OWN, SITES, own, t
+from tests.parity.cases import CENTERED, FAMILIES, MAPPED, OWN, SITES, own, t
 from tnadapt import (
     AdapterSpec,
     Site,
@@ -68,6 +68,12 @@ def test_a_centered_spec_starts_at_exactly_nothing():
         assert not state.delta(path).any()
         update = module(torch.ones(3, module.in_features))
         assert update.abs().max() <= 1e-6
+
+
+@every_dtype
+@pytest.mark.parametrize("spec", MAPPED.values(), ids=MAPPED)
+def test_a_spec_with_maps(spec, dtype):
+    sides.compare(spec, SITES, dtype, rank=2)
 
 
 @every_dtype

@@ -3,6 +3,7 @@
 from tnadapt.families._blocks import btt, gralora, monarch, mora
 from tnadapt.families._circuit import quanta
 from tnadapt.families._matrix import lora, lora_xs, mtlora, pissa, randlora, tlora, vera
+from tnadapt.families._orthogonal import householder, quantum_peft
 from tnadapt.families._product import abba, kadaptation, krona, loha, lokr, superlora
 from tnadapt.families._tensor import lorta, lotr, tera
 from tnadapt.families._train import dota, fact_tt, loretta, lotr_tt, metatt, tt_lora
@@ -18,6 +19,7 @@ __all__ = [
     "fact_tt",
     "flora",
     "gralora",
+    "householder",
     "kadaptation",
     "krona",
     "loha",
@@ -35,6 +37,7 @@ __all__ = [
     "mtlora",
     "pissa",
     "quanta",
+    "quantum_peft",
     "randlora",
     "superlora",
     "tcurlora",

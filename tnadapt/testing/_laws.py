@@ -118,7 +118,7 @@ def freedom_is_the_rank_of_the_jacobian(adapter: Adapter, random: np.random.Gene
     group = adapter.groups[int(random.integers(len(adapter.groups)))]
     names = [adapter.slot_name(group, name) for name, factor in group.network.factors.items() if factor.trainable]
     entries = sum(math.prod(adapter.slots[name].shape) for name in names)
-    if entries > FEW:
+    if entries > FEW or any(factor.map for factor in group.network.factors.values()):
         return
     stated = degrees_of_freedom(adapter, group)
     expect(stated.trainable == entries, f"{stated.trainable} trainable numbers are stated, the arrays have {entries}")
@@ -170,6 +170,8 @@ def sharing_is_what_the_modes_say(adapter: Adapter, random: np.random.Generator)
     for name, slot in adapter.slots.items():
         if adapter.spec.centered and not slot.factor.trainable:
             continue  # the update of a centered spec is 0 while nothing trained has moved
+        if slot.factor.map and slot.sizes[slot.factor.modes[-1]] == 1:
+            continue  # a reflection or an orthogonal matrix of one row is the same for all numbers
         readers = dict(_readers(adapter, name))
         for row in dict.fromkeys(readers.values()):
             place = tuple(slice(None) if at is None else at for at in row)
@@ -186,7 +188,7 @@ def _readers(adapter: Adapter, name: str) -> Iterator[tuple[str, tuple[int | Non
     for group in adapter.groups:
         for factor, law in group.network.factors.items():
             if adapter.slot_name(group, factor) == name:
-                yield from ((site.path, tuple(map(group.index(site).get, law.modes))) for site in group.sites)
+                yield from ((site.path, tuple(map(group.index(site).get, law.held))) for site in group.sites)
 
 
 def linear_in_each_factor(adapter: Adapter, random: np.random.Generator) -> None:
@@ -194,10 +196,10 @@ def linear_in_each_factor(adapter: Adapter, random: np.random.Generator) -> None
     site, by = some_site(adapter, random), float(random.uniform(-3, 3))
     params, other = (random_params(adapter, random, frozen=not adapter.spec.centered) for _ in range(2))
     group, _ = adapter.find(site)
-    names = {  # but for frozen ones that are read from the host: they are in the start, too
+    names = {  # but for maps, and for frozen ones that are read from the host: they are in the start, too
         adapter.slot_name(group, name)
         for name, factor in group.network.factors.items()
-        if factor.trainable or not (adapter.spec.centered and factor.init.is_read)
+        if not factor.map and (factor.trainable or not (adapter.spec.centered and factor.init.is_read))
     }
     nothing = dense(adapter, {name: np.zeros(value.shape) for name, value in params.items()}, site)
     for name in names:
@@ -252,6 +254,8 @@ def gradients_are_differences(adapter: Adapter, random: np.random.Generator) -> 
         return sum(float(np.sum(pulls[site.path] * delta(adapter, moved, site))) for site in adapter.sites)
 
     for name, gradient in found.items():
+        if adapter.slots[name].factor.map:
+            continue  # a difference of finite step is no derivative there
         way = random.standard_normal(gradient.shape)
         ahead, behind = (value(params | {name: params[name] + sign * STEP * way}) for sign in (1, -1))
         longest = {name: np.abs(params[name]) + np.abs(way)}  # the moved values have no longer terms than these

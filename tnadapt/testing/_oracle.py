@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tnadapt._init import Params, init
+from tnadapt._maps import map_factor, pull_back
 from tnadapt._network import Group, Network
 from tnadapt._plan import Plan
 from tnadapt._site import Site
@@ -40,16 +41,16 @@ def start_params(adapter: Adapter) -> Params:
 def cut_of(adapter: Adapter, group: Group, site: Site, factor: str) -> tuple[int | slice, ...]:
     """Where a site's part of a factor lies in the array of params: its row along site modes, the leading part."""
     index, sizes = group.index(site), group.network.sizes
-    return tuple(index.get(mode, slice(sizes[mode])) for mode in group.network.factors[factor].modes)
+    return tuple(index.get(mode, slice(sizes[mode])) for mode in group.network.factors[factor].held)
 
 
 def local(adapter: Adapter, params: Mapping[str, Array], site: Site) -> tuple[Network, dict[str, Array]]:
     """The network of a site and the arrays that it reads, by factor, without site modes."""
     group, _ = adapter.find(site)
-    arrays = {
-        name: np.asarray(params[adapter.slot_name(group, name)])[cut_of(adapter, group, site, name)]
-        for name in group.network.factors
-    }
+    arrays = {}
+    for name, factor in group.network.factors.items():
+        held = np.asarray(params[adapter.slot_name(group, name)])[cut_of(adapter, group, site, name)]
+        arrays[name] = map_factor(factor.map, held)
     return group.network, arrays
 
 
@@ -100,8 +101,8 @@ def _spread(array: Array, modes: tuple[str, ...], order: list[str]) -> Array:
 def gradients(adapter: Adapter, params: Mapping[str, Array], pulls: Mapping[str, npt.ArrayLike]) -> Params:
     """The gradient of sum(pull * delta), over the sites that have a pull, by every trainable entry.
 
-    `pulls` maps paths to arrays of the shape of that site's weight. An update is linear in each factor, so its
-    gradient is the network without that factor. Answers by the names of params, in their shapes.
+    `pulls` maps paths to arrays of the shape of that site's weight. An update is linear in each node, so the gradient
+    by it is the network without it, which its map pulls back. Answers by the names of params, in their shapes.
     """
     totals = {name: np.zeros(slot.shape) for name, slot in adapter.slots.items() if slot.factor.trainable}
     for path, pull in pulls.items():
@@ -114,7 +115,8 @@ def gradients(adapter: Adapter, params: Mapping[str, Array], pulls: Mapping[str,
                 others = [(array, network.local_modes(other)) for other, array in arrays.items() if other != name]
                 part = _product([*others, (split, tuple(outer))], network.local_modes(name), network)
                 place = cut_of(adapter, group, site, name)
-                totals[adapter.slot_name(group, name)][place] += network.scale * part
+                held = np.asarray(params[adapter.slot_name(group, name)])[place]
+                totals[adapter.slot_name(group, name)][place] += network.scale * pull_back(factor.map, held, part)
     return totals
 
 

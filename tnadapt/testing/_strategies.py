@@ -157,6 +157,8 @@ def adapters(
     """A spec bound to random sites: this one, or a random one. Ranks from 1 to 3 unless given."""
     chosen = spec if spec is not None else draw(specs(centered=centered))
     told = dict(sizes or {})
+    turned = {mode for factor in chosen.factors.values() if factor.map == "rotation" for mode in factor.modes[-2:]}
+    told |= {mode: 2 for mode in sorted(turned) if mode not in chosen.ties}
     for mode in modes_of(chosen.given):
         if not any(mode in axis and len({*axis} - {*told}) < 2 for axis in chosen.axes):  # noqa: PLR2004
             told[mode] = draw(RANKS)

@@ -1,0 +1,171 @@
+"""Maps on factors: what they make, their pull-backs, zero vectors, sizes that do not fit."""
+
+import numpy as np
+import pytest
+
+from tnadapt import (
+    AdapterSpec,
+    PlanError,
+    Site,
+    SiteError,
+    SpecError,
+    count,
+    degrees_of_freedom,
+    delta,
+    families,
+    from_json,
+    init,
+    load,
+    map_factor,
+    orthogonal,
+    plan,
+    pull_back,
+    raw,
+    report,
+    save,
+    to_json,
+    trainable,
+    zeros,
+)
+from tnadapt.testing import random_params
+
+SHAPES = {"rotation": (3,), "householder": (3, 4), "cayley": (3, 4, 4), "": (3, 4)}
+QUBITS = families.quantum_peft(qubits=2)
+
+
+@pytest.mark.parametrize("name", ["rotation", "householder", "cayley"])
+def test_every_node_is_orthogonal(name):
+    node = map_factor(name, np.random.default_rng(0).standard_normal(SHAPES[name]))
+    size = node.shape[-1]
+    assert node.shape == (3, size, size)
+    np.testing.assert_allclose(node @ node.swapaxes(1, 2), np.broadcast_to(np.eye(size), node.shape), atol=1e-12)
+    np.testing.assert_allclose(np.linalg.det(node), -1 if name == "householder" else 1, rtol=1e-12)
+
+
+def test_the_nodes_by_their_formulas():
+    t, v, x = 0.7, np.array([1.0, 2.0, -2.0]), np.arange(9.0).reshape(3, 3)
+    np.testing.assert_allclose(map_factor("rotation", np.array(t)) @ [1, 0], [np.cos(t / 2), np.sin(t / 2)])
+    np.testing.assert_allclose(map_factor("householder", v) @ v, -v)
+    np.testing.assert_allclose(map_factor("householder", v) @ [2, -1, 0], [2, -1, 0])
+    skew = x - x.T
+    wanted = (np.eye(3) - skew) @ np.linalg.inv(np.eye(3) + skew)
+    np.testing.assert_allclose(map_factor("cayley", x), wanted, atol=1e-12)
+    assert map_factor("", v) is v
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_pull_back_is_the_transposed_derivative(name):
+    random = np.random.default_rng(0)
+    held, way = random.standard_normal(SHAPES[name]), random.standard_normal(SHAPES[name])
+    gradient = random.standard_normal(map_factor(name, held).shape)
+    step = 1e-6
+    ahead, behind = (float(np.sum(map_factor(name, held + sign * step * way) * gradient)) for sign in (1, -1))
+    found = pull_back(name, held, gradient)
+    assert found.shape == held.shape
+    assert np.sum(found * way) == pytest.approx((ahead - behind) / (2 * step), rel=1e-7)
+
+
+def test_a_zero_vector_reflects_nothing_and_has_no_gradient():
+    assert (map_factor("householder", np.zeros((2, 3))) == np.eye(3)).all()
+    assert not pull_back("householder", np.zeros((2, 3)), np.ones((2, 3, 3))).any()
+
+
+def test_zero_vectors_are_safe_in_the_frameworks():
+    torch = pytest.importorskip("torch")
+    from tnadapt_torch._maps import map_factor as by_torch
+
+    held = torch.zeros(2, 3, requires_grad=True)
+    by_torch("householder", held).sum().backward()
+    assert (held.grad == 0).all()
+    jax = pytest.importorskip("jax")
+    from tnadapt_jax._maps import map_factor as by_jax
+
+    assert (jax.grad(lambda v: by_jax("householder", v).sum())(jax.numpy.zeros((2, 3))) == 0).all()
+
+
+@pytest.mark.parametrize("qubits", [2, 4, 6])
+@pytest.mark.parametrize("layers", [0, 1, 2])
+def test_a_circuit_is_orthogonal_and_has_the_angles_of_the_paper(qubits, layers):
+    """(2 L + 1) q - 2 L for each of the two (arXiv:2503.05431, by a digest)."""
+    size = 2**qubits
+    adapter = families.quantum_peft(qubits=qubits, layers=layers).bind([Site("w", (size, size))])
+    assert count(adapter).trainable == 2 * ((2 * layers + 1) * qubits - 2 * layers) + size
+    params = random_params(adapter, np.random.default_rng(0))
+    values = np.linalg.svd(delta(adapter, params, "w"), compute_uv=False)
+    np.testing.assert_allclose(values, np.sort(np.abs(params["s"].ravel()))[::-1], atol=1e-12)
+    assert not delta(adapter, init(adapter), "w").any()
+
+
+def test_many_qubits_are_planned():
+    made = plan(families.quantum_peft(qubits=10).bind([Site("w", (1024, 1024))]).networks[0])
+    assert not made.exact
+
+
+def test_a_file_and_a_text_hold_what_is_held(tmp_path):
+    adapter = families.householder().bind([Site("w", (6, 4))], rank=3)
+    assert from_json(to_json(adapter)) == adapter
+    params = random_params(adapter, np.random.default_rng(0))
+    assert params["u"].shape == (6,)
+    save(adapter, params, tmp_path / "a")
+    again, loaded = load(tmp_path / "a")
+    assert (delta(again, loaded, "w") == delta(adapter, params, "w")).all()
+    assert "householder of normal" in str(adapter.spec)
+
+
+@pytest.mark.parametrize(
+    ("factors", "message"),
+    [
+        (
+            {"A": trainable("out r", map="turn"), "B": trainable("r in", init=zeros())},
+            "'A': unknown map 'turn'; known: rot",
+        ),
+        (
+            {"A": trainable("layer out", map="cayley"), "B": trainable("in", init=zeros())},
+            "'A': map cayley: makes its last",
+        ),
+        (
+            {"A": trainable("out", map="cayley"), "B": trainable("in", init=zeros())},
+            "'A': map cayley: makes its last two",
+        ),
+        (
+            {"A": trainable("out r", map="cayley", init=orthogonal()), "B": trainable("r in", init=zeros())},
+            "'A': map cayley: starts by one of constant, normal, uniform",
+        ),
+        (
+            {"A": trainable("out r", map="cayley", init=zeros()), "B": trainable("r in")},
+            "the update does not start at 0",
+        ),
+    ],
+)
+def test_a_map_that_cannot_be_is_refused(factors, message):
+    with pytest.raises(SpecError, match=message):
+        AdapterSpec(name="own", weight="out in", over="layer", factors=factors, scale=raw())
+
+
+@pytest.mark.parametrize(
+    ("map", "rank", "message"),
+    [
+        ("rotation", 3, r"factor 'A': the sizes of 'p' and 'q', which a rotation makes, must be 2 and 2\.\nHowever"),
+        ("cayley", {"p": 3, "q": 2}, r"which a cayley makes, must be equal\.\nHowever, they are 3 and 2"),
+        ("householder", {"p": 3, "q": 2}, r"which a householder makes, must be equal"),
+    ],
+)
+def test_sizes_that_a_map_does_not_make_are_told(map, rank, message):
+    factors = {"O": trainable("out p", init=zeros()), "A": trainable("p q", map=map), "B": trainable("q in")}
+    spec = AdapterSpec(name="own", weight="out in", factors=factors, scale=raw())
+    with pytest.raises(SiteError, match=message):
+        spec.bind([Site("w", (6, 4))], rank=rank)
+
+
+def test_axes_that_are_no_power_of_two_are_told():
+    with pytest.raises(SiteError, match=r"which a rotation makes, must be 2 and 2\.\nHowever, they are"):
+        QUBITS.bind([Site("w", (12, 12))])
+    with pytest.raises(SpecError, match=r"qubits: must be even, for gates on pairs, got 3; 4 is"):
+        families.quantum_peft(qubits=3)
+
+
+def test_freedom_is_for_polynomials_and_the_report_leaves_it_out():
+    adapter = families.householder().bind([Site("w", (6, 4))], rank=3)
+    with pytest.raises(PlanError, match="an update is no polynomial in what u holds"):
+        degrees_of_freedom(adapter)
+    assert report(adapter).networks[0].freedom is None
