@@ -30,11 +30,13 @@ from tnadapt._init import Params, init
 from tnadapt._json import from_json, to_json
 from tnadapt._network import Group, Network
 from tnadapt._plan import BUCKETS, Plan, Step, bucket, plan
+from tnadapt._project import Projection, Sweep, project
 from tnadapt._rank import Cut, generic_rank, minimum_cut, rank_bound
 from tnadapt._report import Comparison, NetworkReport, Report, compare, report
 from tnadapt._search import OBJECTIVES, Cost, ExactOrder, Objective
 from tnadapt._site import Block, Site, grid, split_sites
 from tnadapt._spec import Adapter, AdapterSpec, Slot
+from tnadapt._updates import LowRank, low_rank
 
 __all__ = [
     "BUCKETS",
@@ -56,6 +58,7 @@ __all__ = [
     "Host",
     "Init",
     "LawError",
+    "LowRank",
     "Network",
     "NetworkReport",
     "Objective",
@@ -63,6 +66,7 @@ __all__ = [
     "Params",
     "Plan",
     "PlanError",
+    "Projection",
     "Report",
     "Scale",
     "Site",
@@ -70,6 +74,7 @@ __all__ = [
     "Slot",
     "SpecError",
     "Step",
+    "Sweep",
     "TnadaptError",
     "apply",
     "bucket",
@@ -91,6 +96,7 @@ __all__ = [
     "kaiming_normal",
     "kaiming_uniform",
     "load",
+    "low_rank",
     "merge",
     "minimum_cut",
     "normal",
@@ -99,6 +105,7 @@ __all__ = [
     "over_rank",
     "over_sqrt_rank",
     "plan",
+    "project",
     "rank_bound",
     "raw",
     "read",
