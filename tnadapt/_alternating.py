@@ -77,6 +77,14 @@ class Problem:
         return found
 
     @cached_property
+    def is_tree(self) -> bool:
+        """Whether all factors are trained and hang together without loops: pairs then go down to what HOOI finds."""
+        factors = self.network.factors.values()
+        shared = {mode for mode in self.network.sizes if sum(mode in factor.modes for factor in factors) > 1}
+        in_links = {mode for bonds in self.links.values() for mode in bonds}
+        return in_links == shared - set(self.network.over) and len(self.links) == len(factors) - 1
+
+    @cached_property
     def mask(self) -> list[Operand]:
         """What an inner product of two networks needs beside them: holes, and site modes that no factor carries."""
         over = self.network.over

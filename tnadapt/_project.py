@@ -19,7 +19,7 @@ from tnadapt._updates import LowRank, Update, check_update, given_params, terms_
 
 __all__ = ["Projection", "Sweep", "project"]
 
-STARTS, SWEEPS, TOLERANCE = 4, 100, 1e-5
+SWEEPS, TOLERANCE = 100, 1e-5
 RACE = 5  # sweeps after which the best start goes on alone
 ROUNDED = 1e-8  # relative: a Gram matrix tells no smaller errors from 0
 
@@ -61,7 +61,7 @@ def project(
     seed: int = 0,
     overparametrized: bool = False,
     start: Mapping[str, npt.ArrayLike] | None = None,
-    starts: int = STARTS,
+    starts: int | None = None,
     sweeps: int = SWEEPS,
     tolerance: float = TOLERANCE,
     tell: Callable[[Sweep], None] | None = None,
@@ -81,7 +81,8 @@ def project(
         seed: of the frozen factors and of the random starts.
         overparametrized: as for `bind`.
         start: params to begin at, in place of our own starts.
-        starts: how many starts of our own are tried. A network without loops and hyperedges needs but one.
+        starts: how many starts of our own are tried; by default four, and one where the trained factors form a tree, as
+            in LoRA, in a Tucker tensor or in a train.
         sweeps: at most so many over the factors of a group.
         tolerance: a sweep that lowers the error by less than this part of it is the last.
         tell: called after each sweep.
@@ -90,7 +91,7 @@ def project(
         SiteError: an update that is not finite or not of its site's shape; a start that is not this adapter's; sizes
             as for `bind`.
     """
-    if min(starts, sweeps) < 1:
+    if sweeps < 1 or (starts is not None and starts < 1):
         raise SiteError(f"project: starts and sweeps must be at least 1, got {starts} and {sweeps}.")
     arrays = {site: update if isinstance(update, LowRank) else np.asarray(update) for site, update in updates.items()}
     for site, update in arrays.items():

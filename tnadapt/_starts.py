@@ -10,18 +10,26 @@ from tnadapt._einsum import Array, Modes, contract, primed
 
 __all__: list[str] = []
 
+STARTS = 4
 OVERSAMPLED, ROUNDS = 16, 3  # of the subspace iteration
 SKETCH = "(sketch)"
 
 
-def starts_of(problem: Problem, factors: Mapping[str, Array], count: int, seed: Sequence[int]) -> Iterator[Factors]:
-    """So many starts: the spectral one, that of training, and random ones. One will do where one factor is trained."""
+def starts_of(
+    problem: Problem, factors: Mapping[str, Array], count: int | None, seed: Sequence[int]
+) -> Iterator[Factors]:
+    """So many starts: the spectral one, that of training, and random ones.
+
+    Without a count: one where the factors form a tree, or only one is trained, else four.
+    """
     random = np.random.default_rng(seed)
+    if count is None:
+        count = 1 if problem.is_tree or len(problem.trainable) == 1 else STARTS
     yield spectral_start(problem, factors, random)
-    if count > 1 and len(problem.trainable) > 1:
+    if count > 1:
         yield trained_start(problem, factors)
-        for _ in range(count - 2):
-            yield random_start(problem, factors, random)
+    for _ in range(count - 2):
+        yield random_start(problem, factors, random)
 
 
 def random_start(problem: Problem, factors: Mapping[str, Array], random: np.random.Generator) -> Factors:
