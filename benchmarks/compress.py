@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from timing import arguments, report
 
-from tnadapt import AdapterSpec, LowRank, Site, count, families, find_host, project
+from tnadapt import AdapterSpec, LoRA, Site, count, families, find_host, project
 
 RANK, SWEEPS = 16, 10
 HOSTS = ("roberta-base", "llama-2-7b")
@@ -30,7 +30,7 @@ SPECS: Mapping[str, tuple[AdapterSpec, int]] = {
 }
 
 
-def updates_of(sites: tuple[Site, ...], kind: str) -> dict[Site, LowRank]:
+def updates_of(sites: tuple[Site, ...], kind: str) -> dict[Site, LoRA]:
     """A LoRA a site: with one left and one right side for all, but for a square between them, or each by itself."""
     random = np.random.default_rng(0)
     out, inner = sites[0].shape
@@ -38,9 +38,9 @@ def updates_of(sites: tuple[Site, ...], kind: str) -> dict[Site, LowRank]:
     found = {}
     for site in sites:
         if kind == "exact":
-            found[site] = LowRank(left @ random.standard_normal((RANK, RANK)), right)
+            found[site] = LoRA(right, left @ random.standard_normal((RANK, RANK)), 1.0)
         else:
-            found[site] = LowRank(random.standard_normal((out, RANK)), random.standard_normal((RANK, inner)))
+            found[site] = LoRA(random.standard_normal((RANK, inner)), random.standard_normal((out, RANK)), 1.0)
     return found
 
 

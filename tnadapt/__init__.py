@@ -10,7 +10,10 @@ from tnadapt._factor import (
     Init,
     Scale,
     constant,
+    cur,
+    cyclic,
     frozen,
+    identity,
     kaiming_normal,
     kaiming_uniform,
     normal,
@@ -18,17 +21,25 @@ from tnadapt._factor import (
     orthogonal,
     over_rank,
     over_sqrt_rank,
+    projection,
     raw,
+    singular,
+    train,
     trainable,
+    tubal,
     uniform,
     zeros,
 )
-from tnadapt._format import Checkpoint, file_size, load, read, save
+from tnadapt._format import Checkpoint, digests, file_size, load, read, save
 from tnadapt._freedom import Freedom, degrees_of_freedom, first_gradients
 from tnadapt._hosts import Host, find_host
-from tnadapt._init import Params, init
+from tnadapt._init import Params, init, redraw
 from tnadapt._json import from_json, to_json
+from tnadapt._lora import LoRA, to_lora
 from tnadapt._network import Group, Network
+from tnadapt._peft_export import Written, save_as_lora
+from tnadapt._peft_import import read_peft
+from tnadapt._places import sites_of
 from tnadapt._plan import BUCKETS, Plan, Step, bucket, plan
 from tnadapt._project import Projection, Sweep, project
 from tnadapt._rank import Cut, generic_rank, minimum_cut, rank_bound
@@ -36,7 +47,7 @@ from tnadapt._report import Comparison, NetworkReport, Report, compare, report
 from tnadapt._search import OBJECTIVES, Cost, ExactOrder, Objective
 from tnadapt._site import Block, Site, grid, split_sites
 from tnadapt._spec import Adapter, AdapterSpec, Slot
-from tnadapt._updates import LowRank, low_rank
+from tnadapt._updates import low_rank
 
 __all__ = [
     "BUCKETS",
@@ -58,7 +69,7 @@ __all__ = [
     "Host",
     "Init",
     "LawError",
-    "LowRank",
+    "LoRA",
     "Network",
     "NetworkReport",
     "Objective",
@@ -76,13 +87,17 @@ __all__ = [
     "Step",
     "Sweep",
     "TnadaptError",
+    "Written",
     "apply",
     "bucket",
     "compare",
     "constant",
     "count",
+    "cur",
+    "cyclic",
     "degrees_of_freedom",
     "delta",
+    "digests",
     "draw",
     "file_size",
     "find_host",
@@ -92,6 +107,7 @@ __all__ = [
     "frozen",
     "generic_rank",
     "grid",
+    "identity",
     "init",
     "kaiming_normal",
     "kaiming_uniform",
@@ -106,14 +122,23 @@ __all__ = [
     "over_sqrt_rank",
     "plan",
     "project",
+    "projection",
     "rank_bound",
     "raw",
     "read",
+    "read_peft",
+    "redraw",
     "report",
     "save",
+    "save_as_lora",
+    "singular",
+    "sites_of",
     "split_sites",
     "to_json",
+    "to_lora",
+    "train",
     "trainable",
+    "tubal",
     "uniform",
     "zeros",
 ]

@@ -9,9 +9,9 @@ import opt_einsum
 
 from tnadapt._errors import SiteError
 from tnadapt._init import draw
-from tnadapt._network import Group
+from tnadapt._network import Group, Network
 from tnadapt._site import Site
-from tnadapt._spec import Adapter
+from tnadapt._spec import START, Adapter
 
 __all__ = ["apply", "delta", "merge"]
 
@@ -30,12 +30,10 @@ def delta(adapter: Adapter, params: Mapping[str, npt.ArrayLike], site: Site | st
             whole[part.rectangle] = delta(adapter, params, part)
         return whole
     group, place = adapter.find(site)
-    update = _contract(adapter, group, place, _arrays(adapter, group, params))
+    update = _contract(group.network, arrays_at(adapter, params, group, place))
     if adapter.spec.centered:
-        start = {adapter.slot_name(group, name): None for name in group.network.factors}
-        update = update - _contract(
-            adapter, group, place, {name: draw(adapter.slots[name], adapter.seed) for name in start}
-        )
+        starts = starts_of(adapter, params, group)
+        update = update - _contract(group.network, arrays_at(adapter, starts, group, place))
     return group.network.scale * update
 
 
@@ -78,28 +76,46 @@ def merge(weight: npt.NDArray[np.floating], update: npt.ArrayLike) -> npt.NDArra
     return merged
 
 
-def _arrays(adapter: Adapter, group: Group, params: Mapping[str, npt.ArrayLike]) -> dict[str, Array]:
-    """The params that a group reads, as float64. Raises SiteError for one that is missing or has another shape."""
-    arrays = {}
+def starts_of(adapter: Adapter, params: Mapping[str, npt.ArrayLike], group: Group) -> dict[str, npt.ArrayLike]:
+    """The starting values of what a group reads, by name in params: drawn again, or from params where they are read."""
+    found: dict[str, npt.ArrayLike] = {}
     for factor in group.network.factors:
+        name = adapter.slot_name(group, factor)
+        slot = adapter.slots.get(name + START, adapter.slots[name])
+        if not slot.factor.init.is_read:
+            found[name] = draw(slot, adapter.seed)
+        elif slot.name in params:
+            found[name] = params[slot.name]
+        else:
+            raise SiteError(f"params: {slot.name!r} is missing.\nIt was read from the host, and cannot be drawn again.")
+    return found
+
+
+def arrays_at(adapter: Adapter, params: Mapping[str, npt.ArrayLike], group: Group, site: Site) -> dict[str, Array]:
+    """What one site reads of params, by factor, without site modes, as float64.
+
+    Raises SiteError for one that is missing or has another shape.
+    """
+    index, arrays = group.index(site), {}
+    for factor, node in group.network.factors.items():
         name = adapter.slot_name(group, factor)
         if name not in params:
             raise SiteError(f"params: {name!r} is missing.\nThis adapter has {', '.join(list(adapter.slots)[:6])}.")
-        arrays[name] = np.asarray(params[name], dtype=np.float64)
-        if arrays[name].shape != adapter.slots[name].shape:
-            wanted = adapter.slots[name].shape
-            raise SiteError(f"params[{name!r}]: must have shape {wanted}.\nHowever, it has {arrays[name].shape}.")
+        value, wanted = np.asarray(params[name]), adapter.slots[name].shape
+        if value.shape != wanted:
+            raise SiteError(f"params[{name!r}]: must have shape {wanted}.\nHowever, it has {value.shape}.")
+        # Cut first, and only then converted: a stack has as many rows as there are sites.
+        cut = tuple(index[mode] if mode in index else slice(group.network.sizes[mode]) for mode in node.modes)
+        arrays[factor] = np.asarray(value[cut], dtype=np.float64)
     return arrays
 
 
-def _contract(adapter: Adapter, group: Group, site: Site, arrays: Mapping[str, Array]) -> Array:
+def _contract(network: Network, arrays: Mapping[str, Array]) -> Array:
     """The sum over all bonds of the product of all factors at one site, without the scale."""
-    network, index = group.network, group.index(site)
     letters = {mode: number for number, mode in enumerate(network.sizes)}
     operands: list[Any] = []
-    for name, factor in network.factors.items():
-        cut = tuple(index[mode] if mode in index else slice(network.sizes[mode]) for mode in factor.modes)
-        operands += [arrays[adapter.slot_name(group, name)][cut], [letters[mode] for mode in network.local_modes(name)]]
+    for name, array in arrays.items():
+        operands += [array, [letters[mode] for mode in network.local_modes(name)]]
     answer = [letters[mode] for mode in (*network.out_modes, *network.in_modes)]
     dense: Array = opt_einsum.contract(*operands, answer)
     return dense.reshape(network.weight_shape)

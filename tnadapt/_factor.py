@@ -10,7 +10,10 @@ __all__ = [
     "Init",
     "Scale",
     "constant",
+    "cur",
+    "cyclic",
     "frozen",
+    "identity",
     "kaiming_normal",
     "kaiming_uniform",
     "normal",
@@ -18,13 +21,19 @@ __all__ = [
     "orthogonal",
     "over_rank",
     "over_sqrt_rank",
+    "projection",
     "raw",
+    "singular",
+    "train",
     "trainable",
+    "tubal",
     "uniform",
     "zeros",
 ]
 
-LAWS = {"constant": "value", "normal": "std", "uniform": "bound", "orthogonal": "gain"}
+LAWS = {"constant": "value", "normal": "std", "uniform": "bound", "orthogonal": "gain", "identity": "gain"}
+READ = ("singular", "train", "projection", "tubal", "cur")  # from the host's weights
+LAWS |= {"cyclic": "gain"} | dict.fromkeys(READ, "gain")
 TINY, HUGE = 1e-30, 1e30  # float32 holds what is made of these
 RULES = ("over_rank", "over_sqrt_rank", "raw")
 
@@ -33,13 +42,15 @@ RULES = ("over_rank", "over_sqrt_rank", "raw")
 class Init:
     """A law for starting values: entries of size `amount / sqrt(fan)`, where fan is the product of the modes' sizes.
 
-    `law` is one of constant, normal (amount: standard deviation), uniform (amount: half-width) and orthogonal
-    (amount: gain). The fan may name any mode of the network, also one that the factor does not carry.
+    `law` is one of constant, normal (amount: standard deviation), uniform (amount: half-width), orthogonal, identity,
+    cyclic (amount: gain), and those that are read from the host's weights. The fan may name any mode of the network,
+    also one that the factor does not carry. `power` is that of the singular values which the vectors are multiplied by.
     """
 
     law: str
     amount: float
     fan: tuple[str, ...] = ()
+    power: float = 0.0
 
     @property
     def is_zero(self) -> bool:
@@ -49,7 +60,12 @@ class Init:
     @property
     def is_redrawn(self) -> bool:
         """Whether the same seed gives the same bits on every machine: not where a linear algebra library has a say."""
-        return self.law != "orthogonal"
+        return self.law != "orthogonal" and not self.is_read
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the values come from the host's weights."""
+        return self.law in READ
 
     def faults(self) -> list[str]:
         """What is wrong with this law by itself."""
@@ -60,6 +76,8 @@ class Init:
             return [
                 f"law {self.law}: its {LAWS[self.law]} must be 0 or from {TINY} to {HUGE} in size, got {self.amount!r}"
             ]
+        if isinstance(self.power, bool) or self.power not in (0, 0.5, 1):
+            return [f"law {self.law}: the power of the singular values must be 0, 0.5 or 1, got {self.power!r}"]
         return []
 
     def __str__(self) -> str:
@@ -67,7 +85,13 @@ class Init:
         if self.law == "constant" and self.amount in (0, 1):
             return "zeros" if self.is_zero else "ones"
         fan = f" / sqrt({'*'.join(self.fan)})" if self.fan else ""
-        return f"{self.law}({LAWS.get(self.law, 'amount')}={self.amount:.6g}{fan})"
+        gain = (
+            ""
+            if self.amount == 1 and LAWS.get(self.law) == "gain"
+            else f"{LAWS.get(self.law, 'amount')}={self.amount:.6g}{fan}"
+        )
+        words = [gain, *([f"power={self.power:g}"] if self.power else [])]
+        return f"{self.law}({', '.join(filter(None, words))})"
 
 
 def zeros() -> Init:
@@ -112,6 +136,51 @@ def kaiming_normal(fan: str, *, slope: float = math.sqrt(5.0)) -> Init:
 def orthogonal(gain: float = 1.0) -> Init:
     """Gain times an orthogonal matrix: the first mode that is no site mode against all others, drawn anew a site."""
     return Init("orthogonal", float(gain))
+
+
+def identity(gain: float = 1.0) -> Init:
+    """Gain where the indices along all modes but the site modes are equal, else 0: a core that passes what it gets."""
+    return Init("identity", float(gain))
+
+
+def cyclic() -> Init:
+    """1 where the index along the first mode is the sum of the others', modulo its size; else 0.
+
+    It joins tensors along the sites by the t-product (Kilmer and Martin 2011), a convolution.
+    """
+    return Init("cyclic", 1.0)
+
+
+def singular(power: float = 0.0, *, gain: float = 1.0) -> Init:
+    """Read from the host: leading singular vectors of its weights, times the singular values to a power of 0, 0.5 or 1.
+
+    The vectors are those of the factor's modes of the weight; the weights of sites whose mode the factor does not carry
+    stand side by side, as in the HOSVD. A factor of in modes alone is paired with the one of the out modes.
+    """
+    return Init("singular", float(gain), power=power)
+
+
+def train() -> Init:
+    """Read from the host: a core of the tensor train of its weights; its cores have this law, by the order of names."""
+    return Init("train", 1.0)
+
+
+def projection() -> Init:
+    """Read from the host: its weights contracted with all other factors, the best core where those are orthonormal."""
+    return Init("projection", 1.0)
+
+
+def tubal(power: float = 0.0) -> Init:
+    """Read from the host: the left, right or middle part of the t-SVD of its weights along the sites.
+
+    A factor carries the bond that a `cyclic` factor joins to the sites. Powers of singular values as in `singular`.
+    """
+    return Init("tubal", 1.0, power=power)
+
+
+def cur() -> Init:
+    """Read from the host: the columns, the rows or the middle part of the tensor CUR of its weights along the sites."""
+    return Init("cur", 1.0)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What a spec must not be: every fault of one, as a line that names it."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Protocol
 
 from tnadapt._factor import Factor, Scale
@@ -30,11 +31,13 @@ class Table(Protocol):
     def caps(self) -> Mapping[str, str]: ...
     @property
     def given(self) -> str: ...
+    @property
+    def ties(self) -> Mapping[str, str]: ...
 
 
 def find_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
     """Every fault of a spec whose weight has these axes: of its names, its modes and its start."""
-    return [*_name_faults(spec, axes), *_mode_faults(spec, axes), *_start_faults(spec)]
+    return [*_name_faults(spec, axes), *_mode_faults(spec, axes), *_law_faults(spec, axes), *_start_faults(spec)]
 
 
 def _name_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
@@ -83,7 +86,33 @@ def _mode_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
     for bond, mode in spec.caps.items():
         if bond not in bonds or mode not in weight:
             faults.append(f"caps: {bond!r} must be a bond and {mode!r} a mode of the weight")
+    for bond, mode in spec.ties.items():
+        if bond not in bonds or mode not in (*weight, *over) or bond in spec.caps:
+            faults.append(f"ties: {bond!r} must be a bond without a cap and {mode!r} a mode of the weight or the sites")
     faults += [f"given: {mode!r} must be a mode of the weight" for mode in modes_of(spec.given) if mode not in weight]
+    return faults
+
+
+def _law_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
+    """Factors whose start is read from the host's weights, and that do not have the modes for it."""
+    weight, over = {mode for axis in axes for mode in axis}, modes_of(spec.over)
+    outer = {*weight, *over}
+    tubes = {mode for factor in spec.factors.values() if factor.init.law == "cyclic" for mode in factor.modes} - outer
+    faults = []
+    for name, factor in spec.factors.items():
+        law, bonds = factor.init.law, [mode for mode in factor.modes if mode not in outer]
+        if law == "singular" and (len(bonds) != 1 or not weight & {*factor.modes}):
+            faults.append(f"factor {name!r}: singular needs one bond and a mode of the weight")
+        if law in ("tubal", "cur") and (len(over) != 1 or len(tubes & {*bonds}) != 1 or {*over} & {*factor.modes}):
+            faults.append(f"factor {name!r}: {law} needs one site mode, and one bond that a cyclic factor joins to it")
+    cores = sorted(name for name, factor in spec.factors.items() if factor.init.law == "train")
+    for one, other in pairwise(cores):
+        if len({*spec.factors[one].modes} & {*spec.factors[other].modes} - outer) != 1:
+            faults.append(f"factors {one!r} and {other!r}: cores of a train share one bond with the next by name")
+    if cores and sorted(weight) != sorted(
+        mode for name in cores for mode in spec.factors[name].modes if mode in weight
+    ):
+        faults.append("train: its cores must carry every mode of the weight once")
     return faults
 
 

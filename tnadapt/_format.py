@@ -6,7 +6,7 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,7 +22,7 @@ from tnadapt._init import draw
 from tnadapt._json import VERSION, adapter_data, adapter_of, check_version, dump, parse, take
 from tnadapt._spec import Adapter, Slot
 
-__all__ = ["Checkpoint", "file_size", "load", "read", "save"]
+__all__ = ["Checkpoint", "digests", "file_size", "load", "read", "save"]
 
 Array = npt.NDArray[np.floating[Any]]
 EXTRA = ":extra"  # ends the name of a tensor saved along; a slot's name ends in an identifier
@@ -88,6 +88,21 @@ def file_size(adapter: Adapter, *, dtype: str = "float32") -> int:
         header[name] = {"dtype": f"F{8 * np.dtype(dtype).itemsize}", "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     return ALIGNMENT + len(text) + -len(text) % ALIGNMENT + end
+
+
+def digests(adapter: Adapter, *, draw_limit: int = DRAW_LIMIT) -> dict[str, str]:
+    """SHA-256 of each frozen factor that is drawn from the seed, by its name: what stands for its values in a file.
+
+    Raises FormatError where that asks for more than `draw_limit` numbers to be drawn.
+    """
+    slots = [slot for slot in adapter.slots.values() if not slot.is_stored]
+    _check_draw("the adapter", slots, draw_limit)
+    return {slot.name: _digest(draw(slot, adapter.seed)) for slot in slots}
+
+
+def _check_draw(where: str | Path, slots: Iterable[Slot], limit: int) -> None:
+    if (entries := sum(math.prod(slot.shape) for slot in slots)) > limit:
+        raise FormatError(f"{where}: asks to draw {entries:,} frozen numbers; the limit is {limit:,}.")
 
 
 def _metadata(adapter: Adapter, drawn: Mapping[str, str], seal: str) -> dict[str, str]:
@@ -162,9 +177,7 @@ def _params(
     missing_or_unknown = (stored.keys() | drawn.keys()) ^ adapter.slots.keys()
     if odd := sorted(missing_or_unknown | (drawn.keys() & (wanted | stored.keys()))):
         raise FormatError(f"{path}: the factors are not those of its adapter; at odds: {', '.join(odd[:5])}.")
-    shapes = {name: adapter.slots[name].shape for name in drawn}
-    if (entries := sum(int(np.prod(shape, dtype=object)) for shape in shapes.values())) > draw_limit:
-        raise FormatError(f"{path}: asks to draw {entries:,} frozen numbers; the limit is {draw_limit:,}.")
+    _check_draw(path, (adapter.slots[name] for name in drawn), draw_limit)
     params: dict[str, Array] = {}
     for name, slot in adapter.slots.items():
         params[name] = stored[name] if name in stored else draw(slot, adapter.seed)

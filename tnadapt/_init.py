@@ -2,31 +2,79 @@
 
 import hashlib
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
-from tnadapt._spec import Adapter, Slot
+from tnadapt._decompose import Stack, read_start
+from tnadapt._errors import SiteError
+from tnadapt._network import Group
+from tnadapt._spec import START, Adapter, Slot
 
-__all__ = ["Params", "init"]
+__all__ = ["Params", "init", "redraw"]
 
 Params = dict[str, npt.NDArray[np.float64]]
 
 
-def init(adapter: Adapter) -> Params:
+def init(adapter: Adapter, weights: Mapping[str, npt.ArrayLike] | None = None) -> Params:
     """The starting values of every factor, frozen ones too: name -> float64 array of the slot's shape.
 
     Every value is a float32 number, so that a framework that keeps float32 parameters holds exactly these. A factor's
-    values follow from (seed, its name) alone: another factor moves nothing.
+    values follow from (seed, its name) alone: another factor moves nothing. `weights` are those of the host by path,
+    (out, in): only laws that are read from them ask for them.
+    Raises SiteError where one is needed and missing, or not of its site's shape, or holds NaN.
     """
-    return {name: draw(slot, adapter.seed) for name, slot in adapter.slots.items()}
+    params: Params = {}
+    for group in adapter.groups:
+        reader = _Reader(adapter, group, weights, params)
+        for name in group.network.factors:
+            key = adapter.slot_name(group, name)
+            if key not in params:
+                params[key] = reader.value(name)
+    return {name: params[name.removesuffix(START)] for name in adapter.slots}
+
+
+def redraw(adapter: Adapter) -> Params:
+    """The starting values that the seed gives again, of frozen and of trainable factors; none that is read."""
+    return {name: draw(slot, adapter.seed) for name, slot in adapter.slots.items() if not slot.factor.init.is_read}
+
+
+class _Reader:
+    """Makes the starting values of one group, its host's weights stacked at the first law that asks for them."""
+
+    def __init__(
+        self, adapter: Adapter, group: Group, weights: Mapping[str, npt.ArrayLike] | None, known: Params
+    ) -> None:
+        self.adapter, self.group, self.weights, self.known = adapter, group, weights, known
+        self.stack: Stack | None = None
+
+    def value(self, factor: str) -> npt.NDArray[np.float64]:
+        """The starting values of one factor of the group."""
+        key = self.adapter.slot_name(self.group, factor)
+        if key in self.known:
+            return self.known[key]
+        slot = self.adapter.slots[key]
+        if not slot.factor.init.is_read:
+            return draw(slot, self.adapter.seed)
+        if self.weights is None:
+            raise SiteError(
+                f"{self.adapter.spec.name}: the start of {key} is read from the host's weights.\n"
+                "However, none were given.\nPass init(adapter, weights), a mapping from paths to arrays (out, in)."
+            )
+        self.stack = self.stack or Stack(self.group, self.weights)
+        return _rounded(read_start(factor, self.stack, self.value))
 
 
 def draw(slot: Slot, seed: int) -> npt.NDArray[np.float64]:
-    """The starting values of one slot."""
+    """The starting values of one slot. Raises SiteError for one that is read from the host's weights."""
     law = slot.factor.init
+    if law.is_read:
+        raise SiteError(f"{slot.name}: is read from the host's weights, and cannot be drawn from a seed.")
     amount = law.amount / math.sqrt(math.prod(slot.sizes[mode] for mode in law.fan))
     match law.law:
+        case "identity" | "cyclic":
+            values = amount * _pattern(slot)
         case "constant":
             values = np.full(slot.shape, amount)
         case "normal":
@@ -35,7 +83,21 @@ def draw(slot: Slot, seed: int) -> npt.NDArray[np.float64]:
             values = stream(seed, slot.name).uniform(-amount, amount, slot.shape)
         case _:
             values = amount * _orthogonal(slot, stream(seed, slot.name))
+    return _rounded(values)
+
+
+def _rounded(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The nearest float32 numbers, as float64."""
     return np.asarray(values, dtype=np.float64).astype(np.float32).astype(np.float64)
+
+
+def _pattern(slot: Slot) -> npt.NDArray[np.float64]:
+    """1 where a slot's law says so: equal indices (identity), or a first one that is the sum of the others (cyclic)."""
+    index = np.indices(slot.shape)
+    if slot.factor.init.law == "cyclic":
+        return np.asarray((index[0] - index[1:].sum(axis=0)) % slot.shape[0] == 0, dtype=np.float64)
+    inner = [axis for axis, mode in enumerate(slot.factor.modes) if mode in slot.inner]
+    return np.asarray(np.all([index[axis] == index[inner[0]] for axis in inner], axis=0), dtype=np.float64)
 
 
 def stream(seed: int, name: str) -> np.random.RandomState:

@@ -14,6 +14,7 @@ from tnadapt._spec import Adapter, AdapterSpec
 __all__ = ["from_json", "to_json"]
 
 VERSION = 1
+NUMBER = {"power": (int, float)}
 
 
 def to_json(value: AdapterSpec | Adapter) -> str:
@@ -56,7 +57,7 @@ def spec_data(spec: AdapterSpec) -> dict[str, Any]:
         name: {"modes": " ".join(factor.modes), "trainable": factor.trainable, "init": _law_data(factor.init)}
         for name, factor in spec.factors.items()
     }
-    return {
+    data = {
         "name": spec.name,
         "weight": spec.weight,
         "over": spec.over,
@@ -65,21 +66,25 @@ def spec_data(spec: AdapterSpec) -> dict[str, Any]:
         "centered": spec.centered,
         "identity_at_start": spec.identity_at_start,
         "caps": dict(spec.caps),
-    } | ({"given": spec.given} if spec.given else {})
+    }
+    data |= {"given": spec.given} if spec.given else {}
+    return data | ({"ties": dict(spec.ties)} if spec.ties else {})
 
 
 def _law_data(law: Init) -> dict[str, Any]:
-    return {"law": law.law, "amount": law.amount, "fan": " ".join(law.fan)}
+    data: dict[str, Any] = {"law": law.law, "amount": law.amount, "fan": " ".join(law.fan)}
+    return data | ({"power": law.power} if law.power else {})
 
 
 def spec_of(data: object) -> AdapterSpec:
     """The spec of plain data. Raises FormatError for unknown keys, wrong types, or a spec that cannot be."""
     kinds = {"name": str, "weight": str, "over": str, "factors": dict, "scale": dict, "centered": bool}
-    fields = take("spec", data, kinds | {"identity_at_start": bool, "caps": dict}, {"given": str})
+    fields = take("spec", data, kinds | {"identity_at_start": bool, "caps": dict}, {"given": str, "ties": dict})
     scale = take("scale", fields["scale"], {"rule": str, "alpha": (int, float), "bond": str})
     factors = {name: _factor_of(name, factor) for name, factor in fields["factors"].items()}
-    for bond, mode in fields["caps"].items():
-        _typed(f"caps.{bond}", mode, str)
+    for word in ("caps", "ties"):
+        for bond, mode in fields.get(word, {}).items():
+            _typed(f"{word}.{bond}", mode, str)
     try:
         return AdapterSpec(**(fields | {"factors": factors, "scale": Scale(**scale)}))
     except TnadaptError as error:
@@ -88,8 +93,8 @@ def spec_of(data: object) -> AdapterSpec:
 
 def _factor_of(name: str, data: object) -> Factor:
     fields = take(f"factor {name}", data, {"modes": str, "trainable": bool, "init": dict})
-    law = take(f"factor {name}: init", fields["init"], {"law": str, "amount": (int, float), "fan": str})
-    init = Init(law["law"], law["amount"], modes_of(law["fan"]))
+    law = take(f"factor {name}: init", fields["init"], {"law": str, "amount": (int, float), "fan": str}, NUMBER)
+    init = Init(law["law"], law["amount"], modes_of(law["fan"]), law.get("power", 0.0))
     return Factor(modes_of(fields["modes"]), init, fields["trainable"])
 
 

@@ -8,14 +8,16 @@ import numpy as np
 import numpy.typing as npt
 
 from tnadapt._alternating import Factors, Problem, Term, improve_factor, improve_pair, pairs_of
+from tnadapt._apply import starts_of
 from tnadapt._einsum import Array, Operand
 from tnadapt._errors import SiteError
 from tnadapt._init import Params, init
+from tnadapt._lora import LoRA
 from tnadapt._network import Group
 from tnadapt._site import Site
 from tnadapt._spec import Adapter, AdapterSpec
-from tnadapt._starts import starts_of
-from tnadapt._updates import LowRank, Update, check_update, given_params, terms_of
+from tnadapt._starts import tries_of
+from tnadapt._updates import Update, check_update, terms_of
 
 __all__ = ["Projection", "Sweep", "project"]
 
@@ -52,7 +54,7 @@ class Projection:
 
 
 def project(
-    updates: Mapping[Site, Update],
+    updates: Mapping[Site, npt.ArrayLike | LoRA],
     spec: AdapterSpec,
     *,
     rank: int | Mapping[str, int] | None = None,
@@ -60,6 +62,7 @@ def project(
     alpha: float | None = None,
     seed: int = 0,
     overparametrized: bool = False,
+    weights: Mapping[str, npt.ArrayLike] | None = None,
     start: Mapping[str, npt.ArrayLike] | None = None,
     starts: int | None = None,
     sweeps: int = SWEEPS,
@@ -72,14 +75,15 @@ def project(
     start that had come farthest after a few sweeps.
 
     Args:
-        updates: site -> its update, as a `LowRank` or dense, of the site's shape. Of low-rank ones no dense update is
-            ever made. `low_rank(adapter, params)` gives those of an adapter.
+        updates: site -> its update, as a `LoRA`, or dense and of the site's shape. Of LoRAs no dense update is ever
+            made. `low_rank(adapter, params)` gives those of an adapter.
         spec: the family of the answer.
         rank: as for `bind`.
         sizes: as for `bind`.
         alpha: as for `bind`; it only divides the params.
         seed: of the frozen factors and of the random starts.
         overparametrized: as for `bind`.
+        weights: as for `init`, where the spec's start is read from the host's.
         start: params to begin at, in place of our own starts.
         starts: how many starts of our own are tried; by default four, and one where the trained factors form a tree, as
             in LoRA, in a Tucker tensor or in a train.
@@ -93,16 +97,13 @@ def project(
     """
     if sweeps < 1 or (starts is not None and starts < 1):
         raise SiteError(f"project: starts and sweeps must be at least 1, got {starts} and {sweeps}.")
-    arrays = {site: update if isinstance(update, LowRank) else np.asarray(update) for site, update in updates.items()}
-    for site, update in arrays.items():
-        check_update(site, update)
-    adapter = spec.bind(arrays, rank=rank, sizes=sizes, alpha=alpha, seed=seed, overparametrized=overparametrized)
-    drawn = init(adapter)
-    params = dict(drawn) if start is None else {name: given_params(start, name, drawn[name]) for name in drawn}
+    checked = {site: check_update(site, update) for site, update in updates.items()}
+    adapter = spec.bind(checked, rank=rank, sizes=sizes, alpha=alpha, seed=seed, overparametrized=overparametrized)
+    params = init(adapter, weights) if start is None else _begin_at(adapter, start)
     errors: dict[Site, float] = {}
     history, squares = {}, np.zeros(2)
     for number, group in enumerate(adapter.groups):
-        problem = _problem(adapter, group, arrays, drawn)
+        problem = _problem(adapter, group, checked, params)
         names = {factor: adapter.slot_name(group, factor) for factor in group.network.factors}
         own = {factor: _cut(params[name], group.network.shape(factor)) for factor, name in names.items()}
 
@@ -110,7 +111,7 @@ def project(
             if tell is not None:
                 tell(Sweep(number, len(adapter.groups), sweep, sweeps, error))
 
-        begin = iter([own]) if start is not None else starts_of(problem, own, starts, [seed, number])
+        begin = iter([own]) if start is not None else tries_of(problem, own, starts, [seed, number])
         found, history[group.name] = _descend(problem, begin, sweeps, tolerance, report)
         params |= {names[factor]: found[factor] for factor in problem.trainable}
         missed, whole = _missed_and_whole(problem, found)
@@ -127,17 +128,34 @@ def _cut(array: Array, shape: tuple[int, ...]) -> Array:
     return array[tuple(map(slice, shape))]
 
 
-def _problem(adapter: Adapter, group: Group, updates: Mapping[Site, Array | LowRank], drawn: Params) -> Problem:
+def _begin_at(adapter: Adapter, start: Mapping[str, npt.ArrayLike]) -> Params:
+    """The start as float64 arrays. Raises SiteError for one that is missing or has another shape."""
+    params: Params = {}
+    for name, slot in adapter.slots.items():
+        if name not in start:
+            raise SiteError(f"start: {name!r} is missing.")
+        params[name] = np.array(start[name], dtype=np.float64)
+        if params[name].shape != slot.shape:
+            raise SiteError(f"start[{name!r}]: must have shape {slot.shape}.\nHowever, it has {params[name].shape}.")
+    return params
+
+
+def _problem(adapter: Adapter, group: Group, updates: Mapping[Site, Update], params: Params) -> Problem:
     network = group.network
     presence = np.zeros([network.sizes[mode] for mode in network.over])
     for site in group.sites:
         presence[tuple(group.index(site).values())] = 1.0
+    terms = terms_of(group, updates)
+    if not network.centered:
+        return Problem(network, terms, (), presence)
     outer = (*network.over, *network.out_modes, *network.in_modes)
     start: list[Operand] = [(np.array(network.scale), ()), (presence, network.over)]
+    values = starts_of(adapter, params, group)
     for name, factor in network.factors.items():
-        values = _cut(drawn[adapter.slot_name(group, name)], network.shape(name))
-        start.append((values, tuple(mode if mode in outer else f"{mode}(start)" for mode in factor.modes)))
-    return Problem(network, terms_of(group, updates), (tuple(start),) if network.centered else (), presence)
+        value = np.asarray(values[adapter.slot_name(group, name)], dtype=np.float64)
+        modes = tuple(mode if mode in outer else f"{mode}(start)" for mode in factor.modes)
+        start.append((_cut(value, network.shape(name)), modes))
+    return Problem(network, terms, (tuple(start),), presence)
 
 
 def _descend(

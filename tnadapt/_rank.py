@@ -45,6 +45,14 @@ class Cut:
 
 
 @dataclass(frozen=True)
+class Parting:
+    """A minimum cut, and the factors on the rows' side of it; the others are on the columns' side, or on neither."""
+
+    cut: Cut
+    row_factors: frozenset[str]
+
+
+@dataclass(frozen=True)
 class Split:
     """A network at one site, or a stack of all its sites, with its open modes parted into rows and columns."""
 
@@ -115,7 +123,12 @@ def rank_bound(
 
 def minimum_cut(network: Network) -> Cut:
     """The bound on the rank of one site's update, from its network."""
-    return _bound(Split(network, is_stack=False, rows=network.out_modes))
+    return part(network).cut
+
+
+def part(network: Network) -> "Parting":
+    """The minimum cut of one site's update, and which factors lie on its out side."""
+    return _part(Split(network, is_stack=False, rows=network.out_modes))
 
 
 def generic_rank(
@@ -172,8 +185,12 @@ def _split(group: Group, site: Site | None, rows: Collection[str] | None) -> Spl
     return Split(group.network, site is None, tuple(mode for mode in known if mode in chosen))
 
 
-@lru_cache(maxsize=4096)
 def _bound(split: Split) -> Cut:
+    return _part(split).cut
+
+
+@lru_cache(maxsize=4096)
+def _part(split: Split) -> Parting:
     network = split.network
     carriers: dict[str, list[str]] = {}
     for name, modes in split.factors.items():
@@ -182,18 +199,23 @@ def _bound(split: Split) -> Cut:
     for mode in split.open_modes:
         carriers.setdefault(mode, []).append(ROWS if mode in split.rows else COLUMNS)
 
-    def cut(times: int, glue: list[str]) -> Cut:
-        modes = _least_cut(carriers | {GLUE: glue}, dict(network.sizes))
-        return Cut(times * network.volume(modes), modes, times)
+    def parting(times: int, glue: list[str]) -> Parting:
+        modes, reached = _least_cut(carriers | {GLUE: glue}, dict(network.sizes))
+        row_factors = frozenset(name for name in network.factors if name in reached)
+        return Parting(Cut(times * network.volume(modes), modes, times), row_factors)
 
     if not network.centered:
-        return cut(1, [])
+        return parting(1, [])
     trained = [name for name, factor in network.factors.items() if factor.trainable]
-    return min((cut(1, [ROWS, *trained]), cut(1, [COLUMNS, *trained]), cut(2, [])), key=lambda one: one.rank)
+    tries = parting(1, [ROWS, *trained]), parting(1, [COLUMNS, *trained]), parting(2, [])
+    return min(tries, key=lambda one: one.cut.rank)
 
 
-def _least_cut(carriers: Mapping[str, list[str]], sizes: Mapping[str, int]) -> Modes:
-    """The modes of least product that part ROWS from COLUMNS, by shortest augmenting paths (Edmonds and Karp)."""
+def _least_cut(carriers: Mapping[str, list[str]], sizes: Mapping[str, int]) -> tuple[Modes, frozenset[Node]]:
+    """The modes of least product that part ROWS from COLUMNS, and all that then hangs together with ROWS.
+
+    By shortest augmenting paths (Edmonds and Karp).
+    """
     room: dict[Node, dict[Node, float]] = {ROWS: {}, COLUMNS: {}}
 
     def arc(start: Node, end: Node, capacity: float) -> None:
@@ -216,7 +238,7 @@ def _least_cut(carriers: Mapping[str, list[str]], sizes: Mapping[str, int]) -> M
             room[start][end] -= flow
             room[end][start] += flow
     cut = (mode for mode in carriers if ("in", mode) in parents and ("out", mode) not in parents)
-    return tuple(mode for mode in cut if sizes[mode] > 1)
+    return tuple(mode for mode in cut if sizes[mode] > 1), frozenset(parents)
 
 
 def _reached(room: Mapping[Node, Mapping[Node, float]]) -> dict[Node, Node]:

@@ -32,6 +32,7 @@ class AdapterSpec:
         centered: the update is delta(params) - delta(starting params), for networks that do not start at zero.
         identity_at_start: False allows a start that is not dW = 0.
         caps: bond -> mode: the bond's rank is cut to the size of that mode.
+        ties: bond -> mode: the bond has the size of that mode of the weight or of the sites.
         given: modes of the weight whose size has to be told, as "head", where an even split would be wrong.
 
     Raises:
@@ -47,11 +48,13 @@ class AdapterSpec:
     identity_at_start: bool = True
     caps: Mapping[str, str] = field(default_factory=dict)
     given: str = ""
+    ties: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Gather every fault, raise once, freeze."""
         object.__setattr__(self, "factors", FrozenMap(self.factors))
         object.__setattr__(self, "caps", FrozenMap(self.caps))
+        object.__setattr__(self, "ties", FrozenMap(self.ties))
         try:
             axes = axes_of(self.weight)
         except ValueError as error:
@@ -135,8 +138,12 @@ class AdapterSpec:
         return bool(set(self.factors[factor].modes) & set(self.site_modes))
 
     def is_global(self, factor: str) -> bool:
-        """Whether a factor is one and the same for all groups: frozen, and without a site mode."""
-        return not self.factors[factor].trainable and not self.is_private(factor)
+        """Whether a factor is one and the same for all groups: frozen, without a site mode, and read from no weight."""
+        law = self.factors[factor].init
+        return not self.factors[factor].trainable and not self.is_private(factor) and not law.is_read
+
+
+START = ":start"  # ends the name of a starting value that is kept; a factor's name ends in an identifier
 
 
 @dataclass(frozen=True)
@@ -193,7 +200,8 @@ class Adapter:
     def slots(self) -> dict[str, Slot]:
         """Every entry of params by name: one a factor, behind its group's name where there are several groups.
 
-        A frozen factor that carries no site mode is one entry for the whole adapter, at the largest sizes.
+        A frozen factor that carries no site mode is one entry for the whole adapter, at the largest sizes. Where an
+        update is centered, a trainable factor that is read from the host has a second, frozen entry: its start.
         """
         slots: dict[str, Slot] = {}
         for group in self.groups:
@@ -204,6 +212,12 @@ class Adapter:
                 owner = "" if key == name else group.name
                 shape = tuple(sizes[mode] for mode in factor.modes)
                 slots[key] = Slot(key, factor, shape, FrozenMap(sizes), group.network.local_modes(name), owner)
+        if self.spec.centered:
+            kept = [slot for slot in slots.values() if slot.factor.trainable and slot.factor.init.is_read]
+            slots |= {
+                slot.name + START: replace(slot, name=slot.name + START, factor=replace(slot.factor, trainable=False))
+                for slot in kept
+            }
         return slots
 
     def slot_name(self, group: Group, factor: str) -> str:
@@ -225,6 +239,11 @@ class Adapter:
         for site in self.sites:
             found.setdefault(site.weight, []).append(site)
         return {path: tuple(sites) for path, sites in found.items()}
+
+    @property
+    def reads_weights(self) -> bool:
+        """Whether starting values are read from the host's weights."""
+        return any(factor.init.is_read for factor in self.spec.factors.values())
 
     def parts(self, path: str) -> tuple[Site, ...]:
         """The blocks that a weight is cut into; none where the path is that of a site, or of nothing adapted.
@@ -282,7 +301,8 @@ def _group(adapter: Adapter, name: str, stack: tuple[Site, ...]) -> Group:
         )
     outer = sizes_of(stack[0].path, stack[0].shape, spec.axes, adapter.sizes, modes_of(spec.given))
     values = {mode: values_of(stack, mode) for mode in spec.site_modes}
-    sizes = outer | {mode: len(along) for mode, along in values.items()} | _bond_sizes(adapter, outer)
+    outer |= {mode: len(along) for mode, along in values.items()}
+    sizes = outer | _bond_sizes(adapter, outer)
     scale = spec.scale.at(sizes.get(spec.scale.bond, 1))
     network = Network(spec.axes, spec.site_modes, spec.factors, sizes, scale, spec.centered)
     return Group(name, network, stack, FrozenMap(values))
@@ -292,16 +312,18 @@ def _bond_sizes(adapter: Adapter, outer: Mapping[str, int]) -> dict[str, int]:
     spec, rank = adapter.spec, adapter.rank
     if not isinstance(rank, Mapping | None):
         check_size("rank", rank)
-    ranks = rank if isinstance(rank, Mapping) else dict.fromkeys(spec.bonds if rank is not None else (), rank)
-    if wrong := [bond for bond in ranks if bond not in spec.bonds]:
-        raise SiteError(
-            f"rank: {spec.name} has no bond {wrong[0]!r}.\nIts bonds are {', '.join(spec.bonds) or 'none'}."
-        )
-    if missing := [bond for bond in spec.bonds if bond not in ranks and bond not in adapter.sizes]:
+    free = [bond for bond in spec.bonds if bond not in spec.ties]
+    ranks = rank if isinstance(rank, Mapping) else dict.fromkeys(free if rank is not None else (), rank)
+    if wrong := [
+        bond for bond in (*ranks, *adapter.sizes) if bond in spec.ties or (bond in ranks and bond not in free)
+    ]:
+        raise SiteError(f"rank: {spec.name} has no bond {wrong[0]!r}.\nIts bonds are {', '.join(free) or 'none'}.")
+    if missing := [bond for bond in free if bond not in ranks and bond not in adapter.sizes]:
         raise SiteError(
             f"{spec.name}: every bond needs a size.\nHowever, these are open: {', '.join(missing)}.\n"
             f"Pass rank=8 for all, or rank={{{missing[0]!r}: 8}} one by one."
         )
     asked = {bond: check_size(f"rank of {bond!r}", size) for bond, size in ranks.items()}
     cut = {bond: min(size, outer[spec.caps[bond]]) if bond in spec.caps else size for bond, size in asked.items()}
-    return {bond: adapter.sizes[bond] if bond in adapter.sizes else cut[bond] for bond in spec.bonds}
+    tied = {bond: outer[mode] for bond, mode in spec.ties.items()}
+    return {bond: (tied | cut | dict(adapter.sizes))[bond] for bond in spec.bonds}

@@ -15,7 +15,7 @@ OVERSAMPLED, ROUNDS = 16, 3  # of the subspace iteration
 SKETCH = "(sketch)"
 
 
-def starts_of(
+def tries_of(
     problem: Problem, factors: Mapping[str, Array], count: int | None, seed: Sequence[int]
 ) -> Iterator[Factors]:
     """So many starts: the spectral one, that of training, and random ones.

@@ -27,21 +27,49 @@ class Parts:
 def apply(adapter: Adapter, params: Params, site: Site | str, x: Array) -> Array:
     """What the update adds to the output of one site: x (..., in axes of the weight) -> (..., out), in x's dtype.
 
-    Frozen factors get no gradient. Raises SiteError for a site, params or an x that are not this adapter's.
+    The path of a weight that several sites lie in asks for what all of them add. Frozen factors get no gradient. Raises
+    SiteError for a site, params or an x that are not this adapter's, or for a weight whose sites serve several tasks.
     """
+    if isinstance(site, str) and (parts := adapter.parts(site)):
+        return _apply_blocks(adapter, params, parts, x)
     group, place = adapter.find(site)
     check_x(place.path, group.network, x)
     return apply_parts(parts_at(adapter, params, group, place), x)
 
 
 def delta(adapter: Adapter, params: Params, site: Site | str) -> Array:
-    """The dense update of one site's weight, of that weight's shape (out axis first), in float32 or better.
+    """The dense update of one site, of the site's shape (out axis first), in float32 or better.
 
-    Raises SiteError for a site or params that are not this adapter's.
+    The path of a weight that several sites lie in asks for all of that weight's update. Raises SiteError for a site or
+    params that are not this adapter's, or a weight whose sites serve several tasks.
     """
+    if isinstance(site, str) and (blocks := adapter.parts(site)):
+        return put_together([(block, delta(adapter, params, block)) for block in blocks])
     group, place = adapter.find(site)
     parts = parts_at(adapter, params, group, place)
     return delta_of_parts(parts, wide_of(*parts.factors))
+
+
+def put_together(updates: Sequence[tuple[Site, Array]]) -> Array:
+    """The update of one weight from those of the blocks in it; 0 where none lies."""
+    whole = jnp.zeros(updates[0][0].weight_shape, updates[0][1].dtype)
+    for site, update in updates:
+        whole = whole.at[site.rectangle].set(update)
+    return whole
+
+
+def _apply_blocks(adapter: Adapter, params: Params, blocks: Sequence[Site], x: Array) -> Array:
+    """What the blocks of one weight add, each to its rows of the output from its columns of x."""
+    path, shape = blocks[0].weight, blocks[0].weight_shape
+    if len(shape) != 2:  # noqa: PLR2004
+        raise SiteError(f"{path}: is of shape {shape}, so that its blocks have no one x.\nApply its sites one by one.")
+    if jnp.shape(x)[-1:] != shape[1:]:
+        raise SiteError(f"{path}: x must end in the in axes {shape[1:]}.\nHowever, it has shape {jnp.shape(x)}.")
+    total = jnp.zeros((*jnp.shape(x)[:-1], shape[0]), x.dtype)
+    for block in blocks:
+        rows, columns = block.rectangle
+        total = total.at[..., rows].add(apply(adapter, params, block, x[..., columns]))
+    return total
 
 
 def parts_at(adapter: Adapter, params: Params, group: Group, site: Site) -> Parts:

@@ -26,16 +26,19 @@ def save(
     its dtype's rounding. Raises SiteError for params that are not this adapter's, FormatError for what no file holds.
     """
     check_params(adapter, params)
-    drawn = tnadapt.init(adapter)
+    drawn = tnadapt.redraw(adapter)
     kept = dict(params["trainable"])
     for name, value in params["frozen"].items():
+        if name in adapter.slots and adapter.slots[name].is_stored:
+            kept[name] = value
+            continue
         is_as_drawn = _is_cast_of(value, drawn[name.removesuffix(START)])
         if name.endswith(START) and not is_as_drawn:
             raise FormatError(
                 f"params['frozen'][{name!r}]: a file starts from the values of its seed.\n"
                 "However, this start was changed.\nNothing was written."
             )
-        if not name.endswith(START) and (adapter.slots[name].is_stored or not is_as_drawn):
+        if not name.endswith(START) and not is_as_drawn:
             kept[name] = value
     values = {name: _numpy(value) for name, value in kept.items()}
     tnadapt.save(adapter, values, path, extra={name: _numpy(value) for name, value in (extra or {}).items()})

@@ -2,12 +2,12 @@
 
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from tnadapt import Site, SiteError
-from tnadapt_jax._leaf import Leaf, Leaves, arrays_of, nearest
+from tnadapt import Site, SiteError, split_sites
+from tnadapt_jax._leaf import ROLES, Leaf, Leaves, arrays_of, nearest
 
 __all__ = ["find_sites"]
 
@@ -15,6 +15,7 @@ Rule = str | Collection[str]
 LayerAxis = int | Mapping[str, int] | None
 LAYOUTS = {"nnx": "in out", "linen": "in out", "equinox": "out in", "hf-torch": "out in"}
 ENDINGS = ("kernel", "weight")
+EXPERT = "expert"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ def find_sites(
     target: Rule,
     layout: str,
     layer_axis: LayerAxis = None,
+    blocks: Mapping[str, tuple[int, ...]] | None = None,
+    fused: Mapping[str, Sequence[str | None] | Mapping[str, int]] | None = None,
+    tasks: Collection[str] = (),
 ) -> Leaves:
     """The weights that a rule matches in any pytree of arrays.
 
@@ -43,10 +47,14 @@ def find_sites(
             path is that without a last ".kernel" or ".weight".
         target: names or suffixes after a dot, or one regular expression for whole site paths.
         layout: how one weight is stored: "out in" or "in out", or a preset: "nnx", "linen", "equinox", "hf-torch". An
-            axis that is several in the leaf is said so, as "in out out" for (in, heads, head size).
+            axis that is several in the leaf is said so, as "in out out" for (in, heads, head size). In "expert in out"
+            each expert is a site.
         layer_axis: for leaves that hold one weight a layer: the axis of the layers. As a number it goes for every
             match, and the sites are "path[0]", "path[1]", ...; as a mapping from the path of a stack to its axis, the
             sites are named as if each layer stood by itself: "stack.0.path".
+        blocks: weights that are cut into blocks, each a site, as in `split_sites`: {"fc1": (4, 1)}.
+        fused: weights that hold several projections, each a site: {"qkv": ["q", "k", "v"]}.
+        tasks: names of tasks; every site is there once for each.
 
     Raises:
         SiteError: nothing matched (the nearest paths are told), an unknown layout, or a leaf that it does not fit.
@@ -56,20 +64,23 @@ def find_sites(
     known = {_stem(path): path for path in shapes}
     places = {stem: list(_places(stem, shapes[known[stem]], layer_axis)) for stem in _match(known, target)}
     several = len({place.stack for some in places.values() for place in some if place.stack}) > 1
-    return Leaves(
-        tuple(
-            _leaf(known[stem], shapes[known[stem]], roles, place, several=several)
-            for stem, some in places.items()
-            for place in some
-        )
-    )
+    found = {
+        leaf.site.path: leaf
+        for stem, some in places.items()
+        for place in some
+        for leaf in [_leaf(known[stem], shapes[known[stem]], roles, place, several=several)]
+    }
+    sites = [leaf.site for leaf in found.values()]
+    experts = [site.path for site in sites] if EXPERT in roles else ()
+    parts = split_sites(sites, blocks=blocks, fused=fused, experts=experts, tasks=tasks)
+    return Leaves(tuple(replace(found[site.weight], site=site) for site in parts))
 
 
 def _roles(layout: str) -> tuple[str, ...]:
     roles = tuple(LAYOUTS.get(layout, layout).split())
-    if {*roles} != {"in", "out"}:
+    if {*roles} - {EXPERT} != {"in", "out"}:
         raise SiteError(
-            "layout: must be words 'in' and 'out', one for each axis of a weight, "
+            "layout: must be words 'in' and 'out' (and 'expert'), one for each axis of a weight, "
             f"or one of {', '.join(LAYOUTS)}.\nHowever, it is {layout!r}."
         )
     return roles
@@ -136,9 +147,10 @@ def _leaf(path: str, shape: tuple[int, ...], roles: tuple[str, ...], place: Plac
             + ("If one is that of the layers, pass layer_axis." if place.axis is None else "Say one word an axis.")
         )
     both = list(zip(stored, roles, strict=True))
-    outer, inner = (math.prod(size for size, role in both if role == side) for side in ("out", "in"))
+    sides = [side for side in ROLES if side in roles]
+    whole = tuple(math.prod(size for size, role in both if role == side) for side in sides)
     kind = f"{place.stack}.{place.kind}" if several and place.stack and place.kind != place.stack else place.kind
-    site = Site(place.path, (outer, inner), {"layer": place.layer, "kind": kind})
+    site = Site(place.path, whole, {"layer": place.layer, "kind": kind})
     return Leaf(site, path, roles, shape, place.axis, place.index)
 
 

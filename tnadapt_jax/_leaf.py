@@ -7,19 +7,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
 from jax import Array
 
 from tnadapt import Adapter, Site, SiteError
 
 __all__ = ["Leaf", "Leaves"]
 
+ROLES = ("expert", "out", "in")
+
 
 @dataclass(frozen=True)
 class Leaf:
     """Where one site's weight lies: the path of its leaf, the role of each of its axes, its place in a stack.
 
-    `roles` says "out" or "in" for each axis of one weight; `shape` is that of the whole leaf. In a stacked leaf the
-    layers lie along `axis`, this one at `index`; else both are None.
+    `roles` says "out", "in" or "expert" for each axis of one weight; `shape` is that of the whole leaf. In a stacked
+    leaf the layers lie along `axis`, this one at `index`; else both are None. The site may be a block of the weight.
     """
 
     site: Site
@@ -35,10 +39,17 @@ class Leaf:
         return tuple(size for axis, size in enumerate(self.shape) if axis != self.axis)
 
     def lay(self, update: Array) -> Array:
-        """An update (out axis first) as the weight is stored."""
-        order = sorted(range(len(self.roles)), key=lambda axis: self.roles[axis] == "in")
+        """An update of the whole weight (experts first, then out) as it is stored."""
+        order = sorted(range(len(self.roles)), key=lambda axis: ROLES.index(self.roles[axis]))
         sizes = [self.stored[axis] for axis in order]
         return jax.lax.transpose(update.reshape(sizes), [order.index(axis) for axis in range(len(order))])
+
+    def unlay(self, leaf: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+        """The weight in its leaf, as a site has it."""
+        stored = leaf if self.axis is None else leaf.take(self.index or 0, self.axis)
+        wide = stored.astype(np.promote_types(stored.dtype, np.float32))
+        order = sorted(range(len(self.roles)), key=lambda axis: ROLES.index(self.roles[axis]))
+        return wide.transpose(order).reshape(self.site.weight_shape)
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,11 @@ class Leaves:
     def sites(self) -> tuple[Site, ...]:
         """The adapted weights, in the order of the tree."""
         return tuple(leaf.site for leaf in self.entries)
+
+    def read(self, weights: Any) -> dict[str, npt.NDArray[np.generic]]:
+        """The weights by their paths as arrays (out, in), or (expert, out, in): what starts are read from."""
+        arrays = {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(weights)}
+        return {leaf.site.weight: leaf.unlay(np.asarray(arrays[leaf.path])) for leaf in self.entries}
 
     def __add__(self, other: "Leaves") -> "Leaves":
         return Leaves((*self.entries, *other.entries))
@@ -81,9 +97,9 @@ def check_leaves(adapter: Adapter, leaves: Leaves, weights: Any) -> dict[str, li
         leaf = by_site.get(site.path)
         if leaf is None:
             raise SiteError(f"{site.path}: has no leaf among those found.{nearest(site.path, by_site)}")
-        if leaf.site.shape != site.shape:
+        if (leaf.site.shape, leaf.site.weight_shape) != (site.shape, site.weight_shape):
             raise SiteError(
-                f"{site.path}: this adapter updates a weight of shape (out, in) = {site.shape}.\n"
+                f"{site.path}: this adapter updates a weight of shape (out, in) = {site.weight_shape}.\n"
                 f"However, the leaf {leaf.path} is {leaf.stored}, in the layout '{' '.join(leaf.roles)}'.\n"
                 "If it is stored the other way round, say so by `layout` in find_sites."
             )

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from tnadapt import Adapter
-from tnadapt_jax._apply import delta_of_parts, parts_at, wide_of
+from tnadapt import Adapter, SiteError
+from tnadapt_jax._apply import delta_of_parts, parts_at, put_together, wide_of
 from tnadapt_jax._leaf import Leaf, Leaves, check_leaves, path_of
 from tnadapt_jax._params import Params, check_params
 
@@ -18,14 +18,15 @@ Tree = TypeVar("Tree")
 Answer = TypeVar("Answer")
 
 
-def merge(adapter: Adapter, params: Params, weights: Tree, leaves: Leaves) -> Tree:
+def merge(adapter: Adapter, params: Params, weights: Tree, leaves: Leaves, *, task: str | None = None) -> Tree:
     """New weights with every update added: in float32 or better at full precision, rounded once to the leaf's dtype.
 
     Can be jitted, with `weights` and `params` as arguments; each leaf keeps its sharding. Leaves that are not adapted
-    are returned as they are. Raises SiteError for params, leaves or weights that are not this adapter's.
+    are returned as they are. `task` says whose sites are merged where they serve several. Raises SiteError for params,
+    leaves or weights that are not this adapter's, and for a task that it does not have.
     """
     check_params(adapter, params)
-    found = check_leaves(adapter, leaves, weights)
+    found = _of_task(check_leaves(adapter, leaves, weights), task)
 
     def merged(path: tuple[Any, ...], leaf: Any) -> Any:
         name = path_of(path)
@@ -34,7 +35,9 @@ def merge(adapter: Adapter, params: Params, weights: Tree, leaves: Leaves) -> Tr
     return jax.tree_util.tree_map_with_path(merged, weights)  # type: ignore[no-any-return]
 
 
-def adapt(apply_fn: Callable[..., Answer], adapter: Adapter, leaves: Leaves) -> Callable[..., Answer]:
+def adapt(
+    apply_fn: Callable[..., Answer], adapter: Adapter, leaves: Leaves, *, task: str | None = None
+) -> Callable[..., Answer]:
     """(params, weights, *args) -> apply_fn(weights with the updates, *args), for any model that is a function of them.
 
     Every update is made as a matrix at each call: `apply` beside the host's own product takes less time and memory.
@@ -42,16 +45,29 @@ def adapt(apply_fn: Callable[..., Answer], adapter: Adapter, leaves: Leaves) -> 
     """
 
     def adapted(params: Params, weights: Tree, *args: Any) -> Answer:
-        return apply_fn(merge(adapter, params, weights, leaves), *args)
+        return apply_fn(merge(adapter, params, weights, leaves, task=task), *args)
 
     return adapted
+
+
+def _of_task(found: dict[str, list[Leaf]], task: str | None) -> dict[str, list[Leaf]]:
+    """The leaves of one task. Raises SiteError where it has none, or there are several and none is said."""
+    tasks = list(dict.fromkeys(leaf.site.coordinates.get("task") for some in found.values() for leaf in some))
+    if task is None and len(tasks) == 1:
+        return found
+    if task not in tasks:
+        raise SiteError(f"task {task!r}: is none of this adapter's.\nIt has {', '.join(map(str, tasks))}.")
+    return {path: [leaf for leaf in some if leaf.site.coordinates.get("task") == task] for path, some in found.items()}
 
 
 def _with_updates(adapter: Adapter, params: Params, weight: Array, leaves: Sequence[Leaf]) -> Array:
     """One leaf with the updates of its sites."""
     dtype = jnp.result_type(weight)
     wide = wide_of(weight, *params["trainable"].values())
-    updates = {leaf.index: leaf.lay(_update(adapter, params, leaf, wide)) for leaf in leaves}
+    parts: dict[int | None, list[Leaf]] = {}
+    for leaf in leaves:
+        parts.setdefault(leaf.index, []).append(leaf)
+    updates = {index: some[0].lay(_update(adapter, params, some, wide)) for index, some in parts.items()}
     first = leaves[0]
     if first.axis is None:
         whole = updates[None]
@@ -61,6 +77,12 @@ def _with_updates(adapter: Adapter, params: Params, weight: Array, leaves: Seque
     return lax.convert_element_type(lax.convert_element_type(weight, wide) + whole, dtype)
 
 
-def _update(adapter: Adapter, params: Params, leaf: Leaf, dtype: Any) -> Array:
-    group, site = adapter.find(leaf.site)
-    return delta_of_parts(parts_at(adapter, params, group, site), dtype)
+def _update(adapter: Adapter, params: Params, leaves: Sequence[Leaf], dtype: Any) -> Array:
+    """The update of one weight: of its one site, or of the sites that lie in it."""
+    updates = []
+    for leaf in leaves:
+        group, site = adapter.find(leaf.site)
+        updates.append((site, delta_of_parts(parts_at(adapter, params, group, site), dtype)))
+    if updates[0][0].block is None:
+        return updates[0][1]
+    return put_together(updates)

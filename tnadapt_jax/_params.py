@@ -17,12 +17,15 @@ START = ":start"  # ends the name of a starting value; a slot's name ends in an 
 TREES = ("trainable", "frozen")
 
 
-def init(adapter: Adapter, *, dtype: DTypeLike = jnp.float32) -> dict[str, dict[str, Array]]:
+def init(
+    adapter: Adapter, *, dtype: DTypeLike = jnp.float32, weights: Mapping[str, npt.ArrayLike] | None = None
+) -> dict[str, dict[str, Array]]:
     """The starting values: {"trainable": {name: array}, "frozen": {name: array}}, names and values those of the core.
 
-    For a centered spec, `frozen` also holds the start of each trainable factor, under "<name>:start".
+    For a centered spec, `frozen` also holds the start of each trainable factor, under "<name>:start". `weights` are
+    those of the host by path, (out, in), as `Leaves.read` gives them: for starts that are read from them.
     """
-    return tree_of(adapter, tnadapt.init(adapter), dtype)
+    return tree_of(adapter, tnadapt.init(adapter, weights), dtype)
 
 
 def tree_of(adapter: Adapter, values: Mapping[str, npt.ArrayLike], dtype: DTypeLike) -> dict[str, dict[str, Array]]:
@@ -30,8 +33,8 @@ def tree_of(adapter: Adapter, values: Mapping[str, npt.ArrayLike], dtype: DTypeL
     trainable = {name: values[name] for name, slot in adapter.slots.items() if slot.factor.trainable}
     frozen = {name: values[name] for name in adapter.slots if name not in trainable}
     if adapter.spec.centered:
-        starts = tnadapt.init(adapter)
-        frozen |= {name + START: starts[name] for name in trainable}
+        starts = tnadapt.redraw(adapter)
+        frozen |= {name + START: starts[name] for name in trainable if name in starts}
     return {
         tree: {name: jnp.array(value, dtype=dtype) for name, value in part.items()}
         for tree, part in zip(TREES, (trainable, frozen), strict=True)
@@ -43,7 +46,7 @@ def names_in(adapter: Adapter, tree: str) -> dict[str, tuple[int, ...]]:
     trained = {name: slot.shape for name, slot in adapter.slots.items() if slot.factor.trainable}
     if tree == TREES[0]:
         return trained
-    frozen = {name: slot.shape for name, slot in adapter.slots.items() if name not in trained}
+    frozen = {name: slot.shape for name, slot in adapter.slots.items() if name not in trained}  # kept starts, too
     return frozen | {name + START: shape for name, shape in trained.items() if adapter.spec.centered}
 
 
@@ -70,7 +73,8 @@ def check_size(adapter: Adapter, params: Params) -> None:
     """See in no time that no array is missing or too many; else say which. Raises SiteError."""
     trained, frozen = (len(params.get(tree, {})) for tree in TREES)
     starts = trained if adapter.spec.centered else 0
-    if len(params) != len(TREES) or trained + frozen != len(adapter.slots) + starts:
+    kept = sum(name.endswith(START) for name in adapter.slots)
+    if len(params) != len(TREES) or trained + frozen != len(adapter.slots) - kept + starts:
         check_params(adapter, params)
 
 

@@ -67,6 +67,7 @@ def attach(
     sizes: Mapping[str, int] | None = None,
     seed: int,
     dtype: DTypeLike = jnp.float32,
+    overparametrized: bool = False,
 ) -> Adapted:
     """A module that holds the model and a new adapter on it. Computes as the model does until it is trained.
 
@@ -74,8 +75,9 @@ def attach(
     Raises SiteError for what does not match or fit.
     """
     leaves = find_sites(weights_of(model), target=target, layout=layout, layer_axis=layer_axis)
-    adapter = spec.bind(leaves.sites, rank=rank, sizes=sizes, alpha=alpha, seed=seed)
-    return Adapted(model, adapter, leaves, init(adapter, dtype=dtype))
+    adapter = spec.bind(leaves.sites, rank=rank, sizes=sizes, alpha=alpha, seed=seed, overparametrized=overparametrized)
+    weights = leaves.read(weights_of(model)) if adapter.reads_weights else None
+    return Adapted(model, adapter, leaves, init(adapter, dtype=dtype, weights=weights))
 
 
 def weights_of(model: nnx.Module) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The PyTorch binding: attach a tnadapt adapter to any module by forward hooks."""
 
 from tnadapt_torch._attach import attach
-from tnadapt_torch._files import load
+from tnadapt_torch._files import load, load_peft
 from tnadapt_torch._state import AdapterState
 
-__all__ = ["AdapterState", "attach", "load"]
+__all__ = ["AdapterState", "attach", "load", "load_peft"]

@@ -1,15 +1,16 @@
 """Attach a new adapter to a model, all or nothing."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import nn
 
-from tnadapt import AdapterSpec, SiteError, init
+from tnadapt import AdapterSpec, SiteError, init, sites_of, split_sites
 from tnadapt_torch import _fold
-from tnadapt_torch._find import Rule, find_modules, match, sites_of
+from tnadapt_torch._find import Rule, find_weights, match
 from tnadapt_torch._saved import SavedModules
 from tnadapt_torch._state import AdapterState, child_name, host_modules, states_of
+from tnadapt_torch._weight import HostWeights, Weight
 
 __all__ = ["attach"]
 
@@ -18,17 +19,22 @@ def attach(
     model: nn.Module,
     spec: AdapterSpec,
     *,
-    target_modules: Rule,
+    target_modules: Rule | None = None,
+    target_parameters: Mapping[str, str] | None = None,
     rank: int | Mapping[str, int] | None = None,
     alpha: float | None = None,
     sizes: Mapping[str, int] | None = None,
     exclude_modules: Rule | None = None,
     layers_to_transform: int | Collection[int] | None = None,
+    blocks: Mapping[str, tuple[int, int]] | None = None,
+    fused: Mapping[str, Sequence[str | None] | Mapping[str, int]] | None = None,
+    tasks: Collection[str] = (),
     modules_to_save: Collection[str] | None = None,
     dropout: float = 0.0,
     seed: int,
     adapter_name: str = "default",
     fold: bool = False,
+    overparametrized: bool = False,
 ) -> AdapterState:
     """Attach a new adapter; the host is frozen but for `modules_to_save`, and computes as before until it is trained.
 
@@ -36,17 +42,24 @@ def attach(
         model: any module; nothing in it is replaced, it gets one child and forward hooks.
         spec: the adapter.
         target_modules: names or suffixes after a dot; or a regular expression for whole paths; or "all-linear".
+        target_parameters: parameters that no linear layer is called with, as those of a mixture of experts: names or
+            suffixes -> how each is stored, as {"experts.gate_up_proj": "expert in out"}. Each expert is a site. Their
+            updates are made as matrices and folded in, as with `fold`.
         rank: the size of every bond, or bond -> size.
         alpha: replaces the alpha of the spec's scale.
         sizes: mode -> size, as {"head": 12}.
         exclude_modules: what not to adapt, in the forms of target_modules.
         layers_to_transform: only these indices of the repeated block.
+        blocks: weights that are cut into blocks, each a site, as in `split_sites`: {"fc1": (4, 1)}.
+        fused: weights that hold several projections, each a site: {"c_attn": ["q", "k", "v"]}.
+        tasks: names of tasks; every site is there once for each. The first is used until `set_task`.
         modules_to_save: names of modules that are trained whole and stored in the adapter's file.
         dropout: probability of dropping entries of the x that the adapter sees, in training.
         seed: where the starting values come from.
         adapter_name: an identifier, one for each adapter on the model.
         fold: add the update to the weight at each call, x (W + dW), and not to the output. `plan(...).explain()` says
             when that pays. It parametrizes the weights, so that their keys in the state dict change while attached.
+        overparametrized: allow a rank above that of any update, as in `AdapterSpec.bind`.
 
     Returns:
         The adapter's state, a child of the model named tnadapt_<adapter_name>.
@@ -55,31 +68,42 @@ def attach(
         SiteError: what does not match or fit; the model is then as it was.
     """
     known = host_modules(model)
-    modules = find_modules(model, known, target_modules, exclude_modules, layers_to_transform)
-    adapter = spec.bind(sites_of(modules), rank=rank, sizes=sizes, alpha=alpha, seed=seed)
-    params = {name: torch.from_numpy(value).float() for name, value in init(adapter).items()}
+    weights = find_weights(
+        model, known, target_modules, exclude_modules, layers_to_transform, target_parameters=target_parameters
+    )
+    experts = [path for path, weight in weights.items() if "expert" in weight.layout]
+    sites = split_sites(
+        sites_of({path: weight.shape for path, weight in weights.items()}),
+        blocks=blocks,
+        fused=fused,
+        experts=experts,
+        tasks=tasks,
+    )
+    adapter = spec.bind(sites, rank=rank, sizes=sizes, alpha=alpha, seed=seed, overparametrized=overparametrized)
+    params = {name: torch.from_numpy(value).float() for name, value in init(adapter, HostWeights(weights)).items()}
     paths = match(known, list(modules_to_save), known) if modules_to_save else []
     saved = {path: known[path] for path in paths}
     state = AdapterState(adapter, params, name=adapter_name, dropout=dropout)
-    if fold:
-        _fold.check_foldable(modules, dropout)
-        state.is_folded = True
-    return install(model, state, modules, saved)
+    state.is_folded = fold
+    return install(model, state, weights, saved)
 
 
 def install(
-    model: nn.Module, state: AdapterState, modules: Mapping[str, nn.Module], saved: Mapping[str, nn.Module]
+    model: nn.Module, state: AdapterState, weights: Mapping[str, Weight], saved: Mapping[str, nn.Module]
 ) -> AdapterState:
     """Put a state on its host: the one place that changes it, all or nothing.
 
-    `modules` are the adapted ones by path, `saved` those that are trained whole.
+    `weights` are the adapted ones by path, `saved` the modules that are trained whole.
     """
     _check_name(model, state.name)
-    _check_saved(model, saved, modules)
+    _check_saved(model, saved, weights)
     if not 0.0 <= state.dropout < 1.0:
         raise SiteError(f"dropout: must be at least 0 and below 1, got {state.dropout}.")
-    state.host, state.modules_by_path, state.saved = (model,), dict(modules), SavedModules(saved)
-    state.hooks = {site.path: state.hook_of(site) for site in state.adapter.sites}
+    folded = {path: weight for path, weight in weights.items() if state.folds(weight)}
+    if folded:
+        _fold.check_foldable(folded, state.dropout)
+    state.host, state.weights, state.saved = (model,), dict(weights), SavedModules(saved)
+    state.hooks = state.make_hooks()
     state.train(model.training)
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     earlier = states_of(model)
@@ -87,16 +111,16 @@ def install(
     try:
         _set_flags(model, earlier, saved)
         model.add_module(child_name(state.name), state)
-        for path, hook in state.hooks.items():
-            if state.is_folded:
-                _fold.fold(modules[path], hook)
+        for path, weight in weights.items():
+            if path in folded:
+                _fold.fold(weight, state.hooks[path])
             else:
-                state.handles.append(modules[path].register_forward_hook(hook, with_kwargs=True))
+                state.handles.append(weight.module.register_forward_hook(state.hooks[path], with_kwargs=True))
     except BaseException:
         for handle in state.handles:
             handle.remove()
-        for module in modules.values() if state.is_folded else ():
-            _fold.unfold(module)
+        for weight in folded.values():
+            _fold.unfold(weight)
         model._modules.pop(child_name(state.name), None)
         for parameter, before in flags:
             parameter.requires_grad_(before)

@@ -1,14 +1,13 @@
-"""Which modules of a host are adapted, and where each of them stands."""
+"""Which modules of a host are adapted."""
 
 import difflib
 import re
 from collections.abc import Collection, Iterable, Mapping
 
 from torch import nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
-from torch.nn.utils import parametrize
 
-from tnadapt import Site, SiteError
+from tnadapt import SiteError
+from tnadapt_torch._weight import Weight, is_linear, linear_weight, named_weight
 
 __all__: list[str] = []
 
@@ -16,64 +15,64 @@ Rule = str | Collection[str]
 ALL_LINEAR = "all-linear"
 
 
-def find_modules(
+def find_weights(
     model: nn.Module,
     modules: Mapping[str, nn.Module],
-    target_modules: Rule,
+    target_modules: Rule | None,
     exclude_modules: Rule | None,
     layers_to_transform: int | Collection[int] | None,
-) -> dict[str, nn.Module]:
-    """The matched ones among the host's modules by path, in their order.
+    *,
+    target_parameters: Mapping[str, str] | None = None,
+) -> dict[str, Weight]:
+    """The weights of the matched ones among the host's modules by path, in their order, and named parameters behind.
 
     A list matches exact paths and suffixes after a dot; a string is a regular expression for the whole path;
-    "all-linear" is every linear layer but the output head. Raises SiteError where a rule, or one name of a list,
-    matches nothing (the nearest names are told), or what matches is no linear layer.
+    "all-linear" is every linear layer but the output head. `target_parameters` maps names of parameters, matched as a
+    list is, to their layouts. Raises SiteError where a rule, or one name of a list, matches nothing (the nearest names
+    are told), or what matches is no linear layer.
     """
     linear = [path for path, module in modules.items() if path and is_linear(module)]
-    chosen = _without_head(model, linear) if target_modules == ALL_LINEAR else match(modules, target_modules, linear)
+    named = find_parameters(modules, target_parameters or {})
+    if target_modules is None and named:
+        chosen: list[str] = []
+    elif target_modules == ALL_LINEAR:
+        chosen = _without_head(model, linear)
+    else:
+        chosen = match(modules, target_modules or (), linear)
     if exclude_modules is not None:
         refused = set(match(modules, exclude_modules, linear))
         chosen = [path for path in chosen if path not in refused]
     if layers_to_transform is not None:
-        chosen = _in_layers(chosen, layers_to_transform)
-    for path in chosen:
-        if not is_linear(modules[path]):
+        kept = _in_layers([*chosen, *named], layers_to_transform)
+        chosen, named = [path for path in chosen if path in kept], {p: w for p, w in named.items() if p in kept}
+    check_linear({path: modules[path] for path in chosen})
+    if not chosen and not named:
+        raise SiteError(f"target_modules={target_modules!r}: nothing is left to adapt.{_nearest('', linear)}")
+    return {path: linear_weight(modules[path]) for path in chosen} | named
+
+
+def find_parameters(modules: Mapping[str, nn.Module], layouts: Mapping[str, str]) -> dict[str, Weight]:
+    """Parameters by path, each with its layout. Raises SiteError for a name that matches none, or a wrong layout."""
+    owners = {
+        f"{path}.{name}" if path else name: (module, name)
+        for path, module in modules.items()
+        for name, _ in module.named_parameters(recurse=False)
+    }
+    return {
+        path: named_weight(path, *owners[path], layout)
+        for name, layout in layouts.items()
+        for path in match(owners, [name], owners)
+    }
+
+
+def check_linear(modules: Mapping[str, nn.Module]) -> None:
+    """Raises SiteError for a module that is no linear layer."""
+    for path, module in modules.items():
+        if not is_linear(module):
             raise SiteError(
                 f"{path}: an adapter updates nn.Linear or transformers' Conv1D, called as a module.\n"
-                f"However, this is a {type(modules[path]).__name__}.\nTake it out with exclude_modules."
+                f"However, this is a {type(module).__name__}.\nTake it out with exclude_modules."
             )
-    if not chosen:
-        raise SiteError(f"target_modules={target_modules!r}: nothing is left to adapt.{_nearest('', linear)}")
-    return {path: modules[path] for path in chosen}
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Whether a module maps (..., in) to (..., out) by one weight.
-
-    The projection inside of nn.MultiheadAttention does not count: it is never called, so a hook on it would be silent.
-    """
-    if isinstance(module, NonDynamicallyQuantizableLinear):
-        return False
-    return isinstance(module, nn.Linear) or is_conv1d(module)
-
-
-def is_conv1d(module: nn.Module) -> bool:
-    """Whether this is transformers' Conv1D, a linear layer that stores its weight as (in, out)."""
-    return hasattr(module, "nf") and any(base.__name__ == "Conv1D" for base in type(module).__mro__)
-
-
-def weight_of(module: nn.Module) -> nn.Parameter:
-    """The weight that a linear layer stores, whatever is folded into it."""
-    is_folded = parametrize.is_parametrized(module, "weight")
-    return module.get_parameter("parametrizations.weight.original" if is_folded else "weight")
-
-
-def shape_of(module: nn.Module) -> tuple[int, int]:
-    """(out, in) of a linear layer."""
-    if isinstance(module, nn.Linear):
-        return module.out_features, module.in_features
-    inner, outer = weight_of(module).shape
-    return outer, inner
 
 
 def match(modules: Collection[str], rule: Rule, known: Collection[str]) -> list[str]:
@@ -92,28 +91,9 @@ def match(modules: Collection[str], rule: Rule, known: Collection[str]) -> list[
     return [path for path in modules if any(_is_suffix(name, path) for name in rule)]
 
 
-def sites_of(modules: Mapping[str, nn.Module]) -> tuple[Site, ...]:
-    """Where each module stands: its layer is the first number in its path, its kind what follows that number.
-
-    Where the matched modules lie in several stacks (an encoder and a decoder), the kind begins with the stack's path.
-    A module outside of any stack has layer 0 and its path as kind.
-    """
-    places = {path: _place(path) for path in modules}
-    several = len({stack for stack, layer, _ in places.values() if layer is not None}) > 1
-    sites = []
-    for path, (stack, layer, inner) in places.items():
-        kind = f"{stack}.{inner}" if several and layer is not None and stack else inner
-        sites.append(Site(path, shape_of(modules[path]), {"layer": layer or 0, "kind": kind}))
-    return tuple(sites)
-
-
-def _place(path: str) -> tuple[str, int | None, str]:
-    words = path.split(".")
-    for place, word in enumerate(words):
-        if word.isdecimal():
-            stack, inner = ".".join(words[:place]), ".".join(words[place + 1 :])
-            return stack, int(word), inner or stack or "linear"
-    return "", None, path
+def _layer_of(path: str) -> int | None:
+    """The first number in a path; None outside of any stack."""
+    return next((int(word) for word in path.split(".") if word.isdecimal()), None)
 
 
 def _is_suffix(name: str, path: str) -> bool:
@@ -129,7 +109,7 @@ def _without_head(model: nn.Module, paths: Iterable[str]) -> list[str]:
 
 def _in_layers(paths: Iterable[str], layers: int | Collection[int]) -> list[str]:
     wanted = {layers} if isinstance(layers, int) else set(layers)
-    placed = {path: _place(path)[1] for path in paths}
+    placed = {path: _layer_of(path) for path in paths}
     if missing := wanted - set(placed.values()):
         known = sorted({layer for layer in placed.values() if layer is not None})
         raise SiteError(

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tnadapt import SiteError
-from tnadapt_torch._find import is_conv1d
-from tnadapt_torch._site import SiteHook
+from tnadapt_torch._blocks import Hook
+from tnadapt_torch._weight import Weight
 
 __all__: list[str] = []
 
@@ -16,40 +16,38 @@ FULL_PRECISION = (torch.float32, torch.float64)
 
 
 class Folded(nn.Module):
-    """A weight with the update of one site added while its adapter is active."""
+    """A weight with its update added while its adapter is active."""
 
-    def __init__(self, hook: SiteHook, *, is_turned: bool) -> None:
-        """Args: what serves the site; whether the weight is stored as (in, out)."""
+    def __init__(self, hook: Hook, weight: Weight) -> None:
+        """Args: what serves the weight's sites; the weight."""
         super().__init__()
         self.hook = hook
-        self.is_turned = is_turned
+        self.weight = weight
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight that the module uses."""
         if not self.hook.owner.active:
             return weight
-        update = self.hook.delta(weight)
-        return weight + (update.T if self.is_turned else update)
+        return weight + self.weight.lay(self.hook.delta(weight))
 
 
-def check_foldable(modules: Mapping[str, nn.Module], dropout: float) -> None:
+def check_foldable(weights: Mapping[str, Weight], dropout: float) -> None:
     """Raises SiteError for dropout, for a weight of low precision and for one that is parametrized already."""
     if dropout:
         raise SiteError(f"fold: has no x of its own to drop entries of.\\nHowever, dropout is {dropout}.")
-    for path, module in modules.items():
-        if parametrize.is_parametrized(module, "weight"):
+    for path, weight in weights.items():
+        if weight.is_folded:
             raise SiteError(f"{path}: its weight is parametrized already; one update can be folded into it.")
-        if module.get_parameter("weight").dtype not in FULL_PRECISION:
-            dtype = module.get_parameter("weight").dtype
+        if (dtype := weight.parameter.dtype) not in FULL_PRECISION:
             raise SiteError(f"{path}: folding needs a float32 or float64 weight; an update would be lost in {dtype}.")
 
 
-def fold(module: nn.Module, hook: SiteHook) -> None:
+def fold(weight: Weight, hook: Hook) -> None:
     """Have a module use its weight with the update added."""
-    parametrize.register_parametrization(module, "weight", Folded(hook, is_turned=is_conv1d(module)), unsafe=True)
+    parametrize.register_parametrization(weight.module, weight.name, Folded(hook, weight), unsafe=True)
 
 
-def unfold(module: nn.Module) -> None:
+def unfold(weight: Weight) -> None:
     """Give a module its own weight back, the same parameter as before."""
-    if parametrize.is_parametrized(module, "weight"):
-        parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
+    if weight.is_folded:
+        parametrize.remove_parametrizations(weight.module, weight.name, leave_parametrized=False)

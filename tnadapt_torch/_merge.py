@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from tnadapt import SiteError
-from tnadapt_torch._find import weight_of
 
 __all__: list[str] = []
 
@@ -30,15 +29,14 @@ class Merged:
 
     @staticmethod
     def write(
-        host: nn.Module, modules: Mapping[str, nn.Module], deltas: Mapping[str, Callable[[], Tensor]], number: int
+        host: nn.Module, weights: dict[str, nn.Parameter], deltas: Mapping[str, Callable[[], Tensor]], number: int
     ) -> "Merged":
-        """Add each delta to its module's weight. Every sum is checked before the first is written.
+        """Add each delta to its weight. Every sum is checked before the first is written.
 
         Raises SiteError for a weight that several modules share or that is no plain floating-point matrix, and for a
         sum that is not finite; no weight is changed then.
         """
-        weights = {path: weight_of(module) for path, module in modules.items()}
-        _check_weights(host, weights)
+        check_weights(host, weights)
         with torch.no_grad():
             for path, weight in weights.items():
                 _merged(path, weight, deltas[path])
@@ -72,7 +70,8 @@ def _merged(path: str, weight: Tensor, delta: Callable[[], Tensor]) -> Tensor:
     return total
 
 
-def _check_weights(host: nn.Module, weights: Mapping[str, nn.Parameter]) -> None:
+def check_weights(host: nn.Module, weights: Mapping[str, nn.Parameter]) -> None:
+    """Raises SiteError for a weight that other modules of the host share, or that is no plain matrix."""
     owners: dict[int, list[str]] = {}
     for name, parameter in host.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(name)

@@ -1,6 +1,6 @@
 """Modules of a host that are trained whole beside the factors, and the values that they had before."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
@@ -35,3 +35,15 @@ class SavedModules:
             for key, value in module.state_dict(keep_vars=True).items()
             if value.is_floating_point()
         }
+
+
+def find_tie(model: nn.Module, keys: Collection[str]) -> tuple[str, str] | None:
+    """The first of these parameters that has a further name in the model, which is none of them; and that name."""
+    names: dict[int, list[str]] = {}
+    for name, value in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(value), []).append(name)
+    for tied in names.values():
+        inside, outside = ([name for name in tied if (name in keys) == wanted] for wanted in (True, False))
+        if inside and outside:
+            return inside[0], outside[0]
+    return None

@@ -120,6 +120,11 @@ class Owner(Protocol):
         """Whether updates are added now."""
         ...
 
+    @property
+    def task(self) -> str:
+        """Which task's sites are used; "" where there are none."""
+        ...
+
 
 class SiteHook:
     """Adds the update of one site to the output of its module; does nothing while its adapter is off or merged."""
@@ -135,20 +140,15 @@ class SiteHook:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         """The output with the update added, a new tensor."""
-        owner = self.owner
-        if not owner.active:
+        if not self.owner.active:
             return output
-        x: Tensor = args[0] if args else next(iter(kwargs.values()))
-        if owner.dropout and owner.training:
-            x = torch.nn.functional.dropout(x, owner.dropout)
-        if x.dtype != output.dtype:
-            x = x.to(output.dtype)
+        x = see_x(self.owner, args, kwargs, output)
         if x.ndim == 2:  # noqa: PLR2004  (views cost as much as small products do)
-            return self._add(output, x)
-        flat = self._add(output.reshape(-1, output.shape[-1]), x.reshape(-1, self.width))
+            return self.add(output, x)
+        flat = self.add(output.reshape(-1, output.shape[-1]), x.reshape(-1, self.width))
         return flat.reshape(output.shape)
 
-    def _add(self, output: Tensor, x: Tensor) -> Tensor:
+    def add(self, output: Tensor, x: Tensor) -> Tensor:
         """The output (token, out) with the update of x (token, in) added."""
         if torch.compiler.is_compiling():
             place = COMPILED
@@ -181,6 +181,14 @@ class SiteHook:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._forget_code()
+
+
+def see_x(owner: Owner, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+    """The x that an adapter sees, in the dtype of the output."""
+    x: Tensor = args[0] if args else next(iter(kwargs.values()))
+    if owner.dropout and owner.training:
+        x = torch.nn.functional.dropout(x, owner.dropout)
+    return x if x.dtype == output.dtype else x.to(output.dtype)
 
 
 def _read(refs: Iterable[Ref], like: Tensor) -> list[Tensor]:

@@ -13,18 +13,18 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 import tnadapt
-from tnadapt import Adapter, Group, Site, SiteError
-from tnadapt_torch._find import is_conv1d, weight_of
+from tnadapt import Adapter, Group, Site, SiteError, Written
+from tnadapt_torch._blocks import BlocksHook, Hook
+from tnadapt_torch._factors import START, Factors, leaf_of, plant, starts_of
 from tnadapt_torch._fold import unfold
+from tnadapt_torch._groups import parameter_groups
 from tnadapt_torch._merge import Merged
-from tnadapt_torch._saved import SavedModules
+from tnadapt_torch._norms import norms
+from tnadapt_torch._saved import SavedModules, find_tie
 from tnadapt_torch._site import Part, Ref, Row, SiteHook, Stack
+from tnadapt_torch._weight import Weight
 
 __all__ = ["AdapterState"]
-
-
-class Factors(nn.Module):
-    """A node of the tree of factors: a name in params with dots is a path through such nodes."""
 
 
 class AdapterState(nn.Module):
@@ -45,17 +45,19 @@ class AdapterState(nn.Module):
         self.merged: Merged | None = None
         self.saved = SavedModules({})
         self.stacks: dict[tuple[bool, str], Stack] = {}
-        self.hooks: dict[str, SiteHook] = {}
+        self.tasks = list(dict.fromkeys(str(site.coordinates.get("task", "")) for site in adapter.sites))
+        self.task = self.tasks[0]
+        self.hooks: dict[str, Hook] = {}  # by the path of the weight, and of each block of one
         self.handles: list[RemovableHandle] = []
-        self.modules_by_path: dict[str, nn.Module] = {}
+        self.weights: dict[str, Weight] = {}
         self.host: tuple[nn.Module, ...] = ()  # a tuple: as an attribute, the host would be a child of its child
         self.host_flags: list[tuple[nn.Parameter, bool]] = []
         self.factors = Factors()
         self.start = Factors()
         for key, slot in adapter.slots.items():
-            _plant(self.factors, key, params[key], trainable=slot.factor.trainable)
-            if adapter.spec.centered and slot.factor.trainable:
-                _plant(self.start, key, params[key].detach().clone(), trainable=False, persistent=False)
+            plant(self.factors, key, params[key], trainable=slot.factor.trainable)
+        for key, value in starts_of(adapter).items():
+            plant(self.start, key, value.to(params[key].dtype), trainable=False, persistent=False)
 
     @property
     def active(self) -> bool:
@@ -68,23 +70,34 @@ class AdapterState(nn.Module):
 
     def params(self) -> dict[str, Tensor]:
         """Every factor by its name in the core's params: the parameters and buffers themselves, no copies."""
-        return {key: getattr(*_leaf(self.factors, key)) for key in self.adapter.slots}
+        return {key: getattr(*leaf_of(self.factors, key)) for key in self.adapter.slots}
 
-    def hook_of(self, site: Site) -> SiteHook:
-        """A new hook that serves a site of this adapter."""
+    def make_hooks(self) -> dict[str, Hook]:
+        """New hooks by path: one for each site, and one for each weight that several sites lie in."""
+        by_site = {site: self._hook_of(site) for site in self.adapter.sites}
+        hooks: dict[str, Hook] = {site.path: hook for site, hook in by_site.items()}
+        for path, sites in self.adapter.weights.items():
+            if path not in hooks:
+                hooks[path] = BlocksHook(self, {site: by_site[site] for site in sites})
+        return hooks
+
+    def _hook_of(self, site: Site) -> SiteHook:
         group, _ = self.adapter.find(site)
         names = list(group.network.factors)
         refs = [self._ref(self.factors, group, site, name) for name in names]
         if self.adapter.spec.centered:
-            trees = [self.start if group.network.factors[name].trainable else self.factors for name in names]
-            refs += [self._ref(tree, group, site, name) for tree, name in zip(trees, names, strict=True)]
+            refs += [self._ref(self.factors, group, site, name, is_start=True) for name in names]
         return SiteHook(self, group.network, refs)
 
-    def _ref(self, tree: nn.Module, group: Group, site: Site, factor: str) -> Ref:
+    def _ref(self, tree: nn.Module, group: Group, site: Site, factor: str, *, is_start: bool = False) -> Ref:
         """Where a site finds a factor in a tree; a stacked factor is taken apart in one place for all sites."""
         key = self.adapter.slot_name(group, factor)
+        if is_start and key + START in self.adapter.slots:
+            key += START
+        elif is_start and group.network.factors[factor].trainable:
+            tree = self.start
         network, modes = group.network, group.network.factors[factor].modes
-        owner, leaf = _leaf(tree, key)
+        owner, leaf = leaf_of(tree, key)
         table = owner._parameters if leaf in owner._parameters else owner._buffers
         place = group.index(site)
         if axes := tuple(axis for axis, mode in enumerate(modes) if mode in place):
@@ -94,11 +107,18 @@ class AdapterState(nn.Module):
         whole = shape == self.adapter.slots[key].shape
         return Part(table, leaf, None if whole else tuple(map(slice, shape)))
 
+    def folds(self, weight: Weight) -> bool:
+        """Whether the update goes into this weight and not into the output of its module."""
+        return self.is_folded or not weight.is_called
+
     @property
     def model(self) -> nn.Module:
         """The host. Raises SiteError when the adapter was detached."""
         if not self.host:
-            raise SiteError(f"adapter {self.name!r}: was detached, and is on no model.\nAttach or load it again.")
+            raise SiteError(
+                f"adapter {self.name!r}: was detached, and is on no model.\n"
+                "Attach or load it again. (One under PEFT is switched, merged and deleted by PEFT's own methods.)"
+            )
         return self.host[0]
 
     @contextmanager
@@ -122,13 +142,25 @@ class AdapterState(nn.Module):
             if before and self.host:
                 self.saved.swap()
 
+    def set_task(self, task: str) -> None:
+        """Use the sites of this task from now on. Raises SiteError for one that the adapter was not made for."""
+        if task not in self.tasks:
+            raise SiteError(f"task {task!r}: is none of this adapter's.\nIt has {', '.join(self.tasks) or 'none'}.")
+        self.task = task
+
     def delta(self, path: str) -> Tensor:
-        """The update of the weight at a site's path, in float32 or better, in that weight's own layout."""
-        _, _ = self.model, self.adapter.find(path)
-        weight = weight_of(self.modules_by_path[path])
-        wide = torch.promote_types(weight.dtype, torch.float32) if weight.is_floating_point() else torch.float32
-        update = self.hooks[path].delta(torch.empty((), dtype=wide, device=weight.device))
-        return update.T if is_conv1d(self.modules_by_path[path]) else update
+        """The update of a weight, in float32 or better, in the weight's own layout; of a block, by its site's path.
+
+        Where the sites serve several tasks, that of the present task. Raises SiteError for what is not adapted.
+        """
+        _ = self.model
+        if path not in self.hooks:
+            self.adapter.find(path)
+        site = next(site for site in self.adapter.sites if path in (site.path, site.weight))
+        weight, stored = self.weights[site.weight], self.weights[site.weight].parameter
+        wide = torch.promote_types(stored.dtype, torch.float32) if stored.is_floating_point() else torch.float32
+        update = self.hooks[path].delta(torch.empty((), dtype=wide, device=stored.device))
+        return weight.lay(update)
 
     def merge(self) -> None:
         """Add every update to its weight, in float32 or better, rounded once; all sites or none.
@@ -139,8 +171,9 @@ class AdapterState(nn.Module):
         if self.merged is not None:
             raise SiteError(f"adapter {self.name!r}: is merged already.")
         number = 1 + max((other.merged.number for other in states_of(host) if other.merged), default=0)
-        deltas = {path: partial(self.delta, path) for path in self.hooks}
-        self.merged = Merged.write(host, self.modules_by_path, deltas, number)
+        deltas = {path: partial(self.delta, path) for path in self.weights}
+        parameters = {path: weight.parameter for path, weight in self.weights.items()}
+        self.merged = Merged.write(host, parameters, deltas, number)
 
     def unmerge(self) -> None:
         """Put the saved weights back, bit for bit.
@@ -171,9 +204,9 @@ class AdapterState(nn.Module):
             self.saved.swap()
         for handle in self.handles:
             handle.remove()
-        if self.is_folded:
-            for module in self.modules_by_path.values():
-                unfold(module)
+        for weight in self.weights.values():
+            if self.folds(weight):
+                unfold(weight)
         delattr(host, child_name(self.name))
         others = states_of(host)
         for other in others:
@@ -192,16 +225,66 @@ class AdapterState(nn.Module):
 
         A frozen factor is stored only if it no longer holds the values of its seed, up to its dtype's rounding.
         """
-        values = self.params()
-        rounded = {key for key, value in values.items() if value.dtype not in (torch.float32, torch.float64)}
-        drawn = tnadapt.init(self.adapter) if rounded else {}  # of the others the core sees itself whether they changed
-        params = {
-            key: _numpy(value)
-            for key, value in values.items()
-            if self.adapter.slots[key].is_stored or key not in rounded or not _is_cast_of(value, drawn[key])
-        }
+        params = {key: _numpy(value) for key, value in self.stored().items()}
         extra = {key: _numpy(value) for key, value in self.saved.values().items()}
         tnadapt.save(self.adapter, params, path, extra=extra)
+
+    def stored(self) -> dict[str, Tensor]:
+        """The factors whose values a file must hold: what does not follow from the seed, up to a dtype's rounding."""
+        slots = self.adapter.slots
+        drawn = {} if all(slot.is_stored for slot in slots.values()) else tnadapt.redraw(self.adapter)
+        return {
+            key: value
+            for key, value in self.params().items()
+            if slots[key].is_stored or not _is_cast_of(value, drawn[key])
+        }
+
+    def parameter_groups(self, *, lr: float | Mapping[str, float], ratio: float = 1.0) -> list[dict[str, Any]]:
+        """Groups for a torch optimizer, one for each trainable factor of the spec, since factors differ in scale.
+
+        Args:
+            lr: the learning rate; or a rate for each trainable factor by its name in the spec.
+            ratio: factors that start at zero get lr * ratio, the others lr. For LoRA that is the lambda of LoRA+ (Hayou
+                et al. 2024, arXiv:2402.12354): B starts at zero and learns faster than A by this ratio.
+
+        Returns:
+            For each factor a dict of name, params and lr; then one named "modules_to_save", at lr, where there are any.
+
+        Raises:
+            SiteError: a rate that is no positive number, an unknown or a missing name, a ratio that would do nothing.
+        """
+        return parameter_groups(self.adapter, self.params(), self.saved.values(), lr, ratio)
+
+    def norms(self) -> dict[str, float]:
+        """Frobenius norms: of each trainable factor over all groups, by its name in the spec; of "dW" over all sites.
+
+        That of dW is taken through the factors, in float64, for all sites of a group at once; only where the spec is
+        centered is each site's dense update made, one at a time.
+        """
+        return norms(self.adapter, self.params(), self.hooks)
+
+    def save_as_lora(self, directory: str | os.PathLike[str], *, rank: int | None = None) -> dict[str, Written]:
+        """Write a folder that PEFT loads as a LoRA, with modules_to_save; exact, or of at most `rank`.
+
+        Returns the rank and the error of each site. Raises as `tnadapt.save_as_lora` does, and SiteError where a module
+        that was trained whole shares a parameter with another: PEFT would load its values into a copy.
+        """
+        extra = {key: _numpy(value) for key, value in self.saved.values().items()}
+        if pair := find_tie(self.model, extra):
+            raise SiteError(
+                f"modules_to_save: PEFT loads {pair[0]} into a copy.\n"
+                f"However, {pair[1]} is the same parameter here, and was trained with it.\nNothing was written."
+            )
+        return tnadapt.save_as_lora(
+            self.adapter,
+            {key: _numpy(value) for key, value in self.params().items()},
+            directory,
+            rank=rank,
+            base_model=getattr(getattr(self.model, "config", None), "name_or_path", None) or None,
+            fan_in_fan_out=any(weight.layout == ("in", "out") for weight in self.weights.values()),
+            extra=extra,
+            modules_to_save=list(self.saved.modules),
+        )
 
     def print_trainable_parameters(self) -> None:
         """One line: trainable and all parameters of the host, frozen factors included, and their share."""
@@ -215,7 +298,7 @@ class AdapterState(nn.Module):
         """What was matched: one line a site."""
         rows = [("path", "layer", "kind", "weight", "module")]
         for site in self.adapter.sites:
-            module = type(self.modules_by_path[site.path]).__name__
+            module = type(self.weights[site.weight].module).__name__
             weight = " x ".join(map(str, site.shape))
             rows.append((site.path, str(site.coordinates["layer"]), str(site.coordinates["kind"]), weight, module))
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
@@ -241,29 +324,6 @@ def host_modules(model: nn.Module) -> dict[str, nn.Module]:
     """All modules of a model by path, but for adapters that are on it and what they hold."""
     inside = {id(module) for state in model.modules() if isinstance(state, AdapterState) for module in state.modules()}
     return {path: module for path, module in model.named_modules() if id(module) not in inside}
-
-
-def _leaf(tree: nn.Module, key: str) -> tuple[nn.Module, str]:
-    *path, leaf = key.split(".")
-    return tree.get_submodule(".".join(path)), leaf
-
-
-def _plant(tree: nn.Module, key: str, value: Tensor, *, trainable: bool, persistent: bool = True) -> None:
-    """Register a factor in a tree. Raises SiteError for a name that an nn.Module cannot hold, as "half" or "train"."""
-    *path, leaf = key.split(".")
-    try:
-        for name in path:
-            if name not in tree._modules:
-                tree.add_module(name, Factors())
-            tree = tree.get_submodule(name)
-        if trainable:
-            tree.register_parameter(leaf, nn.Parameter(value))
-        else:
-            tree.register_buffer(leaf, value, persistent=persistent)
-    except (AttributeError, KeyError) as error:
-        raise SiteError(
-            f"factor {key!r}: a torch module cannot hold this name ({error}).\nRename the factor."
-        ) from None
 
 
 def _is_cast_of(value: Tensor, drawn: npt.NDArray[np.float64]) -> bool:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from tnadapt import FormatError, families, grid, init, load, read, save
+from tnadapt import FormatError, families, grid, load, read, save
+from tnadapt.testing import start_params
 
 SITES = grid(layers=2, kinds={"q": (6, 4), "up": (8, 4)})
 VERA = families.vera().bind(SITES, rank=2, seed=3)
@@ -22,7 +23,7 @@ def params_of(adapter, seed=0):
     random = np.random.default_rng(seed)
     return {
         name: random.standard_normal(value.shape).astype(np.float32) if adapter.slots[name].factor.trainable else value
-        for name, value in init(adapter).items()
+        for name, value in start_params(adapter).items()
     }
 
 

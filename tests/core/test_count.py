@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tnadapt import Adapter, AdapterSpec, count, families, frozen, grid, init, raw, trainable, zeros
+from tnadapt import Adapter, AdapterSpec, count, families, frozen, grid, raw, trainable, zeros
+from tnadapt.testing import start_params
 
 ROBERTA_BASE = {"query": (768, 768), "value": (768, 768)}
 ROBERTA_LARGE = {"query": (1024, 1024), "value": (1024, 1024)}
@@ -97,7 +98,7 @@ def test_tera_counts_by_its_own_formula():
 
 
 def test_the_counts_are_the_sizes_of_the_arrays(adapter):
-    params, counted = init(adapter), count(adapter)
+    params, counted = start_params(adapter), count(adapter)
     sizes = {name: value.size for name, value in params.items()}
     learned = {name for name, slot in adapter.slots.items() if slot.factor.trainable}
     assert counted.trainable == sum(sizes[name] for name in learned)

@@ -216,6 +216,7 @@ FORMULAS: dict[str, Formula] = {
     "quanta": quanta,
 }
 ELSEWHERE = {"loha", "lokr", "lora", "lorta", "lotr", "tera", "tlora", "vera"}  # test_products.py and test_apply.py
+ELSEWHERE |= {"abba", "dota", "lora_pt", "pissa", "tcurlora"}  # test_starts.py
 
 
 @pytest.mark.parametrize("name", FORMULAS)

@@ -138,6 +138,13 @@ STATED = {  # the formula of the docstring for all S sites of one shape, by size
         )
     ),
     "quanta": lambda n: n["S"] * pairs(n),
+    "pissa": lambda n: n["S"] * n["r"] * (n["in"] + n["out"]),
+    "abba": lambda n: n["S"] * (n["p"] + n["q"]) * (n["in"] + n["out"]),
+    "dota": lambda n: (
+        n["S"] * (n["o1"] * n["i1"] * n["r1"] + n["r1"] * n["o2"] * n["i2"] * n["r2"] + n["r2"] * n["o3"] * n["i3"])
+    ),
+    "lora_pt": lambda n: n["S"] * (n["r"] * n["out"] + n["r"] * n["q"] + n["q"] * n["in"]),
+    "tcurlora": lambda n: n["S"] * n["p"] * n["q"],
 }
 
 

@@ -18,6 +18,7 @@ from tnadapt import (
     FormatError,
     Site,
     count,
+    digests,
     families,
     from_json,
     frozen,
@@ -33,6 +34,7 @@ from tnadapt import (
     trainable,
     zeros,
 )
+from tnadapt.testing import start_params
 
 LOTR = families.lotr().bind(grid(layers=2, kinds={"q": (6, 4), "up": (8, 4)}), rank=2, seed=3)
 VERA = families.vera().bind(grid(layers=2, kinds={"q": (6, 4), "up": (8, 4)}), rank=2, seed=3)
@@ -66,7 +68,18 @@ def test_what_was_saved_comes_back(adapter, dtype, moved, tmp_path):
 
 def test_only_what_was_trained_is_in_the_file(adapter, moved, tmp_path):
     save(adapter, moved(adapter), tmp_path / "a")
-    assert tensor_names(tmp_path / "a") == {name for name, slot in adapter.slots.items() if slot.factor.trainable}
+    kept = {name for name, slot in adapter.slots.items() if slot.factor.trainable or slot.factor.init.is_read}
+    assert tensor_names(tmp_path / "a") == kept
+
+
+def test_digests_stand_for_what_is_drawn_from_the_seed():
+    values = init(VERA)
+    wanted = {name: hashlib.sha256(values[name].astype("<f4").tobytes()).hexdigest() for name in ("A", "B")}
+    assert digests(VERA) == wanted
+    assert digests(LOTR) == {}
+    entries = sum(values[name].size for name in wanted)
+    with pytest.raises(FormatError, match=f"the adapter: asks to draw {entries} frozen numbers"):
+        digests(VERA, draw_limit=entries - 1)
 
 
 def test_frozen_factors_need_not_be_given(adapter, moved, tmp_path):
@@ -80,7 +93,7 @@ def test_frozen_factors_need_not_be_given(adapter, moved, tmp_path):
 def test_a_frozen_orthogonal_factor_is_stored(tmp_path):
     factors = {"Q": frozen("out r", init=orthogonal()), "R": trainable("r in", init=zeros())}
     adapter = AdapterSpec(name="own", weight="out in", factors=factors, scale=raw()).bind(LOTR.sites[:1], rank=3)
-    params = init(adapter)
+    params = start_params(adapter)
     save(adapter, params, tmp_path / "a")
     assert tensor_names(tmp_path / "a") == {"Q", "R"}
     same(load(tmp_path / "a")[1], params)
@@ -91,7 +104,7 @@ def test_a_frozen_orthogonal_factor_is_stored(tmp_path):
 def test_a_view_and_a_scalar_come_back(tmp_path):
     factors = {"W": frozen("out in"), "s": trainable("", init=zeros()), "V": trainable("out in")}
     adapter = AdapterSpec(name="own", weight="out in", factors=factors, scale=raw()).bind(LOTR.sites[:1])
-    params = init(adapter) | {"s": np.array(3.5), "V": np.asfortranarray(np.arange(24.0).reshape(6, 4))}
+    params = start_params(adapter) | {"s": np.array(3.5), "V": np.asfortranarray(np.arange(24.0).reshape(6, 4))}
     save(adapter, params, tmp_path / "a")
     same(load(tmp_path / "a")[1], params)
 
@@ -217,10 +230,10 @@ def test_a_group_may_have_any_name(name, moved, tmp_path):
 def test_a_factor_may_have_any_name(name, tmp_path):
     factors = {name: trainable("out r"), "Z": trainable("r in", init=zeros())}
     adapter = AdapterSpec(name="own", weight="out in", factors=factors, scale=raw()).bind(LOTR.sites[:1], rank=2)
-    save(adapter, init(adapter), tmp_path / "a")
+    save(adapter, start_params(adapter), tmp_path / "a")
     again, loaded = load(tmp_path / "a")
     assert again == adapter
-    same(loaded, init(adapter))
+    same(loaded, start_params(adapter))
 
 
 BERT = {
@@ -247,7 +260,7 @@ def test_a_file_is_hardly_larger_than_its_numbers(name, prefix, layers, kinds, t
     ]
     spec = getattr(families, name)()
     adapter = spec.bind(sites, rank=2, sizes=dict.fromkeys(spec.given.split(), 4))
-    params = {name: value.astype(np.float32) for name, value in init(adapter).items()}
+    params = {name: value.astype(np.float32) for name, value in start_params(adapter).items()}
     save(adapter, params, tmp_path / "a")
     spare = 4 * count(adapter).trainable + 4096 + 200 * len(sites) - (tmp_path / "a").stat().st_size
     assert spare >= 0, f"{-spare} bytes too many, {-spare / len(sites):.0f} a site"
@@ -363,7 +376,7 @@ def test_a_centered_adapter_starts_again_from_its_seed(moved, tmp_path):
     adapter = spec.bind(LOTR.sites[:1], rank=2, seed=11)
     save(adapter, moved(adapter), tmp_path / "a")
     again, _ = load(tmp_path / "a")
-    same(init(again), init(adapter))
+    same(init(again), start_params(adapter))
     assert from_json(to_json(again)) == adapter
 
 

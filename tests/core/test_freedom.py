@@ -18,7 +18,6 @@ from tnadapt import (
     first_gradients,
     frozen,
     grid,
-    init,
     ones,
     raw,
     trainable,
@@ -26,7 +25,7 @@ from tnadapt import (
 )
 from tnadapt._freedom import _degrees, _Jacobian
 from tnadapt._modular import Budget
-from tnadapt.testing import adapters, random_params
+from tnadapt.testing import adapters, random_params, start_params
 
 
 def own(weight, over="", **factors):
@@ -187,7 +186,7 @@ def test_nothing_moves_at_scale_zero():
 
 @given(adapter=adapters())
 def test_the_factor_that_moves_first_is_the_zero(adapter):
-    start, random = init(adapter), np.random.default_rng(0)
+    start, random = start_params(adapter), np.random.default_rng(0)
     site = adapter.sites[0]
     group, _ = adapter.find(site)
     moving = []

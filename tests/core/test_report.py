@@ -21,7 +21,6 @@ from tnadapt import (
     frozen,
     generic_rank,
     grid,
-    init,
     plan,
     rank_bound,
     raw,
@@ -30,6 +29,7 @@ from tnadapt import (
     trainable,
     zeros,
 )
+from tnadapt.testing import start_params
 
 KINDS = {"q": (24, 16), "v": (24, 16), "up": (32, 24)}
 SITES = grid(layers=3, kinds=KINDS)
@@ -165,7 +165,7 @@ def test_a_comparison_has_a_row_an_adapter():
 def test_the_size_of_the_file_is_exact(name, dtype, tmp_path):
     spec = getattr(families, name)()
     adapter = spec.bind(places(spec, layers=3, kinds=KINDS), rank=2, sizes=dict.fromkeys(spec.given.split(), 8), seed=3)
-    params = init(adapter)
+    params = start_params(adapter)
     stored = {key: value.astype(dtype) for key, value in params.items() if adapter.slots[key].is_stored}
     save(adapter, stored, tmp_path / "x.safetensors")
     assert file_size(adapter, dtype=dtype) == (tmp_path / "x.safetensors").stat().st_size

@@ -10,13 +10,13 @@ from tnadapt import (
     delta,
     families,
     grid,
-    init,
     merge,
     normal,
     orthogonal,
     raw,
     trainable,
 )
+from tnadapt.testing import start_params
 
 CONV = grid(layers=1, kinds={"conv": (6, 4, 3, 2)})
 QUANTA = AdapterSpec(
@@ -48,7 +48,7 @@ def test_apply_is_multiplication_by_the_transposed_update(adapter, lead, moved):
 
 
 def test_every_update_starts_at_zero(adapter):
-    params = init(adapter)
+    params = start_params(adapter)
     for site in adapter.sites:
         if not adapter.spec.identity_at_start:
             assert delta(adapter, params, site).any()
@@ -122,7 +122,7 @@ def test_params_are_left_as_they_were(adapter, moved):
 def test_a_centered_update_is_the_difference_from_the_start(moved):
     sites = grid(layers=3, kinds={"q": (6, 8), "up": (9, 8)})
     adapter = QUANTA.bind(sites, rank=4, seed=3)
-    start, params = init(adapter), moved(adapter)
+    start, params = start_params(adapter), moved(adapter)
     for site in sites:
         kind, layer = site.coordinates["kind"], site.coordinates["layer"]
         now, then = (some[f"{kind}.A"] @ some[f"{kind}.B"][layer] for some in (params, start))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
-OPTIONAL = ("torch", "jax", "optax", "flax", "equinox", "orbax.checkpoint")
+OPTIONAL = ("torch", "jax", "optax", "flax", "equinox", "orbax.checkpoint", "transformers", "peft", "accelerate")
 BLOCKS = [
     pytest.param(code, id=f"{page.stem}-{number}")
     for page in sorted(DOCS.glob("*.md"))
@@ -14,6 +14,9 @@ BLOCKS = [
 ]
 
 
+# transformers deprecates what PEFT asks of its models; torch warns of pinned memory where there is no accelerator
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
 @pytest.mark.parametrize("code", BLOCKS)
 def test_a_block_runs_as_written(code, tmp_path, monkeypatch):
     for package in OPTIONAL:

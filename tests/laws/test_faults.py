@@ -62,6 +62,10 @@ def upside_down_by_path(true):
     return lambda adapter, params, at: true(adapter, params, at)[:: -1 if isinstance(at, str) else 1]
 
 
+def moved_by_place(true):
+    return lambda adapter: {name: value + n * 0.1 for n, (name, value) in enumerate(true(adapter).items())}
+
+
 def bound_too_low(true):
     return lambda *args, **words: dataclasses.replace(true(*args, **words), rank=0)
 
@@ -118,7 +122,7 @@ FAULTS = [  # what is planted, where, on which spec, and the law that catches it
         LORA,
         "update_is_its_definition",
     ),
-    ("starting values are all one", planted(_laws, "init", starts_at_one), LORA, "identity_at_the_start"),
+    ("starting values are all one", planted(_laws, "start_params", starts_at_one), LORA, "identity_at_the_start"),
     (
         "every factor is said to move first",
         planted(_laws, "first_gradients", lambda true: lambda spec: tuple(spec.factors)),
@@ -232,7 +236,9 @@ FAULTS = [  # what is planted, where, on which spec, and the law that catches it
     ),
     (
         "starting values depend on the order of factors",
-        planted(_laws, "init", lambda true: lambda a: {n: v + i * 0.1 for i, (n, v) in enumerate(true(a).items())}),
+        planted(
+            _laws, "start_params", lambda true: lambda a: {n: v + i * 0.1 for i, (n, v) in enumerate(true(a).items())}
+        ),
         VERA,
         "order_of_factors_is_nothing",
     ),

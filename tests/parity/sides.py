@@ -8,7 +8,7 @@ from torch import nn
 
 import tnadapt
 from tnadapt import Adapter, AdapterSpec, Params, Site
-from tnadapt.testing import gradients
+from tnadapt.testing import gradients, start_params
 from tnadapt_torch import AdapterState, attach
 
 Questions = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
@@ -45,6 +45,7 @@ def torch_side(adapter: Adapter, params: Params, dtype: torch.dtype) -> tuple[nn
         rank=adapter.rank,
         sizes=adapter.sizes,
         seed=adapter.seed,
+        overparametrized=True,
     ).to(dtype)
     assert state.adapter == adapter
     with torch.no_grad():
@@ -60,7 +61,7 @@ def moved(adapter: Adapter, seed: int = 0) -> Params:
         name: random.standard_normal(value.shape).astype(np.float32).astype(np.float64)
         if adapter.slots[name].factor.trainable
         else value
-        for name, value in tnadapt.init(adapter).items()
+        for name, value in start_params(adapter).items()
     }
 
 
@@ -126,7 +127,7 @@ def compare(
     spec: AdapterSpec, sites: tuple[Site, ...], dtype: torch.dtype, *, rank=None, sizes=None, seed=5
 ) -> Answers:
     """Bind, ask both sides, and see that they agree; gives the reference's answers."""
-    adapter = spec.bind(sites, rank=rank, sizes=sizes, seed=seed)
+    adapter = spec.bind(sites, rank=rank, sizes=sizes, seed=seed, overparametrized=True)
     params = moved(adapter)
     wanted = by_reference(adapter, params)
     assert_same(by_torch(adapter, params, dtype), wanted, TOLERANCE[dtype])

@@ -31,7 +31,7 @@ def held(values, dtype):
 
 
 def compare(spec, sites, dtype, *, rank=None, sizes=None, seed=5, ways=("site", "scan")):
-    adapter = spec.bind(sites, rank=rank, sizes=sizes, seed=seed)
+    adapter = spec.bind(sites, rank=rank, sizes=sizes, seed=seed, overparametrized=True)
     number = jnp.dtype(dtype)
     params = held(sides.moved(adapter), number)
     asked = tuple(held(some, number) for some in sides.questions(adapter))

@@ -1,16 +1,23 @@
-"""Two processes give the gradients of one: DistributedDataParallel and fully_shard."""
+"""Two processes give the gradients of one: replicas and shards, by `accelerate launch` where it is there."""
 
+import importlib.util
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.torch import hosts
+from tests.torch.worker import FAMILIES, KINDS
 
-WORKER = Path(__file__).with_name("worker.py")
-TIMEOUT = 60
+WORKER = str(Path(__file__).with_name("worker.py"))
+WORLD = 2
+TIMEOUT = 120
+# The flag that asks for several processes is named after GPUs; those that ask for a CPU themselves meet by gloo.
+LAUNCH = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0"
+DEFAULTS = "--mixed_precision no --dynamo_backend no"  # said, so that no file of the user's is asked
 
 pytestmark = [
     pytest.mark.slow,
@@ -18,22 +25,26 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module", params=["ddp", "fsdp"])
-def of_two(request, tmp_path_factory):
-    """The gradients that each of two processes found: family -> name -> gradient."""
-    folder, world = tmp_path_factory.mktemp(request.param), 2
-    words = [[sys.executable, str(WORKER), request.param, str(rank), str(world), str(folder)] for rank in range(world)]
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory):
+    """What each of two processes found: (kind, family) -> name -> gradient."""
+    folder = tmp_path_factory.mktemp("two")
+    if importlib.util.find_spec("accelerate"):
+        words = [[sys.executable, *LAUNCH.split(), *DEFAULTS.split(), WORKER, str(folder)]]
+    else:
+        words = [[sys.executable, WORKER, str(folder), str(rank), str(WORLD)] for rank in range(WORLD)]
     jobs = [subprocess.Popen(word, stderr=subprocess.PIPE, text=True) for word in words]
     try:
         said = [job.communicate(timeout=TIMEOUT)[1] for job in jobs]
     finally:
         for job in jobs:
-            job.kill()
+            job.terminate()  # not kill: a launcher has to end the processes that it started
             job.wait()
-    assert [job.returncode for job in jobs] == [0] * world, "\n".join(said)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
+    assert [job.returncode for job in jobs] == [0] * len(jobs), "\n".join(said)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 
 
+@cache
 def in_one(family):
     model = hosts.toy()
     state = hosts.adapt(model, family)
@@ -45,10 +56,11 @@ def in_one(family):
     return hosts.grads(state)
 
 
-@pytest.mark.parametrize("family", ["lora", "lotr", "tlora", "vera"])
-def test_two_processes_find_the_gradients_of_one(of_two, family):
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_find_the_gradients_of_one(of_two, kind, family):
     wanted = in_one(family)
     for found in of_two:
-        assert found[family].keys() == wanted.keys()
+        assert found[kind, family].keys() == wanted.keys()
         for name, gradient in wanted.items():
-            hosts.close(found[family][name], gradient)
+            hosts.close(found[kind, family][name], gradient)

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tnadapt import families
+from tnadapt import families, sites_of
 from tnadapt._configs import LAYOUTS
 from tnadapt._hosts import find_host
 from tnadapt_torch import attach
-from tnadapt_torch._find import find_modules, sites_of
+from tnadapt_torch._find import find_weights
 
 transformers = pytest.importorskip(
     "transformers", minversion="5.23"
@@ -71,9 +71,10 @@ def on_meta(kind, config):
 
 def in_blocks(model, host):
     """The sites of all linear layers of a model, without those outside of its blocks."""
-    found = find_modules(model, dict(model.named_modules()), "all-linear", None, None)
+    found = find_weights(model, dict(model.named_modules()), "all-linear", None, None)
     start = host.block.removesuffix("{layer}")
-    return tuple(site for site in sites_of(found) if site.path.startswith(start))
+    sites = sites_of({path: weight.shape for path, weight in found.items()})
+    return tuple(site for site in sites if site.path.startswith(start))
 
 
 def test_every_type_is_compared():

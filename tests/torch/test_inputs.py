@@ -146,7 +146,7 @@ def test_autocast_inside_of_a_float32_region_and_out_again(family):
 
 def drop_ones(dropout, is_training):
     model = nn.Sequential(nn.Linear(2000, 1, bias=False))
-    state = hosts.adapt(model, "lora", target_modules=["0"], dropout=dropout)
+    state = hosts.adapt(model, "lora", target_modules=["0"], dropout=dropout, overparametrized=True)
     with torch.no_grad():
         model[0].weight.zero_()
         for name, value in state.params().items():

@@ -1,4 +1,7 @@
-"""One process of a distributed run: `worker.py KIND RANK WORLD FOLDER` writes the gradients it found to FOLDER."""
+"""One process of a distributed run, which writes the gradients that it found to FOLDER.
+
+`worker.py FOLDER RANK WORLD`, or `accelerate launch ... worker.py FOLDER`, which tells rank and world.
+"""
 
 import sys
 from pathlib import Path
@@ -9,7 +12,16 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.torch import hosts  # the line above makes it known
 
-FAMILIES = ("lora", "lotr", "tlora", "vera")
+FAMILIES = ("lora", "lotr", "lorta", "tlora", "vera")
+KINDS = ("replicas", "shards")
+
+
+def replicated(model: torch.nn.Module, *, by_accelerate: bool) -> torch.nn.Module:
+    if not by_accelerate:
+        return torch.nn.parallel.DistributedDataParallel(model)
+    from accelerate import Accelerator
+
+    return Accelerator().prepare(model)
 
 
 def sharded(model: torch.nn.Module) -> torch.nn.Module:
@@ -20,11 +32,11 @@ def sharded(model: torch.nn.Module) -> torch.nn.Module:
     return fully_shard(model)
 
 
-def train(kind: str, family: str, rank: int, world: int) -> dict[str, torch.Tensor]:
+def train(kind: str, family: str, rank: int, world: int, *, by_accelerate: bool) -> dict[str, torch.Tensor]:
     """Gradients of the mean loss over this process's part of the batch, after two steps."""
     model = hosts.toy()
     state = hosts.adapt(model, family)
-    wrapped = torch.nn.parallel.DistributedDataParallel(model) if kind == "ddp" else sharded(model)
+    wrapped = sharded(model) if kind == "shards" else replicated(model, by_accelerate=by_accelerate)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
     for _ in range(2):
         optimizer.zero_grad()
@@ -35,10 +47,21 @@ def train(kind: str, family: str, rank: int, world: int) -> dict[str, torch.Tens
 
 
 def main() -> None:
-    kind, rank, world, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+    folder, *place = sys.argv[1:]
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
-    torch.save({family: train(kind, family, rank, world) for family in FAMILIES}, folder / f"{rank}.pt")
+    if place:
+        rank, world = map(int, place)
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    else:
+        from accelerate import PartialState
+
+        rank, world = (state := PartialState(cpu=True)).process_index, state.num_processes
+    found = {
+        (kind, family): train(kind, family, rank, world, by_accelerate=not place)
+        for kind in KINDS
+        for family in FAMILIES
+    }
+    torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
 

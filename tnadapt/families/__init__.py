@@ -2,15 +2,18 @@
 
 from tnadapt.families._blocks import btt, gralora, monarch, mora
 from tnadapt.families._circuit import quanta
-from tnadapt.families._matrix import lora, lora_xs, mtlora, randlora, tlora, vera
-from tnadapt.families._product import kadaptation, krona, loha, lokr, superlora
+from tnadapt.families._matrix import lora, lora_xs, mtlora, pissa, randlora, tlora, vera
+from tnadapt.families._product import abba, kadaptation, krona, loha, lokr, superlora
 from tnadapt.families._tensor import lorta, lotr, tera
-from tnadapt.families._train import fact_tt, loretta, lotr_tt, metatt, tt_lora
+from tnadapt.families._train import dota, fact_tt, loretta, lotr_tt, metatt, tt_lora
+from tnadapt.families._tubal import lora_pt, tcurlora
 from tnadapt.families._tucker import cara, fact_tk, flora, tenslora
 
 __all__ = [
+    "abba",
     "btt",
     "cara",
+    "dota",
     "fact_tk",
     "fact_tt",
     "flora",
@@ -20,6 +23,7 @@ __all__ = [
     "loha",
     "lokr",
     "lora",
+    "lora_pt",
     "lora_xs",
     "loretta",
     "lorta",
@@ -29,9 +33,11 @@ __all__ = [
     "monarch",
     "mora",
     "mtlora",
+    "pissa",
     "quanta",
     "randlora",
     "superlora",
+    "tcurlora",
     "tenslora",
     "tera",
     "tlora",

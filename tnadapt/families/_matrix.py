@@ -14,13 +14,14 @@ from tnadapt._factor import (
     over_rank,
     over_sqrt_rank,
     raw,
+    singular,
     trainable,
     uniform,
     zeros,
 )
 from tnadapt._spec import AdapterSpec
 
-__all__ = ["lora", "lora_xs", "mtlora", "randlora", "tlora", "vera"]
+__all__ = ["lora", "lora_xs", "mtlora", "pissa", "randlora", "tlora", "vera"]
 
 
 def lora(
@@ -47,23 +48,43 @@ def lora(
     )
 
 
-def lora_xs(*, alpha: float = 16.0, sigma: float = 0.0) -> AdapterSpec:
+def pissa(*, alpha: float = 8.0) -> AdapterSpec:
+    """PiSSA: dW = (alpha / r) (B A - B0 A0), LoRA that starts in the host's principal part (arXiv:2404.02948).
+
+    W = U S V^T gives B0 = U_r sqrt(S_r) (out x r) and A0 = sqrt(S_r) V_r^T (r x in); both are trained from there. The
+    paper freezes W - B0 A0 and has no scale beside it (alpha = r): subtracting the start is the same for every alpha.
+    Trainable: r (in + out) a site; the start, as many numbers again, is in the file. Rank of dW: at most 2 r.
+    """
+    return AdapterSpec(
+        name="pissa",
+        weight="out in",
+        factors={
+            "A": trainable("r in", init=singular(0.5)),
+            "B": trainable("out r", init=singular(0.5)),
+        },
+        scale=over_rank("r", alpha=alpha),
+        centered=True,
+    )
+
+
+def lora_xs(*, alpha: float = 16.0, sigma: float = 0.0, start: Literal["random", "svd"] = "random") -> AdapterSpec:
     """LoRA-XS: dW_s = (alpha / p) B_s R_s A_s, a small trained matrix in a frozen pair (arXiv:2405.17604).
 
-    A_s (q x in) and B_s (out x p) are drawn for each site, uniform in +-1/sqrt(in) and +-1/sqrt(p): the random pair
-    that the official code has as a variant. Its default takes both from the SVD of the host's weight, which a law
-    that sees no weight cannot. R_s (p x q) starts at 0; the code has normal entries of deviation 1e-5, and dW is then
-    not exactly 0: `sigma=1e-5`. Alpha is 16 in its GLUE runs.
+    `start="svd"`: A_s = S V^T (q x in) and B_s = U (out x p) of the host's W_s = U S V^T, as the paper has it; they are
+    in the file. "random": drawn for each site, uniform in +-1/sqrt(in) and +-1/sqrt(p), a variant of the code.
+    R_s (p x q) starts at 0; the code has normal entries of deviation 1e-5, and dW is then not exactly 0: `sigma=1e-5`.
+    Alpha is 16 in its GLUE runs. EDoRA (arXiv:2501.12067) is the svd pair inside DoRA's columns of unit norm.
     Trainable: p q a site; frozen: p out + q in a site. Rank of dW: at most min(p, q).
     """
+    left, right = (singular(), singular(1.0)) if start == "svd" else (kaiming_uniform("p"), kaiming_uniform("in"))
     return AdapterSpec(
         name="lora_xs",
         weight="out in",
         over="site",
         factors={
-            "A": frozen("site q in", init=kaiming_uniform("in")),
+            "A": frozen("site q in", init=right),
             "R": trainable("site p q", init=normal(sigma) if sigma else zeros()),
-            "B": frozen("site out p", init=kaiming_uniform("p")),
+            "B": frozen("site out p", init=left),
         },
         scale=over_rank("p", alpha=alpha),
         identity_at_start=not sigma,

@@ -1,10 +1,10 @@
 """Adapters that are an entrywise or a Kronecker product of two matrices, or a sum of Kronecker products."""
 
 from tnadapt._errors import SpecError
-from tnadapt._factor import Factor, kaiming_uniform, normal, over_rank, raw, trainable, uniform, zeros
+from tnadapt._factor import Factor, kaiming_uniform, normal, over_rank, raw, singular, trainable, uniform, zeros
 from tnadapt._spec import AdapterSpec
 
-__all__ = ["kadaptation", "krona", "loha", "lokr", "superlora"]
+__all__ = ["abba", "kadaptation", "krona", "loha", "lokr", "superlora"]
 
 
 def loha(*, alpha: float = 8.0) -> AdapterSpec:
@@ -23,6 +23,26 @@ def loha(*, alpha: float = 8.0) -> AdapterSpec:
             "B2": trainable("q in", init=zeros()),
         },
         scale=over_rank("p", alpha=alpha),
+    )
+
+
+def abba(*, alpha: float = 8.0) -> AdapterSpec:
+    """ABBA: dW = alpha (B1 A1) * (B2 A2), an entrywise product that starts in the host's weight (arXiv:2505.14238).
+
+    W = U S V^T gives B1 = U_p sqrt(S_p) (out x p) and A1 = sqrt(S_p) V_p^T (p x in); A2 (q x in) starts uniform in
+    +-sqrt(6 / in), B2 (out x q) at 0; all four are trained. The code multiplies by sqrt(alpha1 alpha2), the two alphas
+    equal by default, and divides by no rank. Trainable: (p + q) (in + out) a site. Rank of dW: at most p q.
+    """
+    return AdapterSpec(
+        name="abba",
+        weight="out in",
+        factors={
+            "A1": trainable("p in", init=singular(0.5)),
+            "B1": trainable("out p", init=singular(0.5)),
+            "A2": trainable("q in", init=kaiming_uniform("in", slope=0.0)),
+            "B2": trainable("out q", init=zeros()),
+        },
+        scale=raw(alpha),
     )
 
 

@@ -3,31 +3,55 @@
 from typing import Literal
 
 from tnadapt._errors import SpecError
-from tnadapt._factor import frozen, kaiming_uniform, normal, ones, over_rank, over_sqrt_rank, raw, trainable, zeros
+from tnadapt._factor import (
+    frozen,
+    identity,
+    kaiming_uniform,
+    normal,
+    ones,
+    over_rank,
+    over_sqrt_rank,
+    projection,
+    raw,
+    singular,
+    trainable,
+    zeros,
+)
 from tnadapt._spec import AdapterSpec
 
 __all__ = ["lorta", "lotr", "tera"]
 
 
-def lotr(*, alpha: float = 1.0, over: Literal["site", "layer"] = "site") -> AdapterSpec:
+def lotr(
+    *,
+    alpha: float = 1.0,
+    over: Literal["site", "layer"] = "site",
+    start: Literal["normal", "neutral", "svd"] = "normal",
+) -> AdapterSpec:
     """LoTR: dW_s = (alpha / p) A G_s B^T; A and B are shared by every s (arXiv:2402.01376).
 
-    A (out x p) and B (in x q) start normal of deviation 1, the cores G_s (p x q) at 0.
+    A (out x p) and B (in x q) start normal of deviation 1, the cores G_s (p x q) at 0. Of the starts of init.py:
+    "neutral" has A = 0, G_s = 1 and B the singular vectors of all weights above one another; "svd" has A and B these
+    vectors and G_s = A^T W_s B, the HOSVD, and subtracts its update, which the code does not.
     `over="site"` shares among all weights of one shape, as in the official example; "layer" among the layers of one
     kind. Trainable: p out + S p q + q in. Rank of dW_s: at most min(p, q), of all side by side too.
     """
+    first, core, last = {
+        "normal": (normal(), zeros(), normal()),  # the one zero: dW = 0 at the start, and G still gets a gradient
+        "neutral": (zeros(), identity(), singular()),
+        "svd": (singular(), projection(), singular()),
+    }[start]
     return AdapterSpec(
         name="lotr",
         weight="out in",
         over=over,
         factors={
-            "A": trainable("out p", init=normal()),
-            "G": trainable(
-                f"{over} p q", init=zeros()
-            ),  # the one zero: dW = 0 at the start, and G still gets a gradient
-            "B": trainable("in q", init=normal()),
+            "A": trainable("out p", init=first),
+            "G": trainable(f"{over} p q", init=core),
+            "B": trainable("in q", init=last),
         },
         scale=over_rank("p", alpha=alpha),
+        centered=start == "svd",
     )
 
 

@@ -13,12 +13,13 @@ from tnadapt._factor import (
     orthogonal,
     over_rank,
     raw,
+    train,
     trainable,
     zeros,
 )
 from tnadapt._spec import AdapterSpec
 
-__all__ = ["fact_tt", "loretta", "lotr_tt", "metatt", "tt_lora"]
+__all__ = ["dota", "fact_tt", "loretta", "lotr_tt", "metatt", "tt_lora"]
 
 Start = Literal["zero", "centered", "random"]
 
@@ -40,6 +41,26 @@ def fact_tt(*, alpha: float = 1.0) -> AdapterSpec:
             "V": trainable("out p", init=zeros()),
         },
         scale=raw(alpha),
+    )
+
+
+def dota(*, order: int = 3, alpha: float = 1.0) -> AdapterSpec:
+    """DoTA: dW = alpha (MPO(T) - MPO(T0)), a matrix product operator that starts in the host's (arXiv:2412.20891).
+
+    Both axes split in `order` modes; core T_k (r_(k-1) x o_k x i_k x r_k) starts as that of the TT-SVD of W, so that
+    W - MPO(T0) is what the paper freezes; alpha is 1 there. The abstract and a survey were read, not the paper's body.
+    Trainable: the sum of r_(k-1) o_k i_k r_k, a site; the start, as many numbers again, is in the file. Rank of dW: the
+    cut, which an operator's bonds do not bound.
+    """
+    if not 1 < order < 10:  # noqa: PLR2004
+        raise SpecError("dota", [f"order: must be from 2 to 9, so that names sort as cores do, got {order}"])
+    bonds = ["", *(f"r{k}" for k in range(1, order)), ""]
+    return AdapterSpec(
+        name="dota",
+        weight=" ".join(f"({' '.join(f'{side}{k}' for k in range(1, order + 1))})" for side in "oi"),
+        factors={f"T{k}": trainable(f"{bonds[k - 1]} o{k} i{k} {bonds[k]}", init=train()) for k in range(1, order + 1)},
+        scale=raw(alpha),
+        centered=True,
     )
 
 

@@ -5,7 +5,7 @@ Needs hypothesis: `pip install "tnadapt[testing]"`. `check(spec)` runs every law
 
 from tnadapt.testing._check import Held, check
 from tnadapt.testing._laws import LAWS, Law
-from tnadapt.testing._oracle import dense, gradients, random_params
+from tnadapt.testing._oracle import dense, gradients, random_params, start_params
 from tnadapt.testing._strategies import adapters, networks, sites, specs
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "random_params",
     "sites",
     "specs",
+    "start_params",
 ]

@@ -14,7 +14,7 @@ from tnadapt._plan import Plan
 from tnadapt._site import Site
 from tnadapt._spec import Adapter
 
-__all__ = ["dense", "gradients", "random_params"]
+__all__ = ["dense", "gradients", "random_params", "start_params"]
 
 Array = npt.NDArray[np.float64]
 
@@ -23,8 +23,18 @@ def random_params(adapter: Adapter, random: np.random.Generator, *, frozen: bool
     """Params as after training: every trainable entry drawn anew; on request every frozen entry too."""
     return {
         name: random.standard_normal(value.shape) if frozen or adapter.slots[name].factor.trainable else value
-        for name, value in init(adapter).items()
+        for name, value in start_params(adapter).items()
     }
+
+
+def start_params(adapter: Adapter) -> Params:
+    """The starting values; those that are read from a host's weights, from random weights that the seed gives."""
+    if not adapter.reads_weights:
+        return init(adapter)
+    random = np.random.default_rng(adapter.seed)
+    return init(
+        adapter, {path: random.standard_normal(sites[0].weight_shape) for path, sites in adapter.weights.items()}
+    )
 
 
 def cut_of(adapter: Adapter, group: Group, site: Site, factor: str) -> tuple[int | slice, ...]:
@@ -48,7 +58,7 @@ def dense(adapter: Adapter, params: Mapping[str, Array], site: Site) -> Array:
     network, arrays = local(adapter, params, site)
     update = _update(network, arrays)
     if adapter.spec.centered:
-        update = update - _update(network, local(adapter, init(adapter), site)[1])
+        update = update - _update(network, local(adapter, start_params(adapter), site)[1])
     return network.scale * update.reshape(site.shape)
 
 
@@ -57,7 +67,7 @@ def magnitude(adapter: Adapter, params: Mapping[str, Array], site: Site) -> floa
     network, arrays = local(adapter, params, site)
     total = _update(network, {name: np.abs(array) for name, array in arrays.items()})
     if adapter.spec.centered:
-        starts = local(adapter, init(adapter), site)[1]
+        starts = local(adapter, start_params(adapter), site)[1]
         total = total + _update(network, {name: np.abs(array) for name, array in starts.items()})
     return abs(network.scale) * float(total.max())
 

@@ -161,7 +161,7 @@ def adapters(
         if not any(mode in axis and len({*axis} - {*told}) < 2 for axis in chosen.axes):  # noqa: PLR2004
             told[mode] = draw(RANKS)
     places = draw(sites(chosen, sizes=told, lengths=lengths))
-    free = [bond for bond in chosen.bonds if bond not in told]
+    free = [bond for bond in chosen.bonds if bond not in told and bond not in chosen.ties]
     ranks = rank if rank is not None else {bond: draw(RANKS) for bond in free}
     return chosen.bind(places, rank=ranks, sizes=told, seed=draw(SEEDS), overparametrized=True)
 

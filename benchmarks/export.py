@@ -1,0 +1,75 @@
+"""Every family cut into LoRAs on the shape of LLaMA-2-7B, one weight after another; beside it one dense SVD.
+
+Values are random, in float32. A family of full rank on some weight has no exact LoRA: it is listed without a time.
+"""
+
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from timing import arguments, report
+
+from tnadapt import Adapter, AdapterSpec, Site, families, find_host, minimum_cut, to_lora
+
+RANK = 16
+SIZES = {"lorta": {"head": 32}, "cara": {"head": 32}, "kadaptation": {"o1": 32, "i1": 32}}
+RANKS = {"randlora": {"r": 16, "n": 4}, "lokr": 4, "loha": {"p": 8, "q": 8}}
+
+
+def bind(name: str, sites: Sequence[Site]) -> Adapter:
+    """A family on all linear layers; where it stacks weights over more than layers and kinds, they are one there."""
+    spec: AdapterSpec = getattr(families, name)()
+    further = dict.fromkeys({*spec.site_modes} - {"layer", "kind", "site"}, 0)
+    places = [Site(site.path, site.shape, dict(site.coordinates) | further) for site in sites]
+    return spec.bind(places, rank=RANKS.get(name, RANK), sizes=SIZES.get(name), seed=0)
+
+
+def is_full(adapter: Adapter) -> bool:
+    """Whether any of its networks has no exact LoRA that is smaller than the weight."""
+    return any(minimum_cut(network).rank >= min(network.weight_shape) for network in adapter.networks)
+
+
+def draw(adapter: Adapter) -> Mapping[str, np.ndarray]:
+    """Random values in every factor, frozen ones too."""
+    random = np.random.default_rng(0)
+    return {name: random.standard_normal(slot.shape, np.float32) for name, slot in adapter.slots.items()}
+
+
+def export(adapter: Adapter) -> dict[str, Any]:
+    """Seconds for all weights, each dropped before the next, and the highest rank."""
+    params = draw(adapter)
+    start, rank = time.perf_counter(), 0
+    for site in adapter.sites:
+        rank = max(rank, to_lora(adapter, params, site).rank)
+    return {"sites": len(adapter.sites), "rank": rank, "seconds": time.perf_counter() - start}
+
+
+def peak() -> float:
+    """The most memory that this process has held, in GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if sys.platform == "linux" else 1) / 1e9
+
+
+def main() -> None:
+    """Print a row a family, their sum, and the SVD."""
+    options = arguments(__doc__ or "")
+    options.rounds = 1  # each takes long enough
+    sites = find_host("llama-2-7b").sites("all-linear")
+    rows: list[dict[str, Any]] = []
+    for name in families.__all__:
+        adapter = bind(name, sites)
+        found = {} if is_full(adapter) else export(adapter)
+        rows.append({"family": name, "sites": "-", "rank": "full", "seconds": "-"} | found | {"peak GB so far": peak()})
+    whole = sum(row["seconds"] for row in rows if isinstance(row["seconds"], float))
+    rows.append({"family": "all", "sites": "-", "rank": "-", "seconds": whole, "peak GB so far": peak()})
+    start = time.perf_counter()
+    np.linalg.svd(np.random.default_rng(0).standard_normal((4096, 4096), np.float32))
+    svd = time.perf_counter() - start
+    rows.append({"family": "one dense SVD", "sites": 1, "rank": 4096, "seconds": svd, "peak GB so far": peak()})
+    report(options, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,353 @@
+"""Checkpoints of PEFT, written here by hand: their update by its formula, and every way in which one can be bad."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import tnadapt
+from tnadapt import FormatError, delta, read_peft
+
+PREFIX = "base_model.model."
+PATHS = ("h.0.q", "h.1.q")
+COMMON = {"bias": "none", "task_type": None, "target_modules": ["q"], "modules_to_save": None}
+
+
+def drawn(*shape, seed=0):
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
+
+
+def write(folder, config, tensors):
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps(COMMON | config))
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def lora(folder, changes=None, *, drop=(), more=None):
+    """A good LoRA of two modules, 6 x 4 and of rank 2, with changes to its config and its tensors."""
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, "use_rslora": False, "init_lora_weights": True}
+    tensors = {f"{PREFIX}{path}.lora_{name}.weight": drawn(*shape) for path in PATHS for name, shape in FACTORS}
+    tensors = {key: value for key, value in tensors.items() if key not in drop} | (more or {})
+    return write(folder, config | (changes or {}), tensors)
+
+
+FACTORS = (("A", (2, 4)), ("B", (6, 2)))
+B, A = f"{PREFIX}h.0.q.lora_B.weight", f"{PREFIX}h.0.q.lora_A.weight"
+
+
+def lokr(folder, *modules, **changes):
+    """A LoKr with one module a mapping of its tensors."""
+    tensors = {
+        f"{PREFIX}h.{n}.q.lokr_{name}": drawn(*shape) for n, one in enumerate(modules) for name, shape in one.items()
+    }
+    return write(folder, {"peft_type": "LOKR", "r": 2, "alpha": 6} | changes, tensors)
+
+
+def vera(folder, *, drop=(), width=5, **changes):
+    tensors = {"base_model.vera_A": drawn(2, width), "base_model.vera_B": drawn(6, 2)}
+    for path in PATHS:
+        tensors |= {f"{PREFIX}{path}.vera_lambda_b": drawn(6), f"{PREFIX}{path}.vera_lambda_d": drawn(2)}
+    kept = {key: value for key, value in tensors.items() if key not in drop}
+    return write(folder, {"peft_type": "VERA", "r": 2} | changes, kept)
+
+
+def close(found, wanted):
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6 * abs(wanted).max())
+
+
+def test_a_lora_is_read_with_its_own_numbers(tmp_path):
+    checkpoint = read_peft(lora(tmp_path))
+    assert checkpoint.adapter.spec == tnadapt.families.lora(alpha=3)
+    assert [dict(site.coordinates) for site in checkpoint.adapter.sites] == [
+        {"layer": 0, "kind": "q"},
+        {"layer": 1, "kind": "q"},
+    ]
+    np.testing.assert_array_equal(checkpoint.params["1.q.A"], drawn(2, 4))
+    close(delta(checkpoint.adapter, checkpoint.params, "h.1.q"), 1.5 * drawn(6, 2) @ drawn(2, 4))
+
+
+def test_modules_come_in_the_order_of_their_numbers(tmp_path):
+    further = {f"{PREFIX}h.{n}.q.lora_{name}.weight": drawn(*shape) for n in (2, 10) for name, shape in FACTORS}
+    sites = read_peft(lora(tmp_path, more=further)).adapter.sites
+    assert [site.coordinates["layer"] for site in sites] == [0, 1, 2, 10]
+
+
+def test_ranks_and_scales_that_differ_keep_every_update(tmp_path):
+    smaller = {A: drawn(1, 4), B: drawn(6, 1)}
+    changes = {"rank_pattern": {"0.q": 1}, "alpha_pattern": {"^h.0.q": 5.0}, "use_rslora": True}
+    checkpoint = read_peft(lora(tmp_path, changes, more=smaller))
+    assert dict(checkpoint.adapter.rank) == {"r": 2}
+    np.testing.assert_array_equal(checkpoint.params["0.q.B"][:, :1], drawn(6, 1))  # the largest scale is the adapter's
+    close(delta(checkpoint.adapter, checkpoint.params, "h.0.q"), 5 * drawn(6, 1) @ drawn(1, 4))
+    close(delta(checkpoint.adapter, checkpoint.params, "h.1.q"), 3 / np.sqrt(2) * drawn(6, 2) @ drawn(2, 4))
+
+
+def test_a_scale_of_zero_is_read(tmp_path):
+    checkpoint = read_peft(lora(tmp_path, {"lora_alpha": 0}))
+    assert not delta(checkpoint.adapter, checkpoint.params, "h.0.q").any()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_every_dtype_keeps_its_values(dtype, tmp_path):
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file as save_torch
+
+    folder = lora(tmp_path)
+    values = {
+        f"{PREFIX}{path}.lora_{name}.weight": torch.from_numpy(drawn(*shape)).to(getattr(torch, dtype))
+        for path in PATHS
+        for name, shape in FACTORS
+    }
+    save_torch(values, folder / "adapter_model.safetensors")
+    params = read_peft(folder).params
+    assert params["0.q.A"].dtype == (np.float64 if dtype == "float64" else np.float32)
+    np.testing.assert_array_equal(params["0.q.A"], values[A].double().numpy())
+
+
+def test_a_vera_is_read_with_the_shapes_of_its_host(tmp_path):
+    """The file of a pair of projections that are longer than any weight: the leading part counts."""
+    shapes = {"h.0.q": (6, 3), "h.1.q": (6, 4), "other": (1, 1)}
+    checkpoint = read_peft(vera(tmp_path), shapes=shapes)
+    for path, into in (("h.0.q", 3), ("h.1.q", 4)):
+        wanted = drawn(6)[:, None] * drawn(6, 2) @ (drawn(2)[:, None] * drawn(2, 5)[:, :into])
+        close(delta(checkpoint.adapter, checkpoint.params, path), wanted)
+
+
+def test_a_whole_file_of_ours_can_be_made_of_one_of_peft(tmp_path):
+    checkpoint = read_peft(vera(tmp_path / "peft"), shapes=dict.fromkeys(PATHS, (6, 4)))
+    tnadapt.save(checkpoint.adapter, checkpoint.params, tmp_path / "ours.safetensors")
+    adapter, params = tnadapt.load(tmp_path / "ours.safetensors")
+    for path in PATHS:
+        np.testing.assert_array_equal(delta(adapter, params, path), delta(checkpoint.adapter, checkpoint.params, path))
+
+
+PAIR = {"w1": (2, 2), "w2_a": (3, 2), "w2_b": (2, 4)}
+WHOLE = {"w1": (2, 2), "w2": (3, 4)}
+
+
+@pytest.mark.parametrize("modules", [(PAIR, PAIR), (WHOLE, WHOLE), (PAIR, WHOLE)])
+def test_a_lokr_is_read_in_parts_or_whole(modules, tmp_path):
+    checkpoint = read_peft(lokr(tmp_path, *modules))
+    for number, module in enumerate(modules):
+        second = drawn(3, 4) if "w2" in module else drawn(3, 2) @ drawn(2, 4)
+        found = delta(checkpoint.adapter, checkpoint.params, f"h.{number}.q")
+        close(found, 3 * np.kron(drawn(2, 2), second))
+        np.testing.assert_array_equal(checkpoint.params[f"{number}.q.C"], drawn(2, 2))  # no scale in it
+
+
+def test_a_lokr_with_both_in_parts_and_scales_that_differ_is_read(tmp_path):
+    both = {"w1_a": (2, 2), "w1_b": (2, 2), "w2_a": (3, 2), "w2_b": (2, 4)}
+    checkpoint = read_peft(lokr(tmp_path, both, PAIR, alpha_pattern={"1.q": 1}))
+    close(
+        delta(checkpoint.adapter, checkpoint.params, "h.0.q"),
+        3 * np.kron(drawn(2, 2) @ drawn(2, 2), drawn(3, 2) @ drawn(2, 4)),
+    )
+    close(delta(checkpoint.adapter, checkpoint.params, "h.1.q"), 0.5 * np.kron(drawn(2, 2), drawn(3, 2) @ drawn(2, 4)))
+
+
+def test_whole_factors_of_scales_that_differ_take_the_largest(tmp_path):
+    checkpoint = read_peft(lokr(tmp_path, WHOLE, WHOLE, alpha_pattern={"1.q": 1}))
+    np.testing.assert_array_equal(checkpoint.params["0.q.C"], drawn(2, 2))
+    close(delta(checkpoint.adapter, checkpoint.params, "h.1.q"), 0.5 * np.kron(drawn(2, 2), drawn(3, 4)))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_lokr_that_splits_all_weights_by_one_size_is_read(axis, tmp_path):
+    """Parts of 4 x 4 beside what is left, on whichever side they are; 32 would be split evenly as 4 x 8."""
+    modules = [{"w1": (4, 4), "w2": (8, 9)}, {"w1": (4, 4), "w2": (16, 25)}]
+    turned = [{"w1": one["w2"], "w2": one["w1"]} for one in modules]
+    checkpoint = read_peft(lokr(tmp_path, *(turned if axis else modules)))
+    for number, module in enumerate(turned if axis else modules):
+        wanted = 3 * np.kron(drawn(*module["w1"]), drawn(*module["w2"]))
+        close(delta(checkpoint.adapter, checkpoint.params, f"h.{number}.q"), wanted)
+
+
+def test_a_lokr_that_splits_by_no_one_rule_is_refused(tmp_path):
+    modules = [{"w1": (2, 2), "w2": (18, 2)}, {"w1": (3, 2), "w2": (27, 2)}]
+    with pytest.raises(FormatError, match=r"(?s)with a part of one size.*decompose_factor=5 split them"):
+        read_peft(lokr(tmp_path, *modules, decompose_factor=5))
+
+
+OPTIONS = {
+    "use_dora": True,
+    "lora_bias": True,
+    "use_qalora": True,
+    "layer_replication": [[0, 1]],
+    "target_parameters": ["experts.w"],
+    "trainable_token_indices": [1],
+    "loftq_config": {"loftq_bits": 4},
+    "from_the_future": "yes",
+    "bias": "all",
+    "init_lora_weights": "pissa_niter_4",
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_an_option_that_changes_the_meaning_is_refused_by_name(option, tmp_path):
+    with pytest.raises(FormatError, match=option):
+        read_peft(lora(tmp_path, {option: OPTIONS[option]}))
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora", "corda", "loftq", "lora_ga", "mica", 1, "nonsense"])
+def test_a_start_that_may_have_changed_the_model_is_refused(start, tmp_path):
+    with pytest.raises(FormatError, match=r"(?s)own weights.*init_lora_weights=.*changed them, or is not known"):
+        read_peft(lora(tmp_path, {"init_lora_weights": start}))
+
+
+@pytest.mark.parametrize("start", [True, False, None, "gaussian", "orthogonal", "eva"])
+def test_a_start_of_the_factors_alone_is_read(start, tmp_path):
+    assert len(read_peft(lora(tmp_path, {"init_lora_weights": start})).adapter.sites) == 2
+
+
+@pytest.mark.parametrize("kind", ["IA3", "ADALORA", None, 3, ["LORA"]])
+def test_another_method_is_refused(kind, tmp_path):
+    with pytest.raises(FormatError, match="peft_type must be one of LORA, VERA, LOHA, LOKR"):
+        read_peft(lora(tmp_path, {"peft_type": kind}))
+
+
+@pytest.mark.parametrize(
+    ("key", "what"),
+    [
+        ("h.0.q.lora_magnitude_vector.weight", "DoRA"),
+        ("h.0.q.lora_B.bias", "lora_bias"),
+        ("wte.lora_embedding_A", "an embedding"),
+        ("h.0.q.bias", "none of its factors"),
+        ("h.0.q.hada_w1_a", "none of its factors"),
+        ("lm_head.weight", "none of its factors"),
+    ],
+)
+def test_a_tensor_that_is_no_factor_is_refused(key, what, tmp_path):
+    with pytest.raises(FormatError, match=f"(?s)with its factors alone.*{key} is {what}"):
+        read_peft(lora(tmp_path, more={PREFIX + key: drawn(2, 2)}))
+
+
+def test_a_module_that_was_trained_whole_is_told(tmp_path):
+    more = {PREFIX + "base.lm_head.weight": drawn(3, 4), PREFIX + "base.lm_head.dense.bias": drawn(3)}
+    extra = read_peft(lora(tmp_path, {"modules_to_save": ["lm_head"]}, more=more)).extra
+    assert extra.keys() == {"base.lm_head.weight", "base.lm_head.dense.bias"}
+
+
+@pytest.mark.parametrize(
+    ("more", "drop", "words"),
+    [
+        ({}, [A], "A is missing"),
+        ({A: drawn(4)}, [], r"a matrix, as of a linear layer.*\(4,\)"),
+        ({A: drawn(2, 4, 1, 1)}, [], r"a matrix, as of a linear layer.*\(2, 4, 1, 1\)"),
+        ({A: drawn(3, 4)}, [], r"B and A are joined by its rank, 2.*\(6, 2\) and \(3, 4\)"),
+        ({A: drawn(3, 4), B: drawn(6, 3)}, [], r"joined by its rank, 2"),
+        ({A: drawn(2, 0)}, [], "integer of at least 1, got 0"),
+    ],
+)
+def test_factors_that_are_missing_or_misshapen_are_refused(more, drop, words, tmp_path):
+    with pytest.raises(FormatError, match=f"(?s){words}"):
+        read_peft(lora(tmp_path, more=more, drop=drop))
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    folder = lora(tmp_path)
+    with pytest.raises(FormatError, match=r"a model where h\.0\.q is a linear layer"):
+        read_peft(folder, shapes={"h.1.q": (6, 4)})
+    with pytest.raises(FormatError, match=r"(?s)h.1.q has a weight of shape \(6, 4\).*it is \(6, 5\)"):
+        read_peft(folder, shapes={"h.0.q": (6, 4), "h.1.q": (6, 5)})
+    assert len(read_peft(folder, shapes=dict.fromkeys(PATHS, (6, 4))).adapter.sites) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"r": 0}, "rank is an integer of at least 1"),
+        ({"r": True}, "rank is an integer of at least 1"),
+        ({"r": None}, "rank is an integer of at least 1"),
+        ({"lora_alpha": "2"}, "alpha is a finite number"),
+        ({"lora_alpha": float("nan")}, "alpha is a finite number"),
+        ({"lora_alpha": 1e200}, "alpha must be a finite number"),
+        ({"rank_pattern": [1]}, "rank_pattern maps patterns to numbers"),
+        ({"rank_pattern": {"(": 2}}, "names and regular expressions"),
+        ({"rank_pattern": {"(a+)+": 2}}, "at most 2 repeats and 4 groups"),
+        ({"rank_pattern": {".*.*.*b": 2}}, "at most 2 repeats and 4 groups"),
+        ({"alpha_pattern": {"a{9}": 2}}, "at most 2 repeats and 4 groups"),
+    ],
+)
+def test_numbers_that_are_none_are_refused(change, words, tmp_path):
+    with pytest.raises(FormatError, match=words):
+        read_peft(lora(tmp_path, change))
+
+
+def test_a_path_too_long_is_refused(tmp_path):
+    path = "h." * 300
+    with pytest.raises(FormatError, match="at most 500 letters"):
+        read_peft(lora(tmp_path, more={f"{PREFIX}{path}q.lora_A.weight": drawn(2, 4)}))
+
+
+@pytest.mark.parametrize(
+    ("drop", "shapes", "words"),
+    [
+        (["base_model.vera_B"], (6, 4), r"vera_B is missing.*save_projection=True"),
+        ([f"{PREFIX}h.1.q.vera_lambda_b"], (6, 4), r"h.1.q: vera_lambda_b has shape \(6,\).*it is missing"),
+        ([], (7, 4), r"vera_lambda_b has shape \(7,\)"),
+        ([], (6, 9), r"vera_A is at least 2 x 9"),
+        ([], (6, 4, 3, 3), "a model where h.0.q is a linear layer"),
+        ([], None, "no shapes were given"),
+    ],
+)
+def test_a_vera_that_does_not_fit_is_refused(drop, shapes, words, tmp_path):
+    with pytest.raises(FormatError, match=f"(?s){words}"):
+        read_peft(vera(tmp_path, drop=drop), shapes=shapes and dict.fromkeys(PATHS, shapes))
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ({"w1": (2, 2)}, "has w2, or w2_a and w2_b.*neither"),
+        ({"w1": (2, 2), "w2_a": (3, 2)}, "has w2, or w2_a and w2_b.*it has w2_a"),
+        (PAIR | {"w2": (3, 4)}, "has w2, or w2_a and w2_b"),
+        ({"w1": (2, 2), "w2": (3, 4, 1, 1)}, "a matrix, as of a linear layer"),
+        (PAIR | {"w2_a": (3, 1)}, "w2_a and w2_b are joined by its rank, 2"),
+    ],
+)
+def test_a_lokr_of_parts_that_do_not_go_together_is_refused(module, words, tmp_path):
+    with pytest.raises(FormatError, match=f"(?s){words}"):
+        read_peft(lokr(tmp_path, module))
+
+
+def test_a_loha_of_two_shapes_is_refused(tmp_path):
+    shapes = {"w1_a": (6, 2), "w1_b": (2, 4), "w2_a": (6, 2), "w2_b": (2, 5)}
+    tensors = {f"{PREFIX}q.hada_{name}": drawn(*shape) for name, shape in shapes.items()}
+    with pytest.raises(FormatError, match=r"(?s)two products have one shape.*\(6, 4\) and \(6, 5\)"):
+        read_peft(write(tmp_path, {"peft_type": "LOHA", "r": 2, "alpha": 1}, tensors))
+
+
+def test_files_that_are_damaged_or_missing_are_refused(tmp_path):
+    folder = lora(tmp_path / "lora")
+    tensors, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    whole, text = tensors.read_bytes(), config.read_text()
+    for content in (whole[:-1], whole[:20], b""):
+        tensors.write_bytes(content)
+        with pytest.raises(FormatError, match="a whole safetensors file"):
+            read_peft(folder)
+    tensors.unlink()
+    with pytest.raises(FileNotFoundError, match=r"adapter_model\.safetensors"):
+        read_peft(folder)
+    (folder / "adapter_model.bin").write_bytes(b"no pickle is opened")
+    with pytest.raises(FormatError, match=r"(?s)only the pickle adapter_model.bin.*where you trust it"):
+        read_peft(folder)
+    tensors.write_bytes(whole)
+    for broken in (text[:-1], "[]", "\ud800"):
+        config.write_bytes(broken.encode("utf-8", "surrogatepass"))
+        with pytest.raises(FormatError, match=r"adapter_config.json is one JSON object"):
+            read_peft(folder)
+    config.write_bytes(b" " * (2**24 + 1))
+    with pytest.raises(FormatError, match="at most 16,777,216 bytes"):
+        read_peft(folder)
+    config.unlink()
+    with pytest.raises(FileNotFoundError, match=r"adapter_config\.json"):
+        read_peft(folder)
+
+
+def test_tensors_of_integers_and_no_modules_are_refused(tmp_path):
+    with pytest.raises(FormatError, match=r"(?s)tensors are of F16, F32, F64, BF16.*is of I64"):
+        read_peft(lora(tmp_path, more={A: np.ones((2, 4), np.int64)}))
+    with pytest.raises(FormatError, match="factors for at least one module"):
+        read_peft(write(tmp_path, {"peft_type": "LORA", "r": 2, "lora_alpha": 1}, {}))

@@ -1,0 +1,286 @@
+"""Starts that are read from the host's weights: each decomposition against another way to it; what the file holds."""
+
+import numpy as np
+import pytest
+import tensorly
+from tensorly.decomposition import tensor_train
+from tensorly.tenalg import mode_dot
+
+from tnadapt import (
+    AdapterSpec,
+    Site,
+    SiteError,
+    SpecError,
+    count,
+    cur,
+    delta,
+    families,
+    grid,
+    init,
+    load,
+    projection,
+    raw,
+    save,
+    singular,
+    split_sites,
+    train,
+    trainable,
+    tubal,
+    zeros,
+)
+from tnadapt.testing import random_params
+
+SITES = grid(layers=3, kinds={"q": (12, 8)})
+CLOSE = {"rtol": 0, "atol": 1e-6}  # starting values are float32 numbers
+
+
+@pytest.fixture
+def weights():
+    random = np.random.default_rng(0)
+    return {site.path: random.standard_normal(site.shape) for site in SITES}
+
+
+def stack(weights):
+    return np.stack([weights[site.path] for site in SITES])
+
+
+def truncated(matrix, rank):
+    u, s, vt = np.linalg.svd(matrix, full_matrices=False)
+    return (u[..., :rank] * s[..., None, :rank]) @ vt[..., :rank, :]
+
+
+def moved(adapter, params):
+    random = np.random.default_rng(1)
+    return {
+        name: random.standard_normal(value.shape) if adapter.slots[name].factor.trainable else value
+        for name, value in params.items()
+    }
+
+
+def test_pissa_starts_in_the_principal_part(weights):
+    adapter = families.pissa(alpha=6).bind(SITES, rank=3)
+    start = init(adapter, weights)
+    for layer, site in enumerate(SITES):
+        a, b = start[f"{layer}.q.A"], start[f"{layer}.q.B"]
+        np.testing.assert_allclose(b @ a, truncated(weights[site.path], 3), **CLOSE)
+        np.testing.assert_allclose(
+            np.linalg.norm(b, axis=0), np.linalg.norm(a, axis=1), **CLOSE
+        )  # the root on both sides
+        now = moved(adapter, start)
+        wanted = 6 / 3 * (now[f"{layer}.q.B"] @ now[f"{layer}.q.A"] - b @ a)
+        np.testing.assert_allclose(delta(adapter, now, site), wanted, rtol=0, atol=1e-10)
+        assert not delta(adapter, start, site).any()
+
+
+def test_the_pair_of_lora_xs_is_the_svd(weights):
+    adapter = families.lora_xs(start="svd").bind(SITES, rank={"p": 2, "q": 2})
+    start = init(adapter, weights)
+    for row, site in enumerate(SITES):
+        np.testing.assert_allclose(start["B"][row].T @ start["B"][row], np.eye(2), **CLOSE)
+        np.testing.assert_allclose(start["B"][row] @ start["A"][row], truncated(weights[site.path], 2), **CLOSE)
+
+
+def test_abba_starts_at_zero_beside_the_principal_part(weights):
+    adapter = families.abba(alpha=2).bind(SITES, rank={"p": 2, "q": 3})
+    start = init(adapter, weights)
+    np.testing.assert_allclose(start["1.q.B1"] @ start["1.q.A1"], truncated(weights[SITES[1].path], 2), **CLOSE)
+    assert not delta(adapter, start, SITES[1]).any()
+    now = {name.removeprefix("1.q."): value for name, value in moved(adapter, start).items()}
+    wanted = 2 * (now["B1"] @ now["A1"]) * (now["B2"] @ now["A2"])
+    np.testing.assert_allclose(delta(adapter, moved(adapter, start), SITES[1]), wanted, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("rank", [2, 5, 40])
+def test_dota_starts_at_the_operator_of_tensorly(weights, rank):
+    """The weight as a train of (o_k, i_k) pairs, put together by loops over the cores."""
+    adapter = families.dota(order=2).bind(SITES, rank=rank, overparametrized=True)
+    start, sizes = init(adapter, weights), adapter.networks[0].sizes
+    shape = [sizes[mode] for mode in ("o1", "o2", "i1", "i2")]
+    paired = weights[SITES[0].path].reshape(shape).transpose(0, 2, 1, 3)
+    first, second = tensor_train(paired.reshape(shape[0] * shape[2], -1), rank=[1, min(rank, shape[0] * shape[2]), 1])
+    wanted = np.einsum("xar,ryz->ay", first, second).reshape(paired.shape).transpose(0, 2, 1, 3).reshape(12, 8)
+    made = np.einsum("oir,rpj->opij", start["0.q.T1"], start["0.q.T2"]).reshape(12, 8)
+    np.testing.assert_allclose(made, wanted, **CLOSE)
+    if rank == 40:
+        np.testing.assert_allclose(made, weights[SITES[0].path], **CLOSE)
+    now = moved(adapter, start)
+    moved_now = np.einsum("oir,rpj->opij", now["0.q.T1"], now["0.q.T2"]).reshape(12, 8)
+    np.testing.assert_allclose(delta(adapter, now, SITES[0]), moved_now - made, rtol=0, atol=1e-10)
+
+
+def convolved(*parts):
+    """The t-product of stacks of matrices, tube by tube."""
+    found = parts[0]
+    for other in parts[1:]:
+        found = np.stack(
+            [sum(found[g] @ other[(k - g) % len(other)] for g in range(len(found))) for k in range(len(found))]
+        )
+    return found
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_lora_pt_starts_at_the_principal_part_of_every_frequency(weights, layers):
+    sites = SITES[:layers]
+    adapter = families.lora_pt().bind(sites, rank=3)
+    start = init(adapter, weights)
+    whole = stack(weights)[:layers]
+    wanted = np.fft.ifft(truncated(np.fft.fft(whole, axis=0), 3), axis=0).real
+    u, s, v = (start[name] for name in "USV")
+    middle = s.transpose(0, 1, 2)
+    made = convolved(u.transpose(0, 1, 2), middle, v)
+    np.testing.assert_allclose(made, wanted, **CLOSE)
+    now = moved(adapter, start)
+    update = convolved(now["U"], now["S"], now["V"]) - made
+    for layer, site in enumerate(sites):
+        np.testing.assert_allclose(delta(adapter, now, site), update[layer], rtol=0, atol=1e-9)
+    assert count(adapter).trainable == layers * (3 * 12 + 9 + 3 * 8)
+
+
+def test_tcurlora_starts_at_columns_and_rows_of_the_host(weights):
+    adapter = families.tcurlora().bind(SITES, rank={"p": 3, "q": 4})
+    start, whole = init(adapter, weights), stack(weights)
+    spectrum = np.fft.fft(whole, axis=0)
+    columns = sorted(np.argsort(-np.linalg.norm(spectrum, axis=1).sum(axis=0))[:3])
+    rows = sorted(np.argsort(-np.linalg.norm(spectrum[:, :, columns], axis=2).sum(axis=0))[:4])
+    np.testing.assert_allclose(start["C"], whole[:, :, columns], **CLOSE)
+    np.testing.assert_allclose(start["R"], whole[:, rows], **CLOSE)
+    crossing = np.fft.fft(start["U"], axis=0)
+    for frequency in range(3):
+        np.testing.assert_allclose(
+            crossing[frequency], np.linalg.pinv(spectrum[frequency][np.ix_(rows, columns)]), rtol=0, atol=1e-5
+        )
+    now = moved(adapter, start)
+    update = convolved(start["C"], now["U"] - start["U"], start["R"])
+    for layer, site in enumerate(SITES):
+        np.testing.assert_allclose(delta(adapter, now, site), update[layer], rtol=0, atol=1e-9)
+
+
+def test_a_full_tensor_cur_is_the_weight(weights):
+    adapter = families.tcurlora().bind(SITES, rank=8)
+    start = init(adapter, weights)
+    np.testing.assert_allclose(convolved(start["C"], start["U"], start["R"]), stack(weights), rtol=0, atol=1e-4)
+
+
+def test_lotr_starts_at_the_hosvd(weights):
+    adapter = families.lotr(start="svd").bind(SITES, rank={"p": 4, "q": 3})
+    start, whole = init(adapter, weights), stack(weights)
+    left = np.linalg.svd(tensorly.unfold(whole, 1), full_matrices=False)[0][:, :4]
+    right = np.linalg.svd(tensorly.unfold(whole, 2), full_matrices=False)[0][:, :3]
+    wanted = mode_dot(mode_dot(whole, left @ left.T, 1), right @ right.T, 2)
+    made = np.einsum("op,spq,iq->soi", start["A"], start["G"], start["B"])
+    np.testing.assert_allclose(made, wanted, **CLOSE)
+    assert not any(delta(adapter, start, site).any() for site in SITES)
+
+
+def test_the_neutral_start_of_lotr(weights):
+    start = init(families.lotr(start="neutral").bind(SITES, rank=3), weights)
+    assert not start["A"].any()
+    assert all((core == np.eye(3)).all() for core in start["G"])
+    np.testing.assert_allclose(start["B"].T @ start["B"], np.eye(3), **CLOSE)
+
+
+READ = {family: {} for family in ("pissa", "abba", "dota", "lora_pt", "tcurlora")}
+READ |= {family: {"start": "svd"} for family in ("lora_xs", "lotr")}
+
+
+@pytest.mark.parametrize("family", READ)
+def test_the_file_holds_what_cannot_be_drawn_again(family, weights, tmp_path):
+    adapter = getattr(families, family)(**READ[family]).bind(SITES, rank=2)
+    params = moved(adapter, init(adapter, weights))
+    save(adapter, params, tmp_path / "a")
+    again, loaded = load(tmp_path / "a")
+    assert again == adapter
+    assert loaded.keys() == adapter.slots.keys()
+    for site in SITES:
+        assert (delta(again, loaded, site) == delta(adapter, params, site)).all()
+    starts = [name for name in adapter.slots if name.endswith(":start")]
+    trained = [name for name, slot in adapter.slots.items() if slot.factor.trainable]
+    assert starts == ([f"{name}:start" for name in trained] if adapter.spec.centered else [])
+
+
+def test_blocks_and_experts_are_read_where_they_lie(weights):
+    whole = np.random.default_rng(2).standard_normal((12, 8))
+    sites = split_sites([Site("w", (12, 8))], blocks={"w": (1, 2)})
+    start = init(families.pissa().bind(sites, rank=4), {"w": whole})
+    np.testing.assert_allclose(start["0.w.1.B"] @ start["0.w.1.A"], truncated(whole[:, 4:], 4), **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda found: None,
+            r"the start of 0\.q\.A is read from the host's weights\.\nHowever, none were given",
+        ),
+        (lambda found: {}, r"layers\.0\.q: its start is read from the weight layers\.0\.q\.\nHowever, that was not"),
+        (lambda found: found | {"layers.1.q": np.ones((8, 12))}, r"layers\.1\.q: must have shape \(12, 8\)\.\nHowever"),
+        (lambda found: found | {"layers.0.q": np.full((12, 8), np.nan)}, r"A: its start is read .* NaN or infinity"),
+    ],
+)
+def test_weights_that_are_not_there_are_told(change, message, weights):
+    with pytest.raises(SiteError, match=message):
+        init(families.pissa().bind(SITES, rank=2), change(weights))
+
+
+def test_a_grid_with_holes_has_no_one_stack(weights):
+    sites = [Site(f"{layer}.{kind}", (4, 4), {"layer": layer, "kind": kind}) for layer, kind in ((0, "q"), (1, "k"))]
+    spec = AdapterSpec(
+        name="own",
+        weight="out in",
+        over="layer kind",
+        factors={"A": trainable("out r", init=singular()), "B": trainable("layer kind r in", init=zeros())},
+        scale=raw(),
+    )
+    with pytest.raises(SiteError, match=r"0\.q: starts are read from the weights of a whole grid \(layer kind\)"):
+        init(spec.bind(sites, rank=2), {site.path: np.ones((4, 4)) for site in sites})
+
+
+@pytest.mark.parametrize(
+    ("over", "factors", "message"),
+    [
+        ("", {"A": ("out r q", singular()), "B": ("r q in", zeros())}, "'A': singular needs one bond and a mode"),
+        (
+            "layer",
+            {"A": ("out r", tubal()), "B": ("layer r in", zeros())},
+            "'A': tubal needs one site mode, and one",
+        ),
+        ("", {"A": ("out r", cur()), "B": ("r in", zeros())}, "'A': cur needs one site mode, and one bond"),
+        ("", {"A": ("out r", train()), "B": ("q in", train()), "C": ("r q", zeros())}, "'A' and 'B': cores of a train"),
+        ("", {"A": ("out r", train()), "B": ("r in", zeros())}, "train: its cores must carry every mode of the weight"),
+    ],
+)
+def test_a_factor_without_the_modes_for_its_start_is_refused(over, factors, message):
+    with pytest.raises(SpecError, match=message):
+        AdapterSpec(
+            name="own",
+            weight="out in",
+            over=over,
+            factors={name: trainable(modes, init=law) for name, (modes, law) in factors.items()},
+            scale=raw(),
+        )
+
+
+def test_a_power_that_is_none_is_refused():
+    with pytest.raises(SpecError, match=r"the power of the singular values must be 0, 0\.5 or 1, got 2"):
+        AdapterSpec(
+            name="own",
+            weight="out in",
+            factors={"A": trainable("r in", init=singular(2)), "B": trainable("out r", init=projection())},
+            scale=raw(),
+            centered=True,
+        )
+
+
+def test_ties_and_ranks():
+    adapter = families.lora_pt().bind(SITES, rank={"r": 2, "q": 3})
+    assert [adapter.networks[0].sizes[bond] for bond in "ghk"] == [3, 3, 3]
+    with pytest.raises(SiteError, match=r"lora_pt has no bond 'g'\.\nIts bonds are r, q"):
+        families.lora_pt().bind(SITES, rank={"r": 2, "q": 3, "g": 2})
+    with pytest.raises(SiteError, match=r"lora_pt has no bond 'g'"):
+        families.lora_pt().bind(SITES, rank=2, sizes={"g": 2})
+
+
+def test_the_kit_draws_weights_where_a_spec_reads_them():
+    adapter = families.pissa().bind(SITES, rank=2, seed=3)
+    one, two = (random_params(adapter, np.random.default_rng(0)) for _ in range(2))
+    assert all((one[name] == two[name]).all() for name in one)

@@ -1,0 +1,48 @@
+"""One process of a distributed run of the bridge: `process.py KIND FOLDER RANK WORLD` writes gradients to FOLDER."""
+
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+warnings.simplefilter("ignore")  # those of PEFT's imports
+
+from peft import get_peft_model  # noqa: E402  (after the line that makes it quiet)
+
+from tests.peft.models import SPECS, config, llama, wake  # noqa: E402
+
+TEXTS = torch.randint(0, 32, (4, 5), generator=torch.Generator().manual_seed(3))
+
+
+def train(kind: str, name: str, texts: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Gradients of the mean loss over these texts, and over those of the other processes."""
+    model = get_peft_model(llama(), config(name))
+    state = model.base_model.states()["default"]
+    wake(state)
+    called: torch.nn.Module = model
+    if kind == "ddp":
+        called = torch.nn.parallel.DistributedDataParallel(model)
+    if kind == "fsdp":
+        from torch.distributed.fsdp import fully_shard
+
+        for block in model.base_model.model.model.layers:
+            fully_shard(block)
+        called = fully_shard(model)
+    called(input_ids=texts).logits.square().mean().backward()
+    found = {key: parameter.grad for key, parameter in state.named_parameters()}
+    return {key: value.full_tensor() if hasattr(value, "full_tensor") else value for key, value in found.items()}
+
+
+def main() -> None:
+    kind, folder, rank, world = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    torch.save({name: train(kind, name, TEXTS.chunk(world)[rank]) for name in SPECS}, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

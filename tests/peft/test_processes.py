@@ -1,0 +1,44 @@
+"""Under DistributedDataParallel and FSDP2 the bridge finds, in two processes, the gradients of one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.peft.models import SPECS, close
+from tests.peft.process import TEXTS, train
+
+PROGRAM = Path(__file__).with_name("process.py")
+WORLD = 2
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    pytest.mark.skipif(
+        os.environ.get("HYPOTHESIS_PROFILE") != "laws",
+        reason="`make laws` runs it: four processes import PEFT, which takes half a minute of processor time",
+    ),
+]
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_processes_find_the_gradients_of_one(kind, tmp_path):
+    words = [[sys.executable, str(PROGRAM), kind, str(tmp_path), str(rank), str(WORLD)] for rank in range(WORLD)]
+    jobs = [subprocess.Popen(word, stderr=subprocess.PIPE, text=True) for word in words]
+    try:
+        said = [job.communicate(timeout=120)[1] for job in jobs]
+    finally:
+        for job in jobs:
+            job.kill()
+            job.wait()
+    assert [job.returncode for job in jobs] == [0] * WORLD, "\n".join(said)
+    for rank in range(WORLD):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        for name in SPECS:
+            wanted = train("one", name, TEXTS)
+            assert found[name].keys() == wanted.keys()
+            for key, gradient in wanted.items():
+                close(found[name][key], gradient, 1e-5)

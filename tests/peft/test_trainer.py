@@ -1,0 +1,142 @@
+"""transformers' Trainer with the plain binding and with the bridge: resumed, accumulated, cast, chosen, logged."""
+
+import warnings
+
+import pytest
+import torch
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # those of its imports
+    from peft import get_peft_model
+    from transformers import Trainer, TrainingArguments
+
+from tests.peft.models import WORDS, attached, config, llama, wake
+from tnadapt_torch.trainer import NormsCallback
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # those of transformers, accelerate and PEFT are not ours
+
+STEPS = 4
+TEXTS = [
+    {"input_ids": row, "labels": row}
+    for row in torch.randint(0, WORDS, (24, 6), generator=torch.Generator().manual_seed(0))
+]
+
+
+@pytest.fixture(autouse=True)
+def no_sweep(monkeypatch):
+    """accelerate collects garbage before each run: a third of a second where all of transformers is in memory."""
+    monkeypatch.setattr("accelerate.utils.memory.clear_device_cache", lambda garbage_collection=False: None)
+
+
+def model_of(kind, name):
+    """An adapted model, and the state of its adapter."""
+    if kind == "attach":
+        model = attached(llama(), name)
+        return model, model.tnadapt_default
+    model = get_peft_model(llama(), config(name))
+    state = model.base_model.states()["default"]
+    wake(state)
+    return model, state
+
+
+def trainer_of(model, folder, *, callbacks=None, optimizers=(None, None), **more):
+    usual = {"max_steps": STEPS, "per_device_train_batch_size": 4, "learning_rate": 0.05, "logging_steps": 1}
+    quiet = {"report_to": [], "disable_tqdm": True, "use_cpu": True, "save_strategy": "no"}
+    arguments = TrainingArguments(output_dir=str(folder), **usual | quiet | more)
+    return Trainer(
+        model, arguments, train_dataset=TEXTS, eval_dataset=TEXTS[:8], callbacks=callbacks, optimizers=optimizers
+    )
+
+
+def losses(trainer):
+    return [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+
+def values(state):
+    return {name: value.detach().clone() for name, value in state.params().items()}
+
+
+def close(found, wanted, tolerance):
+    for name, value in wanted.items():
+        error = (found[name] - value).abs().max().item()
+        assert error <= tolerance * max(value.abs().max().item(), 1e-3), f"{name} is off by {error:.3g}"
+
+
+both = pytest.mark.parametrize("kind", ["attach", "bridge"])
+
+
+@both
+@pytest.mark.parametrize("name", ["lotr", "vera"])
+def test_a_resumed_run_has_the_losses_of_the_uninterrupted_one(kind, name, tmp_path):
+    model, state = model_of(kind, name)
+    whole = trainer_of(model, tmp_path, save_strategy="steps", save_steps=STEPS // 2)
+    whole.train()
+    model, resumed = model_of(kind, name)
+    again = trainer_of(model, tmp_path)
+    again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{STEPS // 2}"))
+    assert losses(again) == losses(whole)  # the first half comes from the checkpoint
+    close(values(resumed), values(state), 0.0)
+
+
+@both
+def test_the_best_checkpoint_comes_back_at_the_end(kind, tmp_path):
+    model, _ = model_of(kind, "lotr")
+    steps = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+    worst = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
+    trainer = trainer_of(model, tmp_path, **steps | worst)
+    trainer.train()
+    seen = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line]
+    assert max(seen) != seen[-1], "the last is the best: nothing is shown"
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(max(seen), rel=1e-6)
+
+
+@both
+def test_accumulation_and_checkpointing_change_no_step(kind, tmp_path):
+    model, plain = model_of(kind, "lotr")
+    trainer_of(model, tmp_path).train()
+    half = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    model, state = model_of(kind, "lotr")
+    trainer_of(model, tmp_path, gradient_checkpointing=True, **half).train()
+    close(values(state), values(plain), 1e-3)  # four steps of Adam, which divides by the size of small gradients
+
+
+@both
+def test_bf16_autocast_trains_float32_factors(kind, tmp_path):
+    model, _ = model_of(kind, "lotr")
+    full = trainer_of(model, tmp_path)
+    full.train()
+    model, state = model_of(kind, "lotr")
+    half = trainer_of(model, tmp_path, bf16=True)
+    half.train()
+    assert {parameter.dtype for parameter in state.parameters()} == {torch.float32}
+    assert losses(half) == pytest.approx(losses(full), rel=2e-2)
+    assert losses(half) != losses(full)
+
+
+@both
+def test_norms_are_logged_and_groups_learn_at_their_rates(kind, tmp_path):
+    model, state = model_of(kind, "lotr")
+    groups = state.parameter_groups(lr=0.01, ratio=4.0)
+    optimizer = torch.optim.SGD(groups)
+    trainer = trainer_of(
+        model,
+        tmp_path,
+        optimizers=(optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)),
+        callbacks=[NormsCallback(state)],
+        max_steps=2,
+    )
+    trainer.train()
+    assert [group["lr"] for group in optimizer.param_groups] == [0.01, 0.04, 0.01]
+    steps = [line for line in trainer.state.log_history if "loss" in line]
+    assert all({"norm_A", "norm_G", "norm_B", "norm_dW"} < line.keys() for line in steps)
+    assert steps[-1]["norm_dW"] == pytest.approx(state.norms()["dW"])
+    assert steps[0]["norm_dW"] != steps[1]["norm_dW"]
+
+
+def test_a_checkpoint_of_the_bridge_holds_the_adapter_alone(tmp_path):
+    model, state = model_of("bridge", "vera")
+    trainer = trainer_of(model, tmp_path, max_steps=1, save_strategy="steps", save_steps=1, save_only_model=True)
+    trainer.train()
+    size = (tmp_path / "checkpoint-1" / "adapter_model.safetensors").stat().st_size
+    trained = sum(4 * parameter.numel() for parameter in state.parameters())
+    assert trained < size < trained + 3000

@@ -1,0 +1,213 @@
+"""One weight as several sites on a host: fused projections, blocks, experts, tasks; against the numpy reference."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import tnadapt
+from tnadapt import AdapterSpec, Block, Site, SiteError, families, trainable, zeros
+from tnadapt.testing import random_params
+from tnadapt_torch import attach, load
+from tnadapt_torch._blocks import BlocksHook
+
+BLOCKS = {"up": (4, 1), "down": (2, 2)}
+FUSED = {"qkv": {"q": 8, "k": 2, "v": 2}}
+
+
+class Layer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.up, self.down = nn.Linear(4, 12), nn.Linear(4, 16, bias=False), nn.Linear(16, 4)
+
+    def forward(self, x):
+        return x + self.down(torch.tanh(self.up(x))) + self.qkv(x)[..., 2:6]
+
+
+class Experts(nn.Module):
+    """All experts see every token; stored as gpt-oss does, (expert, in, out)."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight_in = nn.Parameter(torch.randn(3, 4, 8))
+        self.gate = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return torch.einsum("ti,eio,te->to", x, self.weight_in, self.gate(x).softmax(-1))
+
+
+@pytest.fixture
+def host():
+    torch.manual_seed(0)
+    return nn.ModuleDict({"layers": nn.ModuleList([Layer(), Layer()])}).double()
+
+
+def run(host, x):
+    for layer in host["layers"]:
+        x = layer(x)
+    return x
+
+
+def moved(state):
+    """The state with every trainable entry drawn anew, and the same numbers for the reference."""
+    params = random_params(state.adapter, np.random.default_rng(0))
+    with torch.no_grad():
+        for name, value in state.double().params().items():
+            value.copy_(torch.from_numpy(params[name]))
+    return params
+
+
+def put(host, state, spec=None, **words):
+    """The weights of a host with the reference's updates added."""
+    params = moved(state)
+    other = copy.deepcopy(host)
+    state_of = {name: value for name, value in other.named_parameters() if "tnadapt" not in name}
+    for path in state.adapter.weights:
+        state_of[f"{path}.weight"].data += torch.from_numpy(tnadapt.delta(state.adapter, params, path))
+    for child in [name for name, _ in other.named_children() if name.startswith("tnadapt")]:
+        delattr(other, child)
+    for layer in other["layers"]:
+        for module in layer.children():
+            module._forward_hooks.clear()
+    return other
+
+
+@pytest.mark.parametrize("family", ["lotr", "lora", "vera", "lokr"])
+def test_outputs_and_merged_weights_are_those_of_the_reference(host, family):
+    state = attach(
+        host,
+        getattr(families, family)(),
+        target_modules=["qkv", "up", "down"],
+        blocks=BLOCKS,
+        fused=FUSED,
+        rank=2,
+        seed=0,
+    )
+    assert len(state.adapter.sites) == 2 * (3 + 4 + 4)
+    x = torch.randn(2, 5, 4, dtype=torch.float64)
+    wanted = run(put(host, state), x)
+    assert torch.allclose(run(host, x), wanted, rtol=0, atol=1e-10)
+    state.merge()
+    assert torch.allclose(run(host, x), wanted, rtol=0, atol=1e-10)
+    state.unmerge()
+    state.detach()
+    assert not torch.allclose(run(host, x), wanted)
+
+
+def test_gradients_are_those_of_the_update_in_the_weight(host):
+    """The same adapter by its blocks' activations, and folded into the weights."""
+    found = []
+    for fold in (False, True):
+        model = copy.deepcopy(host)
+        state = attach(model, families.lotr(), target_modules=["up", "down"], blocks=BLOCKS, rank=2, seed=0, fold=fold)
+        moved(state)
+        x = torch.ones(3, 4, dtype=torch.float64, requires_grad=True)
+        run(model, x).square().sum().backward()
+        found.append({name: value.grad for name, value in state.params().items()} | {"x": x.grad})
+    for name, gradient in found[0].items():
+        assert gradient.abs().max() > 0
+        assert torch.allclose(gradient, found[1][name], rtol=1e-10, atol=1e-12), name
+
+
+def test_only_some_parts_of_a_fused_weight(host):
+    state = attach(host, families.lora(), target_modules=["qkv"], fused={"qkv": ["q", None, "v"]}, rank=2, seed=0)
+    moved(state)
+    update = state.delta("layers.1.qkv")
+    assert not update[4:8].any()
+    assert torch.equal(update[8:], state.delta("layers.1.qkv[v]"))
+    assert "layers.1.qkv[v]" in state.table()
+
+
+def test_copies_files_and_compiled_code(host, tmp_path):
+    words = {"target_modules": ["qkv", "up", "down"], "blocks": BLOCKS, "fused": FUSED, "rank": 2, "seed": 0}
+    state = attach(host, families.lotr(), **words)
+    moved(state)
+    x = torch.randn(5, 4, dtype=torch.float64)
+    wanted = run(host, x)
+    assert torch.equal(run(copy.deepcopy(host), x), wanted)
+    state.save(tmp_path / "a.safetensors")
+    state.detach()
+    load(host, tmp_path / "a.safetensors")
+    assert torch.equal(run(host, x), wanted)
+    compiled = torch.compile(host["layers"][0], backend="aot_eager", fullgraph=True)
+    assert torch.allclose(compiled(x), host["layers"][0](x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", ["expert in out", "expert out in"])
+def test_every_expert_of_one_parameter_is_a_site(layout, tmp_path):
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"experts": Experts()}).double()
+    spec = families.lotr(over="layer expert")
+    x = torch.randn(5, 4, dtype=torch.float64)
+    before = model["experts"](x)
+    state = attach(model, spec, target_parameters={"weight_in": layout}, rank=2, seed=0)
+    assert [site.path for site in state.adapter.sites] == [f"experts.weight_in[{n}]" for n in range(3)]
+    assert state.adapter.sites[0].shape == ((8, 4) if layout == "expert in out" else (4, 8))
+    assert torch.equal(model["experts"](x), before)
+    params = moved(state)
+    update = torch.from_numpy(tnadapt.delta(state.adapter, params, "experts.weight_in"))
+    update = update.transpose(1, 2) if layout == "expert in out" else update
+    assert torch.allclose(model["experts"].weight_in, state.weights["experts.weight_in"].parameter + update)
+    assert torch.allclose(state.delta("experts.weight_in[1]"), update[1], rtol=0, atol=1e-12)
+    after = model["experts"](x)
+    state.save(tmp_path / "a.safetensors")
+    state.merge()
+    assert torch.allclose(model["experts"](x), after, rtol=0, atol=1e-12)
+    state.unmerge()
+    state.detach()
+    assert torch.equal(model["experts"](x), before)
+    with pytest.raises(tnadapt.FormatError, match=r"experts\.weight_in has a weight of shape .*\nHowever, .* missing"):
+        load(model, tmp_path / "a.safetensors")
+    load(model, tmp_path / "a.safetensors", target_parameters={"weight_in": layout})
+    assert torch.allclose(model["experts"](x), after, rtol=0, atol=1e-12)
+
+
+def test_each_task_has_its_own_update(host):
+    state = attach(host, families.mtlora(), target_modules=["qkv"], tasks=["seg", "depth"], rank=2, seed=0)
+    params = moved(state)
+    found = {}
+    for task in ("seg", "depth"):
+        state.set_task(task)
+        found[task] = state.delta("layers.0.qkv").detach()
+        wanted = tnadapt.delta(state.adapter, params, f"layers.0.qkv[{task}]")
+        assert np.allclose(found[task].numpy(), wanted, rtol=0, atol=1e-12)
+        x = torch.randn(3, 4, dtype=torch.float64)
+        module = host["layers"][0].qkv
+        plain = torch.nn.functional.linear(x, module.weight, module.bias)
+        assert torch.allclose(module(x), plain + x @ found[task].T, rtol=0, atol=1e-12)
+    assert not torch.equal(found["seg"], found["depth"])
+    with pytest.raises(SiteError, match=r"task 'edges': is none of this adapter's\.\nIt has seg, depth"):
+        state.set_task("edges")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"target_modules": ["up"], "blocks": {"down": (1, 2)}}, r"blocks 'down': names none of the adapted weights"),
+        ({"target_parameters": {"up.weight": "out in out"}}, r"a layout must be the words out and in"),
+        ({"target_parameters": {"up.weight": "expert out in"}}, r"has 3 axes\.\nHowever, it is \(16, 4\)"),
+        ({"target_parameters": {"up.weights": "out in"}}, r"target 'up\.weights': matches no module"),
+        ({}, r"target_modules=None: nothing is left to adapt"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_told_and_nothing_is_changed(host, words, message):
+    with pytest.raises(SiteError, match=message):
+        attach(host, families.lora(), rank=2, seed=0, **words)
+    assert not [name for name in host.state_dict() if "tnadapt" in name]
+    assert all(parameter.requires_grad for parameter in host.parameters())
+
+
+def test_blocks_whose_rows_overlap_in_part_are_refused():
+    spec = AdapterSpec(
+        name="own", weight="out in", factors={"W": trainable("out in", init=zeros())}, scale=tnadapt.raw()
+    )
+    places = [((8, 2), (0, 0)), ((8, 2), (4, 2))]
+    sites = [
+        Site(f"w[{n}]", shape, {"kind": str(n)}, Block("w", (12, 4), start)) for n, (shape, start) in enumerate(places)
+    ]
+    spec.bind(sites)
+    with pytest.raises(SiteError, match=r"w: blocks have the same rows or none together\.\nHowever, row 4 is in two"):
+        BlocksHook(None, dict.fromkeys(sites))

@@ -1,0 +1,105 @@
+"""A checkpoint of PEFT out of a model and into it again, with no PEFT at hand; `parity/` asks PEFT itself."""
+
+import json
+
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from torch import nn
+
+from tests.torch import hosts
+from tnadapt import FormatError, PlanError, SiteError
+from tnadapt_torch import load_peft
+
+
+def config_in(folder):
+    return json.loads((folder / "adapter_config.json").read_text())
+
+
+@pytest.mark.parametrize("family", ["lora", "lotr", "lorta", "tlora", "vera", "loha"])
+def test_a_lora_of_any_family_computes_what_the_family_does(family, tmp_path):
+    model, words = hosts.toy(), hosts.words()
+    hosts.adapt(model, family).save_as_lora(tmp_path / "lora", rank=99)
+    again = hosts.toy()
+    state = load_peft(again, tmp_path / "lora")
+    assert state.adapter.spec.name == "lora"
+    hosts.close(again(words), model(words))
+
+
+def test_a_half_precision_adapter_goes_out(tmp_path):
+    model = hosts.toy(dtype=torch.bfloat16)
+    state = hosts.adapt(model).to(torch.bfloat16)
+    state.save_as_lora(tmp_path / "lora")
+    again = hosts.toy()
+    hosts.close(load_peft(again, tmp_path / "lora").delta("layers.1.mlp.down"), state.delta("layers.1.mlp.down"), 2e-2)
+
+
+def test_the_name_of_the_model_and_its_layout_are_told(tmp_path):
+    from transformers.pytorch_utils import Conv1D
+
+    model = nn.Sequential(Conv1D(6, 4))
+    model.config = type("Config", (), {"name_or_path": "somebody/model"})()
+    hosts.adapt(model, "lora", target_modules=["0"]).save_as_lora(tmp_path / "lora")
+    config = config_in(tmp_path / "lora")
+    assert (config["base_model_name_or_path"], config["fan_in_fan_out"]) == ("somebody/model", True)
+    hosts.adapt(hosts.sequential(), "lora", target_modules=["0"]).save_as_lora(tmp_path / "plain")
+    config = config_in(tmp_path / "plain")
+    assert (config["base_model_name_or_path"], config["fan_in_fan_out"]) == (None, False)
+
+
+def test_modules_trained_whole_go_along_and_come_back(tmp_path):
+    model, words = hosts.toy(), hosts.words()
+    hosts.adapt(model, modules_to_save=["score"])
+    with torch.no_grad():
+        model.score.weight.normal_()
+    model.tnadapt_default.save_as_lora(tmp_path / "lora")
+    again = hosts.toy()
+    before = again(words)
+    state = load_peft(again, tmp_path / "lora")
+    hosts.close(again(words), model(words))
+    with state.disabled():
+        assert torch.equal(again(words), before)
+
+
+def test_a_trained_module_that_shares_a_parameter_goes_neither_way(tmp_path):
+    model = hosts.toy()
+    state = hosts.adapt(model, modules_to_save=["score"])
+    state.save_as_lora(tmp_path / "lora")
+    model.other = model.score
+    with pytest.raises(SiteError, match=r"(?s)loads score.* into a copy.*other.* is the same parameter"):
+        state.save_as_lora(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    tied = hosts.toy()
+    tied.other = tied.score
+    photo = hosts.photo(tied)
+    with pytest.raises(FormatError, match=r"(?s)score.*, of a copy.*other.* is the same parameter"):
+        load_peft(tied, tmp_path / "lora")
+    hosts.assert_same_photo(photo, hosts.photo(tied))
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_the_model_alone(tmp_path):
+    hosts.adapt(hosts.toy()).save_as_lora(tmp_path / "lora")
+    tensors = load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    model = hosts.toy(layers=1)
+    photo = hosts.photo(model)
+    with pytest.raises(FormatError, match=r"a model where layers\.1\.\S+ is a linear layer"):
+        load_peft(model, tmp_path / "lora")
+    key = "base_model.model.layers.0.mlp.down.lora_A.weight"
+    save_file(tensors | {key: tensors[key][:, :-1].copy()}, tmp_path / "lora" / "adapter_model.safetensors")
+    hosts.assert_same_photo(photo, hosts.photo(model))
+    model = hosts.toy()
+    photo = hosts.photo(model)
+    with pytest.raises(FormatError, match=r"layers\.0\.mlp\.down has a weight of shape"):
+        load_peft(model, tmp_path / "lora")
+    hosts.assert_same_photo(photo, hosts.photo(model))
+
+
+def test_what_cannot_go_out_says_why(tmp_path):
+    model = hosts.sequential()
+    state = hosts.adapt(model, "lora", target_modules=["0", "2"], rank=3)
+    with pytest.raises(PlanError, match=r"(?s)^2: a LoRA is smaller.*3 x 7"):
+        state.save_as_lora(tmp_path / "lora")
+    state.detach()
+    with pytest.raises(SiteError, match="was detached"):
+        state.save_as_lora(tmp_path / "lora", rank=3)
+    assert list(tmp_path.iterdir()) == []

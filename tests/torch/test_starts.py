@@ -1,0 +1,81 @@
+"""Starts that are read from the weights of a host: the model computes as before, and the file brings them back."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import tnadapt
+from tnadapt import AdapterSpec, SiteError, families, raw, trainable
+from tnadapt_torch import attach, load
+
+READ = [
+    families.pissa(),
+    families.lora_xs(start="svd"),
+    families.dota(order=2),
+    families.lora_pt(),
+    families.tcurlora(),
+    families.lotr(start="svd"),
+    families.abba(),
+    AdapterSpec(
+        name="drawn",
+        weight="out in",
+        factors={"A": trainable("out r"), "B": trainable("in r")},
+        scale=raw(),
+        centered=True,
+    ),
+]
+
+
+@pytest.fixture
+def host():
+    torch.manual_seed(0)
+    return nn.Sequential(*[nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(3)])
+
+
+def train(host, state):
+    x = torch.randn(16, 8)
+    optimizer = torch.optim.Adam(state.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (host(x) - x.flip(0)).square().mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("spec", READ, ids=lambda spec: spec.name)
+def test_the_model_starts_as_it_was_and_comes_back_from_the_file(spec, host, tmp_path):
+    x = torch.randn(5, 8)
+    before = host(x).detach()
+    state = attach(host, spec, target_modules=r"\d\.0", rank=2, seed=0)
+    assert torch.allclose(host(x), before, rtol=0, atol=1e-6)
+    assert not any(state.delta(f"{layer}.0").any() for layer in range(3))
+    train(host, state)
+    after = host(x).detach()
+    assert not torch.allclose(after, before, atol=1e-3)
+    state.save(tmp_path / "a")
+    updates = [state.delta(f"{layer}.0").detach() for layer in range(3)]
+    state.detach()
+    assert torch.equal(host(x), before)
+    again = load(host, tmp_path / "a")
+    assert torch.equal(host(x), after)
+    for layer, update in enumerate(updates):
+        assert torch.equal(again.delta(f"{layer}.0"), update)
+
+
+def test_the_start_is_that_of_the_core(host):
+    weights = {f"{layer}.0": host[layer][0].weight.detach().numpy() for layer in range(3)}
+    state = attach(host, families.pissa(), target_modules=r"\d\.0", rank=2, seed=0)
+    for name, value in tnadapt.init(state.adapter, weights).items():
+        assert np.array_equal(state.params()[name].detach().numpy(), value.astype(np.float32))
+
+
+def test_a_start_that_is_read_is_in_the_state_dict(host):
+    attach(host, families.pissa(), target_modules=r"\d\.0", rank=2, seed=0)
+    assert sum(name.endswith(":start") for name in host.state_dict()) == 6
+
+
+def test_a_weight_of_whole_numbers_has_no_start(host):
+    host[0][0].weight = nn.Parameter(torch.ones(8, 8, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(SiteError, match=r"0\.0: a start is read from a floating-point weight\.\nHowever, it is torch"):
+        attach(host, families.pissa(), target_modules=r"\d\.0", rank=2, seed=0)
+    assert not [name for name, _ in host.named_children() if name.startswith("tnadapt")]

@@ -1,0 +1,213 @@
+"""Starting values that are read from the host's weights: parts of a decomposition of what a group's sites hold."""
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import opt_einsum
+
+from tnadapt._errors import SiteError
+from tnadapt._network import Group, Network
+from tnadapt._site import Site
+
+__all__: list[str] = []
+
+Array = npt.NDArray[np.float64]
+Weights = Mapping[str, npt.ArrayLike]
+
+
+class Stack:
+    """The weights of a group's sites as one array (site modes, weight modes), and what was computed of it before."""
+
+    def __init__(self, group: Group, weights: Weights) -> None:
+        """Raises SiteError for a weight that is missing or of another shape, and where a place has no site."""
+        self.network = group.network
+        network = group.network
+        self.modes = (*network.over, *network.out_modes, *network.in_modes)
+        values = np.zeros([network.sizes[mode] for mode in self.modes])
+        for site in group.sites:
+            index = tuple(group.index(site)[mode] for mode in network.over)
+            values[index] = _weight_of(site, weights).reshape(values.shape[len(index) :])
+        if group.places is not None:
+            raise SiteError(
+                f"{group.sites[0].path}: starts are read from the weights of a whole grid ({' '.join(network.over)}).\n"
+                "However, some combinations of these coordinates have no site."
+            )
+        self.values = values
+        self._singular: dict[tuple[str, ...], tuple[Array, Array, Array]] = {}
+        self._trains: list[Array] | None = None
+
+    def matrices(self, batch: tuple[str, ...], rows: tuple[str, ...]) -> Array:
+        """(batch, rows, all others) of the stack."""
+        others = tuple(mode for mode in self.modes if mode not in batch and mode not in rows)
+        turned = np.transpose(self.values, [self.modes.index(mode) for mode in (*batch, *rows, *others)])
+        return turned.reshape(self.network.volume(batch), self.network.volume(rows), -1)
+
+
+def read_start(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Array:
+    """The starting values of one factor of a group, of the factor's shape.
+
+    `starts` gives those of the group's other factors. Raises SiteError where the weights are not all finite.
+    """
+    if not np.isfinite(stack.values).all():
+        raise SiteError(f"{factor}: its start is read from the host's weights, which hold NaN or infinity.")
+    law = stack.network.factors[factor].init
+    read = {"singular": _singular, "train": _train, "projection": _projection, "tubal": _tubal, "cur": _cur}[law.law]
+    return np.array(law.amount * read(factor, stack, starts), order="C")  # as it lies when it comes from a file
+
+
+def _weight_of(site: Site, weights: Weights) -> Array:
+    if site.weight not in weights:
+        raise SiteError(f"{site.path}: its start is read from the weight {site.weight}.\nHowever, that was not given.")
+    whole = np.asarray(weights[site.weight], dtype=np.float64)
+    if whole.shape != site.weight_shape:
+        raise SiteError(f"{site.weight}: must have shape {site.weight_shape}.\nHowever, it has {whole.shape}.")
+    return np.asarray(whole[site.rectangle])
+
+
+def _roles(network: Network, factor: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """A factor's site modes, weight modes and bonds."""
+    modes = network.factors[factor].modes
+    weight = {*network.out_modes, *network.in_modes}
+    return (
+        tuple(mode for mode in modes if mode in network.over),
+        tuple(mode for mode in modes if mode in weight),
+        tuple(mode for mode in modes if mode not in network.over and mode not in weight),
+    )
+
+
+def _laid(network: Network, factor: str, values: Array, modes: tuple[str, ...]) -> Array:
+    """Values whose axes have these modes, in the order of the factor."""
+    shaped = values.reshape([network.sizes[mode] for mode in modes])
+    return np.transpose(shaped, [modes.index(mode) for mode in network.factors[factor].modes])
+
+
+def _singular(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Array:
+    """Leading singular vectors of the unfolding whose rows are the factor's weight modes, times values ** power.
+
+    A factor of in modes alone takes the right vectors of the matrix of which a factor of the others takes the left
+    ones, so that both are of one decomposition.
+    """
+    network = stack.network
+    batch, rows, (bond,) = _roles(network, factor)
+    others = tuple(mode for mode in stack.modes if mode not in batch and mode not in rows)
+    is_right = not set(rows) & set(network.out_modes)
+    left = others if is_right else rows
+    if (*batch, "|", *left) not in stack._singular:
+        stack._singular[*batch, "|", *left] = np.linalg.svd(stack.matrices(batch, left), full_matrices=False)
+    u, s, vt = stack._singular[*batch, "|", *left]
+    vectors = vt.swapaxes(1, 2) if is_right else u
+    scaled = vectors * s[:, None, :] ** network.factors[factor].init.power
+    return _laid(network, factor, _fit(scaled, 2, network.sizes[bond]), (*batch, *rows, bond))
+
+
+def _train(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Array:
+    """A core of the tensor train of the weights, whose cores are the factors of this law by order of name."""
+    network = stack.network
+    cores = [name for name, other in network.factors.items() if other.init.law == "train"]
+    roles = [_roles(network, name) for name in cores]
+    batch = tuple(mode for mode in network.over if all(mode in sites for sites, _, _ in roles))
+    outer = [(*(mode for mode in sites if mode not in batch), *weight) for sites, weight, _ in roles]
+    joints = [next(bond for bond in roles[place][2] if bond in roles[place + 1][2]) for place in range(len(cores) - 1)]
+    ranks = [1, *(network.sizes[bond] for bond in joints), 1]
+    if stack._trains is None:
+        order = [stack.modes.index(mode) for mode in (*batch, *(mode for modes in outer for mode in modes))]
+        turned = np.transpose(stack.values, order)
+        shape = [network.volume(modes) for modes in outer]
+        made = [_tensor_train(one, ranks) for one in turned.reshape(network.volume(batch), *shape)]
+        stack._trains = [np.stack([train[place] for train in made]) for place in range(len(cores))]
+    place = cores.index(factor)
+    around = (*joints[place - 1 : place][: place > 0], *outer[place], *joints[place : place + 1])
+    return _laid(network, factor, stack._trains[place], (*batch, *around))
+
+
+def _tensor_train(tensor: Array, ranks: list[int]) -> list[Array]:
+    """The cores (rank, mode, rank) of tensorly's TT-SVD, filled with zeros up to the ranks asked for."""
+    from tensorly.decomposition import tensor_train  # noqa: PLC0415  (half a second to import; few starts need it)
+
+    most = [min(math.prod(tensor.shape[:cut]), math.prod(tensor.shape[cut:])) for cut in range(tensor.ndim + 1)]
+    cores = tensor_train(tensor, rank=[min(rank, top) for rank, top in zip(ranks, most, strict=True)])
+    return [
+        _fit(_fit(np.asarray(core), 0, before), 2, after)
+        for core, before, after in zip(cores, ranks[:-1], ranks[1:], strict=True)
+    ]
+
+
+def _projection(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Array:
+    """The weights contracted with all other factors: the best core where those are orthonormal."""
+    network = stack.network
+    letters = {mode: number for number, mode in enumerate(network.sizes)}
+    operands: list[object] = [stack.values, [letters[mode] for mode in stack.modes]]
+    for name, other in network.factors.items():
+        if name != factor:
+            operands += [starts(name), [letters[mode] for mode in other.modes]]
+    answer: Array = opt_einsum.contract(*operands, [letters[mode] for mode in network.factors[factor].modes])
+    return answer
+
+
+def _tubal(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Array:
+    """A part of the t-SVD along the sites: the left, the right or, with no weight mode, the middle one.
+
+    Source: Kilmer and Martin 2011, "Factorization strategies for third-order tensors".
+    """
+    network = stack.network
+    _, weight, bonds = _roles(network, factor)
+    spectrum = np.fft.rfft(stack.matrices((), network.over)[0].reshape(-1, *network.weight_shape), axis=0)
+    u, s, vh = np.linalg.svd(spectrum, full_matrices=False)
+    tube, ranks = _tube(network, bonds)
+    if not weight:
+        middle = s[:, :, None] * np.eye(s.shape[1])
+        part, modes = _fit(_fit(middle, 1, network.sizes[ranks[0]]), 2, network.sizes[ranks[1]]), (tube, *ranks)
+    elif set(weight) & set(network.out_modes):
+        left = u * s[:, None, :] ** network.factors[factor].init.power
+        part, modes = _fit(left, 2, network.sizes[ranks[0]]), (tube, *network.out_modes, *ranks)
+    else:
+        right = s[:, :, None] ** network.factors[factor].init.power * vh
+        part, modes = _fit(right, 1, network.sizes[ranks[0]]), (tube, *ranks, *network.in_modes)
+    return _laid(network, factor, np.fft.irfft(part, n=network.sizes[tube], axis=0), modes)
+
+
+def _cur(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Array:
+    """A part of the tensor CUR along the sites: columns, rows, or, with no weight mode, the pseudo-inverse between.
+
+    Columns of the largest norms over all frequencies, then rows of the largest norms within these columns.
+    """
+    network = stack.network
+    _, weight, bonds = _roles(network, factor)
+    tube, ranks = _tube(network, bonds)
+    whole = stack.matrices((), network.over)[0].reshape(-1, *network.weight_shape)
+    spectrum = np.fft.fft(whole, axis=0)
+    carried = {name: _roles(network, name) for name, other in network.factors.items() if other.init.law == "cur"}
+    width = next(_tube(network, b)[1][0] for _, w, b in carried.values() if set(w) & set(network.out_modes))
+    height = next(_tube(network, b)[1][0] for _, w, b in carried.values() if w and not set(w) & set(network.out_modes))
+    columns = _largest(np.linalg.norm(spectrum, axis=1).sum(axis=0), network.sizes[width])
+    rows = _largest(np.linalg.norm(spectrum[:, :, columns], axis=2).sum(axis=0), network.sizes[height])
+    if set(weight) & set(network.out_modes):
+        part, modes = _fit(whole[:, :, columns], 2, network.sizes[width]), (tube, *network.out_modes, *ranks)
+    elif weight:
+        part, modes = _fit(whole[:, rows], 1, network.sizes[height]), (tube, *ranks, *network.in_modes)
+    else:
+        between = np.fft.ifft(np.linalg.pinv(spectrum[:, rows][:, :, columns]), axis=0).real
+        part, modes = _fit(_fit(between, 1, network.sizes[width]), 2, network.sizes[height]), (tube, width, height)
+    return _laid(network, factor, part, modes)
+
+
+def _tube(network: Network, bonds: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """The bond that runs along the sites, which a frozen factor joins to them, and the others."""
+    joined = {mode for factor in network.factors.values() if factor.init.law == "cyclic" for mode in factor.modes}
+    (tube,) = [bond for bond in bonds if bond in joined]
+    return tube, tuple(bond for bond in bonds if bond != tube)
+
+
+def _largest(norms: Array, number: int) -> npt.NDArray[np.intp]:
+    """Where the largest entries are, rising."""
+    return np.sort(np.argsort(-norms, kind="stable")[:number])
+
+
+def _fit(values: npt.NDArray[np.generic], axis: int, length: int) -> Array:
+    """The leading part along an axis, filled with zeros up to a length."""
+    kept = values.take(range(min(length, values.shape[axis])), axis)
+    missing = [(0, length - kept.shape[axis] if place == axis else 0) for place in range(kept.ndim)]
+    padded: Array = np.pad(kept, missing)
+    return padded

@@ -1,0 +1,165 @@
+"""An update as a LoRA: the network of one site cut where it is thinnest, and each half contracted."""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import opt_einsum
+
+from tnadapt._apply import arrays_at, starts_of
+from tnadapt._errors import PlanError, SiteError
+from tnadapt._network import Network
+from tnadapt._rank import minimum_cut, part
+from tnadapt._site import Site, check_size
+from tnadapt._spec import Adapter
+
+__all__ = ["LoRA", "to_lora"]
+
+Array = npt.NDArray[np.float64]
+
+
+class LoRA(NamedTuple):
+    """An update scale * B @ A: A is (rank, in), B is (out, rank), in float64; the in axes are flattened, row-major.
+
+    `error` is the Frobenius norm of what was cut off, relative to that of the update; 0.0 where nothing was.
+    """
+
+    A: Array
+    B: Array
+    scale: float
+    error: float = 0.0
+
+    @property
+    def rank(self) -> int:
+        """The length of the bond."""
+        return len(self.A)
+
+
+def to_lora(
+    adapter: Adapter, params: Mapping[str, npt.ArrayLike], site: Site | str, *, rank: int | None = None
+) -> LoRA:
+    """The update of one site as a LoRA, exact to rounding, of the rank that `rank_bound` tells.
+
+    The network is cut at its minimum cut between out and in, and each half is contracted: no SVD, no dense update. A
+    centered update is the difference of two networks. Where all that is trained is on one side of a cut, that half
+    is a difference; else the halves of both networks lie side by side, and the rank is twice the cut. The path of a
+    weight that several sites lie in asks for all of it: their halves lie side by side, and their ranks add up.
+
+    A `rank` below that gives the best approximation of that rank, by QR of both halves and the SVD of a matrix of
+    the cut's size. Where the cut is not below min(out, in), a half is as large as the dense update, and so is this
+    work: such a full-rank update is exported only when told a rank.
+
+    Raises:
+        PlanError: a full-rank update without `rank`.
+        SiteError: a site or params that are not this adapter's; a rank that is no positive integer; a weight of
+            experts, or one whose sites serve several tasks.
+    """
+    parts = adapter.parts(site) if isinstance(site, str) else ()
+    sites = parts or (adapter.find(site)[1],)
+    check_exportable(adapter, sites, rank, is_weight=bool(parts))
+    loras = [exact_lora(adapter, params, one) for one in sites]
+    return shorten(join(loras, parts) if parts else loras[0], rank)
+
+
+def check_exportable(adapter: Adapter, sites: Sequence[Site], rank: int | None, *, is_weight: bool) -> None:
+    """Raises as `to_lora` does, for one site or for the sites of a weight, before anything is contracted."""
+    if rank is not None:
+        check_size("rank", rank)
+    first = sites[0]
+    path, shape = (first.weight, first.weight_shape) if is_weight else (first.path, first.shape)
+    if len(shape) > len(first.shape):
+        raise SiteError(f"{path}: holds several weights, of shape {shape}.\nAsk for one of its sites.")
+    cuts = [minimum_cut(adapter.find(site)[0].network) for site in sites]
+    most, rows, columns = sum(cut.rank for cut in cuts), shape[0], math.prod(shape[1:])
+    if rank is None and most >= min(rows, columns):
+        told = f"its sites have ranks that add up to {most:,}" if is_weight else f"its minimum cut is {cuts[0]}"
+        raise PlanError(
+            f"{path}: a LoRA is smaller than the update that it stands for.\n"
+            f"However, this update has full rank: {told}, of a weight {rows} x {columns}.\n"
+            f"Pass rank= for the best approximation of that rank; rank={most} would be exact."
+        )
+
+
+def exact_lora(
+    adapter: Adapter,
+    params: Mapping[str, npt.ArrayLike],
+    site: Site,
+    starts: Mapping[str, npt.ArrayLike] | None = None,
+) -> LoRA:
+    """The update of one site, whatever its rank. `starts` spare the drawing of a centered adapter's starting values."""
+    group, place = adapter.find(site)
+    network, parting = group.network, part(group.network)
+    B, A = _halves(network, parting.row_factors, arrays_at(adapter, params, group, place))
+    if network.centered:
+        drawn = arrays_at(adapter, starts or starts_of(adapter, params, group), group, place)
+        start_B, start_A = _halves(network, parting.row_factors, drawn)
+        trained = {name for name, factor in network.factors.items() if factor.trainable}
+        if parting.cut.times > 1:
+            B, A = np.hstack([B, -start_B]), np.vstack([A, start_A])
+        elif trained <= parting.row_factors:
+            B = B - start_B
+        else:
+            A = A - start_A
+    return LoRA(A, B, network.scale)
+
+
+def join(loras: Sequence[LoRA], sites: Sequence[Site]) -> LoRA:
+    """The LoRA of a weight from those of the sites that lie in it, side by side; the largest scale is that of all."""
+    shape, total = sites[0].weight_shape, sum(lora.rank for lora in loras)
+    scale = max((lora.scale for lora in loras), key=abs)
+    A, B = np.zeros((total, *shape[1:])), np.zeros((shape[0], total))
+    done = 0
+    for lora, site in zip(loras, sites, strict=True):
+        rows, *columns = site.rectangle
+        bond = slice(done, done + lora.rank)
+        A[(bond, *columns)] = lora.A.reshape(lora.rank, *site.shape[1:])
+        B[rows, bond] = lora.B * (lora.scale / scale if scale else 1.0)
+        done = bond.stop
+    return LoRA(A.reshape(total, -1), B, scale)
+
+
+def shorten(lora: LoRA, rank: int | None) -> LoRA:
+    """The nearest LoRA of this rank, by the SVD of a matrix of the old rank's size; the same where it has no more."""
+    if rank is None or rank >= lora.rank:
+        return lora
+    left, upper = np.linalg.qr(lora.B)
+    right, lower = np.linalg.qr(lora.A.T)
+    rows, values, columns = np.linalg.svd(upper @ lower.T, full_matrices=False)
+    root, total = np.sqrt(values[:rank]), float(np.linalg.norm(values))
+    error = float(np.linalg.norm(values[rank:])) / total if total else 0.0
+    return LoRA((root[:, None] * columns[:rank]) @ right.T, left @ (rows[:, :rank] * root), lora.scale, error)
+
+
+def _halves(network: Network, row_factors: Collection[str], arrays: Mapping[str, Array]) -> tuple[Array, Array]:
+    """(out, cut) and (cut, in): the products of the factors on either side of a cut."""
+    sides = [[name for name in arrays if (name in row_factors) == is_row] for is_row in (True, False)]
+    touched = [{mode for name in side for mode in network.local_modes(name)} for side in sides]
+    rows, columns = touched[0] | {*network.out_modes}, touched[1] | {*network.in_modes}
+    cut = tuple(mode for mode in network.sizes if mode in rows and mode in columns)
+    up = _matrix(network, {name: arrays[name] for name in sides[0]}, network.out_modes, cut)
+    down = _matrix(network, {name: arrays[name] for name in sides[1]}, cut, network.in_modes)
+    return up, down
+
+
+def _matrix(network: Network, arrays: Mapping[str, Array], rows: tuple[str, ...], columns: tuple[str, ...]) -> Array:
+    """The product of some factors, summed over all modes that are neither rows nor columns.
+
+    A mode that is both, since a mode of the weight is itself cut, stands on the diagonal of the two.
+    """
+    letters = {mode: number for number, mode in enumerate(network.sizes)}
+    outer = tuple(dict.fromkeys([*rows, *columns]))
+    carried = {mode for name in arrays for mode in network.local_modes(name)}
+    operands: list[Any] = [np.ones(()), []]
+    for name, array in arrays.items():
+        operands += [array, [letters[mode] for mode in network.local_modes(name)]]
+    product: Array = opt_einsum.contract(*operands, [letters[mode] for mode in outer if mode in carried])
+    if len(outer) < len(rows) + len(columns):
+        whole = np.zeros([network.sizes[mode] for mode in (*rows, *columns)])
+        inner, outer_letters = ([letters[mode] for mode in modes] for modes in ((*rows, *columns), outer))
+        # An einsum that takes a diagonal is a view, which can be written to.
+        diagonal: Array = np.einsum(whole, inner, outer_letters)  # type: ignore[arg-type]  # typed for strings alone
+        diagonal[...] = product.reshape([network.sizes[mode] if mode in carried else 1 for mode in outer])
+        product = whole
+    return np.ascontiguousarray(product).reshape(network.volume(rows), network.volume(columns))

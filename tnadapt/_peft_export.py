@@ -1,0 +1,119 @@
+"""An adapter as a LoRA that PEFT, and every server of LoRAs, reads."""
+
+import os
+from collections import Counter
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from re import escape
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tnadapt._apply import starts_of
+from tnadapt._errors import FormatError
+from tnadapt._lora import LoRA, check_exportable, exact_lora, join, shorten
+from tnadapt._peft_folder import PREFIX, write_folder
+from tnadapt._spec import Adapter
+
+__all__ = ["Written", "save_as_lora"]
+
+
+class Written(NamedTuple):
+    """What was written of one weight: the rank, and the relative error of the update, 0.0 where that is exact."""
+
+    rank: int
+    error: float
+
+
+def save_as_lora(
+    adapter: Adapter,
+    params: Mapping[str, npt.ArrayLike],
+    directory: str | os.PathLike[str],
+    *,
+    rank: int | None = None,
+    base_model: str | None = None,
+    fan_in_fan_out: bool = False,
+    extra: Mapping[str, npt.ArrayLike] | None = None,
+    modules_to_save: Collection[str] = (),
+) -> dict[str, Written]:
+    """Write a LoRA checkpoint of PEFT with the updates of all weights, each as `to_lora` gives it, in float32.
+
+    Args:
+        adapter: any adapter.
+        params: its params.
+        directory: a new folder, or one that holds an earlier checkpoint and nothing else. It appears whole or not at
+            all.
+        rank: the most that a weight may have; without it every weight is exact.
+        base_model: name or path of the model, for PEFT to find it again.
+        fan_in_fan_out: as in PEFT: the host stores its weights as (in, out), as transformers' Conv1D does.
+        extra: arrays of modules that were trained whole, by their names in the host.
+        modules_to_save: the paths of those modules.
+
+    Returns:
+        path -> the rank and the error of each weight.
+
+    Raises:
+        PlanError: an update of full rank, and no `rank`.
+        SiteError: params that are not this adapter's; a weight of experts, or one whose sites serve several tasks.
+        FormatError: an update that is not finite in float32, or a folder that holds something else.
+    """
+    parts = {path: adapter.parts(path) for path in adapter.weights}
+    for path, sites in parts.items():
+        check_exportable(adapter, sites or adapter.weights[path], rank, is_weight=bool(sites))
+    tensors = {f"{PREFIX}{name}": _checked(name, np.asarray(value)) for name, value in (extra or {}).items()}
+    written, alphas = {}, {}
+    starts: dict[str, npt.ArrayLike] = {}
+    for group in adapter.groups if adapter.spec.centered else ():
+        starts |= starts_of(adapter, params, group)
+    for path, sites in parts.items():
+        loras = [exact_lora(adapter, params, site, starts) for site in sites or adapter.weights[path]]
+        lora = shorten(join(loras, sites) if sites else loras[0], rank)
+        tensors |= _tensors(path, adapter.weights[path][0].weight_shape, lora)
+        written[path] = Written(lora.rank, lora.error)
+        alphas[path] = lora.scale * lora.rank
+    config = _config(written, alphas) | {
+        "base_model_name_or_path": base_model,
+        "fan_in_fan_out": fan_in_fan_out,
+        "modules_to_save": list(modules_to_save) or None,
+    }
+    write_folder(Path(directory), config, tensors)
+    return written
+
+
+def _tensors(path: str, shape: tuple[int, ...], lora: LoRA) -> dict[str, npt.NDArray[np.float32]]:
+    """Both factors under PEFT's names; of a convolution as the kernel of A's, and one of size 1."""
+    inner = shape[1:]
+    down, up = lora.A.reshape(lora.rank, *inner), lora.B.reshape(shape[0], lora.rank, *[1] * (len(inner) - 1))
+    return {
+        f"{PREFIX}{path}.{name}": _checked(f"{path}: {name}", value)
+        for name, value in (("lora_A.weight", down), ("lora_B.weight", up))
+    }
+
+
+def _checked(name: str, value: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        single = np.ascontiguousarray(value, dtype=np.float32)
+    if not np.isfinite(single).all():
+        raise FormatError(f"{name}: must be finite in float32.\nHowever, it is not.\nNothing was written.")
+    return single
+
+
+def _config(written: Mapping[str, Written], alphas: Mapping[str, float]) -> dict[str, Any]:
+    """PEFT's options: what most sites have, and patterns for whole paths where a site has something else."""
+    ranks = {path: site.rank for path, site in written.items()}
+    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+    return {
+        "peft_type": "LORA",
+        "task_type": None,
+        "inference_mode": True,
+        "target_modules": list(written),
+        "r": rank,
+        "rank_pattern": {f"^{escape(path)}": own for path, own in ranks.items() if own != rank},
+        "lora_alpha": alpha,
+        "alpha_pattern": {f"^{escape(path)}": own for path, own in alphas.items() if own != alpha},
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "use_rslora": False,
+        "init_lora_weights": True,
+    }

@@ -1,0 +1,218 @@
+"""A PEFT checkpoint as an adapter of ours: LoRA, VeRA, LoHa and LoKr, each as the family of its name."""
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tnadapt._errors import SiteError, SpecError
+from tnadapt._format import Checkpoint
+from tnadapt._network import split_evenly
+from tnadapt._peft_folder import AXES, Array, Folder, open_folder
+from tnadapt._places import sites_of
+from tnadapt._spec import Adapter, AdapterSpec
+from tnadapt.families import loha, lokr, lora, vera
+
+__all__ = ["read_peft"]
+
+Read = tuple[Adapter, dict[str, Array]]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a checkpoint holds of one module: the weight's shape, alpha, rank and scale, factors by our names."""
+
+    shape: tuple[int, int]
+    alpha: float
+    rank: int
+    scale: float
+    factors: Mapping[str, Array]
+
+
+def read_peft(directory: str | os.PathLike[str], *, shapes: Shapes | None = None) -> Checkpoint:
+    """The checkpoint that PEFT wrote into a folder, as an adapter and params of ours. Loading runs no code.
+
+    What is read are LoRA, VeRA, LoHa and LoKr on linear layers; the update is that of PEFT. One adapter has one rank:
+    where ranks differ, the smaller factors are filled with zeros; where scales differ, the difference goes into a
+    factor. In LoKr a first factor in two parts is multiplied out, and so is the second where it is whole elsewhere.
+    Modules that were trained whole are `extra`.
+
+    Args:
+        directory: holds adapter_config.json and adapter_model.safetensors.
+        shapes: path of a module -> (out, in) of its weight, of the model that the checkpoint is for. Told, the factors
+            are held against them. VeRA needs them: its files do not say what length the in axes have.
+
+    Raises:
+        FormatError: another method; an option that changes what the factors mean, as DoRA or lora_bias; a start that
+            changed the model's weights; a pickle; a file that is damaged, misses a factor, or has one too many; a
+            checkpoint of another model.
+        FileNotFoundError: no checkpoint there.
+    """
+    folder = open_folder(Path(directory))
+    if shapes is not None and (missing := [path for path in folder.modules if len(shapes.get(path, ())) != AXES]):
+        raise folder.fault(f"was made for a model where {missing[0]} is a linear layer", "in this model it is not")
+    try:
+        match folder.method:
+            case "LORA":
+                adapter, params = _read_lora(folder)
+            case "LOHA":
+                adapter, params = _read_loha(folder)
+            case "LOKR":
+                adapter, params = _read_lokr(folder)
+            case _:
+                adapter, params = _read_vera(folder, shapes)
+    except (SiteError, SpecError) as error:
+        raise folder.fault("a checkpoint becomes one adapter", f"this one cannot: {error}") from error
+    if shapes is not None and (odd := [site for site in adapter.sites if shapes[site.path] != site.shape]):
+        rule = f"was made for a model where {odd[0].path} has a weight of shape {odd[0].shape}"
+        raise folder.fault(rule, f"in this model it is {shapes[odd[0].path]}")
+    return Checkpoint(adapter, params, dict(folder.extra))
+
+
+def _read_lora(folder: Folder) -> Read:
+    is_root = bool(folder.config.get("use_rslora"))
+    parts = {}
+    for path, found in folder.modules.items():
+        rank, alpha = folder.rank(path), folder.alpha(path, "lora_alpha")
+        shape = _outer(folder, path, "B", "A", rank)
+        parts[path] = Part(shape, alpha, rank, alpha / (math.sqrt(rank) if is_root else rank), found)
+    most = max(part.rank for part in parts.values())
+    alpha = _one_alpha(parts, math.sqrt(most) if is_root else most)
+    return _assemble(lora(alpha=alpha, rank_stabilized=is_root), parts, scaled="B", rank={"r": most})
+
+
+def _read_loha(folder: Folder) -> Read:
+    parts = {}
+    for path, found in folder.modules.items():
+        rank, alpha = folder.rank(path), folder.alpha(path, "alpha")
+        shape, other = (_outer(folder, path, f"A{number}", f"B{number}", rank) for number in (1, 2))
+        if shape != other:
+            raise folder.fault(f"{path}: its two products have one shape", f"they are {shape} and {other}")
+        parts[path] = Part(shape, alpha, rank, alpha / rank, found)
+    most = max(part.rank for part in parts.values())
+    return _assemble(loha(alpha=_one_alpha(parts, most)), parts, scaled="A1", rank={"p": most, "q": most})
+
+
+def _read_lokr(folder: Folder) -> Read:
+    is_whole = any("w2" in found for found in folder.modules.values())
+    parts = {}
+    for path, found in folder.modules.items():
+        rank = folder.rank(path)
+        scale = folder.alpha(path, "alpha") / rank  # PEFT divides by the rank even where nothing has it
+        left, right = (_product(folder, path, name, rank) for name in ("w1", "w2"))
+        second = {"A": right} if is_whole else {"A": found["w2_a"], "B": found["w2_b"]}
+        shape = (left.shape[0] * right.shape[0], left.shape[1] * right.shape[1])
+        parts[path] = Part(shape, scale if is_whole else scale * rank, rank, scale, {"C": left} | second)
+    most = max(part.rank for part in parts.values())
+    sizes = _split(folder, parts, "o", 0) | _split(folder, parts, "i", 1)
+    spec = lokr(alpha=_one_alpha(parts, 1 if is_whole else most), low_rank=not is_whole)
+    return _assemble(spec, parts, scaled="C", rank={} if is_whole else {"r": most}, sizes=sizes)
+
+
+def _read_vera(folder: Folder, shapes: Shapes | None) -> Read:
+    for name in ("vera_A", "vera_B"):
+        if name not in folder.shared:
+            raise folder.fault(
+                "the two projections of VeRA are read from the file",
+                f"{name} is missing: PEFT draws it with torch's generator",
+                "Load it with PEFT and save it again with save_projection=True.",
+            )
+    if shapes is None:
+        raise folder.fault(
+            "VeRA's files do not tell the in axes of the weights", "no shapes were given", "Pass shapes."
+        )
+    parts = {}
+    for path, found in folder.modules.items():
+        rank, (out, into) = folder.rank(path), shapes[path]
+        for name, length in (("b", out), ("d", rank)):
+            if name not in found or found[name].shape != (length,):
+                came = f"it has {found[name].shape}" if name in found else "it is missing"
+                raise folder.fault(f"{path}: vera_lambda_{name} has shape ({length},)", came)
+        parts[path] = Part((out, into), 1.0, rank, 1.0, found)
+    rank = max(part.rank for part in parts.values())
+    out, into = (max(part.shape[axis] for part in parts.values()) for axis in (0, 1))
+    down, up = folder.shared["vera_A"], folder.shared["vera_B"]
+    if down[:, :into].shape != (rank, into) or up[:out].shape != (out, rank):
+        rule = f"vera_A is at least {rank} x {into}, vera_B {out} x {rank}"
+        raise folder.fault(rule, f"their shapes are {down.shape} and {up.shape}")
+    adapter, params = _assemble(vera(), parts, scaled="b", rank={"r": rank})
+    return adapter, params | {"A": down[:, :into].copy(), "B": up[:out].copy()}
+
+
+def _assemble(
+    spec: AdapterSpec,
+    parts: Mapping[str, Part],
+    *,
+    scaled: str,
+    rank: Mapping[str, int],
+    sizes: Mapping[str, int] | None = None,
+) -> Read:
+    """Bind the spec, and bring every module to the adapter's one rank and one scale.
+
+    `scaled` is the factor that takes what a module's scale differs by.
+    """
+    places = sites_of({path: part.shape for path, part in parts.items()})
+    adapter = spec.bind(places, rank=rank, sizes=sizes, overparametrized=True)  # PEFT asks for no less
+    params: dict[str, Array] = {}
+    for group in adapter.groups:
+        part, scale = parts[group.sites[0].path], group.network.scale
+        for factor, value in part.factors.items():
+            shape = group.network.shape(factor)
+            filled = np.pad(value, [(0, size - length) for size, length in zip(shape, value.shape, strict=True)])
+            if factor == scaled and part.scale != scale:
+                filled = (filled.astype(np.float64) * (part.scale / scale)).astype(filled.dtype)
+            params[adapter.slot_name(group, factor)] = filled
+    return adapter, params
+
+
+def _one_alpha(parts: Mapping[str, Part], divisor: float) -> float:
+    """The alpha of all modules; where they differ, that of the largest scale at the largest rank."""
+    first, *others = parts.values()
+    if all((part.alpha, part.rank) == (first.alpha, first.rank) for part in others):
+        return first.alpha
+    return max((part.scale for part in parts.values()), key=abs) * divisor
+
+
+def _split(folder: Folder, parts: Mapping[str, Part], side: str, axis: int) -> dict[str, int]:
+    """The size that splits an axis of every weight as the file has it; none where that is the even split."""
+    firsts = [part.factors["C"].shape[axis] for part in parts.values()]
+    split = [(first, part.shape[axis] // first) for first, part in zip(firsts, parts.values(), strict=True)]
+    if all(split_evenly(first * second, 2) == (first, second) for first, second in split):
+        return {}
+    for number, sizes in enumerate(zip(*split, strict=True), start=1):
+        if len(set(sizes)) == 1:
+            return {f"{side}{number}": sizes[0]}
+    raise folder.fault(
+        "one adapter splits the axes of its weights evenly, or with a part of one size",
+        f"decompose_factor={folder.config.get('decompose_factor')!r} split them into {sorted(set(split))}",
+    )
+
+
+def _product(folder: Folder, path: str, name: str, rank: int) -> Array:
+    """One of the two matrices of a LoKr: as stored, or the product of its two parts."""
+    pair = {f"{name}_a", f"{name}_b"}
+    held = {name, *pair} & folder.modules[path].keys()
+    if held not in ({name}, pair):
+        came = f"it has {', '.join(sorted(held)) or 'neither'}"
+        raise folder.fault(f"{path}: has {name}, or {name}_a and {name}_b", came)
+    if held == {name}:
+        return folder.matrix(path, name)
+    _outer(folder, path, f"{name}_a", f"{name}_b", rank)
+    left, right = folder.matrix(path, f"{name}_a"), folder.matrix(path, f"{name}_b")
+    product: Array = (left.astype(np.float64) @ right.astype(np.float64)).astype(left.dtype)
+    return product
+
+
+def _outer(folder: Folder, path: str, left: str, right: str, rank: int) -> tuple[int, int]:
+    """The shape of left @ right, which are joined by the rank."""
+    (out, inner), (other, into) = folder.matrix(path, left).shape, folder.matrix(path, right).shape
+    if (inner, other) != (rank, rank):
+        raise folder.fault(
+            f"{path}: {left} and {right} are joined by its rank, {rank}",
+            f"their shapes are {(out, inner)} and {(other, into)}",
+        )
+    return out, into

@@ -1,0 +1,63 @@
+"""Frobenius norms of factors and of updates, without a dense update where the network allows it."""
+
+import math
+from collections.abc import Mapping
+
+import opt_einsum
+import torch
+from torch import Tensor
+
+from tnadapt import Adapter, Group, Network
+from tnadapt_torch._blocks import Hook
+
+__all__: list[str] = []
+
+
+def norms(adapter: Adapter, params: Mapping[str, Tensor], hooks: Mapping[str, Hook]) -> dict[str, float]:
+    """As `AdapterState.norms` says; `hooks` are those of the sites by path."""
+    wide = {name: _wide(value) for name, value in params.items()}
+    squares = {name: 0.0 for name, factor in adapter.spec.factors.items() if factor.trainable}
+    total = 0.0
+    for group in adapter.groups:
+        for name in squares:
+            squares[name] += wide[adapter.slot_name(group, name)].square().sum().item()
+        if group.network.centered:  # the square of a small difference of two updates would be lost in their products
+            like = next(iter(wide.values()))
+            total += sum(hooks[site.path].delta(like).square().sum().item() for site in group.sites)
+        else:
+            total += _square(adapter, group, wide)
+    return {name: math.sqrt(square) for name, square in squares.items()} | {"dW": math.sqrt(max(total, 0.0))}
+
+
+def _square(adapter: Adapter, group: Group, wide: Mapping[str, Tensor]) -> float:
+    """Sum over the sites of a group of ||dW||^2."""
+    network = group.network
+    equation, kept = contraction(network)
+    parts = [wide[adapter.slot_name(group, name)][tuple(map(slice, network.shape(name)))] for name in network.factors]
+    squares = opt_einsum.contract(equation, *parts, *parts)
+    places = [group.index(site) for site in group.sites]
+    chosen = [squares[tuple(place[mode] for mode in kept)] for place in places]
+    return network.scale**2 * torch.stack(chosen).sum().item()
+
+
+def contraction(network: Network) -> tuple[str, tuple[str, ...]]:
+    """The network contracted with itself, as an equation: the factors, then the factors again with bonds of their own.
+
+    Axes of the weight are summed over, site modes that a factor carries are kept: these are the answer's modes.
+    """
+    modes = list(network.sizes)
+    outer = {*network.over, *network.out_modes, *network.in_modes}
+    first = {mode: opt_einsum.get_symbol(number) for number, mode in enumerate(modes)}
+    fresh = {mode: opt_einsum.get_symbol(len(modes) + number) for number, mode in enumerate(modes)}
+    second = {mode: first[mode] if mode in outer else fresh[mode] for mode in modes}
+    factors = network.factors.values()
+    terms = ["".join(letters[mode] for mode in factor.modes) for letters in (first, second) for factor in factors]
+    kept = tuple(mode for mode in network.over if any(mode in factor.modes for factor in factors))
+    return f"{','.join(terms)}->{''.join(first[mode] for mode in kept)}", kept
+
+
+def _wide(value: Tensor) -> Tensor:
+    from torch.distributed.tensor import DTensor  # noqa: PLC0415  (a second, which `import tnadapt_torch` need not take)
+
+    whole = value.full_tensor() if isinstance(value, DTensor) else value
+    return whole.detach().double()
