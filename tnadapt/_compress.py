@@ -78,7 +78,7 @@ def _print(given: Adapter, found: Projection, sizes: tuple[int, int], path: Path
     totals += [("bytes", f"{sizes[0]:,}", f"{sizes[1]:,}", f"{sizes[1] / sizes[0]:.1%}")]
     console.print(table_of(totals), "")
     sweeps = max(len(errors) - 1 for errors in found.history.values())
-    print_lines(console, f"relative error of all sites {found.error:.3g}, after {sweeps} sweeps at most", str(path))
+    print_lines(console, f"relative error of all sites {found.error:.3g}, at most {sweeps} sweeps a group", str(path))
 
 
 def _data(given: Adapter, found: Projection, sizes: tuple[int, int]) -> dict[str, Any]:
