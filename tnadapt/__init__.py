@@ -43,11 +43,13 @@ from tnadapt._peft_export import Written, save_as_lora
 from tnadapt._peft_import import read_peft
 from tnadapt._places import sites_of
 from tnadapt._plan import BUCKETS, Plan, Step, bucket, plan
+from tnadapt._project import Projection, Sweep, project
 from tnadapt._rank import Cut, generic_rank, minimum_cut, rank_bound
 from tnadapt._report import Comparison, NetworkReport, Report, compare, report
 from tnadapt._search import OBJECTIVES, Cost, ExactOrder, Objective
 from tnadapt._site import Block, Site, grid, split_sites
 from tnadapt._spec import Adapter, AdapterSpec, Slot
+from tnadapt._updates import low_rank
 
 __all__ = [
     "BUCKETS",
@@ -77,6 +79,7 @@ __all__ = [
     "Params",
     "Plan",
     "PlanError",
+    "Projection",
     "Report",
     "Scale",
     "Site",
@@ -84,6 +87,7 @@ __all__ = [
     "Slot",
     "SpecError",
     "Step",
+    "Sweep",
     "TnadaptError",
     "Written",
     "apply",
@@ -110,6 +114,7 @@ __all__ = [
     "kaiming_normal",
     "kaiming_uniform",
     "load",
+    "low_rank",
     "map_factor",
     "merge",
     "minimum_cut",
@@ -119,6 +124,7 @@ __all__ = [
     "over_rank",
     "over_sqrt_rank",
     "plan",
+    "project",
     "projection",
     "pull_back",
     "rank_bound",

@@ -1,7 +1,6 @@
-"""The command `tnadapt`: a spec shown, compared, checked and drawn from a shell. Errors are one line, exit status 2."""
+"""The command `tnadapt`: specs shown, compared, checked, drawn; adapters compressed. Errors are one line, status 2."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,10 +8,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
-from rich.table import Table
 
 from tnadapt import families
 from tnadapt._arguments import Rank, rank_of, sizes_by_name, spec_named, whole_number
+from tnadapt._compress import add_words, compress
 from tnadapt._configs import CONFIGS
 from tnadapt._count import count, fit_rank
 from tnadapt._diagram import draw
@@ -24,12 +23,12 @@ from tnadapt._plan import plan
 from tnadapt._report import LIMIT, TOKENS, compare, report
 from tnadapt._site import Site
 from tnadapt._spec import Adapter, AdapterSpec
+from tnadapt._terminal import output, print_json, print_lines, table_of
 
 __all__: list[str] = []
 
 RANK, PAIR = 8, 2
 BROKEN, FAULT, INTERRUPTED = 1, 2, 130  # exit statuses: a law does not hold; an error; Ctrl-C
-WIDE = 160  # columns where the output is no terminal
 HEAD = "head"  # the mode that a host knows the size of
 
 
@@ -62,13 +61,13 @@ def _show(options: argparse.Namespace) -> int:
     network = found.adapter.networks[0]
     order = plan(network, tokens=options.tokens)
     if options.json:
-        return _print_json({"text": str(spec), "report": found.to_dict(), "plan": str(order)})
-    console = _console()
-    _print(console, str(spec), "")
-    _print(console, *(f"{name:<20}{text}" for name, text in found.facts()), "")
-    console.print(_table(found.factors(), left=4), "")
-    console.print(_table(found.rows()), "")
-    _print(console, str(order), "", str(draw(network)))
+        return print_json({"text": str(spec), "report": found.to_dict(), "plan": str(order)})
+    console = output()
+    print_lines(console, str(spec), "")
+    print_lines(console, *(f"{name:<20}{text}" for name, text in found.facts()), "")
+    console.print(table_of(found.factors(), left=4), "")
+    console.print(table_of(found.rows()), "")
+    print_lines(console, str(order), "", str(draw(network)))
     return 0
 
 
@@ -90,14 +89,14 @@ def _compare(options: argparse.Namespace) -> int:
     with _progress() as tell:
         found = compare(adapters, tokens=options.tokens, limit=options.limit, tell=tell)
     if options.json:
-        return _print_json(
+        return print_json(
             {"reports": found.to_dict(), "over_budget": [{"spec": name, "trainable": least} for name, least in over]}
         )
-    console = _console()
-    console.print(_table(found.rows()))
+    console = output()
+    console.print(table_of(found.rows()))
     if over:
         told = ", ".join(f"{name} ({least:,})" for name, least in over)
-        _print(console, f"over the budget of {options.budget:,} at rank 1 already: {told}")
+        print_lines(console, f"over the budget of {options.budget:,} at rank 1 already: {told}")
     return 0
 
 
@@ -107,13 +106,13 @@ def _check(options: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         raise SpecError("check", [f"needs {error.name}: pip install 'tnadapt[testing]'"]) from None
     held: list[dict[str, Any]] = []
-    console = _console()
+    console = output()
     with _progress() as tell:
 
         def told(one: Any) -> None:
             held.append({"law": one.law, "statement": one.statement, "examples": one.examples})
             if not options.json:
-                _print(console, f"holds  {one.law}: {one.statement}")
+                print_lines(console, f"holds  {one.law}: {one.statement}")
             tell(f"{len(held)} of {len(LAWS)} laws hold")
 
         try:
@@ -121,13 +120,13 @@ def _check(options: argparse.Namespace) -> int:
         except LawError as error:
             line, _, rest = str(error).partition("\nThe smallest case")
             if options.json:
-                _print_json({"spec": options.spec.name, "held": held, "broken": line})
+                print_json({"spec": options.spec.name, "held": held, "broken": line})
             else:
-                _print(console, f"The smallest case{rest}")
+                print_lines(console, f"The smallest case{rest}")
             return _fail(LawError(line), BROKEN)
     if options.json:
-        return _print_json({"spec": options.spec.name, "held": held, "broken": None})
-    _print(console, f"{options.spec.name} keeps all {len(held)} laws")
+        return print_json({"spec": options.spec.name, "held": held, "broken": None})
+    print_lines(console, f"{options.spec.name} keeps all {len(held)} laws")
     return 0
 
 
@@ -137,7 +136,7 @@ def _draw(options: argparse.Namespace) -> int:
         what = _bind(options.spec, options).networks[0]
     diagram = draw(what)
     if options.output is None:
-        _print(_console(), str(diagram))
+        print_lines(output(), str(diagram))
     else:
         try:
             write_atomically(options.output, diagram.svg().encode())
@@ -150,10 +149,10 @@ def _draw(options: argparse.Namespace) -> int:
 def _list(options: argparse.Namespace) -> int:
     about = {name: (getattr(families, name).__doc__ or "").partition("\n")[0] for name in families.__all__}
     if options.json:
-        return _print_json({"families": about, "models": list(CONFIGS)})
-    console = _console()
-    console.print(_table([["family", ""], *([name, text] for name, text in about.items())], left=2))
-    _print(console, f"models: {', '.join(CONFIGS)}, or the path of a Hugging Face config.json")
+        return print_json({"families": about, "models": list(CONFIGS)})
+    console = output()
+    console.print(table_of([["family", ""], *([name, text] for name, text in about.items())], left=2))
+    print_lines(console, f"models: {', '.join(CONFIGS)}, or the path of a Hugging Face config.json")
     return 0
 
 
@@ -212,15 +211,6 @@ def _check_names(options: argparse.Namespace) -> None:
         raise SiteError(f"{unknown[0]!r}: none of these specs has such a mode; they have {', '.join(sorted(known))}.")
 
 
-def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else WIDE, soft_wrap=not sys.stdout.isatty())
-
-
-def _print(console: Console, *lines: str) -> None:
-    """Lines as they are: no word in them is markup."""
-    console.print(*lines, sep="\n", markup=False, highlight=False)
-
-
 class _progress:
     """A line on the error output that says what is being done, where that is a terminal."""
 
@@ -231,22 +221,6 @@ class _progress:
 
     def __exit__(self, *error: object) -> None:
         self._status.stop()
-
-
-def _table(rows: Sequence[Sequence[str]], *, left: int = 1) -> Table:
-    """A table whose columns but the first `left` stand to the right."""
-    head, *body = rows
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for place, name in enumerate(head):
-        table.add_column(name, justify="left" if place < left else "right", overflow="fold")
-    for row in body:
-        table.add_row(*row)
-    return table
-
-
-def _print_json(data: Any) -> int:
-    print(json.dumps(data, indent=1))
-    return 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -277,6 +251,8 @@ def _parser() -> argparse.ArgumentParser:
     laws.add_argument("spec", **spec)  # type: ignore[arg-type]
     laws.add_argument("--examples", type=whole_number, default=25, metavar="N", help="adapters a law (25)")
     laws.add_argument("--rank", type=rank_of, metavar="R", help="of every bond, or p=8,q=4 (1 to 3 at random)")
+    smaller = command("compress", compress, "a trained adapter becomes the closest one of another spec")
+    add_words(smaller)
     several.set_defaults(several=True)
     names = command("list", _list, "the names of families and models")
     for one in (show, several, picture):
@@ -297,8 +273,8 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument(
             "--limit", type=whole_number, default=LIMIT, help=f"of one Jacobian's numbers, for freedom ({LIMIT})"
         )
-    for one in (show, several, picture, laws):
+    for one in (show, several, smaller, picture, laws):
         one.add_argument("--sizes", type=sizes_by_name, default={}, metavar="head=12", help="sizes of single modes")
-    for one in (show, several, laws, names):
+    for one in (show, several, smaller, laws, names):
         one.add_argument("--json", action="store_true", help="for machines")
     return parser

@@ -1,0 +1,135 @@
+"""The command `compress`: a LoRA checkpoint, or a file of ours, becomes the closest adapter of another spec."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from tnadapt import delta, families, grid, load, read, save
+from tnadapt._command import main
+from tnadapt.testing import random_params
+
+PATH = "base_model.model.model.layers.{layer}.self_attn.{kind}"
+CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "use_rslora": False, "target_modules": ["q_proj", "v_proj"]}
+
+
+def write_lora(folder, updates, *, config=CONFIG, rename=lambda name: name):
+    """A checkpoint as PEFT writes one: updates are B, A by the path of a module, divided by the scale."""
+    folder.mkdir()
+    tensors = {}
+    for path, (b, a) in updates.items():
+        tensors |= {rename(f"{path}.lora_A.weight"): a, rename(f"{path}.lora_B.weight"): b}
+    save_file({name: value.astype(np.float32) for name, value in tensors.items()}, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def shared(tmp_path, monkeypatch):
+    """A folder, beside us, with a LoRA of rank 4 whose updates have an exact LoTR form, and these updates by path."""
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    left, right = random.standard_normal((16, 4)), random.standard_normal((4, 12))
+    updates = {
+        PATH.format(layer=layer, kind=kind): (left @ random.standard_normal((4, 4)), right)
+        for layer in range(3)
+        for kind in ("q_proj", "v_proj")
+    }
+    whole = {path.removeprefix("base_model.model."): 8 / 4 * b @ a for path, (b, a) in updates.items()}
+    return write_lora(tmp_path / "lora", updates), whole
+
+
+def call(capsys, *words):
+    try:
+        status = main([str(word) for word in words])
+    except SystemExit as stop:
+        status = stop.code
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_a_lora_checkpoint_becomes_the_lotr_that_it_is(shared, tmp_path, capsys):
+    folder, whole = shared
+    out = tmp_path / "small.safetensors"
+    status, told, err = call(capsys, "compress", folder, "--to", "lotr", "--rank", 4, "-o", out)
+    assert (status, err) == (0, "")
+    adapter, params = load(out)
+    assert adapter.spec.name == "lotr"
+    assert {site.path for site in adapter.sites} == whole.keys()
+    for path, update in whole.items():
+        np.testing.assert_allclose(delta(adapter, params, path), update, atol=1e-5 * np.abs(update).max())
+        assert path in told
+    assert {value.dtype.name for name, value in params.items()} == {"float32"}
+    assert f"{6 * 4 * (16 + 12):,}" in told
+    assert f"{6 * 4 * 4 + 4 * (16 + 12):,}" in told
+    assert f"{out.stat().st_size:,}" in told
+    assert "16 x 12" in told
+
+
+def test_layers_and_kinds_of_a_checkpoint_are_coordinates(shared, tmp_path, capsys):
+    folder, _ = shared
+    out = tmp_path / "small"
+    words = ("--to", "lorta", "--rank", 4, "--sizes", "head=4", "-o", out, "--json", "--sweeps", 3)
+    status, told, err = call(capsys, "compress", folder, *words)
+    assert (status, err) == (0, "")
+    data = json.loads(told)
+    assert len(data["errors"]) == 6
+    assert data["trainable"] == {"before": 6 * 4 * 28, "after": 4 * (12 + 4 + 4 + 3 + 2)}
+    assert data["bytes"]["after"] == out.stat().st_size
+    assert all(errors == sorted(errors, reverse=True) for errors in data["history"].values())
+    adapter, _ = load(out)
+    assert adapter.groups[0].values == {"layer": (0, 1, 2), "kind": ("self_attn.q_proj", "self_attn.v_proj")}
+
+
+def test_a_file_of_ours_is_taken_too_and_keeps_what_was_saved_along(tmp_path, capsys):
+    adapter = families.loha().bind(grid(layers=2, kinds={"q": (8, 6)}), rank=2, seed=1)
+    params = random_params(adapter, np.random.default_rng(0))
+    source = tmp_path / "given.safetensors"
+    save(adapter, params, source, extra={"head.weight": np.arange(3.0)})
+    status, _, err = call(capsys, "compress", source, "--to", "lora", "--rank", 4, "-o", source)
+    assert (status, err) == (0, "")
+    found = read(source)
+    np.testing.assert_array_equal(found.extra["head.weight"], np.arange(3.0))
+    for site in adapter.sites:
+        update = delta(adapter, params, site)
+        np.testing.assert_allclose(delta(found.adapter, found.params, site.path), update, atol=1e-5)
+
+
+def test_the_scale_of_rslora_is_read(shared, tmp_path, capsys):
+    folder, whole = shared
+    (folder / "adapter_config.json").write_text(json.dumps(CONFIG | {"use_rslora": True}))
+    out = tmp_path / "small"
+    assert call(capsys, "compress", folder, "--to", "lotr", "--rank", 4, "-o", out)[0] == 0
+    adapter, params = load(out)
+    for path, update in whole.items():  # 8 / sqrt(4) in place of 8 / 4
+        np.testing.assert_allclose(delta(adapter, params, path), 2 * update, atol=1e-5 * np.abs(update).max())
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (("--to", "lotr"), "required: -o/--output"),
+        (("-o", "x"), "required: --to"),
+        (("--to", "nothing", "-o", "x"), "no family 'nothing'"),
+        (("--to", "lotr", "--rank", "x=2", "-o", "x"), "lotr has no bond 'x'"),
+        (("--to", "lotr", "-o", "gone/x"), "there is no such folder"),
+        (("--to", "lotr", "-o", "."), "is a folder"),
+    ],
+)
+def test_what_is_asked_wrongly_is_one_line(shared, tmp_path, capsys, words, match):
+    before = sorted(tmp_path.rglob("*"))
+    status, out, err = call(capsys, "compress", shared[0], *words)
+    assert (status, out) == (2, "")
+    assert match in err
+    assert err.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["gone", "file"])
+def test_a_source_that_is_none_is_one_line(tmp_path, capsys, name):
+    (tmp_path / "file").write_text("no adapter")
+    status, out, err = call(capsys, "compress", tmp_path / name, "--to", "lotr", "-o", tmp_path / "out")
+    assert (status, out) == (2, "")
+    assert name in err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,409 @@
+"""Projection onto a spec: against exact forms, tensorly, dense linear algebra, and what must never happen."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import tensorly
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tensorly import decomposition
+
+from tests.table import FAMILIES
+from tnadapt import (
+    AdapterSpec,
+    LoRA,
+    Site,
+    SiteError,
+    SpecError,
+    delta,
+    families,
+    frozen,
+    grid,
+    init,
+    low_rank,
+    merge,
+    project,
+    raw,
+    save,
+    trainable,
+    zeros,
+)
+from tnadapt._alternating import Problem, system_of, turn_to
+from tnadapt.testing import adapters, dense, random_params
+
+KINDS = {"query": (12, 8), "value": (12, 8), "up": (8, 12)}
+# Where the closest member is found for certain: every factor of the truth can be told by singular values or linearly.
+LINEAR = ("lora", "lora frozen a", "lora_xs", "mtlora", "tlora", "lokr whole", "krona", "gralora", "monarch", "btt")
+TRAINS = ("lotr", "lotr by layer", "lotr_tt", "flora kernel", "fact_tk", "fact_tt", "tenslora", "metatt", "tt_lora")
+CENTERED = ("tt_lora centered", "loretta centered", "quanta 2")
+
+
+def random_updates(sites, *, rank, seed=0):
+    random = np.random.default_rng(seed)
+    return {
+        site: LoRA(
+            A=random.standard_normal((rank, math.prod(site.shape[1:]))),
+            B=random.standard_normal((site.shape[0], rank)),
+            scale=0.5,
+        )
+        for site in sites
+    }
+
+
+def dense_of(updates):
+    return {
+        site: one.scale * (one.B @ one.A).reshape(site.shape) if isinstance(one, LoRA) else one
+        for site, one in updates.items()
+    }
+
+
+def relative_error(updates, found):
+    """By the definition, from dense updates."""
+    whole = dense_of(updates)
+    missed = {site: np.linalg.norm(delta(found.adapter, found.params, site) - one) for site, one in whole.items()}
+    return np.linalg.norm(list(missed.values())) / np.linalg.norm([np.linalg.norm(one) for one in whole.values()])
+
+
+def falls(found):
+    return all(now <= before for errors in found.history.values() for before, now in pairwise(errors))
+
+
+@pytest.mark.parametrize("name", LINEAR + TRAINS + CENTERED)
+def test_an_update_that_a_family_has_is_found_again(name):
+    case = FAMILIES[name]
+    adapter = case.bind(layers=2, kinds=KINDS, seed=5)
+    updates = low_rank(adapter, random_params(adapter, np.random.default_rng(0)))
+    found = project(updates, case.spec, rank=case.rank, sizes=case.sizes, seed=5)
+    assert found.adapter == adapter
+    assert relative_error(updates, found) < 1e-6
+    assert found.error < 1e-6
+
+
+def test_the_update_of_any_family_stays_where_it_is_met(adapter, moved):
+    params = moved(adapter)
+    updates = low_rank(adapter, params)
+    if any(factor.map for factor in adapter.spec.factors.values()):
+        with pytest.raises(SpecError, match=r"an update is not linear in what '.*' holds: it has a map"):
+            project(updates, adapter.spec)
+        return
+    found = project(
+        updates, adapter.spec, rank=adapter.rank, sizes=adapter.sizes, seed=adapter.seed, start=params, sweeps=2
+    )
+    for site, update in dense_of(updates).items():
+        np.testing.assert_allclose(delta(adapter, params, site), update, atol=1e-10 * np.abs(update).max())
+    assert relative_error(updates, found) < 1e-7  # the root of the rounding of a square
+    for name, slot in adapter.slots.items():
+        if not slot.factor.trainable:
+            np.testing.assert_array_equal(found.params[name], params[name])
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(adapter=st.booleans().flatmap(lambda centered: adapters(centered=centered)), seed=st.integers(0, 99))
+def test_errors_never_rise_and_are_those_of_the_definition(adapter, seed):
+    random = np.random.default_rng(seed)
+    updates = {site: random.standard_normal(site.shape) for site in adapter.sites}
+    found = project(
+        updates,
+        adapter.spec,
+        rank=adapter.rank,
+        sizes=adapter.sizes,
+        seed=seed,
+        overparametrized=True,
+        starts=2,
+        sweeps=3,
+    )
+    assert falls(found)
+    whole = np.linalg.norm([np.linalg.norm(update) for update in updates.values()])
+    missed = {site: np.linalg.norm(dense(found.adapter, found.params, site) - updates[site]) for site in updates}
+    rounding = 1e-6  # of squares whose rounding is 1e-15 of the largest, the starting values' among them
+    np.testing.assert_allclose(found.error, np.linalg.norm(list(missed.values())) / whole, atol=rounding)
+    for site, update in updates.items():
+        np.testing.assert_allclose(found.errors[site], missed[site] / np.linalg.norm(update), atol=10 * rounding)
+    frozen_ones = {name for name, slot in found.adapter.slots.items() if not slot.factor.trainable}
+    drawn = init(found.adapter)
+    assert all(np.array_equal(found.params[name], drawn[name]) for name in frozen_ones)
+    if not adapter.spec.centered:
+        assert found.error <= 1 + 1e-12  # no update at all has the error 1
+
+
+def test_a_lora_is_cut_to_the_best_of_a_rank():
+    sites = grid(layers=2, kinds={"q": (24, 20), "v": (12, 20)})
+    updates = random_updates(sites, rank=6)
+    found = project(updates, families.lora(), rank=3)
+    for site, update in dense_of(updates).items():
+        values = np.linalg.svd(update, compute_uv=False)
+        best = np.linalg.norm(values[3:]) / np.linalg.norm(values)  # Eckart and Young
+        np.testing.assert_allclose(found.errors[site], best, rtol=1e-8)
+
+
+def test_an_exact_lotr_of_rank_16_is_found_again():
+    sites = grid(layers=4, kinds={"query": (64, 48), "value": (64, 48)})
+    truth = families.lotr().bind(sites, rank=16, seed=1)
+    updates = low_rank(truth, random_params(truth, np.random.default_rng(0)))
+    assert {update.rank for update in updates.values()} == {16}
+    found = project(updates, families.lotr(), rank=16, seed=2)
+    assert relative_error(updates, found) < 1e-5
+    assert max(found.errors.values()) < 1e-5
+
+
+def stacked(updates):
+    return np.stack(list(dense_of(updates).values()))
+
+
+def test_lotr_is_as_close_as_tucker_by_hooi():
+    updates = random_updates(grid(layers=4, kinds={"q": (20, 16), "v": (20, 16)}), rank=5)
+    found = project(updates, families.lotr(), rank={"p": 6, "q": 4}, tolerance=1e-9)
+    stack = stacked(updates)
+    for rounds, slack in ((0, 0.0), (500, 1e-6)):  # HOSVD; HOOI, to its end
+        (core, parts), _ = decomposition.partial_tucker(
+            stack, rank=[6, 4], modes=[1, 2], n_iter_max=max(rounds, 1), tol=1e-12 if rounds else 1e9
+        )
+        theirs = np.linalg.norm(stack - tensorly.tenalg.multi_mode_dot(core, parts, [1, 2])) / np.linalg.norm(stack)
+        assert found.error <= theirs * (1 + slack)
+
+
+def test_a_train_is_as_close_as_tt_svd():
+    updates = random_updates(grid(layers=1, kinds={"q": (24, 20)}), rank=12)
+    spec = families.tt_lora(out_order=2, in_order=2)
+    found = project(updates, spec, rank=3)
+    network = found.adapter.networks[0]
+    tensor = stacked(updates).reshape([network.sizes[mode] for mode in (*network.out_modes, *network.in_modes)])
+    theirs = decomposition.tensor_train(tensor, rank=[1, 3, 3, 3, 1])
+    assert found.error <= np.linalg.norm(tensor - tensorly.tt_to_tensor(theirs)) / np.linalg.norm(tensor)
+
+
+def test_cp_tensors_are_as_close_as_those_of_parafac():
+    """Both stop in local minima, now in the better, now in the worse: in the mean of five tensors."""
+    ours, theirs = [], []
+    for seed in range(5):
+        updates = random_updates(grid(layers=4, kinds=dict.fromkeys("qkv", (9, 5))), rank=3, seed=seed)
+        ours.append(project(updates, families.lorta(), rank=3, sizes={"head": 3}).error)
+        tensor = stacked(updates).reshape(4, 3, 3, 3, 5)
+        found = decomposition.parafac(tensor, 3, n_iter_max=200, init="svd", tol=1e-7)
+        theirs.append(np.linalg.norm(tensor - tensorly.cp_to_tensor(found)) / np.linalg.norm(tensor))
+    assert np.mean(ours) <= np.mean(theirs)
+
+
+@pytest.mark.parametrize("name", ["lotr", "lorta", "tt_lora centered", "vera", "flora kernel"])
+def test_low_rank_and_dense_updates_have_one_answer(name):
+    case = FAMILIES[name]
+    adapter = case.bind(layers=2, kinds=KINDS)
+    updates = random_updates(adapter.sites, rank=2)
+    whole = dense_of(updates)
+    mixed = {site: whole[site] if number % 2 else update for number, (site, update) in enumerate(updates.items())}
+    found = [
+        project(one, case.spec, rank=case.rank, sizes=case.sizes, starts=1, sweeps=3) for one in (updates, whole, mixed)
+    ]
+    for site in adapter.sites:
+        thin, *others = (delta(one.adapter, one.params, site) for one in found)
+        for other in others:
+            np.testing.assert_allclose(other, thin, atol=1e-10 * np.abs(thin).max())
+
+
+def test_no_dense_update_is_made_of_low_rank_ones(monkeypatch):
+    """No contraction on the way is as large as one update, though there are errors left and pairs are tried."""
+    sites = grid(layers=2, kinds={"q": (400, 300)})
+    updates = random_updates(sites, rank=4)
+    largest = 0
+    plain = np.asarray
+
+    def seen(array, dtype=None):
+        nonlocal largest
+        made = plain(array, dtype)
+        largest = max(largest, made.size)
+        return made
+
+    monkeypatch.setattr("tnadapt._einsum.np.asarray", seen)
+    for spec in (families.lora(), families.lotr(), families.tenslora(), families.vera()):
+        assert project(updates, spec, rank=2, sweeps=2).error > 0.1
+    assert 0 < largest < 400 * 300
+
+
+def test_ranks_of_two_sites_may_differ_and_kernels_may_come_thin():
+    updates = random_updates([Site("a", (6, 4, 3))], rank=1) | random_updates([Site("b", (6, 4, 3))], rank=3)
+    found = project(updates, families.flora(kernel_axes=1), rank=12)
+    assert relative_error(updates, found) < 1e-6
+
+
+def test_sites_of_one_network_may_have_updates_of_several_ranks():
+    sites = grid(layers=3, kinds={"q": (6, 5)})
+    updates = {site: random_updates([site], rank=rank)[site] for rank, site in zip((1, 3, 2), sites, strict=True)}
+    found = project(updates, families.lotr(), rank={"p": 6, "q": 5}, overparametrized=True)
+    assert len(found.adapter.groups) == 1
+    assert relative_error(updates, found) < 1e-6
+
+
+def test_holes_in_a_grid_are_no_updates():
+    """Layers 0 and 1 of q, 1 and 4 of v: what would stand in the holes costs nothing."""
+    sites = [
+        Site(f"{layer}.{kind}", (6, 5), {"layer": layer, "kind": kind})
+        for layer, kind in ((0, "q"), (1, "q"), (1, "v"), (4, "v"))
+    ]
+    truth = families.tenslora().bind(sites, rank=2, seed=3)
+    assert truth.groups[0].places is not None
+    updates = low_rank(truth, random_params(truth, np.random.default_rng(1)))
+    found = project(updates, families.tenslora(), rank=2, sweeps=400, tolerance=1e-9)
+    assert falls(found)
+    assert relative_error(updates, found) < 1e-5
+
+
+def test_a_site_mode_that_no_factor_carries_gets_the_mean():
+    spec = AdapterSpec(
+        name="mean",
+        weight="out in",
+        over="layer",
+        factors={"A": trainable("out p"), "B": trainable("p in", init=zeros())},
+        scale=raw(),
+    )
+    updates = random_updates(grid(layers=3, kinds={"q": (5, 4)}), rank=4)
+    found = project(updates, spec, rank=4)
+    mean = np.mean(list(dense_of(updates).values()), axis=0)
+    for site in updates:
+        np.testing.assert_allclose(delta(found.adapter, found.params, site), mean, atol=1e-10)
+
+
+def test_a_large_core_is_solved_without_its_matrix(monkeypatch):
+    updates = random_updates(grid(layers=3, kinds={"q": (12, 10)}), rank=4)
+    direct = project(updates, families.lora_xs(), rank=4, sweeps=1)
+    monkeypatch.setattr("tnadapt._alternating.DIRECT", 1)
+    other = project(updates, families.lora_xs(), rank=4, sweeps=1)
+    np.testing.assert_allclose(other.error, direct.error, rtol=1e-9)
+
+
+def test_updates_of_zero_are_met_exactly():
+    sites = grid(layers=2, kinds={"q": (6, 5)})
+    still = project({site: np.zeros(site.shape) for site in sites}, families.lora(), rank=2)
+    assert still.error == 0.0
+    assert set(still.errors.values()) == {0.0}
+    half = {sites[0]: np.ones(sites[0].shape), sites[1]: np.zeros(sites[1].shape)}
+    assert project(half, families.lora(), rank=2).errors[sites[1]] == 0.0
+    shared = project(half, families.vera(), rank=2)
+    assert shared.errors[sites[1]] == 0.0
+    spec = AdapterSpec(
+        name="one",
+        weight="out in",
+        over="layer",
+        factors={"a": trainable("out", init=zeros()), "b": frozen("in")},
+        scale=raw(),
+    )
+    assert project(half, spec).errors[sites[1]] == np.inf
+
+
+def test_what_is_told_on_the_way():
+    updates = random_updates(grid(layers=2, kinds={"q": (6, 5)}), rank=4)
+    told = []
+    found = project(updates, families.lora(), rank=2, sweeps=7, tell=told.append)
+    assert {(one.groups, one.sweeps) for one in told} == {(2, 7)}
+    assert [one.group for one in told] == sorted(one.group for one in told)
+    assert told[-1].number == 7
+    assert told[-1].error == found.history["1.q"][-1]
+
+
+@pytest.mark.parametrize(
+    ("spec", "starts", "tried"),
+    [
+        (families.lotr(), None, 1),  # a tree
+        (families.lora_xs(), None, 1),  # one trained factor
+        (families.loha(), None, 4),
+        (families.loha(), 6, 6),
+        (families.loha(), 1, 1),
+        (families.lotr(), 2, 2),
+    ],
+)
+def test_how_many_starts_are_tried(spec, starts, tried):
+    updates = random_updates(grid(layers=1, kinds={"q": (8, 6)}), rank=6)
+    told = []
+    found = project(updates, spec, rank=2, starts=starts, sweeps=1, tell=told.append)
+    begun = [one.error for one in told if one.number == 0]
+    assert len(begun) == tried
+    assert begun == sorted(begun, reverse=True)  # each is told with the best so far
+    assert next(iter(found.history.values()))[-1] <= begun[-1]
+
+
+def turned_everywhere(name):
+    """A family on one shape, params as after training, its problem, and its factors turned to each of them."""
+    adapter = FAMILIES[name].bind(layers=3, kinds={"q": (8, 12), "v": (8, 12)})
+    group, params = adapter.groups[0], random_params(adapter, np.random.default_rng(0))
+    factors = {factor: params[adapter.slot_name(group, factor)] for factor in group.network.factors}
+    problem = Problem(group.network, (), (), np.ones([group.network.sizes[mode] for mode in group.network.over]))
+    return adapter, params, problem, {name: turn_to(problem, factors, (name,)) for name in factors}
+
+
+@pytest.mark.parametrize("name", ["lora", "mtlora", "lotr", "lotr_tt", "fact_tk", "loha", "superlora", "metatt heads"])
+def test_turning_changes_no_update(name):
+    adapter, params, _, turned = turned_everywhere(name)
+    group = adapter.groups[0]
+    for factors in turned.values():
+        renamed = {adapter.slot_name(group, factor): value for factor, value in factors.items()}
+        for site in group.sites:
+            np.testing.assert_allclose(delta(adapter, params | renamed, site), delta(adapter, params, site), atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["lora", "lotr", "fact_tk", "metatt heads"])
+def test_turning_makes_normal_equations_trivial(name):
+    _, _, problem, turned = turned_everywhere(name)
+    assert problem.is_tree
+    for centre, factors in turned.items():
+        system = system_of(problem, factors, (centre,))
+        width = problem.network.volume(system.bonds)
+        matrices = system.matrix.reshape(-1, width, width) / problem.network.scale**2
+        np.testing.assert_allclose(matrices, np.broadcast_to(np.eye(width), matrices.shape), atol=1e-10)
+
+
+def test_one_seed_has_one_answer_and_its_file_is_its_adapters(tmp_path):
+    updates = random_updates(grid(layers=2, kinds={"q": (6, 5)}), rank=4)
+    one, two = (project(updates, families.vera(), rank=2, seed=3) for _ in range(2))
+    assert all(np.array_equal(one.params[name], two.params[name]) for name in one.params)
+    save(one.adapter, one.params, tmp_path / "one.safetensors")
+    site = one.adapter.sites[0]
+    assert merge(np.zeros((6, 5)), delta(one.adapter, one.params, site)).shape == (6, 5)
+
+
+def test_a_start_that_is_read_from_the_host_is_met_as_well():
+    """PiSSA's update is a difference: what is to be met has the rank of both, and so has the best answer."""
+    sites = grid(layers=2, kinds={"q": (8, 6)})
+    random = np.random.default_rng(0)
+    weights = {site.path: random.standard_normal(site.shape) for site in sites}
+    truth = families.pissa().bind(sites, rank=2)
+    begun = init(truth, weights)
+    moved = begun | {name: random.standard_normal(begun[name].shape) for name in begun if not name.endswith(":start")}
+    found = project(low_rank(truth, moved), families.pissa(), rank=2, weights=weights)
+    for site in sites:
+        update = delta(truth, moved, site)
+        np.testing.assert_allclose(delta(found.adapter, found.params, site), update, atol=1e-6 * np.abs(update).max())
+    with pytest.raises(SiteError, match="is read from the host's weights"):
+        project(low_rank(truth, moved), families.pissa(), rank=2)
+
+
+SITE = Site("layers.0.q", (6, 5))
+
+
+@pytest.mark.parametrize(
+    ("updates", "words", "match"),
+    [
+        ({SITE: np.zeros((5, 6))}, {}, r"layers.0.q: its update must have shape \(6, 5\)"),
+        ({SITE: np.full((6, 5), np.nan)}, {}, "layers.0.q: its update must be finite"),
+        ({SITE: LoRA(np.full((1, 5), np.inf), np.zeros((6, 1)), 1.0)}, {}, "layers.0.q: its update must be finite"),
+        ({SITE: LoRA(np.zeros((1, 5)), np.zeros((6, 1)), np.nan)}, {}, "layers.0.q: its update must be finite"),
+        ({SITE: LoRA(np.zeros((1, 6)), np.zeros((5, 1)), 1.0)}, {}, r"its update must have shape \(6, 5\)"),
+        ({SITE: LoRA(np.zeros((2, 5)), np.zeros((6, 1)), 1.0)}, {}, "layers.0.q: a LoRA must have a B of shape"),
+        ({SITE: LoRA(np.zeros(5), np.zeros((6, 1)), 1.0)}, {}, "layers.0.q: a LoRA must have a B of shape"),
+        ({SITE: np.zeros((6, 5))}, {"sweeps": 0}, "sweeps must be at least 1"),
+        ({SITE: np.zeros((6, 5))}, {"starts": 0}, "starts and sweeps must be at least 1"),
+        ({SITE: np.zeros((6, 5))}, {"start": {}}, "start: 'A' is missing"),
+        ({SITE: np.zeros((6, 5))}, {"start": {"A": np.zeros(3), "B": np.zeros(3)}}, "must have shape"),
+        ({SITE: np.zeros((6, 5))}, {"rank": {"x": 2}}, "has no bond 'x'"),
+        ({}, {}, "needs at least one site"),
+    ],
+)
+def test_what_cannot_be_projected_is_refused(updates, words, match):
+    with pytest.raises(SiteError, match=match):
+        project(updates, families.lora(), **({"rank": 2} | words))
+
+
+def test_params_of_another_adapter_are_refused():
+    adapter = families.lora().bind([SITE], rank=2)
+    with pytest.raises(SiteError, match="params: 'A' is missing"):
+        low_rank(adapter, {})

@@ -1,0 +1,105 @@
+"""What an adapter is made to come close to: updates of sites, dense or as LoRAs, stacked over the grid of a network."""
+
+import math
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from tnadapt._alternating import Term
+from tnadapt._apply import delta, starts_of
+from tnadapt._einsum import Array
+from tnadapt._errors import SiteError
+from tnadapt._lora import LoRA, exact_lora
+from tnadapt._network import Group, Network
+from tnadapt._rank import minimum_cut
+from tnadapt._site import Site
+from tnadapt._spec import Adapter
+
+__all__ = ["low_rank"]
+
+INNER = "(rank)"
+MATRIX = 2  # axes
+Place = tuple[int, ...]
+Update = Array | LoRA
+
+
+def low_rank(adapter: Adapter, params: Mapping[str, npt.ArrayLike]) -> dict[Site, Update]:
+    """The update of every site of an adapter, as `project` takes them: a `LoRA`, or dense where that is no larger.
+
+    Raises SiteError for params that are not this adapter's.
+    """
+    centered = [group for group in adapter.groups if group.network.centered]
+    starts = {group.name: starts_of(adapter, params, group) for group in centered}
+    found: dict[Site, Update] = {}
+    for site in adapter.sites:
+        group, _ = adapter.find(site)
+        rows, columns = site.shape[0], math.prod(site.shape[1:])
+        if minimum_cut(group.network).rank * (rows + columns) < rows * columns:
+            found[site] = exact_lora(adapter, params, site, starts.get(group.name))
+        else:
+            found[site] = delta(adapter, params, site)
+    return found
+
+
+def check_update(site: Site, update: npt.ArrayLike | LoRA) -> Update:
+    """The update as an array, or as a LoRA. Raises SiteError for one that is not finite or not of its site's shape."""
+    if not isinstance(update, LoRA):
+        dense = np.asarray(update)
+        _check(site, dense.shape, site.shape, dense)
+        return dense
+    left, right = np.asarray(update.B), np.asarray(update.A)
+    if left.ndim != MATRIX or right.ndim != MATRIX or left.shape[1] != right.shape[0]:
+        raise SiteError(
+            f"{site.path}: a LoRA must have a B of shape (out, rank) and an A of shape (rank, in).\n"
+            f"However, they have {left.shape} and {right.shape}."
+        )
+    _check(site, (len(left), right.shape[1]), (site.shape[0], math.prod(site.shape[1:])), left, right, update.scale)
+    return update
+
+
+def _check(site: Site, shape: tuple[int, ...], wanted: tuple[int, ...], *parts: npt.ArrayLike) -> None:
+    if shape != wanted:
+        raise SiteError(f"{site.path}: its update must have shape {wanted}.\nHowever, the one given has {shape}.")
+    if not all(np.isfinite(part).all() for part in parts):
+        raise SiteError(f"{site.path}: its update must be finite.\nHowever, it holds NaN or infinity.")
+
+
+def terms_of(group: Group, updates: Mapping[Site, Update]) -> tuple[Term, ...]:
+    """The updates of a group's sites, stacked over its grid: dense ones in one term, LoRAs in another."""
+    dense: dict[Place, Array] = {}
+    thin: dict[Place, LoRA] = {}
+    for site in group.sites:
+        place, update = tuple(group.index(site).values()), updates[site]
+        if isinstance(update, LoRA):
+            thin[place] = update
+        else:
+            dense[place] = update
+    return (*_dense_term(group.network, dense), *_thin_term(group.network, thin))
+
+
+def _dense_term(network: Network, updates: Mapping[Place, Array]) -> Iterator[Term]:
+    if updates:
+        grid, out, inner = _shapes(network)
+        stack = np.zeros([*grid, *out, *inner])
+        for place, update in updates.items():
+            stack[place] = update.reshape([*out, *inner])
+        yield ((stack, (*network.over, *network.out_modes, *network.in_modes)),)
+
+
+def _thin_term(network: Network, updates: Mapping[Place, LoRA]) -> Iterator[Term]:
+    """Of several ranks, the smaller ones are filled up with zeros."""
+    if updates:
+        grid, out, inner = _shapes(network)
+        width = max(update.rank for update in updates.values())
+        left, right = np.zeros([*grid, *out, width]), np.zeros([*grid, width, *inner])
+        for place, update in updates.items():
+            left[place][..., : update.rank] = update.scale * update.B.reshape(*out, update.rank)
+            right[place][: update.rank] = update.A.reshape(update.rank, *inner)
+        over = network.over
+        yield ((left, (*over, *network.out_modes, INNER)), (right, (*over, INNER, *network.in_modes)))
+
+
+def _shapes(network: Network) -> list[list[int]]:
+    """Sizes of the site modes, of the out modes and of the in modes."""
+    return [[network.sizes[mode] for mode in modes] for modes in (network.over, network.out_modes, network.in_modes)]
