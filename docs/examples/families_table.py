@@ -91,15 +91,15 @@ def table() -> str:
     return "\n".join([head, "|---|---|---|---|---|---|---|", *(row(family) for family in families.__all__)])
 
 
-def page(text: str) -> str:
-    """The page with the table in its place."""
+def page(text: str, made: str) -> str:
+    """The page with the table that was made in its place."""
     before, _, rest = text.partition(BEGIN)
-    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{rest.partition(END)[2]}"
+    return f"{before}{BEGIN}\n\n{made}\n\n{END}{rest.partition(END)[2]}"
 
 
 def main() -> None:
     """Rewrites docs/families.md."""
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), table()), encoding="utf-8")
 
 
 if __name__ == "__main__":
