@@ -117,7 +117,9 @@ class AdapterSpec:
     def formula(self, *, trainable: bool = True) -> str:
         """Entries of the trainable (or frozen) factors of one network, as in "out*p + site*p*q + in*q"."""
         chosen = [factor.held for factor in self.factors.values() if factor.trainable == trainable]
-        return " + ".join("*".join(modes) or "1" for modes in chosen) or "0"
+        terms = ["*".join(modes) for modes in chosen if modes]
+        numbers = sum(not modes for modes in chosen)
+        return " + ".join([*terms, *([str(numbers)] if numbers else [])]) or "0"
 
     def __str__(self) -> str:
         """The table of the spec: what it updates, its factors, its scale, what is shared, its count."""
@@ -283,7 +285,8 @@ def _check_ranks(adapter: Adapter) -> None:
         trained = sum(network.volume(factor.held) for factor in network.factors.values() if factor.trainable)
         dense = len(group.sites) * math.prod(network.weight_shape)
         highest = min(network.volume(network.out_modes), network.volume(network.in_modes))
-        above = [bond for bond in adapter.spec.bonds if network.sizes[bond] > highest]
+        free = (bond for bond in adapter.spec.bonds if bond not in adapter.spec.ties)
+        above = [bond for bond in free if network.sizes[bond] > highest]
         if above and trained > dense:
             raise SiteError(
                 f"{group.sites[0].path}: no update of a weight {network.weight_shape} has a rank above {highest}.\n"

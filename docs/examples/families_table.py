@@ -77,8 +77,14 @@ def row(family: str) -> str:
     cells.append(f"{zero[0]} = 0" if zero else "less its start")
     for host in HOSTS:
         sites = sites_of(spec, host)
+        if family == "quantum_peft":
+            qubits = math.log2(sites[0].shape[1])
+            if not qubits.is_integer():
+                cells.append("its axes are no power of two")
+                continue
+            spec = make(qubits=int(qubits))
         chosen = setting(family, sites[0].shape[1])
-        adapter = spec.bind(sites, rank=chosen.rank, sizes=chosen.sizes)
+        adapter = spec.bind(sites, rank=chosen.rank if set(spec.bonds) - set(spec.ties) else None, sizes=chosen.sizes)
         told = "" if str(chosen) == "8" else f" ({chosen})"
         cells.append(f"{count(adapter).trainable:,}; {rank_bound(adapter, sites[0]).rank:,}{told}")
     return "| " + " | ".join([*cells, said[2]]) + " |"
@@ -91,15 +97,15 @@ def table() -> str:
     return "\n".join([head, "|---|---|---|---|---|---|---|", *(row(family) for family in families.__all__)])
 
 
-def page(text: str) -> str:
-    """The page with the table in its place."""
+def page(text: str, made: str) -> str:
+    """The page with the table that was made in its place."""
     before, _, rest = text.partition(BEGIN)
-    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{rest.partition(END)[2]}"
+    return f"{before}{BEGIN}\n\n{made}\n\n{END}{rest.partition(END)[2]}"
 
 
 def main() -> None:
     """Rewrites docs/families.md."""
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), table()), encoding="utf-8")
 
 
 if __name__ == "__main__":

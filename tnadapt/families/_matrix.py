@@ -73,7 +73,7 @@ def lora_xs(*, alpha: float = 16.0, sigma: float = 0.0, start: Literal["random",
     `start="svd"`: A_s = S V^T (q x in) and B_s = U (out x p) of the host's W_s = U S V^T, as the paper has it; they are
     in the file. "random": drawn for each site, uniform in +-1/sqrt(in) and +-1/sqrt(p), a variant of the code.
     R_s (p x q) starts at 0; the code has normal entries of deviation 1e-5, and dW is then not exactly 0: `sigma=1e-5`.
-    Alpha is 16 in its GLUE runs. EDoRA (arXiv:2501.12067) is the svd pair inside DoRA's columns of unit norm.
+    Alpha is 16 in its GLUE runs. EDoRA (arXiv:2501.12067) is the svd pair inside DoRA's normed rows.
     Trainable: p q a site; frozen: p out + q in a site. Rank of dW: at most min(p, q).
     """
     left, right = (singular(), singular(1.0)) if start == "svd" else (kaiming_uniform("p"), kaiming_uniform("in"))

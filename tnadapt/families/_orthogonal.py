@@ -10,10 +10,10 @@ __all__ = ["householder", "quantum_peft"]
 
 
 def householder(*, alpha: float = 1.0) -> AdapterSpec:
-    """Householder adapter: dW = alpha H(u) diag(s) H(v), singular values between two reflections (HTA, for ViT).
+    """Householder adapter: dW = alpha H(u) diag(s) H(v), values between two reflections (arXiv:2410.22952).
 
     H(v) = 1 - 2 v v^T / |v|^2, of which the first t columns are used; u (out) and v (in) start normal of deviation 1,
-    s (t) at 0. The method was recalled, not read: starts and scale are choices here; its low-rank addition is left out.
+    s (t) at 0. Of the paper the abstract was read: starts and scale are choices; its low-rank addition is left out.
     Trainable: out + in + t a site. Rank of dW: at most t.
     """
     return AdapterSpec(

@@ -76,8 +76,8 @@ def cara(*, alpha: float = 1.0) -> AdapterSpec:
     One CP tensor over the queries, keys and values of all layers. w starts at 1, S normal of variance 2/site (the
     official law has site + r there, and a law here is a product of sizes), H and D orthogonal, A at 0. Say the heads as
     sizes={"head": 12}. Scale alpha, divided by no rank.
-    Its other part, a CP tensor over d x d blocks of the output projection and the feed-forward weights, needs blocks of
-    weights as sites, some of them transposed; the three biases are no update of a weight. Both are left out.
+    Its other part, a CP tensor over d x d blocks of the output projection and the feed-forward weights, has out and in
+    exchanged in the blocks of one of them; the three biases are no update of a weight. Both are left out.
     Trainable: r (S + in + H + d/H + 1). Rank of dW_s: at most r.
     """
     return AdapterSpec(
