@@ -24,6 +24,7 @@ few = settings(max_examples=40, suppress_health_check=[HealthCheck.filter_too_mu
 def check(adapter):
     assume(len(adapter.spec.axes) == 2)
     assume("expert" not in adapter.spec.site_modes)  # attach finds layers and kinds
+    assume(all(site.block is None for site in adapter.sites))  # and a weight is asked for whole
     assume(sum(value.size for value in sides.moved(adapter).values()) <= 2000)
     params = sides.moved(adapter)
     wanted = sides.by_reference(adapter, params)
