@@ -14,13 +14,17 @@ __all__ = ["FactorCount", "ParamCount", "count", "fit_rank"]
 
 @dataclass(frozen=True)
 class FactorCount:
-    """Entries of one array of params. `group` is empty for what all groups share or where there is one group."""
+    """Entries of one array of params. `group` is empty for what all groups share or where there is one group.
+
+    `stored`: a file holds it; what is not stored is drawn again from the seed.
+    """
 
     name: str
     group: str
     modes: tuple[str, ...]
     shape: tuple[int, ...]
     trainable: bool
+    stored: bool
 
     @property
     def entries(self) -> int:
@@ -58,7 +62,7 @@ class ParamCount:
 def count(adapter: Adapter) -> ParamCount:
     """The exact number of trainable and frozen entries. What is shared counts once."""
     rows = tuple(
-        FactorCount(slot.name, slot.group, slot.factor.held, slot.shape, slot.factor.trainable)
+        FactorCount(slot.name, slot.group, slot.factor.held, slot.shape, slot.factor.trainable, slot.is_stored)
         for slot in adapter.slots.values()
     )
     trainable = sum(row.entries for row in rows if row.trainable)

@@ -77,9 +77,14 @@ class Report:
         """Bytes of the trainable numbers in each dtype."""
         return {dtype: size * self.count.trainable for dtype, size in DTYPES.items()}
 
+    def _kept(self) -> str:
+        """What becomes of the frozen numbers in a file."""
+        kept = sum(row.entries for row in self.count.rows if row.stored and not row.trainable)
+        return f"of which {kept:,} are in the file" if kept else "drawn again from the seed"
+
     @property
     def frozen_bytes(self) -> dict[str, int]:
-        """Bytes of the frozen numbers in each dtype; they are held in memory and not in the file."""
+        """Bytes of the frozen numbers in each dtype; they are held in memory; most are not in the file."""
         return {dtype: size * self.count.frozen for dtype, size in DTYPES.items()}
 
     @property
@@ -150,7 +155,7 @@ class Report:
         known = self.freedom
         return [
             ("trainable", f"{self.count.trainable:,} = {self.count.formula}, summed over the groups"),
-            ("frozen", f"{self.count.frozen:,}, drawn again from the seed"),
+            ("frozen", f"{self.count.frozen:,}, {self._kept()}"),
             ("bytes", ", ".join(f"{dtype} {size:,}" for dtype, size in self.bytes.items())),
             ("file", f"{self.file_size:,} bytes in float32"),
             ("degrees of freedom", UNKNOWN if known is None else str(known)),

@@ -196,6 +196,12 @@ def test_the_fitted_rank_is_the_largest_within_the_budget(name, budget):
         assert count(bound(rank - 1)).trainable < found
 
 
+def test_frozen_numbers_that_are_stored_are_told():
+    """The starts of PiSSA are read from the host, as many numbers as are trained."""
+    assert "frozen              408, of which 408 are in the file" in str(report(families.pissa().bind(SITES, rank=1)))
+    assert "drawn again from the seed" in str(report(families.vera().bind(SITES, rank=1)))
+
+
 def test_a_budget_that_is_too_small_and_a_spec_without_rank():
     with pytest.raises(
         SiteError, match=r"lora: rank 1 trains 408 numbers at these 9 sites.\nHowever, the budget is 407"
