@@ -13,6 +13,9 @@ from tnadapt._site import Site
 
 __all__: list[str] = []
 
+LARGE = 256  # up to this short side a whole decomposition is a matter of milliseconds
+FEW = 8  # from this ratio of short side to rank on, a partial decomposition is faster
+
 Array = npt.NDArray[np.float64]
 Weights = Mapping[str, npt.ArrayLike]
 
@@ -35,7 +38,7 @@ class Stack:
                 "However, some combinations of these coordinates have no site."
             )
         self.values = values
-        self._singular: dict[tuple[str, ...], tuple[Array, Array, Array]] = {}
+        self._singular: dict[tuple[int | str, ...], tuple[Array, ...]] = {}
         self._trains: list[Array] | None = None
 
     def matrices(self, batch: tuple[str, ...], rows: tuple[str, ...]) -> Array:
@@ -94,12 +97,30 @@ def _singular(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Arra
     others = tuple(mode for mode in stack.modes if mode not in batch and mode not in rows)
     is_right = not set(rows) & set(network.out_modes)
     left = others if is_right else rows
-    if (*batch, "|", *left) not in stack._singular:
-        stack._singular[*batch, "|", *left] = np.linalg.svd(stack.matrices(batch, left), full_matrices=False)
-    u, s, vt = stack._singular[*batch, "|", *left]
+    key: tuple[int | str, ...] = (network.sizes[bond], *batch, "|", *left)
+    if key not in stack._singular:
+        found = [_leading(matrix, network.sizes[bond]) for matrix in stack.matrices(batch, left)]
+        stack._singular[key] = tuple(np.stack(part) for part in zip(*found, strict=True))
+    u, s, vt = stack._singular[key]
     vectors = vt.swapaxes(1, 2) if is_right else u
     scaled = vectors * s[:, None, :] ** network.factors[factor].init.power
     return _laid(network, factor, _fit(scaled, 2, network.sizes[bond]), (*batch, *rows, bond))
+
+
+def _leading(matrix: Array, rank: int) -> tuple[Array, Array, Array]:
+    """The leading singular values and vectors: U (rows, k), s (k), V^T (k, columns), values falling.
+
+    Where a few are asked of a large matrix, by Lanczos steps from a fixed vector, a small part of the work.
+    """
+    short = min(matrix.shape)
+    if short <= LARGE or rank * FEW > short:
+        u, s, vt = np.linalg.svd(matrix, full_matrices=False)
+        return u[:, :rank], s[:rank], vt[:rank]
+    from scipy.sparse.linalg import svds  # noqa: PLC0415  (a third of a second to import; few starts need it)
+
+    u, s, vt = svds(matrix, k=rank, v0=np.ones(short))
+    order = np.argsort(-s)
+    return u[:, order], s[order], vt[order]
 
 
 def _train(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Array:

@@ -72,6 +72,14 @@ def test_pissa_starts_in_the_principal_part(weights):
         assert not delta(adapter, start, site).any()
 
 
+def test_the_leading_part_of_a_large_weight_is_that_of_the_whole_decomposition():
+    weight = np.random.default_rng(0).standard_normal((300, 280))
+    adapter = families.pissa().bind([Site("w", weight.shape)], rank=5)
+    one, two = (init(adapter, {"w": weight}) for _ in range(2))
+    np.testing.assert_allclose(one["B"] @ one["A"], truncated(weight, 5), **CLOSE)
+    assert all((one[name] == two[name]).all() for name in one)
+
+
 def test_the_pair_of_lora_xs_is_the_svd(weights):
     adapter = families.lora_xs(start="svd").bind(SITES, rank={"p": 2, "q": 2})
     start = init(adapter, weights)
