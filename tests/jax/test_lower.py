@@ -34,9 +34,9 @@ def products(jaxpr):
 
 @pytest.mark.parametrize("tokens", [1, 6, 100])
 @pytest.mark.parametrize("family", CASES)
-def test_the_flops_of_both_passes_are_those_of_the_plan(family, tokens):
+def test_the_flops_of_both_passes_are_those_of_the_plan(family, tokens, started):
     adapter = FAMILIES[family].bind(layers=2, kinds=KINDS)
-    params, x = tnadapt_jax.init(adapter), jnp.ones((tokens, 8))
+    params, x = started(adapter), jnp.ones((tokens, 8))
     order = plan(adapter.networks[0], "apply", tokens=tokens)
     forward = jax.make_jaxpr(lambda p, x: tnadapt_jax.apply(adapter, p, SITES[1], x))(params, x)
     assert sum(products(forward.jaxpr)) == order.forward_flops
