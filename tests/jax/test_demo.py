@@ -93,8 +93,11 @@ def test_the_encoder_equals_that_of_transformers_by_loop_and_by_scan_with_and_wi
 @pytest.mark.slow
 def test_the_quick_demo_prints_the_table_and_each_framework_reads_the_files_of_the_other(tmp_path):
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    data = tmp_path / "mine.csv"  # of one length: each program is compiled once
+    data.write_text("".join(["text,label\n", *(f"This is number {n}.,{n % 2}\n" for n in range(160))]))
+    words = ["--quick", "--data", str(data), "--methods", "LoTR", "--out", str(tmp_path)]
     ran = subprocess.run(
-        [sys.executable, str(EXAMPLES / "bigram_shift_jax.py"), "--quick", "--methods", "LoTR", "--out", str(tmp_path)],
+        [sys.executable, str(EXAMPLES / "bigram_shift_jax.py"), *words],
         env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "2", "PYTHONIOENCODING": "utf-8"},
         capture_output=True,
         encoding="utf-8",

