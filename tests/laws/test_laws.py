@@ -38,8 +38,7 @@ def all_of_them(adapter, random):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family(name):
-    share = 10 if name in families.__all__ else 25
-    tried = settings().max_examples // (share if settings().max_examples >= 1000 else 2 * share)  # 5 or 2 in CI
+    tried = settings().max_examples // (12 if name in families.__all__ else 30)  # 5 or 2 in CI
     (held,) = check(FAMILIES[name].spec, sizes=FAMILIES[name].sizes, examples=tried, laws=[all_of_them])
     assert held.examples >= 1
 
