@@ -16,7 +16,7 @@ __all__: list[str] = []
 class BlocksHook:
     """Adds the updates of a weight's blocks, each to its rows of the output from its columns of x.
 
-    Where the blocks serve several tasks, those of the owner's task are used.
+    Where the blocks serve several tasks, those of the owner's task are used; a weight without one for it is as it was.
     """
 
     def __init__(self, owner: Owner, hooks: Mapping[Site, SiteHook]) -> None:
@@ -32,7 +32,7 @@ class BlocksHook:
         x = see_x(self.owner, args, kwargs, output)
         flat, seen = output.reshape(-1, output.shape[-1]), x.reshape(-1, x.shape[-1])
         done, parts = 0, []
-        for rows, hooks in self.bands[self.owner.task]:
+        for rows, hooks in self.bands.get(self.owner.task, ()):
             if rows.start > done:
                 parts.append(flat[:, done : rows.start])
             part = flat[:, rows]
@@ -46,8 +46,8 @@ class BlocksHook:
 
     def delta(self, like: Tensor) -> Tensor:
         """The dense update of the whole weight, in the dtype and on the device of `like`; 0 where no block lies."""
-        sites = self._by_task()[self.owner.task]
-        whole = torch.zeros(next(iter(sites)).weight_shape, dtype=like.dtype, device=like.device)
+        sites = self._by_task().get(self.owner.task, {})
+        whole = torch.zeros(next(iter(self.sites)).weight_shape, dtype=like.dtype, device=like.device)
         for site, hook in sites.items():
             whole[site.rectangle] = hook.delta(like)
         return whole

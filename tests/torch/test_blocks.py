@@ -182,6 +182,16 @@ def test_each_task_has_its_own_update(host):
         state.set_task("edges")
 
 
+def test_a_weight_without_a_site_for_the_task_is_as_it_was():
+    class Owner:
+        active, dropout, training, task = True, 0.0, False, "depth"
+
+    site = Site("w[seg]", (4, 3), {"task": "seg"}, Block("w", (4, 3), (0, 0)))
+    hook, output = BlocksHook(Owner(), {site: None}), torch.randn(2, 4)
+    assert torch.equal(hook(None, (torch.randn(2, 3),), {}, output), output)
+    assert not hook.delta(output).any()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
