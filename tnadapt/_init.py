@@ -29,10 +29,10 @@ def init(adapter: Adapter, weights: Mapping[str, npt.ArrayLike] | None = None) -
     for group in adapter.groups:
         reader = _Reader(adapter, group, weights, params)
         for name in group.network.factors:
-            key = adapter.slot_name(group, name)
-            if key not in params:
-                params[key] = reader.value(name)
-    return {name: params[name.removesuffix(START)] for name in adapter.slots}
+            reader.value(name)
+    for name in adapter.slots.keys() - params.keys():  # starts that are kept: a copy, since the others are trained
+        params[name] = params[name.removesuffix(START)].copy()
+    return {name: params[name] for name in adapter.slots}
 
 
 def redraw(adapter: Adapter) -> Params:
@@ -50,10 +50,13 @@ class _Reader:
         self.stack: Stack | None = None
 
     def value(self, factor: str) -> npt.NDArray[np.float64]:
-        """The starting values of one factor of the group."""
+        """The starting values of one factor of the group, made once."""
         key = self.adapter.slot_name(self.group, factor)
-        if key in self.known:
-            return self.known[key]
+        if key not in self.known:
+            self.known[key] = self._make(factor, key)
+        return self.known[key]
+
+    def _make(self, factor: str, key: str) -> npt.NDArray[np.float64]:
         slot = self.adapter.slots[key]
         if not slot.factor.init.is_read:
             return draw(slot, self.adapter.seed)

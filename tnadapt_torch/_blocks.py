@@ -22,8 +22,11 @@ class BlocksHook:
     def __init__(self, owner: Owner, hooks: Mapping[Site, SiteHook]) -> None:
         """Args: the adapter, and what serves each site. Raises SiteError for blocks whose rows overlap in part."""
         self.owner = owner
-        self.sites = dict(hooks)
-        self.bands = {task: _bands(part) for task, part in self._by_task().items()}
+        self.shape = next(iter(hooks)).weight_shape
+        self.by_task: dict[str, dict[Site, SiteHook]] = {}
+        for site, hook in hooks.items():
+            self.by_task.setdefault(str(site.coordinates.get("task", "")), {})[site] = hook
+        self.bands = {task: _bands(part) for task, part in self.by_task.items()}
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         """The output with the updates added, a new tensor."""
@@ -46,17 +49,10 @@ class BlocksHook:
 
     def delta(self, like: Tensor) -> Tensor:
         """The dense update of the whole weight, in the dtype and on the device of `like`; 0 where no block lies."""
-        sites = self._by_task().get(self.owner.task, {})
-        whole = torch.zeros(next(iter(self.sites)).weight_shape, dtype=like.dtype, device=like.device)
-        for site, hook in sites.items():
+        whole = torch.zeros(self.shape, dtype=like.dtype, device=like.device)
+        for site, hook in self.by_task.get(self.owner.task, {}).items():
             whole[site.rectangle] = hook.delta(like)
         return whole
-
-    def _by_task(self) -> dict[str, dict[Site, SiteHook]]:
-        found: dict[str, dict[Site, SiteHook]] = {}
-        for site, hook in self.sites.items():
-            found.setdefault(str(site.coordinates.get("task", "")), {})[site] = hook
-        return found
 
 
 Hook = SiteHook | BlocksHook

@@ -157,10 +157,8 @@ class AdapterState(nn.Module):
         Where the sites serve several tasks, that of the present task. Raises SiteError for what is not adapted.
         """
         _ = self.model
-        if path not in self.hooks:
-            self.adapter.find(path)
-        site = next(site for site in self.adapter.sites if path in (site.path, site.weight))
-        weight, stored = self.weights[site.weight], self.weights[site.weight].parameter
+        weight = self.weights[path if path in self.weights else self.adapter.find(path)[1].weight]
+        stored = weight.parameter
         wide = torch.promote_types(stored.dtype, torch.float32) if stored.is_floating_point() else torch.float32
         update = self.hooks[path].delta(torch.empty((), dtype=wide, device=stored.device))
         return weight.lay(update)

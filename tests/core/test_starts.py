@@ -70,6 +70,7 @@ def test_pissa_starts_in_the_principal_part(weights):
         wanted = 6 / 3 * (now[f"{layer}.q.B"] @ now[f"{layer}.q.A"] - b @ a)
         np.testing.assert_allclose(delta(adapter, now, site), wanted, rtol=0, atol=1e-10)
         assert not delta(adapter, start, site).any()
+        assert not np.shares_memory(a, start[f"{layer}.q.A:start"])
 
 
 def test_the_leading_part_of_a_large_weight_is_that_of_the_whole_decomposition():

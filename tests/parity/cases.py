@@ -3,6 +3,7 @@
 from tests import table
 from tnadapt import (
     AdapterSpec,
+    Site,
     constant,
     frozen,
     grid,
@@ -16,6 +17,11 @@ from tnadapt import (
 
 KINDS = {"attn.q": (6, 4), "attn.v": (6, 4), "mlp.up": (4, 6)}
 SITES = grid(layers=2, kinds=KINDS)
+GAPS = tuple(
+    Site(f"h.{layer}.{kind}", shape, {"layer": layer, "kind": kind})
+    for layer in (11, 3)
+    for kind, shape in {"q": (6, 4), "v": (6, 4), "up": (4, 6)}.items()
+)
 
 FAMILIES = {
     name: (case.spec, {"rank": case.rank, "sizes": case.sizes})

@@ -8,10 +8,9 @@ pytest.importorskip("torch")
 import torch
 
 from tests.parity import sides
-from tests.parity.cases import CENTERED, FAMILIES, MAPPED, OWN, SITES, own, t
+from tests.parity.cases import CENTERED, FAMILIES, GAPS, MAPPED, OWN, SITES, own, t
 from tnadapt import (
     AdapterSpec,
-    Site,
     delta,
     families,
     grid,
@@ -92,14 +91,8 @@ def test_ranks_above_the_sizes_of_the_weight(layers):
 
 
 def test_layers_with_gaps_and_a_frozen_matrix_that_all_shapes_share():
-    kinds = {"q": (6, 4), "v": (6, 4), "up": (4, 6)}
-    sites = tuple(
-        Site(f"h.{layer}.{kind}", shape, {"layer": layer, "kind": kind})
-        for layer in (11, 3)
-        for kind, shape in kinds.items()
-    )
     for spec in (families.vera(), families.lotr(over="layer"), families.tlora()):
-        sides.compare(spec, sites, torch.float64, rank=2)
+        sides.compare(spec, GAPS, torch.float64, rank=2)
 
 
 def test_the_scale_of_an_alpha_is_the_same_on_both_sides():
