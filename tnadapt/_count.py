@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tnadapt._errors import SiteError
-from tnadapt._site import Site, check_size
+from tnadapt._hosts import Site, check_size
 from tnadapt._spec import Adapter, AdapterSpec
 
 __all__ = ["FactorCount", "ParamCount", "count", "fit_rank"]

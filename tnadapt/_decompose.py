@@ -8,8 +8,8 @@ import numpy.typing as npt
 import opt_einsum
 
 from tnadapt._errors import SiteError
+from tnadapt._hosts import Site
 from tnadapt._network import Group, Network
-from tnadapt._site import Site
 
 __all__: list[str] = []
 

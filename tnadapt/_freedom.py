@@ -23,10 +23,10 @@ from itertools import combinations
 import numpy as np
 
 from tnadapt._errors import PlanError
+from tnadapt._hosts import Site
 from tnadapt._modular import Budget, contract, question_of, rank, residues
 from tnadapt._network import Group, Network
 from tnadapt._rank import networks_at, open_modes
-from tnadapt._site import Site
 from tnadapt._spec import Adapter, AdapterSpec
 
 __all__ = ["Freedom", "degrees_of_freedom", "first_gradients"]

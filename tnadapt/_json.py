@@ -7,8 +7,8 @@ from typing import Any
 
 from tnadapt._errors import FormatError, TnadaptError
 from tnadapt._factor import Factor, Init, Scale
+from tnadapt._hosts import Block, Coordinate, Site
 from tnadapt._notation import modes_of
-from tnadapt._site import Block, Coordinate, Site
 from tnadapt._spec import Adapter, AdapterSpec
 
 __all__ = ["from_json", "to_json"]

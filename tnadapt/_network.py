@@ -9,8 +9,8 @@ from functools import lru_cache
 from tnadapt._errors import SiteError
 from tnadapt._factor import Factor
 from tnadapt._frozen import FrozenMap
+from tnadapt._hosts import RUNNING, Coordinate, Site, check_size, divisors
 from tnadapt._notation import Axis
-from tnadapt._site import RUNNING, Coordinate, Site, check_size, divisors
 
 __all__ = ["Group", "Network"]
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tnadapt import AdapterSpec, Network, Site, SiteError, families, grid, raw, trainable, zeros
+from tnadapt._hosts.site import divisors
 from tnadapt._network import split_evenly
-from tnadapt._site import divisors
 
 LOTR, LORTA, LORA, TERA = families.lotr(), families.lorta(), families.lora(), families.tera()
 ONE = [Site("x", (12, 8))]

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tnadapt import families, sites_of
-from tnadapt._configs import LAYOUTS
-from tnadapt._hosts import find_host
+from tnadapt._hosts.configs import LAYOUTS
+from tnadapt._hosts.known import find_host
 from tnadapt_torch import attach
 from tnadapt_torch._find import find_weights
 

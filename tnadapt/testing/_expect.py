@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tnadapt._errors import LawError
-from tnadapt._site import Site
+from tnadapt._hosts import Site
 from tnadapt._spec import Adapter, AdapterSpec
 
 __all__: list[str] = []

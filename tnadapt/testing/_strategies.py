@@ -25,9 +25,9 @@ from tnadapt._factor import (
     uniform,
     zeros,
 )
+from tnadapt._hosts import Block, Site
 from tnadapt._network import Network
 from tnadapt._notation import modes_of
-from tnadapt._site import Block, Site
 from tnadapt._spec import Adapter, AdapterSpec
 
 __all__ = ["adapters", "networks", "sites", "specs"]

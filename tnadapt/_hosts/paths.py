@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from tnadapt._site import Site
+from tnadapt._hosts.site import Site
 
 __all__ = ["sites_of"]
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tnadapt import FormatError, SiteError, families
-from tnadapt._configs import CONFIGS, LAYOUTS
-from tnadapt._hosts import Host, find_host
+from tnadapt._hosts.configs import CONFIGS, LAYOUTS
+from tnadapt._hosts.known import Host, find_host
 
 TINY = {
     "model_type": "llama",

@@ -9,10 +9,10 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from tnadapt._configs import CONFIGS, LAYOUTS, Layout
 from tnadapt._errors import FormatError, SiteError
 from tnadapt._frozen import FrozenMap
-from tnadapt._site import LARGEST, Site, check_size
+from tnadapt._hosts.configs import CONFIGS, LAYOUTS, Layout
+from tnadapt._hosts.site import LARGEST, Site, check_size
 
 __all__ = ["Host", "find_host"]
 

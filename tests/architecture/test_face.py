@@ -1,0 +1,55 @@
+"""Public names are listed and defined once, and folders meet only at their `__init__`."""
+
+import ast
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("tnadapt", "tnadapt_torch", "tnadapt_jax")
+FACES = ["tnadapt", "tnadapt.families", "tnadapt.testing", "tnadapt_torch", "tnadapt_torch.peft", "tnadapt_jax"]
+
+
+def import_or_skip(name: str):
+    for package, needed in (("tnadapt_jax", "jax"), ("tnadapt_torch", "torch"), ("tnadapt_torch.peft", "peft")):
+        if name.startswith(package):
+            pytest.importorskip(needed)
+    return importlib.import_module(name)
+
+
+@pytest.mark.parametrize("name", FACES)
+def test_every_public_name_is_there_and_listed_once(name):
+    face = import_or_skip(name)
+    assert [word for word in face.__all__ if not hasattr(face, word)] == []
+    assert len(face.__all__) == len(set(face.__all__))
+
+
+def breaches(path: Path) -> Iterator[str]:
+    """Imports of a file inside another folder, past that folder's `__init__`."""
+    here = path.relative_to(ROOT).with_suffix("").parts
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for module in modules:
+            words = tuple(module.split("."))
+            is_deep = words[0] in PACKAGES and len(words) > 2
+            if is_deep and words[:2] != here[:2]:
+                yield f"{path.relative_to(ROOT)}:{node.lineno}: {module}"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_folders_meet_at_their_faces(package):
+    found = [breach for path in sorted((ROOT / package).rglob("*.py")) for breach in breaches(path)]
+    assert found == []
+
+
+def test_a_breach_is_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
+    (tmp_path / "tnadapt" / "_files").mkdir(parents=True)
+    file = tmp_path / "tnadapt" / "_files" / "file.py"
+    file.write_text(
+        "from tnadapt._hosts.site import Site\nfrom tnadapt._files.text import dump\nimport tnadapt._hosts\n"
+    )
+    assert list(breaches(file)) == ["tnadapt/_files/file.py:1: tnadapt._hosts.site"]
