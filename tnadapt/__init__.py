@@ -2,16 +2,29 @@
 
 from tnadapt import families as families
 from tnadapt._apply import apply, delta, merge
-from tnadapt._count import FactorCount, ParamCount, count, fit_rank
 from tnadapt._diagram import Diagram, draw
 from tnadapt._errors import FormatError, LawError, PlanError, SiteError, SpecError, TnadaptError
-from tnadapt._factor import (
+from tnadapt._format import Checkpoint, digests, file_size, load, read, save
+from tnadapt._freedom import Freedom, degrees_of_freedom, first_gradients
+from tnadapt._hosts import Block, Host, Site, find_host, grid, sites_of, split_sites
+from tnadapt._init import Params, init, redraw
+from tnadapt._json import from_json, to_json
+from tnadapt._language import (
+    Adapter,
+    AdapterSpec,
     Factor,
+    FactorCount,
+    Group,
     Init,
+    Network,
+    ParamCount,
     Scale,
+    Slot,
     constant,
+    count,
     cur,
     cyclic,
+    fit_rank,
     frozen,
     identity,
     kaiming_normal,
@@ -31,14 +44,8 @@ from tnadapt._factor import (
     uniform,
     zeros,
 )
-from tnadapt._format import Checkpoint, digests, file_size, load, read, save
-from tnadapt._freedom import Freedom, degrees_of_freedom, first_gradients
-from tnadapt._hosts import Block, Host, Site, find_host, grid, sites_of, split_sites
-from tnadapt._init import Params, init, redraw
-from tnadapt._json import from_json, to_json
 from tnadapt._lora import LoRA, to_lora
 from tnadapt._maps import map_factor, pull_back
-from tnadapt._network import Group, Network
 from tnadapt._peft_export import Written, save_as_lora
 from tnadapt._peft_import import read_peft
 from tnadapt._plan import BUCKETS, Plan, Step, bucket, plan
@@ -46,7 +53,6 @@ from tnadapt._project import Projection, Sweep, project
 from tnadapt._rank import Cut, generic_rank, minimum_cut, rank_bound
 from tnadapt._report import Comparison, NetworkReport, Report, compare, report
 from tnadapt._search import OBJECTIVES, Cost, ExactOrder, Objective
-from tnadapt._spec import Adapter, AdapterSpec, Slot
 from tnadapt._updates import low_rank
 
 __all__ = [

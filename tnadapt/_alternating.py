@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from tnadapt._einsum import Array, Modes, Operand, contract, primed
-from tnadapt._network import Network
+from tnadapt._language import Network
 
 __all__: list[str] = []
 

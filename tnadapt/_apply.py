@@ -10,9 +10,8 @@ import opt_einsum
 from tnadapt._errors import SiteError
 from tnadapt._hosts import Site
 from tnadapt._init import draw
+from tnadapt._language import START, Adapter, Group, Network
 from tnadapt._maps import map_factor
-from tnadapt._network import Group, Network
-from tnadapt._spec import START, Adapter
 
 __all__ = ["apply", "delta", "merge"]
 

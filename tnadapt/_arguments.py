@@ -9,7 +9,7 @@ from typing import Any
 
 from tnadapt import families
 from tnadapt._errors import TnadaptError
-from tnadapt._spec import AdapterSpec
+from tnadapt._language import AdapterSpec
 
 __all__: list[str] = []
 

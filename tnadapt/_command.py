@@ -12,15 +12,13 @@ from rich.console import Console
 from tnadapt import families
 from tnadapt._arguments import Rank, rank_of, sizes_by_name, spec_named, whole_number
 from tnadapt._compress import add_words, compress
-from tnadapt._count import count, fit_rank
 from tnadapt._diagram import draw
 from tnadapt._errors import FormatError, LawError, SiteError, SpecError, TnadaptError
 from tnadapt._format import write_atomically
 from tnadapt._hosts import CONFIGS, Host, Site, find_host
-from tnadapt._network import Network
+from tnadapt._language import Adapter, AdapterSpec, Network, count, fit_rank
 from tnadapt._plan import plan
 from tnadapt._report import LIMIT, TOKENS, compare, report
-from tnadapt._spec import Adapter, AdapterSpec
 from tnadapt._terminal import output, print_json, print_lines, table_of
 
 __all__: list[str] = []

@@ -9,7 +9,7 @@ import opt_einsum
 
 from tnadapt._errors import SiteError
 from tnadapt._hosts import Site
-from tnadapt._network import Group, Network
+from tnadapt._language import Group, Network
 
 __all__: list[str] = []
 

@@ -20,7 +20,7 @@ from safetensors.numpy import save as to_bytes
 from tnadapt._errors import FormatError
 from tnadapt._init import draw
 from tnadapt._json import VERSION, adapter_data, adapter_of, check_version, dump, parse, take
-from tnadapt._spec import Adapter, Slot
+from tnadapt._language import Adapter, Slot
 
 __all__ = ["Checkpoint", "digests", "file_size", "load", "read", "save"]
 

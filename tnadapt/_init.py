@@ -9,8 +9,7 @@ import numpy.typing as npt
 
 from tnadapt._decompose import Stack, read_start
 from tnadapt._errors import SiteError
-from tnadapt._network import Group
-from tnadapt._spec import START, Adapter, Slot
+from tnadapt._language import START, Adapter, Group, Slot
 
 __all__ = ["Params", "init", "redraw"]
 

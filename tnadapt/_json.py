@@ -6,10 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from tnadapt._errors import FormatError, TnadaptError
-from tnadapt._factor import Factor, Init, Scale
 from tnadapt._hosts import Block, Coordinate, Site
-from tnadapt._notation import modes_of
-from tnadapt._spec import Adapter, AdapterSpec
+from tnadapt._language import Adapter, AdapterSpec, Factor, Init, Scale, modes_of
 
 __all__ = ["from_json", "to_json"]
 

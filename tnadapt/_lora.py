@@ -11,9 +11,8 @@ import opt_einsum
 from tnadapt._apply import arrays_at, starts_of
 from tnadapt._errors import PlanError, SiteError
 from tnadapt._hosts import Site, check_size
-from tnadapt._network import Network
+from tnadapt._language import Adapter, Network
 from tnadapt._rank import minimum_cut, part
-from tnadapt._spec import Adapter
 
 __all__ = ["LoRA", "to_lora"]
 

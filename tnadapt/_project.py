@@ -13,9 +13,8 @@ from tnadapt._einsum import Array, Operand
 from tnadapt._errors import SiteError, SpecError
 from tnadapt._hosts import Site
 from tnadapt._init import Params, init
+from tnadapt._language import Adapter, AdapterSpec, Group
 from tnadapt._lora import LoRA
-from tnadapt._network import Group
-from tnadapt._spec import Adapter, AdapterSpec
 from tnadapt._starts import tries_of
 from tnadapt._updates import Update, check_update, terms_of
 

@@ -12,9 +12,8 @@ from tnadapt._apply import delta
 from tnadapt._errors import PlanError, SiteError
 from tnadapt._hosts import Site
 from tnadapt._init import draw
+from tnadapt._language import Adapter, Group, Network
 from tnadapt._modular import PRIME, Budget, contract, question_of, rank, residues
-from tnadapt._network import Group, Network
-from tnadapt._spec import Adapter
 
 __all__ = ["Cut", "generic_rank", "minimum_cut", "rank_bound"]
 

@@ -5,14 +5,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tnadapt._count import ParamCount, count
 from tnadapt._errors import PlanError
 from tnadapt._format import file_size
 from tnadapt._freedom import Freedom, degrees_of_freedom, first_gradients
-from tnadapt._network import Group, Network
+from tnadapt._language import Adapter, Group, Network, ParamCount, count
 from tnadapt._plan import plan
 from tnadapt._rank import Cut, generic_rank, minimum_cut
-from tnadapt._spec import Adapter
 from tnadapt._table import align, to_markdown
 
 __all__ = ["Comparison", "NetworkReport", "Report", "compare", "report"]

@@ -11,10 +11,9 @@ from tnadapt._apply import delta, starts_of
 from tnadapt._einsum import Array
 from tnadapt._errors import SiteError
 from tnadapt._hosts import Site
+from tnadapt._language import Adapter, Group, Network
 from tnadapt._lora import LoRA, exact_lora
-from tnadapt._network import Group, Network
 from tnadapt._rank import minimum_cut
-from tnadapt._spec import Adapter
 
 __all__ = ["low_rank"]
 

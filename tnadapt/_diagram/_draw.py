@@ -10,10 +10,8 @@ from tnadapt._diagram._layout import Point, level
 from tnadapt._diagram._scene import LINE, PLAIN, SMALL, Box, Scene, Stroke, line, text_width
 from tnadapt._diagram._score import WIDTH, score
 from tnadapt._diagram._subject import Subject
-from tnadapt._network import Network
-from tnadapt._notation import text_of
+from tnadapt._language import AdapterSpec, Network, text_of
 from tnadapt._rank import minimum_cut
-from tnadapt._spec import AdapterSpec
 
 __all__ = ["Diagram", "draw"]
 

@@ -4,8 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from tnadapt._factor import Factor
-from tnadapt._notation import Axis
+from tnadapt._language import Axis, Factor
 
 __all__: list[str] = []
 

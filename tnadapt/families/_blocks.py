@@ -1,7 +1,6 @@
 """Adapters that work on the blocks of a weight: a pair for each block, or one matrix laid out as tiles."""
 
-from tnadapt._factor import frozen, kaiming_uniform, normal, ones, over_rank, raw, trainable, zeros
-from tnadapt._spec import AdapterSpec
+from tnadapt._language import AdapterSpec, frozen, kaiming_uniform, normal, ones, over_rank, raw, trainable, zeros
 
 __all__ = ["btt", "gralora", "monarch", "mora"]
 

@@ -4,8 +4,7 @@ import math
 from itertools import combinations
 
 from tnadapt._errors import SpecError
-from tnadapt._factor import Factor, raw, trainable, uniform
-from tnadapt._spec import AdapterSpec
+from tnadapt._language import AdapterSpec, Factor, raw, trainable, uniform
 
 __all__ = ["quanta"]
 

@@ -3,7 +3,8 @@
 import math
 from typing import Literal
 
-from tnadapt._factor import (
+from tnadapt._language import (
+    AdapterSpec,
     Init,
     constant,
     frozen,
@@ -19,7 +20,6 @@ from tnadapt._factor import (
     uniform,
     zeros,
 )
-from tnadapt._spec import AdapterSpec
 
 __all__ = ["lora", "lora_xs", "mtlora", "pissa", "randlora", "tlora", "vera"]
 

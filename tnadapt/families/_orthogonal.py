@@ -3,8 +3,7 @@
 import math
 
 from tnadapt._errors import SpecError
-from tnadapt._factor import Factor, frozen, identity, normal, raw, sign, trainable, uniform, zeros
-from tnadapt._spec import AdapterSpec
+from tnadapt._language import AdapterSpec, Factor, frozen, identity, normal, raw, sign, trainable, uniform, zeros
 
 __all__ = ["householder", "quantum_peft"]
 

@@ -1,8 +1,18 @@
 """Adapters that are an entrywise or a Kronecker product of two matrices, or a sum of Kronecker products."""
 
 from tnadapt._errors import SpecError
-from tnadapt._factor import Factor, kaiming_uniform, normal, over_rank, raw, singular, trainable, uniform, zeros
-from tnadapt._spec import AdapterSpec
+from tnadapt._language import (
+    AdapterSpec,
+    Factor,
+    kaiming_uniform,
+    normal,
+    over_rank,
+    raw,
+    singular,
+    trainable,
+    uniform,
+    zeros,
+)
 
 __all__ = ["abba", "kadaptation", "krona", "loha", "lokr", "superlora"]
 

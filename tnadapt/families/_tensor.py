@@ -3,7 +3,8 @@
 from typing import Literal
 
 from tnadapt._errors import SpecError
-from tnadapt._factor import (
+from tnadapt._language import (
+    AdapterSpec,
     frozen,
     identity,
     kaiming_uniform,
@@ -17,7 +18,6 @@ from tnadapt._factor import (
     trainable,
     zeros,
 )
-from tnadapt._spec import AdapterSpec
 
 __all__ = ["lorta", "lotr", "tera"]
 

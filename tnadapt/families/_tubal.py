@@ -1,7 +1,6 @@
 """Adapters in the algebra of the t-product: matrices of tubes along the sites, multiplied by convolving the tubes."""
 
-from tnadapt._factor import cur, cyclic, frozen, raw, trainable, tubal
-from tnadapt._spec import AdapterSpec
+from tnadapt._language import AdapterSpec, cur, cyclic, frozen, raw, trainable, tubal
 
 __all__ = ["lora_pt", "tcurlora"]
 

@@ -4,7 +4,8 @@ import math
 from typing import Literal
 
 from tnadapt._errors import SpecError
-from tnadapt._factor import (
+from tnadapt._language import (
+    AdapterSpec,
     Factor,
     Init,
     kaiming_normal,
@@ -17,7 +18,6 @@ from tnadapt._factor import (
     uniform,
     zeros,
 )
-from tnadapt._spec import AdapterSpec
 
 __all__ = ["cara", "fact_tk", "flora", "tenslora"]
 

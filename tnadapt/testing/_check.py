@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tnadapt._errors import LawError
-from tnadapt._spec import Adapter, AdapterSpec
+from tnadapt._language import Adapter, AdapterSpec
 from tnadapt.testing._laws import LAWS, Law
 from tnadapt.testing._strategies import adapters
 

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from tnadapt._errors import LawError
 from tnadapt._hosts import Site
-from tnadapt._spec import Adapter, AdapterSpec
+from tnadapt._language import Adapter, AdapterSpec
 
 __all__: list[str] = []
 

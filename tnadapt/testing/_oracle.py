@@ -10,10 +10,9 @@ import numpy.typing as npt
 
 from tnadapt._hosts import Site
 from tnadapt._init import Params, init
+from tnadapt._language import Adapter, Group, Network
 from tnadapt._maps import map_factor, pull_back
-from tnadapt._network import Group, Network
 from tnadapt._plan import Plan
-from tnadapt._spec import Adapter
 
 __all__ = ["dense", "gradients", "random_params", "start_params"]
 

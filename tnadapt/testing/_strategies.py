@@ -10,11 +10,16 @@ from itertools import product
 
 from hypothesis import strategies as st
 
-from tnadapt._factor import (
+from tnadapt._hosts import Block, Site
+from tnadapt._language import (
+    Adapter,
+    AdapterSpec,
     Factor,
+    Network,
     constant,
     frozen,
     kaiming_uniform,
+    modes_of,
     normal,
     ones,
     orthogonal,
@@ -25,10 +30,6 @@ from tnadapt._factor import (
     uniform,
     zeros,
 )
-from tnadapt._hosts import Block, Site
-from tnadapt._network import Network
-from tnadapt._notation import modes_of
-from tnadapt._spec import Adapter, AdapterSpec
 
 __all__ = ["adapters", "networks", "sites", "specs"]
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tnadapt._notation import axes_of, modes_of, text_of
+from tnadapt._language.notation import axes_of, modes_of, text_of
 
 WORDS = st.from_regex(r"[a-z_][a-z0-9_]{0,3}", fullmatch=True)
 AXES = st.lists(st.lists(WORDS, min_size=1, max_size=4).map(tuple), max_size=4).map(tuple)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tnadapt import AdapterSpec, Network, Site, SiteError, families, grid, raw, trainable, zeros
 from tnadapt._hosts.site import divisors
-from tnadapt._network import split_evenly
+from tnadapt._language.network import split_evenly
 
 LOTR, LORTA, LORA, TERA = families.lotr(), families.lorta(), families.lora(), families.tera()
 ONE = [Site("x", (12, 8))]

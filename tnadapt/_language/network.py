@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from tnadapt._errors import SiteError
-from tnadapt._factor import Factor
 from tnadapt._frozen import FrozenMap
 from tnadapt._hosts import RUNNING, Coordinate, Site, check_size, divisors
-from tnadapt._notation import Axis
+from tnadapt._language.factor import Factor
+from tnadapt._language.notation import Axis
 
 __all__ = ["Group", "Network"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tnadapt._errors import SiteError
 from tnadapt._hosts import Site, check_size
-from tnadapt._spec import Adapter, AdapterSpec
+from tnadapt._language.spec import Adapter, AdapterSpec
 
 __all__ = ["FactorCount", "ParamCount", "count", "fit_rank"]
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from tnadapt._notation import modes_of
+from tnadapt._language.notation import modes_of
 
 __all__ = [
     "Factor",

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Protocol
 
-from tnadapt._factor import MAPS, Factor, Scale
-from tnadapt._notation import Axis, modes_of
+from tnadapt._language.factor import MAPS, Factor, Scale
+from tnadapt._language.notation import Axis, modes_of
 
 __all__: list[str] = []
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from tnadapt._errors import SiteError, SpecError
-from tnadapt._factor import Factor, Scale
-from tnadapt._faults import find_faults
 from tnadapt._frozen import FrozenMap
 from tnadapt._hosts import TASK, Site, check_parts, check_size
-from tnadapt._network import Group, Network, sizes_of, stacks_of, values_of
-from tnadapt._notation import Axis, axes_of, modes_of, text_of
+from tnadapt._language.factor import Factor, Scale
+from tnadapt._language.faults import find_faults
+from tnadapt._language.network import Group, Network, sizes_of, stacks_of, values_of
+from tnadapt._language.notation import Axis, axes_of, modes_of, text_of
 from tnadapt._table import align
 
 __all__ = ["Adapter", "AdapterSpec", "Slot"]
