@@ -48,11 +48,10 @@ from tnadapt._lora import LoRA, to_lora
 from tnadapt._maps import map_factor, pull_back
 from tnadapt._peft_export import Written, save_as_lora
 from tnadapt._peft_import import read_peft
-from tnadapt._plan import BUCKETS, Plan, Step, bucket, plan
+from tnadapt._planning import BUCKETS, OBJECTIVES, Cost, ExactOrder, Objective, Plan, Step, bucket, plan
 from tnadapt._project import Projection, Sweep, project
 from tnadapt._rank import Cut, generic_rank, minimum_cut, rank_bound
 from tnadapt._report import Comparison, NetworkReport, Report, compare, report
-from tnadapt._search import OBJECTIVES, Cost, ExactOrder, Objective
 from tnadapt._updates import low_rank
 
 __all__ = [

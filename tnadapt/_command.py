@@ -17,7 +17,7 @@ from tnadapt._errors import FormatError, LawError, SiteError, SpecError, Tnadapt
 from tnadapt._format import write_atomically
 from tnadapt._hosts import CONFIGS, Host, Site, find_host
 from tnadapt._language import Adapter, AdapterSpec, Network, count, fit_rank
-from tnadapt._plan import plan
+from tnadapt._planning import plan
 from tnadapt._report import LIMIT, TOKENS, compare, report
 from tnadapt._terminal import output, print_json, print_lines, table_of
 

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tnadapt._errors import PlanError
-from tnadapt._search import OBJECTIVES, Modes, Question, measure, search
+from tnadapt._planning import OBJECTIVES, Modes, Question, measure, search
 
 __all__: list[str] = []
 

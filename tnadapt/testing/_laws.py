@@ -19,7 +19,7 @@ from tnadapt._hosts import Site
 from tnadapt._init import Params
 from tnadapt._json import from_json, to_json
 from tnadapt._language import START, Adapter, count
-from tnadapt._plan import plan
+from tnadapt._planning import plan
 from tnadapt._rank import generic_rank, rank_bound
 from tnadapt.testing._expect import bind_again, expect, expect_close, same_spec, some_site
 from tnadapt.testing._oracle import dense, gradients, least_cut, local, magnitude, random_params, run_plan, start_params

@@ -12,7 +12,7 @@ from tnadapt._hosts import Site
 from tnadapt._init import Params, init
 from tnadapt._language import Adapter, Group, Network
 from tnadapt._maps import map_factor, pull_back
-from tnadapt._plan import Plan
+from tnadapt._planning import Plan
 
 __all__ = ["dense", "gradients", "random_params", "start_params"]
 

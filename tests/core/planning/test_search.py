@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tnadapt import OBJECTIVES, ExactOrder, PlanError
-from tnadapt._search import Question, measure, search
+from tnadapt._planning.search import Question, measure, search
 
 LETTERS = "abcdef"
 
