@@ -13,8 +13,8 @@ from functools import cached_property
 
 import numpy as np
 
-from tnadapt._einsum import Array, Modes, Operand, contract, primed
 from tnadapt._language import Network
+from tnadapt._values import Array, Modes, Operand, contract, primed
 
 __all__: list[str] = []
 

@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
 from tnadapt._errors import FormatError
-from tnadapt._init import draw
 from tnadapt._json import VERSION, adapter_data, adapter_of, check_version, dump, parse, take
 from tnadapt._language import Adapter, Slot
+from tnadapt._values import draw
 
 __all__ = ["Checkpoint", "digests", "file_size", "load", "read", "save"]
 

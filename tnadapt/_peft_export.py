@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tnadapt._apply import starts_of
 from tnadapt._errors import FormatError
 from tnadapt._language import Adapter
 from tnadapt._lora import LoRA, check_exportable, exact_lora, join, shorten
 from tnadapt._peft_folder import PREFIX, write_folder
+from tnadapt._values import starts_of
 
 __all__ = ["Written", "save_as_lora"]
 

@@ -8,15 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from tnadapt._alternating import Factors, Problem, Term, improve_factor, improve_pair, pairs_of
-from tnadapt._apply import starts_of
-from tnadapt._einsum import Array, Operand
 from tnadapt._errors import SiteError, SpecError
 from tnadapt._hosts import Site
-from tnadapt._init import Params, init
 from tnadapt._language import Adapter, AdapterSpec, Group
 from tnadapt._lora import LoRA
 from tnadapt._starts import tries_of
 from tnadapt._updates import Update, check_update, terms_of
+from tnadapt._values import Array, Operand, Params, init, starts_of
 
 __all__ = ["Projection", "Sweep", "project"]
 

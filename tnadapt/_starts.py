@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 
 from tnadapt._alternating import Factors, Problem, improve_factor
-from tnadapt._einsum import Array, Modes, contract, primed
+from tnadapt._values import Array, Modes, contract, primed
 
 __all__: list[str] = []
 

@@ -215,7 +215,7 @@ def test_no_dense_update_is_made_of_low_rank_ones(monkeypatch):
         largest = max(largest, made.size)
         return made
 
-    monkeypatch.setattr("tnadapt._einsum.np.asarray", seen)
+    monkeypatch.setattr("tnadapt._values.einsum.np.asarray", seen)
     for spec in (families.lora(), families.lotr(), families.tenslora(), families.vera()):
         assert project(updates, spec, rank=2, sweeps=2).error > 0.1
     assert 0 < largest < 400 * 300

@@ -9,10 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tnadapt._hosts import Site
-from tnadapt._init import Params, init
 from tnadapt._language import Adapter, Group, Network
-from tnadapt._maps import map_factor, pull_back
 from tnadapt._planning import Plan
+from tnadapt._values import Params, init, map_factor, pull_back
 
 __all__ = ["dense", "gradients", "random_params", "start_params"]
 

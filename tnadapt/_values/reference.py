@@ -9,9 +9,9 @@ import opt_einsum
 
 from tnadapt._errors import SiteError
 from tnadapt._hosts import Site
-from tnadapt._init import draw
 from tnadapt._language import START, Adapter, Group, Network
-from tnadapt._maps import map_factor
+from tnadapt._values.initialize import draw
+from tnadapt._values.maps import map_factor
 
 __all__ = ["apply", "delta", "merge"]
 

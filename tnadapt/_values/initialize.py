@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from tnadapt._decompose import Stack, read_start
 from tnadapt._errors import SiteError
 from tnadapt._language import START, Adapter, Group, Slot
+from tnadapt._values.host_starts import Stack, read_start
 
 __all__ = ["Params", "init", "redraw"]
 
