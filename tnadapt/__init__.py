@@ -4,7 +4,6 @@ from tnadapt import families as families
 from tnadapt._diagram import Diagram, draw
 from tnadapt._errors import FormatError, LawError, PlanError, SiteError, SpecError, TnadaptError
 from tnadapt._format import Checkpoint, digests, file_size, load, read, save
-from tnadapt._freedom import Freedom, degrees_of_freedom, first_gradients
 from tnadapt._hosts import Block, Host, Site, find_host, grid, sites_of, split_sites
 from tnadapt._json import from_json, to_json
 from tnadapt._language import (
@@ -42,13 +41,22 @@ from tnadapt._language import (
     uniform,
     zeros,
 )
-from tnadapt._lora import LoRA, to_lora
 from tnadapt._peft_export import Written, save_as_lora
 from tnadapt._peft_import import read_peft
 from tnadapt._planning import BUCKETS, OBJECTIVES, Cost, ExactOrder, Objective, Plan, Step, bucket, plan
 from tnadapt._project import Projection, Sweep, project
-from tnadapt._rank import Cut, generic_rank, minimum_cut, rank_bound
 from tnadapt._report import Comparison, NetworkReport, Report, compare, report
+from tnadapt._structure import (
+    Cut,
+    Freedom,
+    LoRA,
+    degrees_of_freedom,
+    first_gradients,
+    generic_rank,
+    minimum_cut,
+    rank_bound,
+    to_lora,
+)
 from tnadapt._updates import low_rank
 from tnadapt._values import Params, apply, delta, init, map_factor, merge, pull_back, redraw
 

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from tnadapt._errors import FormatError
 from tnadapt._language import Adapter
-from tnadapt._lora import LoRA, check_exportable, exact_lora, join, shorten
 from tnadapt._peft_folder import PREFIX, write_folder
+from tnadapt._structure import LoRA, check_exportable, exact_lora, join, shorten
 from tnadapt._values import starts_of
 
 __all__ = ["Written", "save_as_lora"]

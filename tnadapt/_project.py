@@ -11,8 +11,8 @@ from tnadapt._alternating import Factors, Problem, Term, improve_factor, improve
 from tnadapt._errors import SiteError, SpecError
 from tnadapt._hosts import Site
 from tnadapt._language import Adapter, AdapterSpec, Group
-from tnadapt._lora import LoRA
 from tnadapt._starts import tries_of
+from tnadapt._structure import LoRA
 from tnadapt._updates import Update, check_update, terms_of
 from tnadapt._values import Array, Operand, Params, init, starts_of
 

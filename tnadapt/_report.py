@@ -7,10 +7,9 @@ from typing import Any
 
 from tnadapt._errors import PlanError
 from tnadapt._format import file_size
-from tnadapt._freedom import Freedom, degrees_of_freedom, first_gradients
 from tnadapt._language import Adapter, Group, Network, ParamCount, count
 from tnadapt._planning import plan
-from tnadapt._rank import Cut, generic_rank, minimum_cut
+from tnadapt._structure import Cut, Freedom, degrees_of_freedom, first_gradients, generic_rank, minimum_cut
 from tnadapt._table import align, to_markdown
 
 __all__ = ["Comparison", "NetworkReport", "Report", "compare", "report"]

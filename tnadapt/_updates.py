@@ -10,8 +10,7 @@ from tnadapt._alternating import Term
 from tnadapt._errors import SiteError
 from tnadapt._hosts import Site
 from tnadapt._language import Adapter, Group, Network
-from tnadapt._lora import LoRA, exact_lora
-from tnadapt._rank import minimum_cut
+from tnadapt._structure import LoRA, exact_lora, minimum_cut
 from tnadapt._values import Array, delta, starts_of
 
 __all__ = ["low_rank"]

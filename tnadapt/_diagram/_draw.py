@@ -11,7 +11,7 @@ from tnadapt._diagram._scene import LINE, PLAIN, SMALL, Box, Scene, Stroke, line
 from tnadapt._diagram._score import WIDTH, score
 from tnadapt._diagram._subject import Subject
 from tnadapt._language import AdapterSpec, Network, text_of
-from tnadapt._rank import minimum_cut
+from tnadapt._structure import minimum_cut
 
 __all__ = ["Diagram", "draw"]
 

@@ -13,12 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tnadapt._format import load, save
-from tnadapt._freedom import degrees_of_freedom, first_gradients
 from tnadapt._hosts import Site
 from tnadapt._json import from_json, to_json
 from tnadapt._language import START, Adapter, count
 from tnadapt._planning import plan
-from tnadapt._rank import generic_rank, rank_bound
+from tnadapt._structure import degrees_of_freedom, first_gradients, generic_rank, rank_bound
 from tnadapt._values import Params, apply, delta
 from tnadapt.testing._expect import bind_again, expect, expect_close, same_spec, some_site
 from tnadapt.testing._oracle import dense, gradients, least_cut, local, magnitude, random_params, run_plan, start_params

@@ -11,7 +11,7 @@ import numpy as np
 from tnadapt._errors import PlanError, SiteError
 from tnadapt._hosts import Site
 from tnadapt._language import Adapter, Group, Network
-from tnadapt._modular import PRIME, Budget, contract, question_of, rank, residues
+from tnadapt._structure.modular import PRIME, Budget, contract, question_of, rank, residues
 from tnadapt._values import delta, draw
 
 __all__ = ["Cut", "generic_rank", "minimum_cut", "rank_bound"]

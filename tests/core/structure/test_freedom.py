@@ -10,7 +10,6 @@ from tnadapt import (
     PlanError,
     Site,
     SiteError,
-    _freedom,
     count,
     degrees_of_freedom,
     delta,
@@ -23,8 +22,8 @@ from tnadapt import (
     trainable,
     zeros,
 )
-from tnadapt._freedom import _degrees, _Jacobian
-from tnadapt._modular import Budget
+from tnadapt._structure.freedom import _degrees, _Jacobian
+from tnadapt._structure.modular import Budget
 from tnadapt.testing import adapters, random_params, start_params
 
 
@@ -156,7 +155,7 @@ def test_too_large_a_question_is_refused(monkeypatch):
     adapter = families.loha().bind(grid(layers=1, kinds={"q": (64, 64)}), rank=8)
     with pytest.raises(PlanError, match=r"a Jacobian of \d+ trainable numbers; the limit is 100"):
         degrees_of_freedom(adapter, limit=100)
-    monkeypatch.setattr(_freedom, "WORK", 1000)
+    monkeypatch.setattr("tnadapt._structure.freedom.WORK", 1000)
     with pytest.raises(PlanError, match=r"takes more than 1,000 flops modulo a prime"):
         degrees_of_freedom(adapter)
 

@@ -11,7 +11,7 @@ import opt_einsum
 from tnadapt._errors import PlanError, SiteError
 from tnadapt._hosts import Site, check_size
 from tnadapt._language import Adapter, Network
-from tnadapt._rank import minimum_cut, part
+from tnadapt._structure.rank import minimum_cut, part
 from tnadapt._values import arrays_at, starts_of
 
 __all__ = ["LoRA", "to_lora"]

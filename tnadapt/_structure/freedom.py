@@ -25,8 +25,8 @@ import numpy as np
 from tnadapt._errors import PlanError
 from tnadapt._hosts import Site
 from tnadapt._language import Adapter, AdapterSpec, Group, Network
-from tnadapt._modular import Budget, contract, question_of, rank, residues
-from tnadapt._rank import networks_at, open_modes
+from tnadapt._structure.modular import Budget, contract, question_of, rank, residues
+from tnadapt._structure.rank import networks_at, open_modes
 
 __all__ = ["Freedom", "degrees_of_freedom", "first_gradients"]
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tnadapt import PlanError, _modular
-from tnadapt._modular import PRIME, Budget, contract, multiply, question_of, rank, residues
+from tnadapt import PlanError
+from tnadapt._structure.modular import PRIME, Budget, contract, multiply, question_of, rank, residues
 
 
 def ample():
@@ -44,7 +44,7 @@ def test_the_largest_residues_do_not_overflow():
 def test_a_long_sum_is_cut_in_parts(monkeypatch):
     random = np.random.default_rng(0)
     left, right = residues((3, 11), random), residues((11, 2), random)
-    monkeypatch.setattr(_modular, "TERMS", 4)
+    monkeypatch.setattr("tnadapt._structure.modular.TERMS", 4)
     assert multiply(left, right).tolist() == by_hand(left, right)
 
 

@@ -1,0 +1,21 @@
+"""What follows from structure alone: rank bounds, generic rank, degrees of freedom, the exact LoRA form."""
+
+from tnadapt._structure.freedom import Freedom, degrees_of_freedom, first_gradients
+from tnadapt._structure.lora import LoRA, check_exportable, exact_lora, join, shorten, to_lora
+from tnadapt._structure.rank import Cut, generic_rank, minimum_cut, rank_bound
+
+__all__ = [
+    "Cut",
+    "Freedom",
+    "LoRA",
+    "check_exportable",
+    "degrees_of_freedom",
+    "exact_lora",
+    "first_gradients",
+    "generic_rank",
+    "join",
+    "minimum_cut",
+    "rank_bound",
+    "shorten",
+    "to_lora",
+]
