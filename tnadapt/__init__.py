@@ -3,9 +3,20 @@
 from tnadapt import families as families
 from tnadapt._diagram import Diagram, draw
 from tnadapt._errors import FormatError, LawError, PlanError, SiteError, SpecError, TnadaptError
-from tnadapt._format import Checkpoint, digests, file_size, load, read, save
+from tnadapt._files import (
+    Checkpoint,
+    Written,
+    digests,
+    file_size,
+    from_json,
+    load,
+    read,
+    read_peft,
+    save,
+    save_as_lora,
+    to_json,
+)
 from tnadapt._hosts import Block, Host, Site, find_host, grid, sites_of, split_sites
-from tnadapt._json import from_json, to_json
 from tnadapt._language import (
     Adapter,
     AdapterSpec,
@@ -41,8 +52,6 @@ from tnadapt._language import (
     uniform,
     zeros,
 )
-from tnadapt._peft_export import Written, save_as_lora
-from tnadapt._peft_import import read_peft
 from tnadapt._planning import BUCKETS, OBJECTIVES, Cost, ExactOrder, Objective, Plan, Step, bucket, plan
 from tnadapt._project import Projection, Sweep, project
 from tnadapt._report import Comparison, NetworkReport, Report, compare, report

@@ -14,7 +14,7 @@ from tnadapt._arguments import Rank, rank_of, sizes_by_name, spec_named, whole_n
 from tnadapt._compress import add_words, compress
 from tnadapt._diagram import draw
 from tnadapt._errors import FormatError, LawError, SiteError, SpecError, TnadaptError
-from tnadapt._format import write_atomically
+from tnadapt._files import write_atomically
 from tnadapt._hosts import CONFIGS, Host, Site, find_host
 from tnadapt._language import Adapter, AdapterSpec, Network, count, fit_rank
 from tnadapt._planning import plan

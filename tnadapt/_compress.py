@@ -12,10 +12,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tnadapt._arguments import Rank, rank_of, spec_named, whole_number
 from tnadapt._errors import FormatError
-from tnadapt._format import Checkpoint, read, save
+from tnadapt._files import TENSORS, Checkpoint, read, read_peft, save
 from tnadapt._language import Adapter, count
-from tnadapt._peft_folder import TENSORS
-from tnadapt._peft_import import read_peft
 from tnadapt._project import SWEEPS, Projection, Sweep, project
 from tnadapt._terminal import output, print_json, print_lines, table_of
 from tnadapt._updates import low_rank

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tnadapt._errors import PlanError
-from tnadapt._format import file_size
+from tnadapt._files import file_size
 from tnadapt._language import Adapter, Group, Network, ParamCount, count
 from tnadapt._planning import plan
 from tnadapt._structure import Cut, Freedom, degrees_of_freedom, first_gradients, generic_rank, minimum_cut

@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tnadapt._format import load, save
+from tnadapt._files import from_json, load, save, to_json
 from tnadapt._hosts import Site
-from tnadapt._json import from_json, to_json
 from tnadapt._language import START, Adapter, count
 from tnadapt._planning import plan
 from tnadapt._structure import degrees_of_freedom, first_gradients, generic_rank, rank_bound

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from tnadapt._errors import SiteError, SpecError
-from tnadapt._format import Checkpoint
+from tnadapt._files.file import Checkpoint
+from tnadapt._files.peft_folder import AXES, Array, Folder, open_folder
 from tnadapt._hosts import sites_of
 from tnadapt._language import Adapter, AdapterSpec, split_evenly
-from tnadapt._peft_folder import AXES, Array, Folder, open_folder
 from tnadapt.families import loha, lokr, lora, vera
 
 __all__ = ["read_peft"]

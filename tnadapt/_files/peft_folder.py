@@ -17,7 +17,7 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save_file
 
 from tnadapt._errors import FormatError
-from tnadapt._json import parse
+from tnadapt._files.text import parse
 
 __all__: list[str] = []
 

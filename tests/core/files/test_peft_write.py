@@ -119,7 +119,7 @@ def test_a_folder_with_anything_else_is_left_alone(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["README.md"]
 
 
-@pytest.mark.parametrize("moment", ["tnadapt._peft_folder.save_file", "pathlib.Path.rename"])
+@pytest.mark.parametrize("moment", ["tnadapt._files.peft_folder.save_file", "pathlib.Path.rename"])
 def test_a_write_that_fails_leaves_the_earlier_one(moment, tmp_path, monkeypatch):
     adapter, params = trained(families.lora())
     save_as_lora(adapter, params, tmp_path / "lora")

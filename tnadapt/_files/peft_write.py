@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tnadapt._errors import FormatError
+from tnadapt._files.peft_folder import PREFIX, write_folder
 from tnadapt._language import Adapter
-from tnadapt._peft_folder import PREFIX, write_folder
 from tnadapt._structure import LoRA, check_exportable, exact_lora, join, shorten
 from tnadapt._values import starts_of
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
 from tnadapt._errors import FormatError
-from tnadapt._json import VERSION, adapter_data, adapter_of, check_version, dump, parse, take
+from tnadapt._files.text import VERSION, adapter_data, adapter_of, check_version, dump, parse, take
 from tnadapt._language import Adapter, Slot
 from tnadapt._values import draw
 
