@@ -1,6 +1,7 @@
 """Parameter-efficient fine-tuning with tensor networks: describe an adapter as a spec, derive everything else."""
 
 from tnadapt import families as families
+from tnadapt._compression import Projection, Sweep, low_rank, project
 from tnadapt._diagram import Diagram, draw
 from tnadapt._errors import FormatError, LawError, PlanError, SiteError, SpecError, TnadaptError
 from tnadapt._files import (
@@ -53,7 +54,6 @@ from tnadapt._language import (
     zeros,
 )
 from tnadapt._planning import BUCKETS, OBJECTIVES, Cost, ExactOrder, Objective, Plan, Step, bucket, plan
-from tnadapt._project import Projection, Sweep, project
 from tnadapt._report import Comparison, NetworkReport, Report, compare, report
 from tnadapt._structure import (
     Cut,
@@ -66,7 +66,6 @@ from tnadapt._structure import (
     rank_bound,
     to_lora,
 )
-from tnadapt._updates import low_rank
 from tnadapt._values import Params, apply, delta, init, map_factor, merge, pull_back, redraw
 
 __all__ = [

@@ -30,7 +30,7 @@ from tnadapt import (
     trainable,
     zeros,
 )
-from tnadapt._alternating import Problem, system_of, turn_to
+from tnadapt._compression.least_squares import Problem, system_of, turn_to
 from tnadapt.testing import adapters, dense, random_params
 
 KINDS = {"query": (12, 8), "value": (12, 8), "up": (8, 12)}
@@ -267,7 +267,7 @@ def test_a_site_mode_that_no_factor_carries_gets_the_mean():
 def test_a_large_core_is_solved_without_its_matrix(monkeypatch):
     updates = random_updates(grid(layers=3, kinds={"q": (12, 10)}), rank=4)
     direct = project(updates, families.lora_xs(), rank=4, sweeps=1)
-    monkeypatch.setattr("tnadapt._alternating.DIRECT", 1)
+    monkeypatch.setattr("tnadapt._compression.least_squares.DIRECT", 1)
     other = project(updates, families.lora_xs(), rank=4, sweeps=1)
     np.testing.assert_allclose(other.error, direct.error, rtol=1e-9)
 

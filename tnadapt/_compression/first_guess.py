@@ -5,7 +5,7 @@ from itertools import product
 
 import numpy as np
 
-from tnadapt._alternating import Factors, Problem, improve_factor
+from tnadapt._compression.least_squares import Factors, Problem, improve_factor
 from tnadapt._values import Array, Modes, contract, primed
 
 __all__: list[str] = []

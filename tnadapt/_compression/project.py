@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tnadapt._alternating import Factors, Problem, Term, improve_factor, improve_pair, pairs_of
+from tnadapt._compression.first_guess import tries_of
+from tnadapt._compression.least_squares import Factors, Problem, Term, improve_factor, improve_pair, pairs_of
+from tnadapt._compression.updates import Update, check_update, terms_of
 from tnadapt._errors import SiteError, SpecError
 from tnadapt._hosts import Site
 from tnadapt._language import Adapter, AdapterSpec, Group
-from tnadapt._starts import tries_of
 from tnadapt._structure import LoRA
-from tnadapt._updates import Update, check_update, terms_of
 from tnadapt._values import Array, Operand, Params, init, starts_of
 
 __all__ = ["Projection", "Sweep", "project"]

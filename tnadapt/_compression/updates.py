@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from tnadapt._alternating import Term
+from tnadapt._compression.least_squares import Term
 from tnadapt._errors import SiteError
 from tnadapt._hosts import Site
 from tnadapt._language import Adapter, Group, Network
