@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from tnadapt import delta, families, grid, load, read, save
-from tnadapt._command import main
+from tnadapt._command.main import main
 from tnadapt.testing import random_params
 
 PATH = "base_model.model.model.layers.{layer}.self_attn.{kind}"

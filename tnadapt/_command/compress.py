@@ -10,12 +10,12 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tnadapt._arguments import Rank, rank_of, spec_named, whole_number
+from tnadapt._command.arguments import Rank, rank_of, spec_named, whole_number
+from tnadapt._command.terminal import output, print_json, print_lines, table_of
 from tnadapt._compression import SWEEPS, Projection, Sweep, low_rank, project
 from tnadapt._errors import FormatError
 from tnadapt._files import TENSORS, Checkpoint, read, read_peft, save
 from tnadapt._language import Adapter, count
-from tnadapt._terminal import output, print_json, print_lines, table_of
 
 __all__: list[str] = []
 

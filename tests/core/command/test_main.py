@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tnadapt import count, families, find_host, fit_rank
-from tnadapt._command import main
+from tnadapt._command.main import main
 from tnadapt.testing import LAWS
 
 OWN = """\
@@ -222,7 +222,7 @@ def test_ctrl_c_is_status_130(run, monkeypatch):
     def stop(text):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tnadapt._command.find_host", stop)
+    monkeypatch.setattr("tnadapt._command.main.find_host", stop)
     assert run("show", "lora", *GPT2)[0] == 130
 
 

@@ -10,8 +10,9 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from tnadapt import families
-from tnadapt._arguments import Rank, rank_of, sizes_by_name, spec_named, whole_number
-from tnadapt._compress import add_words, compress
+from tnadapt._command.arguments import Rank, rank_of, sizes_by_name, spec_named, whole_number
+from tnadapt._command.compress import add_words, compress
+from tnadapt._command.terminal import output, print_json, print_lines, table_of
 from tnadapt._diagram import draw
 from tnadapt._errors import FormatError, LawError, SiteError, SpecError, TnadaptError
 from tnadapt._files import write_atomically
@@ -19,7 +20,6 @@ from tnadapt._hosts import CONFIGS, Host, Site, find_host
 from tnadapt._language import Adapter, AdapterSpec, Network, count, fit_rank
 from tnadapt._planning import plan
 from tnadapt._report import LIMIT, TOKENS, compare, report
-from tnadapt._terminal import output, print_json, print_lines, table_of
 
 __all__: list[str] = []
 

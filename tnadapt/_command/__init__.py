@@ -1,0 +1,5 @@
+"""The command line `tnadapt`."""
+
+from tnadapt._command.main import main
+
+__all__ = ["main"]
