@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tnadapt import SiteError
-from tnadapt_torch._blocks import Hook
+from tnadapt_torch._run import Hook
 from tnadapt_torch._weight import Weight
 
 __all__: list[str] = []

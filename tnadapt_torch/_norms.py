@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from tnadapt import Adapter, Group, Network
-from tnadapt_torch._blocks import Hook
-from tnadapt_torch._maps import map_factor
+from tnadapt_torch._run import Hook, map_factor
 
 __all__: list[str] = []
 

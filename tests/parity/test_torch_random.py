@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.parity import sides
 from tnadapt import BUCKETS, plan
 from tnadapt.testing import adapters
-from tnadapt_torch._lower import lower_apply
+from tnadapt_torch._run.lower import lower_apply
 
 # The strategy also draws weights of three axes, which no linear layer has; and settings say how many are tried, since
 # each example attaches an adapter and writes code for it.

@@ -11,7 +11,7 @@ import tnadapt
 from tnadapt import AdapterSpec, Block, Site, SiteError, families, trainable, zeros
 from tnadapt.testing import random_params
 from tnadapt_torch import attach, load
-from tnadapt_torch._blocks import BlocksHook
+from tnadapt_torch._run.blocks import BlocksHook
 
 BLOCKS = {"up": (4, 1), "down": (2, 2)}
 FUSED = {"qkv": {"q": 8, "k": 2, "v": 2}}

@@ -62,5 +62,5 @@ def test_no_step_is_as_large_as_one_dense_update(name):
 
 def test_no_dense_update_is_made(monkeypatch):
     state = hosts.adapt(hosts.toy(), "lora")
-    monkeypatch.setattr("tnadapt_torch._site.SiteHook.delta", None)
+    monkeypatch.setattr("tnadapt_torch._run.site.SiteHook.delta", None)
     assert state.norms()["dW"] > 0

@@ -72,7 +72,7 @@ def test_a_zero_vector_reflects_nothing_and_has_no_gradient():
 
 def test_zero_vectors_are_safe_in_the_frameworks():
     torch = pytest.importorskip("torch")
-    from tnadapt_torch._maps import map_factor as by_torch
+    from tnadapt_torch._run.maps import map_factor as by_torch
 
     held = torch.zeros(2, 3, requires_grad=True)
     by_torch("householder", held).sum().backward()

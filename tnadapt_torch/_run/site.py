@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tnadapt import BUCKETS, Network
-from tnadapt_torch._lower import Code, lower_apply, lower_delta
-from tnadapt_torch._maps import map_factor
+from tnadapt_torch._run.lower import Code, lower_apply, lower_delta
+from tnadapt_torch._run.maps import map_factor
 
 __all__: list[str] = []
 

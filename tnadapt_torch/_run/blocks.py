@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tnadapt import Site, SiteError
-from tnadapt_torch._site import Owner, SiteHook, see_x
+from tnadapt_torch._run.site import Owner, SiteHook, see_x
 
 __all__: list[str] = []
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from tnadapt import Network, Plan, plan
-from tnadapt_torch._layout import Given, Modes, Way, lay_out, size_of
+from tnadapt_torch._run.layout import Given, Modes, Way, lay_out, size_of
 
 __all__: list[str] = []
 

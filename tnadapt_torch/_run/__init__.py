@@ -1,0 +1,7 @@
+"""What runs in a forward pass: lowered code, the layout of intermediates, sites and blocks."""
+
+from tnadapt_torch._run.blocks import BlocksHook, Hook
+from tnadapt_torch._run.maps import map_factor
+from tnadapt_torch._run.site import Mapped, Part, Ref, Row, SiteHook, Stack
+
+__all__ = ["BlocksHook", "Hook", "Mapped", "Part", "Ref", "Row", "SiteHook", "Stack", "map_factor"]
