@@ -6,11 +6,18 @@ import torch
 from torch import nn
 
 from tnadapt import AdapterSpec, SiteError, init, sites_of, split_sites
-from tnadapt_torch import _fold
-from tnadapt_torch._find import Rule, find_weights, match
-from tnadapt_torch._saved import SavedModules
+from tnadapt_torch._host import (
+    HostWeights,
+    Rule,
+    SavedModules,
+    Weight,
+    check_foldable,
+    find_weights,
+    fold_in,
+    match,
+    unfold,
+)
 from tnadapt_torch._state import AdapterState, child_name, host_modules, states_of
-from tnadapt_torch._weight import HostWeights, Weight
 
 __all__ = ["attach"]
 
@@ -101,7 +108,7 @@ def install(
         raise SiteError(f"dropout: must be at least 0 and below 1, got {state.dropout}.")
     folded = {path: weight for path, weight in weights.items() if state.folds(weight)}
     if folded:
-        _fold.check_foldable(folded, state.dropout)
+        check_foldable(folded, state.dropout)
     state.host, state.weights, state.saved = (model,), dict(weights), SavedModules(saved)
     state.hooks = state.make_hooks()
     state.train(model.training)
@@ -113,14 +120,14 @@ def install(
         model.add_module(child_name(state.name), state)
         for path, weight in weights.items():
             if path in folded:
-                _fold.fold(weight, state.hooks[path])
+                fold_in(weight, state.hooks[path])
             else:
                 state.handles.append(weight.module.register_forward_hook(state.hooks[path], with_kwargs=True))
     except BaseException:
         for handle in state.handles:
             handle.remove()
         for weight in folded.values():
-            _fold.unfold(weight)
+            unfold(weight)
         model._modules.pop(child_name(state.name), None)
         for parameter, before in flags:
             parameter.requires_grad_(before)

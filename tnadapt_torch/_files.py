@@ -9,10 +9,8 @@ from torch import nn
 
 from tnadapt import Adapter, Checkpoint, FormatError, read, read_peft
 from tnadapt_torch._attach import install
-from tnadapt_torch._find import find_parameters
-from tnadapt_torch._saved import find_tie
+from tnadapt_torch._host import Weight, find_parameters, find_tie, is_linear, linear_weight
 from tnadapt_torch._state import AdapterState, host_modules
-from tnadapt_torch._weight import Weight, is_linear, linear_weight
 
 __all__ = ["load", "load_peft"]
 

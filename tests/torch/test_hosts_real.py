@@ -9,7 +9,7 @@ from tnadapt import families, sites_of
 from tnadapt._hosts.configs import LAYOUTS
 from tnadapt._hosts.known import find_host
 from tnadapt_torch import attach
-from tnadapt_torch._find import find_weights
+from tnadapt_torch._host.find import find_weights
 
 transformers = pytest.importorskip(
     "transformers", minversion="5.23"

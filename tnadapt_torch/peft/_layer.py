@@ -9,9 +9,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
 from tnadapt import SiteError
-from tnadapt_torch._merge import Merged
+from tnadapt_torch._host import Merged, linear_weight
 from tnadapt_torch._run import Hook
-from tnadapt_torch._weight import linear_weight
 
 __all__ = ["TnLinear"]
 

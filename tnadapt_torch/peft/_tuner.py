@@ -13,10 +13,8 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 
 from tnadapt import Adapter, FormatError, SiteError, init, redraw, sites_of
-from tnadapt_torch._find import check_linear
-from tnadapt_torch._merge import check_weights
+from tnadapt_torch._host import HostWeights, Weight, check_linear, check_weights, linear_weight
 from tnadapt_torch._state import AdapterState
-from tnadapt_torch._weight import HostWeights, Weight, linear_weight
 from tnadapt_torch.peft._config import PREFIX, STEM, PeftType, TnConfig, check_factors
 from tnadapt_torch.peft._layer import TnLinear
 

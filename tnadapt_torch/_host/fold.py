@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tnadapt import SiteError
+from tnadapt_torch._host.weight import Weight
 from tnadapt_torch._run import Hook
-from tnadapt_torch._weight import Weight
 
 __all__: list[str] = []
 
@@ -42,7 +42,7 @@ def check_foldable(weights: Mapping[str, Weight], dropout: float) -> None:
             raise SiteError(f"{path}: folding needs a float32 or float64 weight; an update would be lost in {dtype}.")
 
 
-def fold(weight: Weight, hook: Hook) -> None:
+def fold_in(weight: Weight, hook: Hook) -> None:
     """Have a module use its weight with the update added."""
     parametrize.register_parametrization(weight.module, weight.name, Folded(hook, weight), unsafe=True)
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from torch import nn
 
 from tnadapt import SiteError
-from tnadapt_torch._weight import Weight, is_linear, linear_weight, named_weight
+from tnadapt_torch._host.weight import Weight, is_linear, linear_weight, named_weight
 
 __all__: list[str] = []
 

@@ -1,0 +1,26 @@
+"""A PyTorch model: its adapted weights, modules that are trained whole, merging and folding."""
+
+from tnadapt_torch._host.find import Rule, check_linear, find_parameters, find_weights, match
+from tnadapt_torch._host.fold import check_foldable, fold_in, unfold
+from tnadapt_torch._host.merge import Merged, check_weights
+from tnadapt_torch._host.saved import SavedModules, find_tie
+from tnadapt_torch._host.weight import HostWeights, Weight, is_linear, linear_weight
+
+__all__ = [
+    "HostWeights",
+    "Merged",
+    "Rule",
+    "SavedModules",
+    "Weight",
+    "check_foldable",
+    "check_linear",
+    "check_weights",
+    "find_parameters",
+    "find_tie",
+    "find_weights",
+    "fold_in",
+    "is_linear",
+    "linear_weight",
+    "match",
+    "unfold",
+]
