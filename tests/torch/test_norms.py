@@ -10,7 +10,7 @@ from tests.table import FAMILIES
 from tests.torch import hosts
 from tnadapt import families, grid
 from tnadapt_torch import attach
-from tnadapt_torch._norms import contraction
+from tnadapt_torch._state.norms import contraction
 
 
 def check(state):

@@ -14,11 +14,11 @@ from torch.utils.hooks import RemovableHandle
 
 import tnadapt
 from tnadapt import Adapter, Group, Site, SiteError, Written
-from tnadapt_torch._factors import START, Factors, leaf_of, plant, starts_of
-from tnadapt_torch._groups import parameter_groups
 from tnadapt_torch._host import Merged, SavedModules, Weight, find_tie, unfold
-from tnadapt_torch._norms import norms
 from tnadapt_torch._run import BlocksHook, Hook, Mapped, Part, Ref, Row, SiteHook, Stack
+from tnadapt_torch._state.factors import START, Factors, leaf_of, plant, starts_of
+from tnadapt_torch._state.groups import parameter_groups
+from tnadapt_torch._state.norms import norms
 
 __all__ = ["AdapterState"]
 
