@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from timing import arguments, report
 
-from tnadapt import AdapterSpec, LoRA, Site, count, families, find_host, project
+from tnadapt import AdapterSpec, Site, compress, count, families, find_host
+from tnadapt.binding import LoRA
 
 RANK, SWEEPS = 16, 10
 HOSTS = ("roberta-base", "llama-2-7b")
@@ -52,7 +53,7 @@ def row(host_name: str, kind: str, name: str) -> dict[str, Any]:
     given = updates_of(sites, kind)
     start = time.perf_counter()
     sizes = {"head": host.heads} if any("head" in axis for axis in spec.axes) else None
-    found = project(given, spec, rank=rank, sizes=sizes, sweeps=SWEEPS)
+    found = compress(given, spec, rank=rank, sizes=sizes, sweeps=SWEEPS)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if sys.platform == "linux" else 1) / 1e9
     before = sum(sum(site.shape) * RANK for site in sites)

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from timing import arguments, report
 
-from tnadapt import Adapter, AdapterSpec, Site, families, find_host, minimum_cut, to_lora
+from tnadapt import Adapter, AdapterSpec, Site, families, find_host, to_lora
+from tnadapt.binding import minimum_cut
 
 RANK = 16
 SIZES = {"lorta": {"head": 32}, "cara": {"head": 32}, "kadaptation": {"o1": 32, "i1": 32}}

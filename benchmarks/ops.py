@@ -12,6 +12,7 @@ from torch.nn.functional import linear
 import tnadapt
 import tnadapt_torch
 from tnadapt import families
+from tnadapt.binding import Network
 
 WIDTH = 1024
 TOKENS = (1, 64, 2048)
@@ -75,7 +76,7 @@ HANDS: dict[str, Callable[[Params, Tensor, Tensor, float], Tensor]] = {
 }
 
 
-def einsum_of(network: tnadapt.Network, tokens: int) -> str:
+def einsum_of(network: Network, tokens: int) -> str:
     """The whole update as one einsum, operands x and then the factors."""
     return tnadapt.plan(network, "apply", tokens=tokens).equation()
 

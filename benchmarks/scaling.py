@@ -10,6 +10,7 @@ from torch import nn
 import tnadapt
 import tnadapt_torch
 from tnadapt import families
+from tnadapt.binding import BUCKETS
 
 WIDTH = 256
 SITES = (12, 560)
@@ -28,7 +29,7 @@ def cold_seconds(family: str) -> float:
     start = time.perf_counter()
     adapter = getattr(families, family)().bind(sites, rank=8)
     for network in dict.fromkeys(adapter.networks):
-        for tokens in tnadapt.BUCKETS:
+        for tokens in BUCKETS:
             tnadapt.plan(network, tokens=tokens)
     return time.perf_counter() - start
 

@@ -8,7 +8,8 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from tnadapt import Adapter, Group, Network, Site, SiteError
+from tnadapt import Adapter, Site, SiteError
+from tnadapt.binding import Group, Network
 from tnadapt_jax._lower import apply_network, make_delta
 from tnadapt_jax._maps import map_factor
 from tnadapt_jax._params import START, Params, check_size, find_array

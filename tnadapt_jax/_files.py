@@ -12,6 +12,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 import tnadapt
 from tnadapt import Adapter, FormatError
+from tnadapt.binding import read_checkpoint, redraw
 from tnadapt_jax._params import START, Params, check_params, tree_of
 
 __all__ = ["load", "save"]
@@ -26,7 +27,7 @@ def save(
     its dtype's rounding. Raises SiteError for params that are not this adapter's, FormatError for what no file holds.
     """
     check_params(adapter, params)
-    drawn = tnadapt.redraw(adapter)
+    drawn = redraw(adapter)
     kept = dict(params["trainable"])
     for name, value in params["frozen"].items():
         if name in adapter.slots and adapter.slots[name].is_stored:
@@ -47,12 +48,12 @@ def save(
 def load(
     path: str | os.PathLike[str], *, dtype: DTypeLike | None = None
 ) -> tuple[Adapter, dict[str, dict[str, Array]]]:
-    """The adapter and its params from a file; `tnadapt.read(path).extra` has what was saved along.
+    """The adapter and its params from a file; `tnadapt.binding.read_checkpoint(path).extra` has what was saved along.
 
     Without a dtype they are float32, or float64 if stored so. Raises FormatError for a file that is damaged, or for
     float64 where jax has it switched off.
     """
-    checkpoint = tnadapt.read(path)
+    checkpoint = read_checkpoint(path)
     slots = checkpoint.adapter.slots
     is_double = any(value.dtype == np.float64 for name, value in checkpoint.params.items() if slots[name].is_stored)
     wanted = (jnp.float64 if is_double else jnp.float32) if dtype is None else dtype

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jax import Array, lax
 
-from tnadapt import Network, Plan, plan
+from tnadapt import plan
+from tnadapt.binding import Network, Plan
 
 __all__: list[str] = []
 

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 import tnadapt
 from tnadapt import Adapter, SiteError
+from tnadapt.binding import redraw
 
 __all__ = ["Params", "init"]
 
@@ -33,7 +34,7 @@ def tree_of(adapter: Adapter, values: Mapping[str, npt.ArrayLike], dtype: DTypeL
     trainable = {name: values[name] for name, slot in adapter.slots.items() if slot.factor.trainable}
     frozen = {name: values[name] for name in adapter.slots if name not in trainable}
     if adapter.spec.centered:
-        starts = tnadapt.redraw(adapter)
+        starts = redraw(adapter)
         frozen |= {name + START: starts[name] for name in trainable if name in starts}
     return {
         tree: {name: jnp.array(value, dtype=dtype) for name, value in part.items()}

@@ -7,7 +7,8 @@ from functools import lru_cache
 import jax.numpy as jnp
 from jax import Array, lax
 
-from tnadapt import Adapter, Group, Network, Site, SiteError
+from tnadapt import Adapter, Site, SiteError
+from tnadapt.binding import Group, Network
 from tnadapt_jax._apply import Parts, apply_parts, check_x, cut
 from tnadapt_jax._maps import map_factor
 from tnadapt_jax._params import START, Params, check_params, check_shape, find_array

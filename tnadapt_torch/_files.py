@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from tnadapt import Adapter, Checkpoint, FormatError, read, read_peft
+from tnadapt import Adapter, FormatError, read_peft
+from tnadapt.binding import Checkpoint, read_checkpoint
 from tnadapt_torch._attach import install
 from tnadapt_torch._host import Weight, find_parameters, find_tie, is_linear, linear_weight
 from tnadapt_torch._state import AdapterState, host_modules
@@ -29,7 +30,9 @@ def load(
     Raises FormatError for a file that is damaged or for another model (what differs is named), SiteError for a name
     that is taken; the model is then as it was.
     """
-    return _attach(model, read(path), path, layouts=target_parameters or {}, dropout=dropout, adapter_name=adapter_name)
+    return _attach(
+        model, read_checkpoint(path), path, layouts=target_parameters or {}, dropout=dropout, adapter_name=adapter_name
+    )
 
 
 def load_peft(

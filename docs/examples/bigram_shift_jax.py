@@ -38,6 +38,7 @@ import tnadapt
 import tnadapt_jax
 import tnadapt_torch
 from tnadapt import Adapter
+from tnadapt.binding import read_checkpoint
 
 PREFIX = "encoder."  # where the encoder is in the PyTorch demo's model, so that a file fits both
 STEP = 24  # texts are padded to a multiple of this: few lengths, few compilations
@@ -199,7 +200,7 @@ def run_torch(name: str, method: Method, task: Task, host: Host, seed: int) -> R
 def answers_of_file(path: Path, task: Task, host: Host) -> Tensor:
     """Logits of the test texts by the adapter and the head in a file."""
     adapter, params = tnadapt_jax.load(path)
-    head = {key.removeprefix("head."): jnp.asarray(value) for key, value in tnadapt.read(path).extra.items()}
+    head = {key.removeprefix("head."): jnp.asarray(value) for key, value in read_checkpoint(path).extra.items()}
     trained = {"adapter": params["trainable"], "head": head}
     return answers_of(task.test, host, adapter, trained, params["frozen"])
 

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,3 +54,12 @@ def test_a_breach_is_seen(tmp_path, monkeypatch):
         "from tnadapt._hosts.site import Site\nfrom tnadapt._files.text import dump\nimport tnadapt._hosts\n"
     )
     assert list(breaches(file)) == ["tnadapt/_files/file.py:1: tnadapt._hosts.site"]
+
+
+@pytest.mark.parametrize("name", FACES)
+def test_a_public_name_is_offered_by_one_private_module(name):
+    face = import_or_skip(name)
+    modules = [f"{name}.{module.name}" for module in pkgutil.iter_modules(face.__path__) if module.name[0] == "_"]
+    modules = [module for module in modules if not module.endswith("__main__")]
+    offered = [word for module in modules for word in importlib.import_module(module).__all__]
+    assert [word for word in face.__all__ if offered.count(word) > 1] == []

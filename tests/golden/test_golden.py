@@ -10,7 +10,6 @@ import pytest
 from tnadapt import (
     AdapterSpec,
     Site,
-    constant,
     count,
     families,
     from_json,
@@ -23,9 +22,9 @@ from tnadapt import (
     raw,
     to_json,
     trainable,
-    uniform,
     zeros,
 )
+from tnadapt.initializers import constant, uniform
 
 HERE = Path(__file__).parent
 MIXED = grid(layers=2, kinds={"q": (12, 8), "k": (12, 8), "up": (20, 8)})

@@ -9,7 +9,9 @@ import pytest
 
 import tnadapt
 import tnadapt_jax
-from tnadapt import AdapterSpec, FormatError, families, frozen, normal, orthogonal, raw, trainable
+from tnadapt import AdapterSpec, FormatError, families, frozen, normal, raw, trainable
+from tnadapt.binding import read_checkpoint
+from tnadapt.initializers import orthogonal
 
 KINDS = {"q": (6, 4), "up": (4, 6)}
 SITES = tnadapt.grid(layers=2, kinds=KINDS)
@@ -88,7 +90,7 @@ def test_bfloat16_is_stored_as_float32_and_frozen_factors_come_again_from_the_se
     adapter = families.vera().bind(SITES, rank=2, seed=3)
     params = moved(adapter, jnp.bfloat16)
     tnadapt_jax.save(adapter, params, tmp_path / "a.safetensors")
-    stored = tnadapt.read(tmp_path / "a.safetensors").params
+    stored = read_checkpoint(tmp_path / "a.safetensors").params
     assert {value.dtype for name, value in stored.items() if name.endswith(".b")} == {np.dtype(np.float32)}
     again, narrow = tnadapt_jax.load(tmp_path / "a.safetensors", dtype=jnp.bfloat16)
     assert again == adapter
@@ -121,7 +123,7 @@ def test_a_changed_or_orthogonal_frozen_factor_and_arrays_of_the_host_are_stored
     params = params | {"frozen": params["frozen"] | {"F": jnp.ones((2, 4))}}
     tnadapt_jax.save(adapter, params, tmp_path / "a.safetensors", extra={"head.weight": jnp.ones((2, 3), jnp.bfloat16)})
     assert_equal(tnadapt_jax.load(tmp_path / "a.safetensors")[1], params)
-    assert (tnadapt.read(tmp_path / "a.safetensors").extra["head.weight"] == np.ones((2, 3))).all()
+    assert (read_checkpoint(tmp_path / "a.safetensors").extra["head.weight"] == np.ones((2, 3))).all()
 
 
 def test_the_starts_of_a_centered_spec_are_not_stored_and_must_be_those_of_the_seed(tmp_path):

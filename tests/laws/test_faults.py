@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import tnadapt
-from tnadapt import Adapter, LawError, SpecError, families
-from tnadapt.testing import LAWS, Held, _laws, check
+from tnadapt import Adapter, SpecError, families
+from tnadapt.testing import LAWS, Held, LawError, _laws, check
 
 LOTR, LORA, VERA = families.lotr(), families.lora(), families.vera()
 SMALL = tnadapt.AdapterSpec(  # nothing of it is above 1e-16: tolerances are relative

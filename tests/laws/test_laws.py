@@ -6,8 +6,9 @@ from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 
 from tests.table import FAMILIES
-from tnadapt import Adapter, LawError, Network, families
-from tnadapt.testing import LAWS, adapters, check, networks, sites, specs
+from tnadapt import Adapter, families
+from tnadapt.binding import Network
+from tnadapt.testing import LAWS, LawError, adapters, check, networks, sites, specs
 
 every_law = pytest.mark.parametrize("law", LAWS, ids=[law.__name__ for law in LAWS])
 slow_data = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])

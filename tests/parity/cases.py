@@ -1,19 +1,8 @@
 """What both bindings are asked about: every family with its options, specs of one's own, centered ones."""
 
 from tests import table
-from tnadapt import (
-    AdapterSpec,
-    Site,
-    constant,
-    frozen,
-    grid,
-    normal,
-    ones,
-    orthogonal,
-    over_rank,
-    raw,
-    trainable,
-)
+from tnadapt import AdapterSpec, Site, frozen, grid, normal, over_rank, raw, trainable
+from tnadapt.initializers import constant, ones, orthogonal
 
 KINDS = {"attn.q": (6, 4), "attn.v": (6, 4), "mlp.up": (4, 6)}
 SITES = grid(layers=2, kinds=KINDS)

@@ -6,7 +6,8 @@ import numpy as np
 
 import tnadapt_jax
 from tests.parity.sides import Answers, Questions
-from tnadapt import Adapter, Params
+from tnadapt import Adapter
+from tnadapt.binding import Params
 from tnadapt_jax._params import tree_of
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import tnadapt
-from tnadapt import Adapter, AdapterSpec, Params, Site
+from tnadapt import Adapter, AdapterSpec, Site
+from tnadapt.binding import Params
 from tnadapt.testing import gradients, start_params
 from tnadapt_torch import AdapterState, attach
 

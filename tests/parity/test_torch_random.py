@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tests.parity import sides
-from tnadapt import BUCKETS, plan
+from tnadapt import plan
+from tnadapt.binding import BUCKETS
 from tnadapt.testing import adapters
 from tnadapt_torch._run.lower import lower_apply
 

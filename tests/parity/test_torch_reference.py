@@ -9,14 +9,7 @@ import torch
 
 from tests.parity import sides
 from tests.parity.cases import CENTERED, FAMILIES, GAPS, MAPPED, OWN, SITES, own, t
-from tnadapt import (
-    AdapterSpec,
-    delta,
-    families,
-    grid,
-    init,
-    raw,
-)
+from tnadapt import AdapterSpec, delta, families, grid, init, raw
 from tnadapt_torch import attach
 
 every_dtype = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import tnadapt
-from tnadapt import AdapterSpec, Block, Site, SiteError, families, trainable, zeros
+from tnadapt import AdapterSpec, Site, SiteError, families, trainable, zeros
+from tnadapt.binding import Block
 from tnadapt.testing import random_params
 from tnadapt_torch import attach, load
 from tnadapt_torch._run.blocks import BlocksHook

@@ -6,9 +6,9 @@ import copy
 import pytest
 import torch
 
-import tnadapt
 from tests.torch import hosts
 from tnadapt import SiteError, families
+from tnadapt.binding import read_checkpoint
 from tnadapt_torch import attach, load
 
 PATH = "layers.0.self_attn.v_proj"
@@ -58,7 +58,7 @@ def test_delta_and_save_while_merged(tmp_path):
     state.merge()
     assert torch.equal(state.delta(PATH), delta)
     state.save(tmp_path / "merged.safetensors")
-    before, merged = (tnadapt.read(tmp_path / f"{name}.safetensors") for name in ("before", "merged"))
+    before, merged = (read_checkpoint(tmp_path / f"{name}.safetensors") for name in ("before", "merged"))
     assert merged.adapter == before.adapter
     for kept, found in ((before.params, merged.params), (before.extra, merged.extra)):
         assert {name: value.tobytes() for name, value in found.items()} == {

@@ -12,9 +12,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tnadapt._command.arguments import Rank, rank_of, spec_named, whole_number
 from tnadapt._command.terminal import output, print_json, print_lines, table_of
-from tnadapt._compression import SWEEPS, Projection, Sweep, low_rank, project
+from tnadapt._compression import SWEEPS, Compression, Sweep, compress, low_rank_updates
 from tnadapt._errors import FormatError
-from tnadapt._files import TENSORS, Checkpoint, read, read_peft, save
+from tnadapt._files import TENSORS, Checkpoint, read_checkpoint, read_peft, save
 from tnadapt._language import Adapter, count
 
 __all__: list[str] = []
@@ -34,7 +34,7 @@ def add_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sweeps", type=whole_number, default=SWEEPS, metavar="N", help=f"at most ({SWEEPS})")
 
 
-def compress(options: argparse.Namespace) -> int:
+def compress_checkpoint(options: argparse.Namespace) -> int:
     """Read, project, write, tell; nothing is written where anything fails."""
     path: Path = options.output
     if not path.parent.is_dir() or path.is_dir():
@@ -43,8 +43,8 @@ def compress(options: argparse.Namespace) -> int:
     rank: Rank | None = RANK if options.rank is None else options.rank
     source = _read(options.source)
     with _bar() as tell:
-        found = project(
-            low_rank(source.adapter, source.params),
+        found = compress(
+            low_rank_updates(source.adapter, source.params),
             options.to,
             rank=rank if options.to.bonds else None,
             sizes=options.sizes,
@@ -62,7 +62,7 @@ def compress(options: argparse.Namespace) -> int:
     return 0
 
 
-def _print(given: Adapter, found: Projection, sizes: tuple[int, int], path: Path) -> None:
+def _print(given: Adapter, found: Compression, sizes: tuple[int, int], path: Path) -> None:
     console = output()
     rows = [("site", "shape", "relative error")]
     rows += [(site.path, " x ".join(map(str, site.shape)), f"{error:.3g}") for site, error in found.errors.items()]
@@ -77,7 +77,7 @@ def _print(given: Adapter, found: Projection, sizes: tuple[int, int], path: Path
     print_lines(console, f"relative error of all sites {found.error:.3g}, at most {sweeps} sweeps a group", str(path))
 
 
-def _data(given: Adapter, found: Projection, sizes: tuple[int, int]) -> dict[str, Any]:
+def _data(given: Adapter, found: Compression, sizes: tuple[int, int]) -> dict[str, Any]:
     return {
         "error": found.error,
         "errors": {site.path: error for site, error in found.errors.items()},
@@ -104,7 +104,7 @@ def _bar() -> Iterator[Callable[[Sweep], None]]:
 
 
 def _read(source: Path) -> Checkpoint:
-    return read_peft(source) if source.is_dir() else read(source)
+    return read_peft(source) if source.is_dir() else read_checkpoint(source)
 
 
 def _size_of(source: Path) -> int:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from tnadapt import families
 from tnadapt._command.arguments import Rank, rank_of, sizes_by_name, spec_named, whole_number
-from tnadapt._command.compress import add_words, compress
+from tnadapt._command.compress import add_words, compress_checkpoint
 from tnadapt._command.terminal import output, print_json, print_lines, table_of
 from tnadapt._diagram import draw
 from tnadapt._errors import FormatError, LawError, SiteError, SpecError, TnadaptError
@@ -247,7 +247,7 @@ def _parser() -> argparse.ArgumentParser:
     laws.add_argument("spec", **spec)  # type: ignore[arg-type]
     laws.add_argument("--examples", type=whole_number, default=25, metavar="N", help="adapters a law (25)")
     laws.add_argument("--rank", type=rank_of, metavar="R", help="of every bond, or p=8,q=4 (1 to 3 at random)")
-    smaller = command("compress", compress, "a trained adapter becomes the closest one of another spec")
+    smaller = command("compress", compress_checkpoint, "a trained adapter becomes the closest one of another spec")
     add_words(smaller)
     several.set_defaults(several=True)
     names = command("list", _list, "the names of families and models")

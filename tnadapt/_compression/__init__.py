@@ -1,6 +1,6 @@
 """Fit an adapter of any spec to given updates."""
 
-from tnadapt._compression.project import SWEEPS, Projection, Sweep, project
-from tnadapt._compression.updates import low_rank
+from tnadapt._compression.compress import SWEEPS, Compression, Sweep, compress
+from tnadapt._compression.updates import low_rank_updates
 
-__all__ = ["SWEEPS", "Projection", "Sweep", "low_rank", "project"]
+__all__ = ["SWEEPS", "Compression", "Sweep", "compress", "low_rank_updates"]

@@ -13,7 +13,7 @@ from tnadapt._language import Adapter, Group, Network
 from tnadapt._structure import LoRA, exact_lora, minimum_cut
 from tnadapt._values import Array, delta, starts_of
 
-__all__ = ["low_rank"]
+__all__ = ["low_rank_updates"]
 
 INNER = "(rank)"
 MATRIX = 2  # axes
@@ -21,7 +21,7 @@ Place = tuple[int, ...]
 Update = Array | LoRA
 
 
-def low_rank(adapter: Adapter, params: Mapping[str, npt.ArrayLike]) -> dict[Site, Update]:
+def low_rank_updates(adapter: Adapter, params: Mapping[str, npt.ArrayLike]) -> dict[Site, Update]:
     """The update of every site of an adapter, as `project` takes them: a `LoRA`, or dense where that is no larger.
 
     Raises SiteError for params that are not this adapter's.

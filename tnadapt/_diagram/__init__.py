@@ -1,5 +1,5 @@
 """The picture of a spec or a network, as SVG and as text."""
 
-from tnadapt._diagram._draw import Diagram, draw
+from tnadapt._diagram.draw import Diagram, draw
 
 __all__ = ["Diagram", "draw"]

@@ -8,7 +8,6 @@ import os
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,10 @@ from safetensors.numpy import save as to_bytes
 from tnadapt._errors import FormatError
 from tnadapt._files.text import VERSION, adapter_data, adapter_of, check_version, dump, parse, take
 from tnadapt._language import Adapter, Slot
-from tnadapt._values import draw
+from tnadapt._values import sample
+from tnadapt._version import __version__
 
-__all__ = ["Checkpoint", "digests", "file_size", "load", "read", "save"]
+__all__ = ["Checkpoint", "digests", "file_size", "load", "read_checkpoint", "save"]
 
 Array = npt.NDArray[np.floating[Any]]
 EXTRA = ":extra"  # ends the name of a tensor saved along; a slot's name ends in an identifier
@@ -59,7 +59,7 @@ def save(
         if slot.is_stored:
             stored[name] = _array(name, params, slot)
             continue
-        values = draw(slot, adapter.seed)
+        values = sample(slot, adapter.seed)
         if name in params and not np.array_equal(changed := _array(name, params, slot), values):
             stored[name] = changed
         else:
@@ -97,7 +97,7 @@ def digests(adapter: Adapter, *, draw_limit: int = DRAW_LIMIT) -> dict[str, str]
     """
     slots = [slot for slot in adapter.slots.values() if not slot.is_stored]
     _check_draw("the adapter", slots, draw_limit)
-    return {slot.name: _digest(draw(slot, adapter.seed)) for slot in slots}
+    return {slot.name: _digest(sample(slot, adapter.seed)) for slot in slots}
 
 
 def _check_draw(where: str | Path, slots: Iterable[Slot], limit: int) -> None:
@@ -106,18 +106,18 @@ def _check_draw(where: str | Path, slots: Iterable[Slot], limit: int) -> None:
 
 
 def _metadata(adapter: Adapter, drawn: Mapping[str, str], seal: str) -> dict[str, str]:
-    data = {"format": VERSION, "library": _library()} | adapter_data(adapter)
+    data = {"format": VERSION, "library": __version__} | adapter_data(adapter)
     text = dump(data | {"drawn": drawn, "stored": seal})
     return {"tnadapt": f"{_sha256(text)} {text}"}
 
 
 def load(path: str | os.PathLike[str]) -> tuple[Adapter, dict[str, Array]]:
-    """The adapter and all its params from a file. Raises as `read` does."""
-    checkpoint = read(path)
+    """The adapter and all its params from a file. Raises as `read_checkpoint` does."""
+    checkpoint = read_checkpoint(path)
     return checkpoint.adapter, checkpoint.params
 
 
-def read(path: str | os.PathLike[str], *, draw_limit: int = DRAW_LIMIT) -> Checkpoint:
+def read_checkpoint(path: str | os.PathLike[str], *, draw_limit: int = DRAW_LIMIT) -> Checkpoint:
     """Everything in a file, checked.
 
     Raises FormatError for a file that is no adapter's, was cut or changed, is of another format version, has unknown
@@ -180,7 +180,7 @@ def _params(
     _check_draw(path, (adapter.slots[name] for name in drawn), draw_limit)
     params: dict[str, Array] = {}
     for name, slot in adapter.slots.items():
-        params[name] = stored[name] if name in stored else draw(slot, adapter.seed)
+        params[name] = stored[name] if name in stored else sample(slot, adapter.seed)
         if params[name].shape != slot.shape:
             raise FormatError(f"{path}: {name} must have shape {slot.shape}.\nHowever, it has {params[name].shape}.")
         if name in drawn and _digest(params[name]) != drawn[name]:
@@ -226,10 +226,3 @@ def _seal(tensors: Mapping[str, Array]) -> str:
         whole.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
         whole.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
     return whole.hexdigest()
-
-
-def _library() -> str:
-    try:
-        return version("tnadapt")
-    except PackageNotFoundError:
-        return "unknown"

@@ -7,12 +7,21 @@ from typing import Any
 
 from tnadapt._errors import FormatError, TnadaptError
 from tnadapt._hosts import Block, Coordinate, Site
-from tnadapt._language import Adapter, AdapterSpec, Factor, Init, Scale, modes_of
+from tnadapt._language import Adapter, AdapterSpec, Factor, Initializer, Scale, modes_of
 
 __all__ = ["from_json", "to_json"]
 
 VERSION = 1
 NUMBER = {"power": (int, float)}
+WORDS = {  # kind of an initializer -> its word in format 1, which was written before the kind had its name
+    "controlled_z": "sign",
+    "hosvd_core": "projection",
+    "svd": "singular",
+    "t_svd": "tubal",
+    "tensor_cur": "cur",
+    "tt_svd": "train",
+}
+KINDS: dict[str, Any] = {word: kind for kind, word in WORDS.items()}
 
 
 def to_json(value: AdapterSpec | Adapter) -> str:
@@ -52,7 +61,7 @@ def parse(text: str) -> dict[str, Any]:
 def spec_data(spec: AdapterSpec) -> dict[str, Any]:
     """A spec as plain data."""
     factors = {
-        name: {"modes": " ".join(factor.modes), "trainable": factor.trainable, "init": _law_data(factor.init)}
+        name: {"modes": " ".join(factor.modes), "trainable": factor.trainable, "init": _initializer_data(factor.init)}
         | ({"map": factor.map} if factor.map else {})
         for name, factor in spec.factors.items()
     }
@@ -70,9 +79,10 @@ def spec_data(spec: AdapterSpec) -> dict[str, Any]:
     return data | ({"ties": dict(spec.ties)} if spec.ties else {})
 
 
-def _law_data(law: Init) -> dict[str, Any]:
-    data: dict[str, Any] = {"law": law.law, "amount": law.amount, "fan": " ".join(law.fan)}
-    return data | ({"power": law.power} if law.power else {})
+def _initializer_data(init: Initializer) -> dict[str, Any]:
+    word = WORDS.get(init.kind, init.kind)
+    data: dict[str, Any] = {"law": word, "amount": init.amount, "fan": " ".join(init.fan)}
+    return data | ({"power": init.power} if init.power else {})
 
 
 def spec_of(data: object) -> AdapterSpec:
@@ -92,9 +102,12 @@ def spec_of(data: object) -> AdapterSpec:
 
 def _factor_of(name: str, data: object) -> Factor:
     fields = take(f"factor {name}", data, {"modes": str, "trainable": bool, "init": dict}, {"map": str})
-    law = take(f"factor {name}: init", fields["init"], {"law": str, "amount": (int, float), "fan": str}, NUMBER)
-    init = Init(law["law"], law["amount"], modes_of(law["fan"]), law.get("power", 0.0))
-    return Factor(modes_of(fields["modes"]), init, fields["trainable"], fields.get("map", ""))
+    init = take(f"factor {name}: init", fields["init"], {"law": str, "amount": (int, float), "fan": str}, NUMBER)
+    if init["law"] in WORDS:
+        raise FormatError(f"factor {name}: expected an initializer of format {VERSION}, got {init['law']!r}.")
+    kind = KINDS.get(init["law"], init["law"])
+    initializer = Initializer(kind, init["amount"], modes_of(init["fan"]), init.get("power", 0.0))
+    return Factor(modes_of(fields["modes"]), initializer, fields["trainable"], fields.get("map", ""))
 
 
 def adapter_data(adapter: Adapter) -> dict[str, Any]:

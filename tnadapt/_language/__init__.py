@@ -1,34 +1,29 @@
 """What a user writes: notation, factors, the spec and its validation; and a spec with known sizes."""
 
 from tnadapt._language.count import FactorCount, ParamCount, count, fit_rank
-from tnadapt._language.factor import (
-    Factor,
-    Init,
-    Scale,
+from tnadapt._language.factor import Factor, frozen, trainable
+from tnadapt._language.initializer import (
+    Initializer,
     constant,
-    cur,
+    controlled_z,
     cyclic,
-    frozen,
+    hosvd_core,
     identity,
     kaiming_normal,
     kaiming_uniform,
     normal,
     ones,
     orthogonal,
-    over_rank,
-    over_sqrt_rank,
-    projection,
-    raw,
-    sign,
-    singular,
-    train,
-    trainable,
-    tubal,
+    svd,
+    t_svd,
+    tensor_cur,
+    tt_svd,
     uniform,
     zeros,
 )
 from tnadapt._language.network import Group, Network, split_evenly
 from tnadapt._language.notation import Axis, modes_of, text_of
+from tnadapt._language.scale import Scale, over_rank, over_sqrt_rank, raw
 from tnadapt._language.spec import START, Adapter, AdapterSpec, Slot
 
 __all__ = [
@@ -39,17 +34,18 @@ __all__ = [
     "Factor",
     "FactorCount",
     "Group",
-    "Init",
+    "Initializer",
     "Network",
     "ParamCount",
     "Scale",
     "Slot",
     "constant",
+    "controlled_z",
     "count",
-    "cur",
     "cyclic",
     "fit_rank",
     "frozen",
+    "hosvd_core",
     "identity",
     "kaiming_normal",
     "kaiming_uniform",
@@ -59,15 +55,14 @@ __all__ = [
     "orthogonal",
     "over_rank",
     "over_sqrt_rank",
-    "projection",
     "raw",
-    "sign",
-    "singular",
     "split_evenly",
+    "svd",
+    "t_svd",
+    "tensor_cur",
     "text_of",
-    "train",
     "trainable",
-    "tubal",
+    "tt_svd",
     "uniform",
     "zeros",
 ]

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Protocol
 
-from tnadapt._language.factor import MAPS, Factor, Scale
+from tnadapt._language.factor import MAPS, Factor
 from tnadapt._language.notation import Axis, modes_of
+from tnadapt._language.scale import Scale
 
 __all__: list[str] = []
 
@@ -37,7 +38,12 @@ class Table(Protocol):
 
 def find_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
     """Every fault of a spec whose weight has these axes: of its names, its modes and its start."""
-    return [*_name_faults(spec, axes), *_mode_faults(spec, axes), *_law_faults(spec, axes), *_start_faults(spec)]
+    return [
+        *_name_faults(spec, axes),
+        *_mode_faults(spec, axes),
+        *_read_faults(spec, axes),
+        *_start_faults(spec),
+    ]
 
 
 def _name_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
@@ -102,29 +108,31 @@ def _map_faults(factor: Factor, over: tuple[str, ...]) -> list[str]:
     if len(factor.modes) < 2 or {*over} & {*factor.modes[-2:]}:  # noqa: PLR2004
         return [f"map {factor.map}: makes its last two modes, which must not be of the sites"]
     known = ("constant", "normal", "uniform")
-    return [] if factor.init.law in known else [f"map {factor.map}: starts by one of {', '.join(known)}"]
+    return [] if factor.init.kind in known else [f"map {factor.map}: starts by one of {', '.join(known)}"]
 
 
-def _law_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
+def _read_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
     """Factors whose start is read from the host's weights, and that do not have the modes for it."""
     weight, over = {mode for axis in axes for mode in axis}, modes_of(spec.over)
     outer = {*weight, *over}
-    tubes = {mode for factor in spec.factors.values() if factor.init.law == "cyclic" for mode in factor.modes} - outer
+    tubes = {mode for factor in spec.factors.values() if factor.init.kind == "cyclic" for mode in factor.modes} - outer
     faults = []
     for name, factor in spec.factors.items():
-        law, bonds = factor.init.law, [mode for mode in factor.modes if mode not in outer]
-        if law == "singular" and (len(bonds) != 1 or not weight & {*factor.modes}):
-            faults.append(f"factor {name!r}: singular needs one bond and a mode of the weight")
-        if law in ("tubal", "cur") and (len(over) != 1 or len(tubes & {*bonds}) != 1 or {*over} & {*factor.modes}):
-            faults.append(f"factor {name!r}: {law} needs one site mode, and one bond that a cyclic factor joins to it")
-    cores = sorted(name for name, factor in spec.factors.items() if factor.init.law == "train")
+        kind, bonds = factor.init.kind, [mode for mode in factor.modes if mode not in outer]
+        if kind == "svd" and (len(bonds) != 1 or not weight & {*factor.modes}):
+            faults.append(f"factor {name!r}: svd needs one bond and a mode of the weight")
+        if kind in ("t_svd", "tensor_cur") and (
+            len(over) != 1 or len(tubes & {*bonds}) != 1 or {*over} & {*factor.modes}
+        ):
+            faults.append(f"factor {name!r}: {kind} needs one site mode, and one bond that a cyclic factor joins to it")
+    cores = sorted(name for name, factor in spec.factors.items() if factor.init.kind == "tt_svd")
     for one, other in pairwise(cores):
         if len({*spec.factors[one].modes} & {*spec.factors[other].modes} - outer) != 1:
             faults.append(f"factors {one!r} and {other!r}: cores of a train share one bond with the next by name")
     if cores and sorted(weight) != sorted(
         mode for name in cores for mode in spec.factors[name].modes if mode in weight
     ):
-        faults.append("train: its cores must carry every mode of the weight once")
+        faults.append("tt_svd: its cores must carry every mode of the weight once")
     return faults
 
 

@@ -9,10 +9,11 @@ from functools import cached_property
 from tnadapt._errors import SiteError, SpecError
 from tnadapt._frozen import FrozenMap
 from tnadapt._hosts import TASK, Site, check_parts, check_size
-from tnadapt._language.factor import Factor, Scale
+from tnadapt._language.factor import Factor
 from tnadapt._language.faults import find_faults
 from tnadapt._language.network import Group, Network, sizes_of, stacks_of, values_of
 from tnadapt._language.notation import Axis, axes_of, modes_of, text_of
+from tnadapt._language.scale import Scale, raw
 from tnadapt._table import align
 
 __all__ = ["Adapter", "AdapterSpec", "Slot"]
@@ -43,7 +44,7 @@ class AdapterSpec:
     weight: str
     over: str = ""
     factors: Mapping[str, Factor]
-    scale: Scale
+    scale: Scale = field(default_factory=raw)
     centered: bool = False
     identity_at_start: bool = True
     caps: Mapping[str, str] = field(default_factory=dict)
@@ -141,8 +142,8 @@ class AdapterSpec:
 
     def is_global(self, factor: str) -> bool:
         """Whether a factor is one and the same for all groups: frozen, without a site mode, and read from no weight."""
-        law = self.factors[factor].init
-        return not self.factors[factor].trainable and not self.is_private(factor) and not law.is_read
+        is_read = self.factors[factor].init.is_read
+        return not self.factors[factor].trainable and not self.is_private(factor) and not is_read
 
 
 START = ":start"  # ends the name of a starting value that is kept; a factor's name ends in an identifier

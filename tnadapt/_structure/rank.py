@@ -12,7 +12,7 @@ from tnadapt._errors import PlanError, SiteError
 from tnadapt._hosts import Site
 from tnadapt._language import Adapter, Group, Network
 from tnadapt._structure.modular import PRIME, Budget, contract, question_of, rank, residues
-from tnadapt._values import delta, draw
+from tnadapt._values import delta, sample
 
 __all__ = ["Cut", "generic_rank", "minimum_cut", "rank_bound"]
 
@@ -291,7 +291,7 @@ def _drawn_rank(adapter: Adapter, group: Group, site: Site, random: np.random.Ge
     names = [adapter.slot_name(group, factor) for factor in group.network.factors]
     slots = [adapter.slots[name] for name in names]
     params = {
-        slot.name: random.standard_normal(slot.shape) if slot.factor.trainable else draw(slot, adapter.seed)
+        slot.name: random.standard_normal(slot.shape) if slot.factor.trainable else sample(slot, adapter.seed)
         for slot in slots
     }
     dense = delta(adapter, params, site).reshape(site.shape[0], -1)

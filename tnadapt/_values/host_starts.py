@@ -38,8 +38,8 @@ class Stack:
                 "However, some combinations of these coordinates have no site."
             )
         self.values = values
-        self._singular: dict[tuple[int | str, ...], tuple[Array, ...]] = {}
-        self._trains: list[Array] | None = None
+        self.decompositions: dict[tuple[int | str, ...], tuple[Array, ...]] = {}
+        self.trains: list[Array] | None = None
 
     def matrices(self, batch: tuple[str, ...], rows: tuple[str, ...]) -> Array:
         """(batch, rows, all others) of the stack."""
@@ -55,9 +55,10 @@ def read_start(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Arr
     """
     if not np.isfinite(stack.values).all():
         raise SiteError(f"{factor}: its start is read from the host's weights, which hold NaN or infinity.")
-    law = stack.network.factors[factor].init
-    read = {"singular": _singular, "train": _train, "projection": _projection, "tubal": _tubal, "cur": _cur}[law.law]
-    return np.array(law.amount * read(factor, stack, starts), order="C")  # as it lies when it comes from a file
+    initializer = stack.network.factors[factor].init
+    read = {"svd": _svd, "tt_svd": _tt_svd, "hosvd_core": _hosvd_core, "t_svd": _t_svd, "tensor_cur": _tensor_cur}
+    values = initializer.amount * read[initializer.kind](factor, stack, starts)
+    return np.array(values, order="C")  # as it lies when it comes from a file
 
 
 def _weight_of(site: Site, weights: Weights) -> Array:
@@ -86,7 +87,7 @@ def _laid(network: Network, factor: str, values: Array, modes: tuple[str, ...]) 
     return np.transpose(shaped, [modes.index(mode) for mode in network.factors[factor].modes])
 
 
-def _singular(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Array:
+def _svd(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Array:
     """Leading singular vectors of the unfolding whose rows are the factor's weight modes, times values ** power.
 
     A factor of in modes alone takes the right vectors of the matrix of which a factor of the others takes the left
@@ -98,10 +99,10 @@ def _singular(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Arra
     is_right = not set(rows) & set(network.out_modes)
     left = others if is_right else rows
     key: tuple[int | str, ...] = (network.sizes[bond], *batch, "|", *left)
-    if key not in stack._singular:
+    if key not in stack.decompositions:
         found = [_leading(matrix, network.sizes[bond]) for matrix in stack.matrices(batch, left)]
-        stack._singular[key] = tuple(np.stack(part) for part in zip(*found, strict=True))
-    u, s, vt = stack._singular[key]
+        stack.decompositions[key] = tuple(np.stack(part) for part in zip(*found, strict=True))
+    u, s, vt = stack.decompositions[key]
     vectors = vt.swapaxes(1, 2) if is_right else u
     scaled = vectors * s[:, None, :] ** network.factors[factor].init.power
     return _laid(network, factor, _fit(scaled, 2, network.sizes[bond]), (*batch, *rows, bond))
@@ -123,24 +124,24 @@ def _leading(matrix: Array, rank: int) -> tuple[Array, Array, Array]:
     return u[:, order], s[order], vt[order]
 
 
-def _train(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Array:
+def _tt_svd(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Array:
     """A core of the tensor train of the weights, whose cores are the factors of this law by order of name."""
     network = stack.network
-    cores = [name for name, other in network.factors.items() if other.init.law == "train"]
+    cores = [name for name, other in network.factors.items() if other.init.kind == "tt_svd"]
     roles = [_roles(network, name) for name in cores]
     batch = tuple(mode for mode in network.over if all(mode in sites for sites, _, _ in roles))
     outer = [(*(mode for mode in sites if mode not in batch), *weight) for sites, weight, _ in roles]
     joints = [next(bond for bond in roles[place][2] if bond in roles[place + 1][2]) for place in range(len(cores) - 1)]
     ranks = [1, *(network.sizes[bond] for bond in joints), 1]
-    if stack._trains is None:
+    if stack.trains is None:
         order = [stack.modes.index(mode) for mode in (*batch, *(mode for modes in outer for mode in modes))]
         turned = np.transpose(stack.values, order)
         shape = [network.volume(modes) for modes in outer]
         made = [_tensor_train(one, ranks) for one in turned.reshape(network.volume(batch), *shape)]
-        stack._trains = [np.stack([train[place] for train in made]) for place in range(len(cores))]
+        stack.trains = [np.stack([train[place] for train in made]) for place in range(len(cores))]
     place = cores.index(factor)
     around = (*joints[place - 1 : place][: place > 0], *outer[place], *joints[place : place + 1])
-    return _laid(network, factor, stack._trains[place], (*batch, *around))
+    return _laid(network, factor, stack.trains[place], (*batch, *around))
 
 
 def _tensor_train(tensor: Array, ranks: list[int]) -> list[Array]:
@@ -155,7 +156,7 @@ def _tensor_train(tensor: Array, ranks: list[int]) -> list[Array]:
     ]
 
 
-def _projection(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Array:
+def _hosvd_core(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Array:
     """The weights contracted with all other factors: the best core where those are orthonormal."""
     network = stack.network
     letters = {mode: number for number, mode in enumerate(network.sizes)}
@@ -167,7 +168,7 @@ def _projection(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Ar
     return answer
 
 
-def _tubal(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Array:
+def _t_svd(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Array:
     """A part of the t-SVD along the sites: the left, the right or, with no weight mode, the middle one.
 
     Source: Kilmer and Martin 2011, "Factorization strategies for third-order tensors".
@@ -189,7 +190,7 @@ def _tubal(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Array:
     return _laid(network, factor, np.fft.irfft(part, n=network.sizes[tube], axis=0), modes)
 
 
-def _cur(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Array:
+def _tensor_cur(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Array:
     """A part of the tensor CUR along the sites: columns, rows, or, with no weight mode, the pseudo-inverse between.
 
     Columns of the largest norms over all frequencies, then rows of the largest norms within these columns.
@@ -199,7 +200,9 @@ def _cur(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Array:
     tube, ranks = _tube(network, bonds)
     whole = stack.matrices((), network.over)[0].reshape(-1, *network.weight_shape)
     spectrum = np.fft.fft(whole, axis=0)
-    carried = {name: _roles(network, name) for name, other in network.factors.items() if other.init.law == "cur"}
+    carried = {
+        name: _roles(network, name) for name, other in network.factors.items() if other.init.kind == "tensor_cur"
+    }
     width = next(_tube(network, b)[1][0] for _, w, b in carried.values() if set(w) & set(network.out_modes))
     height = next(_tube(network, b)[1][0] for _, w, b in carried.values() if w and not set(w) & set(network.out_modes))
     columns = _largest(np.linalg.norm(spectrum, axis=1).sum(axis=0), network.sizes[width])
@@ -216,7 +219,7 @@ def _cur(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Array:
 
 def _tube(network: Network, bonds: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
     """The bond that runs along the sites, which a frozen factor joins to them, and the others."""
-    joined = {mode for factor in network.factors.values() if factor.init.law == "cyclic" for mode in factor.modes}
+    joined = {mode for factor in network.factors.values() if factor.init.kind == "cyclic" for mode in factor.modes}
     (tube,) = [bond for bond in bonds if bond in joined]
     return tube, tuple(bond for bond in bonds if bond != tube)
 

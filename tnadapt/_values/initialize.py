@@ -36,7 +36,7 @@ def init(adapter: Adapter, weights: Mapping[str, npt.ArrayLike] | None = None) -
 
 def redraw(adapter: Adapter) -> Params:
     """The starting values that the seed gives again, of frozen and of trainable factors; none that is read."""
-    return {name: draw(slot, adapter.seed) for name, slot in adapter.slots.items() if not slot.factor.init.is_read}
+    return {name: sample(slot, adapter.seed) for name, slot in adapter.slots.items() if not slot.factor.init.is_read}
 
 
 class _Reader:
@@ -58,7 +58,7 @@ class _Reader:
     def _make(self, factor: str, key: str) -> npt.NDArray[np.float64]:
         slot = self.adapter.slots[key]
         if not slot.factor.init.is_read:
-            return draw(slot, self.adapter.seed)
+            return sample(slot, self.adapter.seed)
         if self.weights is None:
             raise SiteError(
                 f"{self.adapter.spec.name}: the start of {key} is read from the host's weights.\n"
@@ -68,14 +68,14 @@ class _Reader:
         return _rounded(read_start(factor, self.stack, self.value))
 
 
-def draw(slot: Slot, seed: int) -> npt.NDArray[np.float64]:
+def sample(slot: Slot, seed: int) -> npt.NDArray[np.float64]:
     """The starting values of one slot. Raises SiteError for one that is read from the host's weights."""
-    law = slot.factor.init
-    if law.is_read:
+    initializer = slot.factor.init
+    if initializer.is_read:
         raise SiteError(f"{slot.name}: is read from the host's weights, and cannot be drawn from a seed.")
-    amount = law.amount / math.sqrt(math.prod(slot.sizes[mode] for mode in law.fan))
-    match law.law:
-        case "identity" | "cyclic" | "sign":
+    amount = initializer.amount / math.sqrt(math.prod(slot.sizes[mode] for mode in initializer.fan))
+    match initializer.kind:
+        case "identity" | "cyclic" | "controlled_z":
             values = amount * _pattern(slot)
         case "constant":
             values = np.full(slot.shape, amount)
@@ -96,10 +96,10 @@ def _rounded(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 def _pattern(slot: Slot) -> npt.NDArray[np.float64]:
     """1 where a slot's law says so: equal indices (identity), a first that is the others' sum (cyclic); or signs."""
     index = np.indices(slot.shape)
-    if slot.factor.init.law == "cyclic":
+    if slot.factor.init.kind == "cyclic":
         return np.asarray((index[0] - index[1:].sum(axis=0)) % slot.shape[0] == 0, dtype=np.float64)
     inner = [axis for axis, mode in enumerate(slot.factor.modes) if mode in slot.inner]
-    if slot.factor.init.law == "sign":
+    if slot.factor.init.kind == "controlled_z":
         last = np.all([index[axis] == slot.shape[axis] - 1 for axis in inner], axis=0)
         return np.where(last, -1.0, 1.0)
     return np.asarray(np.all([index[axis] == index[inner[0]] for axis in inner], axis=0), dtype=np.float64)

@@ -10,7 +10,7 @@ import opt_einsum
 from tnadapt._errors import SiteError
 from tnadapt._hosts import Site
 from tnadapt._language import START, Adapter, Group, Network
-from tnadapt._values.initialize import draw
+from tnadapt._values.initialize import sample
 from tnadapt._values.maps import map_factor
 
 __all__ = ["apply", "delta", "merge"]
@@ -83,7 +83,7 @@ def starts_of(adapter: Adapter, params: Mapping[str, npt.ArrayLike], group: Grou
         name = adapter.slot_name(group, factor)
         slot = adapter.slots.get(name + START, adapter.slots[name])
         if not slot.factor.init.is_read:
-            found[name] = draw(slot, adapter.seed)
+            found[name] = sample(slot, adapter.seed)
         elif slot.name in params:
             found[name] = params[slot.name]
         else:

@@ -5,9 +5,9 @@ from tnadapt.families._circuit import quanta
 from tnadapt.families._matrix import lora, lora_xs, mtlora, pissa, randlora, tlora, vera
 from tnadapt.families._orthogonal import householder, quantum_peft
 from tnadapt.families._product import abba, kadaptation, krona, loha, lokr, superlora
+from tnadapt.families._t_product import lora_pt, tcurlora
 from tnadapt.families._tensor import lorta, lotr, tera
 from tnadapt.families._train import dota, fact_tt, loretta, lotr_tt, metatt, tt_lora
-from tnadapt.families._tubal import lora_pt, tcurlora
 from tnadapt.families._tucker import cara, fact_tk, flora, tenslora
 
 __all__ = [

@@ -1,6 +1,7 @@
 """Adapters that work on the blocks of a weight: a pair for each block, or one matrix laid out as tiles."""
 
-from tnadapt._language import AdapterSpec, frozen, kaiming_uniform, normal, ones, over_rank, raw, trainable, zeros
+from tnadapt._language import AdapterSpec, frozen, trainable
+from tnadapt.initializers import kaiming_uniform, normal, ones, over_rank, raw, zeros
 
 __all__ = ["btt", "gralora", "monarch", "mora"]
 

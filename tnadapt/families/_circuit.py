@@ -4,7 +4,8 @@ import math
 from itertools import combinations
 
 from tnadapt._errors import SpecError
-from tnadapt._language import AdapterSpec, Factor, raw, trainable, uniform
+from tnadapt._language import AdapterSpec, Factor, trainable
+from tnadapt.initializers import raw, uniform
 
 __all__ = ["quanta"]
 

@@ -3,11 +3,10 @@
 import math
 from typing import Literal
 
-from tnadapt._language import (
-    AdapterSpec,
-    Init,
+from tnadapt._language import AdapterSpec, frozen, trainable
+from tnadapt.initializers import (
+    Initializer,
     constant,
-    frozen,
     kaiming_normal,
     kaiming_uniform,
     normal,
@@ -15,8 +14,7 @@ from tnadapt._language import (
     over_rank,
     over_sqrt_rank,
     raw,
-    singular,
-    trainable,
+    svd,
     uniform,
     zeros,
 )
@@ -59,8 +57,8 @@ def pissa(*, alpha: float = 8.0) -> AdapterSpec:
         name="pissa",
         weight="out in",
         factors={
-            "A": trainable("r in", init=singular(0.5)),
-            "B": trainable("out r", init=singular(0.5)),
+            "A": trainable("r in", init=svd(0.5)),
+            "B": trainable("out r", init=svd(0.5)),
         },
         scale=over_rank("r", alpha=alpha),
         centered=True,
@@ -76,7 +74,7 @@ def lora_xs(*, alpha: float = 16.0, sigma: float = 0.0, start: Literal["random",
     Alpha is 16 in its GLUE runs. EDoRA (arXiv:2501.12067) is the svd pair inside DoRA's normed rows.
     Trainable: p q a site; frozen: p out + q in a site. Rank of dW: at most min(p, q).
     """
-    left, right = (singular(), singular(1.0)) if start == "svd" else (kaiming_uniform("p"), kaiming_uniform("in"))
+    left, right = (svd(), svd(1.0)) if start == "svd" else (kaiming_uniform("p"), kaiming_uniform("in"))
     return AdapterSpec(
         name="lora_xs",
         weight="out in",
@@ -132,7 +130,7 @@ def randlora(*, alpha: float = 640.0, short: Literal["in", "out"] = "in") -> Ada
             "A": frozen(f"r {short}", init=unit),
             "B": frozen(f"{long} n r", init=unit),
             "l": trainable("r n", init=zeros()),
-            "g": trainable(f"n {short}", init=Init("constant", 1.0, (short, short))),
+            "g": trainable(f"n {short}", init=Initializer("constant", 1.0, (short, short))),
         },
         scale=over_rank("r", alpha=alpha),
     )

@@ -3,7 +3,8 @@
 import math
 
 from tnadapt._errors import SpecError
-from tnadapt._language import AdapterSpec, Factor, frozen, identity, normal, raw, sign, trainable, uniform, zeros
+from tnadapt._language import AdapterSpec, Factor, frozen, trainable
+from tnadapt.initializers import controlled_z, identity, normal, raw, uniform, zeros
 
 __all__ = ["householder", "quantum_peft"]
 
@@ -66,7 +67,7 @@ def _circuit(side: str, qubits: int, layers: int) -> tuple[dict[str, Factor], di
     bonds: dict[str, str] = {}
     for level, (turned, paired) in enumerate(zip(turns, pairs, strict=True)):
         for first, second in zip(paired[::2], paired[1::2], strict=True) if level else ():
-            gates[f"Z_{side}{level}_{first}"] = frozen(f"{ends[first]} {ends[second]}", init=sign())
+            gates[f"Z_{side}{level}_{first}"] = frozen(f"{ends[first]} {ends[second]}", init=controlled_z())
         for qubit in turned:
             is_last = not any(qubit in later for later in turns[level + 1 :])
             out = f"{side}{qubit}" if is_last else f"{side}{qubit}_{level}"

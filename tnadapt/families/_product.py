@@ -1,18 +1,8 @@
 """Adapters that are an entrywise or a Kronecker product of two matrices, or a sum of Kronecker products."""
 
 from tnadapt._errors import SpecError
-from tnadapt._language import (
-    AdapterSpec,
-    Factor,
-    kaiming_uniform,
-    normal,
-    over_rank,
-    raw,
-    singular,
-    trainable,
-    uniform,
-    zeros,
-)
+from tnadapt._language import AdapterSpec, Factor, trainable
+from tnadapt.initializers import kaiming_uniform, normal, over_rank, raw, svd, uniform, zeros
 
 __all__ = ["abba", "kadaptation", "krona", "loha", "lokr", "superlora"]
 
@@ -47,8 +37,8 @@ def abba(*, alpha: float = 8.0) -> AdapterSpec:
         name="abba",
         weight="out in",
         factors={
-            "A1": trainable("p in", init=singular(0.5)),
-            "B1": trainable("out p", init=singular(0.5)),
+            "A1": trainable("p in", init=svd(0.5)),
+            "B1": trainable("out p", init=svd(0.5)),
             "A2": trainable("q in", init=kaiming_uniform("in", slope=0.0)),
             "B2": trainable("out q", init=zeros()),
         },

@@ -3,19 +3,17 @@
 from typing import Literal
 
 from tnadapt._errors import SpecError
-from tnadapt._language import (
-    AdapterSpec,
-    frozen,
+from tnadapt._language import AdapterSpec, frozen, trainable
+from tnadapt.initializers import (
+    hosvd_core,
     identity,
     kaiming_uniform,
     normal,
     ones,
     over_rank,
     over_sqrt_rank,
-    projection,
     raw,
-    singular,
-    trainable,
+    svd,
     zeros,
 )
 
@@ -38,8 +36,8 @@ def lotr(
     """
     first, core, last = {
         "normal": (normal(), zeros(), normal()),  # the one zero: dW = 0 at the start, and G still gets a gradient
-        "neutral": (zeros(), identity(), singular()),
-        "svd": (singular(), projection(), singular()),
+        "neutral": (zeros(), identity(), svd()),
+        "svd": (svd(), hosvd_core(), svd()),
     }[start]
     return AdapterSpec(
         name="lotr",

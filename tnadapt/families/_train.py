@@ -4,18 +4,16 @@ import math
 from typing import Literal
 
 from tnadapt._errors import SpecError
-from tnadapt._language import (
-    AdapterSpec,
-    Factor,
-    Init,
+from tnadapt._language import AdapterSpec, Factor, trainable
+from tnadapt.initializers import (
+    Initializer,
     kaiming_normal,
     kaiming_uniform,
     normal,
     orthogonal,
     over_rank,
     raw,
-    train,
-    trainable,
+    tt_svd,
     zeros,
 )
 
@@ -58,7 +56,9 @@ def dota(*, order: int = 3, alpha: float = 1.0) -> AdapterSpec:
     return AdapterSpec(
         name="dota",
         weight=" ".join(f"({' '.join(f'{side}{k}' for k in range(1, order + 1))})" for side in "oi"),
-        factors={f"T{k}": trainable(f"{bonds[k - 1]} o{k} i{k} {bonds[k]}", init=train()) for k in range(1, order + 1)},
+        factors={
+            f"T{k}": trainable(f"{bonds[k - 1]} o{k} i{k} {bonds[k]}", init=tt_svd()) for k in range(1, order + 1)
+        },
         scale=raw(alpha),
         centered=True,
     )
@@ -183,7 +183,7 @@ def _bonds(letter: str, modes: list[str]) -> list[str]:
     return [f"{letter}{n}" for n in range(1, len(modes))]
 
 
-def _train(modes: list[str], bonds: list[str], laws: list[Init]) -> list[Factor]:
+def _train(modes: list[str], bonds: list[str], laws: list[Initializer]) -> list[Factor]:
     """The cores, each with the bond to its left, its mode and the bond to its right."""
     ends = ["", *bonds, ""]
     return [

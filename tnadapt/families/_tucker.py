@@ -4,17 +4,15 @@ import math
 from typing import Literal
 
 from tnadapt._errors import SpecError
-from tnadapt._language import (
-    AdapterSpec,
-    Factor,
-    Init,
+from tnadapt._language import AdapterSpec, Factor, trainable
+from tnadapt.initializers import (
+    Initializer,
     kaiming_normal,
     kaiming_uniform,
     normal,
     ones,
     orthogonal,
     raw,
-    trainable,
     uniform,
     zeros,
 )
@@ -35,7 +33,7 @@ def flora(*, kernel_axes: int = 0, gaussian: bool = False, alpha: float = 1.0) -
     axes = ["out", "in", *(f"k{n}" for n in range(1, kernel_axes + 1))]
     bonds = {axis: f"r_{axis}" for axis in axes}
 
-    def law(bond: str) -> Init:
+    def law(bond: str) -> Initializer:
         return normal(0.02) if gaussian else kaiming_normal(bond, slope=math.sqrt(3.0))
 
     return AdapterSpec(

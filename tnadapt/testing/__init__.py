@@ -3,6 +3,7 @@
 Needs hypothesis: `pip install "tnadapt[testing]"`. `check(spec)` runs every law on a spec of your own.
 """
 
+from tnadapt._errors import LawError
 from tnadapt.testing._check import Held, check
 from tnadapt.testing._laws import LAWS, Law
 from tnadapt.testing._oracle import dense, gradients, random_params, start_params
@@ -12,6 +13,7 @@ __all__ = [
     "LAWS",
     "Held",
     "Law",
+    "LawError",
     "adapters",
     "check",
     "dense",

@@ -11,22 +11,16 @@ from itertools import product
 from hypothesis import strategies as st
 
 from tnadapt._hosts import Block, Site
-from tnadapt._language import (
-    Adapter,
-    AdapterSpec,
-    Factor,
-    Network,
+from tnadapt._language import Adapter, AdapterSpec, Factor, Network, frozen, modes_of, trainable
+from tnadapt.initializers import (
     constant,
-    frozen,
     kaiming_uniform,
-    modes_of,
     normal,
     ones,
     orthogonal,
     over_rank,
     over_sqrt_rank,
     raw,
-    trainable,
     uniform,
     zeros,
 )

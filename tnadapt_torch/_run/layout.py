@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from tnadapt import Plan
+from tnadapt.binding import Plan
 
 __all__: list[str] = []
 

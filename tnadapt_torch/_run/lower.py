@@ -8,7 +8,8 @@ from typing import cast
 import torch
 from torch import Tensor, fx
 
-from tnadapt import Network, Plan, plan
+from tnadapt import plan
+from tnadapt.binding import Network, Plan
 from tnadapt_torch._run.layout import Given, Modes, Way, lay_out, size_of
 
 __all__: list[str] = []

@@ -8,7 +8,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from tnadapt import BUCKETS, Network
+from tnadapt.binding import BUCKETS, Network
 from tnadapt_torch._run.lower import Code, lower_apply, lower_delta
 from tnadapt_torch._run.maps import map_factor
 

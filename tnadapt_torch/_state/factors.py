@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-import tnadapt
 from tnadapt import Adapter, SiteError
+from tnadapt.binding import redraw
 
 __all__: list[str] = []
 
@@ -19,7 +19,7 @@ def starts_of(adapter: Adapter) -> dict[str, Tensor]:
     """The starting values that a centered update needs and that the seed gives again, in float64."""
     if not adapter.spec.centered:
         return {}
-    drawn = tnadapt.redraw(adapter)
+    drawn = redraw(adapter)
     return {
         key: torch.from_numpy(drawn[key])
         for key, slot in adapter.slots.items()

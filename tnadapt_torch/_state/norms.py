@@ -7,7 +7,8 @@ import opt_einsum
 import torch
 from torch import Tensor
 
-from tnadapt import Adapter, Group, Network
+from tnadapt import Adapter
+from tnadapt.binding import Group, Network
 from tnadapt_torch._run import Hook, map_factor
 
 __all__: list[str] = []

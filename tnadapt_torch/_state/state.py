@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 import tnadapt
-from tnadapt import Adapter, Group, Site, SiteError, Written
+from tnadapt import Adapter, Site, SiteError
+from tnadapt.binding import Group, Written, redraw
 from tnadapt_torch._host import Merged, SavedModules, Weight, find_tie, unfold
 from tnadapt_torch._run import BlocksHook, Hook, Mapped, Part, Ref, Row, SiteHook, Stack
 from tnadapt_torch._state.factors import START, Factors, leaf_of, plant, starts_of
@@ -229,7 +230,7 @@ class AdapterState(nn.Module):
     def stored(self) -> dict[str, Tensor]:
         """The factors whose values a file must hold: what does not follow from the seed, up to a dtype's rounding."""
         slots = self.adapter.slots
-        drawn = {} if all(slot.is_stored for slot in slots.values()) else tnadapt.redraw(self.adapter)
+        drawn = {} if all(slot.is_stored for slot in slots.values()) else redraw(self.adapter)
         return {
             key: value
             for key, value in self.params().items()

@@ -12,7 +12,8 @@ import peft
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 
-from tnadapt import Adapter, AdapterSpec, FormatError, SiteError, digests, from_json, to_json
+from tnadapt import Adapter, AdapterSpec, FormatError, SiteError, from_json, to_json
+from tnadapt.binding import digests
 
 __all__ = ["TnConfig"]
 

@@ -12,7 +12,8 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_a
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 
-from tnadapt import Adapter, FormatError, SiteError, init, redraw, sites_of
+from tnadapt import Adapter, FormatError, SiteError, init, sites_of
+from tnadapt.binding import redraw
 from tnadapt_torch._host import HostWeights, Weight, check_linear, check_weights, linear_weight
 from tnadapt_torch._state import AdapterState
 from tnadapt_torch.peft._config import PREFIX, STEM, PeftType, TnConfig, check_factors

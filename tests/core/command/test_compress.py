@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tnadapt import delta, families, grid, load, read, save
+from tnadapt import delta, families, grid, load, save
 from tnadapt._command.main import main
+from tnadapt.binding import read_checkpoint
 from tnadapt.testing import random_params
 
 PATH = "base_model.model.model.layers.{layer}.self_attn.{kind}"
@@ -89,7 +90,7 @@ def test_a_file_of_ours_is_taken_too_and_keeps_what_was_saved_along(tmp_path, ca
     save(adapter, params, source, extra={"head.weight": np.arange(3.0)})
     status, _, err = call(capsys, "compress", source, "--to", "lora", "--rank", 4, "-o", source)
     assert (status, err) == (0, "")
-    found = read(source)
+    found = read_checkpoint(source)
     np.testing.assert_array_equal(found.extra["head.weight"], np.arange(3.0))
     for site in adapter.sites:
         update = delta(adapter, params, site)

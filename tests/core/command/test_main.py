@@ -222,7 +222,7 @@ def test_ctrl_c_is_status_130(run, monkeypatch):
     def stop(text):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tnadapt._command.main.find_host", stop)
+    monkeypatch.setattr(sys.modules["tnadapt._command.main"], "find_host", stop)
     assert run("show", "lora", *GPT2)[0] == 130
 
 

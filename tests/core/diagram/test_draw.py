@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tnadapt import AdapterSpec, Factor, Network, draw, families, frozen, grid, minimum_cut, raw, trainable, zeros
+from tnadapt import AdapterSpec, draw, families, frozen, grid, raw, trainable, zeros
+from tnadapt.binding import Factor, Network, minimum_cut
 from tnadapt.testing import adapters, specs
 
 ROOT = Path(__file__).parents[2]

@@ -18,8 +18,8 @@ SITES = grid(layers=2, kinds={"q": (12, 8)})
         (lambda: families.quanta(order=1), r"quanta.*order must be at least 2, for a gate joins two axes, got 1"),
         (lambda: families.flora(kernel_axes=-1), r"flora.*kernel_axes must be at least 0, got -1"),
         (lambda: families.superlora(parts=0), r"superlora.*parts must be at least 1, got 0"),
-        (lambda: families.lora_xs(sigma=float("nan")), r"factor 'R': law normal: its std must be 0 or from"),
-        (lambda: families.lora_xs(alpha=float("inf")), r"scale: alpha must be a finite number, got inf"),
+        (lambda: families.lora_xs(sigma=float("nan")), r"factor 'R': normal: expected a std of 0 or of"),
+        (lambda: families.lora_xs(alpha=float("inf")), r"scale: expected a finite number as alpha, got inf"),
     ],
 )
 def test_options_that_make_no_spec(make, fault):

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from tnadapt import FormatError, families, grid, load, read, save
+from tnadapt import FormatError, families, grid, load, save
+from tnadapt.binding import read_checkpoint
 from tnadapt.testing import start_params
 
 SITES = grid(layers=2, kinds={"q": (6, 4), "up": (8, 4)})
@@ -39,7 +40,7 @@ def outcome(content, path):
     """What reading these bytes gives: the checkpoint as plain values, or None where the file is refused."""
     path.write_bytes(content)
     try:
-        checkpoint = read(path)
+        checkpoint = read_checkpoint(path)
     except FormatError:
         return None
     arrays = [
@@ -282,9 +283,9 @@ def test_claims_of_sizes_that_no_mode_has_are_refused(shape, rank, path):
 
 def test_the_limit_of_drawn_numbers_can_be_set(path):
     frozen = 2 * (4 + 8)
-    assert read(path, draw_limit=frozen).adapter == VERA
+    assert read_checkpoint(path, draw_limit=frozen).adapter == VERA
     with pytest.raises(FormatError, match=f"asks to draw {frozen} frozen numbers; the limit is {frozen - 1}"):
-        read(path, draw_limit=frozen - 1)
+        read_checkpoint(path, draw_limit=frozen - 1)
 
 
 def test_a_missing_file_is_missing(tmp_path):

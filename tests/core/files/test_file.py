@@ -18,7 +18,6 @@ from tnadapt import (
     FormatError,
     Site,
     count,
-    digests,
     families,
     from_json,
     frozen,
@@ -26,14 +25,14 @@ from tnadapt import (
     init,
     load,
     normal,
-    orthogonal,
     raw,
-    read,
     save,
     to_json,
     trainable,
     zeros,
 )
+from tnadapt.binding import digests, read_checkpoint
+from tnadapt.initializers import orthogonal
 from tnadapt.testing import start_params
 
 LOTR = families.lotr().bind(grid(layers=2, kinds={"q": (6, 4), "up": (8, 4)}), rank=2, seed=3)
@@ -115,7 +114,7 @@ def test_arrays_of_another_byte_order_come_back(dtype, moved, tmp_path):
     extra = {"head": np.arange(6.0).reshape(2, 3).astype(dtype), "scalar": np.array(2.5, dtype)}
     turned = [{name: value.astype(f">{dtype}") for name, value in some.items()} for some in (params, extra)]
     save(LOTR, turned[0], tmp_path / "a", extra=turned[1])
-    checkpoint = read(tmp_path / "a")
+    checkpoint = read_checkpoint(tmp_path / "a")
     same(checkpoint.params, params)
     same(checkpoint.extra, extra)
     save(LOTR, params, tmp_path / "b", extra=extra)
@@ -145,7 +144,7 @@ def test_equal_adapters_and_numbers_give_equal_files(adapter, moved, tmp_path):
     strided = {name: np.repeat(extra[name], 2, axis=0)[::2] for name in reversed(extra)}
     save(adapter, params, tmp_path / "a", extra=extra)
     save(again, turned, tmp_path / "b", extra=strided)
-    loaded = read(tmp_path / "a")
+    loaded = read_checkpoint(tmp_path / "a")
     save(loaded.adapter, loaded.params, tmp_path / "c", extra=loaded.extra)
     one, two, three = ((tmp_path / name).read_bytes() for name in "abc")
     assert again == adapter
@@ -181,7 +180,7 @@ def test_extra_arrays_come_back(moved, tmp_path):
         "scalar": np.float32(2.5),
     }
     save(LOTR, moved(LOTR), tmp_path / "a", extra=extra)
-    checkpoint = read(tmp_path / "a")
+    checkpoint = read_checkpoint(tmp_path / "a")
     assert checkpoint.adapter == LOTR
     same(checkpoint.params, moved(LOTR))
     same(checkpoint.extra, {name: np.asarray(value) for name, value in extra.items()})
@@ -219,7 +218,7 @@ def test_a_group_may_have_any_name(name, moved, tmp_path):
     params = moved(adapter)
     extra = {other: np.full(3, float(n)) for n, other in enumerate(["A", "q.A", "q", name, f"{name}.A", "q.A:extra"])}
     save(adapter, params, tmp_path / "a", extra=extra)
-    checkpoint = read(tmp_path / "a")
+    checkpoint = read_checkpoint(tmp_path / "a")
     assert checkpoint.adapter == adapter
     same(checkpoint.params, params)
     same(checkpoint.extra, extra)

@@ -262,7 +262,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         ({"r": None}, "rank is an integer of at least 1"),
         ({"lora_alpha": "2"}, "alpha is a finite number"),
         ({"lora_alpha": float("nan")}, "alpha is a finite number"),
-        ({"lora_alpha": 1e200}, "alpha must be a finite number"),
+        ({"lora_alpha": 1e200}, "scale: expected a finite number as alpha"),
         ({"rank_pattern": [1]}, "rank_pattern maps patterns to numbers"),
         ({"rank_pattern": {"(": 2}}, "names and regular expressions"),
         ({"rank_pattern": {"(a+)+": 2}}, "at most 2 repeats and 4 groups"),

@@ -7,18 +7,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.table import FAMILIES
-from tnadapt import (
-    FormatError,
-    PlanError,
-    Site,
-    SiteError,
-    Written,
-    delta,
-    families,
-    grid,
-    read_peft,
-    save_as_lora,
-)
+from tnadapt import FormatError, PlanError, Site, SiteError, delta, families, grid, read_peft, save_as_lora
+from tnadapt.binding import Written
 from tnadapt.testing import random_params
 
 KINDS = {"q": (12, 8), "up": (16, 12)}

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from tnadapt import (
-    Block,
     FormatError,
     Site,
     SiteError,
@@ -18,6 +17,7 @@ from tnadapt import (
     split_sites,
     to_json,
 )
+from tnadapt.binding import Block
 from tnadapt.testing import random_params
 
 QKV = Site("h.0.attn.c_attn", (12, 4), {"layer": 0, "kind": "attn.c_attn"})

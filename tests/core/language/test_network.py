@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tnadapt import AdapterSpec, Network, Site, SiteError, families, grid, raw, trainable, zeros
+from tnadapt import AdapterSpec, Site, SiteError, families, grid, raw, trainable, zeros
 from tnadapt._hosts.site import divisors
 from tnadapt._language.network import split_evenly
+from tnadapt.binding import Network
 
 LOTR, LORTA, LORA, TERA = families.lotr(), families.lorta(), families.lora(), families.tera()
 ONE = [Site("x", (12, 8))]

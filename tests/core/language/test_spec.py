@@ -9,7 +9,6 @@ import pytest
 from tnadapt import (
     Adapter,
     AdapterSpec,
-    Network,
     Site,
     SpecError,
     count,
@@ -25,6 +24,7 @@ from tnadapt import (
     trainable,
     zeros,
 )
+from tnadapt.binding import Network
 
 A, G, B = trainable("out p"), trainable("site p q", init=zeros()), trainable("in q")
 SITES = grid(layers=2, kinds={"q": (4, 6), "up": (8, 6)})
@@ -152,7 +152,7 @@ def test_bind_leaves_the_spec_as_it_was():
 
 @pytest.mark.parametrize("alpha", [float("nan"), "16", True])
 def test_bind_refuses_an_alpha_that_is_no_number(alpha):
-    with pytest.raises(SpecError, match="alpha must be a finite number"):
+    with pytest.raises(SpecError, match="scale: expected a finite number as alpha"):
         own().bind(SITES, rank=2, alpha=alpha)
 
 

@@ -5,19 +5,8 @@ import opt_einsum
 import pytest
 
 from tests.table import places
-from tnadapt import (
-    BUCKETS,
-    AdapterSpec,
-    Cost,
-    Objective,
-    PlanError,
-    bucket,
-    families,
-    plan,
-    raw,
-    trainable,
-    zeros,
-)
+from tnadapt import AdapterSpec, PlanError, families, plan, raw, trainable, zeros
+from tnadapt.binding import BUCKETS, Cost, Objective, bucket
 
 TERA_RANKS = {f"r_{side}{n}": rank for side in "oi" for n, rank in enumerate((8, 4, 4), 1)}
 

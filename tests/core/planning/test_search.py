@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tnadapt import OBJECTIVES, ExactOrder, PlanError
+from tnadapt import PlanError
 from tnadapt._planning.search import Question, measure, search
+from tnadapt.binding import OBJECTIVES, ExactOrder
 
 LETTERS = "abcdef"
 

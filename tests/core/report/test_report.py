@@ -16,7 +16,6 @@ from tnadapt import (
     count,
     degrees_of_freedom,
     families,
-    file_size,
     fit_rank,
     frozen,
     generic_rank,
@@ -29,6 +28,7 @@ from tnadapt import (
     trainable,
     zeros,
 )
+from tnadapt.binding import file_size
 from tnadapt.testing import start_params
 
 KINDS = {"q": (24, 16), "v": (24, 16), "up": (32, 24)}

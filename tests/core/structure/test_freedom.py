@@ -17,13 +17,13 @@ from tnadapt import (
     first_gradients,
     frozen,
     grid,
-    ones,
     raw,
     trainable,
     zeros,
 )
 from tnadapt._structure.freedom import _degrees, _Jacobian
 from tnadapt._structure.modular import Budget
+from tnadapt.initializers import ones
 from tnadapt.testing import adapters, random_params, start_params
 
 

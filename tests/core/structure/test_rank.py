@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from tests.table import places
 from tnadapt import (
     AdapterSpec,
-    Cut,
     PlanError,
     Site,
     SiteError,
@@ -22,13 +21,13 @@ from tnadapt import (
     frozen,
     generic_rank,
     grid,
-    minimum_cut,
-    ones,
     rank_bound,
     raw,
     trainable,
     zeros,
 )
+from tnadapt.binding import Cut, minimum_cut
+from tnadapt.initializers import ones
 from tnadapt.testing import adapters, random_params
 
 KINDS = {"q": (12, 8), "v": (12, 8)}

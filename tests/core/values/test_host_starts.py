@@ -12,22 +12,18 @@ from tnadapt import (
     SiteError,
     SpecError,
     count,
-    cur,
     delta,
     families,
     grid,
     init,
     load,
-    projection,
     raw,
     save,
-    singular,
     split_sites,
-    train,
     trainable,
-    tubal,
     zeros,
 )
+from tnadapt.initializers import hosvd_core, svd, t_svd, tensor_cur, tt_svd
 from tnadapt.testing import random_params
 
 SITES = grid(layers=3, kinds={"q": (12, 8)})
@@ -237,7 +233,7 @@ def test_a_grid_with_holes_has_no_one_stack(weights):
         name="own",
         weight="out in",
         over="layer kind",
-        factors={"A": trainable("out r", init=singular()), "B": trainable("layer kind r in", init=zeros())},
+        factors={"A": trainable("out r", init=svd()), "B": trainable("layer kind r in", init=zeros())},
         scale=raw(),
     )
     with pytest.raises(SiteError, match=r"0\.q: starts are read from the weights of a whole grid \(layer kind\)"):
@@ -247,15 +243,27 @@ def test_a_grid_with_holes_has_no_one_stack(weights):
 @pytest.mark.parametrize(
     ("over", "factors", "message"),
     [
-        ("", {"A": ("out r q", singular()), "B": ("r q in", zeros())}, "'A': singular needs one bond and a mode"),
+        ("", {"A": ("out r q", svd()), "B": ("r q in", zeros())}, "'A': svd needs one bond and a mode"),
         (
             "layer",
-            {"A": ("out r", tubal()), "B": ("layer r in", zeros())},
-            "'A': tubal needs one site mode, and one",
+            {"A": ("out r", t_svd()), "B": ("layer r in", zeros())},
+            "'A': t_svd needs one site mode, and one",
         ),
-        ("", {"A": ("out r", cur()), "B": ("r in", zeros())}, "'A': cur needs one site mode, and one bond"),
-        ("", {"A": ("out r", train()), "B": ("q in", train()), "C": ("r q", zeros())}, "'A' and 'B': cores of a train"),
-        ("", {"A": ("out r", train()), "B": ("r in", zeros())}, "train: its cores must carry every mode of the weight"),
+        (
+            "",
+            {"A": ("out r", tensor_cur()), "B": ("r in", zeros())},
+            "'A': tensor_cur needs one site mode, and one",
+        ),
+        (
+            "",
+            {"A": ("out r", tt_svd()), "B": ("q in", tt_svd()), "C": ("r q", zeros())},
+            "'A' and 'B': cores of a train",
+        ),
+        (
+            "",
+            {"A": ("out r", tt_svd()), "B": ("r in", zeros())},
+            "tt_svd: its cores must carry every mode of the weight",
+        ),
     ],
 )
 def test_a_factor_without_the_modes_for_its_start_is_refused(over, factors, message):
@@ -270,11 +278,11 @@ def test_a_factor_without_the_modes_for_its_start_is_refused(over, factors, mess
 
 
 def test_a_power_that_is_none_is_refused():
-    with pytest.raises(SpecError, match=r"the power of the singular values must be 0, 0\.5 or 1, got 2"):
+    with pytest.raises(SpecError, match=r"expected a power of the singular values of 0, 0\.5 or 1, got 2"):
         AdapterSpec(
             name="own",
             weight="out in",
-            factors={"A": trainable("r in", init=singular(2)), "B": trainable("out r", init=projection())},
+            factors={"A": trainable("r in", init=svd(2)), "B": trainable("out r", init=hosvd_core())},
             scale=raw(),
             centered=True,
         )

@@ -16,10 +16,7 @@ from tnadapt import (
     from_json,
     init,
     load,
-    map_factor,
-    orthogonal,
     plan,
-    pull_back,
     raw,
     report,
     save,
@@ -27,6 +24,8 @@ from tnadapt import (
     trainable,
     zeros,
 )
+from tnadapt.binding import map_factor, pull_back
+from tnadapt.initializers import orthogonal
 from tnadapt.testing import random_params
 
 SHAPES = {"rotation": (3,), "householder": (3, 4), "cayley": (3, 4, 4), "": (3, 4)}

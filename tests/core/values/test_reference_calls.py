@@ -3,19 +3,8 @@
 import numpy as np
 import pytest
 
-from tnadapt import (
-    AdapterSpec,
-    SiteError,
-    apply,
-    delta,
-    families,
-    grid,
-    merge,
-    normal,
-    orthogonal,
-    raw,
-    trainable,
-)
+from tnadapt import AdapterSpec, SiteError, apply, delta, families, grid, merge, normal, raw, trainable
+from tnadapt.initializers import orthogonal
 from tnadapt.testing import start_params
 
 CONV = grid(layers=1, kinds={"conv": (6, 4, 3, 2)})

@@ -1,6 +1,7 @@
 """Adapters in the algebra of the t-product: matrices of tubes along the sites, multiplied by convolving the tubes."""
 
-from tnadapt._language import AdapterSpec, cur, cyclic, frozen, raw, trainable, tubal
+from tnadapt._language import AdapterSpec, frozen, trainable
+from tnadapt.initializers import cyclic, raw, t_svd, tensor_cur
 
 __all__ = ["lora_pt", "tcurlora"]
 
@@ -21,9 +22,9 @@ def lora_pt(*, alpha: float = 1.0) -> AdapterSpec:
         weight="out in",
         over="layer",
         factors={
-            "U": trainable("g out r", init=tubal()),
-            "S": trainable("h r q", init=tubal()),
-            "V": trainable("k q in", init=tubal()),
+            "U": trainable("g out r", init=t_svd()),
+            "S": trainable("h r q", init=t_svd()),
+            "V": trainable("k q in", init=t_svd()),
             "C": frozen("layer g h k", init=cyclic()),
         },
         scale=raw(alpha),
@@ -45,9 +46,9 @@ def tcurlora(*, alpha: float = 1.0) -> AdapterSpec:
         weight="out in",
         over="layer",
         factors={
-            "C": frozen("g out p", init=cur()),
-            "U": trainable("h p q", init=cur()),
-            "R": frozen("k q in", init=cur()),
+            "C": frozen("g out p", init=tensor_cur()),
+            "U": trainable("h p q", init=tensor_cur()),
+            "R": frozen("k q in", init=tensor_cur()),
             "J": frozen("layer g h k", init=cyclic()),
         },
         scale=raw(alpha),

@@ -13,24 +13,24 @@ from tensorly import decomposition
 from tests.table import FAMILIES
 from tnadapt import (
     AdapterSpec,
-    LoRA,
     Site,
     SiteError,
     SpecError,
+    compress,
     delta,
     families,
     frozen,
     grid,
     init,
-    low_rank,
+    low_rank_updates,
     merge,
-    project,
     raw,
     save,
     trainable,
     zeros,
 )
 from tnadapt._compression.least_squares import Problem, system_of, turn_to
+from tnadapt.binding import LoRA
 from tnadapt.testing import adapters, dense, random_params
 
 KINDS = {"query": (12, 8), "value": (12, 8), "up": (8, 12)}
@@ -74,8 +74,8 @@ def falls(found):
 def test_an_update_that_a_family_has_is_found_again(name):
     case = FAMILIES[name]
     adapter = case.bind(layers=2, kinds=KINDS, seed=5)
-    updates = low_rank(adapter, random_params(adapter, np.random.default_rng(0)))
-    found = project(updates, case.spec, rank=case.rank, sizes=case.sizes, seed=5)
+    updates = low_rank_updates(adapter, random_params(adapter, np.random.default_rng(0)))
+    found = compress(updates, case.spec, rank=case.rank, sizes=case.sizes, seed=5)
     assert found.adapter == adapter
     assert relative_error(updates, found) < 1e-6
     assert found.error < 1e-6
@@ -83,12 +83,12 @@ def test_an_update_that_a_family_has_is_found_again(name):
 
 def test_the_update_of_any_family_stays_where_it_is_met(adapter, moved):
     params = moved(adapter)
-    updates = low_rank(adapter, params)
+    updates = low_rank_updates(adapter, params)
     if any(factor.map for factor in adapter.spec.factors.values()):
         with pytest.raises(SpecError, match=r"an update is not linear in what '.*' holds: it has a map"):
-            project(updates, adapter.spec)
+            compress(updates, adapter.spec)
         return
-    found = project(
+    found = compress(
         updates, adapter.spec, rank=adapter.rank, sizes=adapter.sizes, seed=adapter.seed, start=params, sweeps=2
     )
     for site, update in dense_of(updates).items():
@@ -104,7 +104,7 @@ def test_the_update_of_any_family_stays_where_it_is_met(adapter, moved):
 def test_errors_never_rise_and_are_those_of_the_definition(adapter, seed):
     random = np.random.default_rng(seed)
     updates = {site: random.standard_normal(site.shape) for site in adapter.sites}
-    found = project(
+    found = compress(
         updates,
         adapter.spec,
         rank=adapter.rank,
@@ -131,7 +131,7 @@ def test_errors_never_rise_and_are_those_of_the_definition(adapter, seed):
 def test_a_lora_is_cut_to_the_best_of_a_rank():
     sites = grid(layers=2, kinds={"q": (24, 20), "v": (12, 20)})
     updates = random_updates(sites, rank=6)
-    found = project(updates, families.lora(), rank=3)
+    found = compress(updates, families.lora(), rank=3)
     for site, update in dense_of(updates).items():
         values = np.linalg.svd(update, compute_uv=False)
         best = np.linalg.norm(values[3:]) / np.linalg.norm(values)  # Eckart and Young
@@ -141,9 +141,9 @@ def test_a_lora_is_cut_to_the_best_of_a_rank():
 def test_an_exact_lotr_of_rank_16_is_found_again():
     sites = grid(layers=4, kinds={"query": (64, 48), "value": (64, 48)})
     truth = families.lotr().bind(sites, rank=16, seed=1)
-    updates = low_rank(truth, random_params(truth, np.random.default_rng(0)))
+    updates = low_rank_updates(truth, random_params(truth, np.random.default_rng(0)))
     assert {update.rank for update in updates.values()} == {16}
-    found = project(updates, families.lotr(), rank=16, seed=2)
+    found = compress(updates, families.lotr(), rank=16, seed=2)
     assert relative_error(updates, found) < 1e-5
     assert max(found.errors.values()) < 1e-5
 
@@ -154,7 +154,7 @@ def stacked(updates):
 
 def test_lotr_is_as_close_as_tucker_by_hooi():
     updates = random_updates(grid(layers=4, kinds={"q": (20, 16), "v": (20, 16)}), rank=5)
-    found = project(updates, families.lotr(), rank={"p": 6, "q": 4}, tolerance=1e-9)
+    found = compress(updates, families.lotr(), rank={"p": 6, "q": 4}, tolerance=1e-9)
     stack = stacked(updates)
     for rounds, slack in ((0, 0.0), (500, 1e-6)):  # HOSVD; HOOI, to its end
         (core, parts), _ = decomposition.partial_tucker(
@@ -167,7 +167,7 @@ def test_lotr_is_as_close_as_tucker_by_hooi():
 def test_a_train_is_as_close_as_tt_svd():
     updates = random_updates(grid(layers=1, kinds={"q": (24, 20)}), rank=12)
     spec = families.tt_lora(out_order=2, in_order=2)
-    found = project(updates, spec, rank=3)
+    found = compress(updates, spec, rank=3)
     network = found.adapter.networks[0]
     tensor = stacked(updates).reshape([network.sizes[mode] for mode in (*network.out_modes, *network.in_modes)])
     theirs = decomposition.tensor_train(tensor, rank=[1, 3, 3, 3, 1])
@@ -179,7 +179,7 @@ def test_cp_tensors_are_as_close_as_those_of_parafac():
     ours, theirs = [], []
     for seed in range(5):
         updates = random_updates(grid(layers=4, kinds=dict.fromkeys("qkv", (9, 5))), rank=3, seed=seed)
-        ours.append(project(updates, families.lorta(), rank=3, sizes={"head": 3}).error)
+        ours.append(compress(updates, families.lorta(), rank=3, sizes={"head": 3}).error)
         tensor = stacked(updates).reshape(4, 3, 3, 3, 5)
         found = decomposition.parafac(tensor, 3, n_iter_max=200, init="svd", tol=1e-7)
         theirs.append(np.linalg.norm(tensor - tensorly.cp_to_tensor(found)) / np.linalg.norm(tensor))
@@ -194,7 +194,8 @@ def test_low_rank_and_dense_updates_have_one_answer(name):
     whole = dense_of(updates)
     mixed = {site: whole[site] if number % 2 else update for number, (site, update) in enumerate(updates.items())}
     found = [
-        project(one, case.spec, rank=case.rank, sizes=case.sizes, starts=1, sweeps=3) for one in (updates, whole, mixed)
+        compress(one, case.spec, rank=case.rank, sizes=case.sizes, starts=1, sweeps=3)
+        for one in (updates, whole, mixed)
     ]
     for site in adapter.sites:
         thin, *others = (delta(one.adapter, one.params, site) for one in found)
@@ -217,20 +218,20 @@ def test_no_dense_update_is_made_of_low_rank_ones(monkeypatch):
 
     monkeypatch.setattr("tnadapt._values.einsum.np.asarray", seen)
     for spec in (families.lora(), families.lotr(), families.tenslora(), families.vera()):
-        assert project(updates, spec, rank=2, sweeps=2).error > 0.1
+        assert compress(updates, spec, rank=2, sweeps=2).error > 0.1
     assert 0 < largest < 400 * 300
 
 
 def test_ranks_of_two_sites_may_differ_and_kernels_may_come_thin():
     updates = random_updates([Site("a", (6, 4, 3))], rank=1) | random_updates([Site("b", (6, 4, 3))], rank=3)
-    found = project(updates, families.flora(kernel_axes=1), rank=12)
+    found = compress(updates, families.flora(kernel_axes=1), rank=12)
     assert relative_error(updates, found) < 1e-6
 
 
 def test_sites_of_one_network_may_have_updates_of_several_ranks():
     sites = grid(layers=3, kinds={"q": (6, 5)})
     updates = {site: random_updates([site], rank=rank)[site] for rank, site in zip((1, 3, 2), sites, strict=True)}
-    found = project(updates, families.lotr(), rank={"p": 6, "q": 5}, overparametrized=True)
+    found = compress(updates, families.lotr(), rank={"p": 6, "q": 5}, overparametrized=True)
     assert len(found.adapter.groups) == 1
     assert relative_error(updates, found) < 1e-6
 
@@ -243,8 +244,8 @@ def test_holes_in_a_grid_are_no_updates():
     ]
     truth = families.tenslora().bind(sites, rank=2, seed=3)
     assert truth.groups[0].places is not None
-    updates = low_rank(truth, random_params(truth, np.random.default_rng(1)))
-    found = project(updates, families.tenslora(), rank=2, sweeps=400, tolerance=1e-9)
+    updates = low_rank_updates(truth, random_params(truth, np.random.default_rng(1)))
+    found = compress(updates, families.tenslora(), rank=2, sweeps=400, tolerance=1e-9)
     assert falls(found)
     assert relative_error(updates, found) < 1e-5
 
@@ -258,7 +259,7 @@ def test_a_site_mode_that_no_factor_carries_gets_the_mean():
         scale=raw(),
     )
     updates = random_updates(grid(layers=3, kinds={"q": (5, 4)}), rank=4)
-    found = project(updates, spec, rank=4)
+    found = compress(updates, spec, rank=4)
     mean = np.mean(list(dense_of(updates).values()), axis=0)
     for site in updates:
         np.testing.assert_allclose(delta(found.adapter, found.params, site), mean, atol=1e-10)
@@ -266,20 +267,20 @@ def test_a_site_mode_that_no_factor_carries_gets_the_mean():
 
 def test_a_large_core_is_solved_without_its_matrix(monkeypatch):
     updates = random_updates(grid(layers=3, kinds={"q": (12, 10)}), rank=4)
-    direct = project(updates, families.lora_xs(), rank=4, sweeps=1)
+    direct = compress(updates, families.lora_xs(), rank=4, sweeps=1)
     monkeypatch.setattr("tnadapt._compression.least_squares.DIRECT", 1)
-    other = project(updates, families.lora_xs(), rank=4, sweeps=1)
+    other = compress(updates, families.lora_xs(), rank=4, sweeps=1)
     np.testing.assert_allclose(other.error, direct.error, rtol=1e-9)
 
 
 def test_updates_of_zero_are_met_exactly():
     sites = grid(layers=2, kinds={"q": (6, 5)})
-    still = project({site: np.zeros(site.shape) for site in sites}, families.lora(), rank=2)
+    still = compress({site: np.zeros(site.shape) for site in sites}, families.lora(), rank=2)
     assert still.error == 0.0
     assert set(still.errors.values()) == {0.0}
     half = {sites[0]: np.ones(sites[0].shape), sites[1]: np.zeros(sites[1].shape)}
-    assert project(half, families.lora(), rank=2).errors[sites[1]] == 0.0
-    shared = project(half, families.vera(), rank=2)
+    assert compress(half, families.lora(), rank=2).errors[sites[1]] == 0.0
+    shared = compress(half, families.vera(), rank=2)
     assert shared.errors[sites[1]] == 0.0
     spec = AdapterSpec(
         name="one",
@@ -288,13 +289,13 @@ def test_updates_of_zero_are_met_exactly():
         factors={"a": trainable("out", init=zeros()), "b": frozen("in")},
         scale=raw(),
     )
-    assert project(half, spec).errors[sites[1]] == np.inf
+    assert compress(half, spec).errors[sites[1]] == np.inf
 
 
 def test_what_is_told_on_the_way():
     updates = random_updates(grid(layers=2, kinds={"q": (6, 5)}), rank=4)
     told = []
-    found = project(updates, families.lora(), rank=2, sweeps=7, tell=told.append)
+    found = compress(updates, families.lora(), rank=2, sweeps=7, tell=told.append)
     assert {(one.groups, one.sweeps) for one in told} == {(2, 7)}
     assert [one.group for one in told] == sorted(one.group for one in told)
     assert told[-1].number == 7
@@ -315,7 +316,7 @@ def test_what_is_told_on_the_way():
 def test_how_many_starts_are_tried(spec, starts, tried):
     updates = random_updates(grid(layers=1, kinds={"q": (8, 6)}), rank=6)
     told = []
-    found = project(updates, spec, rank=2, starts=starts, sweeps=1, tell=told.append)
+    found = compress(updates, spec, rank=2, starts=starts, sweeps=1, tell=told.append)
     begun = [one.error for one in told if one.number == 0]
     assert len(begun) == tried
     assert begun == sorted(begun, reverse=True)  # each is told with the best so far
@@ -354,7 +355,7 @@ def test_turning_makes_normal_equations_trivial(name):
 
 def test_one_seed_has_one_answer_and_its_file_is_its_adapters(tmp_path):
     updates = random_updates(grid(layers=2, kinds={"q": (6, 5)}), rank=4)
-    one, two = (project(updates, families.vera(), rank=2, seed=3) for _ in range(2))
+    one, two = (compress(updates, families.vera(), rank=2, seed=3) for _ in range(2))
     assert all(np.array_equal(one.params[name], two.params[name]) for name in one.params)
     save(one.adapter, one.params, tmp_path / "one.safetensors")
     site = one.adapter.sites[0]
@@ -369,12 +370,12 @@ def test_a_start_that_is_read_from_the_host_is_met_as_well():
     truth = families.pissa().bind(sites, rank=2)
     begun = init(truth, weights)
     moved = begun | {name: random.standard_normal(begun[name].shape) for name in begun if not name.endswith(":start")}
-    found = project(low_rank(truth, moved), families.pissa(), rank=2, weights=weights)
+    found = compress(low_rank_updates(truth, moved), families.pissa(), rank=2, weights=weights)
     for site in sites:
         update = delta(truth, moved, site)
         np.testing.assert_allclose(delta(found.adapter, found.params, site), update, atol=1e-6 * np.abs(update).max())
     with pytest.raises(SiteError, match="is read from the host's weights"):
-        project(low_rank(truth, moved), families.pissa(), rank=2)
+        compress(low_rank_updates(truth, moved), families.pissa(), rank=2)
 
 
 SITE = Site("layers.0.q", (6, 5))
@@ -400,10 +401,10 @@ SITE = Site("layers.0.q", (6, 5))
 )
 def test_what_cannot_be_projected_is_refused(updates, words, match):
     with pytest.raises(SiteError, match=match):
-        project(updates, families.lora(), **({"rank": 2} | words))
+        compress(updates, families.lora(), **({"rank": 2} | words))
 
 
 def test_params_of_another_adapter_are_refused():
     adapter = families.lora().bind([SITE], rank=2)
     with pytest.raises(SiteError, match="params: 'A' is missing"):
-        low_rank(adapter, {})
+        low_rank_updates(adapter, {})

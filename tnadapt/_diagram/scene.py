@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from tnadapt._diagram._layout import Cell, Key, Layout, Link, Point, Stack, level
-from tnadapt._diagram._subject import Subject
+from tnadapt._diagram.layout import Cell, Key, Layout, Link, Point, Stack, level
+from tnadapt._diagram.subject import Subject
 
 __all__: list[str] = []
 

@@ -4,7 +4,7 @@ import unicodedata
 from collections.abc import Sequence
 from statistics import fmean
 
-from tnadapt._diagram._subject import Subject
+from tnadapt._diagram.subject import Subject
 
 __all__: list[str] = []
 

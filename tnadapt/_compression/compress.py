@@ -16,7 +16,7 @@ from tnadapt._language import Adapter, AdapterSpec, Group
 from tnadapt._structure import LoRA
 from tnadapt._values import Array, Operand, Params, init, starts_of
 
-__all__ = ["Projection", "Sweep", "project"]
+__all__ = ["Compression", "Sweep", "compress"]
 
 SWEEPS, TOLERANCE = 100, 1e-5
 RACE = 5  # sweeps after which the best start goes on alone
@@ -25,7 +25,7 @@ ROUNDED = 1e-8  # relative: a Gram matrix tells no smaller errors from 0
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is told of a projection on its way: which group of how many, which sweep of how many at most, the error."""
+    """What is told of a fit on its way: which group of how many, which sweep of how many at most, the error."""
 
     group: int
     groups: int
@@ -35,7 +35,7 @@ class Sweep:
 
 
 @dataclass(frozen=True)
-class Projection:
+class Compression:
     """The closest adapter that was found.
 
     `errors` has the relative error of each site, by Frobenius norms: 0 where an update of 0 was met, infinity where it
@@ -50,7 +50,7 @@ class Projection:
     history: Mapping[str, tuple[float, ...]]
 
 
-def project(
+def compress(
     updates: Mapping[Site, npt.ArrayLike | LoRA],
     spec: AdapterSpec,
     *,
@@ -65,7 +65,7 @@ def project(
     sweeps: int = SWEEPS,
     tolerance: float = TOLERANCE,
     tell: Callable[[Sweep], None] | None = None,
-) -> Projection:
+) -> Compression:
     """The adapter of a spec whose updates are closest to given ones, in the Frobenius norm over all sites.
 
     Frozen factors keep the values of the seed. The problem has local minima: what is found is one of them, from the
@@ -94,9 +94,9 @@ def project(
             as for `bind`.
     """
     if sweeps < 1 or (starts is not None and starts < 1):
-        raise SiteError(f"project: starts and sweeps must be at least 1, got {starts} and {sweeps}.")
+        raise SiteError(f"compress: starts and sweeps must be at least 1, got {starts} and {sweeps}.")
     if mapped := [name for name, factor in spec.factors.items() if factor.map]:
-        raise SpecError(spec.name, [f"project: an update is not linear in what {mapped[0]!r} holds: it has a map"])
+        raise SpecError(spec.name, [f"compress: an update is not linear in what {mapped[0]!r} holds: it has a map"])
     checked = {site: check_update(site, update) for site, update in updates.items()}
     adapter = spec.bind(checked, rank=rank, sizes=sizes, alpha=alpha, seed=seed, overparametrized=overparametrized)
     params = init(adapter, weights) if start is None else _begin_at(adapter, start)
@@ -120,7 +120,7 @@ def project(
             at = tuple(group.index(site).values())
             errors[site] = _relative(missed[at], whole[at], problem.square)
     in_order = {site: errors[site] for site in adapter.sites}
-    return Projection(adapter, params, _relative(float(squares[0]), float(squares[1]), 0.0), in_order, history)
+    return Compression(adapter, params, _relative(float(squares[0]), float(squares[1]), 0.0), in_order, history)
 
 
 def _cut(array: Array, shape: tuple[int, ...]) -> Array:

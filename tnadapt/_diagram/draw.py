@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from tnadapt._diagram._layout import Point, level
-from tnadapt._diagram._scene import LINE, PLAIN, SMALL, Box, Scene, Stroke, line, text_width
-from tnadapt._diagram._score import WIDTH, score
-from tnadapt._diagram._subject import Subject
+from tnadapt._diagram.layout import Point, level
+from tnadapt._diagram.scene import LINE, PLAIN, SMALL, Box, Scene, Stroke, line, text_width
+from tnadapt._diagram.score import WIDTH, score
+from tnadapt._diagram.subject import Subject
 from tnadapt._language import AdapterSpec, Network, text_of
 from tnadapt._structure import minimum_cut
 

@@ -1,0 +1,185 @@
+"""Initializers: how the entries of a factor start. None of them knows a size."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from tnadapt._language.notation import modes_of
+
+__all__ = [
+    "Initializer",
+    "constant",
+    "controlled_z",
+    "cyclic",
+    "hosvd_core",
+    "identity",
+    "kaiming_normal",
+    "kaiming_uniform",
+    "normal",
+    "ones",
+    "orthogonal",
+    "svd",
+    "t_svd",
+    "tensor_cur",
+    "tt_svd",
+    "uniform",
+    "zeros",
+]
+
+Drawn = Literal["constant", "normal", "uniform", "orthogonal", "identity", "cyclic", "controlled_z"]
+Read = Literal["svd", "tt_svd", "hosvd_core", "t_svd", "tensor_cur"]  # from the host's weights
+Kind = Literal[Drawn, Read]
+
+AMOUNTS = dict.fromkeys((*get_args(Drawn), *get_args(Read)), "gain")
+AMOUNTS |= {"constant": "value", "normal": "std", "uniform": "bound"}
+TINY, HUGE = 1e-30, 1e30  # float32 holds the products of such numbers
+
+
+@dataclass(frozen=True)
+class Initializer:
+    """How the entries of a factor start: of size `amount / sqrt(fan)`, where fan is a product of mode sizes.
+
+    `amount` is the standard deviation of "normal", the half-width of "uniform", the value of "constant", and the gain
+    of every other kind. `fan` may name any mode of the network, also one that the factor does not carry. `power` is the
+    power of the singular values by which singular vectors are multiplied.
+    """
+
+    kind: Kind
+    amount: float
+    fan: tuple[str, ...] = ()
+    power: float = 0.0
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether every entry is exactly 0."""
+        return self.amount == 0
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the values are read from the host's weights."""
+        return self.kind in get_args(Read)
+
+    @property
+    def is_redrawn(self) -> bool:
+        """Whether a seed gives the same bits on every machine: not where a linear algebra library takes part."""
+        return self.kind != "orthogonal" and not self.is_read
+
+    def faults(self) -> list[str]:
+        """List what is wrong with this initializer by itself."""
+        if self.kind not in AMOUNTS:
+            return [f"initializer: expected one of {', '.join(AMOUNTS)}, got {self.kind!r}"]
+        is_number = isinstance(self.amount, int | float) and not isinstance(self.amount, bool)
+        if not is_number or (self.amount != 0 and not TINY <= abs(self.amount) <= HUGE):
+            what = AMOUNTS[self.kind]
+            return [f"{self.kind}: expected a {what} of 0 or of {TINY} to {HUGE} in size, got {self.amount!r}"]
+        if isinstance(self.power, bool) or self.power not in (0, 0.5, 1):
+            return [f"{self.kind}: expected a power of the singular values of 0, 0.5 or 1, got {self.power!r}"]
+        return []
+
+    def __str__(self) -> str:
+        """As in normal(std=0.5 / sqrt(in)); plain words for zeros and ones."""
+        if self.kind == "constant" and self.amount in (0, 1):
+            return "zeros" if self.is_zero else "ones"
+        name = AMOUNTS.get(self.kind, "amount")
+        fan = f" / sqrt({'*'.join(self.fan)})" if self.fan else ""
+        gain = "" if self.amount == 1 and name == "gain" else f"{name}={self.amount:.6g}{fan}"
+        words = [gain, *([f"power={self.power:g}"] if self.power else [])]
+        return f"{self.kind}({', '.join(filter(None, words))})"
+
+
+def zeros() -> Initializer:
+    """Start every entry at 0: for the one factor that makes dW = 0 at the start."""
+    return Initializer("constant", 0.0)
+
+
+def ones() -> Initializer:
+    """Start every entry at 1."""
+    return Initializer("constant", 1.0)
+
+
+def constant(value: float) -> Initializer:
+    """Start every entry at `value`."""
+    return Initializer("constant", float(value))
+
+
+def normal(std: float = 1.0, *, fan: str = "") -> Initializer:
+    """Draw normal entries of standard deviation std / sqrt(fan); `fan` names modes, as in "in"."""
+    return Initializer("normal", float(std), modes_of(fan))
+
+
+def uniform(bound: float = 1.0, *, fan: str = "") -> Initializer:
+    """Draw uniform entries in +-bound / sqrt(fan); `fan` names modes, as in "in"."""
+    return Initializer("uniform", float(bound), modes_of(fan))
+
+
+def kaiming_uniform(fan: str, *, slope: float = math.sqrt(5.0)) -> Initializer:
+    """Draw uniform entries in +-sqrt(6 / ((1 + slope^2) fan)); with the default slope that is +-1 / sqrt(fan).
+
+    The fan is given in modes, since a contraction has no fan of its own. Source: He et al. 2015, the leaky form; LoRA
+    uses slope sqrt(5).
+    """
+    return uniform(math.sqrt(6.0 / (1.0 + slope**2)), fan=fan)
+
+
+def kaiming_normal(fan: str, *, slope: float = math.sqrt(5.0)) -> Initializer:
+    """Draw normal entries of variance 2 / ((1 + slope^2) fan); with the default slope that is 1 / (3 fan).
+
+    Source: as for `kaiming_uniform`.
+    """
+    return normal(math.sqrt(2.0 / (1.0 + slope**2)), fan=fan)
+
+
+def orthogonal(gain: float = 1.0) -> Initializer:
+    """Draw an orthogonal matrix per site, times `gain`: its rows are the first mode that is no site mode."""
+    return Initializer("orthogonal", float(gain))
+
+
+def identity(gain: float = 1.0) -> Initializer:
+    """Set `gain` where the indices along all modes but the site modes are equal, 0 elsewhere."""
+    return Initializer("identity", float(gain))
+
+
+def cyclic() -> Initializer:
+    """Set 1 where the index along the first mode is the sum of the other indices, modulo its size; 0 elsewhere.
+
+    Joins tensors along the sites by the t-product, a convolution (Kilmer and Martin 2011).
+    """
+    return Initializer("cyclic", 1.0)
+
+
+def controlled_z() -> Initializer:
+    """Set -1 where every index is the last, 1 elsewhere: the controlled-Z gate of two qubits."""
+    return Initializer("controlled_z", 1.0)
+
+
+def svd(power: float = 0.0, *, gain: float = 1.0) -> Initializer:
+    """Read leading singular vectors of the host's weights, times the singular values to a power of 0, 0.5 or 1.
+
+    The vectors belong to the factor's modes of the weight. The weights of sites whose mode the factor does not carry
+    stand side by side, as in the HOSVD. A factor that carries in modes only takes the right singular vectors of the
+    matrix whose left ones a factor of out modes takes.
+    """
+    return Initializer("svd", float(gain), power=power)
+
+
+def tt_svd() -> Initializer:
+    """Read a core of the tensor train of the host's weights; the cores are the factors of this kind, by name."""
+    return Initializer("tt_svd", 1.0)
+
+
+def hosvd_core() -> Initializer:
+    """Read the host's weights contracted with all other factors: the best core where those are orthonormal."""
+    return Initializer("hosvd_core", 1.0)
+
+
+def t_svd(power: float = 0.0) -> Initializer:
+    """Read the left, right or middle part of the t-SVD of the host's weights along the sites.
+
+    The factor carries the bond that a `cyclic` factor joins to the sites. `power` as for `svd`.
+    """
+    return Initializer("t_svd", 1.0, power=power)
+
+
+def tensor_cur() -> Initializer:
+    """Read the columns, the rows or the middle part of the tensor CUR of the host's weights along the sites."""
+    return Initializer("tensor_cur", 1.0)

@@ -1,0 +1,53 @@
+"""The scale: the number in front of an update, as a rule that knows no size."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from tnadapt._language.initializer import HUGE
+
+__all__ = ["Scale", "over_rank", "over_sqrt_rank", "raw"]
+
+Rule = Literal["over_rank", "over_sqrt_rank", "raw"]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A rule for the number that multiplies the update: alpha / rank, alpha / sqrt(rank), or alpha itself."""
+
+    rule: Rule
+    alpha: float
+    bond: str = ""
+
+    def faults(self) -> list[str]:
+        """List what is wrong with this rule by itself."""
+        rules = get_args(Rule)
+        found = [] if self.rule in rules else [f"scale: expected one of {', '.join(rules)}, got {self.rule!r}"]
+        is_number = isinstance(self.alpha, int | float) and not isinstance(self.alpha, bool)
+        if not is_number or not -HUGE <= self.alpha <= HUGE:
+            found.append(f"scale: expected a finite number as alpha, got {self.alpha!r}")
+        return found
+
+    def at(self, rank: int) -> float:
+        """Return the scale of a network whose bond `bond` has size `rank`, as a Python float."""
+        return float(self.alpha) / {"over_rank": rank, "over_sqrt_rank": math.sqrt(rank), "raw": 1.0}[self.rule]
+
+    def __str__(self) -> str:
+        """As in 16 / sqrt(r)."""
+        divisor = {"over_rank": f" / {self.bond}", "over_sqrt_rank": f" / sqrt({self.bond})"}
+        return f"{self.alpha:g}{divisor.get(self.rule, '')}"
+
+
+def over_rank(bond: str, *, alpha: float = 1.0) -> Scale:
+    """Scale by alpha / size of `bond`, as LoRA does."""
+    return Scale("over_rank", alpha, bond)
+
+
+def over_sqrt_rank(bond: str, *, alpha: float = 1.0) -> Scale:
+    """Scale by alpha / sqrt(size of `bond`), as rsLoRA does (arXiv:2312.03732)."""
+    return Scale("over_sqrt_rank", alpha, bond)
+
+
+def raw(alpha: float = 1.0) -> Scale:
+    """Scale by alpha itself."""
+    return Scale("raw", alpha)

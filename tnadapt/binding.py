@@ -1,0 +1,36 @@
+"""What a binding to a framework, or a tool beside the library, needs of the core beyond the public names."""
+
+from tnadapt._files import Checkpoint, Written, digests, file_size, read_checkpoint
+from tnadapt._hosts import Block
+from tnadapt._language import Factor, Group, Network, Slot
+from tnadapt._planning import BUCKETS, OBJECTIVES, Cost, ExactOrder, Objective, Plan, Step, bucket
+from tnadapt._structure import Cut, LoRA, minimum_cut
+from tnadapt._values import Params, map_factor, pull_back, redraw
+
+__all__ = [
+    "BUCKETS",
+    "OBJECTIVES",
+    "Block",
+    "Checkpoint",
+    "Cost",
+    "Cut",
+    "ExactOrder",
+    "Factor",
+    "Group",
+    "LoRA",
+    "Network",
+    "Objective",
+    "Params",
+    "Plan",
+    "Slot",
+    "Step",
+    "Written",
+    "bucket",
+    "digests",
+    "file_size",
+    "map_factor",
+    "minimum_cut",
+    "pull_back",
+    "read_checkpoint",
+    "redraw",
+]
