@@ -1,17 +1,16 @@
 """Which leaves of a pytree of weights are adapted, and where each of them stands."""
 
 import math
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tnadapt import Site, SiteError, split_sites
-from tnadapt_jax._leaf import ROLES, Leaf, Leaves, arrays_of, nearest
+from tnadapt.binding import Place, Rule, coordinates_of, match, places_of
+from tnadapt_jax._leaf import ROLES, Leaf, Leaves, arrays_of
 
 __all__ = ["find_sites"]
 
-Rule = str | Collection[str]
 LayerAxis = int | Mapping[str, int] | None
 LAYOUTS = {"nnx": "in out", "linen": "in out", "equinox": "out in", "hf-torch": "out in"}
 ENDINGS = ("kernel", "weight")
@@ -19,13 +18,10 @@ EXPERT = "expert"
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where one weight stands: `axis` and `index` only in a leaf that holds several."""
+class Weight:
+    """One weight of a tree: the path of its leaf, and its axis and index in a leaf that holds several."""
 
-    path: str
-    stack: str
-    layer: int
-    kind: str
+    leaf: str
     axis: int | None = None
     index: int | None = None
 
@@ -62,18 +58,20 @@ def find_sites(
     roles = _roles(layout)
     shapes = dict(arrays_of(weights))
     known = {_stem(path): path for path in shapes}
-    places = {stem: list(_places(stem, shapes[known[stem]], layer_axis)) for stem in _match(known, target)}
-    several = len({place.stack for some in places.values() for place in some if place.stack}) > 1
-    found = {
-        leaf.site.path: leaf
-        for stem, some in places.items()
-        for place in some
-        for leaf in [_leaf(known[stem], shapes[known[stem]], roles, place, several=several)]
-    }
-    sites = [leaf.site for leaf in found.values()]
+    found: dict[str, Weight] = {}
+    places: dict[str, Place] = {}
+    for stem in match(known, target, what="target", things="leaves"):
+        for path, place, weight in _weights(stem, known[stem], shapes[known[stem]], layer_axis):
+            found[path] = weight
+            if place is not None:
+                places[path] = place
+    plain = places_of([path for path in found if path not in places], among=shapes)
+    coordinates = coordinates_of({path: places.get(path) or plain[path] for path in found})
+    leaves = {path: _leaf(path, weight, shapes, roles, coordinates[path]) for path, weight in found.items()}
+    sites = [leaf.site for leaf in leaves.values()]
     experts = [site.path for site in sites] if EXPERT in roles else ()
     parts = split_sites(sites, blocks=blocks, fused=fused, experts=experts, tasks=tasks)
-    return Leaves(tuple(replace(found[site.weight], site=site) for site in parts))
+    return Leaves(tuple(replace(leaves[site.weight], site=site) for site in parts))
 
 
 def _roles(layout: str) -> tuple[str, ...]:
@@ -91,24 +89,6 @@ def _stem(path: str) -> str:
     return head if dot and last in ENDINGS else path
 
 
-def _match(known: Collection[str], rule: Rule) -> list[str]:
-    """The site paths that a rule matches. Raises SiteError where it, or a name in it, matches none."""
-    if isinstance(rule, str):
-        try:
-            found = [path for path in known if re.fullmatch(rule, path)]
-        except re.error as error:
-            raise SiteError(f"target {rule!r}: not a regular expression: {error}.") from None
-        if not found:
-            raise SiteError(f"target {rule!r}: matches no leaf's whole path.{nearest(rule, known)}")
-        return found
-    if not rule:
-        raise SiteError(f"target: names nothing to adapt.{nearest('', known)}")
-    for name in rule:
-        if not any(_is_suffix(name, path) for path in known):
-            raise SiteError(f"target {name!r}: matches no leaf.{nearest(name, known)}")
-    return [path for path in known if any(_is_suffix(name, path) for name in rule)]
-
-
 def _stack_of(stem: str, layer_axis: LayerAxis) -> tuple[str, int | None]:
     """The path and the axis of the stack that a leaf is; an axis of None for a leaf that is one weight."""
     if not isinstance(layer_axis, Mapping):
@@ -117,42 +97,39 @@ def _stack_of(stem: str, layer_axis: LayerAxis) -> tuple[str, int | None]:
     return stack, layer_axis.get(stack)
 
 
-def _places(stem: str, shape: tuple[int, ...], layer_axis: LayerAxis) -> Iterator[Place]:
-    """Every weight of one leaf: its site path, its stack, its layer and what follows that, its axis and index."""
+def _weights(
+    stem: str, path: str, shape: tuple[int, ...], layer_axis: LayerAxis
+) -> Iterator[tuple[str, Place | None, Weight]]:
+    """List the weights of one leaf: the path of each as a site, its place where the caller gave it, the weight."""
     stack, axis = _stack_of(stem, layer_axis)
     if axis is None:
-        words = stem.split(".")
-        number = next((place for place, word in enumerate(words) if word.isdecimal()), None)
-        if number is None:
-            yield Place(stem, "", 0, stem)
-            return
-        stack, inner = ".".join(words[:number]), ".".join(words[number + 1 :])
-        yield Place(stem, stack, int(words[number]), inner or stack or "linear")
+        yield stem, None, Weight(path)
         return
     if not -len(shape) <= axis < len(shape):
         raise SiteError(f"{stem}: layer_axis must be an axis of the leaf.\nHowever, it is {axis}, the shape {shape}.")
     kind = stem.removeprefix(f"{stack}.") if stack else stem
     for index in range(shape[axis]):
-        path = f"{stack}.{index}.{kind}" if stack else f"{stem}[{index}]"
-        yield Place(path, stack, index, kind, axis % len(shape), index)
+        name = f"{stack}.{index}.{kind}" if stack else f"{stem}[{index}]"
+        yield name, Place(stack, index, kind), Weight(path, axis % len(shape), index)
 
 
-def _leaf(path: str, shape: tuple[int, ...], roles: tuple[str, ...], place: Place, *, several: bool) -> Leaf:
-    """The leaf of one weight. Raises SiteError where the layout has another number of axes."""
-    stored = tuple(size for axis, size in enumerate(shape) if axis != place.axis)
+def _leaf(
+    path: str,
+    weight: Weight,
+    shapes: Mapping[str, tuple[int, ...]],
+    roles: tuple[str, ...],
+    coordinates: Mapping[str, int | str],
+) -> Leaf:
+    """Describe the leaf of one weight. Raises SiteError where the layout has another number of axes."""
+    shape = shapes[weight.leaf]
+    stored = tuple(size for axis, size in enumerate(shape) if axis != weight.axis)
     if len(stored) != len(roles):
         raise SiteError(
-            f"{path}: the layout '{' '.join(roles)}' names {len(roles)} axes of one weight.\n"
+            f"{weight.leaf}: the layout '{' '.join(roles)}' names {len(roles)} axes of one weight.\n"
             f"However, this one has the {len(stored)} axes {stored}.\n"
-            + ("If one is that of the layers, pass layer_axis." if place.axis is None else "Say one word an axis.")
+            + ("If one is that of the layers, pass layer_axis." if weight.axis is None else "Say one word an axis.")
         )
     both = list(zip(stored, roles, strict=True))
     sides = [side for side in ROLES if side in roles]
     whole = tuple(math.prod(size for size, role in both if role == side) for side in sides)
-    kind = f"{place.stack}.{place.kind}" if several and place.stack and place.kind != place.stack else place.kind
-    site = Site(place.path, whole, {"layer": place.layer, "kind": kind})
-    return Leaf(site, path, roles, shape, place.axis, place.index)
-
-
-def _is_suffix(name: str, path: str) -> bool:
-    return path == name or path.endswith(f".{name}")
+    return Leaf(Site(path, whole, coordinates), weight.leaf, roles, shape, weight.axis, weight.index)

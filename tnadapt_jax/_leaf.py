@@ -1,7 +1,6 @@
 """The leaves of a pytree of weights that are adapted: how each is stored, and whether an adapter fits them."""
 
-import difflib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy.typing as npt
 from jax import Array
 
 from tnadapt import Adapter, Site, SiteError
+from tnadapt.binding import nearest
 
 __all__ = ["Leaf", "Leaves"]
 
@@ -122,11 +122,3 @@ def arrays_of(weights: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(weights):
         if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
             yield path_of(path), tuple(jnp.shape(leaf))
-
-
-def nearest(name: str, known: Collection[str]) -> str:
-    """The three nearest paths, as the last line of a message."""
-    names = list(dict.fromkeys([path.split(".")[-1] for path in known] + list(known)))
-    if not names:
-        return "\nThe tree has no array."
-    return f"\nThe nearest names are {', '.join(difflib.get_close_matches(name, names, n=3, cutoff=0.0))}."

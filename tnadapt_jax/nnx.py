@@ -9,7 +9,8 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from tnadapt import Adapter, AdapterSpec
-from tnadapt_jax._find import LayerAxis, Rule, find_sites
+from tnadapt.binding import Rule
+from tnadapt_jax._find import LayerAxis, find_sites
 from tnadapt_jax._leaf import Leaves
 from tnadapt_jax._merge import merge
 from tnadapt_jax._params import init

@@ -6,15 +6,15 @@ import torch
 from torch import nn
 
 from tnadapt import AdapterSpec, SiteError, init, sites_of, split_sites
+from tnadapt.binding import Rule, match
 from tnadapt_torch._host import (
     HostWeights,
-    Rule,
     SavedModules,
     Weight,
     check_foldable,
     find_weights,
     fold_in,
-    match,
+    parameter_paths,
     unfold,
 )
 from tnadapt_torch._state import AdapterState, child_name, host_modules, states_of
@@ -79,8 +79,9 @@ def attach(
         model, known, target_modules, exclude_modules, layers_to_transform, target_parameters=target_parameters
     )
     experts = [path for path, weight in weights.items() if "expert" in weight.layout]
+    shapes = {path: weight.shape for path, weight in weights.items()}
     sites = split_sites(
-        sites_of({path: weight.shape for path, weight in weights.items()}),
+        sites_of(shapes, among=parameter_paths(known)),
         blocks=blocks,
         fused=fused,
         experts=experts,
@@ -88,7 +89,7 @@ def attach(
     )
     adapter = spec.bind(sites, rank=rank, sizes=sizes, alpha=alpha, seed=seed, overparametrized=overparametrized)
     params = {name: torch.from_numpy(value).float() for name, value in init(adapter, HostWeights(weights)).items()}
-    paths = match(known, list(modules_to_save), known) if modules_to_save else []
+    paths = match(known, list(modules_to_save), what="modules_to_save", things="modules") if modules_to_save else []
     saved = {path: known[path] for path in paths}
     state = AdapterState(adapter, params, name=adapter_name, dropout=dropout)
     state.is_folded = fold

@@ -77,12 +77,12 @@ def test_axes_that_are_several_in_the_leaf():
 
 
 BAD = {
-    "name": (FLAT, {"target": ["querry"]}, r"target 'querry': matches no leaf.*nearest names are query"),
-    "one of two names": (FLAT, {"target": ["query", "value"]}, r"target 'value': matches no leaf"),
-    "rule": (FLAT, {"target": r"encoder\.query"}, r"matches no leaf's whole path.*nearest names are encoder"),
-    "no rule": (FLAT, {"target": []}, r"target: names nothing to adapt"),
-    "no regular expression": (FLAT, {"target": "("}, r"not a regular expression"),
-    "empty tree": ({"name": "x"}, {"target": ["q"]}, r"matches no leaf.*The tree has no array"),
+    "name": (FLAT, {"target": ["querry"]}, r"target: expected names of leaves, got 'querry'.*nearest names are query"),
+    "one of two names": (FLAT, {"target": ["query", "value"]}, r"got 'value', which names none"),
+    "rule": (FLAT, {"target": r"encoder\.query"}, r"which matches none.*nearest names are encoder"),
+    "no rule": (FLAT, {"target": []}, r"expected names of leaves, got \[\]"),
+    "no regular expression": (FLAT, {"target": "("}, r"expected a regular expression, got"),
+    "empty tree": ({"name": "x"}, {"target": ["q"]}, r"which names none.*There is no name"),
     "layout": (FLAT, {"target": ["query"], "layout": "torch"}, r"layout: must be words 'in' and 'out'.*it is 'torch'"),
     "layout of one side": (FLAT, {"target": ["query"], "layout": "in in"}, r"However, it is 'in in'"),
     "a stack that was not said": (

@@ -117,5 +117,5 @@ def test_an_optimizer_trains_the_factors_and_nothing_else():
 
 
 def test_what_does_not_match_is_refused():
-    with pytest.raises(SiteError, match=r"target 'q': matches no leaf.*\n.*nearest names are"):
+    with pytest.raises(SiteError, match=r"got 'q', which names none.*\n.*nearest names are"):
         tnadapt_nnx.attach(Net(4, 1, nnx.Rngs(0)), families.lora(), target=["q"], rank=2, seed=0)

@@ -152,11 +152,11 @@ NO_PLACE = Spec(
         ({"dropout": 1.0}, r"dropout: must be at least 0 and below 1, got 1.0"),
         ({"dropout": -0.1}, r"below 1, got -0.1"),
         ({"dropout": float("nan")}, r"below 1, got nan"),
-        ({"modules_to_save": ["scor"]}, r"'scor': matches no module"),
+        ({"modules_to_save": ["scor"]}, r"got 'scor', which names none"),
         ({"modules_to_save": ["layers.1"]}, r"layers.1 holds the adapted layers.1.self_attn.k_proj; it cannot be both"),
         ({"modules_to_save": ["k_proj"]}, r"it cannot be both"),
         ({"modules_to_save": ["norm", "score"]}, r"score is trained by another adapter already"),
-        ({"target_modules": ["dwn"]}, r"matches no module"),
+        ({"target_modules": ["dwn"]}, r"which names none"),
     ],
 )
 def test_an_attach_that_fails_leaves_the_model(arguments, message):

@@ -196,11 +196,14 @@ def test_a_weight_without_a_site_for_the_task_is_as_it_was():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"target_modules": ["up"], "blocks": {"down": (1, 2)}}, r"blocks 'down': names none of the adapted weights"),
+        (
+            {"target_modules": ["up"], "blocks": {"down": (1, 2)}},
+            r"names of the adapted weights, got 'down'",
+        ),
         ({"target_parameters": {"up.weight": "out in out"}}, r"a layout must be the words out and in"),
         ({"target_parameters": {"up.weight": "expert out in"}}, r"has 3 axes\.\nHowever, it is \(16, 4\)"),
-        ({"target_parameters": {"up.weights": "out in"}}, r"target 'up\.weights': matches no module"),
-        ({}, r"target_modules=None: nothing is left to adapt"),
+        ({"target_parameters": {"up.weights": "out in"}}, r"got 'up\.weights', which names none"),
+        ({}, r"target_modules: expected names of modules, got \(\)"),
     ],
     ids=str,
 )

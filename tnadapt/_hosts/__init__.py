@@ -2,33 +2,42 @@
 
 from tnadapt._hosts.configs import CONFIGS
 from tnadapt._hosts.known import Host, find_host
-from tnadapt._hosts.paths import sites_of
-from tnadapt._hosts.site import (
-    RUNNING,
-    TASK,
-    Block,
-    Coordinate,
-    Site,
-    check_parts,
-    check_size,
-    divisors,
-    grid,
-    split_sites,
+from tnadapt._hosts.parts import check_parts, grid, split_sites
+from tnadapt._hosts.paths import (
+    Place,
+    Rule,
+    coordinates_of,
+    in_layers,
+    is_named,
+    match,
+    nearest,
+    places_of,
+    sites_of,
 )
+from tnadapt._hosts.site import EXPERT, RUNNING, TASK, Block, Coordinate, Site, check_size, divisors
 
 __all__ = [
     "CONFIGS",
+    "EXPERT",
     "RUNNING",
     "TASK",
     "Block",
     "Coordinate",
     "Host",
+    "Place",
+    "Rule",
     "Site",
     "check_parts",
     "check_size",
+    "coordinates_of",
     "divisors",
     "find_host",
     "grid",
+    "in_layers",
+    "is_named",
+    "match",
+    "nearest",
+    "places_of",
     "sites_of",
     "split_sites",
 ]

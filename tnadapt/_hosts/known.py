@@ -1,9 +1,8 @@
 """Hosts without their weights: the sites of a well-known model, or of any whose Hugging Face config.json is there."""
 
-import difflib
 import json
 import reprlib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from tnadapt._errors import FormatError, SiteError
 from tnadapt._frozen import FrozenMap
 from tnadapt._hosts.configs import CONFIGS, LAYOUTS, Layout
+from tnadapt._hosts.paths import Rule, match, nearest, places_of
 from tnadapt._hosts.site import LARGEST, Site, check_size
 
 __all__ = ["Host", "find_host"]
@@ -70,7 +70,8 @@ class Host:
                 f"{self.name}: every head of keys serves as many heads of queries.\n"
                 f"However, {self.key_heads:,} does not divide {self.heads:,}."
             )
-        if any(word.isdecimal() for word in f"{self.prefix}.{self.blocks}".split(".")):
+        above = ".".join(filter(None, (self.prefix, self.blocks)))
+        if places_of([above])[above].layer is not None:
             raise SiteError(
                 f"{self.name}: the first number in a path is that of the block.\n"
                 f"However, prefix={self.prefix!r} and blocks={self.blocks!r} hold one.\nTake it out."
@@ -84,34 +85,23 @@ class Host:
         """Path of a block, with {layer} where its number stands: "model.layers.{layer}"."""
         return ".".join([*([self.prefix] if self.prefix else []), self.blocks, "{layer}"])
 
-    def sites(self, target_modules: str | Collection[str] | None = None) -> tuple[Site, ...]:
-        """The adapted weights, block by block, under the paths and coordinates that `attach` finds in the model.
+    def sites(self, target_modules: Rule | None = None) -> tuple[Site, ...]:
+        """Return the adapted weights, block by block, with the paths and coordinates that `attach` finds in the model.
 
         Args:
-            target_modules: exact paths or suffixes after a dot, as ["q_proj", "mlp.up_proj"]; "all-linear" is every
-                linear layer of the blocks; by default query and value.
+            target_modules: names, each a whole path or a suffix after a dot, as ["q_proj", "mlp.up_proj"]; or a string,
+                a regular expression for whole paths; "all-linear" is every linear layer of the blocks; by default query
+                and value.
 
         Raises:
-            SiteError: a name that matches nothing (the nearest ones are told), or no name at all.
+            SiteError: a rule or a name that matches nothing (the nearest names are told), or no name at all.
         """
-        every = self._every_site()
-        names = self.targets if target_modules is None else target_modules
-        names = (names,) if isinstance(names, str) and names == ALL_LINEAR else names
-        names = [] if isinstance(names, str) else list(names)
-        if names == [ALL_LINEAR]:
-            return every
-        if not names or not all(isinstance(name, str) for name in names):
-            raise SiteError(
-                f"{self.name}: target_modules must be a list of names, or {ALL_LINEAR!r}.\n"
-                f"However, it is {target_modules!r}.\nThe kinds are {', '.join(self.kinds)}."
-            )
-        for name in names:
-            if not any(_is_suffix(name, site.path) for site in every):
-                raise SiteError(
-                    f"target {name!r}: matches no linear layer in the blocks of {self.name}.\n"
-                    f"The nearest names are {_nearest(name, _words(self.kinds))}."
-                )
-        return tuple(site for site in every if any(_is_suffix(name, site.path) for name in names))
+        every = {site.path: site for site in self._every_site()}
+        if target_modules == ALL_LINEAR or (not isinstance(target_modules, str) and target_modules == [ALL_LINEAR]):
+            return tuple(every.values())
+        rule = self.targets if target_modules is None else target_modules
+        things = f"linear layers in the blocks of {self.name}"
+        return tuple(every[path] for path in match(every, rule, what="target_modules", things=things, known=self.kinds))
 
     def _every_site(self) -> tuple[Site, ...]:
         return tuple(
@@ -144,8 +134,8 @@ def find_host(text: str | PathLike[str]) -> Host:
     path = _file_at(name)
     if path is None:
         raise SiteError(
-            f"host {name!r}: neither a model of the table nor a config.json, nor a folder that holds one.\n"
-            f"The nearest names are {_nearest(name.lower(), CONFIGS)}.\n"
+            f"host {name!r}: neither a model of the table nor a config.json, nor a folder that holds one."
+            f"{nearest(name.lower(), CONFIGS)}\n"
             "For another model, give the path of the config.json that it was saved with."
         )
     return host_of(path.absolute().parent.name, str(path), _read(path))
@@ -179,9 +169,9 @@ def host_of(name: str, where: str, config: Mapping[str, Any]) -> Host:
     """The host that a config describes. Raises FormatError; `where` begins the message."""
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in LAYOUTS:
-        near = _nearest(kind if isinstance(kind, str) else "", LAYOUTS)
+        near = nearest(kind if isinstance(kind, str) else "", LAYOUTS).strip()
         came = f"it is {reprlib.repr(kind)}" if kind else "it names none"
-        todo = f"The nearest types are {near}. For another, make each site by hand, as a Site."
+        todo = f"{near} For another, make each site by hand, as a Site."
         raise _fault(where, "'model_type' must be one that this release reads", came, todo)
     layout = LAYOUTS[kind]
     _check_blocks(where, config)
@@ -260,16 +250,3 @@ def _is_wrapped(where: str, layout: Layout, config: Mapping[str, Any]) -> bool:
 
 def _fault(where: str, rule: str, came: str, todo: str = REMEDY) -> FormatError:
     return FormatError(f"{where}: {rule}.\nHowever, {came}.\n{todo}")
-
-
-def _is_suffix(name: str, path: str) -> bool:
-    return path == name or path.endswith(f".{name}")
-
-
-def _words(kinds: Collection[str]) -> list[str]:
-    """Names that a target may have: the last word of each kind, and the whole kind."""
-    return list(dict.fromkeys([*(kind.split(".")[-1] for kind in kinds), *kinds]))
-
-
-def _nearest(name: str, known: Collection[str]) -> str:
-    return ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.0))

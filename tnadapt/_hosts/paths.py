@@ -1,32 +1,179 @@
-"""Where the modules of a host stand, read from their paths."""
+"""Paths of modules: which ones a rule names, and which layer and kind a path tells."""
 
-from collections.abc import Mapping
+import difflib
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 
-from tnadapt._hosts.site import Site
+from tnadapt._errors import SiteError
+from tnadapt._hosts.site import Coordinate, Site
 
-__all__ = ["sites_of"]
+__all__ = ["Place", "Rule", "coordinates_of", "in_layers", "is_named", "match", "nearest", "places_of", "sites_of"]
+
+Rule = str | Collection[str]
+_NUMBERED = re.compile(r"(?:(?P<stem>.*\D)_)?(?P<number>[0-9]+)")  # "3", or "encoder_layer_3"
 
 
-def sites_of(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Site, ...]:
-    """The sites of weights of these shapes, by the paths of their modules; an out axis comes first.
+def is_named(path: str, name: str) -> bool:
+    """Whether a name is the whole path, or a suffix of it after a dot."""
+    return path == name or path.endswith(f".{name}")
 
-    The layer is the first number in a path, the kind what follows that number. Where the modules lie in several stacks
-    (an encoder and a decoder), the kind begins with the stack's path. A module outside of any stack has layer 0 and its
-    path as kind.
+
+def match(
+    paths: Collection[str], rule: Rule, *, what: str, things: str, known: Collection[str] | None = None
+) -> list[str]:
+    """Find the paths that a rule matches, in their order.
+
+    Args:
+        paths: the paths to choose from.
+        rule: a collection of names, each a whole path or a suffix after a dot; or a string, a regular expression for
+            whole paths, as in PEFT.
+        what: the argument that holds the rule; it begins an error message.
+        things: what the paths are, in the plural, for an error message.
+        known: paths whose nearest names an error message tells; by default all.
+
+    Raises:
+        SiteError: the rule, or one name in it, matches nothing; no name at all; no regular expression.
     """
-    places = {path: _place(path) for path in shapes}
-    several = len({stack for stack, layer, _ in places.values() if layer is not None}) > 1
-    sites = []
-    for path, (stack, layer, inner) in places.items():
-        kind = f"{stack}.{inner}" if several and layer is not None and stack else inner
-        sites.append(Site(path, shapes[path], {"layer": layer or 0, "kind": kind}))
-    return tuple(sites)
+    hints = paths if known is None else known
+    if isinstance(rule, str):
+        try:
+            found = [path for path in paths if re.fullmatch(rule, path)]
+        except re.error as error:
+            raise SiteError(
+                f"{what}: expected a regular expression, got {rule!r} ({error}).\nPass a list to match names."
+            ) from None
+        if not found:
+            raise SiteError(
+                f"{what}: expected a regular expression that matches whole paths of {things}, got {rule!r}, which "
+                f"matches none.{nearest(rule, hints)}\nPass a list to match names."
+            )
+        return found
+    names = list(rule) if isinstance(rule, Collection) else [rule]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise SiteError(f"{what}: expected names of {things}, got {rule!r}.{nearest('', hints)}")
+    for name in names:
+        if not any(is_named(path, name) for path in paths):
+            raise SiteError(
+                f"{what}: expected names of {things}, got {name!r}, which names none.{nearest(name, hints)}"
+            )
+    return [path for path in paths if any(is_named(path, name) for name in names)]
 
 
-def _place(path: str) -> tuple[str, int | None, str]:
+def nearest(name: str, known: Collection[str]) -> str:
+    """Tell the three nearest names, as the last line of a message."""
+    names = list(dict.fromkeys([*(path.split(".")[-1] for path in known), *known]))
+    near = ", ".join(difflib.get_close_matches(name, names, n=3, cutoff=0.0))
+    return f"\nThe nearest names are {near}." if near else "\nThere is no name to choose from."
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a path stands: the path of its stack of layers, the layer, and the path inside that layer.
+
+    `layer` is None outside of any stack; `inner` is the whole path then.
+    """
+
+    stack: str
+    layer: int | None
+    inner: str
+
+
+def places_of(paths: Iterable[str], among: Iterable[str] | None = None) -> dict[str, Place]:
+    """Read the layer and the kind from each path.
+
+    The layer is the first word of a path that numbers its siblings: a number by itself, as in "h.0.attn", or one at
+    the end of a name, as in "encoder_layer_0.attn", where another number behind the same name has a path in common
+    with it ("encoder_layer_1.attn"). A number at the very beginning that has no such sibling belongs to a wrapper, and
+    is passed over if another follows ("0.encoder.layer.3.attn").
+
+    Args:
+        paths: of modules.
+        among: all paths of the host, by which siblings are known; by default the paths themselves.
+    """
+    chosen = list(paths)
+    repeated = _repeated(chosen if among is None else among)
+    return {path: _place(path, repeated) for path in chosen}
+
+
+def _repeated(paths: Iterable[str]) -> set[tuple[str, str]]:
+    """Parents and stems of numbered words that have siblings: another number with the same path behind it."""
+    first: dict[tuple[str, str, str], str] = {}
+    found: set[tuple[str, str]] = set()
+    for path in paths:
+        words = path.split(".")
+        for place, word in enumerate(words):
+            if (numbered := _NUMBERED.fullmatch(word)) is None:
+                continue
+            stem, number = numbered["stem"] or "", numbered["number"]
+            key = (".".join(words[:place]), stem)
+            if key not in found and first.setdefault((*key, ".".join(words[place + 1 :])), number) != number:
+                found.add(key)
+    return found
+
+
+def _place(path: str, repeated: set[tuple[str, str]]) -> Place:
     words = path.split(".")
-    for place, word in enumerate(words):
-        if word.isdecimal():
-            stack, inner = ".".join(words[:place]), ".".join(words[place + 1 :])
-            return stack, int(word), inner or stack or "linear"
-    return "", None, path
+    places: list[Place] = []
+    for at, word in enumerate(words):
+        if (numbered := _NUMBERED.fullmatch(word)) is None:
+            continue
+        parent, stem = ".".join(words[:at]), numbered["stem"] or ""
+        is_repeated = (parent, stem) in repeated
+        if stem and not is_repeated:
+            continue
+        stack = ".".join([*words[:at], *([stem] if stem else [])])
+        inner = ".".join(words[at + 1 :])
+        places.append(Place(stack, int(numbered["number"]), inner or stack or "linear"))
+        if at > 0 or is_repeated:
+            return places[-1]  # else it may be that of a wrapper
+    return places[0] if places else Place("", None, path)
+
+
+def coordinates_of(places: Mapping[str, Place]) -> dict[str, dict[str, Coordinate]]:
+    """Give the coordinates `layer` and `kind` of each path.
+
+    The kind is the path inside the layer. Where there are several stacks (an encoder and a decoder), it begins with the
+    path of the stack. Outside of any stack the layer is 0 and the kind is the whole path.
+    """
+    several = len({place.stack for place in places.values() if place.layer is not None}) > 1
+    return {
+        path: {
+            "layer": place.layer or 0,
+            "kind": f"{place.stack}.{place.inner}"
+            if several and place.stack and place.layer is not None
+            else place.inner,
+        }
+        for path, place in places.items()
+    }
+
+
+def sites_of(shapes: Mapping[str, tuple[int, ...]], *, among: Iterable[str] | None = None) -> tuple[Site, ...]:
+    """Make the sites of weights of these shapes (out axis first) from the paths of their modules.
+
+    Args:
+        shapes: path -> shape.
+        among: all paths of the host, of modules or of parameters: a number at the end of a name is that of a layer
+            where the name's siblings show it. By default the paths of `shapes` alone.
+
+    Raises:
+        SiteError: a shape that is no tuple of positive integers.
+    """
+    coordinates = coordinates_of(places_of(shapes, among))
+    return tuple(Site(path, shape, coordinates[path]) for path, shape in shapes.items())
+
+
+def in_layers(paths: Iterable[str], layers: int | Collection[int], *, among: Iterable[str] | None = None) -> list[str]:
+    """Keep the paths that stand in these layers.
+
+    Raises SiteError for a layer in which no path stands.
+    """
+    wanted = {layers} if isinstance(layers, int) else set(layers)
+    places = places_of(paths, among)
+    if missing := wanted - {place.layer for place in places.values()}:
+        known = sorted({place.layer for place in places.values() if place.layer is not None})
+        raise SiteError(
+            f"layers_to_transform: expected layers that hold a target, got {sorted(missing)}.\n"
+            f"The targets are in layers {known}."
+        )
+    return [path for path, place in places.items() if place.layer in wanted]

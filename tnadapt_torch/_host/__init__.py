@@ -1,6 +1,6 @@
 """A PyTorch model: its adapted weights, modules that are trained whole, merging and folding."""
 
-from tnadapt_torch._host.find import Rule, check_linear, find_parameters, find_weights, match
+from tnadapt_torch._host.find import check_linear, find_parameters, find_weights, parameter_paths
 from tnadapt_torch._host.fold import check_foldable, fold_in, unfold
 from tnadapt_torch._host.merge import Merged, check_weights
 from tnadapt_torch._host.saved import SavedModules, find_tie
@@ -9,7 +9,6 @@ from tnadapt_torch._host.weight import HostWeights, Weight, is_linear, linear_we
 __all__ = [
     "HostWeights",
     "Merged",
-    "Rule",
     "SavedModules",
     "Weight",
     "check_foldable",
@@ -21,6 +20,6 @@ __all__ = [
     "fold_in",
     "is_linear",
     "linear_weight",
-    "match",
+    "parameter_paths",
     "unfold",
 ]

@@ -1,17 +1,15 @@
 """Which modules of a host are adapted."""
 
-import difflib
-import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from torch import nn
 
 from tnadapt import SiteError
+from tnadapt.binding import Rule, in_layers, match, nearest
 from tnadapt_torch._host.weight import Weight, is_linear, linear_weight, named_weight
 
 __all__: list[str] = []
 
-Rule = str | Collection[str]
 ALL_LINEAR = "all-linear"
 
 
@@ -38,16 +36,19 @@ def find_weights(
     elif target_modules == ALL_LINEAR:
         chosen = _without_head(model, linear)
     else:
-        chosen = match(modules, target_modules or (), linear)
+        chosen = match(modules, target_modules or (), what="target_modules", things="modules", known=linear)
     if exclude_modules is not None:
-        refused = set(match(modules, exclude_modules, linear))
+        refused = set(match(modules, exclude_modules, what="exclude_modules", things="modules", known=linear))
         chosen = [path for path in chosen if path not in refused]
     if layers_to_transform is not None:
-        kept = _in_layers([*chosen, *named], layers_to_transform)
+        kept = in_layers([*chosen, *named], layers_to_transform, among=parameter_paths(modules))
         chosen, named = [path for path in chosen if path in kept], {p: w for p, w in named.items() if p in kept}
     check_linear({path: modules[path] for path in chosen})
     if not chosen and not named:
-        raise SiteError(f"target_modules={target_modules!r}: nothing is left to adapt.{_nearest('', linear)}")
+        raise SiteError(
+            f"target_modules: expected a rule that leaves something to adapt, got {target_modules!r}."
+            f"{nearest('', linear)}"
+        )
     return {path: linear_weight(modules[path]) for path in chosen} | named
 
 
@@ -61,8 +62,15 @@ def find_parameters(modules: Mapping[str, nn.Module], layouts: Mapping[str, str]
     return {
         path: named_weight(path, *owners[path], layout)
         for name, layout in layouts.items()
-        for path in match(owners, [name], owners)
+        for path in match(owners, [name], what="target_parameters", things="parameters")
     }
+
+
+def parameter_paths(modules: Mapping[str, nn.Module]) -> Iterator[str]:
+    """Name every parameter of the host's modules: what shows which numbers in a path are those of layers."""
+    for path, module in modules.items():
+        for name in module._parameters:
+            yield f"{path}.{name}" if path else name
 
 
 def check_linear(modules: Mapping[str, nn.Module]) -> None:
@@ -75,52 +83,8 @@ def check_linear(modules: Mapping[str, nn.Module]) -> None:
             )
 
 
-def match(modules: Collection[str], rule: Rule, known: Collection[str]) -> list[str]:
-    """The paths that a rule matches. Raises SiteError where it, or a name in it, matches none; `known` are hints."""
-    if isinstance(rule, str):
-        try:
-            found = [path for path in modules if re.fullmatch(rule, path)]
-        except re.error as error:
-            raise SiteError(f"target {rule!r}: not a regular expression: {error}.") from None
-        if not found:
-            raise SiteError(f"target {rule!r}: matches no module's whole path.{_nearest(rule, known)}")
-        return found
-    for name in rule:
-        if not any(_is_suffix(name, path) for path in modules):
-            raise SiteError(f"target {name!r}: matches no module.{_nearest(name, known)}")
-    return [path for path in modules if any(_is_suffix(name, path) for name in rule)]
-
-
-def _layer_of(path: str) -> int | None:
-    """The first number in a path; None outside of any stack."""
-    return next((int(word) for word in path.split(".") if word.isdecimal()), None)
-
-
-def _is_suffix(name: str, path: str) -> bool:
-    return path == name or path.endswith(f".{name}")
-
-
 def _without_head(model: nn.Module, paths: Iterable[str]) -> list[str]:
     """All paths but that of the output embeddings, which transformers' models can name."""
     ask = getattr(model, "get_output_embeddings", None)
     head = ask() if callable(ask) else None
     return [path for path in paths if head is None or model.get_submodule(path) is not head]
-
-
-def _in_layers(paths: Iterable[str], layers: int | Collection[int]) -> list[str]:
-    wanted = {layers} if isinstance(layers, int) else set(layers)
-    placed = {path: _layer_of(path) for path in paths}
-    if missing := wanted - set(placed.values()):
-        known = sorted({layer for layer in placed.values() if layer is not None})
-        raise SiteError(
-            f"layers_to_transform: no target in layers {sorted(missing)}.\nThe targets are in layers {known}."
-        )
-    return [path for path, layer in placed.items() if layer in wanted]
-
-
-def _nearest(name: str, known: Collection[str]) -> str:
-    """The three nearest names among the linear layers, as the last lines of a message."""
-    names = list(dict.fromkeys([path.split(".")[-1] for path in known] + list(known)))
-    if not names:
-        return "\nThe model has no linear layer."
-    return f"\nThe nearest names are {', '.join(difflib.get_close_matches(name, names, n=3, cutoff=0.0))}."

@@ -70,7 +70,10 @@ class TnModel(BaseTuner):  # type: ignore[misc]
         config = self.peft_config[adapter_name]
         weights = self._targets(model, config)
         adapter = config.spec.bind(
-            sites_of({path: weight.shape for path, weight in weights.items()}),
+            sites_of(
+                {path: weight.shape for path, weight in weights.items()},
+                among=[name for name, _ in model.named_parameters()],
+            ),
             rank=config.rank,
             sizes=config.sizes,
             alpha=config.alpha,

@@ -234,10 +234,10 @@ def test_shapes_follow_from_the_sizes(place, sizes):
         pytest.param(b"[" * 100_000, r"a config.json is a JSON text.\nHowever", id="deep"),
         (b"[1]", r"one JSON object.\nHowever, it is \[1\].\nGive the config.json that"),
         pytest.param(b" " * (2**24 + 1), r"at most 16,777,216 bytes.\nHowever, this file has more.", id="huge"),
-        ({}, r"'model_type' must be one that this release reads.\nHowever, it names none.\nThe nearest types are"),
+        ({}, r"'model_type' must be one that this release reads.\nHowever, it names none.\nThe nearest names are"),
         (
             TINY | {"model_type": "lama"},
-            r"However, it is 'lama'.\nThe nearest types are llama, .*make each site by hand",
+            r"However, it is 'lama'.\nThe nearest names are llama, .*make each site by hand",
         ),
         (TINY | {"model_type": ["llama"]}, r"However, it is \['llama'\]"),
         (TINY | {"model_type": "gemma"}, r"a config of type 'gemma' has the key 'head_dim'.\nHowever, it is missing."),
@@ -334,15 +334,18 @@ def test_no_text_breaks_the_search(text):
 @pytest.mark.parametrize(
     ("target_modules", "message"),
     [
-        (["q_pro"], r"target 'q_pro': matches no linear layer in the blocks of .*\nThe nearest names are q_proj, "),
-        (["q_proj", "lm_head"], "target 'lm_head': matches no linear layer"),
-        (["proj"], "target 'proj': matches"),
-        (["self_attn"], "target 'self_attn': matches"),
+        (
+            ["q_pro"],
+            r"in the blocks of .*, got 'q_pro', which names none.\nThe nearest names are q_proj, ",
+        ),
+        (["q_proj", "lm_head"], "got 'lm_head', which names none"),
+        (["proj"], "got 'proj', which names none"),
+        (["self_attn"], "got 'self_attn', which names none"),
         (
             "q_proj",
-            r"must be a list of names, or 'all-linear'.\nHowever, it is 'q_proj'.\nThe kinds are self_attn.q_proj",
+            r"expected a regular expression .* got 'q_proj', which matches none.\n.*\nPass a list",
         ),
-        ([], r"However, it is \[\]"),
+        ([], r"expected names of .* got \[\]"),
     ],
 )
 def test_a_target_that_matches_nothing_is_told_the_nearest(place, target_modules, message):

@@ -1,12 +1,62 @@
-"""Where modules stand, from their paths alone."""
+"""Which paths a rule names, and which layer and kind a path tells: one reading for the core, torch and JAX."""
+
+import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tnadapt import SiteError, sites_of
+from tnadapt.binding import in_layers, match, places_of
+
+PATHS = ["encoder.layer.0.query", "encoder.layer.0.key", "encoder.layer.1.query", "pooler", "query_norm"]
 
 
-def places(*paths):
-    return [(site.coordinates["layer"], site.coordinates["kind"]) for site in sites_of(dict.fromkeys(paths, (2, 3)))]
+def find(rule, paths=PATHS):
+    return match(paths, rule, what="target", things="modules")
+
+
+def places(*paths, among=None):
+    found = sites_of(dict.fromkeys(paths, (2, 3)), among=among)
+    return [(site.coordinates["layer"], site.coordinates["kind"]) for site in found]
+
+
+@pytest.mark.parametrize(
+    ("rule", "found"),
+    [
+        (["query"], [0, 2]),
+        (("query", "pooler"), [0, 2, 3]),
+        ({"layer.0.key"}, [1]),
+        (["encoder.layer.1.query"], [2]),
+        (r".*\.(query|key)", [0, 1, 2]),
+        ("pooler", [3]),
+        (r"encoder\.layer\.\d+\.key", [1]),
+    ],
+)
+def test_a_list_names_suffixes_and_a_string_is_a_regular_expression(rule, found):
+    assert find(rule) == [PATHS[number] for number in found]
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("query", "expected a regular expression that matches whole paths of modules, got 'query', which matches none"),
+        ("(", "expected a regular expression, got '('"),
+        (["uery"], "expected names of modules, got 'uery', which names none.\nThe nearest names are query"),
+        (["query", "value"], "expected names of modules, got 'value', which names none"),
+        ([], "expected names of modules, got []"),
+        ([3], "expected names of modules, got [3]"),
+        (3, "expected names of modules, got 3"),
+    ],
+)
+def test_a_rule_that_matches_nothing_is_refused(rule, message):
+    with pytest.raises(SiteError, match=f"^target: {re.escape(message)}"):
+        find(rule)
+
+
+def test_there_may_be_nothing_to_name():
+    with pytest.raises(SiteError, match=r"There is no name to choose from\.$"):
+        find(["query"], [])
 
 
 def test_the_layer_is_the_first_number_and_the_kind_what_follows():
@@ -17,12 +67,55 @@ def test_the_layer_is_the_first_number_and_the_kind_what_follows():
     ]
 
 
+@pytest.mark.parametrize(
+    ("form", "kind"),
+    [
+        ("h.{}.attn.c_attn", "attn.c_attn"),
+        ("encoder.layer.{}.attention.self.query", "attention.self.query"),
+        ("encoder.block.{}.layer.1.DenseReluDense.wi", "layer.1.DenseReluDense.wi"),
+        ("blocks.{}.norm", "norm"),
+        ("layers_{}.q", "q"),
+        ("encoder.layers.encoder_layer_{}.mlp.0", "mlp.0"),
+        ("block_{}.Dense_1", "Dense_1"),
+        ("0.encoder.layer.{}.query", "query"),
+        ("{}.q", "q"),
+        ("{}", "linear"),
+        ("layers.{}", "layers"),
+        ("layers_{}", "layers"),
+    ],
+)
+def test_every_usual_form_of_a_layer(form, kind):
+    assert places(form.format(0), form.format(3), form.format(12)) == [(0, kind), (3, kind), (12, kind)]
+
+
+def test_a_number_at_the_end_of_a_name_needs_a_sibling():
+    assert places("fc_1.q", "fc_2.v", "norm_1.x") == [(0, "fc_1.q"), (0, "fc_2.v"), (0, "norm_1.x")]
+    assert places("block_0.q") == [(0, "block_0.q")]
+    assert places("block_0.q", among=["block_0.q.weight", "block_1.q.weight"]) == [(0, "q")]
+    assert places("fc1.q", "fc2.q") == [(0, "fc1.q"), (0, "fc2.q")]
+
+
+def test_a_number_inside_a_layer_is_no_layer():
+    assert places("block_1.mlp.0", "block_2.mlp.0", "block_1.fc_1.q", "block_1.fc_2.q") == [
+        (1, "mlp.0"),
+        (2, "mlp.0"),
+        (1, "fc_1.q"),
+        (1, "fc_2.q"),
+    ]
+
+
 def test_outside_of_any_stack_the_path_is_the_kind():
     assert places("head", "h.1.q", "blocks.4", "2") == [(0, "head"), (1, "h.q"), (4, "blocks.blocks"), (2, "linear")]
 
 
 def test_several_stacks_tell_their_kinds_apart():
     assert places("encoder.0.q", "decoder.0.q") == [(0, "encoder.q"), (0, "decoder.q")]
+    assert places("enc.layer_0.q", "enc.layer_1.q", "dec.layer_0.q", "dec.layer_1.q") == [
+        (0, "enc.layer.q"),
+        (1, "enc.layer.q"),
+        (0, "dec.layer.q"),
+        (1, "dec.layer.q"),
+    ]
 
 
 def test_the_shape_and_the_path_are_those_given():
@@ -30,3 +123,31 @@ def test_the_shape_and_the_path_are_those_given():
     assert (site.path, site.shape) == ("h.0.q", (4, 5, 3))
     with pytest.raises(SiteError, match="at least 1, got 0"):
         sites_of({"h.0.q": (4, 0)})
+
+
+def test_only_some_layers():
+    paths = ["block_0.q", "block_1.q", "block_2.q", "head"]
+    assert in_layers(paths, 1) == ["block_1.q"]
+    assert in_layers(paths, [0, 2]) == ["block_0.q", "block_2.q"]
+    with pytest.raises(
+        SiteError, match=r"expected layers that hold a target, got \[7\]\.\nThe targets are in layers \["
+    ):
+        in_layers(paths, [1, 7])
+
+
+WORDS = st.sampled_from(["q", "mlp", "layers", "layer", "h", "0", "3", "layer_0", "layer_1", "fc_2", "x1"])
+
+
+@given(st.lists(st.lists(WORDS, min_size=1, max_size=4).map(".".join), unique=True, max_size=8))
+def test_a_place_gives_its_path_back(paths):
+    """The stack, the number and the inner path are parts of the path, and no path is read by its position in a list."""
+    found = places_of(paths)
+    assert list(found) == paths
+    for path, place in found.items():
+        if place.layer is None:
+            assert place.inner == path
+        else:
+            ends = ("", f".{place.inner}")  # a layer with nothing inside is named by its stack
+            heads = (f"{place.stack}.", f"{place.stack}_") if place.stack else ("",)
+            assert path in {f"{head}{place.layer}{end}" for head in heads for end in ends}
+    assert places_of(paths[::-1]) == found

@@ -1,0 +1,219 @@
+"""A weight as several sites: where each block lies, what it is called, and what the whole of the weight gets."""
+
+import numpy as np
+import pytest
+
+from tnadapt import (
+    FormatError,
+    Site,
+    SiteError,
+    apply,
+    count,
+    delta,
+    families,
+    from_json,
+    grid,
+    rank_bound,
+    split_sites,
+    to_json,
+)
+from tnadapt._hosts import parts
+from tnadapt.binding import Block
+from tnadapt.testing import random_params
+
+QKV = Site("h.0.attn.c_attn", (12, 4), {"layer": 0, "kind": "attn.c_attn"})
+UP, DOWN = (
+    Site(f"h.0.mlp.{kind}", shape, {"kind": f"mlp.{kind}"}) for kind, shape in (("fc", (16, 4)), ("proj", (4, 16)))
+)
+EXPERTS = Site("h.0.experts.up", (3, 8, 4), {"kind": "experts.up"})
+
+
+def kinds_and_places(sites):
+    return [(site.path, site.coordinates["kind"], site.shape, site.rectangle) for site in sites]
+
+
+def test_equal_parts_of_a_fused_weight():
+    q, k, v = split_sites([QKV], fused={"c_attn": ["q", "k", "v"]})
+    assert kinds_and_places([q, v]) == [
+        ("h.0.attn.c_attn[q]", "attn.q", (4, 4), (slice(0, 4), slice(0, 4))),
+        ("h.0.attn.c_attn[v]", "attn.v", (4, 4), (slice(8, 12), slice(0, 4))),
+    ]
+    assert (k.weight, k.weight_shape, k.coordinates["layer"]) == ("h.0.attn.c_attn", (12, 4), 0)
+
+
+def test_parts_of_other_heights_and_parts_that_are_left():
+    """Grouped queries: the keys and values are lower."""
+    parts = split_sites([QKV], fused={"attn.c_attn": {"q": 8, "k": 2, "v": 2}})
+    assert [(site.shape, site.rectangle[0]) for site in parts] == [
+        ((8, 4), slice(0, 8)),
+        ((2, 4), slice(8, 10)),
+        ((2, 4), slice(10, 12)),
+    ]
+    assert [site.path for site in split_sites([QKV], fused={"c_attn": ["q", None, "v"]})] == [
+        "h.0.attn.c_attn[q]",
+        "h.0.attn.c_attn[v]",
+    ]
+
+
+def test_blocks_are_numbered_row_by_row():
+    parts = split_sites([UP, DOWN], blocks={"fc": (2, 2), "proj": (1, 2)})
+    assert kinds_and_places(parts) == [
+        ("h.0.mlp.fc[0]", "mlp.fc.0", (8, 2), (slice(0, 8), slice(0, 2))),
+        ("h.0.mlp.fc[1]", "mlp.fc.1", (8, 2), (slice(0, 8), slice(2, 4))),
+        ("h.0.mlp.fc[2]", "mlp.fc.2", (8, 2), (slice(8, 16), slice(0, 2))),
+        ("h.0.mlp.fc[3]", "mlp.fc.3", (8, 2), (slice(8, 16), slice(2, 4))),
+        ("h.0.mlp.proj[0]", "mlp.proj.0", (4, 8), (slice(0, 4), slice(0, 8))),
+        ("h.0.mlp.proj[1]", "mlp.proj.1", (4, 8), (slice(0, 4), slice(8, 16))),
+    ]
+
+
+def test_every_expert_is_a_site_and_its_parts_are_sites():
+    parts = split_sites([EXPERTS], experts=["experts.up"], fused={"up": ["gate", "up"]})
+    assert len(parts) == 6
+    last = parts[-1]
+    assert (last.path, last.coordinates["expert"], last.coordinates["kind"]) == (
+        "h.0.experts.up[2][up]",
+        2,
+        "experts.up",
+    )
+    assert last.rectangle == (2, slice(4, 8), slice(0, 4))
+    assert np.zeros(last.weight_shape)[last.rectangle].shape == last.shape == (4, 4)
+
+
+def test_every_site_is_there_once_a_task():
+    parts = split_sites([QKV, UP], tasks=["seg", "depth"])
+    assert [(site.weight, site.coordinates["task"], site.rectangle) for site in parts[:2]] == [
+        ("h.0.attn.c_attn", "seg", (slice(0, 12), slice(0, 4))),
+        ("h.0.attn.c_attn", "depth", (slice(0, 12), slice(0, 4))),
+    ]
+    adapter = families.mtlora().bind(parts, rank=2)
+    assert len(adapter.weights["h.0.mlp.fc"]) == 2
+    with pytest.raises(
+        SiteError, match=r"h\.0\.mlp\.fc: its sites serve several tasks\.\nAsk for one of h\.0\.mlp\.fc\[seg"
+    ):
+        delta(adapter, random_params(adapter, np.random.default_rng(0)), "h.0.mlp.fc")
+
+
+def test_sites_stay_as_they_are_where_nothing_is_asked():
+    assert split_sites([QKV, UP]) == (QKV, UP)
+    assert UP.rectangle == (slice(0, 16), slice(0, 4))
+    assert (UP.weight, UP.weight_shape) == (UP.path, UP.shape)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            {"fused": {"attn": ["q"]}},
+            r"fused: expected names of the adapted weights, got 'attn', which names none\.\nThe nearest names are c",
+        ),
+        ({"fused": {"c_attn": ["q", "k", "v", "o", "p"]}}, r"its 12 rows together\.\nHowever, these were given: q: 2"),
+        ({"fused": {"c_attn": {"q": 8, "k": 2}}}, r"However, these were given: q: 8, k: 2\.\nGive name -> rows"),
+        ({"fused": {"c_attn": ["q", "q", "v"]}}, r"the parts of a fused weight have names of their own"),
+        ({"fused": {"c_attn": [None]}}, r"the parts of a fused weight have names of their own"),
+        ({"fused": {"c_attn": {"q": 12.0}}}, r"fused: rows of 'q': must be an integer of at least 1, got 12\.0"),
+        ({"blocks": {"c_attn": (5, 1)}}, r"5 blocks do not divide an axis of 12\.\nDivisors of 12: 1, 2, 3, 4, 6, 12"),
+        ({"blocks": {"c_attn": (2,)}}, r"blocks needs one count an axis of \(12, 4\)\.\nHowever, it is \(2,\)"),
+        ({"blocks": {"c_attn": (0, 1)}}, r"blocks along an axis: must be an integer of at least 1, got 0"),
+        ({"experts": ["c_attn"]}, r"experts needs a weight of the axes \(experts, out, in\)\.\nHowever, it has shape"),
+        ({"tasks": ["a", ""]}, r"tasks: must be names\.\nHowever, '' is among them"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_split_is_told(words, message):
+    with pytest.raises(SiteError, match=message):
+        split_sites([QKV], **words)
+
+
+def test_two_sites_do_not_update_one_entry():
+    upper, over = (
+        Site(f"w[{n}]", (8, 4), {"kind": str(n)}, Block("w", (12, 4), (start, 0))) for n, start in enumerate((0, 4))
+    )
+    with pytest.raises(
+        SiteError, match=r"w\[0\]: expected sites of one weight that do not overlap.*\nHowever, w\[1\] updates"
+    ):
+        families.lora().bind([upper, over], rank=2)
+    with pytest.raises(SiteError, match=r"w: is said to be of shape \(12, 4\) by w\[0\]\.\nHowever, w says \(4, 4\)"):
+        families.lora().bind([upper, Site("w", (4, 4))], rank=2)
+
+
+def test_a_weight_gets_the_updates_of_its_blocks():
+    adapter = families.lotr().bind(split_sites([QKV], fused={"c_attn": ["q", None, "v"]}), rank=2)
+    params = random_params(adapter, np.random.default_rng(0))
+    whole = delta(adapter, params, "h.0.attn.c_attn")
+    assert np.array_equal(whole[:4], delta(adapter, params, "h.0.attn.c_attn[q]"))
+    assert not whole[4:8].any()
+    x = np.random.default_rng(1).standard_normal((3, 4))
+    assert np.allclose(apply(adapter, params, "h.0.attn.c_attn", x), x @ whole.T, rtol=0, atol=1e-12)
+
+
+def test_a_weight_of_experts_is_no_linear_map():
+    adapter = families.lora().bind(split_sites([EXPERTS], experts=["up"]), rank=2)
+    params = random_params(adapter, np.random.default_rng(0))
+    assert delta(adapter, params, EXPERTS.path).shape == (3, 8, 4)
+    with pytest.raises(SiteError, match=r"h\.0\.experts\.up: holds several weights, of shape \(3, 8, 4\)"):
+        apply(adapter, params, EXPERTS.path, np.ones((2, 4)))
+
+
+def test_blocks_of_one_shape_share_a_network():
+    """FacT: twelve blocks of 768 x 768 a layer of ViT-B, 1536 r + 144 r^2 (fact_tt.py @ 026e4f1)."""
+    sites = grid(
+        layers=12,
+        kinds={**dict.fromkeys("qkvo", (768, 768)), "fc1": (3072, 768), "fc2": (768, 3072)},
+        blocks={"fc1": (4, 1), "fc2": (1, 4)},
+    )
+    adapter = families.fact_tt().bind(sites, rank=16)
+    assert (len(adapter.sites), len(adapter.groups), len(adapter.weights)) == (144, 1, 72)
+    assert count(adapter).trainable == 61_440
+    assert rank_bound(adapter, "layers.3.fc1[2]").rank == 16
+
+
+def test_experts_are_a_mode_like_any_other():
+    spec = families.lotr(over="layer expert")
+    adapter = spec.bind(grid(layers=2, kinds={"up": (4, 8, 6)}, experts=["up"]), rank=2)
+    (network,) = adapter.networks
+    assert (network.sizes["layer"], network.sizes["expert"]) == (2, 4)
+    assert count(adapter).trainable == 8 * 2 + 6 * 2 + 2 * 4 * 2 * 2
+
+
+def test_a_text_with_blocks_comes_back_and_a_wrong_one_does_not():
+    adapter = families.lora().bind(
+        split_sites([QKV, EXPERTS], experts=["up"], fused={"c_attn": ["q", "k", "v"]}), rank=2
+    )
+    text = to_json(adapter)
+    assert from_json(text) == adapter
+    for old, new, message in [
+        ('"start":[4,0]', '"start":[40,0]', "must lie inside its weight"),
+        ('"start":[4,0]', '"start":[0,0]', "expected sites of one weight that do not overlap"),
+        ('"start":[4,0]', '"begin":[4,0]', "unknown keys"),
+        ('"weight":["h.",".attn.c_attn"]', '"weight":[1]', "must have a path of one or two strings"),
+    ]:
+        assert old in text
+        with pytest.raises(FormatError, match=message):
+            from_json(text.replace(old, new))
+
+
+def test_overlap_is_found_where_no_axis_parts_the_blocks():
+    def block(name, shape, start):
+        return Site(name, shape, {"kind": name}, Block("w", (4, 4), start))
+
+    around = [
+        block("a", (1, 3), (0, 0)),
+        block("b", (3, 1), (0, 3)),
+        block("c", (1, 3), (3, 1)),
+        block("d", (3, 1), (1, 0)),
+    ]
+    assert len(families.lora().bind([*around, block("e", (2, 2), (1, 1))], rank=1).sites) == 5
+    with pytest.raises(SiteError, match="expected sites of one weight that do not overlap"):
+        families.lora().bind([*around, block("e", (2, 2), (1, 2))], rank=1)
+
+
+def test_ten_thousand_blocks_are_compared_in_few_steps(monkeypatch):
+    """A grid of blocks is parted axis by axis; every pair would be 50 million comparisons."""
+    sites = split_sites([Site("w", (100, 100), {"kind": "w"})], blocks={"w": (100, 100)})
+    seen = []
+    overlap = parts._overlap
+    monkeypatch.setattr(parts, "_overlap", lambda *sides: seen.append(0) or overlap(*sides))
+    parts.check_parts("w", sites)
+    assert len(sites) == 10_000
+    assert not seen
