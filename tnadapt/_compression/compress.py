@@ -104,8 +104,8 @@ def compress(
     history, squares = {}, np.zeros(2)
     for number, group in enumerate(adapter.groups):
         problem = _problem(adapter, group, checked, params)
-        names = {factor: adapter.slot_name(group, factor) for factor in group.network.factors}
-        own = {factor: _cut(params[name], group.network.shape(factor)) for factor, name in names.items()}
+        parts = adapter.address(group.sites[0]).parts
+        own = {factor: params[part.name][part.stack] for factor, part in parts.items()}
 
         def report(sweep: int, error: float, number: int = number) -> None:
             if tell is not None:
@@ -113,19 +113,14 @@ def compress(
 
         begin = iter([own]) if start is not None else tries_of(problem, own, starts, [seed, number])
         found, history[group.name] = _descend(problem, begin, sweeps, tolerance, report)
-        params |= {names[factor]: found[factor] for factor in problem.trainable}
+        params |= {parts[factor].name: found[factor] for factor in problem.trainable}
         missed, whole = _missed_and_whole(problem, found)
         squares += (missed.sum(), whole.sum())
         for site in group.sites:
-            at = tuple(group.index(site).values())
+            at = tuple(adapter.address(site).index.values())
             errors[site] = _relative(missed[at], whole[at], problem.square)
     in_order = {site: errors[site] for site in adapter.sites}
     return Compression(adapter, params, _relative(float(squares[0]), float(squares[1]), 0.0), in_order, history)
-
-
-def _cut(array: Array, shape: tuple[int, ...]) -> Array:
-    """The leading part that a group reads of a factor; all of one that is its own."""
-    return array[tuple(map(slice, shape))]
 
 
 def _begin_at(adapter: Adapter, start: Mapping[str, npt.ArrayLike]) -> Params:
@@ -152,9 +147,9 @@ def _problem(adapter: Adapter, group: Group, updates: Mapping[Site, Update], par
     start: list[Operand] = [(np.array(network.scale), ()), (presence, network.over)]
     values = starts_of(adapter, params, group)
     for name, factor in network.factors.items():
-        value = np.asarray(values[adapter.slot_name(group, name)], dtype=np.float64)
+        part = adapter.address(group.sites[0]).parts[name]
         modes = tuple(mode if mode in outer else f"{mode}(start)" for mode in factor.modes)
-        start.append((_cut(value, network.shape(name)), modes))
+        start.append((np.asarray(values[part.name], dtype=np.float64)[part.stack], modes))
     return Problem(network, terms, (tuple(start),), presence)
 
 

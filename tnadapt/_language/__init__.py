@@ -1,5 +1,6 @@
 """What a user writes: notation, factors, the spec and its validation; and a spec with known sizes."""
 
+from tnadapt._language.address import START, Address, Part, Slot
 from tnadapt._language.count import FactorCount, ParamCount, count, fit_rank
 from tnadapt._language.factor import Factor, frozen, trainable
 from tnadapt._language.initializer import (
@@ -24,12 +25,13 @@ from tnadapt._language.initializer import (
 from tnadapt._language.network import Group, Network, split_evenly
 from tnadapt._language.notation import Axis, modes_of, text_of
 from tnadapt._language.scale import Scale, over_rank, over_sqrt_rank, raw
-from tnadapt._language.spec import START, Adapter, AdapterSpec, Slot
+from tnadapt._language.spec import Adapter, AdapterSpec
 
 __all__ = [
     "START",
     "Adapter",
     "AdapterSpec",
+    "Address",
     "Axis",
     "Factor",
     "FactorCount",
@@ -37,6 +39,7 @@ __all__ = [
     "Initializer",
     "Network",
     "ParamCount",
+    "Part",
     "Scale",
     "Slot",
     "constant",

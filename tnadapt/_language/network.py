@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from tnadapt._errors import SiteError
 from tnadapt._frozen import FrozenMap
@@ -91,7 +91,11 @@ class Group:
 
     def index(self, site: Site) -> dict[str, int]:
         """Where a site of this group stands along each site mode, counted from 0 without gaps."""
-        return {mode: values.index(site.value(mode)) for mode, values in self.values.items()}
+        return {mode: places[site.value(mode)] for mode, places in self._indices.items()}
+
+    @cached_property
+    def _indices(self) -> dict[str, dict[Coordinate, int]]:
+        return {mode: {value: n for n, value in enumerate(values)} for mode, values in self.values.items()}
 
     @property
     def places(self) -> tuple[tuple[int, ...], ...] | None:

@@ -9,6 +9,7 @@ from functools import cached_property
 from tnadapt._errors import SiteError, SpecError
 from tnadapt._frozen import FrozenMap
 from tnadapt._hosts import TASK, Site, check_parts, check_size
+from tnadapt._language.address import START, Address, Part, Slot
 from tnadapt._language.factor import Factor
 from tnadapt._language.faults import find_faults
 from tnadapt._language.network import Group, Network, sizes_of, stacks_of, values_of
@@ -16,7 +17,7 @@ from tnadapt._language.notation import Axis, axes_of, modes_of, text_of
 from tnadapt._language.scale import Scale, raw
 from tnadapt._table import align
 
-__all__ = ["Adapter", "AdapterSpec", "Slot"]
+__all__ = ["Adapter", "AdapterSpec"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,26 +147,6 @@ class AdapterSpec:
         return not self.factors[factor].trainable and not self.is_private(factor) and not is_read
 
 
-START = ":start"  # ends the name of a starting value that is kept; a factor's name ends in an identifier
-
-
-@dataclass(frozen=True)
-class Slot:
-    """One entry of params: its name, its factor, its shape, the sizes it was made for, its modes but the site modes."""
-
-    name: str
-    factor: Factor
-    shape: tuple[int, ...]
-    sizes: Mapping[str, int]
-    inner: tuple[str, ...]
-    group: str = ""
-
-    @property
-    def is_stored(self) -> bool:
-        """Whether a file holds its values; those of other slots are drawn again from the seed."""
-        return self.factor.trainable or not self.factor.init.is_redrawn
-
-
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
     """A spec bound to the sites of one host. Made by `AdapterSpec.bind`; everything else follows from these values."""
@@ -234,6 +215,20 @@ class Adapter:
             some = ", ".join(list(self._places)[:5])
             raise SiteError(f"{path}: not a site of this adapter.\nIts {len(self._places)} sites begin with {some}.")
         return self._places[path]
+
+    def address(self, site: Site | str) -> Address:
+        """Find a site's part of every factor. Raises SiteError with the known paths."""
+        group, place = self.find(site)
+        index, sizes = group.index(place), group.network.sizes
+        parts = {
+            name: Part(
+                self.slot_name(group, name),
+                factor,
+                tuple(index[mode] if mode in index else slice(sizes[mode]) for mode in factor.held),
+            )
+            for name, factor in group.network.factors.items()
+        }
+        return Address(place, group, index, parts)
 
     @cached_property
     def weights(self) -> dict[str, tuple[Site, ...]]:

@@ -1,20 +1,27 @@
 """Contraction order: the exact search, and the plan that is made of it."""
 
+from tnadapt._planning.equation import equation_of
 from tnadapt._planning.plan import BUCKETS, Plan, Step, bucket, plan
+from tnadapt._planning.run import Backend, Labeled, NumpyBackend, run
 from tnadapt._planning.search import OBJECTIVES, Cost, ExactOrder, Modes, Objective, Question, measure, search
 
 __all__ = [
     "BUCKETS",
     "OBJECTIVES",
+    "Backend",
     "Cost",
     "ExactOrder",
+    "Labeled",
     "Modes",
+    "NumpyBackend",
     "Objective",
     "Plan",
     "Question",
     "Step",
     "bucket",
+    "equation_of",
     "measure",
     "plan",
+    "run",
     "search",
 ]

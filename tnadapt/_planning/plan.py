@@ -8,6 +8,7 @@ from opt_einsum.paths import ssa_to_linear
 
 from tnadapt._errors import PlanError
 from tnadapt._language import Network
+from tnadapt._planning.equation import equation_of
 from tnadapt._planning.search import OBJECTIVES, Cost, Modes, Objective, Order, Question, measure, search
 
 __all__ = ["BUCKETS", "Plan", "Step", "bucket", "plan"]
@@ -91,9 +92,7 @@ class Plan:
 
     def equation(self) -> str:
         """The einsum of the whole question in opt_einsum's symbols."""
-        symbols = {mode: opt_einsum.get_symbol(n) for n, mode in enumerate(dict.fromkeys(sum(self.inputs, ())))}
-        words = ["".join(symbols[mode] for mode in modes) for modes in (*self.inputs, self.answer)]
-        return f"{','.join(words[:-1])}->{words[-1]}"
+        return equation_of(self.inputs, self.answer)
 
     def opt_einsum_flops(self) -> int:
         """Forward flops of this order, as opt_einsum itself counts them."""

@@ -88,11 +88,12 @@ def exact_lora(
     starts: Mapping[str, npt.ArrayLike] | None = None,
 ) -> LoRA:
     """The update of one site, whatever its rank. `starts` spare the drawing of a centered adapter's starting values."""
-    group, place = adapter.find(site)
-    network, parting = group.network, part(group.network)
-    B, A = _halves(network, parting.row_factors, arrays_at(adapter, params, group, place))
+    address = adapter.address(site)
+    network = address.group.network
+    parting = part(network)
+    B, A = _halves(network, parting.row_factors, arrays_at(adapter, params, address))
     if network.centered:
-        drawn = arrays_at(adapter, starts or starts_of(adapter, params, group), group, place)
+        drawn = arrays_at(adapter, starts or starts_of(adapter, params, address.group), address)
         start_B, start_A = _halves(network, parting.row_factors, drawn)
         trained = {name for name, factor in network.factors.items() if factor.trainable}
         if parting.cut.times > 1:

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import opt_einsum
 
+from tnadapt._planning import equation_of
+
 __all__: list[str] = []
 
 Array = npt.NDArray[np.float64]
@@ -34,7 +36,5 @@ def _expression(modes: tuple[Modes, ...], shapes: tuple[tuple[int, ...], ...], a
     sizes: dict[str, int] = {}
     for one, shape in zip(modes, shapes, strict=True):
         sizes |= dict(zip(one, shape, strict=True))
-    letters = {mode: opt_einsum.get_symbol(number) for number, mode in enumerate(sizes)}
-    words = ["".join(letters[mode] for mode in one) for one in (*modes, answer)]
     search = "greedy" if math.prod(sizes.values()) < SMALL else "auto-hq"
-    return opt_einsum.contract_expression(f"{','.join(words[:-1])}->{words[-1]}", *shapes, optimize=search)
+    return opt_einsum.contract_expression(equation_of(modes, answer), *shapes, optimize=search)

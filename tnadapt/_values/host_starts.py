@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
-import opt_einsum
 
 from tnadapt._errors import SiteError
 from tnadapt._hosts import Site
 from tnadapt._language import Group, Network
+from tnadapt._values.einsum import contract
 
 __all__: list[str] = []
 
@@ -159,13 +159,9 @@ def _tensor_train(tensor: Array, ranks: list[int]) -> list[Array]:
 def _hosvd_core(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Array:
     """The weights contracted with all other factors: the best core where those are orthonormal."""
     network = stack.network
-    letters = {mode: number for number, mode in enumerate(network.sizes)}
-    operands: list[object] = [stack.values, [letters[mode] for mode in stack.modes]]
-    for name, other in network.factors.items():
-        if name != factor:
-            operands += [starts(name), [letters[mode] for mode in other.modes]]
-    answer: Array = opt_einsum.contract(*operands, [letters[mode] for mode in network.factors[factor].modes])
-    return answer
+    operands = [(stack.values, stack.modes)]
+    operands += [(starts(name), other.modes) for name, other in network.factors.items() if name != factor]
+    return contract(operands, network.factors[factor].modes)
 
 
 def _t_svd(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Array:

@@ -1,15 +1,14 @@
 """The reference: what an adapter does to a weight, in numpy float64. Slow, obvious, the oracle of everything else."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import opt_einsum
 
 from tnadapt._errors import SiteError
 from tnadapt._hosts import Site
-from tnadapt._language import START, Adapter, Group, Network
+from tnadapt._language import START, Adapter, Address, Group, Network
+from tnadapt._planning import Labeled, NumpyBackend, plan, run
 from tnadapt._values.initialize import sample
 from tnadapt._values.maps import map_factor
 
@@ -29,12 +28,13 @@ def delta(adapter: Adapter, params: Mapping[str, npt.ArrayLike], site: Site | st
         for part in parts:
             whole[part.rectangle] = delta(adapter, params, part)
         return whole
-    group, place = adapter.find(site)
-    update = _contract(group.network, arrays_at(adapter, params, group, place))
+    address = adapter.address(site)
+    network = address.group.network
+    update = _contract(network, arrays_at(adapter, params, address))
     if adapter.spec.centered:
-        starts = starts_of(adapter, params, group)
-        update = update - _contract(group.network, arrays_at(adapter, starts, group, place))
-    return group.network.scale * update
+        starts = starts_of(adapter, params, address.group)
+        update = update - _contract(network, arrays_at(adapter, starts, address))
+    return network.scale * update
 
 
 def apply(adapter: Adapter, params: Mapping[str, npt.ArrayLike], site: Site | str, x: npt.ArrayLike) -> Array:
@@ -91,31 +91,28 @@ def starts_of(adapter: Adapter, params: Mapping[str, npt.ArrayLike], group: Grou
     return found
 
 
-def arrays_at(adapter: Adapter, params: Mapping[str, npt.ArrayLike], group: Group, site: Site) -> dict[str, Array]:
-    """What one site reads of params, by factor, without site modes, as float64.
+def arrays_at(adapter: Adapter, params: Mapping[str, npt.ArrayLike], address: Address) -> dict[str, Array]:
+    """Read one site's part of every factor from params, through the factor's map, as float64.
 
     Raises SiteError for one that is missing or has another shape.
     """
-    index, arrays = group.index(site), {}
-    for factor, node in group.network.factors.items():
-        name = adapter.slot_name(group, factor)
-        if name not in params:
-            raise SiteError(f"params: {name!r} is missing.\nThis adapter has {', '.join(list(adapter.slots)[:6])}.")
-        value, wanted = np.asarray(params[name]), adapter.slots[name].shape
+    arrays = {}
+    for factor, part in address.parts.items():
+        if part.name not in params:
+            raise SiteError(
+                f"params: {part.name!r} is missing.\nThis adapter has {', '.join(list(adapter.slots)[:6])}."
+            )
+        value, wanted = np.asarray(params[part.name]), adapter.slots[part.name].shape
         if value.shape != wanted:
-            raise SiteError(f"params[{name!r}]: must have shape {wanted}.\nHowever, it has {value.shape}.")
+            raise SiteError(f"params[{part.name!r}]: must have shape {wanted}.\nHowever, it has {value.shape}.")
         # Cut first, and only then converted: a stack has as many rows as there are sites.
-        cut = tuple(index[mode] if mode in index else slice(group.network.sizes[mode]) for mode in node.held)
-        arrays[factor] = map_factor(node.map, np.asarray(value[cut], dtype=np.float64))
+        arrays[factor] = map_factor(part.factor.map, np.asarray(value[part.cut], dtype=np.float64))
     return arrays
 
 
 def _contract(network: Network, arrays: Mapping[str, Array]) -> Array:
     """The sum over all bonds of the product of all factors at one site, without the scale."""
-    letters = {mode: number for number, mode in enumerate(network.sizes)}
-    operands: list[Any] = []
-    for name, array in arrays.items():
-        operands += [array, [letters[mode] for mode in network.local_modes(name)]]
-    answer = [letters[mode] for mode in (*network.out_modes, *network.in_modes)]
-    dense: Array = opt_einsum.contract(*operands, answer)
+    order = plan(network, "delta")
+    operands = [Labeled(arrays[name], modes) for name, modes in zip(order.operands, order.inputs, strict=True)]
+    dense: Array = run(order, operands, NumpyBackend()).array
     return dense.reshape(network.weight_shape)

@@ -3,14 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tnadapt._hosts import Site
-from tnadapt._language import Adapter, Group, Network
-from tnadapt._planning import Plan
+from tnadapt._language import Adapter, Network
+from tnadapt._planning import Labeled, NumpyBackend, Plan, run
 from tnadapt._values import Params, init, map_factor, pull_back
 
 __all__ = ["dense", "gradients", "random_params", "start_params"]
@@ -36,20 +35,14 @@ def start_params(adapter: Adapter) -> Params:
     )
 
 
-def cut_of(adapter: Adapter, group: Group, site: Site, factor: str) -> tuple[int | slice, ...]:
-    """Where a site's part of a factor lies in the array of params: its row along site modes, the leading part."""
-    index, sizes = group.index(site), group.network.sizes
-    return tuple(index.get(mode, slice(sizes[mode])) for mode in group.network.factors[factor].held)
-
-
 def local(adapter: Adapter, params: Mapping[str, Array], site: Site) -> tuple[Network, dict[str, Array]]:
-    """The network of a site and the arrays that it reads, by factor, without site modes."""
-    group, _ = adapter.find(site)
-    arrays = {}
-    for name, factor in group.network.factors.items():
-        held = np.asarray(params[adapter.slot_name(group, name)])[cut_of(adapter, group, site, name)]
-        arrays[name] = map_factor(factor.map, held)
-    return group.network, arrays
+    """Return the network of a site, and the arrays that it reads by factor, without site modes."""
+    address = adapter.address(site)
+    arrays = {
+        name: map_factor(part.factor.map, np.asarray(params[part.name])[part.cut])
+        for name, part in address.parts.items()
+    }
+    return address.group.network, arrays
 
 
 def dense(adapter: Adapter, params: Mapping[str, Array], site: Site) -> Array:
@@ -104,17 +97,17 @@ def gradients(adapter: Adapter, params: Mapping[str, Array], pulls: Mapping[str,
     """
     totals = {name: np.zeros(slot.shape) for name, slot in adapter.slots.items() if slot.factor.trainable}
     for path, pull in pulls.items():
-        group, site = adapter.find(path)
-        network, arrays = local(adapter, params, site)
+        address = adapter.address(path)
+        network, arrays = local(adapter, params, address.site)
         outer = [*network.out_modes, *network.in_modes]
         split = np.asarray(pull, dtype=np.float64).reshape([network.sizes[mode] for mode in outer])
         for name, factor in network.factors.items():
             if factor.trainable:
                 others = [(array, network.local_modes(other)) for other, array in arrays.items() if other != name]
                 part = _product([*others, (split, tuple(outer))], network.local_modes(name), network)
-                place = cut_of(adapter, group, site, name)
-                held = np.asarray(params[adapter.slot_name(group, name)])[place]
-                totals[adapter.slot_name(group, name)][place] += network.scale * pull_back(factor.map, held, part)
+                where = address.parts[name]
+                held = np.asarray(params[where.name])[where.cut]
+                totals[where.name][where.cut] += network.scale * pull_back(factor.map, held, part)
     return totals
 
 
@@ -130,15 +123,22 @@ def least_cut(network: Network) -> int:
     return min(cuts)
 
 
+class CountingBackend(NumpyBackend):
+    """Runs every step as `NumpyBackend` does and counts: a multiplication, and an addition where a step sums."""
+
+    def __init__(self) -> None:
+        """Start at 0 flops."""
+        self.flops = 0
+
+    def contract(self, left: Labeled, right: Labeled, kept: tuple[str, ...], wanted: tuple[str, ...]) -> Labeled:
+        """Multiply and sum, and count."""
+        sizes = dict(pair for side in (left, right) for pair in zip(side.modes, side.array.shape, strict=True))
+        self.flops += math.prod(sizes.values()) * (1 if len(kept) == len(sizes) else 2)
+        return super().contract(left, right, kept, wanted)
+
+
 def run_plan(order: Plan, operands: Mapping[str, Array]) -> tuple[Array, int]:
-    """Every step by an einsum of two operands that counts: a multiplication, and an addition where it sums."""
-    letters = {mode: number for number, mode in enumerate(["(token)", *order.network.sizes])}
-    values, flops = [operands[name] for name in order.operands], 0
-    for step in order.steps:
-        sides = [(values[side], order.modes(side)) for side in (step.left, step.right)]
-        sizes = dict(pair for value, modes in sides for pair in zip(modes, value.shape, strict=True))
-        words: list[Any] = [part for value, modes in sides for part in (value, [letters[mode] for mode in modes])]
-        values.append(np.einsum(*words, [letters[mode] for mode in step.modes]))
-        flops += math.prod(sizes.values()) * (1 if len(step.modes) == len(sizes) else 2)
-    last = order.modes(len(values) - 1)
-    return np.transpose(values[-1], [last.index(mode) for mode in order.answer]), flops
+    """Run a plan, and count its flops."""
+    backend = CountingBackend()
+    named = [Labeled(operands[name], modes) for name, modes in zip(order.operands, order.inputs, strict=True)]
+    return run(order, named, backend).array, backend.flops

@@ -1,0 +1,75 @@
+"""Run a plan: one loop over its steps, for every array library."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from tnadapt._planning.equation import equation_of
+from tnadapt._planning.plan import Plan
+
+__all__ = ["Backend", "Labeled", "NumpyBackend", "run"]
+
+Modes = tuple[str, ...]
+Value = TypeVar("Value")
+
+
+class Backend(Protocol[Value]):
+    """What a plan asks of an array library.
+
+    A value carries the modes of its axes, in an order that the backend chooses.
+    """
+
+    def contract(self, left: Value, right: Value, kept: Modes, wanted: Modes) -> Value:
+        """Multiply two values and sum over every mode that is not in `kept`.
+
+        `wanted` is the order that the answer must have in the last step, empty in all others.
+        """
+        ...
+
+    def ordered(self, value: Value, modes: Modes) -> Value:
+        """Return the value with its axes in this order."""
+        ...
+
+
+def run(plan: Plan, operands: Sequence[Value], backend: Backend[Value]) -> Value:
+    """Contract the operands of a plan, in its order. Nothing is checked here.
+
+    Args:
+        plan: the order; operand n has the modes `plan.inputs[n]`.
+        operands: one value for each of `plan.operands`.
+        backend: the array library.
+
+    Returns:
+        The answer, with axes `plan.answer`. The scale of the network is not in it.
+    """
+    values = list(operands)
+    for number, step in enumerate(plan.steps, 1):
+        wanted = plan.answer if number == len(plan.steps) else ()
+        values.append(backend.contract(values[step.left], values[step.right], step.modes, wanted))
+    return backend.ordered(values[-1], plan.answer)
+
+
+@dataclass(frozen=True)
+class Labeled:
+    """An array and the mode of each of its axes."""
+
+    array: npt.NDArray[Any]
+    modes: Modes
+
+
+class NumpyBackend:
+    """Every step as one einsum of two operands."""
+
+    def contract(self, left: Labeled, right: Labeled, kept: Modes, wanted: Modes) -> Labeled:
+        """Multiply and sum, as `Backend` says."""
+        modes = wanted or kept
+        return Labeled(np.einsum(equation_of((left.modes, right.modes), modes), left.array, right.array), modes)
+
+    def ordered(self, value: Labeled, modes: Modes) -> Labeled:
+        """Transpose, as `Backend` says."""
+        if value.modes == modes:
+            return value
+        return Labeled(np.transpose(value.array, [value.modes.index(mode) for mode in modes]), modes)
