@@ -1,6 +1,6 @@
 """What an adapter does at one site, as pure functions of its params. Checked once, before anything is traced."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -9,10 +9,10 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from tnadapt import Adapter, Site, SiteError
-from tnadapt.binding import Group, Network
+from tnadapt.binding import Address, Network, Part
 from tnadapt_jax._lower import apply_network, make_delta
 from tnadapt_jax._maps import map_factor
-from tnadapt_jax._params import START, Params, check_size, find_array
+from tnadapt_jax._params import Params, check_size, find_array
 
 __all__ = ["apply", "delta"]
 
@@ -34,9 +34,9 @@ def apply(adapter: Adapter, params: Params, site: Site | str, x: Array) -> Array
     """
     if isinstance(site, str) and (parts := adapter.parts(site)):
         return _apply_blocks(adapter, params, parts, x)
-    group, place = adapter.find(site)
-    check_x(place.path, group.network, x)
-    return apply_parts(parts_at(adapter, params, group, place), x)
+    address = adapter.address(site)
+    check_x(address.site.path, address.group.network, x)
+    return apply_parts(parts_at(adapter, params, address), x)
 
 
 def delta(adapter: Adapter, params: Params, site: Site | str) -> Array:
@@ -47,8 +47,7 @@ def delta(adapter: Adapter, params: Params, site: Site | str) -> Array:
     """
     if isinstance(site, str) and (blocks := adapter.parts(site)):
         return put_together([(block, delta(adapter, params, block)) for block in blocks])
-    group, place = adapter.find(site)
-    parts = parts_at(adapter, params, group, place)
+    parts = parts_at(adapter, params, adapter.address(site))
     return delta_of_parts(parts, wide_of(*parts.factors))
 
 
@@ -74,39 +73,33 @@ def _apply_blocks(adapter: Adapter, params: Params, blocks: Sequence[Site], x: A
     return total
 
 
-def parts_at(adapter: Adapter, params: Params, group: Group, site: Site) -> Parts:
-    """The factors of one site; frozen ones take no gradient: what the plan was made for.
+def parts_at(adapter: Adapter, params: Params, address: Address) -> Parts:
+    """Read the factors of one site; frozen ones take no gradient, since the plan was made so.
 
     Raises SiteError for params that are not this adapter's.
     """
     check_size(adapter, params)
-    index, network = group.index(site), group.network
-    found, starts = {}, {}
-    for name, factor in network.factors.items():  # all are looked at before the first is cut
-        key = adapter.slot_name(group, name)
-        found[name] = find_array(adapter, params, key)
-        if network.centered:
-            starts[name] = find_array(adapter, params, key + START if factor.trainable else key)
+    network, parts = address.group.network, address.parts
+    found = {name: find_array(adapter, params, part.name) for name, part in parts.items()}  # all, before one is cut
+    starts = {name: find_array(adapter, params, part.start) for name, part in parts.items() if network.centered}
 
-    def local(name: str, value: Array) -> Array:
-        factor = network.factors[name]
-        held = cut(value, factor.held, network.sizes, {mode: index[mode] for mode in factor.held if mode in index})
-        return map_factor(factor.map, held)
+    def local(part: Part, value: Array) -> Array:
+        return map_factor(part.factor.map, cut(value, part.cut))
 
     factors = [
-        local(name, value if network.factors[name].trainable else lax.stop_gradient(value))
+        local(parts[name], value if parts[name].factor.trainable else lax.stop_gradient(value))
         for name, value in found.items()
     ]
-    return Parts(network, factors, [local(name, lax.stop_gradient(value)) for name, value in starts.items()])
+    return Parts(network, factors, [local(parts[name], lax.stop_gradient(value)) for name, value in starts.items()])
 
 
-def cut(value: Array, modes: Sequence[str], sizes: Mapping[str, int], index: Mapping[str, int]) -> Array:
-    """The part of a factor that one site reads: one place along each mode in `index`, the leading sizes of others."""
-    starts = [index.get(mode, 0) for mode in modes]
-    stops = [start + (1 if mode in index else sizes[mode]) for mode, start in zip(modes, starts, strict=True)]
+def cut(value: Array, place: Sequence[int | slice]) -> Array:
+    """Index an array by one place or one leading part along each axis; a slice of it, whose gradient is no scatter."""
+    stops = [at.stop if isinstance(at, slice) else at + 1 for at in place]
+    starts = [0 if isinstance(at, slice) else at for at in place]
     if tuple(stops) != value.shape or any(starts):
         value = lax.slice(value, starts, stops)
-    return lax.squeeze(value, [axis for axis, mode in enumerate(modes) if mode in index])
+    return lax.squeeze(value, [axis for axis, at in enumerate(place) if isinstance(at, int)])
 
 
 def apply_parts(parts: Parts, x: Array) -> Array:

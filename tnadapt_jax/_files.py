@@ -12,8 +12,8 @@ from jax.typing import ArrayLike, DTypeLike
 
 import tnadapt
 from tnadapt import Adapter, FormatError
-from tnadapt.binding import read_checkpoint, redraw
-from tnadapt_jax._params import START, Params, check_params, tree_of
+from tnadapt.binding import params_to_store, read_checkpoint
+from tnadapt_jax._params import Params, check_params, tree_of
 
 __all__ = ["load", "save"]
 
@@ -27,22 +27,10 @@ def save(
     its dtype's rounding. Raises SiteError for params that are not this adapter's, FormatError for what no file holds.
     """
     check_params(adapter, params)
-    drawn = redraw(adapter)
-    kept = dict(params["trainable"])
-    for name, value in params["frozen"].items():
-        if name in adapter.slots and adapter.slots[name].is_stored:
-            kept[name] = value
-            continue
-        is_as_drawn = _is_cast_of(value, drawn[name.removesuffix(START)])
-        if name.endswith(START) and not is_as_drawn:
-            raise FormatError(
-                f"params['frozen'][{name!r}]: a file starts from the values of its seed.\n"
-                "However, this start was changed.\nNothing was written."
-            )
-        if not name.endswith(START) and not is_as_drawn:
-            kept[name] = value
-    values = {name: _numpy(value) for name, value in kept.items()}
-    tnadapt.save(adapter, values, path, extra={name: _numpy(value) for name, value in (extra or {}).items()})
+    both = dict(params["trainable"]) | dict(params["frozen"])
+    values = {name: _numpy(value) for name, value in both.items()}
+    kept = params_to_store(adapter, values, {name: value.dtype.name for name, value in both.items()})
+    tnadapt.save(adapter, kept, path, extra={name: _numpy(value) for name, value in (extra or {}).items()})
 
 
 def load(
@@ -54,20 +42,13 @@ def load(
     float64 where jax has it switched off.
     """
     checkpoint = read_checkpoint(path)
-    slots = checkpoint.adapter.slots
-    is_double = any(value.dtype == np.float64 for name, value in checkpoint.params.items() if slots[name].is_stored)
-    wanted = (jnp.float64 if is_double else jnp.float32) if dtype is None else dtype
+    wanted = (jnp.float64 if checkpoint.is_double else jnp.float32) if dtype is None else dtype
     if np.dtype(wanted) != jax.dtypes.canonicalize_dtype(wanted):
         raise FormatError(
             f"{path}: its numbers are float64.\nHowever, jax has 64 bits switched off.\n"
             "Set jax_enable_x64, or pass dtype=jnp.float32."
         )
     return checkpoint.adapter, tree_of(checkpoint.adapter, checkpoint.params, wanted)
-
-
-def _is_cast_of(value: Array, drawn: npt.NDArray[np.float64]) -> bool:
-    """Whether a factor holds what was drawn, rounded to its dtype."""
-    return bool(np.array_equal(np.asarray(value), drawn.astype(value.dtype)))
 
 
 def _numpy(value: ArrayLike) -> npt.NDArray[np.generic]:

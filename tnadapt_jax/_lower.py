@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from tnadapt import plan
-from tnadapt.binding import Network, Plan
+from tnadapt.binding import Network, Plan, run
 
 __all__: list[str] = []
 
@@ -36,14 +36,15 @@ def apply_network(network: Network, factors: Sequence[Array], x: Array, *, preci
     names = tuple(f"(token {axis})" for axis in range(len(lead)))
     split = x.reshape(*lead, *(network.sizes[mode] for mode in network.in_modes))
     laid = [Laid(split, (*names, *network.in_modes), active=True)]
-    answer = _run(order, [*laid, *_factors(order, factors)], names, precision)
-    return answer.reshape(*lead, network.weight_shape[0])
+    answer = run(order, [*laid, *_factors(order, factors)], _Backend(order, names, precision))
+    return answer.value.reshape(*lead, network.weight_shape[0])
 
 
 def make_delta(network: Network, factors: Sequence[Array], *, precision: Precision) -> Array:
     """The scaled dense update of one site, of the weight's shape (out axis first)."""
     order = plan(network, "delta")
-    return _run(order, _factors(order, factors), (), precision).reshape(network.weight_shape)
+    answer = run(order, _factors(order, factors), _Backend(order, (), precision))
+    return answer.value.reshape(network.weight_shape)
 
 
 def _factors(order: Plan, factors: Sequence[Array]) -> list[Laid]:
@@ -64,16 +65,22 @@ def _in_order(laid: Laid, network: Network) -> Laid:
     return Laid(_turned(laid, modes), modes)
 
 
-def _run(order: Plan, operands: list[Laid], lead: Modes, precision: Precision) -> Array:
-    """The answer of a plan, axes in its order; `lead` are the axes that stand for the plan's token axis."""
-    values = list(operands)
-    answer = _spelled(order.answer, order, lead)
-    for number, step in enumerate(order.steps, 1):
-        kept = _spelled(step.modes, order, lead)
-        wanted = answer if number == len(order.steps) else ()
-        made = _step(values[step.left], values[step.right], kept, wanted, precision)
-        values.append(made if made.active else _in_order(made, order.network))
-    return _turned(values[-1], answer)
+class _Backend:
+    """The steps of one plan as jax operations; `lead` are the axes that stand for the plan's token axis."""
+
+    def __init__(self, order: Plan, lead: Modes, precision: Precision) -> None:
+        self.order, self.lead, self.precision = order, lead, precision
+
+    def contract(self, left: Laid, right: Laid, kept: Modes, wanted: Modes) -> Laid:
+        """Multiply and sum, as the core's `Backend` says."""
+        kept, wanted = _spelled(kept, self.order, self.lead), _spelled(wanted, self.order, self.lead)
+        made = _step(left, right, kept, wanted, self.precision)
+        return made if made.active else _in_order(made, self.order.network)
+
+    def ordered(self, value: Laid, modes: Modes) -> Laid:
+        """Transpose, as the core's `Backend` says."""
+        modes = _spelled(modes, self.order, self.lead)
+        return Laid(_turned(value, modes), modes, value.active)
 
 
 def _spelled(modes: Modes, order: Plan, lead: Modes) -> Modes:

@@ -81,8 +81,8 @@ def _update(adapter: Adapter, params: Params, leaves: Sequence[Leaf], dtype: Any
     """The update of one weight: of its one site, or of the sites that lie in it."""
     updates = []
     for leaf in leaves:
-        group, site = adapter.find(leaf.site)
-        updates.append((site, delta_of_parts(parts_at(adapter, params, group, site), dtype)))
+        address = adapter.address(leaf.site)
+        updates.append((address.site, delta_of_parts(parts_at(adapter, params, address), dtype)))
     if updates[0][0].block is None:
         return updates[0][1]
     return put_together(updates)

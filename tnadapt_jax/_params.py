@@ -9,12 +9,11 @@ from jax.typing import DTypeLike
 
 import tnadapt
 from tnadapt import Adapter, SiteError
-from tnadapt.binding import redraw
+from tnadapt.binding import START, drawn_starts
 
 __all__ = ["Params", "init"]
 
 Params = Mapping[str, Mapping[str, Array]]
-START = ":start"  # ends the name of a starting value; a slot's name ends in an identifier
 TREES = ("trainable", "frozen")
 
 
@@ -33,9 +32,7 @@ def tree_of(adapter: Adapter, values: Mapping[str, npt.ArrayLike], dtype: DTypeL
     """Values by the core's names as the two trees; each array has a buffer of its own, so that it can be donated."""
     trainable = {name: values[name] for name, slot in adapter.slots.items() if slot.factor.trainable}
     frozen = {name: values[name] for name in adapter.slots if name not in trainable}
-    if adapter.spec.centered:
-        starts = redraw(adapter)
-        frozen |= {name + START: starts[name] for name in trainable if name in starts}
+    frozen |= {name + START: value for name, value in drawn_starts(adapter).items()}
     return {
         tree: {name: jnp.array(value, dtype=dtype) for name, value in part.items()}
         for tree, part in zip(TREES, (trainable, frozen), strict=True)

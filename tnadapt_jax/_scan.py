@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from tnadapt import Adapter, Site, SiteError
-from tnadapt.binding import Group, Network
+from tnadapt.binding import START, Address, Network
 from tnadapt_jax._apply import Parts, apply_parts, check_x, cut
 from tnadapt_jax._maps import map_factor
-from tnadapt_jax._params import START, Params, check_params, check_shape, find_array
+from tnadapt_jax._params import Params, check_params, check_shape, find_array
 
 __all__ = ["apply_in_layer", "scan_split"]
 
@@ -119,28 +119,25 @@ def apply_in_layer(adapter: Adapter, shared: Arrays, layer: Arrays, kind: str, x
 @lru_cache(maxsize=64)
 def _kinds(adapter: Adapter) -> dict[str, Kind]:
     """Every kind, with its sources over all layers. Raises SiteError where the sites are no full grid."""
-    places: dict[str, dict[int | str, tuple[Group, Site]]] = {}
-    for group in adapter.groups:
-        for site in group.sites:
-            kind, layer = str(site.value("kind")), site.value("layer")
-            if layer in places.setdefault(kind, {}):
-                raise SiteError(f"{site.path}: a scan has one weight of a kind in a layer.\nHowever, here are two.")
-            places[kind][layer] = (group, site)
+    places: dict[str, dict[int | str, Address]] = {}
+    for site in (site for group in adapter.groups for site in group.sites):
+        kind, layer = str(site.value("kind")), site.value("layer")
+        if layer in places.setdefault(kind, {}):
+            raise SiteError(f"{site.path}: a scan has one weight of a kind in a layer.\nHowever, here are two.")
+        places[kind][layer] = adapter.address(site)
     layers = sorted({layer for some in places.values() for layer in some}, key=lambda at: (isinstance(at, str), at))
     return {kind: _kind(adapter, kind, some, layers) for kind, some in places.items()}
 
 
-def _kind(
-    adapter: Adapter, kind: str, found: Mapping[int | str, tuple[Group, Site]], layers: Sequence[int | str]
-) -> Kind:
+def _kind(adapter: Adapter, kind: str, found: Mapping[int | str, Address], layers: Sequence[int | str]) -> Kind:
     if missing := [layer for layer in layers if layer not in found]:
         raise SiteError(
             f"kind {kind!r}: a scan needs every kind in every layer.\n"
             f"However, it is not in layer {missing[0]}; the layers are {', '.join(map(str, layers))}."
         )
     stack = [found[layer] for layer in layers]
-    network, site = stack[0][0].network, stack[0][1]
-    for _, other in stack:
+    network, site = stack[0].group.network, stack[0].site
+    for other in (address.site for address in stack):
         if other.shape != site.shape:
             raise SiteError(
                 f"{other.path}: a scan needs one shape for all weights of a kind.\n"
@@ -148,10 +145,9 @@ def _kind(
             )
     sources = []
     for factor, of_factor in network.factors.items():
-        names = tuple(adapter.slot_name(group, factor) for group, _ in stack)
-        indices = [group.index(member) for group, member in stack]
-        places = tuple({mode: index[mode] for mode in of_factor.held if mode in index} for index in indices)
-        local = tuple(network.sizes[mode] for mode in of_factor.held if mode not in network.over)
+        parts = [address.parts[factor] for address in stack]
+        names, places = tuple(part.name for part in parts), tuple(part.index for part in parts)
+        local = tuple(at.stop for at in parts[0].cut if isinstance(at, slice))
         sources.append(Source(factor, of_factor.held, names, places, kind, adapter.slots[names[0]].shape, local))
     return Kind(site, network, tuple(sources))
 
@@ -179,9 +175,9 @@ def _stacked(network: Network, source: Source, arrays: Arrays) -> Array:
         rest = {name: at for name, at in source.places[0].items() if name != mode}
         sizes = dict(network.sizes) | {mode: len(rows)}
         left = [name for name in modes if name not in rest]
-        return jnp.moveaxis(cut(part, modes, sizes, rest), left.index(mode), 0)
+        return jnp.moveaxis(_cut(part, modes, sizes, rest), left.index(mode), 0)
     each = zip(source.names, source.places, strict=True)
-    return jnp.stack([cut(arrays[name], modes, network.sizes, place) for name, place in each])
+    return jnp.stack([_cut(arrays[name], modes, network.sizes, place) for name, place in each])
 
 
 def _rows(value: Array, rows: Sequence[int], axis: int) -> Array:
@@ -207,8 +203,13 @@ def _held_in_body(network: Network, source: Source, shared: Arrays, layer: Array
         )
     check_shape("shared" if source.is_shared else "layer", key, held[key], source.shape)
     if source.is_shared:
-        return cut(held[key], source.modes, network.sizes, source.places[0])
+        return _cut(held[key], source.modes, network.sizes, source.places[0])
     if source.is_whole:
         modes = tuple(mode for mode in source.modes if mode != source.moving[0])
-        return cut(held[key], modes, network.sizes, {m: at for m, at in source.places[0].items() if m in modes})
+        return _cut(held[key], modes, network.sizes, {m: at for m, at in source.places[0].items() if m in modes})
     return held[key]
+
+
+def _cut(value: Array, modes: Sequence[str], sizes: Mapping[str, int], index: Index) -> Array:
+    """Take one place along each mode in `index`, and the leading part along every other."""
+    return cut(value, [index.get(mode, slice(sizes[mode])) for mode in modes])

@@ -17,7 +17,7 @@ from tnadapt_torch._host import (
     parameter_paths,
     unfold,
 )
-from tnadapt_torch._state import AdapterState, child_name, host_modules, states_of
+from tnadapt_torch._state import AdapterState, child_name, host_modules, make_hooks, states_of
 
 __all__ = ["attach"]
 
@@ -92,12 +92,16 @@ def attach(
     paths = match(known, list(modules_to_save), what="modules_to_save", things="modules") if modules_to_save else []
     saved = {path: known[path] for path in paths}
     state = AdapterState(adapter, params, name=adapter_name, dropout=dropout)
-    state.is_folded = fold
-    return install(model, state, weights, saved)
+    return install(model, state, weights, saved, fold=fold)
 
 
 def install(
-    model: nn.Module, state: AdapterState, weights: Mapping[str, Weight], saved: Mapping[str, nn.Module]
+    model: nn.Module,
+    state: AdapterState,
+    weights: Mapping[str, Weight],
+    saved: Mapping[str, nn.Module],
+    *,
+    fold: bool = False,
 ) -> AdapterState:
     """Put a state on its host: the one place that changes it, all or nothing.
 
@@ -107,11 +111,11 @@ def install(
     _check_saved(model, saved, weights)
     if not 0.0 <= state.dropout < 1.0:
         raise SiteError(f"dropout: must be at least 0 and below 1, got {state.dropout}.")
-    folded = {path: weight for path, weight in weights.items() if state.folds(weight)}
+    folded = {path: weight for path, weight in weights.items() if fold or not weight.is_called}
     if folded:
         check_foldable(folded, state.dropout)
     state.host, state.weights, state.saved = (model,), dict(weights), SavedModules(saved)
-    state.hooks = state.make_hooks()
+    state.hooks, state.folded = make_hooks(state), list(folded.values())
     state.train(model.training)
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     earlier = states_of(model)

@@ -65,9 +65,7 @@ def _attach(
 ) -> AdapterState:
     weights = _weights_of(model, checkpoint.adapter, path, layouts)
     saved = _saved_of(model, checkpoint.extra, path)
-    slots = checkpoint.adapter.slots
-    is_double = any(value.dtype == np.float64 for name, value in checkpoint.params.items() if slots[name].is_stored)
-    dtype = torch.float64 if is_double else torch.float32
+    dtype = torch.float64 if checkpoint.is_double else torch.float32
     params = {name: torch.from_numpy(value).to(dtype) for name, value in checkpoint.params.items()}
     state = AdapterState(checkpoint.adapter, params, name=adapter_name, dropout=dropout)
     install(model, state, weights, saved)

@@ -1,6 +1,15 @@
 """Everything read from disk or written to it: the adapter file, its JSON text, and PEFT's checkpoint folders."""
 
-from tnadapt._files.file import Checkpoint, digests, file_size, load, read_checkpoint, save, write_atomically
+from tnadapt._files.file import (
+    Checkpoint,
+    digests,
+    file_size,
+    load,
+    params_to_store,
+    read_checkpoint,
+    save,
+    write_atomically,
+)
 from tnadapt._files.peft_folder import TENSORS
 from tnadapt._files.peft_read import read_peft
 from tnadapt._files.peft_write import Written, save_as_lora
@@ -14,6 +23,7 @@ __all__ = [
     "file_size",
     "from_json",
     "load",
+    "params_to_store",
     "read_checkpoint",
     "read_peft",
     "save",

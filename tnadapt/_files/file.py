@@ -18,11 +18,11 @@ from safetensors.numpy import save as to_bytes
 
 from tnadapt._errors import FormatError
 from tnadapt._files.text import VERSION, adapter_data, adapter_of, check_version, dump, parse, take
-from tnadapt._language import Adapter, Slot
+from tnadapt._language import START, Adapter, Slot
 from tnadapt._values import sample
 from tnadapt._version import __version__
 
-__all__ = ["Checkpoint", "digests", "file_size", "load", "read_checkpoint", "save"]
+__all__ = ["Checkpoint", "digests", "file_size", "load", "params_to_store", "read_checkpoint", "save"]
 
 Array = npt.NDArray[np.floating[Any]]
 EXTRA = ":extra"  # ends the name of a tensor saved along; a slot's name ends in an identifier
@@ -38,6 +38,12 @@ class Checkpoint:
     adapter: Adapter
     params: dict[str, Array]
     extra: dict[str, Array]
+
+    @property
+    def is_double(self) -> bool:
+        """Whether a stored factor is of float64: a binding loads all of them as float32 otherwise."""
+        slots = self.adapter.slots
+        return any(value.dtype == np.float64 for name, value in self.params.items() if slots[name].is_stored)
 
 
 def save(
@@ -68,6 +74,46 @@ def save(
         raise FormatError(f"params: {sorted(map(str, unknown))[0]!r} is none of this adapter's.\nNothing was written.")
     tensors = stored | {name + EXTRA: _native(name, value) for name, value in (extra or {}).items()}
     write_atomically(Path(path), to_bytes(tensors, _metadata(adapter, drawn, _seal(tensors))))
+
+
+def params_to_store(
+    adapter: Adapter, params: Mapping[str, npt.ArrayLike], dtypes: Mapping[str, str]
+) -> dict[str, npt.ArrayLike]:
+    """Choose from a framework's params those that a file must hold.
+
+    A frozen factor that holds the values of its seed, rounded to its dtype, is left out: it is drawn again. So is a
+    starting value that the seed gives (a name that ends in ":start").
+
+    Args:
+        adapter: whose params they are.
+        params: arrays by name; bfloat16 as float32.
+        dtypes: the dtype in which the framework keeps each, as "bfloat16".
+
+    Raises:
+        FormatError: a drawn starting value that was changed, since no file keeps one.
+    """
+    kept: dict[str, npt.ArrayLike] = {}
+    for name, value in params.items():
+        slot = adapter.slots.get(name) or adapter.slots[name.removesuffix(START)]
+        if name in adapter.slots and slot.is_stored:
+            kept[name] = value
+        elif not np.array_equal(np.asarray(value), _rounded(sample(slot, adapter.seed), dtypes[name])):
+            if name not in adapter.slots:
+                raise FormatError(
+                    f"params[{name!r}]: expected the starting value that the seed gives, got another.\n"
+                    "Nothing was written, since a file starts from the values of its seed."
+                )
+            kept[name] = value
+    return kept
+
+
+def _rounded(drawn: npt.NDArray[np.float64], dtype: str) -> npt.NDArray[np.float64]:
+    """Round drawn values, which are float32 numbers, to a dtype."""
+    if dtype != "bfloat16":  # which numpy does not have: the upper half of a float32, rounded to even
+        return drawn.astype(dtype).astype(np.float64)
+    bits = drawn.astype(np.float32).view(np.uint32)
+    even = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
+    return even.view(np.float32).astype(np.float64)
 
 
 def file_size(adapter: Adapter, *, dtype: str = "float32") -> int:

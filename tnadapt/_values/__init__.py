@@ -1,7 +1,7 @@
 """Arrays: starting values, starts read from host weights, maps on factors, and the float64 reference."""
 
 from tnadapt._values.einsum import Array, Modes, Operand, contract, primed
-from tnadapt._values.initialize import Params, init, redraw, sample
+from tnadapt._values.initialize import Params, drawn_starts, init, redraw, sample
 from tnadapt._values.maps import map_factor, pull_back
 from tnadapt._values.reference import apply, arrays_at, delta, merge, starts_of
 
@@ -14,6 +14,7 @@ __all__ = [
     "arrays_at",
     "contract",
     "delta",
+    "drawn_starts",
     "init",
     "map_factor",
     "merge",

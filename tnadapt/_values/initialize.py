@@ -11,7 +11,7 @@ from tnadapt._errors import SiteError
 from tnadapt._language import START, Adapter, Group, Slot
 from tnadapt._values.host_starts import Stack, read_start
 
-__all__ = ["Params", "init", "redraw"]
+__all__ = ["Params", "drawn_starts", "init", "redraw"]
 
 Params = dict[str, npt.NDArray[np.float64]]
 
@@ -37,6 +37,16 @@ def init(adapter: Adapter, weights: Mapping[str, npt.ArrayLike] | None = None) -
 def redraw(adapter: Adapter) -> Params:
     """The starting values that the seed gives again, of frozen and of trainable factors; none that is read."""
     return {name: sample(slot, adapter.seed) for name, slot in adapter.slots.items() if not slot.factor.init.is_read}
+
+
+def drawn_starts(adapter: Adapter) -> Params:
+    """Draw again the starting values that a centered update subtracts, of every trainable factor that is not read.
+
+    A start that is read from the host is an entry of params under the factor's name and ":start".
+    """
+    if not adapter.spec.centered:
+        return {}
+    return {name: value for name, value in redraw(adapter).items() if adapter.slots[name].factor.trainable}
 
 
 class _Reader:

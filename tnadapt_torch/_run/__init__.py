@@ -2,6 +2,6 @@
 
 from tnadapt_torch._run.blocks import BlocksHook, Hook
 from tnadapt_torch._run.maps import map_factor
-from tnadapt_torch._run.site import Mapped, Part, Ref, Row, SiteHook, Stack
+from tnadapt_torch._run.site import Leading, Mapped, Owner, Ref, Row, SiteHook, Stack
 
-__all__ = ["BlocksHook", "Hook", "Mapped", "Part", "Ref", "Row", "SiteHook", "Stack", "map_factor"]
+__all__ = ["BlocksHook", "Hook", "Leading", "Mapped", "Owner", "Ref", "Row", "SiteHook", "Stack", "map_factor"]

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from tnadapt.binding import Plan
+from tnadapt.binding import Plan, run
 
 __all__: list[str] = []
 
@@ -57,22 +57,44 @@ class Way:
     swapped: bool = False
 
 
-def lay_out(plan: Plan) -> Given | Way:
-    """The cheapest way to run a plan so that its last step leaves the answer in order, if any way does."""
-    ways: list[Sequence[Given | Way]] = [[Given(number, modes)] for number, modes in enumerate(plan.inputs)]
-    factors = plan.network.factors
-    grads = [plan.training and (factors[n].trainable if n in factors else plan.x_needs_grad) for n in plan.operands]
-    for step in plan.steps:
+@dataclass(frozen=True)
+class _Ways:
+    """Every way that is kept to make an operand or an intermediate, and whether it needs a gradient."""
+
+    ways: Sequence[Given | Way]
+    needs_grad: bool
+
+
+class _Backend:
+    """Runs a plan not on arrays but on the ways to lay them out."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    def contract(self, left: _Ways, right: _Ways, kept: Modes, wanted: Modes) -> _Ways:
+        """Find the cheapest way for each order of the result's axes."""
         found: dict[Modes, Way] = {}
-        for left in ways[step.left]:
-            for right in ways[step.right]:
-                for way in _ways(plan, left, right, step.modes, right_grad=grads[step.right]):
+        for one in left.ways:
+            for other in right.ways:
+                for way in _ways(self.plan, one, other, kept, right_grad=right.needs_grad):
                     if way.order not in found or way.cost < found[way.order].cost:
                         found[way.order] = way
-        ways.append(sorted(found.values(), key=lambda way: way.cost)[:KEEP])
-        grads.append(grads[step.left] or grads[step.right])
-    extra = size_of(plan, plan.answer) + OVERHEAD
-    return min(ways[-1], key=lambda way: way.cost + (extra if way.order != plan.answer else 0))
+        ways = sorted(found.values(), key=lambda way: way.cost)[:KEEP]
+        return _Ways(ways, left.needs_grad or right.needs_grad)
+
+    def ordered(self, value: _Ways, modes: Modes) -> _Ways:
+        """Choose the cheapest way, a last copy into this order included."""
+        extra = size_of(self.plan, modes) + OVERHEAD
+        best = min(value.ways, key=lambda way: way.cost + (extra if way.order != modes else 0))
+        return _Ways([best], value.needs_grad)
+
+
+def lay_out(plan: Plan) -> Given | Way:
+    """Find the cheapest way to run a plan so that its last step leaves the answer in order, if any way does."""
+    factors = plan.network.factors
+    grads = [plan.training and (factors[n].trainable if n in factors else plan.x_needs_grad) for n in plan.operands]
+    given = [_Ways([Given(n, modes)], grads[n]) for n, modes in enumerate(plan.inputs)]
+    return run(plan, given, _Backend(plan)).ways[0]
 
 
 def _ways(plan: Plan, left: Given | Way, right: Given | Way, kept: Modes, *, right_grad: bool) -> Iterator[Way]:

@@ -31,7 +31,7 @@ class Ref(Protocol):
 
 
 @dataclass(frozen=True)
-class Part:
+class Leading:
     """A factor that sites share: all of it, or the leading part of one that is drawn at the largest sizes."""
 
     table: dict[str, Any]

@@ -1,30 +1,20 @@
 """The tree of modules that holds factors: a name in params with dots is a path through it."""
 
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from tnadapt import Adapter, SiteError
-from tnadapt.binding import redraw
+from tnadapt.binding import params_to_store
 
 __all__: list[str] = []
-
-START = ":start"  # ends the core's name of a start that cannot be drawn again
 
 
 class Factors(nn.Module):
     """A node of the tree."""
-
-
-def starts_of(adapter: Adapter) -> dict[str, Tensor]:
-    """The starting values that a centered update needs and that the seed gives again, in float64."""
-    if not adapter.spec.centered:
-        return {}
-    drawn = redraw(adapter)
-    return {
-        key: torch.from_numpy(drawn[key])
-        for key, slot in adapter.slots.items()
-        if slot.factor.trainable and key in drawn
-    }
 
 
 def leaf_of(tree: nn.Module, key: str) -> tuple[nn.Module, str]:
@@ -48,3 +38,15 @@ def plant(tree: nn.Module, key: str, value: Tensor, *, trainable: bool, persiste
         raise SiteError(
             f"factor {key!r}: a torch module cannot hold this name ({error}).\nRename the factor."
         ) from None
+
+
+def stored_factors(adapter: Adapter, params: Mapping[str, Tensor]) -> dict[str, npt.ArrayLike]:
+    """Choose the factors that a file must hold, as arrays. bfloat16 becomes float32."""
+    dtypes = {name: str(value.dtype).removeprefix("torch.") for name, value in params.items()}
+    return params_to_store(adapter, {name: to_numpy(value) for name, value in params.items()}, dtypes)
+
+
+def to_numpy(tensor: Tensor) -> npt.NDArray[np.generic]:
+    """Copy a tensor to an array. bfloat16 becomes float32."""
+    wide = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+    return wide.detach().cpu().numpy()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tnadapt import Adapter
-from tnadapt.binding import Group, Network
+from tnadapt.binding import Group, Network, equation_of
 from tnadapt_torch._run import Hook, map_factor
 
 __all__: list[str] = []
@@ -31,33 +31,29 @@ def norms(adapter: Adapter, params: Mapping[str, Tensor], hooks: Mapping[str, Ho
 
 
 def _square(adapter: Adapter, group: Group, wide: Mapping[str, Tensor]) -> float:
-    """Sum over the sites of a group of ||dW||^2."""
+    """Sum ||dW||^2 over the sites of a group."""
     network = group.network
     equation, kept = contraction(network)
-    parts = []
-    for name, factor in network.factors.items():
-        held = wide[adapter.slot_name(group, name)][tuple(slice(network.sizes[mode]) for mode in factor.held)]
-        parts.append(map_factor(factor.map, held) if factor.map else held)
-    squares = opt_einsum.contract(equation, *parts, *parts)
-    places = [group.index(site) for site in group.sites]
+    factors = []
+    for part in adapter.address(group.sites[0]).parts.values():
+        held = wide[part.name][part.stack]
+        factors.append(map_factor(part.factor.map, held) if part.factor.map else held)
+    squares = opt_einsum.contract(equation, *factors, *factors)
+    places = [adapter.address(site).index for site in group.sites]
     chosen = [squares[tuple(place[mode] for mode in kept)] for place in places]
     return network.scale**2 * torch.stack(chosen).sum().item()
 
 
 def contraction(network: Network) -> tuple[str, tuple[str, ...]]:
-    """The network contracted with itself, as an equation: the factors, then the factors again with bonds of their own.
+    """Contract the network with itself: an equation of the factors, then the factors again with bonds of their own.
 
     Axes of the weight are summed over, site modes that a factor carries are kept: these are the answer's modes.
     """
-    modes = list(network.sizes)
     outer = {*network.over, *network.out_modes, *network.in_modes}
-    first = {mode: opt_einsum.get_symbol(number) for number, mode in enumerate(modes)}
-    fresh = {mode: opt_einsum.get_symbol(len(modes) + number) for number, mode in enumerate(modes)}
-    second = {mode: first[mode] if mode in outer else fresh[mode] for mode in modes}
-    factors = network.factors.values()
-    terms = ["".join(letters[mode] for mode in factor.modes) for letters in (first, second) for factor in factors]
-    kept = tuple(mode for mode in network.over if any(mode in factor.modes for factor in factors))
-    return f"{','.join(terms)}->{''.join(first[mode] for mode in kept)}", kept
+    first = [factor.modes for factor in network.factors.values()]
+    second = [tuple(mode if mode in outer else f"{mode}'" for mode in modes) for modes in first]
+    kept = tuple(mode for mode in network.over if any(mode in modes for modes in first))
+    return equation_of([*first, *second], kept), kept
 
 
 def _wide(value: Tensor) -> Tensor:

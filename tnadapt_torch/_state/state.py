@@ -6,18 +6,16 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 import tnadapt
-from tnadapt import Adapter, Site, SiteError
-from tnadapt.binding import Group, Written, redraw
+from tnadapt import Adapter, AdapterSpec, SiteError
+from tnadapt.binding import Written, drawn_starts
 from tnadapt_torch._host import Merged, SavedModules, Weight, find_tie, unfold
-from tnadapt_torch._run import BlocksHook, Hook, Mapped, Part, Ref, Row, SiteHook, Stack
-from tnadapt_torch._state.factors import START, Factors, leaf_of, plant, starts_of
+from tnadapt_torch._run import Hook, Stack
+from tnadapt_torch._state.factors import Factors, leaf_of, plant, stored_factors, to_numpy
 from tnadapt_torch._state.groups import parameter_groups
 from tnadapt_torch._state.norms import norms
 
@@ -38,7 +36,6 @@ class AdapterState(nn.Module):
         self.name = name
         self.dropout = dropout
         self.enabled = True
-        self.is_folded = False
         self.merged: Merged | None = None
         self.saved = SavedModules({})
         self.stacks: dict[tuple[bool, str], Stack] = {}
@@ -47,14 +44,21 @@ class AdapterState(nn.Module):
         self.hooks: dict[str, Hook] = {}  # by the path of the weight, and of each block of one
         self.handles: list[RemovableHandle] = []
         self.weights: dict[str, Weight] = {}
+        self.folded: list[Weight] = []  # those whose update goes into the weight and not into the module's output
         self.host: tuple[nn.Module, ...] = ()  # a tuple: as an attribute, the host would be a child of its child
         self.host_flags: list[tuple[nn.Parameter, bool]] = []
         self.factors = Factors()
         self.start = Factors()
         for key, slot in adapter.slots.items():
             plant(self.factors, key, params[key], trainable=slot.factor.trainable)
-        for key, value in starts_of(adapter).items():
-            plant(self.start, key, value.to(params[key].dtype), trainable=False, persistent=False)
+        for key, value in drawn_starts(adapter).items():
+            start = torch.from_numpy(value).to(params[key].dtype)
+            plant(self.start, key, start, trainable=False, persistent=False)
+
+    @property
+    def spec(self) -> AdapterSpec:
+        """The spec of the adapter."""
+        return self.adapter.spec
 
     @property
     def active(self) -> bool:
@@ -68,48 +72,6 @@ class AdapterState(nn.Module):
     def params(self) -> dict[str, Tensor]:
         """Every factor by its name in the core's params: the parameters and buffers themselves, no copies."""
         return {key: getattr(*leaf_of(self.factors, key)) for key in self.adapter.slots}
-
-    def make_hooks(self) -> dict[str, Hook]:
-        """New hooks by path: one for each site, and one for each weight that several sites lie in."""
-        by_site = {site: self._hook_of(site) for site in self.adapter.sites}
-        hooks: dict[str, Hook] = {site.path: hook for site, hook in by_site.items()}
-        for path, sites in self.adapter.weights.items():
-            if path not in hooks:
-                hooks[path] = BlocksHook(self, {site: by_site[site] for site in sites})
-        return hooks
-
-    def _hook_of(self, site: Site) -> SiteHook:
-        group, _ = self.adapter.find(site)
-        names = list(group.network.factors)
-        refs = [self._ref(self.factors, group, site, name) for name in names]
-        if self.adapter.spec.centered:
-            refs += [self._ref(self.factors, group, site, name, is_start=True) for name in names]
-        return SiteHook(self, group.network, refs)
-
-    def _ref(self, tree: nn.Module, group: Group, site: Site, factor: str, *, is_start: bool = False) -> Ref:
-        """Where a site finds a factor in a tree; a stacked factor is taken apart in one place for all sites."""
-        key = self.adapter.slot_name(group, factor)
-        if is_start and key + START in self.adapter.slots:
-            key += START
-        elif is_start and group.network.factors[factor].trainable:
-            tree = self.start
-        node = group.network.factors[factor]
-        modes = node.held
-        owner, leaf = leaf_of(tree, key)
-        table = owner._parameters if leaf in owner._parameters else owner._buffers
-        place = group.index(site)
-        if axes := tuple(axis for axis, mode in enumerate(modes) if mode in place):
-            stack = self.stacks.setdefault((tree is self.start, key), Stack(table, leaf, axes))
-            row = Row(stack, tuple(place[modes[axis]] for axis in axes))
-            return Mapped(row, node.map) if node.map else row
-        shape = tuple(group.network.sizes[mode] for mode in modes)
-        whole = shape == self.adapter.slots[key].shape
-        part = Part(table, leaf, None if whole else tuple(map(slice, shape)))
-        return Mapped(part, node.map) if node.map else part
-
-    def folds(self, weight: Weight) -> bool:
-        """Whether the update goes into this weight and not into the output of its module."""
-        return self.is_folded or not weight.is_called
 
     @property
     def model(self) -> nn.Module:
@@ -202,9 +164,8 @@ class AdapterState(nn.Module):
             self.saved.swap()
         for handle in self.handles:
             handle.remove()
-        for weight in self.weights.values():
-            if self.folds(weight):
-                unfold(weight)
+        for weight in self.folded:
+            unfold(weight)
         delattr(host, child_name(self.name))
         others = states_of(host)
         for other in others:
@@ -223,19 +184,8 @@ class AdapterState(nn.Module):
 
         A frozen factor is stored only if it no longer holds the values of its seed, up to its dtype's rounding.
         """
-        params = {key: _numpy(value) for key, value in self.stored().items()}
-        extra = {key: _numpy(value) for key, value in self.saved.values().items()}
-        tnadapt.save(self.adapter, params, path, extra=extra)
-
-    def stored(self) -> dict[str, Tensor]:
-        """The factors whose values a file must hold: what does not follow from the seed, up to a dtype's rounding."""
-        slots = self.adapter.slots
-        drawn = {} if all(slot.is_stored for slot in slots.values()) else redraw(self.adapter)
-        return {
-            key: value
-            for key, value in self.params().items()
-            if slots[key].is_stored or not _is_cast_of(value, drawn[key])
-        }
+        extra = {key: to_numpy(value) for key, value in self.saved.values().items()}
+        tnadapt.save(self.adapter, stored_factors(self.adapter, self.params()), path, extra=extra)
 
     def parameter_groups(self, *, lr: float | Mapping[str, float], ratio: float = 1.0) -> list[dict[str, Any]]:
         """Groups for a torch optimizer, one for each trainable factor of the spec, since factors differ in scale.
@@ -267,7 +217,7 @@ class AdapterState(nn.Module):
         Returns the rank and the error of each site. Raises as `tnadapt.save_as_lora` does, and SiteError where a module
         that was trained whole shares a parameter with another: PEFT would load its values into a copy.
         """
-        extra = {key: _numpy(value) for key, value in self.saved.values().items()}
+        extra = {key: to_numpy(value) for key, value in self.saved.values().items()}
         if pair := find_tie(self.model, extra):
             raise SiteError(
                 f"modules_to_save: PEFT loads {pair[0]} into a copy.\n"
@@ -275,7 +225,7 @@ class AdapterState(nn.Module):
             )
         return tnadapt.save_as_lora(
             self.adapter,
-            {key: _numpy(value) for key, value in self.params().items()},
+            {key: to_numpy(value) for key, value in self.params().items()},
             directory,
             rank=rank,
             base_model=getattr(getattr(self.model, "config", None), "name_or_path", None) or None,
@@ -322,13 +272,3 @@ def host_modules(model: nn.Module) -> dict[str, nn.Module]:
     """All modules of a model by path, but for adapters that are on it and what they hold."""
     inside = {id(module) for state in model.modules() if isinstance(state, AdapterState) for module in state.modules()}
     return {path: module for path, module in model.named_modules() if id(module) not in inside}
-
-
-def _is_cast_of(value: Tensor, drawn: npt.NDArray[np.float64]) -> bool:
-    """Whether a frozen factor holds what was drawn, rounded to its dtype."""
-    return torch.equal(value.cpu(), torch.from_numpy(drawn).to(value.dtype))
-
-
-def _numpy(tensor: Tensor) -> Any:
-    wide = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
-    return wide.detach().cpu().numpy()

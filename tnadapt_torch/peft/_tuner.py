@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tnadapt import Adapter, FormatError, SiteError, init, sites_of
 from tnadapt.binding import redraw
 from tnadapt_torch._host import HostWeights, Weight, check_linear, check_weights, linear_weight
-from tnadapt_torch._state import AdapterState
+from tnadapt_torch._state import AdapterState, make_hooks, stored_factors
 from tnadapt_torch.peft._config import PREFIX, STEM, PeftType, TnConfig, check_factors
 from tnadapt_torch.peft._layer import TnLinear
 
@@ -86,7 +86,7 @@ class TnModel(BaseTuner):  # type: ignore[misc]
         params = {name: torch.from_numpy(value).float().to(device) for name, value in start.items()}
         state = AdapterState(adapter, params, name=adapter_name, dropout=config.dropout)
         self._check_names(adapter_name, state)
-        state.hooks, state.weights = state.make_hooks(), weights
+        state.hooks, state.weights = make_hooks(state), weights
         return state.train(model.training)
 
     def _targets(self, model: nn.Module, config: TnConfig) -> dict[str, Weight]:
@@ -190,7 +190,7 @@ class TnModel(BaseTuner):  # type: ignore[misc]
         state = cls._state_of(model, adapter_name)
         config.seal(state.adapter)
         found = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
-        stored = {f"{STEM}{adapter_name}.factors.{name}" for name in state.stored()}
+        stored = {f"{STEM}{adapter_name}.factors.{name}" for name in stored_factors(state.adapter, state.params())}
         return {key: value for key, value in found.items() if key in stored}
 
     @classmethod
