@@ -8,7 +8,8 @@ from opt_einsum.paths import ssa_to_linear
 
 from tnadapt._errors import PlanError
 from tnadapt._language import Network
-from tnadapt._planning.search import OBJECTIVES, Cost, Modes, Objective, Order, Question, measure, search
+from tnadapt._planning.cost import OBJECTIVES, Cost, Modes, Objective, Order, Question, measure
+from tnadapt._planning.search import search
 
 __all__ = ["BUCKETS", "Plan", "Step", "bucket", "plan"]
 
