@@ -1,9 +1,10 @@
-"""Contraction order: the exact search, and the plan that is made of it."""
+"""Contraction orders: the search for a cheap one, and the plan that is made of it."""
 
+from tnadapt._planning.cost import OBJECTIVES, Cost, Modes, Objective, Question, measure
 from tnadapt._planning.equation import equation_of
 from tnadapt._planning.plan import BUCKETS, Plan, Step, bucket, plan
 from tnadapt._planning.run import Backend, Labeled, NumpyBackend, run
-from tnadapt._planning.search import OBJECTIVES, Cost, ExactOrder, Modes, Objective, Question, measure, search
+from tnadapt._planning.search import ExactOrder, search
 
 __all__ = [
     "BUCKETS",

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -226,7 +227,8 @@ def plans_give_the_numbers(adapter: Adapter, random: np.random.Generator) -> Non
     raw = replace(adapter, spec=replace(adapter.spec, centered=False, identity_at_start=False))
     wanted = dense(raw, params, site).reshape(site.shape[0], inner)
     size = magnitude(raw, params, site)
-    for ask, operands in (("apply", {"(x)": x} | arrays), ("delta", arrays)):
+    questions: dict[Literal["apply", "delta"], Params] = {"apply": {"(x)": x} | arrays, "delta": arrays}
+    for ask, operands in questions.items():
         order = plan(network, ask, tokens=TOKENS)
         value, flops = run_plan(order, operands)
         found = network.scale * value.reshape(-1 if ask == "apply" else site.shape[0], *_tail(ask, site, inner))

@@ -5,7 +5,7 @@ import opt_einsum
 import pytest
 
 from tests.table import places
-from tnadapt import AdapterSpec, PlanError, families, plan, raw, trainable, zeros
+from tnadapt import AdapterSpec, PlanError, families, frozen, plan, raw, trainable, zeros
 from tnadapt.binding import BUCKETS, Cost, Objective, bucket
 
 TERA_RANKS = {f"r_{side}{n}": rank for side in "oi" for n, rank in enumerate((8, 4, 4), 1)}
@@ -35,17 +35,32 @@ def test_a_plan_is_made_once():
 @pytest.mark.parametrize(
     ("asked", "match"),
     [
-        ({"ask": "grad"}, "ask must be one of apply, delta"),
-        ({"ask": ""}, "ask must be one of apply, delta"),
-        ({"objective": "beauty"}, "the objective one of forward, flops, training, memory"),
-        ({"tokens": 0}, "tokens must be an integer of at least 1, got 0"),
-        ({"tokens": 2.0}, "tokens must be an integer of at least 1, got 2.0"),
-        ({"tokens": True}, "tokens must be an integer of at least 1, got True"),
+        ({"ask": "grad"}, "plan: expected ask to be one of apply, delta, got 'grad'"),
+        ({"ask": ""}, "plan: expected ask to be one of apply, delta, got ''"),
+        ({"ask": ["apply"]}, "plan: expected ask to be one of apply, delta, got"),
+        ({"objective": "beauty"}, "expected objective to be one of forward, flops, training, memory, or an Objective"),
+        ({"objective": 3}, "expected objective to be one of .*, got 3"),
+        ({"objective": None}, "expected objective to be one of .*, got None"),
+        ({"tokens": 0}, "plan: expected tokens to be an integer of at least 1, got 0"),
+        ({"tokens": 2.0}, "plan: expected tokens to be an integer of at least 1, got 2.0"),
+        ({"tokens": True}, "plan: expected tokens to be an integer of at least 1, got True"),
+        ({"tokens": "64"}, "plan: expected tokens to be an integer of at least 1, got '64'"),
     ],
 )
 def test_what_cannot_be_planned_is_refused(asked, match):
     with pytest.raises(PlanError, match=match):
         plan(network(families.lora()), **asked)
+
+
+def test_what_is_not_a_network_is_refused_with_the_way_to_one():
+    spec = families.lora()
+    adapter = spec.bind(places(spec, layers=1, kinds={"q": (4, 4)}), rank=2)
+    with pytest.raises(PlanError, match=r"expected a Network, got an Adapter.\nPass one of adapter.networks."):
+        plan(adapter)
+    with pytest.raises(PlanError, match=r"got an AdapterSpec.\nBind the spec to sites first, and pass one of"):
+        plan(spec)
+    with pytest.raises(PlanError, match=r"got a str.\nPass one of the networks of an adapter"):
+        plan("lora")
 
 
 @pytest.mark.parametrize(
@@ -160,13 +175,39 @@ def test_a_plan_reads_every_factor_once(adapter, ask):
         assert not set(adapter.spec.site_modes) & {mode for modes in made.inputs for mode in modes}
 
 
-def test_how_often_a_step_runs():
+def test_how_often_the_values_of_a_step_change():
     made = plan(square("tera"), tokens=2048)
     assert {step.when for step in made.steps} == {"update", "call"}
-    shared = plan(square("lorta"), tokens=2048)
-    assert [step.per_site for step in shared.steps if step.when == "call"] == [False, True]
     frozen_pair = plan(network(families.vera(), rank=2, shape=(3, 3)), "delta", objective="forward")
     assert {step.when for step in frozen_pair.steps} == {"update"}
+
+
+def test_the_text_says_that_every_step_runs_at_every_call():
+    factors = {"A": frozen("out p"), "B": frozen("p q"), "C": trainable("q r"), "D": trainable("r in", init=zeros())}
+    spec = AdapterSpec(name="two", weight="out in", factors=factors, scale=raw())
+    made = plan(network(spec, rank={"p": 8, "q": 2, "r": 2}, shape=(8, 8)), tokens=100_000)
+    ends = {"once": ", from frozen factors alone", "update": ", from factors alone", "call": ""}
+    costs = str(made).splitlines()[3::2]
+    assert {step.when for step in made.steps} == set(ends)
+    for step, line in zip(made.steps, costs, strict=True):
+        assert line.endswith(f"; at every call{ends[step.when]}")
+
+
+def cp(count):
+    """A tensor of `count` modes of size 2 in CP form: every factor carries the bond."""
+    out, into = [f"o{n}" for n in range(count // 2)], [f"i{n}" for n in range(count - count // 2)]
+    factors = {f"A{n:02}": trainable(f"{mode} r") for n, mode in enumerate(out + into)}
+    weight = f"({' '.join(out)}) ({' '.join(into)})"
+    spec = AdapterSpec(name="cp", weight=weight, factors=factors, scale=raw(), identity_at_start=False)
+    return network(spec, rank=4, shape=(2 ** len(out), 2 ** len(into)))
+
+
+@pytest.mark.parametrize("count", [14, 40])
+def test_a_plan_of_many_factors_is_not_proven_and_says_so(count):
+    made = plan(cp(count))
+    assert not made.exact
+    assert str(made).splitlines()[0].endswith("for training (not proven cheapest)")
+    assert made.opt_einsum_flops() == made.forward_flops
 
 
 def test_what_is_explained_is_what_planner_md_measured():
@@ -176,7 +217,7 @@ def test_what_is_explained_is_what_planner_md_measured():
     assert "it would pay on a full-precision weight" in plan(full, tokens=8192).explain()
     assert "it would not pay" in plan(full, tokens=1).explain()
     assert float(plan(full, tokens=8192).explain().split("first: ")[1].split(" ")[0]) >= 1.0
-    with pytest.raises(PlanError, match="this plan makes a delta"):
+    with pytest.raises(PlanError, match='explain: expected a plan for "apply", got one for "delta"'):
         plan(square("lora"), "delta").explain()
 
 

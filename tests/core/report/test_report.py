@@ -145,7 +145,7 @@ def test_progress_is_told():
 
 
 def test_tokens_must_be_some():
-    with pytest.raises(PlanError, match="tokens must be an integer of at least 1"):
+    with pytest.raises(PlanError, match="expected tokens to be an integer of at least 1"):
         report(families.lora().bind(SITES, rank=2), tokens=0)
 
 

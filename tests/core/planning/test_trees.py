@@ -1,0 +1,35 @@
+"""Trees: there and back, and the costs of their steps as `measure` has them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.core.planning.networks import all_trees, cost, numbered, questions
+from tnadapt._planning.tensors import LARGEST, Problem, problem_of
+from tnadapt._planning.trees import Nodes, leaves_of, pairs_of, tree_of
+from tnadapt.binding import OBJECTIVES
+
+
+@given(question=questions(), data=st.data())
+def test_a_tree_costs_what_its_order_costs(question, data):
+    count = len(question.inputs)
+    trees = list(all_trees(list(range(count))))
+    pairs = numbered(data.draw(st.sampled_from(trees)), count)
+    objective = data.draw(st.sampled_from(list(OBJECTIVES.values())))
+    nodes = Nodes(problem_of(question), objective)
+    leaves = [1 << place for place in range(count)]
+    tree = tree_of(pairs, leaves)
+    assert nodes.total(tree) == pytest.approx(cost(question, pairs, objective), rel=1e-12)
+    again = pairs_of(tree, nodes.root)
+    assert tree_of(again, leaves) == tree
+    assert sorted(leaves_of(tree, nodes.root)) == leaves
+
+
+def test_leaves_are_read_from_left_to_right():
+    assert leaves_of({0b111: (0b110, 0b001), 0b110: (0b100, 0b010)}, 0b111) == [0b100, 0b010, 0b001]
+
+
+def test_volumes_stop_at_the_largest():
+    nodes = Nodes(Problem((0b11,), 0b11, (10**400, 10**100), (True,), (False,)), OBJECTIVES["flops"])
+    assert nodes.volume(0b10) == pytest.approx(1e100)
+    assert nodes.volume(0b01) == nodes.volume(0b11) == float(LARGEST)
