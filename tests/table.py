@@ -130,3 +130,12 @@ FAMILIES = {
     "quanta": Case(families.quanta(order=3), 3),
     "quanta 2": Case(families.quanta(order=2, alpha=2)),
 }
+
+# A test that adds something to a law runs on these; the law itself runs on every family (tests/laws).
+REPRESENTATIVES = (
+    "lora",  # a plain product of two factors, a network for each site
+    "lorta",  # a hyperedge through five factors, two of them along site modes
+    "pissa",  # centered, and its start is read from the host
+    "vera",  # frozen factors that weights of all shapes share
+    "householder",  # factors with a map
+)

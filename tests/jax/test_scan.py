@@ -9,7 +9,7 @@ import pytest
 
 import tnadapt
 import tnadapt_jax
-from tests.table import FAMILIES
+from tests.table import FAMILIES, REPRESENTATIVES
 from tnadapt import AdapterSpec, Site, SiteError, families, grid, raw, trainable
 
 KINDS = {"q": (6, 4), "v": (6, 4), "up": (4, 6)}
@@ -20,7 +20,7 @@ def shapes(arrays):
     return {name: value.shape for name, value in arrays.items()}
 
 
-def test_what_is_shared_is_there_once_and_the_rest_has_its_layers_in_front():
+def test_shared_arrays_appear_once_and_the_others_have_a_layer_axis():
     adapter = families.lotr().bind(SITES, rank=2)
     shared, per_layer = tnadapt_jax.scan_split(adapter, tnadapt_jax.init(adapter))
     assert shapes(shared) == {"6x4.A": (6, 2), "6x4.B": (4, 2), "4x6.A": (4, 2), "4x6.B": (6, 2)}
@@ -35,8 +35,8 @@ def test_what_is_shared_is_there_once_and_the_rest_has_its_layers_in_front():
     assert per_layer["0.q.b"].shape == (3, 6)
 
 
-@pytest.mark.parametrize("family", [family for family in families.__all__ if FAMILIES[family].is_linear])
-def test_no_entry_is_lost_or_doubled(family, started):
+@pytest.mark.parametrize("family", REPRESENTATIVES)
+def test_a_split_keeps_every_entry_once(family, started):
     adapter = FAMILIES[family].bind(layers=3, kinds=KINDS)
     split = tnadapt_jax.scan_split(adapter, started(adapter))
     counted = tnadapt.count(adapter)
@@ -109,19 +109,19 @@ def other(path, shape, layer, kind):
     ],
     ids=["hole", "shape"],
 )
-def test_sites_that_are_no_grid(sites, message):
+def test_sites_that_form_no_grid_are_refused(sites, message):
     adapter = families.lora().bind(sites, rank=2)
     with pytest.raises(SiteError, match=re.compile(message, re.DOTALL)):
         tnadapt_jax.scan_split(adapter, tnadapt_jax.init(adapter))
 
 
-def test_two_weights_of_a_kind_in_a_layer():
+def test_two_weights_of_a_kind_in_a_layer_are_refused():
     adapter = families.lotr().bind([other("a", (4, 4), 0, "q"), other("b", (4, 4), 0, "q")], rank=2)
     with pytest.raises(SiteError, match=r"b: a scan has one weight of a kind in a layer"):
         tnadapt_jax.scan_split(adapter, tnadapt_jax.init(adapter))
 
 
-def test_what_does_not_fit_in_the_body():
+def test_arguments_that_do_not_fit_in_the_body_are_refused():
     adapter = families.lotr().bind(SITES, rank=2)
     shared, per_layer = tnadapt_jax.scan_split(adapter, tnadapt_jax.init(adapter))
     one = {name: value[0] for name, value in per_layer.items()}

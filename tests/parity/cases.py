@@ -30,6 +30,8 @@ def t(modes):
     return trainable(modes)
 
 
+REPRESENTATIVES = [name for name in table.REPRESENTATIVES if name in FAMILIES]
+
 OWN = {
     "LoHa": own("out in", "", A=t("out r"), B=t("r in"), C=t("out q"), D=t("q in")),
     "LoKr": own("(o1 o2) (i1 i2)", "", A=t("o1 i1"), B=t("o2 r"), C=t("r i2"), scale=over_rank("r", alpha=4)),

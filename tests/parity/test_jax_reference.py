@@ -57,7 +57,7 @@ def test_a_family_in_fewer_bits(family, dtype):
 
 
 @pytest.mark.parametrize("spec", OWN.values(), ids=OWN)
-def test_a_spec_of_ones_own(spec):
+def test_a_custom_spec(spec):
     """In a scan, which reads the factors as the sites do; the random specs are asked site by site."""
     compare(spec, SITES, "float64", rank=2, ways=("scan",))
 
@@ -95,7 +95,7 @@ def test_layers_with_gaps_and_a_frozen_matrix_that_all_shapes_share():
         compare(spec, GAPS, "float64", rank=2, ways=("scan",))
 
 
-def test_the_comparison_can_fail():
+def test_the_comparison_finds_a_changed_factor():
     adapter = families.lotr().bind(TWO, rank=2, seed=0)
     params, asked = sides.moved(adapter), sides.questions(adapter)
     wanted = sides.by_reference(adapter, params, asked)

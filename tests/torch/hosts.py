@@ -20,6 +20,12 @@ FAMILIES: dict[str, tuple[AdapterSpec, dict]] = {
     "lokr": (families.lokr(), {"rank": 2}),
 }
 TARGETS = ["q_proj", "v_proj", "down"]
+# A test of a hook, a copy or a file runs on these; tests/parity compares the numbers of every family.
+REPRESENTATIVES = (
+    "lora",  # a plain product of two factors, a network for each site
+    "lorta",  # a hyperedge through five factors, two of them along site modes
+    "vera",  # frozen factors, in buffers, that all shapes share
+)
 
 
 class Attention(nn.Module):

@@ -9,10 +9,10 @@ from tnadapt import AdapterSpec as Spec
 from tnadapt import SiteError, SpecError, count, families, raw, trainable, zeros
 from tnadapt_torch import AdapterState, attach
 
-every_family = pytest.mark.parametrize("family", hosts.FAMILIES)
+representative = pytest.mark.parametrize("family", hosts.REPRESENTATIVES)
 
 
-@every_family
+@representative
 def test_only_keys_under_the_adapters_name_are_new(family):
     model = hosts.toy()
     before = hosts.photo(model)["tensors"]
@@ -24,8 +24,8 @@ def test_only_keys_under_the_adapters_name_are_new(family):
     assert all(key.startswith("tnadapt_mine.") for key in fresh)
 
 
-@every_family
-def test_the_trainable_parameters_are_those_that_count_counts(family):
+@representative
+def test_the_parameters_and_buffers_agree_with_count(family):
     model = hosts.toy()
     state = hosts.adapt(model, family)
     total = count(state.adapter)
@@ -39,7 +39,7 @@ def test_the_trainable_parameters_are_those_that_count_counts(family):
     }
 
 
-@every_family
+@representative
 def test_every_value_is_registered_once(family):
     model = hosts.toy()
     state = hosts.adapt(model, family)
@@ -52,7 +52,7 @@ def test_every_value_is_registered_once(family):
     assert len(storages) == len(ours)
 
 
-@every_family
+@representative
 @pytest.mark.parametrize("is_training", [True, False])
 def test_the_forward_is_the_same_bit_for_bit_at_the_start(family, is_training):
     model = hosts.toy().train(is_training)
@@ -64,7 +64,7 @@ def test_the_forward_is_the_same_bit_for_bit_at_the_start(family, is_training):
     assert not torch.allclose(model(hosts.words()), wanted)
 
 
-@every_family
+@representative
 def test_a_step_of_training_changes_every_trainable_factor_and_nothing_else(family):
     model = hosts.toy()
     state = hosts.adapt(model, family)
@@ -77,7 +77,7 @@ def test_a_step_of_training_changes_every_trainable_factor_and_nothing_else(fami
     assert all(p.grad is None for name, p in model.named_parameters() if not name.startswith("tnadapt_"))
 
 
-@every_family
+@representative
 def test_the_start_has_a_gradient(family):
     model = hosts.toy()
     state = hosts.adapt(model, family, awake=False)
@@ -96,7 +96,7 @@ def test_factors_are_float32_on_any_host_and_start_at_the_values_of_the_seed():
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-def test_what_attach_returns_is_a_child_of_the_model_that_prints_itself(capsys):
+def test_attach_returns_a_child_of_the_model_with_a_short_repr(capsys):
     model = hosts.toy()
     state = hosts.adapt(model, "lotr", name="mine")
     assert isinstance(state, AdapterState)

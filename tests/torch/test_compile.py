@@ -26,7 +26,9 @@ class Counting:
         return graph.forward
 
 
-@pytest.mark.parametrize(("family", "dropout"), [*((family, 0.0) for family in hosts.FAMILIES), ("lotr", 0.3)])
+@pytest.mark.parametrize(
+    ("family", "dropout"), [*((family, 0.0) for family in (*hosts.REPRESENTATIVES, "tera")), ("lotr", 0.3)]
+)
 def test_one_graph_in_training_for_every_length(family, dropout):
     model = hosts.toy(layers=1).train()
     hosts.adapt(model, family, dropout=dropout)

@@ -10,7 +10,7 @@ from tests.torch import hosts
 from tnadapt import FormatError, SiteError, count
 from tnadapt_torch import attach, load
 
-every_family = pytest.mark.parametrize("family", hosts.FAMILIES)
+representative = pytest.mark.parametrize("family", hosts.REPRESENTATIVES)
 HEAD = ["score"]
 
 
@@ -25,9 +25,9 @@ def file(tmp_path):
     return tmp_path / "adapter.safetensors"
 
 
-@every_family
+@representative
 @pytest.mark.parametrize("saved", [None, HEAD, ["norm", "score"]])
-def test_a_fresh_model_gives_equal_bits(family, saved, file):
+def test_a_fresh_model_with_the_file_gives_equal_bits(family, saved, file):
     model = hosts.toy()
     state = hosts.adapt(model, family, modules_to_save=saved)
     for path in saved or []:
@@ -80,7 +80,7 @@ def test_load_beside_an_adapter_leaves_that_one(file):
     assert all(torch.equal(value, before[name]) for name, value in first.state_dict().items())
 
 
-@every_family
+@representative
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_factors_of_another_dtype(family, dtype, file):
     model = hosts.toy(dtype=dtype)
@@ -110,7 +110,7 @@ def test_bfloat16_numbers_of_any_size_are_kept(file):
     assert all(torch.equal(value.float(), loaded.params()[name]) for name, value in state.params().items())
 
 
-@every_family
+@pytest.mark.parametrize("family", ["lora", "vera", "loha"])
 @pytest.mark.parametrize("layers", [2, 9])
 def test_the_size_of_the_file(family, layers, file):
     state = hosts.adapt(hosts.toy(layers), family, target_modules="all-linear", exclude_modules=["score"])
@@ -121,7 +121,7 @@ def test_the_size_of_the_file(family, layers, file):
     assert 4 * count(state.adapter).trainable < file.stat().st_size <= law
 
 
-@every_family
+@representative
 def test_the_core_reads_what_torch_wrote(family, file):
     model = hosts.toy()
     state = hosts.adapt(model, family)
@@ -133,7 +133,7 @@ def test_the_core_reads_what_torch_wrote(family, file):
         hosts.close(state.delta(site.path), wanted)
 
 
-@every_family
+@representative
 def test_torch_reads_what_the_core_wrote(family, file):
     model = hosts.toy()
     adapter = hosts.adapt(hosts.toy(), family).adapter
@@ -306,7 +306,7 @@ def test_a_damaged_file_leaves_the_model(damage, file):
     hosts.assert_same_photo(before, hosts.photo(model))
 
 
-def test_a_tensor_that_was_left_out_of_the_file_is_missed(file):
+def test_a_file_without_one_of_its_tensors_is_refused(file):
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
@@ -321,7 +321,7 @@ def test_a_tensor_that_was_left_out_of_the_file_is_missed(file):
         load(hosts.toy(), file)
 
 
-def test_there_is_no_file(tmp_path):
+def test_a_missing_file_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing\.safetensors"):
         load(hosts.toy(), tmp_path / "nothing.safetensors")
 

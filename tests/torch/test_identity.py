@@ -13,7 +13,7 @@ from tests.torch import hosts
 from tnadapt import AdapterSpec, raw, trainable
 from tnadapt_torch import attach, load
 
-every_family = pytest.mark.parametrize("family", hosts.FAMILIES)
+representative = pytest.mark.parametrize("family", hosts.REPRESENTATIVES)
 CENTERED = AdapterSpec(
     name="own",
     weight="out in",
@@ -92,9 +92,9 @@ def test_load_keeps_the_parameters_of_the_host_and_of_other_adapters(tmp_path):
     assert {name: idents(other).get(name) for name in before} == before
 
 
-@every_family
+@representative
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_factors_follow_a_cast_and_are_the_ones_that_are_read(family, dtype):
+def test_the_forward_reads_the_factors_after_a_cast(family, dtype):
     model = hosts.toy()
     state = hosts.adapt(model, family)
     model.to(dtype)
@@ -111,7 +111,7 @@ def test_factors_follow_a_cast_and_are_the_ones_that_are_read(family, dtype):
             value.copy_(kept)
 
 
-@every_family
+@representative
 def test_a_state_dict_carries_the_adapter_to_another_copy_of_the_host(family):
     model, other = hosts.toy(), hosts.toy()
     hosts.adapt(model, family)
@@ -153,8 +153,8 @@ def adapted(family):
 
 
 @pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
-@pytest.mark.parametrize("family", [*hosts.FAMILIES, "centered"])
-def test_a_copy_is_whole_and_stands_alone(family, copied):
+@pytest.mark.parametrize("family", [*hosts.REPRESENTATIVES, "centered"])
+def test_a_copy_is_complete_and_independent(family, copied):
     model, state = adapted(family)
     wanted = model(hosts.words())
     twin = copied(model)
@@ -216,7 +216,7 @@ def plain(host, x):
     return x
 
 
-@every_family
+@representative
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_gradient_checkpointing_gives_the_same_gradients(family, use_reentrant):
     model = hosts.toy()
@@ -248,7 +248,7 @@ def test_gradient_checkpointing_repeats_the_dropout():
         hosts.close(gradient, wanted[name])
 
 
-@every_family
+@representative
 def test_accumulated_gradients_are_those_of_the_whole_batch(family):
     model = hosts.toy()
     hosts.adapt(model, family)

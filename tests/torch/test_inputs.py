@@ -7,7 +7,7 @@ from torch import nn
 from tests.torch import hosts
 from tnadapt_torch import attach
 
-every_family = pytest.mark.parametrize("family", hosts.FAMILIES)
+representative = pytest.mark.parametrize("family", hosts.REPRESENTATIVES)
 anomaly_warns = pytest.mark.filterwarnings(
     "ignore:Anomaly Detection has been enabled:UserWarning"  # torch says so whenever it is asked to look
 )
@@ -32,7 +32,7 @@ def with_update(module, delta, x):
     return x @ (module.weight + delta).T + (0 if module.bias is None else module.bias)
 
 
-@every_family
+@representative
 @pytest.mark.parametrize("shape", SHAPES)
 def test_any_shape_and_layout_of_x(family, shape):
     model = hosts.toy()
@@ -40,7 +40,7 @@ def test_any_shape_and_layout_of_x(family, shape):
     hosts.close(module(x), with_update(module, state.delta(PATH), x))
 
 
-@every_family
+@representative
 @pytest.mark.parametrize("shape", [(0, 16), (2, 0, 16), (0, 3, 16)])
 def test_an_empty_batch(family, shape):
     model = hosts.toy()
@@ -52,7 +52,7 @@ def test_an_empty_batch(family, shape):
     assert all(p.grad is None or not p.grad.any() for p in state.parameters())
 
 
-@every_family
+@representative
 def test_a_call_by_keyword(family):
     model = hosts.toy()
     hosts.adapt(model, family)
@@ -67,7 +67,7 @@ def conv1d(wide, narrow):
     return nn.Sequential(Conv1D(wide, narrow))
 
 
-@every_family
+@representative
 def test_conv1d(family):
     model = conv1d(8, 16)
     state, x = hosts.adapt(model, family, target_modules=["0"]), hosts.normal(2, 3, 16)
@@ -85,7 +85,7 @@ def test_conv1d_called_by_keyword():
 # ---- numbers
 
 
-@every_family
+@representative
 def test_a_host_in_float64_with_factors_in_float64(family):
     model = hosts.toy(dtype=torch.float64)
     state = hosts.adapt(model, family)
@@ -96,7 +96,7 @@ def test_a_host_in_float64_with_factors_in_float64(family):
     hosts.close(module(x), with_update(module, state.delta(PATH), x), 1e-12)
 
 
-@every_family
+@representative
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_host_in_half_precision_with_factors_in_float32(family, dtype):
     model = hosts.toy(dtype=dtype)
@@ -112,7 +112,7 @@ def test_a_host_in_half_precision_with_factors_in_float32(family, dtype):
     assert {p.grad.dtype for p in state.parameters() if p.grad is not None} == {torch.float32}
 
 
-@every_family
+@representative
 def test_autocast(family):
     model = hosts.toy()
     state, module, x = hosts.adapt(model, family), model.get_submodule(PATH), hosts.normal(3, 16)
@@ -130,7 +130,7 @@ def test_autocast(family):
     assert {p.grad.dtype for p in state.parameters() if p.grad is not None} == {torch.float32}
 
 
-@every_family
+@representative
 def test_autocast_inside_of_a_float32_region_and_out_again(family):
     model = hosts.toy()
     hosts.adapt(model, family)
@@ -171,7 +171,7 @@ def test_dropout_does_not_touch_what_the_host_computes():
     assert torch.equal(model(hosts.words()), wanted)
 
 
-def test_dropout_draws_anew_at_every_call_and_each_adapter_has_its_own():
+def test_dropout_draws_again_at_every_call_and_each_adapter_has_its_own():
     model = hosts.toy().train()
     first = hosts.adapt(model, name="first", dropout=0.5)
     second = hosts.adapt(model, "vera", name="second")
@@ -212,10 +212,10 @@ def write_into_view(y):
     return y.unflatten(-1, (2, 4)).transpose(-1, -2).reshape(*y.shape)
 
 
-@every_family
+@representative
 @anomaly_warns
 @pytest.mark.parametrize("change", [split, write, write_into_view])
-def test_a_view_of_the_output_and_writes_into_it(family, change):
+def test_the_output_may_be_viewed_and_written_into(family, change):
     torch.manual_seed(0)
     model = Changes(change)
     state = hosts.adapt(model, family, target_modules=["site"], sizes={"head": 2} if family == "lorta" else {})
@@ -242,9 +242,9 @@ class Viewed(nn.Linear):
         return self.both[..., 0]
 
 
-@every_family
+@representative
 @anomaly_warns
-def test_an_output_that_is_a_view_of_what_is_used_later(family):
+def test_the_output_of_the_host_may_be_a_view_of_a_tensor_used_later(family):
     torch.manual_seed(0)
     model = nn.Sequential(Viewed(6, 8))
     state = hosts.adapt(model, family, target_modules=["0"], sizes={"head": 2} if family == "lorta" else {})

@@ -8,7 +8,7 @@ from tests.torch import hosts
 from tnadapt import AdapterSpec, SiteError, raw, trainable
 from tnadapt_torch import attach
 
-every_family = pytest.mark.parametrize("family", hosts.FAMILIES)
+representative = pytest.mark.parametrize("family", hosts.REPRESENTATIVES)
 PATH = "layers.0.self_attn.v_proj"
 
 
@@ -35,9 +35,9 @@ def outputs(model):
     return y if isinstance(y, torch.Tensor) else y.last_hidden_state
 
 
-@every_family
+@representative
 @pytest.mark.parametrize(("make", "targets"), [(hosts.toy, hosts.TARGETS), (gpt2, ["c_attn", "c_fc"])])
-def test_merged_is_unmerged(family, make, targets):
+def test_a_merged_model_gives_the_same_outputs(family, make, targets):
     model = make()
     plain = outputs(model)
     state = hosts.adapt(model, family, target_modules=targets)
@@ -69,7 +69,7 @@ def test_a_centered_update_is_merged_without_its_start():
     hosts.close(model(hosts.words()), unmerged)
 
 
-@every_family
+@representative
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_unmerge_restores_every_bit(family, dtype):
     model = hosts.toy(dtype=dtype)
@@ -82,7 +82,7 @@ def test_unmerge_restores_every_bit(family, dtype):
         assert_equal_weights(weights(model), before)
 
 
-@every_family
+@representative
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_merge_rounds_once(family, dtype):
     model = hosts.toy(dtype=dtype)
@@ -150,7 +150,7 @@ def test_a_sum_that_overflows_float16_changes_no_weight():
     assert_equal_weights(weights(model), before)
 
 
-def test_a_merge_that_fails_half_way_restores_what_was_written(monkeypatch):
+def test_a_merge_that_fails_half_way_restores_the_weights(monkeypatch):
     model = hosts.toy()
     state = hosts.adapt(model, "lora")
     before, unmerged, calls = weights(model), model(hosts.words()), []

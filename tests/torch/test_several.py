@@ -29,7 +29,7 @@ def nudge(module, by=0.5):
 
 
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj", "down"], r"layers\..*(q_proj|v_proj|down)"])
-@pytest.mark.parametrize("family", hosts.FAMILIES)
+@pytest.mark.parametrize("family", hosts.REPRESENTATIVES)
 def test_a_second_adapter_may_have_the_same_targets(family, targets):
     model = hosts.toy()
     first = hosts.adapt(model, family, name="first")
@@ -116,7 +116,7 @@ def test_a_name_is_free_again_after_detach():
     ],
     ids=["detach", "merge", "unmerge", "disabled", "print"],
 )
-def test_an_adapter_that_was_taken_off_says_so(act, tmp_path):
+def test_a_detached_adapter_refuses_every_call(act, tmp_path):
     model = hosts.toy()
     state = hosts.adapt(model, modules_to_save=HEAD)
     nudge(model.score)

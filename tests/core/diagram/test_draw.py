@@ -12,10 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.table import REPRESENTATIVES
 from tnadapt import AdapterSpec, draw, families, frozen, grid, raw, trainable, zeros
 from tnadapt.binding import Factor, Network, minimum_cut
 from tnadapt.testing import adapters, specs
 
+representative = pytest.mark.parametrize("adapter", REPRESENTATIVES, indirect=True)
 ROOT = Path(__file__).parents[2]
 SVG = "{http://www.w3.org/2000/svg}"
 FACTOR = f"{SVG}g[{SVG}text]"  # the groups with a name: the signs of the legend have none
@@ -165,7 +167,7 @@ def bound(spec, size=16):
     return spec.bind(sites, rank=4, sizes={"head": 1} if spec.name == "lorta" else None, overparametrized=True)
 
 
-def test_every_family_is_clean_as_a_spec_and_as_networks(adapter):
+def test_the_pictures_of_every_family_are_clean(adapter):
     for of in (adapter.spec, *adapter.networks):
         assert_clean(of)
 
@@ -178,14 +180,20 @@ def test_other_networks_are_clean(other, size):
 
 @settings(max_examples=200)
 @given(spec=st.one_of(specs(), specs(centered=True)))
-def test_a_random_spec_is_clean(spec):
+def test_a_random_spec_is_drawn_right(spec):
     assert_clean(spec)
+    assert_joined(spec)
+    assert_marked(spec)
 
 
 @settings(max_examples=100)
 @given(adapter=st.one_of(adapters(), adapters(centered=True)))
-def test_a_random_network_is_clean(adapter):
-    assert_clean(adapter.networks[0])
+def test_a_random_network_is_drawn_right(adapter):
+    network = adapter.networks[0]
+    assert_clean(network)
+    assert_joined(network)
+    assert_marked(network)
+    assert_cut(network)
 
 
 def assert_joined(of):
@@ -196,12 +204,13 @@ def assert_joined(of):
     assert joins(draw(of)) == carriers
 
 
+@representative
 def test_an_edge_ends_at_every_factor_that_carries_its_mode(adapter):
     assert_joined(adapter.spec)
     assert_joined(adapter.networks[0])
 
 
-def test_so_does_an_edge_of_other_networks(other):
+def test_an_edge_of_other_networks_ends_at_its_factors(other):
     assert_joined(other)
 
 
@@ -235,12 +244,13 @@ def assert_marked(of):
     assert double == (set(of.factors) - private if over_of(of) else hatched)
 
 
-def test_what_is_frozen_is_hatched_and_what_is_shared_has_a_double_border(adapter):
+@representative
+def test_frozen_factors_are_hatched_and_shared_factors_have_a_double_border(adapter):
     assert_marked(adapter.spec)
     assert_marked(adapter.networks[0])
 
 
-def test_so_it_is_in_other_networks(other):
+def test_other_networks_are_hatched_and_bordered_alike(other):
     assert_marked(other)
 
 
@@ -255,15 +265,10 @@ def assert_cut(network):
     assert ("centered" in str(diagram)) == network.centered
 
 
+@representative
 def test_the_cut_is_the_minimum_cut(adapter):
     assert_cut(adapter.networks[0])
     assert not any(stroke.is_cut for stroke in draw(adapter.spec).strokes)
-
-
-@settings(max_examples=50)
-@given(adapter=st.one_of(adapters(), adapters(centered=True)))
-def test_the_cut_of_a_random_network_is_the_minimum_cut(adapter):
-    assert_cut(adapter.networks[0])
 
 
 def test_a_centered_network_is_cut_twice():
@@ -292,7 +297,7 @@ def test_a_split_axis_is_bracketed():
     assert [box.text for box in draw(network).boxes if box.kind == "axis"] == ["in = 16"]
 
 
-def test_names_are_escaped():
+def test_names_are_escaped_in_the_picture():
     factors = {
         "A<&>": Factor(("out", "r"), zeros(), trainable=True),
         'B"': Factor(("r", "in"), zeros(), trainable=True),
@@ -302,6 +307,7 @@ def test_names_are_escaped():
     assert {"A<&>", 'B"'} <= set(texts)
 
 
+@representative
 def test_a_picture_refers_to_nothing_outside(adapter):
     svg = draw(adapter.networks[0]).svg().replace('xmlns="http://www.w3.org/2000/svg"', "")
     assert not any(word in svg for word in ("http", "href", "<script", "<style", "@import"))
@@ -383,7 +389,7 @@ def test_the_text_of_three_families():
     assert str(draw(families.tera(out_order=2, in_order=1))) == TERA
 
 
-def test_a_wide_text_goes_on_below():
+def test_a_wide_text_continues_below():
     text = str(draw(families.tera(out_order=5, in_order=5)))
     assert text.count("▒ U_o1  shared") == 2
     assert max(map(len, text.splitlines())) <= 100

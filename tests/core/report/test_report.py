@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.table import places
+from tests.table import REPRESENTATIVES, places
 from tnadapt import (
     AdapterSpec,
     FormatError,
@@ -37,7 +37,7 @@ BERT = grid(layers=12, kinds={"query": (768, 768), "value": (768, 768)})
 
 
 @pytest.mark.parametrize("name", families.__all__)
-def test_every_figure_is_that_of_its_source(name):
+def test_every_figure_is_that_of_the_function_it_comes_from(name):
     spec = getattr(families, name)()
     sizes = dict.fromkeys(spec.given.split(), 8)
     adapter = spec.bind(places(spec, layers=3, kinds=KINDS), rank=2, sizes=sizes)
@@ -93,7 +93,7 @@ def test_the_forms_say_the_same():
     assert all(line.count("|") >= 3 for line in marks.splitlines() if line)
 
 
-def test_groups_with_other_holes_have_rows_of_their_own():
+def test_groups_with_different_holes_have_separate_rows():
     """Their networks are equal, their degrees of freedom are not: two sites that share a column, or that do not."""
     sites = [
         Site(f"{task}.{layer}.{kind}", (3, 3), {"task": task, "layer": layer, "kind": kind})
@@ -127,7 +127,7 @@ def test_the_factors_are_gathered_over_groups():
     ]
 
 
-def test_what_is_too_much_work_is_left_out_and_said():
+def test_figures_that_take_too_much_work_are_left_out_and_marked():
     found = report(families.loha().bind(BERT, rank=8), limit=50)
     assert found.freedom is None
     assert found.networks[0].freedom is None
@@ -138,18 +138,18 @@ def test_what_is_too_much_work_is_left_out_and_said():
     assert "  -  " in str(wide)
 
 
-def test_progress_is_told():
+def test_progress_is_reported():
     told = []
     report(families.lora().bind(SITES, rank=2), tell=told.append)
     assert told == [f"lora: ranks and degrees of freedom of 0.{kind}" for kind in ("q", "up")]
 
 
-def test_tokens_must_be_some():
+def test_zero_tokens_are_refused():
     with pytest.raises(PlanError, match="expected tokens to be an integer of at least 1"):
         report(families.lora().bind(SITES, rank=2), tokens=0)
 
 
-def test_a_comparison_has_a_row_an_adapter():
+def test_a_comparison_has_a_row_for_each_adapter():
     adapters = [getattr(families, name)().bind(SITES, rank=2) for name in ("lora", "lotr", "tera")]
     found = compare(adapters, tokens=64)
     assert [one.adapter for one in found.reports] == adapters
@@ -161,8 +161,11 @@ def test_a_comparison_has_a_row_an_adapter():
     assert "p=2 q=3" in str(compare([families.lotr().bind(SITES, rank={"p": 2, "q": 3})]))
 
 
-@pytest.mark.parametrize("name", families.__all__)
-@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, "float32") for name in families.__all__]
+    + [(name, dtype) for name in REPRESENTATIVES for dtype in ("float64", "float16")],
+)
 def test_the_size_of_the_file_is_exact(name, dtype, tmp_path):
     spec = getattr(families, name)()
     adapter = spec.bind(places(spec, layers=3, kinds=KINDS), rank=2, sizes=dict.fromkeys(spec.given.split(), 8), seed=3)
@@ -196,7 +199,7 @@ def test_the_fitted_rank_is_the_largest_within_the_budget(name, budget):
         assert count(bound(rank - 1)).trainable < found
 
 
-def test_frozen_numbers_that_are_stored_are_told():
+def test_the_report_names_frozen_numbers_in_the_file():
     """The starts of PiSSA are read from the host, as many numbers as are trained."""
     assert "frozen              408, of which 408 are in the file" in str(report(families.pissa().bind(SITES, rank=1)))
     assert "drawn again from the seed" in str(report(families.vera().bind(SITES, rank=1)))
@@ -212,7 +215,7 @@ def test_a_budget_that_is_too_small_and_a_spec_without_rank():
         fit_rank(families.lokr(low_rank=False), SITES, trainable=10**6)
 
 
-def test_a_rank_that_costs_nothing_is_the_largest():
+def test_a_rank_without_trainable_numbers_is_as_large_as_possible():
     factors = {"A": frozen("out r"), "B": frozen("r in"), "s": trainable("", init=zeros())}
     spec = AdapterSpec(name="free", weight="out in", factors=factors, scale=raw())
     assert fit_rank(spec, SITES[:1], trainable=1) == 24

@@ -24,7 +24,7 @@ def of_rank(rows, columns, wanted, seed):
     return multiply(residues((rows, wanted), random), residues((wanted, columns), random))
 
 
-def test_the_prime_is_one():
+def test_the_modulus_is_a_prime():
     assert all(PRIME % divisor for divisor in range(2, int(PRIME**0.5) + 1))
 
 
@@ -41,7 +41,7 @@ def test_the_largest_residues_do_not_overflow():
     assert multiply(left, left.T).tolist() == [[3 * 4096 * (PRIME - 1) ** 2 % PRIME]]
 
 
-def test_a_long_sum_is_cut_in_parts(monkeypatch):
+def test_a_long_sum_is_made_in_parts(monkeypatch):
     random = np.random.default_rng(0)
     left, right = residues((3, 11), random), residues((11, 2), random)
     monkeypatch.setattr("tnadapt._structure.modular.TERMS", 4)
@@ -56,7 +56,7 @@ def test_the_rank_of_a_product_is_its_inner_size(sizes, part, seed):
     assert rank(of_rank(rows, columns, wanted, seed), ample()) == wanted
 
 
-def test_ranks_known_by_heart():
+def test_known_ranks():
     assert rank(np.eye(70, dtype=np.int64)[:, ::-1], ample()) == 70
     assert rank(np.zeros((5, 3), dtype=np.int64), ample()) == 0
     assert rank(np.zeros((0, 3), dtype=np.int64), ample()) == 0
@@ -66,7 +66,7 @@ def test_ranks_known_by_heart():
     )  # zero columns in a panel
 
 
-def test_a_matrix_is_left_as_it_was():
+def test_the_matrix_is_unchanged():
     matrix = of_rank(40, 50, 7, 0)
     before = matrix.copy()
     rank(matrix, ample())

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from tests.table import FAMILIES, REPRESENTATIVES
 from tnadapt import AdapterSpec, delta, families, frozen, grid, init, kaiming_uniform, normal, raw, trainable, zeros
 from tnadapt.initializers import constant, kaiming_normal, ones, orthogonal, uniform
 from tnadapt.testing import start_params
@@ -20,20 +21,37 @@ def normal_law(variance):
     return lambda values: (values.mean() + 1, values.var()), (1, variance)
 
 
+# For each law of a start, one family that has it.
+STARTS = (
+    "lora",  # uniform, constant
+    "lora stabilized",  # normal
+    "cara",  # orthogonal
+    "householder",  # identity
+    "quantum_peft",  # controlled_z
+    "pissa",  # svd
+    "dota",  # tt_svd
+    "lotr svd",  # hosvd_core
+    "lora_pt",  # t_svd, cyclic
+    "tcurlora",  # tensor_cur
+)
+every_start = pytest.mark.parametrize("adapter", STARTS, indirect=True)
+representative = pytest.mark.parametrize("adapter", REPRESENTATIVES, indirect=True)
+
+
+def test_the_list_of_starts_is_complete():
+    kinds = {name: {factor.init.kind for factor in case.spec.factors.values()} for name, case in FAMILIES.items()}
+    assert set().union(*(kinds[name] for name in STARTS)) == set().union(*kinds.values())
+
+
+@every_start
 def test_every_value_is_a_float32(adapter):
     for value in start_params(adapter).values():
         assert value.dtype == np.float64
         np.testing.assert_array_equal(value, value.astype(np.float32).astype(np.float64))
 
 
-def test_the_names_and_shapes_are_those_of_the_slots(adapter):
-    params = start_params(adapter)
-    assert {name: value.shape for name, value in params.items()} == {
-        name: slot.shape for name, slot in adapter.slots.items()
-    }
-
-
-def test_the_same_seed_gives_the_same_values(adapter):
+@representative
+def test_the_same_seed_gives_equal_values_in_new_arrays(adapter):
     one, two = start_params(adapter), start_params(adapter)
     for name in one:
         np.testing.assert_array_equal(one[name], two[name])
@@ -50,6 +68,7 @@ FIXED = {
 }  # the middle of a t-SVD is diagonal, its zeros are everywhere
 
 
+@every_start
 def test_another_seed_gives_other_values(adapter):
     random = [name for name, slot in adapter.slots.items() if slot.factor.init.kind not in FIXED]
     one, two = (
@@ -69,14 +88,14 @@ def test_two_factors_of_one_law_differ():
 
 
 @pytest.mark.parametrize("seed", [0, 2**31, 2**32, 2**64, 2**200])
-def test_any_seed_has_a_stream_of_its_own(seed):
+def test_neighbouring_seeds_give_different_values(seed):
     spec = families.lotr()
     one, two = (init(spec.bind(SITES, rank=2, seed=number))["6x4.A"] for number in (seed, seed + 1))
     assert np.isfinite(one).all()
     assert not np.isin(one, two).any()
 
 
-def test_a_factor_more_moves_no_other():
+def test_another_factor_does_not_change_the_values_of_the_rest():
     few = {"A": trainable("r in"), "B": trainable("out r", init=zeros())}
     many = {"first": frozen("r"), **few, "last": trainable("r out", init=uniform())}
     one, two = (
@@ -88,7 +107,7 @@ def test_a_factor_more_moves_no_other():
         np.testing.assert_array_equal(two[name], value)
 
 
-def test_other_sites_move_no_frozen_factor():
+def test_other_sites_do_not_change_a_shared_frozen_factor():
     spec = families.vera()
     one = init(spec.bind(grid(layers=2, kinds={"q": (6, 4)}), rank=3))
     two = init(spec.bind(grid(layers=5, kinds={"key": (6, 4), "query": (6, 4)}), rank=3))
@@ -211,7 +230,7 @@ def test_the_constants_of_a_family(name):
         (families.loretta(start="random"), 16**2 / 4 / 64 / 96),  # (alpha / r)^2 r / (in out)
     ],
 )
-def test_the_update_of_a_train_has_the_variance_of_its_cores_products(spec, variance):
+def test_the_update_of_a_tensor_train_has_the_stated_variance(spec, variance):
     adapter = spec.bind(LAW_SITES, rank=4, overparametrized=True)
     params = start_params(adapter)
     values = np.stack([delta(adapter, params, site) for site in adapter.sites])
@@ -229,7 +248,7 @@ def test_the_factors_of_a_decomposition_start_orthogonal():
         np.testing.assert_allclose(within[:, layer] @ within[:, layer].T, np.eye(3), atol=1e-6)
 
 
-def test_vera_may_start_its_d_elsewhere():
+def test_the_start_of_d_of_vera_is_an_option():
     assert init(families.vera(d_initial=0.25).bind(SITES[:1], rank=2))["d"].tolist() == [0.25, 0.25]
 
 
@@ -270,7 +289,7 @@ def test_a_constant_law(law, value):
 
 @pytest.mark.parametrize("amount", [1e30, 1e-30, -1e-30])
 @pytest.mark.parametrize("law", [constant, normal, uniform, orthogonal])
-def test_float32_holds_what_the_largest_and_smallest_amounts_give(law, amount):
+def test_very_large_and_very_small_amounts_fit_in_float32(law, amount):
     values = drawn(law(amount))
     assert np.isfinite(values).all()
     assert (values != 0).all()
@@ -290,7 +309,7 @@ def test_orthogonal_is_orthogonal_at_each_site(modes, rank, gain):
     assert abs(values[0] - values[1]).max() > 0.1
 
 
-def test_orthogonal_has_no_preferred_sign():
+def test_orthogonal_draws_both_signs():
     signs = [np.sign(np.diagonal(drawn(orthogonal(), rank=48)[layer].reshape(48, 48))) for layer in range(3)]
     assert 0.2 < (np.concatenate(signs) > 0).mean() < 0.8
 

@@ -170,7 +170,7 @@ def by_hand(name, p):
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_a_spec_of_ones_own(name, moved):
+def test_a_custom_spec(name, moved):
     modes, weight = OWN[name]
     factors = {key: trainable(text, **({"init": zeros()} if key == "B" else {})) for key, text in modes.items()}
     spec = AdapterSpec(name=name, weight=weight, factors=factors, scale=raw(0.5))
@@ -181,7 +181,7 @@ def test_a_spec_of_ones_own(name, moved):
     close(delta_of(adapter, params, sites[0]), 0.5 * by_hand(name, params))
 
 
-def test_gaps_and_empty_places_read_their_own_row(moved):
+def test_sites_with_gaps_read_their_own_rows(moved):
     sites = [SITES[4], SITES[1], SITES[2]]  # layers 2, 0, 1 of q, k, q
     adapter = families.lorta().bind(sites, rank=2, sizes={"head": 3})
     params = moved(adapter)
@@ -191,7 +191,7 @@ def test_gaps_and_empty_places_read_their_own_row(moved):
         close(delta_of(adapter, params, site), wanted)
 
 
-def test_a_site_mode_that_no_factor_carries_is_the_same_along_it(moved):
+def test_sites_share_an_update_along_a_site_mode_in_no_factor(moved):
     factors = {"A": frozen("out r"), "B": trainable("layer r in", init=zeros())}
     spec = AdapterSpec(name="own", weight="out in", over="layer kind", factors=factors, scale=over_rank("r"))
     adapter = spec.bind(SITES, rank=2)

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
+from tests.table import REPRESENTATIVES
 from tnadapt import AdapterSpec, SiteError, apply, delta, families, grid, merge, normal, raw, trainable
 from tnadapt.initializers import orthogonal
 from tnadapt.testing import start_params
 
+representative = pytest.mark.parametrize("adapter", REPRESENTATIVES, indirect=True)
 CONV = grid(layers=1, kinds={"conv": (6, 4, 3, 2)})
 QUANTA = AdapterSpec(
     name="quanta",
@@ -22,8 +24,9 @@ def close(found, wanted):
     np.testing.assert_allclose(found, wanted, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("lead", [(), (1,), (5,), (2, 3), (0,), (3, 0, 2), (2, 1, 2, 2)])
-def test_apply_is_multiplication_by_the_transposed_update(adapter, lead, moved):
+@representative
+@pytest.mark.parametrize("lead", [(3, 0, 2), (2, 1, 2, 2)])
+def test_apply_takes_any_number_of_leading_axes(adapter, lead, moved):
     params = moved(adapter)
     for site in adapter.sites:
         x = np.random.default_rng(1).standard_normal((*lead, *site.shape[1:]))
@@ -36,13 +39,10 @@ def test_apply_is_multiplication_by_the_transposed_update(adapter, lead, moved):
         )
 
 
-def test_every_update_starts_at_zero(adapter):
+@representative
+def test_apply_gives_exact_zeros_at_the_start(adapter):
     params = start_params(adapter)
     for site in adapter.sites:
-        if not adapter.spec.identity_at_start:
-            assert delta(adapter, params, site).any()
-            continue
-        np.testing.assert_array_equal(delta(adapter, params, site), np.zeros(site.shape))
         x = np.ones((2, *site.shape[1:]))
         np.testing.assert_array_equal(apply(adapter, params, site, x), np.zeros((2, site.shape[0])))
 
@@ -98,7 +98,8 @@ def test_params_of_any_float_are_read_in_float64(moved):
     np.testing.assert_array_equal(delta(adapter, lists, "layers.0.q"), found)
 
 
-def test_params_are_left_as_they_were(adapter, moved):
+@representative
+def test_delta_leaves_the_params_unchanged(adapter, moved):
     params = moved(adapter)
     before = {name: value.copy() for name, value in params.items()}
     for value in params.values():
@@ -120,7 +121,7 @@ def test_a_centered_update_is_the_difference_from_the_start(moved):
         np.testing.assert_array_equal(delta(adapter, start, site), 0 * now)
 
 
-def test_a_centered_update_knows_its_seed(moved):
+def test_a_centered_update_depends_on_the_seed(moved):
     sites = grid(layers=1, kinds={"q": (6, 8)})
     one, two = (QUANTA.bind(sites, rank=4, seed=seed) for seed in (0, 1))
     params = moved(one)
@@ -187,7 +188,8 @@ def test_merge_refuses_an_update_that_the_dtype_cannot_hold():
         merge(np.ones(2, np.float32), np.array([0.0, 1e300]))
 
 
-def test_a_merged_weight_does_what_apply_does(adapter, moved):
+@representative
+def test_a_merged_weight_gives_the_output_of_apply(adapter, moved):
     params = moved(adapter)
     for site in adapter.sites:
         random = np.random.default_rng(2)
