@@ -219,3 +219,15 @@ def test_what_does_not_fit_is_refused_before_anything_is_traced(adapter, params,
     asked = ask(params)
     with pytest.raises(SiteError, match=re.compile(message, re.DOTALL)), jax.no_tracing():
         tnadapt_jax.apply(adapter, *asked)
+
+
+@pytest.mark.parametrize("doubles", [(), ("A",), ("B",), ("A", "B")], ids=str)
+def test_an_update_is_made_in_the_widest_of_its_factors(doubles):
+    adapter = families.lora().bind([SITES[0]], rank=2)
+    with jax.enable_x64(True):
+        values = {
+            name: jnp.full(slot.shape, 0.1, np.float64 if name in doubles else np.float32)
+            for name, slot in adapter.slots.items()
+        }
+        found = tnadapt_jax.delta(adapter, {"trainable": values, "frozen": {}}, SITES[0])
+    assert found.dtype == (np.float64 if doubles else np.float32)

@@ -65,6 +65,61 @@ def test_kinds_in_any_order_and_rows_that_are_not_evenly_spaced():
             np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
+@pytest.fixture
+def trained(started):
+    """A centered adapter away from its start, and its params."""
+    spec = AdapterSpec(
+        name="own",
+        weight="out in",
+        over="layer kind",
+        factors={"A": trainable("r in"), "G": trainable("layer r"), "B": trainable("out r kind")},
+        scale=raw(2.0),
+        centered=True,
+    )
+    adapter = spec.bind([site for site in SITES if site.coordinates["kind"] != "up"], rank=2)
+    params = started(adapter)
+    return adapter, params | {"trainable": {name: value + 0.5 for name, value in params["trainable"].items()}}
+
+
+def run_in_scan(adapter, params, x):
+    shared, per_layer = tnadapt_jax.scan_split(adapter, params)
+
+    def body(carry, layer):
+        return carry, [tnadapt_jax.apply_in_layer(adapter, shared, layer, kind, x) for kind in ("q", "v")]
+
+    return jax.lax.scan(body, (), per_layer)[1]
+
+
+def run_by_layer(adapter, params, x):
+    return [
+        jnp.stack([tnadapt_jax.apply(adapter, params, f"layers.{layer}.{kind}", x) for layer in range(3)])
+        for kind in ("q", "v")
+    ]
+
+
+def test_a_centered_adapter_that_has_moved_is_taken_from_its_start(trained):
+    adapter, params = trained
+    x = jnp.ones((2, 4))
+    wanted = run_by_layer(adapter, params, x)
+    assert all(np.abs(one).max() > 0.1 for one in wanted)
+    for found, one in zip(run_in_scan(adapter, params, x), wanted, strict=True):
+        np.testing.assert_allclose(found, one, rtol=1e-5)
+
+
+def test_values_get_a_gradient_and_starts_get_none(trained):
+    adapter, params = trained
+
+    def loss(params, run):
+        return sum(jnp.sum(one) for one in run(adapter, params, jnp.ones((2, 4))))
+
+    found, wanted = (jax.grad(loss)(params, run) for run in (run_in_scan, run_by_layer))
+    for name, value in found["trainable"].items():
+        assert np.abs(value).max() > 0
+        np.testing.assert_allclose(value, wanted["trainable"][name], rtol=1e-5)
+    assert found["frozen"]
+    assert not any(np.any(value) for value in found["frozen"].values())
+
+
 def test_one_layer_alone():
     adapter = families.lotr().bind(grid(layers=1, kinds=KINDS), rank=2)
     shared, per_layer = tnadapt_jax.scan_split(adapter, tnadapt_jax.init(adapter))

@@ -160,6 +160,11 @@ def test_convert_to_lora(name):
         assert name == "tera"  # full rank: PEFT cuts its spectrum
 
 
+def test_a_delta_weight_carries_no_graph():
+    (first, *_) = layers(adapted("lotr"))
+    assert first.get_delta_weight("default").grad_fn is None
+
+
 def layers(model):
     return [module for module in model.modules() if isinstance(module, TnLinear)]
 

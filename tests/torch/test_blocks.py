@@ -1,6 +1,7 @@
 """One weight as several sites on a host: fused projections, blocks, experts, tasks; against the numpy reference."""
 
 import copy
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -134,6 +135,24 @@ def test_copies_files_and_compiled_code(host, tmp_path):
     assert torch.equal(run(host, x), wanted)
     compiled = torch.compile(host["layers"][0], backend="aot_eager", fullgraph=True)
     assert torch.allclose(compiled(x), host["layers"][0](x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", [" ".join(roles) for roles in permutations(["expert", "out", "in"])])
+@pytest.mark.parametrize("is_merged", [False, True])
+def test_the_update_of_experts_lies_as_their_parameter_does(layout, is_merged):
+    roles = layout.split()
+    sizes = {"expert": 3, "out": 4, "in": 5}
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.zeros([sizes[role] for role in roles], dtype=torch.float64))
+    words = {"target_parameters": {"weight": layout}, "rank": 2, "seed": 0}
+    state = attach(model, families.lora(), **words)
+    params = moved(state)
+    wanted = np.transpose(
+        tnadapt.delta(state.adapter, params, "weight"), [("expert", "out", "in").index(role) for role in roles]
+    )
+    if is_merged:
+        state.merge()
+    np.testing.assert_allclose(model.weight.detach().numpy(), wanted, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("layout", ["expert in out", "expert out in"])

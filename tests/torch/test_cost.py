@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.torch import hosts
-from tnadapt import AdapterSpec, raw, trainable, zeros
+from tnadapt import AdapterSpec, frozen, plan, raw, trainable, zeros
 from tnadapt_torch import attach
 
 OUT, IN, TOKENS, SITES = 60, 40, 7, 6  # no shape below is the same by chance
@@ -127,6 +127,33 @@ def test_an_apply_costs_no_more_than_its_products_one_after_the_other(family, ch
         model[0](hosts.normal(TOKENS, IN))
     by_hand = 2 * TOKENS * sum(left * right for left, right in pairwise(chain))
     assert 0 < counter.get_total_flops() - 2 * TOKENS * OUT * IN <= by_hand
+
+
+@pytest.mark.parametrize("need", ["nothing", "factors", "factors and x"])
+def test_what_needs_a_gradient_decides_the_order(need):
+    """Here each need has an order of its own, and each order another cost."""
+    spec = AdapterSpec(
+        name="own",
+        weight="out in",
+        over="site",
+        factors={"A": trainable("in q", init=zeros()), "M": frozen("p q"), "B": frozen("out p")},
+        scale=raw(),
+    )
+    layer = torch.nn.Linear(IN, 20, bias=False)
+    model = torch.nn.ModuleList([layer])
+    state = attach(model, spec, target_modules="all-linear", seed=0, sizes={"p": 40, "q": 40}, overparametrized=True)
+    x = hosts.normal(16, IN).requires_grad_(need == "factors and x")
+    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(need != "nothing"):
+        layer(x)
+    orders = {
+        "nothing": {"training": False, "x_needs_grad": False},
+        "factors": {"x_needs_grad": False},
+        "factors and x": {},
+    }
+    network = state.adapter.groups[0].network
+    costs = {name: plan(network, tokens=16, **words).forward_flops for name, words in orders.items()}
+    assert len(set(costs.values())) == len(costs)
+    assert counter.get_total_flops() - 2 * 16 * 20 * IN == costs[need]
 
 
 def of_backward(spec, sites):

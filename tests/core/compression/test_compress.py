@@ -138,6 +138,38 @@ def test_a_lora_is_cut_to_the_best_of_a_rank():
         np.testing.assert_allclose(found.errors[site], best, rtol=1e-8)
 
 
+def test_a_fit_stops_by_what_a_sweep_gains_of_the_error_that_is_left():
+    """The noise is small: all that can be gained is a small part of the update."""
+    sites = grid(layers=3, kinds={"q": (12, 10)})
+    truth = families.lorta().bind(sites, rank=3, sizes={"head": 2}, seed=1)
+    random = np.random.default_rng(0)
+    params = random_params(truth, random)
+    updates = {site: delta(truth, params, site) for site in sites}
+    updates = {site: one + 1e-3 * random.standard_normal(one.shape) for site, one in updates.items()}
+    found = compress(updates, families.lorta(), rank=3, sizes={"head": 2}, seed=2, starts=1, tolerance=0.01)
+    (errors,) = found.history.values()
+    gains = [(before - now) / now for before, now in pairwise(errors)]
+    assert found.error < 0.01
+    assert 2 < len(gains) < 100
+    assert min(gains[:-1]) > 0.01 >= gains[-1]
+
+
+def test_directions_of_very_different_size_are_all_fitted():
+    """The frozen side has singular values 1 and 1e-4, so that the normal equations have eigenvalues 1 and 1e-8."""
+    spec = AdapterSpec(
+        name="own",
+        weight="out in",
+        factors={"A": frozen("r in"), "B": trainable("out r", init=zeros())},
+        scale=raw(),
+    )
+    random = np.random.default_rng(0)
+    left, right = np.linalg.qr(random.standard_normal((2, 2)))[0], np.linalg.qr(random.standard_normal((6, 2)))[0]
+    start = {"A": left @ np.diag([1.0, 1e-4]) @ right.T, "B": np.zeros((5, 2))}
+    site = Site("w", (5, 6))
+    found = compress({site: random.standard_normal((5, 2)) @ right.T}, spec, rank=2, start=start)
+    assert found.error < 1e-6
+
+
 def test_an_exact_lotr_of_rank_16_is_found_again():
     sites = grid(layers=4, kinds={"query": (64, 48), "value": (64, 48)})
     truth = families.lotr().bind(sites, rank=16, seed=1)

@@ -168,6 +168,8 @@ def edited(text, place, value):
 
 
 SPEC_EDITS = [
+    ("format", 0, "the text: saved with format 0."),
+    ("format", -1, "the text: saved with format -1."),
     ("format", 2, "the text: saved with format 2.\nHowever, this release reads format 1"),
     ("format", "1", "the text: saved with format '1'"),
     ("format", True, "the text: saved with format True"),

@@ -67,6 +67,18 @@ def test_blocks_are_numbered_row_by_row():
     ]
 
 
+def test_blocks_of_a_part_lie_inside_that_part():
+    parts = split_sites([QKV], fused={"c_attn": ["q", "k", "v"]}, blocks={"c_attn": (2, 1)})
+    assert [(site.path.removeprefix(QKV.path), site.rectangle[0]) for site in parts] == [
+        ("[q][0]", slice(0, 2)),
+        ("[q][1]", slice(2, 4)),
+        ("[k][0]", slice(4, 6)),
+        ("[k][1]", slice(6, 8)),
+        ("[v][0]", slice(8, 10)),
+        ("[v][1]", slice(10, 12)),
+    ]
+
+
 def test_every_expert_is_a_site_and_its_parts_are_sites():
     parts = split_sites([EXPERTS], experts=["experts.up"], fused={"up": ["gate", "up"]})
     assert len(parts) == 6

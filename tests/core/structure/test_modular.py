@@ -41,6 +41,12 @@ def test_the_largest_residues_do_not_overflow():
     assert multiply(left, left.T).tolist() == [[3 * 4096 * (PRIME - 1) ** 2 % PRIME]]
 
 
+def test_a_sum_of_millions_of_terms_is_exact():
+    terms, value = 3 * 2**20 + 1, 2**16 - 1  # the sum is odd and over 2^53: as one float64 it would be rounded
+    left = np.full((1, terms), value)
+    assert multiply(left, left.T).tolist() == [[terms * value**2 % PRIME]]
+
+
 def test_a_long_sum_is_made_in_parts(monkeypatch):
     random = np.random.default_rng(0)
     left, right = residues((3, 11), random), residues((11, 2), random)

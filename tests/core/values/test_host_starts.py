@@ -85,6 +85,17 @@ def test_the_pair_of_lora_xs_is_the_svd(weights):
         np.testing.assert_allclose(start["B"][row] @ start["A"][row], truncated(weights[site.path], 2), **CLOSE)
 
 
+@pytest.mark.parametrize("rank", [{"p": 2, "q": 3}, {"p": 3, "q": 2}], ids=str)
+def test_two_ranks_may_be_read_from_one_weight(rank, weights):
+    adapter = families.lora_xs(start="svd").bind(SITES, rank=rank)
+    start = init(adapter, weights)
+    for row, site in enumerate(SITES):
+        u, s, vt = np.linalg.svd(weights[site.path], full_matrices=False)
+        p, q = rank["p"], rank["q"]
+        np.testing.assert_allclose(np.abs(start["B"][row]), np.abs(u[:, :p]), **CLOSE)  # signs are free
+        np.testing.assert_allclose(np.abs(start["A"][row]), np.abs(s[:q, None] * vt[:q]), **CLOSE)
+
+
 def test_abba_starts_at_zero_beside_the_principal_part(weights):
     adapter = families.abba(alpha=2).bind(SITES, rank={"p": 2, "q": 3})
     start = init(adapter, weights)
