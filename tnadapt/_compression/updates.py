@@ -22,7 +22,7 @@ Update = Array | LoRA
 
 
 def low_rank_updates(adapter: Adapter, params: Mapping[str, npt.ArrayLike]) -> dict[Site, Update]:
-    """The update of every site of an adapter, as `project` takes them: a `LoRA`, or dense where that is no larger.
+    """The update of every site of an adapter, as `compress` takes them: a `LoRA`, or dense where that is no larger.
 
     Raises SiteError for params that are not this adapter's.
     """
