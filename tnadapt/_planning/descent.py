@@ -58,15 +58,6 @@ def descend(problem: Problem, objective: Objective, work: Work) -> list[Pair]:
     return pairs_of(_Improvement(nodes, best, LAST, work, 0.0).run(), nodes.root)
 
 
-def cheaper_than_greedy(problem: Problem, objective: Objective, pairs: Sequence[Pair]) -> list[Pair]:
-    """Return the pairs, or opt_einsum's greedy order where that is cheaper and does not take too long."""
-    if outside_work(problem) > OUTSIDE:
-        return list(pairs)
-    nodes = Nodes(problem, objective)
-    trees = (tree_of(pairs, [1 << place for place in range(nodes.count)]), opt_einsum_greedy(problem))
-    return pairs_of(min(trees, key=nodes.total), nodes.root)
-
-
 def _starts(nodes: Nodes, work: Work) -> list[Tree]:
     """Return the starts that the work allows, cheapest first."""
     starts = []

@@ -7,7 +7,7 @@ from opt_einsum.paths import PathOptimizer, ssa_to_linear
 
 from tnadapt._errors import PlanError
 from tnadapt._planning.cost import OBJECTIVES, Objective, Order, Pair, Question, check_sizes
-from tnadapt._planning.descent import Work, cheaper_than_greedy, descend
+from tnadapt._planning.descent import Work, descend
 from tnadapt._planning.exact import count_splits, exact_pairs
 from tnadapt._planning.tensors import Problem, problem_of
 
@@ -34,11 +34,8 @@ def search(question: Question, objective: Objective) -> Order:
     reduced = problem_of(rest)
     exact = _is_within_reach(reduced)
     pairs = exact_pairs(reduced, objective) if exact else descend(reduced, objective, Work())
-    pairs = [*merges, *_renumber(pairs, numbers, len(question.inputs) + len(merges))]
-    proven = exact and objective.moved == objective.saved == 0
-    if merges and not proven:  # merging does not know what is saved and moved
-        pairs = cheaper_than_greedy(problem, objective, pairs)
-    return Order(tuple(pairs), proven)
+    proven = exact and objective.moved == objective.saved == 0  # merging does not know what is saved and moved
+    return Order((*merges, *_renumber(pairs, numbers, len(question.inputs) + len(merges))), proven)
 
 
 def _is_within_reach(problem: Problem) -> bool:

@@ -11,6 +11,7 @@ from tests.core.planning.networks import KINDS, chain, cost, cp, dense, graph, h
 from tnadapt._planning import descent, measure, search
 from tnadapt._planning.descent import BUDGET, Work, descend
 from tnadapt._planning.tensors import problem_of
+from tnadapt._planning.trees import Nodes
 from tnadapt.binding import OBJECTIVES
 
 TRAINING = OBJECTIVES["training"]
@@ -72,6 +73,49 @@ def test_the_order_of_a_long_chain_of_matrices_is_the_known_optimum():
                 for cut in range(start + 1, stop)
             )
     assert measure(question, descended(question, OBJECTIVES["forward"])[0])[2].forward == best[0, 30]
+
+
+def one_by_one(count):
+    """The tree that takes one operand after another."""
+    return {(2 << n) - 1: ((1 << n) - 1, 1 << n) for n in range(1, count)}
+
+
+def test_its_line_alone_makes_a_chain_cheapest():
+    question = matrices(12)
+    nodes = Nodes(problem_of(question), OBJECTIVES["forward"])
+    made = descent._Improvement(nodes, one_by_one(12), 2, Work(), 0.0).run()  # tops of two nodes have one order
+    best = cost(question, search(question, OBJECTIVES["forward"]).pairs, OBJECTIVES["forward"])
+    assert nodes.total(made) == best < nodes.total(one_by_one(12))
+
+
+@pytest.mark.parametrize(
+    "question", [chain(20), graph(24, seed=1, degree=4), hyper(20, seed=2)], ids=["chain", "graph", "hyperedges"]
+)
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_what_is_improved_cannot_be_improved_again(question, objective):
+    """From the worst start at hand, one operand after another, to where no line and no top of 5 nodes is cheaper."""
+    nodes = Nodes(problem_of(question), objective)
+    made = descent._Improvement(nodes, one_by_one(nodes.count), 5, Work(10**9), 0.0).run()
+    assert nodes.total(made) < nodes.total(one_by_one(nodes.count))
+    again = descent._Improvement(nodes, made, 5, Work(10**9), 0.0)
+    for dearest_first in (False, True):
+        assert not again._sweep(dearest_first)
+    assert again.tree == made
+    assert nodes.total(again.run()) == nodes.total(made)
+
+
+def test_a_tree_is_replaced_only_by_a_cheaper_one_and_that_is_told():
+    question = matrices(3)
+    nodes = Nodes(problem_of(question), OBJECTIVES["forward"])
+    trees = [{0b111: (0b011, 0b100), 0b011: (0b001, 0b010)}, {0b111: (0b001, 0b110), 0b110: (0b010, 0b100)}]
+    cheap, dear = sorted(trees, key=nodes.total)
+    assert nodes.total(cheap) < nodes.total(dear)
+    improvement = descent._Improvement(nodes, dear, 3, Work(), 0.0)
+    assert improvement._replace(list(dear), cheap)
+    assert improvement.tree == cheap
+    assert not improvement._replace(list(cheap), dear)
+    assert not improvement._replace(list(cheap), dict(cheap))
+    assert improvement.tree == cheap
 
 
 @pytest.mark.parametrize("budget", [0, 1, 10_000, 500_000])

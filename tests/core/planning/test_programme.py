@@ -29,7 +29,7 @@ def test_the_cheapest_split_is_chosen_over_layers_and_groups():
 
 
 def test_the_first_of_equal_splits_is_chosen():
-    last = layer([ABCD], [[CD, ABC, CD]], [[ABC, CD, ABC]])
+    last = layer([ABCD], [[CD, ABC]], [[ABC, CD]])
     assert best_left_sides(tensors(), [splits_of([PAIRS, last])], OBJECTIVES["flops"])[ABCD] == CD
 
 

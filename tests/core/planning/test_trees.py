@@ -30,6 +30,8 @@ def test_leaves_are_read_from_left_to_right():
 
 
 def test_volumes_stop_at_the_largest():
-    nodes = Nodes(Problem((0b11,), 0b11, (10**400, 10**100), (True,), (False,)), OBJECTIVES["flops"])
+    sizes = (10**400, *[10**100] * 9)  # more than the modes of one table
+    nodes = Nodes(Problem((0b11,), 0b11, sizes, (True,), (False,)), OBJECTIVES["flops"])
     assert nodes.volume(0b10) == pytest.approx(1e100)
-    assert nodes.volume(0b01) == nodes.volume(0b11) == float(LARGEST)
+    assert nodes.volume(0b01) == nodes.volume(0b1100000010) == float(LARGEST)
+    assert nodes.volume(0b1111111111) == float(LARGEST)
