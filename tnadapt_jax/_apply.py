@@ -9,7 +9,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from tnadapt import Adapter, Site, SiteError
-from tnadapt.binding import Group, Network
+from tnadapt.binding import Group, Network, expect_adapter
 from tnadapt_jax._lower import apply_network, make_delta
 from tnadapt_jax._maps import map_factor
 from tnadapt_jax._params import START, Params, check_size, find_array
@@ -32,6 +32,7 @@ def apply(adapter: Adapter, params: Params, site: Site | str, x: Array) -> Array
     The path of a weight that several sites lie in asks for what all of them add. Frozen factors get no gradient. Raises
     SiteError for a site, params or an x that are not this adapter's, or for a weight whose sites serve several tasks.
     """
+    expect_adapter(adapter, "apply")
     if isinstance(site, str) and (parts := adapter.parts(site)):
         return _apply_blocks(adapter, params, parts, x)
     group, place = adapter.find(site)
@@ -45,6 +46,7 @@ def delta(adapter: Adapter, params: Params, site: Site | str) -> Array:
     The path of a weight that several sites lie in asks for all of that weight's update. Raises SiteError for a site or
     params that are not this adapter's, or a weight whose sites serve several tasks.
     """
+    expect_adapter(adapter, "delta")
     if isinstance(site, str) and (blocks := adapter.parts(site)):
         return put_together([(block, delta(adapter, params, block)) for block in blocks])
     group, place = adapter.find(site)

@@ -5,13 +5,15 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import nn
 
-from tnadapt import AdapterSpec, SiteError, init, sites_of, split_sites
+from tnadapt import SiteError, init, sites_of, split_sites
+from tnadapt.binding import SpecLike, answers, spec_of
 from tnadapt_torch._host import (
     HostWeights,
     Rule,
     SavedModules,
     Weight,
     check_foldable,
+    check_model,
     find_weights,
     fold_in,
     match,
@@ -22,9 +24,10 @@ from tnadapt_torch._state import AdapterState, child_name, host_modules, states_
 __all__ = ["attach"]
 
 
+@answers(SiteError)
 def attach(
     model: nn.Module,
-    spec: AdapterSpec,
+    spec: SpecLike,
     *,
     target_modules: Rule | None = None,
     target_parameters: Mapping[str, str] | None = None,
@@ -38,7 +41,7 @@ def attach(
     tasks: Collection[str] = (),
     modules_to_save: Collection[str] | None = None,
     dropout: float = 0.0,
-    seed: int,
+    seed: int = 0,
     adapter_name: str = "default",
     fold: bool = False,
     overparametrized: bool = False,
@@ -47,7 +50,7 @@ def attach(
 
     Args:
         model: any module; nothing in it is replaced, it gets one child and forward hooks.
-        spec: the adapter.
+        spec: the adapter's spec; or a family, or its name, as "lotr".
         target_modules: names or suffixes after a dot; or a regular expression for whole paths; or "all-linear".
         target_parameters: parameters that no linear layer is called with, as those of a mixture of experts: names or
             suffixes -> how each is stored, as {"experts.gate_up_proj": "expert in out"}. Each expert is a site. Their
@@ -73,7 +76,10 @@ def attach(
 
     Raises:
         SiteError: what does not match or fit; the model is then as it was.
+        SpecError: what is no spec, or an alpha that is 0.
     """
+    check_model(model, "attach")
+    table = spec_of(spec, "attach")
     known = host_modules(model)
     weights = find_weights(
         model, known, target_modules, exclude_modules, layers_to_transform, target_parameters=target_parameters
@@ -86,7 +92,7 @@ def attach(
         experts=experts,
         tasks=tasks,
     )
-    adapter = spec.bind(sites, rank=rank, sizes=sizes, alpha=alpha, seed=seed, overparametrized=overparametrized)
+    adapter = table.bind(sites, rank=rank, sizes=sizes, alpha=alpha, seed=seed, overparametrized=overparametrized)
     params = {name: torch.from_numpy(value).float() for name, value in init(adapter, HostWeights(weights)).items()}
     paths = match(known, list(modules_to_save), known) if modules_to_save else []
     saved = {path: known[path] for path in paths}

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from tnadapt._compression.least_squares import Term
 from tnadapt._errors import SiteError
 from tnadapt._hosts import Site
-from tnadapt._language import Adapter, Group, Network
+from tnadapt._language import Adapter, Group, Network, expect_adapter, expect_params
 from tnadapt._structure import LoRA, exact_lora, minimum_cut
 from tnadapt._values import Array, delta, starts_of
 
@@ -26,6 +26,8 @@ def low_rank_updates(adapter: Adapter, params: Mapping[str, npt.ArrayLike]) -> d
 
     Raises SiteError for params that are not this adapter's.
     """
+    expect_adapter(adapter, "low_rank_updates")
+    expect_params(params, "low_rank_updates")
     centered = [group for group in adapter.groups if group.network.centered]
     starts = {group.name: starts_of(adapter, params, group) for group in centered}
     found: dict[Site, Update] = {}

@@ -9,6 +9,7 @@ from itertools import chain, combinations, product
 
 from tnadapt._errors import SiteError
 from tnadapt._frozen import FrozenMap
+from tnadapt._signature import answers, answers_when_made, mistake, told
 
 __all__ = ["Block", "Site", "grid", "split_sites"]
 
@@ -36,6 +37,7 @@ class Block:
         object.__setattr__(self, "start", tuple(self.start))
 
 
+@answers_when_made(SiteError)
 @dataclass(frozen=True)
 class Site:
     """One adapted weight, or a block of one: its path in the host, its shape (out axis first), and where it stands.
@@ -54,6 +56,15 @@ class Site:
 
     def __post_init__(self) -> None:
         """Check, fill the two standard coordinates, freeze."""
+        if not isinstance(self.path, str):
+            todo = 'Write Site("layers.0.q_proj", (out, in)).'
+            raise mistake(SiteError, "Site", "the path of a weight as a text", told(self.path), todo)
+        if isinstance(self.shape, str) or not isinstance(self.shape, Iterable):
+            todo = f'Write Site("{self.path}", (out, in)).'
+            raise mistake(SiteError, self.path, "the shape of a weight", told(self.shape), todo)
+        if not isinstance(self.coordinates, Mapping):
+            todo = 'Write {"layer": 0, "kind": "q_proj"}.'
+            raise mistake(SiteError, self.path, "coordinates by name", told(self.coordinates), todo)
         shape = tuple(self.shape)
         for size in shape:
             check_size(f"{self.path}: an axis of the weight", size)
@@ -116,6 +127,7 @@ def _check_block(path: str, shape: tuple[int, ...], block: Block) -> None:
         )
 
 
+@answers(SiteError)
 def grid(
     *,
     layers: int,
@@ -130,6 +142,8 @@ def grid(
     The other words are those of `split_sites`.
     """
     check_size("grid: layers", layers)
+    if not isinstance(kinds, Mapping):
+        raise mistake(SiteError, "grid", "kinds by name", told(kinds), 'Write kinds={"q_proj": (out, in)}.')
     whole = (
         Site(f"layers.{layer}.{kind}", shape, {"layer": layer, "kind": kind})
         for layer in range(layers)
@@ -138,6 +152,7 @@ def grid(
     return split_sites(whole, blocks=blocks, fused=fused, experts=experts, tasks=tasks)
 
 
+@answers(SiteError)
 def split_sites(
     sites: Iterable[Site],
     *,
@@ -163,7 +178,7 @@ def split_sites(
     Raises:
         SiteError: a name that matches no weight, an axis that does not divide, rows that do not add up.
     """
-    found = tuple(sites)
+    found = _all_sites(sites)
     for name in experts:
         found = _replace(found, "experts", name, _experts)
     for name, parts in (fused or {}).items():
@@ -174,6 +189,15 @@ def split_sites(
         raise SiteError(f"tasks: must be names.\nHowever, {wrong[0]!r} is among them.")
     names = list(dict.fromkeys(tasks))
     return tuple(_part(site, task, {TASK: task}) for site in found for task in names) if names else found
+
+
+def _all_sites(given: Iterable[Site]) -> tuple[Site, ...]:
+    """The sites. Raises SiteError for anything else."""
+    found = tuple(given) if isinstance(given, Iterable) else (given,)
+    if wrong := [site for site in found if not isinstance(site, Site)]:
+        todo = "Pass what grid, sites_of or host.sites() gives."
+        raise mistake(SiteError, "split_sites", "sites", told(wrong[0]), todo)
+    return found
 
 
 def _replace(

@@ -10,7 +10,7 @@ import numpy as np
 
 from tnadapt._errors import PlanError, SiteError
 from tnadapt._hosts import Site
-from tnadapt._language import Adapter, Group, Network
+from tnadapt._language import Adapter, Group, Network, expect_adapter
 from tnadapt._structure.modular import PRIME, Budget, contract, question_of, rank, residues
 from tnadapt._values import delta, sample
 
@@ -115,6 +115,7 @@ def rank_bound(
         PlanError: rows that are not open there, or a stack with holes in its grid of sites.
         SiteError: a site or a group that is not this adapter's.
     """
+    expect_adapter(adapter, "rank_bound")
     splits = {_split(group, site, rows) for group, site in networks_at(adapter, where)}
     return max((_bound(split) for split in splits), key=lambda cut: cut.rank)
 
@@ -154,6 +155,7 @@ def generic_rank(
         PlanError: as for `rank_bound`; "drawn" for a stack, or with rows; too much work.
         SiteError: a site or a group that is not this adapter's.
     """
+    expect_adapter(adapter, "generic_rank")
     places = list(networks_at(adapter, where))
     if frozen not in ("generic", "drawn"):
         raise PlanError(f"generic_rank: frozen must be 'generic' or 'drawn', got {frozen!r}.")

@@ -58,8 +58,7 @@ def living_gradient(adapter: Adapter, random: np.random.Generator) -> None:
             if factor.trainable:
                 moves = bool(found[adapter.slot_name(group, name)].any())
                 expect(moves == (name in named), f"{name} moves at the start: {moves}; stated: {name in named}")
-    spec = adapter.spec
-    expect(bool(named) or spec.scale.alpha == 0 or not spec.identity_at_start, "no factor moves at the start")
+    expect(bool(named) or not adapter.spec.identity_at_start, "no factor moves at the start")
 
 
 def counts_are_sizes(adapter: Adapter, random: np.random.Generator) -> None:
@@ -159,8 +158,6 @@ def weights_are_their_blocks(adapter: Adapter, random: np.random.Generator) -> N
 
 def sharing_is_what_the_modes_say(adapter: Adapter, random: np.random.Generator) -> None:
     """A change of one row of a factor changes the updates of the sites that have this row, and of all of them."""
-    if adapter.spec.scale.alpha == 0:
-        return
     params = random_params(adapter, random, frozen=not adapter.spec.centered)
     before = {site.path: delta(adapter, params, site) for site in adapter.sites}
     for name, slot in adapter.slots.items():

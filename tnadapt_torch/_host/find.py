@@ -7,12 +7,20 @@ from collections.abc import Collection, Iterable, Mapping
 from torch import nn
 
 from tnadapt import SiteError
+from tnadapt.binding import mistake, told
 from tnadapt_torch._host.weight import Weight, is_linear, linear_weight, named_weight
 
 __all__: list[str] = []
 
 Rule = str | Collection[str]
 ALL_LINEAR = "all-linear"
+
+
+def check_model(given: object, where: str) -> None:
+    """Raises SiteError for what is no torch module; `where` begins the message."""
+    if not isinstance(given, nn.Module):
+        todo = f"The model comes first: {where}(model, ...)."
+        raise mistake(SiteError, where, "a torch module as its first argument", told(given), todo)
 
 
 def find_weights(
