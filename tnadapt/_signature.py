@@ -116,7 +116,7 @@ def _fault(
         return name, "one of its arguments", repr(wrong[0]), _remedy(name, wrong[0], list(taken))
     if given > len(placed):
         named = ", ".join(f"{word}=" for word in taken if word not in placed)
-        todo = f"Write the name before the others: {named}." if named else f"Its arguments are {', '.join(placed)}."
+        todo = f"Write the name before the others: {named}." if named else f"Write {name}({', '.join(placed)})."
         most = f"at most {len(placed)} argument{'s' * (len(placed) > 1)}" if placed else "no argument"
         return name, f"{most} without a name", str(given), todo
     needed = [word for word, one in taken.items() if one.default is one.empty and one.kind is not one.VAR_POSITIONAL]

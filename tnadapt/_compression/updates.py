@@ -10,6 +10,7 @@ from tnadapt._compression.least_squares import Term
 from tnadapt._errors import SiteError
 from tnadapt._hosts import Site
 from tnadapt._language import Adapter, Group, Network, expect_adapter, expect_params
+from tnadapt._signature import answers
 from tnadapt._structure import LoRA, exact_lora, minimum_cut
 from tnadapt._values import Array, delta, starts_of
 
@@ -21,6 +22,7 @@ Place = tuple[int, ...]
 Update = Array | LoRA
 
 
+@answers(SiteError)
 def low_rank_updates(adapter: Adapter, params: Mapping[str, npt.ArrayLike]) -> dict[Site, Update]:
     """The update of every site of an adapter, as `project` takes them: a `LoRA`, or dense where that is no larger.
 

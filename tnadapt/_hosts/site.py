@@ -311,7 +311,7 @@ def divisors(number: int) -> tuple[int, ...]:
 def check_size(what: str, size: object) -> int:
     """The size, if it is one. Raises SiteError otherwise; `what` begins the message."""
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise SiteError(f"{what}: must be an integer of at least 1, got {size!r}.")
+        raise SiteError(f"{what}: must be an integer of at least 1, got {size!r}.\nWrite a whole number, as 8.")
     if size > LARGEST:
         raise SiteError(f"{what}: must be at most {LARGEST:,}, got {size:,}.")
     return size

@@ -3,8 +3,10 @@
 import math
 from dataclasses import dataclass
 
+from tnadapt._errors import SiteError
 from tnadapt._language.expected import expect_adapter
 from tnadapt._language.spec import Adapter
+from tnadapt._signature import answers
 
 __all__ = ["FactorCount", "ParamCount", "count"]
 
@@ -56,6 +58,7 @@ class ParamCount:
         return "\n".join([*lines, f"  and {hidden} more"] if hidden > 0 else lines)
 
 
+@answers(SiteError)
 def count(adapter: Adapter) -> ParamCount:
     """The exact number of trainable and frozen entries. What is shared counts once."""
     adapter = expect_adapter(adapter, "count")

@@ -25,9 +25,10 @@ class Scale:
         """List what is wrong with this rule by itself."""
         rules = get_args(Rule)
         found = [] if self.rule in rules else [f"scale: expected one of {', '.join(rules)}, got {self.rule!r}"]
+        quoted = "; write the number without quotes" if isinstance(self.alpha, str) else ""
         is_number = isinstance(self.alpha, int | float) and not isinstance(self.alpha, bool)
         if not is_number or not -HUGE <= self.alpha <= HUGE:
-            found.append(f"scale: expected a finite number as alpha, got {self.alpha!r}")
+            found.append(f"scale: expected a finite number as alpha, got {self.alpha!r}{quoted}")
         elif self.alpha == 0:
             found.append(f"scale: expected an alpha that is not 0, got {self.alpha!r}: nothing would ever train")
         return found

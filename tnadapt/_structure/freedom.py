@@ -22,10 +22,10 @@ from itertools import combinations
 
 import numpy as np
 
-from tnadapt._errors import PlanError, SpecError
+from tnadapt._errors import PlanError, SiteError, SpecError
 from tnadapt._hosts import Site
 from tnadapt._language import Adapter, AdapterSpec, Group, Network, expect_adapter
-from tnadapt._signature import mistake, told
+from tnadapt._signature import answers, mistake, told
 from tnadapt._structure.modular import Budget, contract, question_of, rank, residues
 from tnadapt._structure.rank import networks_at, open_modes
 
@@ -59,6 +59,7 @@ class Freedom:
         return f"{self.degrees:,} of {self.trainable:,} (gauge {self.gauge:,})"
 
 
+@answers(SpecError)
 def first_gradients(spec: AdapterSpec | Adapter) -> tuple[str, ...]:
     """The factors that get a gradient in the first step: those beside which no other factor starts at zero.
 
@@ -73,6 +74,7 @@ def first_gradients(spec: AdapterSpec | Adapter) -> tuple[str, ...]:
     return tuple(name for name, factor in spec.factors.items() if factor.trainable and set(zeros) <= {name})
 
 
+@answers(SiteError)
 def degrees_of_freedom(
     adapter: Adapter, where: Site | Group | str | None = None, *, limit: int = LIMIT, seed: int = 0
 ) -> Freedom:

@@ -11,6 +11,7 @@ import opt_einsum
 from tnadapt._errors import PlanError, SiteError
 from tnadapt._hosts import Site, check_size
 from tnadapt._language import Adapter, Network, expect_adapter, expect_params
+from tnadapt._signature import answers
 from tnadapt._structure.rank import minimum_cut, part
 from tnadapt._values import arrays_at, starts_of
 
@@ -36,6 +37,7 @@ class LoRA(NamedTuple):
         return len(self.A)
 
 
+@answers(SiteError)
 def to_lora(
     adapter: Adapter, params: Mapping[str, npt.ArrayLike], site: Site | str, *, rank: int | None = None
 ) -> LoRA:

@@ -11,6 +11,7 @@ import numpy as np
 from tnadapt._errors import PlanError, SiteError
 from tnadapt._hosts import Site
 from tnadapt._language import Adapter, Group, Network, expect_adapter
+from tnadapt._signature import answers
 from tnadapt._structure.modular import PRIME, Budget, contract, question_of, rank, residues
 from tnadapt._values import delta, sample
 
@@ -98,6 +99,7 @@ def networks_at(adapter: Adapter, where: Site | Group | str | None) -> Iterator[
         raise SiteError(f"where: must be a site of this adapter, its path, or a group.\nHowever, it is {where!r}.")
 
 
+@answers(SiteError)
 def rank_bound(
     adapter: Adapter, where: Site | Group | str | None = None, *, rows: Collection[str] | None = None
 ) -> Cut:
@@ -130,6 +132,7 @@ def part(network: Network) -> "Parting":
     return _part(Split(network, is_stack=False, rows=network.out_modes))
 
 
+@answers(SiteError)
 def generic_rank(
     adapter: Adapter,
     where: Site | Group | str | None = None,

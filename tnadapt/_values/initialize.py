@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from tnadapt._errors import SiteError, SpecError
 from tnadapt._language import START, Adapter, Group, Slot, expect_adapter
-from tnadapt._signature import mistake, told
+from tnadapt._signature import answers, mistake, told
 from tnadapt._values.host_starts import Stack, read_start
 
 __all__ = ["Params", "init", "redraw"]
@@ -17,6 +17,7 @@ __all__ = ["Params", "init", "redraw"]
 Params = dict[str, npt.NDArray[np.float64]]
 
 
+@answers(SiteError)
 def init(adapter: Adapter, weights: Mapping[str, npt.ArrayLike] | None = None) -> Params:
     """The starting values of every factor, frozen ones too: name -> float64 array of the slot's shape.
 

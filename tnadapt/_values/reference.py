@@ -10,7 +10,7 @@ import opt_einsum
 from tnadapt._errors import SiteError
 from tnadapt._hosts import Site
 from tnadapt._language import START, Adapter, Group, Network, expect_adapter, expect_params
-from tnadapt._signature import mistake
+from tnadapt._signature import answers, mistake
 from tnadapt._values.initialize import sample
 from tnadapt._values.maps import map_factor
 
@@ -19,6 +19,7 @@ __all__ = ["apply", "delta", "merge"]
 Array = npt.NDArray[np.float64]
 
 
+@answers(SiteError)
 def delta(adapter: Adapter, params: Mapping[str, npt.ArrayLike], site: Site | str) -> Array:
     """The dense update of one site, of the site's shape (out axis first), scale included.
 
@@ -40,6 +41,7 @@ def delta(adapter: Adapter, params: Mapping[str, npt.ArrayLike], site: Site | st
     return group.network.scale * update
 
 
+@answers(SiteError)
 def apply(adapter: Adapter, params: Mapping[str, npt.ArrayLike], site: Site | str, x: npt.ArrayLike) -> Array:
     """What the update adds to the output of one site: x times the transposed update.
 
@@ -61,6 +63,7 @@ def apply(adapter: Adapter, params: Mapping[str, npt.ArrayLike], site: Site | st
     return values.reshape(*lead, rows) @ weight.reshape(-1, rows).T
 
 
+@answers(SiteError)
 def merge(weight: npt.NDArray[np.floating], update: npt.ArrayLike) -> npt.NDArray[np.floating]:
     """A new weight with the update added: in float32 or better, then rounded once to the weight's dtype.
 

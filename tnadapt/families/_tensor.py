@@ -4,7 +4,7 @@ from typing import Literal
 
 from tnadapt._errors import SpecError
 from tnadapt._language import AdapterSpec, frozen, trainable
-from tnadapt._signature import answers
+from tnadapt.families._family import family
 from tnadapt.initializers import (
     hosvd_core,
     identity,
@@ -21,7 +21,7 @@ from tnadapt.initializers import (
 __all__ = ["lorta", "lotr", "tera"]
 
 
-@answers(SpecError)
+@family
 def lotr(
     *,
     alpha: float = 1.0,
@@ -55,7 +55,7 @@ def lotr(
     )
 
 
-@answers(SpecError)
+@family
 def lorta(
     *,
     alpha: float = 8.0,
@@ -89,7 +89,7 @@ def lorta(
     )
 
 
-@answers(SpecError)
+@family
 def tera(*, out_order: int = 3, in_order: int = 3, alpha: float = 1.0) -> AdapterSpec:
     """TeRA, a reconstruction: a frozen random Tucker network with trained diagonals on its bonds (arXiv:2509.03234).
 

@@ -203,9 +203,9 @@ def linear_in_each_factor(adapter: Adapter, random: np.random.Generator) -> None
 
 
 def linear_in_alpha(adapter: Adapter, random: np.random.Generator) -> None:
-    """Twice the alpha is twice the update, and no alpha none; counts stay."""
+    """Twice the alpha is twice the update, minus the alpha its negative; counts stay."""
     params, site, alpha = random_params(adapter, random), some_site(adapter, random), adapter.spec.scale.alpha
-    for by in (-2.0, 0.0, 0.5):
+    for by in (-2.0, -1.0, 0.5):
         other = bind_again(adapter.spec, adapter, by * alpha)
         size = 2 * magnitude(adapter, params, site)
         expect_close(
@@ -291,7 +291,7 @@ def equal_specs_are_one(adapter: Adapter, random: np.random.Generator) -> None:
     expect(other == adapter and hash(other) == hash(adapter), "the same adapter made again is another")
     for mine, theirs in zip(adapter.networks, other.networks, strict=True):
         expect(mine == theirs and hash(mine) == hash(theirs), "the same network made again is another")
-    changed = replace(spec, scale=replace(spec.scale, alpha=2.0 * spec.scale.alpha or 1.0))
+    changed = replace(spec, scale=replace(spec.scale, alpha=2.0 * spec.scale.alpha))
     expect(changed != spec, "a spec with another alpha is equal")
 
 
