@@ -4,7 +4,7 @@ import difflib
 import functools
 import inspect
 import reprlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 from tnadapt._errors import SpecError, TnadaptError
@@ -72,6 +72,16 @@ def mistake(error: type[TnadaptError], where: str, expected: str, given: str, to
     """An error in the one form: where, what was expected, what came; on the next line what to do."""
     text = f"expected {expected}, got {given}.\n{todo}"
     return SpecError(where, [text], "") if issubclass(error, SpecError) else error(f"{where}: {text}")
+
+
+def expect_names(given: object, where: str, word: str, error: type[TnadaptError]) -> list[str]:
+    """The names in a collection. Raises the error of the stage for anything else, as for one name by itself."""
+    if isinstance(given, Iterable) and not isinstance(given, str | bytes):
+        names = list(given)
+        if all(isinstance(name, str) for name in names):
+            return names
+    example = given if isinstance(given, str) else "q_proj"
+    raise mistake(error, where, f"a list of names as {word}", told(given), f'Write {word}=["{example}"].')
 
 
 def told(value: object) -> str:

@@ -4,7 +4,7 @@ from tnadapt._files import Checkpoint, Written, digests, file_size, read_checkpo
 from tnadapt._hosts import Block
 from tnadapt._language import Factor, Group, Network, Slot, expect_adapter, expect_params, expect_path
 from tnadapt._planning import BUCKETS, OBJECTIVES, Cost, ExactOrder, Objective, Plan, Step, bucket
-from tnadapt._signature import answers, mistake, told
+from tnadapt._signature import answers, expect_names, mistake, told
 from tnadapt._structure import Cut, LoRA, minimum_cut
 from tnadapt._values import Params, map_factor, pull_back, redraw, unknown_map
 from tnadapt.families import SpecLike, spec_of
@@ -32,6 +32,7 @@ __all__ = [
     "bucket",
     "digests",
     "expect_adapter",
+    "expect_names",
     "expect_params",
     "expect_path",
     "file_size",

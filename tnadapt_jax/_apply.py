@@ -9,7 +9,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from tnadapt import Adapter, Site, SiteError
-from tnadapt.binding import Group, Network, expect_adapter
+from tnadapt.binding import Group, Network, expect_adapter, mistake, told
 from tnadapt_jax._lower import apply_network, make_delta
 from tnadapt_jax._maps import map_factor
 from tnadapt_jax._params import START, Params, check_size, find_array
@@ -140,6 +140,8 @@ def cast(values: Sequence[Array], dtype: DTypeLike) -> list[Array]:
 
 def check_x(path: str, network: Network, x: Array) -> None:
     """Raises SiteError where x does not end in the in axes of the weight, or is not of a float dtype."""
+    if not hasattr(x, "dtype"):
+        raise mistake(SiteError, path, "an array as x", told(x), "Write jnp.asarray(x).")
     inner = network.weight_shape[1:]
     shape, dtype = jnp.shape(x), jnp.result_type(x)
     if shape[max(len(shape) - len(inner), 0) :] != inner:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tnadapt import Adapter, AdapterSpec, Site, SiteError, split_sites
-from tnadapt.binding import answers, mistake, told
+from tnadapt.binding import answers, expect_names, mistake, told
 from tnadapt_jax._leaf import ROLES, Leaf, Leaves, arrays_of, nearest
 
 __all__ = ["find_sites"]
@@ -65,6 +65,8 @@ def find_sites(
     if weights is None or inspect.isfunction(weights) or isinstance(weights, str | AdapterSpec | Adapter):
         todo = "Pass the weights first, then bind a spec to what is found: spec.bind(leaves.sites, rank=8)."
         raise mistake(SiteError, "find_sites", "a pytree of arrays", told(weights), todo)
+    if not isinstance(target, str):
+        expect_names(target, "find_sites", "target", SiteError)
     if not isinstance(layout, str):
         todo = f"Write layout={min(LAYOUTS)!r}."
         raise mistake(SiteError, "find_sites", "a layout as a text", told(layout), todo)

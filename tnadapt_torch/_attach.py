@@ -14,6 +14,7 @@ from tnadapt_torch._host import (
     Weight,
     check_foldable,
     check_model,
+    check_rules,
     find_weights,
     fold_in,
     match,
@@ -80,6 +81,8 @@ def attach(
     """
     check_model(model, "attach")
     table = spec_of(spec, "attach")
+    rules = {"target_modules": target_modules, "exclude_modules": exclude_modules}
+    check_rules(rules, layers_to_transform, target_parameters, modules_to_save)
     known = host_modules(model)
     weights = find_weights(
         model, known, target_modules, exclude_modules, layers_to_transform, target_parameters=target_parameters
@@ -110,8 +113,8 @@ def install(
     """
     _check_name(model, state.name)
     _check_saved(model, saved, weights)
-    if not 0.0 <= state.dropout < 1.0:
-        raise SiteError(f"dropout: must be at least 0 and below 1, got {state.dropout}.")
+    if isinstance(state.dropout, bool | str) or not 0.0 <= state.dropout < 1.0:
+        raise SiteError(f"dropout: must be at least 0 and below 1, got {state.dropout!r}.\nWrite dropout=0.1.")
     folded = {path: weight for path, weight in weights.items() if state.folds(weight)}
     if folded:
         check_foldable(folded, state.dropout)
@@ -153,8 +156,8 @@ def _set_flags(model: nn.Module, earlier: list[AdapterState], saved: Mapping[str
 
 
 def _check_name(model: nn.Module, name: str) -> None:
-    if not name.isidentifier():
-        raise SiteError(f"adapter_name {name!r}: must be an identifier.")
+    if not isinstance(name, str) or not name.isidentifier():
+        raise SiteError(f'adapter_name {name!r}: must be an identifier.\nWrite adapter_name="default".')
     if hasattr(model, child_name(name)):
         raise SiteError(
             f"adapter_name {name!r}: the model has an adapter of this name already.\n"

@@ -16,7 +16,8 @@ def expect_sites(given: object, where: str) -> tuple[Site, ...]:
     """The sites; one by itself is taken as such. Raises SiteError for anything else; `where` begins the message."""
     if isinstance(given, Site):
         return (given,)
-    if isinstance(given, str | bytes | Host) or hasattr(given, "sites") or not isinstance(given, Iterable):
+    is_whole = isinstance(given, str | bytes | Host) or hasattr(given, "sites") or bool(_framework(given))
+    if is_whole or not isinstance(given, Iterable):
         raise mistake(SiteError, where, "sites", told(given), _remedy(given))
     sites = tuple(given)
     if isinstance(given, Mapping) and any(isinstance(path, str) for path in sites):
@@ -40,12 +41,17 @@ def _remedy(given: object) -> str:
         return "Pass its sites: host.sites()."
     if hasattr(given, "sites"):
         return "Pass its sites: .sites."
-    bases = {base.__module__.partition(".")[0] for base in type(given).__mro__}
-    if "torch" in bases:
+    if _framework(given) == "torch":
         return "To adapt a torch module, call tnadapt_torch.attach(model, spec, target_modules=[...], rank=8)."
-    if "flax" in bases:
+    if _framework(given) == "flax":
         return "To adapt an nnx module, call tnadapt_jax.nnx.attach(model, spec, target=[...], rank=8)."
     return f"Write [{EXAMPLE}], or take the sites of a host: find_host(name).sites()."
+
+
+def _framework(given: object) -> str:
+    """Whose module it is: torch's or flax's; nothing for anything else."""
+    bases = {base.__module__.partition(".")[0] for base in type(given).__mro__ if base.__name__ == "Module"}
+    return next(iter(bases & {"torch", "flax"}), "")
 
 
 def _remedy_for_one(given: object) -> str:

@@ -9,7 +9,7 @@ from itertools import chain, combinations, product
 
 from tnadapt._errors import SiteError
 from tnadapt._frozen import FrozenMap
-from tnadapt._signature import answers, answers_when_made, mistake, told
+from tnadapt._signature import answers, answers_when_made, expect_names, mistake, told
 
 __all__ = ["Block", "Site", "grid", "split_sites"]
 
@@ -179,12 +179,17 @@ def split_sites(
         SiteError: a name that matches no weight, an axis that does not divide, rows that do not add up.
     """
     found = _all_sites(sites)
-    for name in experts:
+    for name in expect_names(experts, "split_sites", "experts", SiteError):
         found = _replace(found, "experts", name, _experts)
+    for word, asked in (("fused", fused), ("blocks", blocks)):
+        if not isinstance(asked, Mapping | None):
+            todo = f'Write {word}={{"qkv": ...}}.'
+            raise mistake(SiteError, "split_sites", f"{word} by the name of a weight", told(asked), todo)
     for name, parts in (fused or {}).items():
         found = _replace(found, "fused", name, partial(_fused, parts=parts))
     for name, counts in (blocks or {}).items():
         found = _replace(found, "blocks", name, partial(_blocks, counts=tuple(counts)))
+    tasks = expect_names(tasks, "split_sites", "tasks", SiteError)
     if wrong := [task for task in tasks if not isinstance(task, str) or not task]:
         raise SiteError(f"tasks: must be names.\nHowever, {wrong[0]!r} is among them.")
     names = list(dict.fromkeys(tasks))

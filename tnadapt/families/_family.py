@@ -1,7 +1,6 @@
 """What makes a function a family: a mistake in its arguments is answered, before anything is made of them."""
 
 import functools
-import types
 from collections.abc import Callable
 from typing import Any, Literal, ParamSpec, get_args, get_origin, get_type_hints
 
@@ -41,8 +40,5 @@ def _wanted(kind: Any, value: object) -> str:
         return "" if isinstance(value, bool) else "True or False"
     if kind is int or words:
         return "" if isinstance(value, int) and not isinstance(value, bool) else "an integer"
-    if kind is float:
-        return (
-            "a number" if isinstance(value, str | bool | types.FunctionType) or not hasattr(value, "__float__") else ""
-        )
-    return ""
+    is_number = hasattr(value, "__float__") and not isinstance(value, bool)
+    return "a number" if kind is float and not is_number else ""

@@ -25,7 +25,7 @@ __all__ = ["lorta", "lotr", "tera"]
 def lotr(
     *,
     alpha: float = 1.0,
-    over: Literal["site", "layer"] = "site",
+    over: str = "site",
     start: Literal["normal", "neutral", "svd"] = "normal",
 ) -> AdapterSpec:
     """LoTR: dW_s = (alpha / p) A G_s B^T; A and B are shared by every s (arXiv:2402.01376).

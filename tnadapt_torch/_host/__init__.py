@@ -1,6 +1,6 @@
 """A PyTorch model: its adapted weights, modules that are trained whole, merging and folding."""
 
-from tnadapt_torch._host.find import Rule, check_linear, check_model, find_parameters, find_weights, match
+from tnadapt_torch._host.find import Rule, check_linear, check_model, check_rules, find_parameters, find_weights, match
 from tnadapt_torch._host.fold import check_foldable, fold_in, unfold
 from tnadapt_torch._host.merge import Merged, check_weights
 from tnadapt_torch._host.saved import SavedModules, find_tie
@@ -15,6 +15,7 @@ __all__ = [
     "check_foldable",
     "check_linear",
     "check_model",
+    "check_rules",
     "check_weights",
     "find_parameters",
     "find_tie",
