@@ -283,7 +283,7 @@ class Adapter:
 
     @property
     def sharing(self) -> str:
-        """Tell which trained factors the spec shares but weights of different shapes cannot; "" where there are none."""
+        """Tell which trained factors the spec shares but weights of different shapes do not; "" for none."""
         outer, shapes = {*self.spec.site_modes}, most_shapes(self.sites, self.spec.site_modes)
         trained = {name: {*factor.modes} for name, factor in self.spec.factors.items() if factor.trainable}
         split = [name for name, modes in trained.items() if not outer <= modes]
