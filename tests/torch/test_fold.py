@@ -66,7 +66,7 @@ def test_weights_of_a_folded_host_are_the_same_objects_afterwards():
         (
             lambda model: model,
             {"dropout": 0.1},
-            r"fold: has no x of its own to drop entries of\.\nHowever, dropout is 0\.1",
+            r"no x of its own to drop entries of\.\nHowever, dropout is 0\.1",
         ),
     ],
 )
