@@ -6,10 +6,10 @@ from tnadapt._diagram import draw
 from tnadapt._errors import FormatError, PlanError, SiteError, SpecError, TnadaptError
 from tnadapt._files import from_json, load, read_peft, save, save_as_lora, to_json
 from tnadapt._hosts import Site, find_host, grid, sites_of, split_sites
-from tnadapt._language import Adapter, AdapterSpec, count, fit_rank, frozen, trainable
+from tnadapt._language import Adapter, AdapterSpec, count, frozen, trainable
 from tnadapt._planning import plan
 from tnadapt._report import compare, report
-from tnadapt._structure import degrees_of_freedom, first_gradients, generic_rank, rank_bound, to_lora
+from tnadapt._structure import degrees_of_freedom, first_gradients, fit_rank, generic_rank, rank_bound, to_lora
 from tnadapt._values import apply, delta, init, merge
 from tnadapt._version import __version__
 from tnadapt.initializers import kaiming_uniform, normal, over_rank, raw, zeros

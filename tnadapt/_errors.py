@@ -12,15 +12,21 @@ class TnadaptError(Exception):
 class SpecError(TnadaptError):
     """A spec that cannot be: raised when it is made, with every fault listed."""
 
-    def __init__(self, name: str, faults: Sequence[str]) -> None:
-        """Args: the name of the spec, and its faults, one sentence each."""
-        super().__init__(name, tuple(faults))
+    def __init__(self, name: str, faults: Sequence[str], what: str = "spec") -> None:
+        """Args: the name of the spec, and its faults, one sentence each.
+
+        Where a part is refused before there is a spec, `what` is empty, and `name` is that of the function.
+        """
+        super().__init__(name, tuple(faults), what)
         self.name = name
         self.faults = tuple(faults)
+        self.what = what
 
     def __str__(self) -> str:
         """All faults, one a line."""
-        return "\n".join([f"spec {self.name!r} is not valid:", *(f"  - {fault}" for fault in self.faults)])
+        if not self.what:
+            return "\n".join(f"{self.name}: {fault}" for fault in self.faults)
+        return "\n".join([f"{self.what} {self.name!r} is not valid:", *(f"  - {fault}" for fault in self.faults)])
 
 
 class SiteError(TnadaptError):

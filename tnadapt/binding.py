@@ -2,7 +2,18 @@
 
 from tnadapt._files import Checkpoint, Written, digests, file_size, params_to_store, read_checkpoint
 from tnadapt._hosts import Block, Place, Rule, coordinates_of, in_layers, match, nearest, places_of
-from tnadapt._language import START, Address, Factor, Group, Network, Part, Slot
+from tnadapt._language import (
+    START,
+    Address,
+    Factor,
+    Group,
+    Network,
+    Part,
+    Slot,
+    expect_adapter,
+    expect_params,
+    expect_path,
+)
 from tnadapt._planning import (
     BUCKETS,
     OBJECTIVES,
@@ -16,8 +27,10 @@ from tnadapt._planning import (
     equation_of,
     run,
 )
+from tnadapt._signature import answers, expect_names, mistake, told
 from tnadapt._structure import Cut, LoRA, minimum_cut
-from tnadapt._values import Params, drawn_starts, map_factor, pull_back, redraw
+from tnadapt._values import Params, drawn_starts, map_factor, pull_back, redraw, unknown_map
+from tnadapt.families import SpecLike, spec_of
 
 __all__ = [
     "BUCKETS",
@@ -41,18 +54,25 @@ __all__ = [
     "Plan",
     "Rule",
     "Slot",
+    "SpecLike",
     "Step",
     "Written",
+    "answers",
     "bucket",
     "coordinates_of",
     "digests",
     "drawn_starts",
     "equation_of",
+    "expect_adapter",
+    "expect_names",
+    "expect_params",
+    "expect_path",
     "file_size",
     "in_layers",
     "map_factor",
     "match",
     "minimum_cut",
+    "mistake",
     "nearest",
     "params_to_store",
     "places_of",
@@ -60,4 +80,7 @@ __all__ = [
     "read_checkpoint",
     "redraw",
     "run",
+    "spec_of",
+    "told",
+    "unknown_map",
 ]

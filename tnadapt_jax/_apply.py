@@ -9,7 +9,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from tnadapt import Adapter, Site, SiteError
-from tnadapt.binding import Address, Network, Part
+from tnadapt.binding import Address, Network, Part, expect_adapter, mistake, told
 from tnadapt_jax._lower import apply_network, make_delta
 from tnadapt_jax._maps import map_factor
 from tnadapt_jax._params import Params, check_size, find_array
@@ -32,6 +32,7 @@ def apply(adapter: Adapter, params: Params, site: Site | str, x: Array) -> Array
     The path of a weight that several sites lie in asks for what all of them add. Frozen factors get no gradient. Raises
     SiteError for a site, params or an x that are not this adapter's, or for a weight whose sites serve several tasks.
     """
+    expect_adapter(adapter, "apply")
     if isinstance(site, str) and (parts := adapter.parts(site)):
         return _apply_blocks(adapter, params, parts, x)
     address = adapter.address(site)
@@ -45,6 +46,7 @@ def delta(adapter: Adapter, params: Params, site: Site | str) -> Array:
     The path of a weight that several sites lie in asks for all of that weight's update. Raises SiteError for a site or
     params that are not this adapter's, or a weight whose sites serve several tasks.
     """
+    expect_adapter(adapter, "delta")
     if isinstance(site, str) and (blocks := adapter.parts(site)):
         return put_together([(block, delta(adapter, params, block)) for block in blocks])
     parts = parts_at(adapter, params, adapter.address(site))
@@ -131,6 +133,8 @@ def cast(values: Sequence[Array], dtype: DTypeLike) -> list[Array]:
 
 def check_x(path: str, network: Network, x: Array) -> None:
     """Raises SiteError where x does not end in the in axes of the weight, or is not of a float dtype."""
+    if not hasattr(x, "dtype") and not isinstance(x, int | float):
+        raise mistake(SiteError, path, "an array as x", told(x), "Write jnp.asarray(x).")
     inner = network.weight_shape[1:]
     shape, dtype = jnp.shape(x), jnp.result_type(x)
     if shape[max(len(shape) - len(inner), 0) :] != inner:

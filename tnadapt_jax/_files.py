@@ -12,12 +12,13 @@ from jax.typing import ArrayLike, DTypeLike
 
 import tnadapt
 from tnadapt import Adapter, FormatError
-from tnadapt.binding import params_to_store, read_checkpoint
+from tnadapt.binding import answers, expect_adapter, expect_path, params_to_store, read_checkpoint
 from tnadapt_jax._params import Params, check_params, tree_of
 
 __all__ = ["load", "save"]
 
 
+@answers(FormatError)
 def save(
     adapter: Adapter, params: Params, path: str | os.PathLike[str], *, extra: Mapping[str, ArrayLike] | None = None
 ) -> None:
@@ -26,6 +27,8 @@ def save(
     bfloat16 is stored as float32. A frozen factor is stored only if it no longer holds the values of its seed, up to
     its dtype's rounding. Raises SiteError for params that are not this adapter's, FormatError for what no file holds.
     """
+    expect_adapter(adapter, "save", FormatError)
+    expect_path(path, "save", FormatError)
     check_params(adapter, params)
     both = dict(params["trainable"]) | dict(params["frozen"])
     values = {name: _numpy(value) for name, value in both.items()}
@@ -33,6 +36,7 @@ def save(
     tnadapt.save(adapter, kept, path, extra={name: _numpy(value) for name, value in (extra or {}).items()})
 
 
+@answers(FormatError)
 def load(
     path: str | os.PathLike[str], *, dtype: DTypeLike | None = None
 ) -> tuple[Adapter, dict[str, dict[str, Array]]]:

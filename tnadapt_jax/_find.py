@@ -1,12 +1,13 @@
 """Which leaves of a pytree of weights are adapted, and where each of them stands."""
 
+import inspect
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tnadapt import Site, SiteError, split_sites
-from tnadapt.binding import Place, Rule, coordinates_of, match, places_of
+from tnadapt import Adapter, AdapterSpec, Site, SiteError, split_sites
+from tnadapt.binding import Place, Rule, answers, coordinates_of, expect_names, match, mistake, places_of, told
 from tnadapt_jax._leaf import ROLES, Leaf, Leaves, arrays_of
 
 __all__ = ["find_sites"]
@@ -26,6 +27,7 @@ class Weight:
     index: int | None = None
 
 
+@answers(SiteError)
 def find_sites(
     weights: Any,
     *,
@@ -55,6 +57,14 @@ def find_sites(
     Raises:
         SiteError: nothing matched (the nearest paths are told), an unknown layout, or a leaf that it does not fit.
     """
+    if weights is None or inspect.isfunction(weights) or isinstance(weights, str | AdapterSpec | Adapter):
+        todo = "Pass the weights first, then bind a spec to what is found: spec.bind(leaves.sites, rank=8)."
+        raise mistake(SiteError, "find_sites", "a pytree of arrays", told(weights), todo)
+    if not isinstance(target, str):
+        expect_names(target, "find_sites", "target", SiteError)
+    if not isinstance(layout, str):
+        todo = f"Write layout={min(LAYOUTS)!r}."
+        raise mistake(SiteError, "find_sites", "a layout as a text", told(layout), todo)
     roles = _roles(layout)
     shapes = dict(arrays_of(weights))
     known = {_stem(path): path for path in shapes}

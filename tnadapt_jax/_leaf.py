@@ -11,7 +11,7 @@ import numpy.typing as npt
 from jax import Array
 
 from tnadapt import Adapter, Site, SiteError
-from tnadapt.binding import nearest
+from tnadapt.binding import mistake, nearest, told
 
 __all__ = ["Leaf", "Leaves"]
 
@@ -110,6 +110,12 @@ def check_leaves(adapter: Adapter, leaves: Leaves, weights: Any) -> dict[str, li
             )
         found.setdefault(leaf.path, []).append(leaf)
     return found
+
+
+def expect_leaves(given: object, where: str) -> None:
+    """Raises SiteError for what find_sites did not give; `where` begins the message."""
+    if not isinstance(given, Leaves):
+        raise mistake(SiteError, where, "Leaves", told(given), "Pass what find_sites(weights, ...) gives, whole.")
 
 
 def path_of(path: tuple[Any, ...]) -> str:

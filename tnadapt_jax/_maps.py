@@ -3,11 +3,13 @@
 import jax.numpy as jnp
 from jax import Array
 
+from tnadapt.binding import unknown_map
+
 __all__: list[str] = []
 
 
 def map_factor(name: str, held: Array) -> Array:
-    """As the core's `map_factor`, on the last axes; the gradient at a zero vector is 0."""
+    """As the core's `map_factor`, on the last axes; the gradient at a zero vector is 0. Raises SpecError as it does."""
     if not name:
         return held
     if name == "rotation":
@@ -20,6 +22,8 @@ def map_factor(name: str, held: Array) -> Array:
         return jnp.expand_dims(one, tuple(range(outer.ndim - 2))) - 2 * outer / jnp.where(
             square > 0, square, jnp.ones_like(square)
         )
+    if name != "cayley":
+        raise unknown_map(name)
     turn = held - jnp.swapaxes(held, -1, -2)
     wide = jnp.expand_dims(one, tuple(range(turn.ndim - 2)))
     made: Array = jnp.linalg.solve(wide + turn, wide - turn)

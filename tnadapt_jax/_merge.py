@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from tnadapt import Adapter, SiteError
+from tnadapt.binding import answers, expect_adapter, mistake, told
 from tnadapt_jax._apply import delta_of_parts, parts_at, put_together, wide_of
-from tnadapt_jax._leaf import Leaf, Leaves, check_leaves, path_of
+from tnadapt_jax._leaf import Leaf, Leaves, check_leaves, expect_leaves, path_of
 from tnadapt_jax._params import Params, check_params
 
 __all__ = ["adapt", "merge"]
@@ -18,6 +19,7 @@ Tree = TypeVar("Tree")
 Answer = TypeVar("Answer")
 
 
+@answers(SiteError)
 def merge(adapter: Adapter, params: Params, weights: Tree, leaves: Leaves, *, task: str | None = None) -> Tree:
     """New weights with every update added: in float32 or better at full precision, rounded once to the leaf's dtype.
 
@@ -25,6 +27,8 @@ def merge(adapter: Adapter, params: Params, weights: Tree, leaves: Leaves, *, ta
     are returned as they are. `task` says whose sites are merged where they serve several. Raises SiteError for params,
     leaves or weights that are not this adapter's, and for a task that it does not have.
     """
+    expect_adapter(adapter, "merge")
+    expect_leaves(leaves, "merge")
     check_params(adapter, params)
     found = _of_task(check_leaves(adapter, leaves, weights), task)
 
@@ -35,6 +39,7 @@ def merge(adapter: Adapter, params: Params, weights: Tree, leaves: Leaves, *, ta
     return jax.tree_util.tree_map_with_path(merged, weights)  # type: ignore[no-any-return]
 
 
+@answers(SiteError)
 def adapt(
     apply_fn: Callable[..., Answer], adapter: Adapter, leaves: Leaves, *, task: str | None = None
 ) -> Callable[..., Answer]:
@@ -43,6 +48,11 @@ def adapt(
     Every update is made as a matrix at each call: `apply` beside the host's own product takes less time and memory.
     On half-precision weights a small update is lost in the rounding.
     """
+    if not callable(apply_fn):
+        todo = "The model's function comes first: adapt(apply_fn, adapter, leaves)."
+        raise mistake(SiteError, "adapt", "a function of (weights, ...)", told(apply_fn), todo)
+    expect_adapter(adapter, "adapt")
+    expect_leaves(leaves, "adapt")
 
     def adapted(params: Params, weights: Tree, *args: Any) -> Answer:
         return apply_fn(merge(adapter, params, weights, leaves, task=task), *args)

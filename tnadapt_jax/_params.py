@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 
 import tnadapt
 from tnadapt import Adapter, SiteError
-from tnadapt.binding import START, drawn_starts
+from tnadapt.binding import START, answers, drawn_starts, expect_adapter, mistake, told
 
 __all__ = ["Params", "init"]
 
@@ -17,6 +17,7 @@ Params = Mapping[str, Mapping[str, Array]]
 TREES = ("trainable", "frozen")
 
 
+@answers(SiteError)
 def init(
     adapter: Adapter, *, dtype: DTypeLike = jnp.float32, weights: Mapping[str, npt.ArrayLike] | None = None
 ) -> dict[str, dict[str, Array]]:
@@ -25,6 +26,7 @@ def init(
     For a centered spec, `frozen` also holds the start of each trainable factor, under "<name>:start". `weights` are
     those of the host by path, (out, in), as `Leaves.read` gives them: for starts that are read from them.
     """
+    expect_adapter(adapter, "init")
     return tree_of(adapter, tnadapt.init(adapter, weights), dtype)
 
 
@@ -48,8 +50,20 @@ def names_in(adapter: Adapter, tree: str) -> dict[str, tuple[int, ...]]:
     return frozen | {name + START: shape for name, shape in trained.items() if adapter.spec.centered}
 
 
+def expect_trees(params: object) -> None:
+    """Raises SiteError for what is no pytree of params, as the flat arrays of the core's init; before all else."""
+    if not isinstance(params, Mapping) or (params and not {*TREES} & {*params}):
+        todo = "Pass what tnadapt_jax.init(adapter) gives; tnadapt.init gives flat arrays for numpy."
+        raise mistake(SiteError, "params", f"the trees {' and '.join(map(repr, TREES))}", told(params), todo)
+    for tree in TREES:
+        if not isinstance(part := params.get(tree, {}), Mapping):
+            todo = "Pass what tnadapt_jax.init(adapter) gives."
+            raise mistake(SiteError, f"params[{tree!r}]", "arrays by name", told(part), todo)
+
+
 def check_params(adapter: Adapter, params: Params) -> None:
     """See that these are the params of this adapter. Raises SiteError naming what is missing, unknown or misshapen."""
+    expect_trees(params)
     for tree in TREES:
         wanted, given = names_in(adapter, tree), params.get(tree, {})
         for name, shape in wanted.items():
@@ -69,6 +83,8 @@ def check_params(adapter: Adapter, params: Params) -> None:
 
 def check_size(adapter: Adapter, params: Params) -> None:
     """See in no time that no array is missing or too many; else say which. Raises SiteError."""
+    if not isinstance(params, Mapping) or not all(isinstance(params.get(tree, {}), Mapping) for tree in TREES):
+        expect_trees(params)
     trained, frozen = (len(params.get(tree, {})) for tree in TREES)
     starts = trained if adapter.spec.centered else 0
     kept = sum(name.endswith(START) for name in adapter.slots)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from tnadapt import Adapter, Site, SiteError
-from tnadapt.binding import START, Address, Network
+from tnadapt.binding import START, Address, Network, expect_adapter
 from tnadapt_jax._apply import Parts, apply_parts, check_x, cut
 from tnadapt_jax._maps import map_factor
 from tnadapt_jax._params import Params, check_params, check_shape, find_array
@@ -82,6 +82,7 @@ def scan_split(adapter: Adapter, params: Params) -> tuple[dict[str, Array], dict
     What all layers share is in `shared`, once. Gradients with respect to `params` go through. Raises SiteError for
     params that are not this adapter's, or sites that are no full grid of layers and kinds with one shape a kind.
     """
+    expect_adapter(adapter, "scan_split")
     check_params(adapter, params)
     shared: dict[str, Array] = {}
     per_layer: dict[str, Array] = {}
@@ -102,6 +103,7 @@ def apply_in_layer(adapter: Adapter, shared: Arrays, layer: Arrays, kind: str, x
     `shared` and the scan's slice of `per_layer` come from `scan_split`; x (..., in axes) -> (..., out), in x's dtype.
     Raises SiteError for a kind that the adapter does not have, arrays of another split, or an x that does not fit.
     """
+    expect_adapter(adapter, "apply_in_layer")
     kinds = _kinds(adapter)
     if kind not in kinds:
         raise SiteError(f"kind {kind!r}: not one of this adapter's.\nIts kinds are {', '.join(kinds)}.")

@@ -8,8 +8,8 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
-from tnadapt import Adapter, AdapterSpec
-from tnadapt.binding import Rule
+from tnadapt import Adapter, SiteError
+from tnadapt.binding import Rule, SpecLike, answers, mistake, spec_of, told
 from tnadapt_jax._find import LayerAxis, find_sites
 from tnadapt_jax._leaf import Leaves
 from tnadapt_jax._merge import merge
@@ -56,9 +56,10 @@ class Adapted(nnx.Module):
         return nnx.merge(graph, weights, rest)(*args)
 
 
+@answers(SiteError)
 def attach(
     model: nnx.Module,
-    spec: AdapterSpec,
+    spec: SpecLike,
     *,
     target: Rule,
     layout: str = "nnx",
@@ -66,17 +67,22 @@ def attach(
     rank: int | Mapping[str, int] | None = None,
     alpha: float | None = None,
     sizes: Mapping[str, int] | None = None,
-    seed: int,
+    seed: int = 0,
     dtype: DTypeLike = jnp.float32,
     overparametrized: bool = False,
 ) -> Adapted:
     """A module that holds the model and a new adapter on it. Computes as the model does until it is trained.
 
-    Args: as those of `find_sites` (over the model's nnx.Param), `AdapterSpec.bind` and `init`.
+    Args: as those of `find_sites` (over the model's nnx.Param), `AdapterSpec.bind` and `init`; `spec` may be a family,
+    or the name of one, as "lotr".
     Raises SiteError for what does not match or fit.
     """
+    if not isinstance(model, nnx.Module):
+        todo = "The model comes first: attach(model, spec, target=[...])."
+        raise mistake(SiteError, "attach", "an nnx.Module as its first argument", told(model), todo)
+    own = spec_of(spec, "attach")
     leaves = find_sites(weights_of(model), target=target, layout=layout, layer_axis=layer_axis)
-    adapter = spec.bind(leaves.sites, rank=rank, sizes=sizes, alpha=alpha, seed=seed, overparametrized=overparametrized)
+    adapter = own.bind(leaves.sites, rank=rank, sizes=sizes, alpha=alpha, seed=seed, overparametrized=overparametrized)
     weights = leaves.read(weights_of(model)) if adapter.reads_weights else None
     return Adapted(model, adapter, leaves, init(adapter, dtype=dtype, weights=weights))
 

@@ -5,13 +5,15 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import nn
 
-from tnadapt import AdapterSpec, SiteError, init, sites_of, split_sites
-from tnadapt.binding import Rule, match
+from tnadapt import SiteError, init, sites_of, split_sites
+from tnadapt.binding import Rule, SpecLike, answers, match, spec_of
 from tnadapt_torch._host import (
     HostWeights,
     SavedModules,
     Weight,
     check_foldable,
+    check_model,
+    check_rules,
     find_weights,
     fold_in,
     parameter_paths,
@@ -22,9 +24,10 @@ from tnadapt_torch._state import AdapterState, child_name, host_modules, make_ho
 __all__ = ["attach"]
 
 
+@answers(SiteError)
 def attach(
     model: nn.Module,
-    spec: AdapterSpec,
+    spec: SpecLike,
     *,
     target_modules: Rule | None = None,
     target_parameters: Mapping[str, str] | None = None,
@@ -38,7 +41,7 @@ def attach(
     tasks: Collection[str] = (),
     modules_to_save: Collection[str] | None = None,
     dropout: float = 0.0,
-    seed: int,
+    seed: int = 0,
     adapter_name: str = "default",
     fold: bool = False,
     overparametrized: bool = False,
@@ -47,7 +50,7 @@ def attach(
 
     Args:
         model: any module; nothing in it is replaced, it gets one child and forward hooks.
-        spec: the adapter.
+        spec: the adapter's spec; or a family, or its name, as "lotr".
         target_modules: names or suffixes after a dot; or a regular expression for whole paths; or "all-linear".
         target_parameters: parameters that no linear layer is called with, as those of a mixture of experts: names or
             suffixes -> how each is stored, as {"experts.gate_up_proj": "expert in out"}. Each expert is a site. Their
@@ -73,7 +76,12 @@ def attach(
 
     Raises:
         SiteError: what does not match or fit; the model is then as it was.
+        SpecError: what is no spec, or an alpha that is 0.
     """
+    check_model(model, "attach")
+    table = spec_of(spec, "attach")
+    rules = {"target_modules": target_modules, "exclude_modules": exclude_modules}
+    check_rules(rules, layers_to_transform, target_parameters, modules_to_save)
     known = host_modules(model)
     weights = find_weights(
         model, known, target_modules, exclude_modules, layers_to_transform, target_parameters=target_parameters
@@ -87,7 +95,7 @@ def attach(
         experts=experts,
         tasks=tasks,
     )
-    adapter = spec.bind(sites, rank=rank, sizes=sizes, alpha=alpha, seed=seed, overparametrized=overparametrized)
+    adapter = table.bind(sites, rank=rank, sizes=sizes, alpha=alpha, seed=seed, overparametrized=overparametrized)
     params = {name: torch.from_numpy(value).float() for name, value in init(adapter, HostWeights(weights)).items()}
     paths = match(known, list(modules_to_save), what="modules_to_save", things="modules") if modules_to_save else []
     saved = {path: known[path] for path in paths}
@@ -109,8 +117,8 @@ def install(
     """
     _check_name(model, state.name)
     _check_saved(model, saved, weights)
-    if not 0.0 <= state.dropout < 1.0:
-        raise SiteError(f"dropout: must be at least 0 and below 1, got {state.dropout}.")
+    if isinstance(state.dropout, bool | str) or not 0.0 <= state.dropout < 1.0:
+        raise SiteError(f"dropout: must be at least 0 and below 1, got {state.dropout!r}.\nWrite dropout=0.1.")
     folded = {path: weight for path, weight in weights.items() if fold or not weight.is_called}
     if folded:
         check_foldable(folded, state.dropout)
@@ -152,8 +160,8 @@ def _set_flags(model: nn.Module, earlier: list[AdapterState], saved: Mapping[str
 
 
 def _check_name(model: nn.Module, name: str) -> None:
-    if not name.isidentifier():
-        raise SiteError(f"adapter_name {name!r}: must be an identifier.")
+    if not isinstance(name, str) or not name.isidentifier():
+        raise SiteError(f'adapter_name {name!r}: must be an identifier.\nWrite adapter_name="default".')
     if hasattr(model, child_name(name)):
         raise SiteError(
             f"adapter_name {name!r}: the model has an adapter of this name already.\n"

@@ -8,14 +8,15 @@ import torch
 from torch import nn
 
 from tnadapt import Adapter, FormatError, read_peft
-from tnadapt.binding import Checkpoint, read_checkpoint
+from tnadapt.binding import Checkpoint, answers, expect_path, read_checkpoint
 from tnadapt_torch._attach import install
-from tnadapt_torch._host import Weight, find_parameters, find_tie, is_linear, linear_weight
+from tnadapt_torch._host import Weight, check_model, find_parameters, find_tie, is_linear, linear_weight
 from tnadapt_torch._state import AdapterState, host_modules
 
 __all__ = ["load", "load_peft"]
 
 
+@answers(FormatError)
 def load(
     model: nn.Module,
     path: str | os.PathLike[str],
@@ -30,11 +31,14 @@ def load(
     Raises FormatError for a file that is damaged or for another model (what differs is named), SiteError for a name
     that is taken; the model is then as it was.
     """
+    check_model(model, "load")
+    expect_path(path, "load", FormatError)
     return _attach(
         model, read_checkpoint(path), path, layouts=target_parameters or {}, dropout=dropout, adapter_name=adapter_name
     )
 
 
+@answers(FormatError)
 def load_peft(
     model: nn.Module, directory: str | os.PathLike[str], *, dropout: float = 0.0, adapter_name: str = "default"
 ) -> AdapterState:
@@ -43,6 +47,8 @@ def load_peft(
     The model is the bare one, which PEFT has not wrapped. Raises as `tnadapt.read_peft` does, FormatError for a
     checkpoint of another model, SiteError for a name that is taken; the model is then as it was.
     """
+    check_model(model, "load_peft")
+    expect_path(directory, "load_peft", FormatError)
     shapes = {path: linear_weight(module).shape for path, module in host_modules(model).items() if is_linear(module)}
     checkpoint = read_peft(directory, shapes=shapes)
     if pair := find_tie(model, checkpoint.extra):

@@ -32,13 +32,22 @@ def faults(source: str) -> Iterator[str]:
     if len(lines) > MAX_FILE_LINES:
         yield f"the file has {len(lines)} lines, more than {MAX_FILE_LINES}"
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, Function | ast.Lambda) and node.args.kwarg is not None:
+        if (
+            isinstance(node, Function | ast.Lambda)
+            and node.args.kwarg is not None
+            and not is_passed_on(node.args.kwarg)
+        ):
             yield f"line {node.lineno}: takes **{node.args.kwarg.arg}"
         if isinstance(node, Function):
             if node.returns is None:
                 yield f"line {node.lineno}: {node.name} does not say what it returns"
             if (length := code_lines(node, lines)) > MAX_FUNCTION_LINES:
                 yield f"line {node.lineno}: {node.name} has {length} lines, more than {MAX_FUNCTION_LINES}"
+
+
+def is_passed_on(kwarg: ast.arg) -> bool:
+    """Whether it is `**kwargs: P.kwargs`: the arguments of a decorated function, each with its name and its type."""
+    return kwarg.annotation is not None and ast.unparse(kwarg.annotation) == "P.kwargs"
 
 
 def bare_raises(source: str) -> Iterator[str]:
@@ -69,6 +78,8 @@ PADDED = 'def f() -> None:\n    """One.\n' + "\n" * 100 + '    """\n' + "    # w
         ("def f():\n    pass\n", "line 1: f does not say what it returns"),
         ("class A:\n    async def f(self):\n        pass\n", "line 2: f does not say what it returns"),
         ("def f(**kwargs) -> None:\n    pass\n", "line 1: takes **kwargs"),
+        ("def f(**kwargs: Any) -> None:\n    pass\n", "line 1: takes **kwargs"),
+        ("def f(**kwargs: Q.kwargs) -> None:\n    pass\n", "line 1: takes **kwargs"),
         ("f = lambda **words: words\n", "line 1: takes **words"),
         (LONG, "line 1: f has 61 lines"),
     ],
@@ -76,6 +87,10 @@ PADDED = 'def f() -> None:\n    """One.\n' + "\n" * 100 + '    """\n' + "    # w
 def test_the_measures_can_fail(source, fault):
     (found,) = faults(source)
     assert found.startswith(fault)
+
+
+def test_the_arguments_of_a_decorated_function_may_be_passed_on():
+    assert list(faults("def f(*args: P.args, **kwargs: P.kwargs) -> None:\n    pass\n")) == []
 
 
 def test_docstrings_comments_and_blank_lines_are_free():

@@ -17,9 +17,10 @@ from tnadapt._diagram import draw
 from tnadapt._errors import FormatError, LawError, SiteError, SpecError, TnadaptError
 from tnadapt._files import write_atomically
 from tnadapt._hosts import CONFIGS, Host, Site, find_host
-from tnadapt._language import Adapter, AdapterSpec, Network, count, fit_rank
+from tnadapt._language import Adapter, AdapterSpec, Network, count
 from tnadapt._planning import plan
 from tnadapt._report import LIMIT, TOKENS, compare, report
+from tnadapt._structure import fit_rank
 
 __all__: list[str] = []
 

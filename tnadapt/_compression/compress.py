@@ -11,10 +11,12 @@ from tnadapt._compression.first_guess import tries_of
 from tnadapt._compression.least_squares import Factors, Problem, Term, improve_factor, improve_pair, pairs_of
 from tnadapt._compression.updates import Update, check_update, terms_of
 from tnadapt._errors import SiteError, SpecError
-from tnadapt._hosts import Site
-from tnadapt._language import Adapter, AdapterSpec, Group
+from tnadapt._hosts import Site, expect_sites
+from tnadapt._language import Adapter, Group
+from tnadapt._signature import answers, mistake, told
 from tnadapt._structure import LoRA
 from tnadapt._values import Array, Operand, Params, init, starts_of
+from tnadapt.families import SpecLike, spec_of
 
 __all__ = ["Compression", "Sweep", "compress"]
 
@@ -50,9 +52,10 @@ class Compression:
     history: Mapping[str, tuple[float, ...]]
 
 
+@answers(SiteError)
 def compress(
     updates: Mapping[Site, npt.ArrayLike | LoRA],
-    spec: AdapterSpec,
+    spec: SpecLike,
     *,
     rank: int | Mapping[str, int] | None = None,
     sizes: Mapping[str, int] | None = None,
@@ -73,8 +76,8 @@ def compress(
 
     Args:
         updates: site -> its update, as a `LoRA`, or dense and of the site's shape. Of LoRAs no dense update is ever
-            made. `low_rank(adapter, params)` gives those of an adapter.
-        spec: the family of the answer.
+            made. `low_rank_updates(adapter, params)` gives those of an adapter.
+        spec: the spec of the answer, or a family, or the name of one.
         rank: as for `bind`.
         sizes: as for `bind`.
         alpha: as for `bind`; it only divides the params.
@@ -93,6 +96,11 @@ def compress(
         SiteError: an update that is not finite or not of its site's shape; a start that is not this adapter's; sizes
             as for `bind`.
     """
+    spec = spec_of(spec, "compress")
+    if not isinstance(updates, Mapping):
+        todo = "Pass low_rank_updates(adapter, params), or {site: array}."
+        raise mistake(SiteError, "compress", "updates by site", told(updates), todo)
+    expect_sites(updates, "compress")
     if sweeps < 1 or (starts is not None and starts < 1):
         raise SiteError(f"compress: starts and sweeps must be at least 1, got {starts} and {sweeps}.")
     if mapped := [name for name, factor in spec.factors.items() if factor.map]:

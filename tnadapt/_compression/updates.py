@@ -9,7 +9,8 @@ import numpy.typing as npt
 from tnadapt._compression.least_squares import Term
 from tnadapt._errors import SiteError
 from tnadapt._hosts import Site
-from tnadapt._language import Adapter, Group, Network
+from tnadapt._language import Adapter, Group, Network, expect_adapter, expect_params
+from tnadapt._signature import answers
 from tnadapt._structure import LoRA, exact_lora, minimum_cut
 from tnadapt._values import Array, delta, starts_of
 
@@ -21,11 +22,14 @@ Place = tuple[int, ...]
 Update = Array | LoRA
 
 
+@answers(SiteError)
 def low_rank_updates(adapter: Adapter, params: Mapping[str, npt.ArrayLike]) -> dict[Site, Update]:
     """The update of every site of an adapter, as `compress` takes them: a `LoRA`, or dense where that is no larger.
 
     Raises SiteError for params that are not this adapter's.
     """
+    expect_adapter(adapter, "low_rank_updates")
+    expect_params(params, "low_rank_updates")
     centered = [group for group in adapter.groups if group.network.centered]
     starts = {group.name: starts_of(adapter, params, group) for group in centered}
     found: dict[Site, Update] = {}

@@ -10,8 +10,11 @@ from tnadapt._diagram.layout import Point, level
 from tnadapt._diagram.scene import LINE, PLAIN, SMALL, Box, Scene, Stroke, line, text_width
 from tnadapt._diagram.score import WIDTH, score
 from tnadapt._diagram.subject import Subject
-from tnadapt._language import AdapterSpec, Network, text_of
+from tnadapt._errors import SpecError
+from tnadapt._language import Adapter, AdapterSpec, Network, text_of
+from tnadapt._signature import answers
 from tnadapt._structure import minimum_cut
+from tnadapt.families import SpecLike, spec_of
 
 __all__ = ["Diagram", "draw"]
 
@@ -68,12 +71,22 @@ class Diagram:
         return "\n".join(lines) + "\n"
 
 
-def draw(of: AdapterSpec | Network) -> Diagram:
+@answers(SpecError)
+def draw(of: SpecLike | Network | Adapter) -> Diagram:
     """The diagram of a spec, by the names of its modes; or of a network, with sizes and the cut that bounds its rank.
 
     Args:
-        of: an `AdapterSpec`, or one of an adapter's `networks`.
+        of: an `AdapterSpec`, a family or its name; or one of an adapter's `networks`. Of an adapter its network is
+            drawn, or its spec where its groups have several networks.
+
+    Raises:
+        SpecError: anything else.
     """
+    if isinstance(of, Adapter):
+        kinds = set(of.networks)
+        of = of.spec if len(kinds) > 1 else kinds.pop()
+    if not isinstance(of, Network):
+        of = spec_of(of, "draw")
     if isinstance(of, AdapterSpec):
         subject = Subject(of.axes, of.site_modes, of.factors)
         title, over = of.name, f", stacked over {of.over}" if of.over else ""

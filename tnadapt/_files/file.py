@@ -18,7 +18,8 @@ from safetensors.numpy import save as to_bytes
 
 from tnadapt._errors import FormatError
 from tnadapt._files.text import VERSION, adapter_data, adapter_of, check_version, dump, parse, take
-from tnadapt._language import START, Adapter, Slot
+from tnadapt._language import START, Adapter, Slot, expect_adapter, expect_params, expect_path
+from tnadapt._signature import answers
 from tnadapt._values import sample
 from tnadapt._version import __version__
 
@@ -46,6 +47,7 @@ class Checkpoint:
         return any(value.dtype == np.float64 for name, value in self.params.items() if slots[name].is_stored)
 
 
+@answers(FormatError)
 def save(
     adapter: Adapter,
     params: Mapping[str, npt.ArrayLike],
@@ -59,6 +61,9 @@ def save(
     seed, or where their law rests on linear algebra (orthogonal). `extra` holds arrays of the host that were trained
     along. The file appears whole or not at all. Raises FormatError for params that are not this adapter's.
     """
+    expect_adapter(adapter, "save", FormatError)
+    expect_params(params, "save", FormatError)
+    expect_path(path, "save", FormatError)
     stored: dict[str, Array] = {}
     drawn: dict[str, str] = {}
     for name, slot in adapter.slots.items():
@@ -121,6 +126,7 @@ def file_size(adapter: Adapter, *, dtype: str = "float32") -> int:
 
     Raises FormatError for a dtype that is not stored.
     """
+    expect_adapter(adapter, "file_size", FormatError)
     if dtype not in DTYPES:
         raise FormatError(f"file_size: dtype must be one of {', '.join(DTYPES)}.\nHowever, it is {dtype!r}.")
     stored = sorted(name for name, slot in adapter.slots.items() if slot.is_stored)
@@ -141,6 +147,7 @@ def digests(adapter: Adapter, *, draw_limit: int = DRAW_LIMIT) -> dict[str, str]
 
     Raises FormatError where that asks for more than `draw_limit` numbers to be drawn.
     """
+    expect_adapter(adapter, "digests", FormatError)
     slots = [slot for slot in adapter.slots.values() if not slot.is_stored]
     _check_draw("the adapter", slots, draw_limit)
     return {slot.name: _digest(sample(slot, adapter.seed)) for slot in slots}
@@ -157,6 +164,7 @@ def _metadata(adapter: Adapter, drawn: Mapping[str, str], seal: str) -> dict[str
     return {"tnadapt": f"{_sha256(text)} {text}"}
 
 
+@answers(FormatError)
 def load(path: str | os.PathLike[str]) -> tuple[Adapter, dict[str, Array]]:
     """The adapter and all its params from a file. Raises as `read_checkpoint` does."""
     checkpoint = read_checkpoint(path)
@@ -169,6 +177,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, draw_limit: int = DRAW_LIMI
     Raises FormatError for a file that is no adapter's, was cut or changed, is of another format version, has unknown
     keys, or asks for more than `draw_limit` frozen numbers to be drawn; FileNotFoundError where there is none.
     """
+    expect_path(path, "load", FormatError)
     text, tensors = _open(Path(path))
     data = parse(text)
     check_version(str(path), data.pop("format", None))

@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from tnadapt._errors import FormatError
 from tnadapt._files.peft_folder import PREFIX, write_folder
-from tnadapt._language import Adapter
+from tnadapt._language import Adapter, expect_adapter, expect_params, expect_path
+from tnadapt._signature import answers
 from tnadapt._structure import LoRA, check_exportable, exact_lora, join, shorten
 from tnadapt._values import starts_of
 
@@ -26,6 +27,7 @@ class Written(NamedTuple):
     error: float
 
 
+@answers(FormatError)
 def save_as_lora(
     adapter: Adapter,
     params: Mapping[str, npt.ArrayLike],
@@ -58,6 +60,9 @@ def save_as_lora(
         SiteError: params that are not this adapter's; a weight of experts, or one whose sites serve several tasks.
         FormatError: an update that is not finite in float32, or a folder that holds something else.
     """
+    expect_adapter(adapter, "save_as_lora", FormatError)
+    expect_params(params, "save_as_lora", FormatError)
+    expect_path(directory, "save_as_lora", FormatError)
     parts = {path: adapter.parts(path) for path in adapter.weights}
     for path, sites in parts.items():
         check_exportable(adapter, sites or adapter.weights[path], rank, is_weight=bool(sites))

@@ -8,6 +8,7 @@ from typing import Any
 from tnadapt._errors import FormatError, TnadaptError
 from tnadapt._hosts import Block, Coordinate, Site
 from tnadapt._language import Adapter, AdapterSpec, Factor, Initializer, Scale, modes_of
+from tnadapt._signature import mistake, told
 
 __all__ = ["from_json", "to_json"]
 
@@ -26,12 +27,18 @@ KINDS: dict[str, Any] = {word: kind for kind, word in WORDS.items()}
 
 def to_json(value: AdapterSpec | Adapter) -> str:
     """The text of a spec or an adapter, one line."""
+    if not isinstance(value, AdapterSpec | Adapter):
+        raise mistake(
+            FormatError, "to_json", "an AdapterSpec or an Adapter", told(value), "Call the family, or bind it."
+        )
     data = {"spec": spec_data(value)} if isinstance(value, AdapterSpec) else adapter_data(value)
     return dump({"format": VERSION} | data)
 
 
 def from_json(text: str) -> AdapterSpec | Adapter:
     """The spec or the adapter that `to_json` wrote. Raises FormatError for any other text."""
+    if not isinstance(text, str | bytes):
+        raise mistake(FormatError, "from_json", "a text that to_json wrote", told(text), "Pass the text of the file.")
     data = parse(text)
     check_version("the text", data.pop("format", None))
     return spec_of(data.pop("spec")) if data.keys() == {"spec"} else adapter_of(data)

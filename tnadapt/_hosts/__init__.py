@@ -1,6 +1,7 @@
 """The weights to adapt: sites and blocks, paths and layer indices, known models and their configs."""
 
 from tnadapt._hosts.configs import CONFIGS
+from tnadapt._hosts.expected import expect_site, expect_sites
 from tnadapt._hosts.known import Host, find_host
 from tnadapt._hosts.parts import check_parts, grid, split_sites
 from tnadapt._hosts.paths import (
@@ -31,6 +32,8 @@ __all__ = [
     "check_size",
     "coordinates_of",
     "divisors",
+    "expect_site",
+    "expect_sites",
     "find_host",
     "grid",
     "in_layers",

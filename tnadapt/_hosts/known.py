@@ -13,6 +13,7 @@ from tnadapt._frozen import FrozenMap
 from tnadapt._hosts.configs import CONFIGS, LAYOUTS, Layout
 from tnadapt._hosts.paths import Rule, match, nearest, places_of
 from tnadapt._hosts.site import LARGEST, Site, check_size
+from tnadapt._signature import mistake, told
 
 __all__ = ["Host", "find_host"]
 
@@ -128,6 +129,9 @@ def find_host(text: str | PathLike[str]) -> Host:
         SiteError: no such name and no such file; the nearest names are told.
         FormatError: a file that is no config of a known model type.
     """
+    if not isinstance(text, str | PathLike):
+        todo = f'Write find_host("{min(CONFIGS)}"), or the path of a config.json.'
+        raise mistake(SiteError, "find_host", "a model's name or a path", told(text), todo)
     name = fspath(text)
     if name.lower() in CONFIGS:
         return host_of(name.lower(), f"the table's {name.lower()}", CONFIGS[name.lower()])

@@ -7,12 +7,14 @@ from itertools import chain, combinations, product
 from tnadapt._errors import SiteError
 from tnadapt._hosts.paths import match
 from tnadapt._hosts.site import EXPERT, TASK, Block, Coordinate, Site, check_size, divisors
+from tnadapt._signature import answers, expect_names, mistake, told
 
 __all__ = ["grid", "split_sites"]
 
 Fused = Sequence[str | None] | Mapping[str, int]
 
 
+@answers(SiteError)
 def grid(
     *,
     layers: int,
@@ -27,6 +29,8 @@ def grid(
     The other words are those of `split_sites`.
     """
     check_size("grid: layers", layers)
+    if not isinstance(kinds, Mapping):
+        raise mistake(SiteError, "grid", "kinds by name", told(kinds), 'Write kinds={"q_proj": (out, in)}.')
     whole = (
         Site(f"layers.{layer}.{kind}", shape, {"layer": layer, "kind": kind})
         for layer in range(layers)
@@ -35,6 +39,7 @@ def grid(
     return split_sites(whole, blocks=blocks, fused=fused, experts=experts, tasks=tasks)
 
 
+@answers(SiteError)
 def split_sites(
     sites: Iterable[Site],
     *,
@@ -60,17 +65,31 @@ def split_sites(
     Raises:
         SiteError: a name that matches no weight, an axis that does not divide, rows that do not add up.
     """
-    found = tuple(sites)
-    for name in experts:
+    found = _all_sites(sites)
+    for name in expect_names(experts, "split_sites", "experts", SiteError):
         found = _replace(found, "experts", name, _experts)
+    for word, asked in (("fused", fused), ("blocks", blocks)):
+        if not isinstance(asked, Mapping | None):
+            todo = f'Write {word}={{"qkv": ...}}.'
+            raise mistake(SiteError, "split_sites", f"{word} by the name of a weight", told(asked), todo)
     for name, parts in (fused or {}).items():
         found = _replace(found, "fused", name, partial(_fused, parts=parts))
     for name, counts in (blocks or {}).items():
         found = _replace(found, "blocks", name, partial(_blocks, counts=tuple(counts)))
+    tasks = expect_names(tasks, "split_sites", "tasks", SiteError)
     if wrong := [task for task in tasks if not isinstance(task, str) or not task]:
         raise SiteError(f"tasks: must be names.\nHowever, {wrong[0]!r} is among them.")
     names = list(dict.fromkeys(tasks))
     return tuple(_part(site, task, {TASK: task}) for site in found for task in names) if names else found
+
+
+def _all_sites(given: Iterable[Site]) -> tuple[Site, ...]:
+    """The sites. Raises SiteError for anything else."""
+    found = tuple(given) if isinstance(given, Iterable) else (given,)
+    if wrong := [site for site in found if not isinstance(site, Site)]:
+        todo = "Pass what grid, sites_of or host.sites() gives."
+        raise mistake(SiteError, "split_sites", "sites", told(wrong[0]), todo)
+    return found
 
 
 def _replace(

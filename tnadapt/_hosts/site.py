@@ -1,12 +1,13 @@
 """Sites: adapted weights, or rectangles of one, and where each of them stands in its host."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 from tnadapt._errors import SiteError
 from tnadapt._frozen import FrozenMap
+from tnadapt._signature import answers_when_made, mistake, told
 
 __all__ = ["Block", "Site"]
 
@@ -33,6 +34,7 @@ class Block:
         object.__setattr__(self, "start", tuple(self.start))
 
 
+@answers_when_made(SiteError)
 @dataclass(frozen=True)
 class Site:
     """One adapted weight, or a block of one: its path in the host, its shape (out axis first), and where it stands.
@@ -51,6 +53,15 @@ class Site:
 
     def __post_init__(self) -> None:
         """Check, fill the two standard coordinates, freeze."""
+        if not isinstance(self.path, str):
+            todo = 'Write Site("layers.0.q_proj", (out, in)).'
+            raise mistake(SiteError, "Site", "the path of a weight as a text", told(self.path), todo)
+        if isinstance(self.shape, str) or not isinstance(self.shape, Iterable):
+            todo = f'Write Site("{self.path}", (out, in)).'
+            raise mistake(SiteError, self.path, "the shape of a weight", told(self.shape), todo)
+        if not isinstance(self.coordinates, Mapping):
+            todo = 'Write {"layer": 0, "kind": "q_proj"}.'
+            raise mistake(SiteError, self.path, "coordinates by name", told(self.coordinates), todo)
         shape = tuple(self.shape)
         for size in shape:
             check_size(f"{self.path}: an axis of the weight", size)
@@ -123,7 +134,7 @@ def divisors(number: int) -> tuple[int, ...]:
 def check_size(what: str, size: object) -> int:
     """The size, if it is one. Raises SiteError otherwise; `what` begins the message."""
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise SiteError(f"{what}: must be an integer of at least 1, got {size!r}.")
+        raise SiteError(f"{what}: must be an integer of at least 1, got {size!r}.\nWrite a whole number, as 8.")
     if size > LARGEST:
         raise SiteError(f"{what}: must be at most {LARGEST:,}, got {size:,}.")
     return size

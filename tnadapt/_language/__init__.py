@@ -1,8 +1,9 @@
 """What a user writes: notation, factors, the spec and its validation; and a spec with known sizes."""
 
 from tnadapt._language.address import START, Address, Part, Slot
-from tnadapt._language.count import FactorCount, ParamCount, count, fit_rank
-from tnadapt._language.factor import Factor, frozen, trainable
+from tnadapt._language.count import FactorCount, ParamCount, count
+from tnadapt._language.expected import expect_adapter, expect_params, expect_path
+from tnadapt._language.factor import MAPS, Factor, frozen, trainable
 from tnadapt._language.initializer import (
     Initializer,
     constant,
@@ -28,6 +29,7 @@ from tnadapt._language.scale import Scale, over_rank, over_sqrt_rank, raw
 from tnadapt._language.spec import Adapter, AdapterSpec
 
 __all__ = [
+    "MAPS",
     "START",
     "Adapter",
     "AdapterSpec",
@@ -46,7 +48,9 @@ __all__ = [
     "controlled_z",
     "count",
     "cyclic",
-    "fit_rank",
+    "expect_adapter",
+    "expect_params",
+    "expect_path",
     "frozen",
     "hosvd_core",
     "identity",

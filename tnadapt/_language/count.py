@@ -1,15 +1,14 @@
 """How many numbers an adapter holds: exact integers from the sizes alone, no array is made."""
 
 import math
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tnadapt._errors import SiteError
-from tnadapt._hosts import Site, check_size
-from tnadapt._language.spec import Adapter, AdapterSpec
+from tnadapt._language.expected import expect_adapter
+from tnadapt._language.spec import Adapter
+from tnadapt._signature import answers
 
-__all__ = ["FactorCount", "ParamCount", "count", "fit_rank"]
+__all__ = ["FactorCount", "ParamCount", "count"]
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,10 @@ class ParamCount:
         return "\n".join([*lines, f"  and {hidden} more"] if hidden > 0 else lines)
 
 
+@answers(SiteError)
 def count(adapter: Adapter) -> ParamCount:
     """The exact number of trainable and frozen entries. What is shared counts once."""
+    adapter = expect_adapter(adapter, "count")
     rows = tuple(
         FactorCount(slot.name, slot.group, slot.factor.held, slot.shape, slot.factor.trainable, slot.is_stored)
         for slot in adapter.slots.values()
@@ -68,30 +69,3 @@ def count(adapter: Adapter) -> ParamCount:
     trainable = sum(row.entries for row in rows if row.trainable)
     frozen = sum(row.entries for row in rows if not row.trainable)
     return ParamCount(trainable, frozen, adapter.spec.formula(), rows)
-
-
-def fit_rank(
-    spec: AdapterSpec, sites: Iterable[Site], *, trainable: int, sizes: Mapping[str, int] | None = None
-) -> int:
-    """The largest rank, the same for every bond, with which these sites train at most `trainable` numbers.
-
-    At most the longest axis among the sites; of ranks that `caps` cut to the same networks, the smallest.
-    Raises SiteError where rank 1 trains more already, the spec has no bond, or the budget is no integer.
-    """
-    places = tuple(sites)
-    check_size(f"{spec.name}: the budget of trainable numbers", trainable)
-    if not set(spec.bonds) - set(sizes or {}):
-        raise SiteError(f"{spec.name}: has no bond whose size is free, so that its rank cannot be fitted.")
-
-    def bound(rank: int) -> Adapter:
-        return spec.bind(places, rank=rank, sizes=sizes, overparametrized=True)
-
-    if (least := count(bound(1)).trainable) > trainable:
-        raise SiteError(
-            f"{spec.name}: rank 1 trains {least:,} numbers at these {len(places)} sites.\n"
-            f"However, the budget is {trainable:,}.\nRaise it, or adapt fewer sites."
-        )
-    ranks = range(1, max(max(site.shape) for site in places) + 1)
-    best = ranks[bisect_right(ranks, trainable, key=lambda rank: count(bound(rank)).trainable) - 1]
-    reached = bound(best).networks
-    return ranks[bisect_left(ranks, True, hi=best, key=lambda rank: bound(rank).networks == reached)]

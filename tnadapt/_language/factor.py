@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from tnadapt._language.initializer import Initializer, normal
-from tnadapt._language.notation import modes_of
+from tnadapt._errors import SpecError
+from tnadapt._language.initializer import Initializer, call_of_initializer, expect_modes, normal
+from tnadapt._signature import answers, mistake, told
 
 __all__ = ["Factor", "frozen", "trainable"]
 
@@ -41,6 +42,7 @@ class Factor:
         return f'{"trainable" if self.trainable else "frozen"} "{" ".join(self.modes)}" {made}{self.init}'
 
 
+@answers(SpecError)
 def trainable(modes: str, *, init: Initializer | None = None, map: Map = "") -> Factor:
     """Make a factor that is trained.
 
@@ -49,14 +51,29 @@ def trainable(modes: str, *, init: Initializer | None = None, map: Map = "") -> 
         init: its initializer; `normal()` by default.
         map: makes the last two modes: "rotation" (2 x 2 from an angle; neither mode is stored), "householder" (n x n
             from a vector along the first of them) or "cayley" (n x n orthogonal, from n x n numbers).
+
+    Raises:
+        SpecError: modes that are no text, an `init` that is no initializer.
     """
-    return Factor(modes_of(modes), init or normal(), trainable=True, map=map)
+    if not isinstance(map, str):
+        raise mistake(SpecError, "trainable", f"a map, one of {', '.join(MAPS)}", told(map), 'Write map="cayley".')
+    return Factor(expect_modes(modes, "trainable"), _initializer(init, "trainable"), trainable=True, map=map)
 
 
+@answers(SpecError)
 def frozen(modes: str, *, init: Initializer | None = None) -> Factor:
     """Make a factor that keeps its starting values.
 
     One without site modes is the same array for the whole adapter, drawn at the largest sizes; each group reads its
-    leading part.
+    leading part. Raises SpecError as `trainable` does.
     """
-    return Factor(modes_of(modes), init or normal(), trainable=False)
+    return Factor(expect_modes(modes, "frozen"), _initializer(init, "frozen"), trainable=False)
+
+
+def _initializer(given: object, where: str) -> Initializer:
+    """The initializer, `normal()` for none. Raises SpecError for anything else."""
+    if given is None:
+        return normal()
+    if isinstance(given, Initializer):
+        return given
+    raise mistake(SpecError, where, "an initializer", told(given), call_of_initializer(given))

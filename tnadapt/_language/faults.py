@@ -51,7 +51,7 @@ def _name_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
     inner = [mode for factor in spec.factors.values() for mode in factor.modes]
     named = {"spec": [spec.name], "factor": list(spec.factors), "mode": list(dict.fromkeys([*outer, *inner]))}
     faults = [
-        f"{what} {name!r}: a name must be an identifier"
+        f"{what} {name!r}: a name must be an identifier{_hint(what, name)}"
         for what, names in named.items()
         for name in names
         if not name.isidentifier()
@@ -60,8 +60,16 @@ def _name_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
         f"mode {mode!r}: named twice in weight and over" for mode in dict.fromkeys(outer) if outer.count(mode) > 1
     ]
     faults += [f"factor {name!r}: a name must not begin with '_'" for name in spec.factors if name.startswith("_")]
-    faults += [] if len(axes) > 1 else [f"weight {spec.weight!r}: needs an out axis and at least one in axis"]
+    if len(axes) < 2:  # noqa: PLR2004
+        apart = "; separate axes by spaces, as in 'out in'" if spec.weight else ""
+        faults.append(f"weight {spec.weight!r}: needs an out axis and at least one in axis{apart}")
     return faults
+
+
+def _hint(what: str, name: str) -> str:
+    """What to write in place of modes that are written as for einsum."""
+    words = name.replace("->", ",").split(",")
+    return f"; separate modes by spaces, as in {' '.join(words)!r}" if what == "mode" and len(words) > 1 else ""
 
 
 def _mode_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:

@@ -4,7 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from tnadapt._errors import SpecError
 from tnadapt._language.notation import modes_of
+from tnadapt._signature import answers, mistake, told
 
 __all__ = [
     "Initializer",
@@ -87,58 +89,105 @@ class Initializer:
         return f"{self.kind}({', '.join(filter(None, words))})"
 
 
+def expect_modes(given: object, where: str, word: str = "") -> tuple[str, ...]:
+    """The modes that a text names. Raises SpecError for anything else; `word` is the argument's, where it has to be."""
+    if isinstance(given, str):
+        return modes_of(given)
+    words = given if isinstance(given, list | tuple) and all(isinstance(one, str) for one in given) else ["out", "r"]
+    todo = f'Write {where}({word}{"=" if word else ""}"{" ".join(words)}").'
+    raise mistake(SpecError, where, f"{word or 'modes'} as one text", told(given), todo)
+
+
+def call_of_initializer(given: object) -> str:
+    """What to write in place of something that is no initializer: `init=normal()` for the function or its name."""
+    name = given if isinstance(given, str) else getattr(given, "__name__", "")
+    known = ("zeros", "ones", *get_args(Drawn), *get_args(Read), "kaiming_uniform", "kaiming_normal")
+    if name not in known:
+        return "Write init=normal(), or another of tnadapt.initializers."
+    asked = {"constant": "0.5", "kaiming_uniform": '"in"', "kaiming_normal": '"in"'}.get(name, "")
+    return f"Write init={name}({asked})."
+
+
+def _number(given: object, where: str, word: str) -> float:
+    """The number. Raises SpecError for anything else."""
+    if not isinstance(given, str | bool) and hasattr(given, "__float__"):
+        try:
+            return float(given)
+        except (TypeError, ValueError, OverflowError):
+            pass
+    todo = f"Write {where}(0.5)."
+    if isinstance(given, str):
+        try:
+            todo = f"Write {where}({float(given)})."
+        except ValueError:
+            todo = f'Write {where}(fan="{given}").' if where in ("normal", "uniform") else todo
+    raise mistake(SpecError, where, f"a number as {word}", told(given), todo)
+
+
+@answers(SpecError)
 def zeros() -> Initializer:
     """Start every entry at 0: for the one factor that makes dW = 0 at the start."""
     return Initializer("constant", 0.0)
 
 
+@answers(SpecError)
 def ones() -> Initializer:
     """Start every entry at 1."""
     return Initializer("constant", 1.0)
 
 
+@answers(SpecError)
 def constant(value: float) -> Initializer:
     """Start every entry at `value`."""
-    return Initializer("constant", float(value))
+    return Initializer("constant", _number(value, "constant", "value"))
 
 
+@answers(SpecError)
 def normal(std: float = 1.0, *, fan: str = "") -> Initializer:
     """Draw normal entries of standard deviation std / sqrt(fan); `fan` names modes, as in "in"."""
-    return Initializer("normal", float(std), modes_of(fan))
+    return Initializer("normal", _number(std, "normal", "std"), expect_modes(fan, "normal", "fan"))
 
 
+@answers(SpecError)
 def uniform(bound: float = 1.0, *, fan: str = "") -> Initializer:
     """Draw uniform entries in +-bound / sqrt(fan); `fan` names modes, as in "in"."""
-    return Initializer("uniform", float(bound), modes_of(fan))
+    return Initializer("uniform", _number(bound, "uniform", "bound"), expect_modes(fan, "uniform", "fan"))
 
 
+@answers(SpecError)
 def kaiming_uniform(fan: str, *, slope: float = math.sqrt(5.0)) -> Initializer:
     """Draw uniform entries in +-sqrt(6 / ((1 + slope^2) fan)); with the default slope that is +-1 / sqrt(fan).
 
     The fan is given in modes, since a contraction has no fan of its own. Source: He et al. 2015, the leaky form; LoRA
     uses slope sqrt(5).
     """
-    return uniform(math.sqrt(6.0 / (1.0 + slope**2)), fan=fan)
+    modes = " ".join(expect_modes(fan, "kaiming_uniform", "fan"))
+    return uniform(math.sqrt(6.0 / (1.0 + _number(slope, "kaiming_uniform", "slope") ** 2)), fan=modes)
 
 
+@answers(SpecError)
 def kaiming_normal(fan: str, *, slope: float = math.sqrt(5.0)) -> Initializer:
     """Draw normal entries of variance 2 / ((1 + slope^2) fan); with the default slope that is 1 / (3 fan).
 
     Source: as for `kaiming_uniform`.
     """
-    return normal(math.sqrt(2.0 / (1.0 + slope**2)), fan=fan)
+    modes = " ".join(expect_modes(fan, "kaiming_normal", "fan"))
+    return normal(math.sqrt(2.0 / (1.0 + _number(slope, "kaiming_normal", "slope") ** 2)), fan=modes)
 
 
+@answers(SpecError)
 def orthogonal(gain: float = 1.0) -> Initializer:
     """Draw an orthogonal matrix per site, times `gain`: its rows are the first mode that is no site mode."""
-    return Initializer("orthogonal", float(gain))
+    return Initializer("orthogonal", _number(gain, "orthogonal", "gain"))
 
 
+@answers(SpecError)
 def identity(gain: float = 1.0) -> Initializer:
     """Set `gain` where the indices along all modes but the site modes are equal, 0 elsewhere."""
-    return Initializer("identity", float(gain))
+    return Initializer("identity", _number(gain, "identity", "gain"))
 
 
+@answers(SpecError)
 def cyclic() -> Initializer:
     """Set 1 where the index along the first mode is the sum of the other indices, modulo its size; 0 elsewhere.
 
@@ -147,11 +196,13 @@ def cyclic() -> Initializer:
     return Initializer("cyclic", 1.0)
 
 
+@answers(SpecError)
 def controlled_z() -> Initializer:
     """Set -1 where every index is the last, 1 elsewhere: the controlled-Z gate of two qubits."""
     return Initializer("controlled_z", 1.0)
 
 
+@answers(SpecError)
 def svd(power: float = 0.0, *, gain: float = 1.0) -> Initializer:
     """Read leading singular vectors of the host's weights, times the singular values to a power of 0, 0.5 or 1.
 
@@ -159,19 +210,22 @@ def svd(power: float = 0.0, *, gain: float = 1.0) -> Initializer:
     stand side by side, as in the HOSVD. A factor that carries in modes only takes the right singular vectors of the
     matrix whose left ones a factor of out modes takes.
     """
-    return Initializer("svd", float(gain), power=power)
+    return Initializer("svd", _number(gain, "svd", "gain"), power=power)
 
 
+@answers(SpecError)
 def tt_svd() -> Initializer:
     """Read a core of the tensor train of the host's weights; the cores are the factors of this kind, by name."""
     return Initializer("tt_svd", 1.0)
 
 
+@answers(SpecError)
 def hosvd_core() -> Initializer:
     """Read the host's weights contracted with all other factors: the best core where those are orthonormal."""
     return Initializer("hosvd_core", 1.0)
 
 
+@answers(SpecError)
 def t_svd(power: float = 0.0) -> Initializer:
     """Read the left, right or middle part of the t-SVD of the host's weights along the sites.
 
@@ -180,6 +234,7 @@ def t_svd(power: float = 0.0) -> Initializer:
     return Initializer("t_svd", 1.0, power=power)
 
 
+@answers(SpecError)
 def tensor_cur() -> Initializer:
     """Read the columns, the rows or the middle part of the tensor CUR of the host's weights along the sites."""
     return Initializer("tensor_cur", 1.0)

@@ -105,6 +105,21 @@ class Group:
         return tuple(sorted(tuple(self.index(site).values()) for site in self.sites))
 
 
+def most_shapes(sites: Iterable[Site], over: tuple[str, ...]) -> int:
+    """Count the shapes among sites that differ in nothing but shape and site modes; the largest such number."""
+    found: dict[frozenset[tuple[str, Coordinate]], set[tuple[int, ...]]] = {}
+    for site in sites:
+        found.setdefault(_fixed(site, over), set()).add(site.shape)
+    return max(map(len, found.values()))
+
+
+def _fixed(site: Site, over: tuple[str, ...]) -> frozenset[tuple[str, Coordinate]]:
+    """The coordinates that are no site modes; the running number stands for all."""
+    return frozenset(
+        () if RUNNING in over else ((name, at) for name, at in site.coordinates.items() if name not in over)
+    )
+
+
 def stacks_of(sites: Iterable[Site], over: tuple[str, ...]) -> dict[str, tuple[Site, ...]]:
     """Named stacks of sites that may share a network: same shape, same value of each coordinate that is no site mode.
 
@@ -113,8 +128,7 @@ def stacks_of(sites: Iterable[Site], over: tuple[str, ...]) -> dict[str, tuple[S
     """
     stacks: dict[tuple[frozenset[tuple[str, Coordinate]], tuple[int, ...]], list[Site]] = {}
     for site in sites:
-        fixed = {} if RUNNING in over else {name: at for name, at in site.coordinates.items() if name not in over}
-        stacks.setdefault((frozenset(fixed.items()), site.shape), []).append(site)
+        stacks.setdefault((_fixed(site, over), site.shape), []).append(site)
     labels = [_label(stack[0], over) for stack in stacks.values()]
     often = Counter(labels)
     named: dict[str, tuple[Site, ...]] = {}

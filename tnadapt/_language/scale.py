@@ -4,7 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from tnadapt._errors import SpecError
 from tnadapt._language.initializer import HUGE
+from tnadapt._signature import answers, mistake, told
 
 __all__ = ["Scale", "over_rank", "over_sqrt_rank", "raw"]
 
@@ -23,9 +25,12 @@ class Scale:
         """List what is wrong with this rule by itself."""
         rules = get_args(Rule)
         found = [] if self.rule in rules else [f"scale: expected one of {', '.join(rules)}, got {self.rule!r}"]
+        quoted = "; write the number without quotes" if isinstance(self.alpha, str) else ""
         is_number = isinstance(self.alpha, int | float) and not isinstance(self.alpha, bool)
         if not is_number or not -HUGE <= self.alpha <= HUGE:
-            found.append(f"scale: expected a finite number as alpha, got {self.alpha!r}")
+            found.append(f"scale: expected a finite number as alpha, got {self.alpha!r}{quoted}")
+        elif self.alpha == 0:
+            found.append(f"scale: expected an alpha that is not 0, got {self.alpha!r}: nothing would ever train")
         return found
 
     def at(self, rank: int) -> float:
@@ -38,16 +43,26 @@ class Scale:
         return f"{self.alpha:g}{divisor.get(self.rule, '')}"
 
 
+@answers(SpecError)
 def over_rank(bond: str, *, alpha: float = 1.0) -> Scale:
     """Scale by alpha / size of `bond`, as LoRA does."""
-    return Scale("over_rank", alpha, bond)
+    return Scale("over_rank", alpha, _bond(bond, "over_rank"))
 
 
+@answers(SpecError)
 def over_sqrt_rank(bond: str, *, alpha: float = 1.0) -> Scale:
     """Scale by alpha / sqrt(size of `bond`), as rsLoRA does (arXiv:2312.03732)."""
-    return Scale("over_sqrt_rank", alpha, bond)
+    return Scale("over_sqrt_rank", alpha, _bond(bond, "over_sqrt_rank"))
 
 
+@answers(SpecError)
 def raw(alpha: float = 1.0) -> Scale:
     """Scale by alpha itself."""
     return Scale("raw", alpha)
+
+
+def _bond(given: object, where: str) -> str:
+    """The name of a bond. Raises SpecError for anything else."""
+    if isinstance(given, str):
+        return given
+    raise mistake(SpecError, where, "the name of a bond", told(given), f'Write {where}("r"), with alpha= behind it.')

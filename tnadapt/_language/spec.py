@@ -8,18 +8,21 @@ from functools import cached_property
 
 from tnadapt._errors import SiteError, SpecError
 from tnadapt._frozen import FrozenMap
-from tnadapt._hosts import TASK, Site, check_parts, check_size
+from tnadapt._hosts import TASK, Site, check_parts, check_size, expect_site, expect_sites
 from tnadapt._language.address import START, Address, Part, Slot
 from tnadapt._language.factor import Factor
 from tnadapt._language.faults import find_faults
-from tnadapt._language.network import Group, Network, sizes_of, stacks_of, values_of
+from tnadapt._language.kinds import expect_sizes, find_kind_faults, scale_of
+from tnadapt._language.network import Group, Network, most_shapes, sizes_of, stacks_of, values_of
 from tnadapt._language.notation import Axis, axes_of, modes_of, text_of
 from tnadapt._language.scale import Scale, raw
+from tnadapt._signature import answers, answers_when_made
 from tnadapt._table import align
 
 __all__ = ["Adapter", "AdapterSpec"]
 
 
+@answers_when_made(SpecError)
 @dataclass(frozen=True, kw_only=True)
 class AdapterSpec:
     """A tensor-network adapter without sizes: how a weight's axes split, what it is stacked over, and its factors.
@@ -30,7 +33,7 @@ class AdapterSpec:
         over: the site modes, as in "layer kind"; "site" numbers all sites of one shape.
         factors: name -> `trainable(...)` or `frozen(...)`. A mode that is neither of the weight nor of the sites is a
             bond: it is summed away, and its size is a rank.
-        scale: `over_rank`, `over_sqrt_rank` or `raw`.
+        scale: `over_rank`, `over_sqrt_rank` or `raw`; a number is `raw` of it.
         centered: the update is delta(params) - delta(starting params), for networks that do not start at zero.
         identity_at_start: False allows a start that is not dW = 0.
         caps: bond -> mode: the bond's rank is cut to the size of that mode.
@@ -54,6 +57,9 @@ class AdapterSpec:
 
     def __post_init__(self) -> None:
         """Gather every fault, raise once, freeze."""
+        object.__setattr__(self, "scale", scale_of(self.scale))
+        if odd := find_kind_faults(self):
+            raise SpecError(self.name, odd)
         object.__setattr__(self, "factors", FrozenMap(self.factors))
         object.__setattr__(self, "caps", FrozenMap(self.caps))
         object.__setattr__(self, "ties", FrozenMap(self.ties))
@@ -84,9 +90,10 @@ class AdapterSpec:
         modes = (mode for factor in self.factors.values() for mode in factor.modes)
         return tuple(dict.fromkeys(mode for mode in modes if mode not in outer))
 
+    @answers(SiteError)
     def bind(
         self,
-        sites: Iterable[Site],
+        sites: Iterable[Site] | Site,
         *,
         rank: int | Mapping[str, int] | None = None,
         sizes: Mapping[str, int] | None = None,
@@ -97,7 +104,7 @@ class AdapterSpec:
         """The adapter that serves these sites.
 
         Args:
-            sites: the adapted weights, in the order of the host.
+            sites: the adapted weights, in the order of the host; one by itself is taken, too.
             rank: the size of every bond, or bond -> size.
             sizes: mode -> size for modes of the weight, as {"head": 12}, or for single bonds (not cut by `caps`).
             alpha: replaces the alpha of the spec's scale.
@@ -107,11 +114,12 @@ class AdapterSpec:
         Raises:
             SiteError: a size that is missing (all are named), no positive integer, or does not fit a weight; a rank
                 that no update has.
-            SpecError: an alpha that is no finite number.
+            SpecError: an alpha that is 0 or no finite number.
         """
+        found, told = expect_sites(sites, "bind"), expect_sizes(sizes)
         spec = self if alpha is None else replace(self, scale=replace(self.scale, alpha=alpha))
         ranks = FrozenMap(rank) if isinstance(rank, Mapping) else rank
-        adapter = Adapter(spec=spec, sites=tuple(sites), rank=ranks, sizes=FrozenMap(sizes or {}), seed=seed)
+        adapter = Adapter(spec=spec, sites=found, rank=ranks, sizes=FrozenMap(told), seed=seed)
         if not overparametrized:
             _check_ranks(adapter)
         return adapter
@@ -161,7 +169,7 @@ class Adapter:
     def __post_init__(self) -> None:
         """Form the groups, resolve every size."""
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise SiteError(f"seed: must be an integer of at least 0, got {self.seed!r}.")
+            raise SiteError(f"seed: must be an integer of at least 0, got {self.seed!r}.\nWrite seed=0.")
         for mode, size in self.sizes.items():
             check_size(f"size of {mode!r}", size)
         if not self.sites:
@@ -210,7 +218,7 @@ class Adapter:
 
     def find(self, site: Site | str) -> tuple[Group, Site]:
         """The group and the site of this path. Raises SiteError with the known paths."""
-        path = site if isinstance(site, str) else site.path
+        path = site if isinstance(site, str) else expect_site(site, self.spec.name).path
         if path not in self._places:
             some = ", ".join(list(self._places)[:5])
             raise SiteError(f"{path}: not a site of this adapter.\nIts {len(self._places)} sites begin with {some}.")
@@ -271,7 +279,17 @@ class Adapter:
             sizes = " ".join(f"{mode}={size}" for mode, size in net.sizes.items())
             weight = " x ".join(map(str, net.weight_shape))
             rows.append((names, str(sum(len(group.sites) for group in equal)), weight, f"{net.scale:.6g}", sizes))
-        return "\n".join([head, *align(rows)])
+        return "\n".join([head, *align(rows), *([f"  {self.sharing}"] if self.sharing else [])])
+
+    @property
+    def sharing(self) -> str:
+        """Tell which trained factors the spec shares but weights of different shapes do not; "" for none."""
+        outer, shapes = {*self.spec.site_modes}, most_shapes(self.sites, self.spec.site_modes)
+        trained = {name: {*factor.modes} for name, factor in self.spec.factors.items() if factor.trainable}
+        split = [name for name, modes in trained.items() if not outer <= modes]
+        if shapes == 1 or not split or not outer:
+            return ""
+        return f"not shared across weight shapes: {', '.join(split)} (an array for each of {shapes} shapes)"
 
 
 def _check_ranks(adapter: Adapter) -> None:

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
-from tnadapt._errors import PlanError
+from tnadapt._errors import PlanError, SiteError
 from tnadapt._files import file_size
-from tnadapt._language import Adapter, Group, Network, ParamCount, count
+from tnadapt._language import Adapter, Group, Network, ParamCount, count, expect_adapter
 from tnadapt._planning import plan
+from tnadapt._signature import answers
 from tnadapt._structure import Cut, Freedom, degrees_of_freedom, first_gradients, generic_rank, minimum_cut
 from tnadapt._table import align, to_markdown
 
@@ -254,6 +255,7 @@ def _asked(adapter: Adapter) -> str:
     return str(rank) if isinstance(rank, int) else " ".join(f"{bond}={size}" for bond, size in rank.items())
 
 
+@answers(SiteError)
 def report(
     adapter: Adapter, *, tokens: int = TOKENS, limit: int = LIMIT, tell: Callable[[str], None] | None = None
 ) -> Report:
@@ -268,6 +270,7 @@ def report(
     Raises:
         PlanError: tokens that are no positive integer.
     """
+    expect_adapter(adapter, "report")
     alike: dict[tuple[Network, object], list[Group]] = {}
     for group in adapter.groups:
         alike.setdefault((group.network, group.places), []).append(group)
@@ -286,15 +289,24 @@ def report(
     )
 
 
+@answers(SiteError)
 def compare(
-    adapters: Iterable[Adapter],
-    *,
+    *adapters: Adapter | Iterable[Adapter],
     tokens: int = TOKENS,
     limit: int = LIMIT,
     tell: Callable[[str], None] | None = None,
 ) -> Comparison:
-    """The reports of several adapters as one table. Arguments and errors as for `report`."""
-    return Comparison(tuple(report(adapter, tokens=tokens, limit=limit, tell=tell) for adapter in adapters))
+    """The reports of several adapters as one table; they may come one by one, or in a list.
+
+    Other arguments and errors as for `report`.
+    """
+    given = [one for some in adapters for one in (some if _is_collection(some) else [some])]
+    found = [expect_adapter(one, "compare") for one in given]
+    return Comparison(tuple(report(adapter, tokens=tokens, limit=limit, tell=tell) for adapter in found))
+
+
+def _is_collection(given: object) -> TypeGuard[Iterable[Adapter]]:
+    return isinstance(given, Iterable) and not isinstance(given, str)
 
 
 def _report_network(adapter: Adapter, network: Network, groups: list[Group], tokens: int, limit: int) -> NetworkReport:

@@ -1,5 +1,6 @@
 """What follows from structure alone: rank bounds, generic rank, degrees of freedom, the exact LoRA form."""
 
+from tnadapt._structure.fit import fit_rank
 from tnadapt._structure.freedom import Freedom, degrees_of_freedom, first_gradients
 from tnadapt._structure.lora import LoRA, check_exportable, exact_lora, join, shorten, to_lora
 from tnadapt._structure.rank import Cut, generic_rank, minimum_cut, rank_bound
@@ -12,6 +13,7 @@ __all__ = [
     "degrees_of_freedom",
     "exact_lora",
     "first_gradients",
+    "fit_rank",
     "generic_rank",
     "join",
     "minimum_cut",

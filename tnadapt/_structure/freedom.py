@@ -22,9 +22,10 @@ from itertools import combinations
 
 import numpy as np
 
-from tnadapt._errors import PlanError
+from tnadapt._errors import PlanError, SiteError, SpecError
 from tnadapt._hosts import Site
-from tnadapt._language import Adapter, AdapterSpec, Group, Network
+from tnadapt._language import Adapter, AdapterSpec, Group, Network, expect_adapter
+from tnadapt._signature import answers, mistake, told
 from tnadapt._structure.modular import Budget, contract, question_of, rank, residues
 from tnadapt._structure.rank import networks_at, open_modes
 
@@ -58,17 +59,22 @@ class Freedom:
         return f"{self.degrees:,} of {self.trainable:,} (gauge {self.gauge:,})"
 
 
-def first_gradients(spec: AdapterSpec) -> tuple[str, ...]:
+@answers(SpecError)
+def first_gradients(spec: AdapterSpec | Adapter) -> tuple[str, ...]:
     """The factors that get a gradient in the first step: those beside which no other factor starts at zero.
 
-    Generically in the other starting values and in the loss.
+    Generically in the other starting values and in the loss. Of an adapter, those of its spec. Raises SpecError for
+    anything else.
     """
+    spec = spec.spec if isinstance(spec, Adapter) else spec
+    if not isinstance(spec, AdapterSpec):
+        todo = "Call the family, or pass an adapter."
+        raise mistake(SpecError, "first_gradients", "an AdapterSpec or an Adapter", told(spec), todo)
     zeros = [name for name, factor in spec.factors.items() if factor.is_zero]
-    if spec.scale.alpha == 0:
-        return ()
     return tuple(name for name, factor in spec.factors.items() if factor.trainable and set(zeros) <= {name})
 
 
+@answers(SiteError)
 def degrees_of_freedom(
     adapter: Adapter, where: Site | Group | str | None = None, *, limit: int = LIMIT, seed: int = 0
 ) -> Freedom:
@@ -88,6 +94,7 @@ def degrees_of_freedom(
         PlanError: a network that stays above the limit, or takes too much work.
         SiteError: a site or a group that is not this adapter's.
     """
+    expect_adapter(adapter, "degrees_of_freedom")
     if mapped := [name for name, factor in adapter.spec.factors.items() if factor.map and factor.trainable]:
         raise PlanError(f"degrees_of_freedom: an update is no polynomial in what {mapped[0]} holds: it has a map.")
     parts = []

@@ -10,7 +10,8 @@ import opt_einsum
 
 from tnadapt._errors import PlanError, SiteError
 from tnadapt._hosts import Site, check_size
-from tnadapt._language import Adapter, Network
+from tnadapt._language import Adapter, Network, expect_adapter, expect_params
+from tnadapt._signature import answers
 from tnadapt._structure.rank import minimum_cut, part
 from tnadapt._values import arrays_at, starts_of
 
@@ -36,6 +37,7 @@ class LoRA(NamedTuple):
         return len(self.A)
 
 
+@answers(SiteError)
 def to_lora(
     adapter: Adapter, params: Mapping[str, npt.ArrayLike], site: Site | str, *, rank: int | None = None
 ) -> LoRA:
@@ -55,6 +57,8 @@ def to_lora(
         SiteError: a site or params that are not this adapter's; a rank that is no positive integer; a weight of
             experts, or one whose sites serve several tasks.
     """
+    expect_adapter(adapter, "to_lora")
+    expect_params(params, "to_lora")
     parts = adapter.parts(site) if isinstance(site, str) else ()
     sites = parts or (adapter.find(site)[1],)
     check_exportable(adapter, sites, rank, is_weight=bool(parts))

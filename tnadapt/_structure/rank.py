@@ -10,7 +10,8 @@ import numpy as np
 
 from tnadapt._errors import PlanError, SiteError
 from tnadapt._hosts import Site
-from tnadapt._language import Adapter, Group, Network
+from tnadapt._language import Adapter, Group, Network, expect_adapter
+from tnadapt._signature import answers
 from tnadapt._structure.modular import PRIME, Budget, contract, question_of, rank, residues
 from tnadapt._values import delta, sample
 
@@ -98,6 +99,7 @@ def networks_at(adapter: Adapter, where: Site | Group | str | None) -> Iterator[
         raise SiteError(f"where: must be a site of this adapter, its path, or a group.\nHowever, it is {where!r}.")
 
 
+@answers(SiteError)
 def rank_bound(
     adapter: Adapter, where: Site | Group | str | None = None, *, rows: Collection[str] | None = None
 ) -> Cut:
@@ -115,6 +117,7 @@ def rank_bound(
         PlanError: rows that are not open there, or a stack with holes in its grid of sites.
         SiteError: a site or a group that is not this adapter's.
     """
+    expect_adapter(adapter, "rank_bound")
     splits = {_split(group, site, rows) for group, site in networks_at(adapter, where)}
     return max((_bound(split) for split in splits), key=lambda cut: cut.rank)
 
@@ -129,6 +132,7 @@ def part(network: Network) -> "Parting":
     return _part(Split(network, is_stack=False, rows=network.out_modes))
 
 
+@answers(SiteError)
 def generic_rank(
     adapter: Adapter,
     where: Site | Group | str | None = None,
@@ -154,6 +158,7 @@ def generic_rank(
         PlanError: as for `rank_bound`; "drawn" for a stack, or with rows; too much work.
         SiteError: a site or a group that is not this adapter's.
     """
+    expect_adapter(adapter, "generic_rank")
     places = list(networks_at(adapter, where))
     if frozen not in ("generic", "drawn"):
         raise PlanError(f"generic_rank: frozen must be 'generic' or 'drawn', got {frozen!r}.")

@@ -2,7 +2,7 @@
 
 from tnadapt._values.einsum import Array, Modes, Operand, contract, primed
 from tnadapt._values.initialize import Params, drawn_starts, init, redraw, sample
-from tnadapt._values.maps import map_factor, pull_back
+from tnadapt._values.maps import map_factor, pull_back, unknown_map
 from tnadapt._values.reference import apply, arrays_at, delta, merge, starts_of
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     "redraw",
     "sample",
     "starts_of",
+    "unknown_map",
 ]

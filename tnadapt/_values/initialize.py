@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from tnadapt._errors import SiteError
-from tnadapt._language import START, Adapter, Group, Slot
+from tnadapt._errors import SiteError, SpecError
+from tnadapt._language import START, Adapter, Group, Slot, expect_adapter
+from tnadapt._signature import answers, mistake, told
 from tnadapt._values.host_starts import Stack, read_start
 
 __all__ = ["Params", "drawn_starts", "init", "redraw"]
@@ -16,6 +17,7 @@ __all__ = ["Params", "drawn_starts", "init", "redraw"]
 Params = dict[str, npt.NDArray[np.float64]]
 
 
+@answers(SiteError)
 def init(adapter: Adapter, weights: Mapping[str, npt.ArrayLike] | None = None) -> Params:
     """The starting values of every factor, frozen ones too: name -> float64 array of the slot's shape.
 
@@ -24,6 +26,10 @@ def init(adapter: Adapter, weights: Mapping[str, npt.ArrayLike] | None = None) -
     (out, in): only laws that are read from them ask for them.
     Raises SiteError where one is needed and missing, or not of its site's shape, or holds NaN.
     """
+    expect_adapter(adapter, "init")
+    if not isinstance(weights, Mapping | None):
+        todo = "Pass a mapping from paths to arrays (out, in)."
+        raise mistake(SiteError, "init", "the host's weights by path", told(weights), todo)
     params: Params = {}
     for group in adapter.groups:
         reader = _Reader(adapter, group, weights, params)
@@ -36,6 +42,7 @@ def init(adapter: Adapter, weights: Mapping[str, npt.ArrayLike] | None = None) -
 
 def redraw(adapter: Adapter) -> Params:
     """The starting values that the seed gives again, of frozen and of trainable factors; none that is read."""
+    expect_adapter(adapter, "redraw")
     return {name: sample(slot, adapter.seed) for name, slot in adapter.slots.items() if not slot.factor.init.is_read}
 
 
@@ -93,8 +100,10 @@ def sample(slot: Slot, seed: int) -> npt.NDArray[np.float64]:
             values = amount * stream(seed, slot.name).standard_normal(slot.shape)
         case "uniform":
             values = stream(seed, slot.name).uniform(-amount, amount, slot.shape)
-        case _:
+        case "orthogonal":
             values = amount * _orthogonal(slot, stream(seed, slot.name))
+        case _:
+            raise SpecError(slot.name, [f"unknown initializer {initializer.kind!r}"], "factor")
     return _rounded(values)
 
 

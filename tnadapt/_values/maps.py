@@ -6,6 +6,10 @@ A map acts on the last modes of a factor; all before them are a batch.
 import numpy as np
 import numpy.typing as npt
 
+from tnadapt._errors import SpecError, TnadaptError
+from tnadapt._language import MAPS
+from tnadapt._signature import mistake, told
+
 __all__ = ["map_factor", "pull_back"]
 
 Array = npt.NDArray[np.float64]
@@ -17,7 +21,9 @@ def map_factor(name: str, held: Array) -> Array:
     rotation: angles t (...) -> [[cos t/2, -sin t/2], [sin t/2, cos t/2]] (..., 2, 2), a qubit's gate RY.
     householder: vectors v (..., n) -> 1 - 2 v v^T / |v|^2 (..., n, n); a zero vector gives 1.
     cayley: matrices X (..., n, n) -> (1 - S) (1 + S)^-1 with S = X - X^T, orthogonal of determinant 1.
+    Raises SpecError for another name.
     """
+    held = np.asarray(held)
     match name:
         case "rotation":
             cos, sin = np.cos(held / 2), np.sin(held / 2)
@@ -31,12 +37,23 @@ def map_factor(name: str, held: Array) -> Array:
             return np.asarray(
                 np.linalg.solve((one + turn).swapaxes(-1, -2), (one - turn).swapaxes(-1, -2)).swapaxes(-1, -2)
             )
-        case _:
+        case "":
             return held
+        case _:
+            raise unknown_map(name)
+
+
+def unknown_map(name: object) -> TnadaptError:
+    """What to raise for a map that there is none of."""
+    known = ", ".join(repr(one) for one in MAPS)
+    return mistake(SpecError, "map_factor", f"one of {known}, or '' for none", told(name), "Take one of these.")
 
 
 def pull_back(name: str, held: Array, gradient: Array) -> Array:
-    """The gradient by a factor's numbers from that by its node, of the shape of the numbers; 0 at a zero vector."""
+    """The gradient by a factor's numbers from that by its node, of the shape of the numbers; 0 at a zero vector.
+
+    Raises SpecError for a name that is no map's.
+    """
     match name:
         case "rotation":
             cos, sin = np.cos(held / 2) / 2, np.sin(held / 2) / 2
@@ -54,5 +71,7 @@ def pull_back(name: str, held: Array, gradient: Array) -> Array:
             inverse, value = np.linalg.inv(one + turn), map_factor("cayley", held)
             by_turn = -(one + value).swapaxes(-1, -2) @ gradient @ inverse.swapaxes(-1, -2)
             return np.asarray(by_turn - by_turn.swapaxes(-1, -2))
-        case _:
+        case "":
             return gradient
+        case _:
+            raise unknown_map(name)

@@ -7,8 +7,9 @@ import numpy.typing as npt
 
 from tnadapt._errors import SiteError
 from tnadapt._hosts import Site
-from tnadapt._language import START, Adapter, Address, Group, Network
+from tnadapt._language import START, Adapter, Address, Group, Network, expect_adapter, expect_params
 from tnadapt._planning import Labeled, NumpyBackend, plan, run
+from tnadapt._signature import answers, mistake
 from tnadapt._values.initialize import sample
 from tnadapt._values.maps import map_factor
 
@@ -17,12 +18,15 @@ __all__ = ["apply", "delta", "merge"]
 Array = npt.NDArray[np.float64]
 
 
+@answers(SiteError)
 def delta(adapter: Adapter, params: Mapping[str, npt.ArrayLike], site: Site | str) -> Array:
     """The dense update of one site, of the site's shape (out axis first), scale included.
 
     The path of a weight that several sites lie in asks for all of that weight's update; it is 0 where no site lies.
     Raises SiteError for a site or params that are not this adapter's, or for a weight whose sites serve several tasks.
     """
+    expect_adapter(adapter, "delta")
+    expect_params(params, "delta")
     if isinstance(site, str) and (parts := adapter.parts(site)):
         whole = np.zeros(parts[0].weight_shape)
         for part in parts:
@@ -37,12 +41,15 @@ def delta(adapter: Adapter, params: Mapping[str, npt.ArrayLike], site: Site | st
     return network.scale * update
 
 
+@answers(SiteError)
 def apply(adapter: Adapter, params: Mapping[str, npt.ArrayLike], site: Site | str, x: npt.ArrayLike) -> Array:
     """What the update adds to the output of one site: x times the transposed update.
 
     x has the shape (..., in axes of the weight), the answer (..., out). Raises SiteError where x does not fit, and as
     `delta` does.
     """
+    expect_adapter(adapter, "apply")
+    expect_params(params, "apply")
     weight = delta(adapter, params, site)
     if weight.ndim > len(adapter.spec.axes):
         raise SiteError(f"{site}: holds several weights, of shape {weight.shape}.\nApply one of its sites to x.")
@@ -56,11 +63,16 @@ def apply(adapter: Adapter, params: Mapping[str, npt.ArrayLike], site: Site | st
     return values.reshape(*lead, rows) @ weight.reshape(-1, rows).T
 
 
+@answers(SiteError)
 def merge(weight: npt.NDArray[np.floating], update: npt.ArrayLike) -> npt.NDArray[np.floating]:
     """A new weight with the update added: in float32 or better, then rounded once to the weight's dtype.
 
     Raises SiteError for another shape, or an update or a sum that is not finite; the given weight stays as it was.
     """
+    weight = np.asarray(weight)
+    if weight.dtype.kind in "OSUbiu":
+        todo = "Give the weight as an array of floats, the update second: merge(weight, delta(adapter, params, site))."
+        raise mistake(SiteError, "merge", "a weight of floats", f"one of {weight.dtype}", todo)
     change = np.asarray(update)
     if change.shape != weight.shape:
         raise SiteError(

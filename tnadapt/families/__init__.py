@@ -3,6 +3,8 @@
 from tnadapt.families._blocks import btt, gralora, monarch, mora
 from tnadapt.families._circuit import quanta
 from tnadapt.families._matrix import lora, lora_xs, mtlora, pissa, randlora, tlora, vera
+from tnadapt.families._named import SpecLike as SpecLike
+from tnadapt.families._named import spec_of as spec_of
 from tnadapt.families._orthogonal import householder, quantum_peft
 from tnadapt.families._product import abba, kadaptation, krona, loha, lokr, superlora
 from tnadapt.families._t_product import lora_pt, tcurlora

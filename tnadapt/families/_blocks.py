@@ -1,11 +1,13 @@
 """Adapters that work on the blocks of a weight: a pair for each block, or one matrix laid out as tiles."""
 
 from tnadapt._language import AdapterSpec, frozen, trainable
+from tnadapt.families._family import family
 from tnadapt.initializers import kaiming_uniform, normal, ones, over_rank, raw, zeros
 
 __all__ = ["btt", "gralora", "monarch", "mora"]
 
 
+@family
 def gralora(*, alpha: float = 8.0) -> AdapterSpec:
     """GraLoRA: block (o, i) of dW is (alpha / r) B_oi A_oi, a low-rank pair for each block (arXiv:2505.20355).
 
@@ -25,6 +27,7 @@ def gralora(*, alpha: float = 8.0) -> AdapterSpec:
     )
 
 
+@family
 def monarch(*, alpha: float = 1.0) -> AdapterSpec:
     """MoRe: dW = P2 perm P1, two block-diagonal matrices with a fixed permutation between them (arXiv:2408.17383).
 
@@ -44,6 +47,7 @@ def monarch(*, alpha: float = 1.0) -> AdapterSpec:
     )
 
 
+@family
 def btt(*, alpha: float = 1.0) -> AdapterSpec:
     """BTT: dW[(o1, o2), (i1, i2)] = alpha sum_r L[o1, r, i1, o2] R[i1, i2, r, o1], a block train (arXiv:2406.06248).
 
@@ -63,6 +67,7 @@ def btt(*, alpha: float = 1.0) -> AdapterSpec:
     )
 
 
+@family
 def mora(*, alpha: float = 1.0) -> AdapterSpec:
     """MoRA of type 1: dW[o, i] = M[o mod o2, i mod i2], one matrix as the tile of the weight (arXiv:2405.12130).
 

@@ -5,11 +5,13 @@ from itertools import combinations
 
 from tnadapt._errors import SpecError
 from tnadapt._language import AdapterSpec, Factor, trainable
+from tnadapt.families._family import family
 from tnadapt.initializers import raw, uniform
 
 __all__ = ["quanta"]
 
 
+@family
 def quanta(*, order: int = 4, alpha: float = 1.0) -> AdapterSpec:
     """QuanTA: dW = alpha (Q(T) - Q(start of T)), Q a circuit with a gate on every pair of axes (arXiv:2406.00132).
 

@@ -4,6 +4,7 @@ import math
 from typing import Literal
 
 from tnadapt._language import AdapterSpec, frozen, trainable
+from tnadapt.families._family import family
 from tnadapt.initializers import (
     Initializer,
     constant,
@@ -22,6 +23,7 @@ from tnadapt.initializers import (
 __all__ = ["lora", "lora_xs", "mtlora", "pissa", "randlora", "tlora", "vera"]
 
 
+@family
 def lora(
     *, alpha: float = 8.0, rank_stabilized: bool = False, gaussian: bool = False, frozen_a: bool = False
 ) -> AdapterSpec:
@@ -46,6 +48,7 @@ def lora(
     )
 
 
+@family
 def pissa(*, alpha: float = 8.0) -> AdapterSpec:
     """PiSSA: dW = (alpha / r) (B A - B0 A0), LoRA that starts in the host's principal part (arXiv:2404.02948).
 
@@ -65,6 +68,7 @@ def pissa(*, alpha: float = 8.0) -> AdapterSpec:
     )
 
 
+@family
 def lora_xs(*, alpha: float = 16.0, sigma: float = 0.0, start: Literal["random", "svd"] = "random") -> AdapterSpec:
     """LoRA-XS: dW_s = (alpha / p) B_s R_s A_s, a small trained matrix in a frozen pair (arXiv:2405.17604).
 
@@ -89,6 +93,7 @@ def lora_xs(*, alpha: float = 16.0, sigma: float = 0.0, start: Literal["random",
     )
 
 
+@family
 def mtlora(*, alpha: float = 1.0, learned_scale: bool = False) -> AdapterSpec:
     """MTLoRA, its part for each task: dW_t = alpha B_t A_t, a pair for every task of one weight (arXiv:2403.20320).
 
@@ -111,6 +116,7 @@ def mtlora(*, alpha: float = 1.0, learned_scale: bool = False) -> AdapterSpec:
     )
 
 
+@family
 def randlora(*, alpha: float = 640.0, short: Literal["in", "out"] = "in") -> AdapterSpec:
     """RandLoRA: dW = (alpha / r) sum_n B_n diag(l_n) A diag(g_n), random bases, trained diagonals (arXiv:2502.00987).
 
@@ -136,6 +142,7 @@ def randlora(*, alpha: float = 640.0, short: Literal["in", "out"] = "in") -> Ada
     )
 
 
+@family
 def tlora(*, alpha: float = 1.0) -> AdapterSpec:
     """TLoRA: dW_s = a_s (A_s B_s C_s)^T with A_s, C_s frozen and the scalar a_s learned (arXiv:2504.18735).
 
@@ -158,6 +165,7 @@ def tlora(*, alpha: float = 1.0) -> AdapterSpec:
     )
 
 
+@family
 def vera(*, d_initial: float = 0.1) -> AdapterSpec:
     """VeRA: dW = diag(b) B diag(d) A with A and B random, frozen and shared by all sites (arXiv:2310.11454).
 

@@ -4,11 +4,13 @@ import math
 
 from tnadapt._errors import SpecError
 from tnadapt._language import AdapterSpec, Factor, frozen, trainable
+from tnadapt.families._family import family
 from tnadapt.initializers import controlled_z, identity, normal, raw, uniform, zeros
 
 __all__ = ["householder", "quantum_peft"]
 
 
+@family
 def householder(*, alpha: float = 1.0) -> AdapterSpec:
     """Householder adapter: dW = alpha H(u) diag(s) H(v), values between two reflections (arXiv:2410.22952).
 
@@ -31,6 +33,7 @@ def householder(*, alpha: float = 1.0) -> AdapterSpec:
     )
 
 
+@family
 def quantum_peft(*, qubits: int = 4, layers: int = 1, alpha: float = 1.0) -> AdapterSpec:
     """Quantum-PEFT: dW = alpha U diag(s) V^T, U and V circuits of qubits (arXiv:2503.05431).
 

@@ -2,11 +2,13 @@
 
 from tnadapt._errors import SpecError
 from tnadapt._language import AdapterSpec, Factor, trainable
+from tnadapt.families._family import family
 from tnadapt.initializers import kaiming_uniform, normal, over_rank, raw, svd, uniform, zeros
 
 __all__ = ["abba", "kadaptation", "krona", "loha", "lokr", "superlora"]
 
 
+@family
 def loha(*, alpha: float = 8.0) -> AdapterSpec:
     """LoHa: dW = (alpha / p) (A1 B1) * (A2 B2), an entrywise product of two low-rank pairs (arXiv:2108.06098).
 
@@ -26,6 +28,7 @@ def loha(*, alpha: float = 8.0) -> AdapterSpec:
     )
 
 
+@family
 def abba(*, alpha: float = 8.0) -> AdapterSpec:
     """ABBA: dW = alpha (B1 A1) * (B2 A2), an entrywise product that starts in the host's weight (arXiv:2505.14238).
 
@@ -46,6 +49,7 @@ def abba(*, alpha: float = 8.0) -> AdapterSpec:
     )
 
 
+@family
 def lokr(*, alpha: float = 8.0, low_rank: bool = True) -> AdapterSpec:
     """LoKr: dW = (alpha / r) C kron (A B), both axes split in two as evenly as they go (arXiv:2309.14859).
 
@@ -66,6 +70,7 @@ def lokr(*, alpha: float = 8.0, low_rank: bool = True) -> AdapterSpec:
     )
 
 
+@family
 def krona(*, alpha: float = 1.0) -> AdapterSpec:
     """KronA: dW = alpha A kron B, one free Kronecker pair for each site (arXiv:2212.10650).
 
@@ -84,6 +89,7 @@ def krona(*, alpha: float = 1.0) -> AdapterSpec:
     )
 
 
+@family
 def kadaptation(*, alpha: float = 1.0, factorized: bool = False) -> AdapterSpec:
     """KAdaptation: dW_l = alpha sum_n A_n^T kron (v_ln u_ln^T), a sum of Kronecker products (arXiv:2203.16329).
 
@@ -112,6 +118,7 @@ def kadaptation(*, alpha: float = 1.0, factorized: bool = False) -> AdapterSpec:
     )
 
 
+@family
 def superlora(*, parts: int = 2, alpha: float = 1.0) -> AdapterSpec:
     """SuperLoRA, a reconstruction: a group's dW is a Kronecker product of Tucker tensors (arXiv:2403.11887).
 

@@ -1,6 +1,7 @@
 """Adapters in the algebra of the t-product: matrices of tubes along the sites, multiplied by convolving the tubes."""
 
 from tnadapt._language import AdapterSpec, frozen, trainable
+from tnadapt.families._family import family
 from tnadapt.initializers import cyclic, raw, t_svd, tensor_cur
 
 __all__ = ["lora_pt", "tcurlora"]
@@ -8,6 +9,7 @@ __all__ = ["lora_pt", "tcurlora"]
 TUBES = dict.fromkeys(("g", "h", "k"), "layer")
 
 
+@family
 def lora_pt(*, alpha: float = 1.0) -> AdapterSpec:
     """LoRA-PT: dW = alpha (U * S * V^T - U0 * S0 * V0^T), a t-SVD that starts in the host's (arXiv:2407.11292).
 
@@ -33,6 +35,7 @@ def lora_pt(*, alpha: float = 1.0) -> AdapterSpec:
     )
 
 
+@family
 def tcurlora(*, alpha: float = 1.0) -> AdapterSpec:
     """tCURLoRA: dW = alpha (C * U * R - C * U0 * R), the host's columns and rows, joined anew (arXiv:2501.02227).
 

@@ -4,6 +4,7 @@ from typing import Literal
 
 from tnadapt._errors import SpecError
 from tnadapt._language import AdapterSpec, frozen, trainable
+from tnadapt.families._family import family
 from tnadapt.initializers import (
     hosvd_core,
     identity,
@@ -20,10 +21,11 @@ from tnadapt.initializers import (
 __all__ = ["lorta", "lotr", "tera"]
 
 
+@family
 def lotr(
     *,
     alpha: float = 1.0,
-    over: Literal["site", "layer"] = "site",
+    over: str = "site",
     start: Literal["normal", "neutral", "svd"] = "normal",
 ) -> AdapterSpec:
     """LoTR: dW_s = (alpha / p) A G_s B^T; A and B are shared by every s (arXiv:2402.01376).
@@ -53,6 +55,7 @@ def lotr(
     )
 
 
+@family
 def lorta(
     *,
     alpha: float = 8.0,
@@ -86,6 +89,7 @@ def lorta(
     )
 
 
+@family
 def tera(*, out_order: int = 3, in_order: int = 3, alpha: float = 1.0) -> AdapterSpec:
     """TeRA, a reconstruction: a frozen random Tucker network with trained diagonals on its bonds (arXiv:2509.03234).
 

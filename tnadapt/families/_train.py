@@ -5,6 +5,7 @@ from typing import Literal
 
 from tnadapt._errors import SpecError
 from tnadapt._language import AdapterSpec, Factor, trainable
+from tnadapt.families._family import family
 from tnadapt.initializers import (
     Initializer,
     kaiming_normal,
@@ -22,6 +23,7 @@ __all__ = ["dota", "fact_tt", "loretta", "lotr_tt", "metatt", "tt_lora"]
 Start = Literal["zero", "centered", "random"]
 
 
+@family
 def fact_tt(*, alpha: float = 1.0) -> AdapterSpec:
     """FacT-TT: dW_s = alpha V S_s U^T, a train through all weights, one core for each (arXiv:2212.03145).
 
@@ -42,6 +44,7 @@ def fact_tt(*, alpha: float = 1.0) -> AdapterSpec:
     )
 
 
+@family
 def dota(*, order: int = 3, alpha: float = 1.0) -> AdapterSpec:
     """DoTA: dW = alpha (MPO(T) - MPO(T0)), a matrix product operator that starts in the host's (arXiv:2412.20891).
 
@@ -64,6 +67,7 @@ def dota(*, order: int = 3, alpha: float = 1.0) -> AdapterSpec:
     )
 
 
+@family
 def lotr_tt(*, out_order: int = 2, in_order: int = 2, alpha: float = 1.0) -> AdapterSpec:
     """LoTR with more than three cores: dW_s = (alpha / r) A1 .. AM G_s B1 .. BN over split axes (arXiv:2402.01376).
 
@@ -88,6 +92,7 @@ def lotr_tt(*, out_order: int = 2, in_order: int = 2, alpha: float = 1.0) -> Ada
     )
 
 
+@family
 def metatt(*, order: Literal[4, 5] = 4, alpha: float = 1.0) -> AdapterSpec:
     """MetaTT, a reconstruction: dW_lm^T = alpha G_in G_l G_m G_out, one train over layers and kinds (arXiv:2506.09105).
 
@@ -115,6 +120,7 @@ def metatt(*, order: Literal[4, 5] = 4, alpha: float = 1.0) -> AdapterSpec:
     )
 
 
+@family
 def tt_lora(*, out_order: int = 3, in_order: int = 3, start: Start = "zero", alpha: float = 1.0) -> AdapterSpec:
     """TT-LoRA: dW = alpha G1 G2 .. Gd, a tensor train over the split axes of one weight (arXiv:2408.01008).
 
@@ -138,6 +144,7 @@ def tt_lora(*, out_order: int = 3, in_order: int = 3, start: Start = "zero", alp
     )
 
 
+@family
 def loretta(*, out_order: int = 3, in_order: int = 3, start: Start = "zero", alpha: float = 16.0) -> AdapterSpec:
     """LoRETTA (rep): dW = (alpha / r) (X_A X_B)^T with each matrix of LoRA a tensor train (arXiv:2402.11417).
 

@@ -5,6 +5,7 @@ from typing import Literal
 
 from tnadapt._errors import SpecError
 from tnadapt._language import AdapterSpec, Factor, trainable
+from tnadapt.families._family import family
 from tnadapt.initializers import (
     Initializer,
     kaiming_normal,
@@ -20,6 +21,7 @@ from tnadapt.initializers import (
 __all__ = ["cara", "fact_tk", "flora", "tenslora"]
 
 
+@family
 def flora(*, kernel_axes: int = 0, gaussian: bool = False, alpha: float = 1.0) -> AdapterSpec:
     """FLoRA: dW = alpha G x_1 P_out x_2 P_in x_3 P_k1 ..., a Tucker tensor of the weight's own axes (arXiv:2405.14739).
 
@@ -46,6 +48,7 @@ def flora(*, kernel_axes: int = 0, gaussian: bool = False, alpha: float = 1.0) -
     )
 
 
+@family
 def fact_tk(*, alpha: float = 1.0) -> AdapterSpec:
     """FacT-TK: dW_s = alpha V (C x_3 P_s) U^T, a Tucker tensor of all weights, one group (arXiv:2212.03145).
 
@@ -68,6 +71,7 @@ def fact_tk(*, alpha: float = 1.0) -> AdapterSpec:
     )
 
 
+@family
 def cara(*, alpha: float = 1.0) -> AdapterSpec:
     """CaRA for attention: dW_s[(h, j), i] = alpha sum_r w[r] S[s, r] A[i, r] H[h, r] D[j, r] (openreview:vexHifrbJg).
 
@@ -94,6 +98,7 @@ def cara(*, alpha: float = 1.0) -> AdapterSpec:
     )
 
 
+@family
 def tenslora(
     *,
     over: Literal["layer kind", "layer", "kind", ""] = "layer kind",

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from tnadapt._errors import LawError
 from tnadapt._language import Adapter, AdapterSpec
+from tnadapt._signature import answers
+from tnadapt.families import SpecLike, spec_of
 from tnadapt.testing._laws import LAWS, Law
 from tnadapt.testing._strategies import adapters
 
@@ -24,8 +26,9 @@ class Held:
     examples: int
 
 
+@answers(LawError)
 def check(
-    spec: AdapterSpec,
+    spec: SpecLike,
     *,
     examples: int = 25,
     rank: int | Mapping[str, int] | None = None,
@@ -36,7 +39,7 @@ def check(
     """Try every law on a spec bound to random sites, and give back which held.
 
     Args:
-        spec: a family's, or your own.
+        spec: your own, or a family, or the name of one.
         examples: on how many adapters each law is tried.
         rank: as for `bind`; from 1 to 3 by default.
         sizes: as for `bind`, where the spec needs some.
@@ -48,9 +51,9 @@ def check(
     """
     if examples < 1:
         raise LawError(f"check: examples must be at least 1, got {examples}")
-    found = []
+    table, found = spec_of(spec, "check"), []
     for law in laws:
-        held = Held(law.__name__, " ".join((law.__doc__ or "").split()), _try(law, spec, examples, rank, sizes))
+        held = Held(law.__name__, " ".join((law.__doc__ or "").split()), _try(law, table, examples, rank, sizes))
         found.append(held)
         if tell is not None:
             tell(held)

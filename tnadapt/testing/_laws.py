@@ -59,8 +59,7 @@ def living_gradient(adapter: Adapter, random: np.random.Generator) -> None:
             if factor.trainable:
                 moves = bool(found[adapter.slot_name(group, name)].any())
                 expect(moves == (name in named), f"{name} moves at the start: {moves}; stated: {name in named}")
-    spec = adapter.spec
-    expect(bool(named) or spec.scale.alpha == 0 or not spec.identity_at_start, "no factor moves at the start")
+    expect(bool(named) or not adapter.spec.identity_at_start, "no factor moves at the start")
 
 
 def counts_are_sizes(adapter: Adapter, random: np.random.Generator) -> None:
@@ -160,8 +159,6 @@ def weights_are_their_blocks(adapter: Adapter, random: np.random.Generator) -> N
 
 def sharing_is_what_the_modes_say(adapter: Adapter, random: np.random.Generator) -> None:
     """A change of one row of a factor changes the updates of the sites that have this row, and of all of them."""
-    if adapter.spec.scale.alpha == 0:
-        return
     params = random_params(adapter, random, frozen=not adapter.spec.centered)
     before = {site.path: delta(adapter, params, site) for site in adapter.sites}
     for name, slot in adapter.slots.items():
@@ -207,9 +204,9 @@ def linear_in_each_factor(adapter: Adapter, random: np.random.Generator) -> None
 
 
 def linear_in_alpha(adapter: Adapter, random: np.random.Generator) -> None:
-    """Twice the alpha is twice the update, and no alpha none; counts stay."""
+    """Twice the alpha is twice the update, minus the alpha its negative; counts stay."""
     params, site, alpha = random_params(adapter, random), some_site(adapter, random), adapter.spec.scale.alpha
-    for by in (-2.0, 0.0, 0.5):
+    for by in (-2.0, -1.0, 0.5):
         other = bind_again(adapter.spec, adapter, by * alpha)
         size = 2 * magnitude(adapter, params, site)
         expect_close(
@@ -296,7 +293,7 @@ def equal_specs_are_one(adapter: Adapter, random: np.random.Generator) -> None:
     expect(other == adapter and hash(other) == hash(adapter), "the same adapter made again is another")
     for mine, theirs in zip(adapter.networks, other.networks, strict=True):
         expect(mine == theirs and hash(mine) == hash(theirs), "the same network made again is another")
-    changed = replace(spec, scale=replace(spec.scale, alpha=2.0 * spec.scale.alpha or 1.0))
+    changed = replace(spec, scale=replace(spec.scale, alpha=2.0 * spec.scale.alpha))
     expect(changed != spec, "a spec with another alpha is equal")
 
 

@@ -1,6 +1,13 @@
 """A PyTorch model: its adapted weights, modules that are trained whole, merging and folding."""
 
-from tnadapt_torch._host.find import check_linear, find_parameters, find_weights, parameter_paths
+from tnadapt_torch._host.find import (
+    check_linear,
+    check_model,
+    check_rules,
+    find_parameters,
+    find_weights,
+    parameter_paths,
+)
 from tnadapt_torch._host.fold import check_foldable, fold_in, unfold
 from tnadapt_torch._host.merge import Merged, check_weights
 from tnadapt_torch._host.saved import SavedModules, find_tie
@@ -13,6 +20,8 @@ __all__ = [
     "Weight",
     "check_foldable",
     "check_linear",
+    "check_model",
+    "check_rules",
     "check_weights",
     "find_parameters",
     "find_tie",

@@ -5,12 +5,37 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from torch import nn
 
 from tnadapt import SiteError
-from tnadapt.binding import Rule, in_layers, match, nearest
+from tnadapt.binding import Rule, expect_names, in_layers, match, mistake, nearest, told
 from tnadapt_torch._host.weight import Weight, is_linear, linear_weight, named_weight
 
 __all__: list[str] = []
 
 ALL_LINEAR = "all-linear"
+
+
+def check_model(given: object, where: str) -> None:
+    """Raises SiteError for what is no torch module; `where` begins the message."""
+    if not isinstance(given, nn.Module):
+        todo = f"The model comes first: {where}(model, ...)."
+        raise mistake(SiteError, where, "a torch module as its first argument", told(given), todo)
+
+
+def check_rules(
+    rules: Mapping[str, object], layers: object, target_parameters: object, saved: object, where: str = "attach"
+) -> None:
+    """Raises SiteError for a rule that is neither a text nor names, or another argument that is not of its kind."""
+    for word, rule in rules.items():
+        if rule is not None and not isinstance(rule, str):
+            expect_names(rule, where, word, SiteError)
+    if saved is not None:
+        expect_names(saved, where, "modules_to_save", SiteError)
+    indices = layers if isinstance(layers, Collection) and not isinstance(layers, str) else [layers]
+    if layers is not None and not all(hasattr(index, "__index__") for index in indices):
+        todo = "Write layers_to_transform=[0, 1]."
+        raise mistake(SiteError, where, "indices as layers_to_transform", told(layers), todo)
+    if not isinstance(target_parameters, Mapping | None):
+        todo = 'Write target_parameters={"experts.gate_up_proj": "expert in out"}.'
+        raise mistake(SiteError, where, "layouts by name as target_parameters", told(target_parameters), todo)
 
 
 def find_weights(

@@ -250,7 +250,8 @@ class AdapterState(nn.Module):
             weight = " x ".join(map(str, site.shape))
             rows.append((site.path, str(site.coordinates["layer"]), str(site.coordinates["kind"]), weight, module))
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
-        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        return "\n".join([*lines, *([self.adapter.sharing] if self.adapter.sharing else [])])
 
     def extra_repr(self) -> str:
         """Spec, sites and count, for print(model)."""

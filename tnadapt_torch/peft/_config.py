@@ -1,5 +1,6 @@
 """What a user asks of PEFT, and what stands in adapter_config.json: a spec, or the adapter that was saved."""
 
+import inspect
 import json
 import os
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 
 from tnadapt import Adapter, AdapterSpec, FormatError, SiteError, from_json, to_json
-from tnadapt.binding import digests
+from tnadapt.binding import SpecLike, digests, spec_of
 
 __all__ = ["TnConfig"]
 
@@ -47,7 +48,7 @@ class TnConfig(peft.PeftConfig):  # type: ignore[misc]
     """A tensor-network adapter as PEFT's users ask for one.
 
     Args:
-        spec: the adapter.
+        spec: the adapter's spec; or a family, or its name, as "lotr".
         rank: the size of every bond, or bond -> size.
         alpha: replaces the alpha of the spec's scale.
         sizes: mode -> size, as {"head": 12}.
@@ -67,7 +68,7 @@ class TnConfig(peft.PeftConfig):  # type: ignore[misc]
         FormatError: a text that is not an adapter's or a spec's.
     """
 
-    spec: AdapterSpec | str | None = None
+    spec: SpecLike | None = None
     rank: int | Mapping[str, int] | None = None
     alpha: float | None = None
     sizes: Mapping[str, int] | None = None
@@ -89,6 +90,8 @@ class TnConfig(peft.PeftConfig):  # type: ignore[misc]
         self._sealed: dict[str, Any] = {}
         if self.adapter is not None:
             self._take(self.adapter)
+        if inspect.isfunction(self.spec) or (isinstance(self.spec, str) and self.spec.isidentifier()):
+            self.spec = spec_of(self.spec, "TnConfig")
         if isinstance(self.spec, str):
             self.spec = from_json(self.spec)  # type: ignore[assignment]  # the next line sees to it
         if not isinstance(self.spec, AdapterSpec):

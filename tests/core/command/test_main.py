@@ -194,7 +194,7 @@ WRONG = [
     (("show", "lora", "--sites", "gpt2", "--rank", "many"), "wanted a whole number, got 'many'"),
     (("show", "lora", "--sites", "gpt2", "--rank", "0"), "wanted 1 or more, got 0"),
     (("show", "lora", *GPT2, "--sizes", "head"), "wanted name=size"),
-    (("show", "lora", *GPT2, "--target-modules", "foo"), "target 'foo': matches no linear layer"),
+    (("show", "lora", *GPT2, "--target-modules", "foo"), "got 'foo', which names none"),
     (("compare", *GPT2), "the following arguments are required"),
     (("draw", "lora", "-o", "nowhere/x.svg"), "nowhere/x.svg: cannot be written: No such file"),
     (("draw", "lora", "-o", "."), ".: cannot be written: Is a directory"),

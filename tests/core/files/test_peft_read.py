@@ -84,9 +84,9 @@ def test_ranks_and_scales_that_differ_keep_every_update(tmp_path):
     close(delta(checkpoint.adapter, checkpoint.params, "h.1.q"), 3 / np.sqrt(2) * drawn(6, 2) @ drawn(2, 4))
 
 
-def test_a_scale_of_zero_is_read(tmp_path):
-    checkpoint = read_peft(lora(tmp_path, {"lora_alpha": 0}))
-    assert not delta(checkpoint.adapter, checkpoint.params, "h.0.q").any()
+def test_a_scale_of_zero_is_refused(tmp_path):
+    with pytest.raises(FormatError, match="expected an alpha that is not 0"):
+        read_peft(lora(tmp_path, {"lora_alpha": 0}))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])

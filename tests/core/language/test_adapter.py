@@ -261,3 +261,22 @@ def test_a_frozen_factor_without_site_mode_is_one_for_all_groups():
     assert {name: slot.shape for name, slot in adapter.slots.items() if "." not in name} == {"A": (2, 6), "B": (8, 2)}
     assert adapter.slots["0.q.b"].shape == (4,)
     assert adapter.slots["B"].factor.init == families.vera().factors["B"].init
+
+
+@pytest.mark.parametrize(
+    ("spec", "kinds", "line"),
+    [
+        (families.lotr(), {"q": (8, 8), "v": (4, 8)}, "not shared across weight shapes: A, B (an array for each of 2"),
+        (families.lotr(), {"q": (8, 8), "v": (8, 8)}, ""),
+        (families.lora(), {"q": (8, 8), "v": (4, 8)}, ""),
+        (families.lotr(over="layer"), {"q": (8, 8), "v": (4, 8)}, ""),
+        (families.metatt(), {"q": (8, 8), "v": (4, 8), "o": (8, 4)}, "(an array for each of 3 shapes)"),
+        (families.vera(), {"q": (8, 8), "v": (4, 8)}, ""),
+    ],
+    ids=["shapes differ", "one shape", "nothing shared", "kinds are apart anyway", "three shapes", "frozen alone"],
+)
+def test_what_shapes_keep_from_being_shared_is_told(spec, kinds, line):
+    adapter = spec.bind(grid(layers=2, kinds=kinds), rank=2)
+    assert line in adapter.sharing
+    assert bool(adapter.sharing) == bool(line)
+    assert str(adapter).endswith(adapter.sharing)

@@ -1,0 +1,54 @@
+"""A spec by the name of its family, or by the family itself: what every function that asks for a spec takes."""
+
+import importlib
+import inspect
+from collections.abc import Callable
+
+from tnadapt._errors import SpecError
+from tnadapt._language import Adapter, AdapterSpec
+from tnadapt._signature import mistake, near, told
+
+__all__: list[str] = []
+
+SpecLike = AdapterSpec | str | Callable[[], AdapterSpec]
+WANTED = "an AdapterSpec, or a family or its name"
+
+
+def spec_of(given: object, where: str) -> AdapterSpec:
+    """The spec; a family, or the name of one, is called with its defaults.
+
+    Raises SpecError for anything else, and for a family that asks for arguments; `where` begins the message.
+    """
+    if isinstance(given, AdapterSpec):
+        return given
+    families = importlib.import_module("tnadapt.families")  # which imports this file
+    if isinstance(given, str):
+        if given not in families.__all__:
+            raise mistake(SpecError, where, WANTED, told(given), near(given.lower(), families.__all__))
+        return _called(getattr(families, given), where)
+    if inspect.isfunction(given):
+        return _called(given, where)
+    raise mistake(SpecError, where, WANTED, told(given), _remedy(given))
+
+
+def _called(family: Callable[[], AdapterSpec], where: str) -> AdapterSpec:
+    """What a family makes with its defaults."""
+    name = getattr(family, "__name__", "family")
+    arguments = inspect.signature(family).parameters.values()
+    if asked := [one.name for one in arguments if one.default is one.empty and one.kind is not one.VAR_POSITIONAL]:
+        todo = f"Call it: {name}({', '.join(f'{word}=...' for word in asked)})."
+        raise mistake(SpecError, where, WANTED, f"{told(family)}, which asks for {asked[0]!r}", todo)
+    made: object = family()
+    if not isinstance(made, AdapterSpec):
+        todo = "Pass a function that returns an AdapterSpec, as those of tnadapt.families do."
+        raise mistake(SpecError, where, WANTED, f"{told(family)}, which returns {told(made)}", todo)
+    return made
+
+
+def _remedy(given: object) -> str:
+    """What to write in place of something that is no spec."""
+    if isinstance(given, Adapter):
+        return "Pass its spec, which is bound anew: adapter.spec."
+    if isinstance(getattr(given, "spec", None), AdapterSpec):
+        return "Pass its spec: .spec."
+    return 'Write "lotr", or the call that makes a spec: families.lotr(alpha=2).'
