@@ -1,4 +1,4 @@
-"""docs/architecture.md names every folder and module, and none that is gone."""
+"""docs/architecture.md names every folder and module, and none that is gone; tests/core mirrors tnadapt."""
 
 import re
 from pathlib import Path
@@ -8,6 +8,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 TITLES = {"tnadapt": "## The core", "tnadapt_torch": "## The PyTorch binding", "tnadapt_jax": "## The JAX binding"}
+
+FOLDERS = sorted(path.parent for path in (ROOT / "tnadapt").glob("_*/__init__.py"))
+FREE = {"equation": "every test of a plan checks it"}
 
 
 def rows_of(package: str) -> list[list[str]]:
@@ -40,3 +43,14 @@ def test_imports_go_down_in_the_order_of_the_page():
     order = [name for line in layers for name in line.split(" | ")]
     named = [name.strip("/") for cells in rows_of("tnadapt") for name in re.findall(r"`([\w/]+)`", cells[0])]
     assert [name for name in named if name != "__init__"] == order
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_every_file_of_the_core_has_a_test_file_of_its_name(folder):
+    mirror = ROOT / "tests" / "core" / folder.name.strip("_")
+    missing = [
+        path.stem
+        for path in sorted(folder.glob("*.py"))
+        if path.stem not in {"__init__", *FREE} and not (mirror / f"test_{path.stem}.py").exists()
+    ]
+    assert missing == []
