@@ -164,8 +164,8 @@ def test_groups_of_equal_sizes_have_one_network():
     assert all(isinstance(network, Network) for network in networks)
 
 
-def words_without_names():
-    """Calls that leave out the name of a word that has to have one."""
+def positional_calls():
+    """Return calls that pass keyword-only arguments by position."""
     spec = own()
     adapter = spec.bind(SITES, rank=2)
     network = adapter.networks[0]
@@ -181,10 +181,10 @@ def words_without_names():
     }
 
 
-@pytest.mark.parametrize("name", words_without_names())
-def test_words_behind_the_first_have_to_be_named(name):
-    with pytest.raises((TypeError, TnadaptError), match=r"positional argument|without a name, got"):
-        words_without_names()[name]()
+@pytest.mark.parametrize("name", positional_calls())
+def test_arguments_after_the_first_are_keyword_only(name):
+    with pytest.raises((TypeError, TnadaptError), match=r"positional arguments?(, got| but )"):
+        positional_calls()[name]()
 
 
 def test_the_repr_of_an_adapter_is_what_was_asked():
