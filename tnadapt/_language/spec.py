@@ -169,7 +169,7 @@ class Adapter:
     def __post_init__(self) -> None:
         """Form the groups, resolve every size."""
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise SiteError(f"seed: must be an integer of at least 0, got {self.seed!r}.\nWrite seed=0.")
+            raise SiteError(f"seed: expected an integer of at least 0, got {self.seed!r}.\nWrite seed=0.")
         for mode, size in self.sizes.items():
             check_size(f"size of {mode!r}", size)
         if not self.sites:

@@ -44,9 +44,13 @@ def test_options_that_make_no_spec(make, fault):
         (families.tt_lora(), {"sizes": {"o1": 2, "o2": 2, "o3": 2}}, r"o1=2, o2=2, o3=2 does not give 12"),
         (families.loretta(), {"sizes": {"o2": 9}}, r"o2=9 does not divide 12"),
         (families.flora(kernel_axes=2), {}, r"updates a weight of 4 axes.*has shape \(12, 8\)"),
-        (families.mtlora(), {}, r"stacks weights over 'task'.*only the coordinates layer, kind"),
+        (
+            families.mtlora(),
+            {},
+            r"expected the coordinate 'task', since the spec stacks weights over it, got only layer, kind",
+        ),
         (families.randlora(), {"rank": {"r": 2}}, r"randlora: every bond needs a size.*open: n"),
-        (families.superlora(), {"rank": 0}, r"rank: must be an integer of at least 1, got 0"),
+        (families.superlora(), {"rank": 0}, r"rank: expected an integer of at least 1, got 0"),
     ],
 )
 def test_weights_that_a_family_does_not_fit(spec, words, fault):

@@ -277,7 +277,7 @@ def test_huge_claims_are_refused_before_anything_is_drawn(shape, path):
 @pytest.mark.parametrize(("shape", "rank"), [((2**31, 4), 2), ((6, 2**62), 2), ((6, 2**64), 2), ((6, 4), 2**31)])
 def test_claims_of_sizes_that_no_mode_has_are_refused(shape, rank, path):
     forge(path, claim(shape, rank))
-    with pytest.raises(FormatError, match=f"must be at most 2,147,483,647, got {max(*shape, rank):,}"):
+    with pytest.raises(FormatError, match=f"expected at most 2,147,483,647, got {max(*shape, rank):,}"):
         load(path)
 
 

@@ -56,7 +56,7 @@ def test_ranks(words, ranks):
 @pytest.mark.parametrize("form", RANKS)
 def test_a_rank_that_is_no_positive_integer_is_refused(rank, form):
     words, begins = RANKS[form]
-    with pytest.raises(SiteError, match=f"^{begins}: must be an integer of at least 1, got "):
+    with pytest.raises(SiteError, match=f"^{begins}: expected an integer of at least 1, got "):
         LORA.bind(ONE, **words(rank))
 
 
@@ -65,7 +65,7 @@ def test_no_rank_is_above_the_largest_size(form):
     words, begins = RANKS[form]
     assert dict(LORA.bind(ONE, **words(LARGEST), overparametrized=True).networks[0].sizes)["r"] == LARGEST
     for rank in (LARGEST + 1, 2**63, 10**400):
-        with pytest.raises(SiteError, match=f"^{begins}: must be at most 2,147,483,647, got "):
+        with pytest.raises(SiteError, match=f"^{begins}: expected at most 2,147,483,647, got "):
             LORA.bind(ONE, **words(rank))
 
 
@@ -79,14 +79,16 @@ def test_no_rank_is_above_the_largest_size(form):
     ids=["no bond", "a bond that sizes names"],
 )
 def test_a_rank_is_checked_where_nothing_needs_it(spec, sizes, rank):
-    with pytest.raises(SiteError, match=r"^rank: must be "):
+    with pytest.raises(SiteError, match=r"^rank: expected (an integer of at least 1|at most 2,147,483,647), got "):
         spec.bind(ONE, rank=rank, sizes=sizes)
     assert spec.bind(ONE, rank=5, sizes=sizes).networks[0].sizes.items() >= sizes.items()
 
 
 @pytest.mark.parametrize("rank", [0, True, "2", 2**31], ids=repr)
 def test_a_rank_of_a_dict_is_checked_where_nothing_needs_it(rank):
-    with pytest.raises(SiteError, match=r"^rank of 'r': must be "):
+    with pytest.raises(
+        SiteError, match=r"^rank of 'r': expected (an integer of at least 1|at most 2,147,483,647), got "
+    ):
         LORA.bind(ONE, rank={"r": rank}, sizes={"r": 3})
 
 
@@ -101,15 +103,15 @@ def test_a_rank_of_a_dict_is_checked_where_nothing_needs_it(rank):
         (LOTR, {"rank": {"p": 1}}, "However, these are open: q."),
         (LOTR, {"rank": {}}, "However, these are open: p, q."),
         (TERA, {"rank": {"r_o2": 2}}, "However, these are open: r_o1, r_o3, r_i1, r_i2, r_i3."),
-        (LORA, {"rank": 1, "sizes": {"in": 0}}, "size of 'in': must be an integer of at least 1, got 0"),
+        (LORA, {"rank": 1, "sizes": {"in": 0}}, "size of 'in': expected an integer of at least 1, got 0"),
         (LORA, {"rank": 1, "sizes": {"in": 4}}, "must multiply to 8.\nHowever, in=4 does not give 8"),
         (LORTA, {"rank": 1, "sizes": {"head": 5}}, r"x: the sizes of \(head dim\) must multiply to 12."),
         (LORTA, {"rank": 1, "sizes": {"head": 5}}, "head=5 does not divide 12.\nDivisors of 12: 1, 2, 3, 4, 6, 12."),
         (LORTA, {"rank": 1, "sizes": {"head": 24}}, "head=24 does not divide 12"),
         (LORTA, {"rank": 1, "sizes": {"head": 3, "dim": 2}}, "head=3, dim=2 does not give 12"),
-        (LORA, {"rank": 1, "seed": -1}, "seed: must be an integer of at least 0, got -1"),
-        (LORA, {"rank": 1, "seed": 0.0}, "seed: must be an integer of at least 0, got 0.0"),
-        (LORA, {"rank": 1, "seed": True}, "seed: must be an integer of at least 0, got True"),
+        (LORA, {"rank": 1, "seed": -1}, "seed: expected an integer of at least 0, got -1"),
+        (LORA, {"rank": 1, "seed": 0.0}, "seed: expected an integer of at least 0, got 0.0"),
+        (LORA, {"rank": 1, "seed": True}, "seed: expected an integer of at least 0, got True"),
     ],
 )
 def test_what_does_not_fit_is_refused(spec, words, message):
@@ -196,9 +198,9 @@ def test_the_scale_is_that_of_the_rank():
 
 @pytest.mark.parametrize("size", [0, -1, 2.0, "2", True])
 def test_a_site_of_no_size_is_refused(size):
-    with pytest.raises(SiteError, match=r"h.0.q: an axis of the weight: must be an integer of at least 1, got "):
+    with pytest.raises(SiteError, match=r"h.0.q: an axis of the weight: expected an integer of at least 1, got "):
         Site("h.0.q", (4, size))
-    with pytest.raises(SiteError, match="mode 'in': must be an integer of at least 1, got "):
+    with pytest.raises(SiteError, match="mode 'in': expected an integer of at least 1, got "):
         Network((("out",), ("in",)), (), {"A": trainable("out in")}, {"out": 4, "in": size}, 1.0)
 
 
@@ -211,13 +213,13 @@ def test_no_size_is_above_the_largest():
     site, modes = Site("h.0.q", (LARGEST, LARGEST)), (("out",), ("in",))
     assert sizes(TERA, site.shape, rank=1)["o3"] == LARGEST  # a prime
     for size in (LARGEST + 1, 2**64, 10**400):
-        with pytest.raises(SiteError, match=r"^h.0.q: an axis of the weight: must be at most 2,147,483,647, got "):
+        with pytest.raises(SiteError, match=r"^h.0.q: an axis of the weight: expected at most 2,147,483,647, got "):
             Site("h.0.q", (4, size))
-        with pytest.raises(SiteError, match=r"^mode 'in': must be at most 2,147,483,647, got "):
+        with pytest.raises(SiteError, match=r"^mode 'in': expected at most 2,147,483,647, got "):
             Network(modes, (), {"A": trainable("out in")}, {"out": 4, "in": size}, 1.0)
-        with pytest.raises(SiteError, match=r"^size of 'in': must be at most 2,147,483,647, got "):
+        with pytest.raises(SiteError, match=r"^size of 'in': expected at most 2,147,483,647, got "):
             LORA.bind([site], rank=1, sizes={"in": size})
-        with pytest.raises(SiteError, match=r"^grid: layers: must be at most 2,147,483,647, got "):
+        with pytest.raises(SiteError, match=r"^grid: layers: expected at most 2,147,483,647, got "):
             grid(layers=size, kinds={"q": (4, 6)})
 
 
@@ -232,10 +234,10 @@ def test_the_largest_axes_are_split_in_no_time(number):
 
 
 def test_a_site_without_axes_or_with_odd_coordinates_is_refused():
-    with pytest.raises(SiteError, match=r"x: a site is a weight of at least one axis.\nHowever, its shape is \(\)"):
+    with pytest.raises(SiteError, match=r"x: expected a weight of at least one axis, got shape \(\)"):
         Site("x", ())
     for value in (1.0, None, True, (1,)):
-        with pytest.raises(SiteError, match="x: coordinate 'layer' must be an integer or a string, got "):
+        with pytest.raises(SiteError, match="x: expected an integer or a string as coordinate 'layer', got "):
             Site("x", (4, 4), {"layer": value})
 
 
@@ -257,5 +259,5 @@ def test_a_grid_goes_layer_by_layer():
 
 @pytest.mark.parametrize("layers", [0, -1, 1.0, "2", True])
 def test_a_grid_of_no_layers_is_refused(layers):
-    with pytest.raises(SiteError, match="grid: layers: must be an integer of at least 1, got "):
+    with pytest.raises(SiteError, match="grid: layers: expected an integer of at least 1, got "):
         grid(layers=layers, kinds={"q": (4, 6)})

@@ -161,7 +161,7 @@ def test_a_weight_whose_blocks_fill_it_is_of_full_rank():
 @pytest.mark.parametrize("rank", [0, -1, 2.0, True, "2"])
 def test_a_rank_that_is_not_a_positive_integer_is_refused(rank):
     adapter = families.lora().bind(grid(layers=1, kinds=KINDS), rank=3)
-    with pytest.raises(SiteError, match="rank: must be an integer of at least 1"):
+    with pytest.raises(SiteError, match="rank: expected an integer of at least 1"):
         to_lora(adapter, random_params(adapter, np.random.default_rng(0)), "layers.0.q", rank=rank)
 
 
