@@ -56,7 +56,7 @@ class Site:
         """Check the fields, fill in the two standard coordinates, and freeze the mappings."""
         if not isinstance(self.path, str):
             todo = 'Write Site("layers.0.q_proj", (out, in)).'
-            raise mistake(SiteError, "Site", "the path of a weight as a text", told(self.path), todo)
+            raise mistake(SiteError, "Site", "the path of a weight as a string", told(self.path), todo)
         if isinstance(self.shape, str) or not isinstance(self.shape, Iterable):
             todo = f'Write Site("{self.path}", (out, in)).'
             raise mistake(SiteError, self.path, "the shape of a weight", told(self.shape), todo)

@@ -193,7 +193,7 @@ WRONG = [
     (("show", "own.py:none", *GPT2), "own.py has no 'none'; it has mine, small, flat"),
     (("show", "own.py:number", *GPT2), "own.py:number: is no AdapterSpec"),
     (("show", "refused.py:bad", *GPT2), "weight mode 'in': no factor carries it"),
-    (("show", "lora", "--sites", "gpt2", "--rank", "q=2"), "lora has no bond 'q'"),
+    (("show", "lora", "--sites", "gpt2", "--rank", "q=2"), "rank: expected bonds of lora, got 'q'"),
     (("show", "lora", "--sites", "gpt2", "--rank", "many"), "wanted a whole number, got 'many'"),
     (("show", "lora", "--sites", "gpt2", "--rank", "0"), "wanted 1 or more, got 0"),
     (("show", "lora", *GPT2, "--sizes", "head"), "wanted name=size"),

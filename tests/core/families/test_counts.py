@@ -80,7 +80,7 @@ def test_the_parts_of_cara_make_its_count():
 def test_mora_at_a_square_that_does_not_tile_is_refused_with_its_divisors():
     """r = 256 of the budget gives 1448, of 2,096,704 entries; the official code wraps it around."""
     assert int(math.sqrt((4096 + 4096) * 256) + 0.5) == 1448
-    with pytest.raises(SiteError, match=r"o2=1448 does not divide 4096.\nDivisors of 4096: 1, 2, 4, 8, 16"):
+    with pytest.raises(SiteError, match=r"o2=1448, which does not divide 4096.\nDivisors of 4096: 1, 2, 4, 8, 16"):
         families.mora().bind(grid(layers=1, kinds=WIDE), rank=1, sizes={"o2": 1448, "i2": 1448})
 
 

@@ -172,13 +172,16 @@ FORGED = {
     "a spec that cannot be": (lambda d: d["spec"].update(weight="out"), "the text holds a spec that cannot be"),
     "a factor named as the header": (
         lambda d: d["spec"]["factors"].update(__metadata__=d["spec"]["factors"].pop("A")),
-        "factor '__metadata__': a name must not begin with '_'",
+        "factor '__metadata__': expected a name that does not begin with '_'",
     ),
     "a layer in a pattern": (
         lambda d: d["patterns"][0]["coordinates"].update(layer=1),
         "pattern: must have a path of one or two strings and no layer",
     ),
-    "a site twice": (lambda d: d["sites"].append(d["sites"][0]), "layers.0.q: this site was given 2 times"),
+    "a site twice": (
+        lambda d: d["sites"].append(d["sites"][0]),
+        "layers.0.q: expected each site once, got this one 2 times",
+    ),
 }
 
 
