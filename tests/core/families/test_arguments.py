@@ -1,4 +1,4 @@
-"""What a family cannot be built from, or a weight that it cannot split: the mode, the size, and what would fit."""
+"""Errors for invalid options of a family, and for weights that it does not fit: the mode, the size, and what fits."""
 
 import pytest
 
@@ -10,19 +10,19 @@ SITES = grid(layers=2, kinds={"q": (12, 8)})
 @pytest.mark.parametrize(
     ("make", "fault"),
     [
-        (lambda: families.lotr_tt(out_order=0), r"lotr_tt.*out_order must be at least 1, got 0"),
-        (lambda: families.lotr_tt(in_order=-1), r"in_order must be at least 1, got -1"),
-        (lambda: families.tt_lora(in_order=0), r"tt_lora.*in_order must be at least 1, got 0"),
-        (lambda: families.loretta(out_order=0), r"loretta.*out_order must be at least 1, got 0"),
-        (lambda: families.metatt(order=3), r"metatt.*order must be 4, or 5 with heads, got 3"),
-        (lambda: families.quanta(order=1), r"quanta.*order must be at least 2, for a gate joins two axes, got 1"),
-        (lambda: families.flora(kernel_axes=-1), r"flora.*kernel_axes must be at least 0, got -1"),
-        (lambda: families.superlora(parts=0), r"superlora.*parts must be at least 1, got 0"),
+        (lambda: families.lotr_tt(out_order=0), r"lotr_tt.*out_order: expected at least 1, got 0"),
+        (lambda: families.lotr_tt(in_order=-1), r"in_order: expected at least 1, got -1"),
+        (lambda: families.tt_lora(in_order=0), r"tt_lora.*in_order: expected at least 1, got 0"),
+        (lambda: families.loretta(out_order=0), r"loretta.*out_order: expected at least 1, got 0"),
+        (lambda: families.metatt(order=3), r"metatt.*order: expected 4, or 5 with heads, got 3"),
+        (lambda: families.quanta(order=1), r"quanta.*order: expected at least 2, since a gate joins two axes, got 1"),
+        (lambda: families.flora(kernel_axes=-1), r"flora.*kernel_axes: expected at least 0, got -1"),
+        (lambda: families.superlora(parts=0), r"superlora.*parts: expected at least 1, got 0"),
         (lambda: families.lora_xs(sigma=float("nan")), r"factor 'R': normal: expected a std of 0 or of"),
         (lambda: families.lora_xs(alpha=float("inf")), r"scale: expected a finite number as alpha, got inf"),
     ],
 )
-def test_options_that_make_no_spec(make, fault):
+def test_invalid_options_are_rejected(make, fault):
     with pytest.raises(SpecError, match=f"(?s){fault}"):
         make()
 
@@ -65,6 +65,6 @@ def test_options_that_make_no_spec(make, fault):
         (families.superlora(), {"rank": 0}, r"rank: expected an integer of at least 1, got 0"),
     ],
 )
-def test_weights_that_a_family_does_not_fit(spec, words, fault):
+def test_weights_that_do_not_fit_a_family_are_rejected(spec, words, fault):
     with pytest.raises(SiteError, match=f"(?s){fault}"):
         spec.bind(SITES, **({"rank": 2} | words))

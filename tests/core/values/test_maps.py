@@ -159,7 +159,9 @@ def test_sizes_that_a_map_does_not_make_are_told(map, rank, message):
 def test_axes_that_are_no_power_of_two_are_told():
     with pytest.raises(SiteError, match=r"expected 2 and 2 as .*, which a rotation makes, got"):
         QUBITS.bind([Site("w", (12, 12))])
-    with pytest.raises(SpecError, match=r"qubits: must be even, for gates on pairs, got 3; 4 is"):
+    with pytest.raises(
+        SpecError, match=r"qubits: expected an even number of at least 2, for gates on pairs, got 3; write 4"
+    ):
         families.quantum_peft(qubits=3)
 
 
