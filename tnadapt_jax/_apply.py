@@ -133,7 +133,7 @@ def cast(values: Sequence[Array], dtype: DTypeLike) -> list[Array]:
 
 def check_x(path: str, network: Network, x: Array) -> None:
     """Raises SiteError where x does not end in the in axes of the weight, or is not of a float dtype."""
-    if not hasattr(x, "dtype"):
+    if not hasattr(x, "dtype") and not isinstance(x, int | float):
         raise mistake(SiteError, path, "an array as x", told(x), "Write jnp.asarray(x).")
     inner = network.weight_shape[1:]
     shape, dtype = jnp.shape(x), jnp.result_type(x)

@@ -1,4 +1,4 @@
-"""docs/architecture.md lists exactly the existing folders and modules, and tests/core mirrors tnadapt."""
+"""docs/architecture.md lists exactly the existing folders and modules."""
 
 import re
 from pathlib import Path
@@ -8,8 +8,6 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 TITLES = {"tnadapt": "## The core", "tnadapt_torch": "## The PyTorch binding", "tnadapt_jax": "## The JAX binding"}
-FOLDERS = sorted(path.parent for path in (ROOT / "tnadapt").glob("_*/__init__.py"))
-FREE = {"configs": "data", "equation": "covered by every test of a plan"}
 
 
 def rows_of(package: str) -> list[list[str]]:
@@ -42,14 +40,3 @@ def test_the_order_of_imports_is_that_of_the_page():
     order = [name for line in layers for name in line.split(" | ")]
     named = [name.strip("/") for cells in rows_of("tnadapt") for name in re.findall(r"`([\w/]+)`", cells[0])]
     assert [name for name in named if name != "__init__"] == order
-
-
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_every_module_of_the_core_has_a_test_file_of_the_same_name(folder):
-    mirror = ROOT / "tests" / "core" / folder.name.strip("_")
-    missing = [
-        path.stem
-        for path in sorted(folder.glob("*.py"))
-        if path.stem not in {"__init__", *FREE} and not (mirror / f"test_{path.stem}.py").exists()
-    ]
-    assert missing == []

@@ -21,7 +21,7 @@ def test_the_quickstart_trains_saves_and_merges(tmp_path, monkeypatch, capsys):
     loss = torch.nn.functional.mse_loss(room["model"](room["x"]), room["y"])
     assert loss < 0.5 * room["y"].square().mean()  # the loss of the prediction 0
     assert (tmp_path / "lotr.safetensors").exists()
-    assert "trainable 1,152" in capsys.readouterr().out
+    assert "trainable params: 1,152" in capsys.readouterr().out
 
 
 def test_the_spec_in_the_readme_is_valid_and_binds_to_a_grid():

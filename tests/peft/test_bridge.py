@@ -26,7 +26,7 @@ from tests.peft.models import (
     logits,
     wake,
 )
-from tnadapt import FormatError, SiteError, families
+from tnadapt import FormatError, SiteError, SpecError, families
 from tnadapt_torch import load
 from tnadapt_torch.peft import TnConfig, TnLinear
 from tnadapt_torch.peft._config import check_release
@@ -241,6 +241,13 @@ def test_all_linear_leaves_out_the_head_and_a_model_has_its_usual_targets():
     assert kinds == {"q_proj", "v_proj"}
     one = adapted("lotr", layers_to_transform=[1], exclude_modules=["v_proj"])
     assert {site.path.split(".")[2] for site in state_of(one).adapter.sites} == {"1"}
+
+
+@pytest.mark.parametrize("spec", ["lotr", families.lotr], ids=["name", "family"])
+def test_a_family_stands_for_its_spec(spec):
+    assert TnConfig(spec=spec).spec == families.lotr()
+    with pytest.raises(SpecError, match=r"^TnConfig: .*got 'lotrr'.\nThe nearest names are lotr, "):
+        TnConfig(spec="lotrr")
 
 
 def test_a_spec_is_asked_for():

@@ -51,7 +51,7 @@ class ParamCount:
 
     def __str__(self) -> str:
         """Return the totals, the formula, and one line per array (the first 20)."""
-        lines = [f"trainable {self.trainable:,}  frozen {self.frozen:,}  (a network trains {self.formula})"]
+        lines = [f"trainable {self.trainable:,}  frozen {self.frozen:,}  (trainable per network: {self.formula})"]
         for row in self.rows[:20]:
             kind = "trainable" if row.trainable else "frozen"
             lines.append(f"  {row.name}  {kind}  {' x '.join(map(str, row.shape)) or 'scalar'}  {row.entries:,}")

@@ -133,7 +133,7 @@ class AdapterSpec:
     def __str__(self) -> str:
         """Return a table: what the spec updates, its factors, its scale, which factors are shared, and their count."""
         width = max(len(name) for name in self.factors)
-        stacked = f"stacked over {self.over}" if self.over else "each by a network of its own"
+        stacked = f"stacked over {self.over}" if self.over else "one network per weight"
         lines = [f"{self.name}: updates weights [{self.weight}], {stacked}"]
         lines += [f"  {name:<{width}}  {factor}" for name, factor in self.factors.items()]
         lines += [f"  scale {self.scale}" + (", minus the update of the starting values" if self.centered else "")]
@@ -141,7 +141,7 @@ class AdapterSpec:
         lines += [f"  shared by the sites of a network: {', '.join(shared)}"] if shared else []
         everywhere = [name for name in self.factors if self.is_global(name)]
         lines += [f"  one for the whole adapter: {', '.join(everywhere)}"] if everywhere else []
-        lines += [f"  a network trains {self.formula()}, and holds frozen {self.formula(trainable=False)}"]
+        lines += [f"  per network: {self.formula()} trainable, {self.formula(trainable=False)} frozen"]
         return "\n".join(lines)
 
     def is_private(self, factor: str) -> bool:

@@ -34,7 +34,7 @@ class Folded(nn.Module):
 def check_foldable(weights: Mapping[str, Weight], dropout: float) -> None:
     """Raises SiteError for dropout, for a weight of low precision and for one that is parametrized already."""
     if dropout:
-        raise SiteError(f"fold: has no x of its own to drop entries of.\\nHowever, dropout is {dropout}.")
+        raise SiteError(f"fold: has no x of its own to drop entries of.\nHowever, dropout is {dropout}.")
     for path, weight in weights.items():
         if weight.is_folded:
             raise SiteError(f"{path}: its weight is parametrized already; one update can be folded into it.")

@@ -50,7 +50,7 @@ SOURCED = [  # spec, layers, kinds, rank, sizes, trainable
     ),
     # MoRe: blk_r (in + out), 4 blocks of rank 4, src/layers/monarch_linear.py @ 18862c0
     (families.monarch(), 1, {"q": (768, 1024)}, 1, {"i1": 4, "o2": 4}, 4 * (768 + 1024)),
-    # GraLoRA: r (in + out) whatever the blocks, tuners/gralora of PEFT 0.21.2; its r = 8 is 4 for each of 2 x 2 blocks
+    # GraLoRA: r (in + out) for any blocks, tuners/gralora of PEFT 0.21.2; its r = 8 is 4 for each of 2 x 2 blocks
     (families.gralora(), 1, {"q": (768, 1024)}, 4, {"o1": 2, "i1": 2}, 8 * (768 + 1024)),
     # KAdaptation, ViT-B q, v, less the bias: 4 d a layer and 4 n^2, vision_benchmark/evaluation/model.py @ be6fb43
     (

@@ -153,7 +153,7 @@ def test_a_count_by_group():
 
 def test_a_long_count_prints_its_first_rows():
     text = str(count(LORA.bind(grid(layers=12, kinds={"q": (4, 6)}), rank=2)))
-    assert text.splitlines()[0] == "trainable 240  frozen 0  (a network trains r*in + out*r)"
+    assert text.splitlines()[0] == "trainable 240  frozen 0  (trainable per network: r*in + out*r)"
     assert text.splitlines()[1] == "  0.q.A  trainable  2 x 6  12"
     assert text.splitlines()[-1] == "  and 4 more"
     assert len(text.splitlines()) == 22

@@ -22,8 +22,9 @@ from tnadapt import (
     trainable,
     zeros,
 )
-from tnadapt.binding import digests, file_size, map_factor, pull_back, redraw
-from tnadapt.initializers import constant
+from tnadapt._values import sample
+from tnadapt.binding import Factor, Slot, digests, file_size, map_factor, pull_back, redraw
+from tnadapt.initializers import Initializer, constant
 
 FACTORS = {"A": trainable("out r", init=zeros()), "B": trainable("r in")}
 HOST = find_host("llama-2-7b")
@@ -38,6 +39,8 @@ def spec(**changes):
 SPEC = spec()
 ADAPTER = SPEC.bind(SITES, rank=2)
 PARAMS = tnadapt.init(ADAPTER)
+
+CAUCHY = Slot("A", Factor(("r",), Initializer("cauchy", 1.0), True), (2,), {"r": 2}, ("r",))
 
 PARTS = {  # parts of a spec -> a call, and the words of the SpecError
     "a scale not called": (lambda: spec(scale=raw), r"the function raw; write scale=raw\(\)"),
@@ -84,6 +87,7 @@ PARTS = {  # parts of a spec -> a call, and the words of the SpecError
     "ties as a list": (lambda: spec(ties=["r"]), r"ties: expected bond -> mode, got \['r'\]"),
     "first gradients of a name": (lambda: tnadapt.first_gradients("lora"), r"AdapterSpec or an Adapter, got 'lora'"),
     "an unknown map": (lambda: map_factor("no_such_map", np.eye(2)), r"expected one of .*'cayley'.* got 'no_such_map'"),
+    "an unknown initializer": (lambda: sample(CAUCHY, 0), r"factor 'A' is not valid:.*unknown initializer 'cauchy'"),
     "a map back": (lambda: pull_back("no_such_map", np.eye(2), np.eye(2)), r"expected one of .* got 'no_such_map'"),
 }
 SITED = {  # arguments that should be sites, sizes or arrays -> a call, and the words of the SiteError
@@ -136,6 +140,12 @@ FILES = {  # arguments of the functions for files -> a call, and the words of th
     "a path of 3": (lambda: tnadapt.save(ADAPTER, PARAMS, 3), r"^save: expected the path of a file, got 3.\nWrite it"),
     "a file of 3": (lambda: tnadapt.load(3), r"^load: expected the path of a file, got 3."),
     "the text of a family": (lambda: tnadapt.to_json(families.lora), r"^to_json: .*got the function lora."),
+    "a folder of 3": (lambda: tnadapt.read_peft(3), r"^read_peft: expected the path of a file, got 3."),
+    "a slip at read_peft": (lambda: tnadapt.read_peft("f", shape={}), r"got 'shape'.\nThe nearest names are shapes"),
+    "a saved alpha of 0": (
+        lambda: tnadapt.from_json(tnadapt.to_json(SPEC).replace('"alpha":1.0', '"alpha":0')),
+        r"the text holds a spec that cannot be: .*expected an alpha that is not 0",
+    ),
     "a text of data": (lambda: tnadapt.from_json({}), r"^from_json: expected a text that to_json wrote, got a dict."),
 }
 MISTAKES = [

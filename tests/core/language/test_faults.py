@@ -226,7 +226,7 @@ def test_blanks_have_no_meaning():
         (trainable("r in"), True),
         (trainable("r in", init=orthogonal()), True),
         (frozen("r in"), False),
-        (frozen("r in", init=orthogonal()), True),  # a linear algebra library has a say in it
+        (frozen("r in", init=orthogonal()), True),  # computed by a linear algebra library
     ],
     ids=str,
 )
@@ -249,6 +249,6 @@ def test_the_table_of_a_spec_tells_what_is_shared_and_what_is_subtracted():
         "  scale 2 / p, minus the update of the starting values",
         "  shared by the sites of a network: A",
         "  one for the whole adapter: C",
-        "  a network trains out*p + site*p*q, and holds frozen in*q",
+        "  per network: out*p + site*p*q trainable, in*q frozen",
     ]
     assert "shared by" not in str(spec())
