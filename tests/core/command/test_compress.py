@@ -113,7 +113,7 @@ def test_the_scale_of_rslora_is_read(shared, tmp_path, capsys):
         (("--to", "lotr"), "required: -o/--output"),
         (("-o", "x"), "required: --to"),
         (("--to", "nothing", "-o", "x"), "no family 'nothing'"),
-        (("--to", "lotr", "--rank", "x=2", "-o", "x"), "lotr has no bond 'x'"),
+        (("--to", "lotr", "--rank", "x=2", "-o", "x"), "rank: expected bonds of lotr, got 'x'"),
         (("--to", "lotr", "-o", "gone/x"), "there is no such folder"),
         (("--to", "lotr", "-o", "."), "is a folder"),
     ],

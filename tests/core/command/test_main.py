@@ -181,8 +181,11 @@ def test_list_names_families_and_models(run):
 
 WRONG = [
     (("show", "lora"), "--sites: name a model or a config.json"),
-    (("show", "lora", "--sites", "gpt3"), "host 'gpt3': neither a model"),
-    (("show", "lora", "--sites", "config.json"), "has the key 'hidden_size'"),
+    (
+        ("show", "lora", "--sites", "gpt3"),
+        "find_host: expected a known model, a config.json or a folder that contains one, got 'gpt3'",
+    ),
+    (("show", "lora", "--sites", "config.json"), "expected the key 'hidden_size' in a config of type 'bert', got none"),
     (("show", "nothing", *GPT2), "no family 'nothing'; there are"),
     (("show", "syntax.py:x", *GPT2), "syntax.py: SyntaxError"),
     (("show", "broken.py:x", *GPT2), "broken.py: ZeroDivisionError: division by zero"),
@@ -190,7 +193,7 @@ WRONG = [
     (("show", "own.py:none", *GPT2), "own.py has no 'none'; it has mine, small, flat"),
     (("show", "own.py:number", *GPT2), "own.py:number: is no AdapterSpec"),
     (("show", "refused.py:bad", *GPT2), "weight mode 'in': no factor carries it"),
-    (("show", "lora", "--sites", "gpt2", "--rank", "q=2"), "lora has no bond 'q'"),
+    (("show", "lora", "--sites", "gpt2", "--rank", "q=2"), "rank: expected bonds of lora, got 'q'"),
     (("show", "lora", "--sites", "gpt2", "--rank", "many"), "wanted a whole number, got 'many'"),
     (("show", "lora", "--sites", "gpt2", "--rank", "0"), "wanted 1 or more, got 0"),
     (("show", "lora", *GPT2, "--sizes", "head"), "wanted name=size"),
