@@ -53,7 +53,7 @@ class Subject:
         return f"{mode} = {self.sizes[mode]:,}" if mode in self.sizes else mode
 
     def is_shared(self, name: str) -> bool:
-        """Return whether sites share a factor: it carries no site mode, and either the spec has some or it is frozen."""
+        """Return whether sites share a factor: it carries no site mode, and there are some or it is frozen."""
         carries = set(self.factors[name].modes) & set(self.over)
         return not carries and (bool(self.over) or not self.factors[name].trainable)
 
