@@ -159,7 +159,9 @@ def test_a_broken_law_is_one_line_and_status_1(run, monkeypatch):
     assert err.count("\n") == 1
     assert out.count("holds  ") == 5
     assert "The smallest case found" in out
-    assert json.loads(run("check", "own.py:mine", "--examples", "3", "--json")[1])["broken"].startswith("mine: law rank_keeps_its_bound: ")
+    assert json.loads(run("check", "own.py:mine", "--examples", "3", "--json")[1])["broken"].startswith(
+        "mine: law rank_keeps_its_bound: "
+    )
 
 
 def test_draw_prints_a_text_or_writes_an_svg(run, tmp_path):
