@@ -10,7 +10,7 @@ from tnadapt import Adapter, SpecError, families
 from tnadapt.testing import LAWS, Held, LawError, _laws, check
 
 LOTR, LORA, VERA = families.lotr(), families.lora(), families.vera()
-SMALL = tnadapt.AdapterSpec(  # its updates are below 1e-16, since tolerances are relative
+SMALL = tnadapt.AdapterSpec(  # its updates are below 1e-16, to test that tolerances are relative
     name="small",
     weight="out in",
     factors={

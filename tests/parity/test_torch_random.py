@@ -17,8 +17,8 @@ from tnadapt.binding import BUCKETS
 from tnadapt.testing import adapters
 from tnadapt_torch._run.lower import lower_apply
 
-# The strategy also draws weights of three axes, which no linear layer has. Examples are few, since each of them attaches
-# an adapter and generates code for it.
+# The strategy also draws weights of three axes, which no linear layer has. Examples are few, since each one attaches an
+# adapter and generates code for it.
 few = settings(max_examples=40, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 
 

@@ -40,10 +40,10 @@ def compress_checkpoint(options: argparse.Namespace) -> int:
     """Read an adapter, compress it, write the result and print a summary. Write nothing if any step fails."""
     path: Path = options.output
     if not path.parent.is_dir() or path.is_dir():
-        found, todo = "a folder", "Name a file in it."
+        what, todo = "a folder", "Name a file in it."
         if not path.is_dir():
-            found, todo = "a file in a folder that does not exist", f"Create the folder {path.parent} first."
-        raise FormatError(f"{path}: expected the path of the file to write, got {found}.\n{todo}")
+            what, todo = "a file in a folder that does not exist", f"Create the folder {path.parent} first."
+        raise FormatError(f"{path}: expected the path of the file to write, got {what}.\n{todo}")
     rank: Rank | None = RANK if options.rank is None else options.rank
     source = _read(options.source)
     with _bar() as tell:

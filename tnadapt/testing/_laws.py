@@ -28,8 +28,8 @@ Law = Callable[[Adapter, np.random.Generator], None]
 Array = npt.NDArray[np.float64]
 
 STEP = 0.1  # of a finite difference, which is exact up to rounding, since an update is linear in each factor
-FEW = 120  # most trainable entries for which the numerical Jacobian is computed
-FEW_FACTORS = 8  # most factors for which every partition is tried
+FEW = 120  # largest number of trainable entries for a numerical Jacobian
+FEW_FACTORS = 8  # largest number of factors for trying every partition
 TOKENS = 3
 GRADIENT, CHANGE = ("zero", "nonzero"), ("no change", "a change")  # words for False and True
 
