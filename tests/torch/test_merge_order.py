@@ -166,7 +166,7 @@ def test_training_continues_after_unmerge():
 
 def test_the_delta_of_a_path_that_is_not_a_site_raises():
     state = hosts.adapt(hosts.toy())
-    with pytest.raises(SiteError, match=r"^score: not a site of this adapter"):
+    with pytest.raises(SiteError, match=r": expected a site of this adapter, got 'score'"):
         state.delta("score")
 
 

@@ -34,7 +34,7 @@ MISTAKES = {  # the mistake -> the call, its error and part of the message
     "by position": (
         lambda: attach(model(), LORA, ["0"]),
         SiteError,
-        r"at most 2 arguments .*\nWrite .*target_modules=",
+        r"at most 2 positional arguments, got 3.\nPass .*target_modules=",
     ),
     "an alpha of 0": (
         on(LORA, alpha=0),
