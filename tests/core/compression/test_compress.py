@@ -293,8 +293,8 @@ SITE = Site("layers.0.q", (6, 5))
         ({SITE: np.zeros((6, 5))}, {"starts": 0}, "starts and sweeps must be at least 1"),
         ({SITE: np.zeros((6, 5))}, {"start": {}}, "start: 'A' is missing"),
         ({SITE: np.zeros((6, 5))}, {"start": {"A": np.zeros(3), "B": np.zeros(3)}}, "must have shape"),
-        ({SITE: np.zeros((6, 5))}, {"rank": {"x": 2}}, "has no bond 'x'"),
-        ({}, {}, "needs at least one site"),
+        ({SITE: np.zeros((6, 5))}, {"rank": {"x": 2}}, "expected bonds of lora, got 'x'"),
+        ({}, {}, "expected at least one site, got none"),
     ],
 )
 def test_what_cannot_be_projected_is_refused(updates, words, match):

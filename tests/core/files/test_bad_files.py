@@ -172,13 +172,16 @@ FORGED = {
     "a spec that cannot be": (lambda d: d["spec"].update(weight="out"), "the text holds a spec that cannot be"),
     "a factor named as the header": (
         lambda d: d["spec"]["factors"].update(__metadata__=d["spec"]["factors"].pop("A")),
-        "factor '__metadata__': a name must not begin with '_'",
+        "factor '__metadata__': expected a name that does not begin with '_'",
     ),
     "a layer in a pattern": (
         lambda d: d["patterns"][0]["coordinates"].update(layer=1),
         "pattern: must have a path of one or two strings and no layer",
     ),
-    "a site twice": (lambda d: d["sites"].append(d["sites"][0]), "layers.0.q: this site was given 2 times"),
+    "a site twice": (
+        lambda d: d["sites"].append(d["sites"][0]),
+        "layers.0.q: expected each site once, got this one 2 times",
+    ),
 }
 
 
@@ -277,7 +280,7 @@ def test_huge_claims_are_refused_before_anything_is_drawn(shape, path):
 @pytest.mark.parametrize(("shape", "rank"), [((2**31, 4), 2), ((6, 2**62), 2), ((6, 2**64), 2), ((6, 4), 2**31)])
 def test_claims_of_sizes_that_no_mode_has_are_refused(shape, rank, path):
     forge(path, claim(shape, rank))
-    with pytest.raises(FormatError, match=f"must be at most 2,147,483,647, got {max(*shape, rank):,}"):
+    with pytest.raises(FormatError, match=f"expected at most 2,147,483,647, got {max(*shape, rank):,}"):
         load(path)
 
 
