@@ -38,7 +38,7 @@ class Stack:
         if group.places is not None:
             raise SiteError(
                 f"{group.sites[0].path}: expected a site for every combination of ({' '.join(network.over)}), got a "
-                "grid with holes.\nStarts are read from the weights of the whole grid. Add the missing sites, or choose "
+                "grid with holes.\nStarts are read from the weights of the whole grid. Add the missing sites, or take "
                 "a drawn initializer."
             )
         self.values = values
