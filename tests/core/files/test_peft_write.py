@@ -131,11 +131,11 @@ def test_a_write_that_fails_leaves_the_earlier_one(moment, tmp_path, monkeypatch
 
 def test_what_cannot_be_written_leaves_no_folder(tmp_path):
     adapter, params = trained(families.lora())
-    with pytest.raises(SiteError, match="is missing"):
+    with pytest.raises(SiteError, match=r"params: expected an array '[^']+', got none"):
         save_as_lora(adapter, {}, tmp_path / "lora")
     with pytest.raises(FormatError, match=r"(?s)must be finite in float32.*Nothing was written"):
         save_as_lora(adapter, params | {"1.up.B": np.full((16, 2), 1e200)}, tmp_path / "lora")
     adapter, params = trained(families.krona(), rank=None)
-    with pytest.raises(PlanError, match="has full rank"):
+    with pytest.raises(PlanError, match="expected an update of less than full rank, got full rank"):
         save_as_lora(adapter, params, tmp_path / "lora")
     assert list(tmp_path.iterdir()) == []

@@ -226,11 +226,17 @@ def test_blocks_and_experts_are_read_where_they_lie(weights):
     [
         (
             lambda found: None,
-            r"the start of 0\.q\.A is read from the host's weights\.\nHowever, none were given",
+            r"pissa: expected the host's weights to read the start of 0\.q\.A from, got none\.\nPass init\(adapter, w",
         ),
-        (lambda found: {}, r"layers\.0\.q: its start is read from the weight layers\.0\.q\.\nHowever, that was not"),
-        (lambda found: found | {"layers.1.q": np.ones((8, 12))}, r"layers\.1\.q: must have shape \(12, 8\)\.\nHowever"),
-        (lambda found: found | {"layers.0.q": np.full((12, 8), np.nan)}, r"A: its start is read .* NaN or infinity"),
+        (lambda found: {}, r"layers\.0\.q: expected the host's weight layers\.0\.q to read its start from, got none"),
+        (
+            lambda found: found | {"layers.1.q": np.ones((8, 12))},
+            r"layers\.1\.q: expected shape \(12, 8\), got \(8, 12\)",
+        ),
+        (
+            lambda found: found | {"layers.0.q": np.full((12, 8), np.nan)},
+            "A: expected finite host weights to read its start from, got NaN or infinity",
+        ),
     ],
 )
 def test_weights_that_are_not_there_are_told(change, message, weights):
@@ -247,7 +253,7 @@ def test_a_grid_with_holes_has_no_one_stack(weights):
         factors={"A": trainable("out r", init=svd()), "B": trainable("layer kind r in", init=zeros())},
         scale=raw(),
     )
-    with pytest.raises(SiteError, match=r"0\.q: starts are read from the weights of a whole grid \(layer kind\)"):
+    with pytest.raises(SiteError, match=r"0\.q: expected a site for every combination of \(layer kind\), got a grid"):
         init(spec.bind(sites, rank=2), {site.path: np.ones((4, 4)) for site in sites})
 
 

@@ -68,7 +68,7 @@ def test_apply_takes_all_in_axes_of_a_kernel(lead, moved):
 @pytest.mark.parametrize("shape", [(), (4,), (3, 2), (5, 4, 3, 1), (24,), (4, 3, 2, 1)])
 def test_x_of_another_shape_is_refused(shape, moved):
     adapter, params = conv(moved)
-    message = r"layers.0.conv: x must end in the in axes \(4, 3, 2\).\nHowever, it has shape "
+    message = r"layers.0.conv: expected an x that ends in the in axes \(4, 3, 2\), got shape "
     with pytest.raises(SiteError, match=message):
         apply(adapter, params, CONV[0], np.zeros(shape))
 
@@ -77,10 +77,10 @@ def test_x_of_another_shape_is_refused(shape, moved):
 def test_params_and_sites_of_another_adapter_are_refused(call, moved):
     adapter = families.lotr().bind(grid(layers=2, kinds={"q": (12, 8)}), rank=3)
     params = moved(adapter)
-    with pytest.raises(SiteError, match=r"params: 'G' is missing.\nThis adapter has A, G, B"):
+    with pytest.raises(SiteError, match=r"params: expected an array 'G', got none.\nThis adapter has A, G, B"):
         call(adapter, {name: value for name, value in params.items() if name != "G"}, "layers.0.q")
     for wrong in (params["G"][:1], params["G"].swapaxes(0, 1), params["G"][..., None], np.float64(0)):
-        with pytest.raises(SiteError, match=r"params\['G'\]: must have shape \(2, 3, 3\).\nHowever, it has "):
+        with pytest.raises(SiteError, match=r"params\['G'\]: expected shape \(2, 3, 3\), got "):
             call(adapter, params | {"G": wrong}, "layers.0.q")
     with pytest.raises(SiteError, match=r"layers.2.q: not a site of this adapter"):
         call(adapter, params, "layers.2.q")
@@ -156,7 +156,8 @@ def test_merge_adds_in_float64_where_the_update_is():
 
 @pytest.mark.parametrize("shape", [(3, 2), (2, 3, 1), (3,), (1, 3), ()])
 def test_merge_refuses_another_shape(shape):
-    with pytest.raises(SiteError, match=r"merge: weight and update must have one shape.\nHowever, they have \(2, 3\)"):
+    message = r"merge: expected a weight and an update of the same shape, got \(2, 3\) and "
+    with pytest.raises(SiteError, match=message):
         merge(np.ones((2, 3)), np.ones(shape))
 
 
@@ -164,7 +165,7 @@ def test_merge_refuses_another_shape(shape):
 def test_merge_refuses_what_is_not_finite(bad):
     weight, update = np.ones((2, 3), np.float32), np.zeros((2, 3))
     update[1, 2] = bad
-    with pytest.raises(SiteError, match=r"merge: the update must be finite.\nHowever, it holds NaN or infinity."):
+    with pytest.raises(SiteError, match=r"merge: expected a finite update, got NaN or infinity.\nNothing was merged."):
         merge(weight, update)
     np.testing.assert_array_equal(weight, 1)
 
@@ -175,7 +176,7 @@ def test_merge_refuses_what_is_not_finite(bad):
 def test_merge_refuses_a_sum_that_the_dtype_cannot_hold(dtype, update_dtype, sign):
     weight = np.array([0, sign * np.finfo(dtype).max], dtype)
     before, update = weight.copy(), weight.astype(update_dtype or dtype)
-    message = f"^merge: weight plus update is not finite in {np.dtype(dtype)}.\nNothing was merged.$"
+    message = f"^merge: expected weight plus update to be finite in {np.dtype(dtype)}, got NaN.*\nNothing was merged.$"
     with pytest.raises(SiteError, match=message):  # and no warning: pytest makes errors of them
         merge(weight, update)
     np.testing.assert_array_equal(weight, before)
@@ -184,7 +185,7 @@ def test_merge_refuses_a_sum_that_the_dtype_cannot_hold(dtype, update_dtype, sig
 
 
 def test_merge_refuses_an_update_that_the_dtype_cannot_hold():
-    with pytest.raises(SiteError, match="weight plus update is not finite in float32"):
+    with pytest.raises(SiteError, match="expected weight plus update to be finite in float32, got NaN or infinity"):
         merge(np.ones(2, np.float32), np.array([0.0, 1e300]))
 
 
