@@ -274,7 +274,7 @@ def test_a_stack_with_holes_has_no_rank_of_its_own():
         assert ask(adapter, sites[0]) in (2, rank_bound(adapter, sites[0]))
 
 
-def test_a_mode_of_size_one_is_no_cut():
+def test_a_mode_of_size_one_is_not_listed_in_a_cut():
     spec = AdapterSpec(
         name="ones",
         weight="(o1 o2) in",
