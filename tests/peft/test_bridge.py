@@ -401,7 +401,7 @@ DAMAGE = {
     "unknown key": (lambda folder: rewrite_config(folder, extra=1), "unknown keys"),
     "wrong type": (lambda folder: rewrite_config(folder, dropout="0"), "dropout has a value of the wrong type"),
     "two specs": (lambda folder: rewrite_config(folder, spec="{}"), "leave spec out"),
-    "no adapter": (lambda folder: rewrite_config(folder, adapter="{}"), "missing keys|saved with format"),
+    "no adapter": (lambda folder: rewrite_config(folder, adapter="{}"), "expected format 1, which .*, got format None"),
     "digest": (lambda folder: rewrite_config(folder, digests={"V": "0"}), "V was drawn again from seed 3"),
     "no JSON": (lambda folder: (folder / "adapter_config.json").write_text("{"), "JSON|Expecting"),
     "cut short": (cut, "was cut short or damaged"),
