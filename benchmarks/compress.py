@@ -1,8 +1,8 @@
-"""A LoRA of rank 16 on query and value, on the shapes of two hosts, becomes the closest adapter of other specs.
+"""Compress a LoRA of rank 16 on query and value, with the shapes of two hosts, into the closest adapter of other specs.
 
-Updates are of two kinds: those of a random LoTR of rank 16, which have an exact short form, and LoRAs at random, which
-have nothing in common. Each row is a process of its own, so that its peak of memory is its own; `dense GB` is what the
-stack of the dense updates alone would take.
+There are two kinds of updates: those of a random LoTR of rank 16, which have an exact compact form, and random LoRAs,
+which have nothing in common. Each row runs in its own process, so that peak memory is measured per row. `dense GB` is
+the size of the stack of dense updates.
 """
 
 import resource
@@ -32,7 +32,7 @@ SPECS: Mapping[str, tuple[AdapterSpec, int]] = {
 
 
 def updates_of(sites: tuple[Site, ...], kind: str) -> dict[Site, LoRA]:
-    """A LoRA a site: with one left and one right side for all, but for a square between them, or each by itself."""
+    """Make one LoRA per site: all with the same outer factors and different cores ("exact"), or independent ones."""
     random = np.random.default_rng(0)
     out, inner = sites[0].shape
     left, right = random.standard_normal((out, RANK)), random.standard_normal((RANK, inner))
@@ -46,7 +46,7 @@ def updates_of(sites: tuple[Site, ...], kind: str) -> dict[Site, LoRA]:
 
 
 def row(host_name: str, kind: str, name: str) -> dict[str, Any]:
-    """One projection: its error, size, seconds and peak."""
+    """Compress once; return the error, the size, the time and the peak memory."""
     host = find_host(host_name)
     sites = host.sites()
     spec, rank = SPECS[name]
@@ -71,9 +71,9 @@ def row(host_name: str, kind: str, name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print a row a host, kind of updates and spec."""
+    """Print one row per host, kind of updates and spec."""
     options = arguments(__doc__ or "")
-    options.rounds = 1  # each takes long enough
+    options.rounds = 1  # each run takes long enough
     asked = [(host, kind, name) for host in HOSTS for kind in ("exact", "random") for name in SPECS]
     rows = []
     for words in asked:

@@ -1,6 +1,6 @@
-"""Every family cut into LoRAs on the shape of LLaMA-2-7B, one weight after another; beside it one dense SVD.
+"""Export every family as LoRAs with the shapes of LLaMA-2-7B, one weight after another; compare with one dense SVD.
 
-Values are random, in float32. A family of full rank on some weight has no exact LoRA: it is listed without a time.
+Values are random, in float32. A family that has full rank on some weight has no exact LoRA and is listed without time.
 """
 
 import resource
@@ -21,7 +21,7 @@ RANKS = {"randlora": {"r": 16, "n": 4}, "lokr": 4, "loha": {"p": 8, "q": 8}}
 
 
 def bind(name: str, sites: Sequence[Site]) -> Adapter:
-    """A family on all linear layers; where it stacks weights over more than layers and kinds, they are one there."""
+    """Bind a family to all linear layers. Site modes other than layer and kind get size 1."""
     spec: AdapterSpec = getattr(families, name)()
     further = dict.fromkeys({*spec.site_modes} - {"layer", "kind", "site"}, 0)
     places = [Site(site.path, site.shape, dict(site.coordinates) | further) for site in sites]
@@ -29,18 +29,18 @@ def bind(name: str, sites: Sequence[Site]) -> Adapter:
 
 
 def is_full(adapter: Adapter) -> bool:
-    """Whether any of its networks has no exact LoRA that is smaller than the weight."""
+    """Return whether any network has no exact LoRA that is smaller than the weight."""
     return any(minimum_cut(network).rank >= min(network.weight_shape) for network in adapter.networks)
 
 
 def draw(adapter: Adapter) -> Mapping[str, np.ndarray]:
-    """Random values in every factor, frozen ones too."""
+    """Draw random values for every factor, including frozen ones."""
     random = np.random.default_rng(0)
     return {name: random.standard_normal(slot.shape, np.float32) for name, slot in adapter.slots.items()}
 
 
 def export(adapter: Adapter) -> dict[str, Any]:
-    """Seconds for all weights, each dropped before the next, and the highest rank."""
+    """Export all weights, discarding each result; return the time and the highest rank."""
     params = draw(adapter)
     start, rank = time.perf_counter(), 0
     for site in adapter.sites:
@@ -49,14 +49,14 @@ def export(adapter: Adapter) -> dict[str, Any]:
 
 
 def peak() -> float:
-    """The most memory that this process has held, in GB."""
+    """Return the peak memory of this process in GB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if sys.platform == "linux" else 1) / 1e9
 
 
 def main() -> None:
-    """Print a row a family, their sum, and the SVD."""
+    """Print one row per family, their sum, and the SVD."""
     options = arguments(__doc__ or "")
-    options.rounds = 1  # each takes long enough
+    options.rounds = 1  # each run takes long enough
     sites = find_host("llama-2-7b").sites("all-linear")
     rows: list[dict[str, Any]] = []
     for name in families.__all__:

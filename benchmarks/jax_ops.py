@@ -1,4 +1,4 @@
-"""JAX: one site, jitted forward and backward, against jnp written by hand; and the memory of a scan over layers."""
+"""JAX: compare one site, jitted forward and backward, with hand-written jnp; and the memory of a scan over layers."""
 
 import argparse
 import json
@@ -33,39 +33,39 @@ Params = Mapping[str, Array]
 
 
 def lora(p: Params, x: Array) -> Array:
-    """LoRA as it is written everywhere."""
+    """LoRA in its usual form."""
     return (x @ p["A"].T) @ p["B"].T
 
 
 def loha(p: Params, x: Array) -> Array:
-    """LoHa by its dense update, as PEFT and LyCORIS do: there is no cheaper way at these sizes."""
+    """LoHa by its dense update, as in PEFT and LyCORIS: there is no cheaper way at these sizes."""
     return x @ ((p["A1"] @ p["B1"]) * (p["A2"] @ p["B2"])).T
 
 
 def lokr(p: Params, x: Array) -> Array:
-    """LoKr factor by factor, the Kronecker product never made."""
+    """LoKr factor by factor, without building the Kronecker product."""
     z = x.reshape(x.shape[0], p["C"].shape[1], -1) @ p["B"].T @ p["A"].T
     return jnp.einsum("oi,tip->top", p["C"], z).reshape(x.shape[0], -1)
 
 
 def vera(p: Params, x: Array) -> Array:
-    """VeRA as PEFT writes it."""
+    """VeRA as in PEFT."""
     return p["b"] * ((p["d"] * (x @ p["A"].T)) @ p["B"].T)
 
 
 def lotr(p: Params, x: Array) -> Array:
-    """LoTR as its authors write it."""
+    """LoTR as in the code of its authors."""
     return ((x @ p["B"]) @ p["G"].T) @ p["A"].T
 
 
 def lorta(p: Params, x: Array) -> Array:
-    """LoRTA through its factors: the heads' part is a small Khatri-Rao product."""
+    """LoRTA by its factors; the heads need a small Khatri-Rao product."""
     out = (p["H"][:, None, :] * p["B"][None, :, :]).reshape(-1, p["B"].shape[1])
     return ((x @ p["A"]) * (p["L"] * p["M"])) @ out.T
 
 
 def tlora(p: Params, x: Array) -> Array:
-    """TLoRA as its author writes it."""
+    """TLoRA as in the code of its author."""
     return p["a"] * (((x @ p["A"]) @ p["B"]) @ p["C"])
 
 
@@ -94,7 +94,7 @@ Pulled = tuple[Array, Any]
 
 
 def with_gradients(forward: Callable[[Any, Any, Array], Array]) -> Callable[[Any, Any, Array, Array], Pulled]:
-    """Jitted (trained, frozen, x, gradient) -> the answer, and the gradients of `trained` and x."""
+    """Return a jitted (trained, frozen, x, gradient) -> output, and the gradients of `trained` and x."""
 
     def run(trained: Any, frozen: Any, x: Array, gradient: Array) -> Pulled:
         y, pull = jax.vjp(lambda t, v: forward(t, frozen, v), trained, x)
@@ -104,7 +104,7 @@ def with_gradients(forward: Callable[[Any, Any, Array], Array]) -> Callable[[Any
 
 
 def contestants(family: str, tokens: int, dtype: str) -> dict[str, Callable[[], Any]]:
-    """One site of two layers by tnadapt, and by hand on the factors of that site alone."""
+    """Make one site of two layers with tnadapt, and hand-written code on the factors of that site alone."""
     sites = tnadapt.grid(layers=2, kinds={"q": (WIDTH, WIDTH)})
     adapter = getattr(families, family)().bind(sites, alpha=1.0, **CASES[family])
     params = tnadapt_jax.init(adapter)
@@ -132,7 +132,7 @@ def contestants(family: str, tokens: int, dtype: str) -> dict[str, Callable[[], 
     wanted = hand(own, kept, x, gradient)[0]
     error = float(jnp.abs(found - wanted).max() / jnp.abs(wanted).max())
     if error > (1e-4 if dtype == "float32" else 5e-2):
-        raise AssertionError(f"{family}: the two differ by {error:.1e}")
+        raise AssertionError(f"{family}: the two results differ by {error:.1e}")
     return {
         "tnadapt": lambda: jax.block_until_ready(ours(trained, params["frozen"], x, gradient)),
         "hand": lambda: jax.block_until_ready(hand(own, kept, x, gradient)),
@@ -140,7 +140,7 @@ def contestants(family: str, tokens: int, dtype: str) -> dict[str, Callable[[], 
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Rows as a Markdown table."""
+    """Format rows as a Markdown table."""
     lines = [list(rows[0]), ["---"] * len(rows[0])]
     written = {float: "{:.2f}", int: "{:,}", str: "{}"}
     lines += [[written[type(value)].format(value) for value in row.values()] for row in rows]
@@ -148,7 +148,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def scan_memory() -> list[dict[str, Any]]:
-    """Temporary bytes of a gradient through a scan of 16 layers: by activations, and with dW made in the body."""
+    """Measure the temporary bytes of a gradient through a scan of 16 layers: by activations, and by dW in the body."""
     layers, width, batch = 16, 512, 64
     sites = tnadapt.grid(layers=layers, kinds={"q": (width, width)})
     adapter = families.lotr().bind(sites, rank=8)
@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--families", nargs="+", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--json", type=Path, help="write the rows here too")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
     options = parser.parse_args()
     device = jax.devices()[0]
     where = f"jax {jax.__version__}, {device.device_kind or platform.machine()}, {options.dtype}"

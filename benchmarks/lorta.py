@@ -1,4 +1,4 @@
-"""LoRTA through its factors against a plain version that makes every delta of every layer at each forward pass."""
+"""Compare LoRTA by its factors with a plain version that builds every delta of every layer at each forward pass."""
 
 import torch
 from timing import arguments, medians, report
@@ -13,10 +13,10 @@ KINDS = ("q", "k", "v", "o")
 
 
 class Host(nn.Module):
-    """Layers of four projections, one after the other."""
+    """Layers of four projections, applied in sequence."""
 
     def __init__(self) -> None:
-        """Frozen random weights."""
+        """Make frozen random weights."""
         super().__init__()
         self.layers = nn.ModuleList(
             nn.ModuleDict({kind: nn.Linear(WIDTH, WIDTH, bias=False) for kind in KINDS}) for _ in range(LAYERS)
@@ -24,7 +24,7 @@ class Host(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, x: Tensor, deltas: Tensor | None = None) -> Tensor:
-        """X (token, width); deltas (layer, kind, out, in) are added as layers of their own where given."""
+        """Run x (token, width). If given, deltas (layer, kind, out, in) are applied as separate linear layers."""
         for number, layer in enumerate(self.layers):
             for place, kind in enumerate(KINDS):
                 y = layer[kind](x)
@@ -33,7 +33,7 @@ class Host(nn.Module):
 
 
 def all_deltas(a: Tensor, b: Tensor, heads: Tensor, layers: Tensor, kinds: Tensor) -> Tensor:
-    """The whole CP tensor (layer, kind, out, in), from the formula."""
+    """Build the whole CP tensor (layer, kind, out, in) from the formula."""
     weights = layers[:, None, :] * kinds[None, :, :]
     out = (heads[:, None, :] * b[None, :, :]).reshape(WIDTH, -1)
     return torch.einsum("lmr,or,ir->lmoi", weights, out, a)

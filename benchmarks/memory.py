@@ -1,4 +1,4 @@
-"""Bytes that one adapted linear layer keeps for its backward pass, beside what the frozen layer keeps."""
+"""Measure the bytes that one adapted linear layer saves for its backward pass, without the weights."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ WIDTH, TOKENS, RANK = 1024, 2048, 8
 
 
 def saved_bytes(run: Callable[[], Tensor], free: set[int]) -> tuple[int, set[int]]:
-    """Bytes of the distinct storages that autograd saves while `run` runs, but for those in `free`; and which."""
+    """Return the bytes of the distinct storages that autograd saves during `run`, except those in `free`; and which."""
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:

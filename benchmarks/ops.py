@@ -1,4 +1,4 @@
-"""One site, forward and backward: each family against torch written by hand, opt_einsum and torch.einsum."""
+"""Compare one site, forward and backward, with hand-written torch, opt_einsum and torch.einsum, for each family."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -29,28 +29,28 @@ Params = Mapping[str, Tensor]
 
 
 def lora(p: Params, x: Tensor, y: Tensor, scale: float) -> Tensor:
-    """LoRA as PEFT writes it."""
+    """LoRA as in PEFT."""
     return y + linear(linear(x, p["A"]), p["B"]) * scale
 
 
 def lotr(p: Params, x: Tensor, y: Tensor, scale: float) -> Tensor:
-    """LoTR as its authors write it, with the core of one site."""
+    """LoTR as in the code of its authors, with the core of one site."""
     return y + scale * (((x @ p["B"]) @ p["G"].T) @ p["A"].T)
 
 
 def lorta(p: Params, x: Tensor, y: Tensor, scale: float) -> Tensor:
-    """LoRTA through its factors: the heads' part is a small Khatri-Rao product."""
+    """LoRTA by its factors; the heads need a small Khatri-Rao product."""
     out = (p["H"][:, None, :] * p["B"][None, :, :]).reshape(-1, p["B"].shape[1])
     return y + scale * (((x @ p["A"]) * (p["L"] * p["M"])) @ out.T)
 
 
 def tlora(p: Params, x: Tensor, y: Tensor, scale: float) -> Tensor:
-    """TLoRA as its author writes it."""
+    """TLoRA as in the code of its author."""
     return y + p["a"] * (((x @ p["A"]) @ p["B"]) @ p["C"]) * scale
 
 
 def vera(p: Params, x: Tensor, y: Tensor, scale: float) -> Tensor:
-    """VeRA as PEFT writes it."""
+    """VeRA as in PEFT."""
     return y + p["b"] * linear(p["d"] * linear(x, p["A"]), p["B"]) * scale
 
 
@@ -77,12 +77,12 @@ HANDS: dict[str, Callable[[Params, Tensor, Tensor, float], Tensor]] = {
 
 
 def einsum_of(network: Network, tokens: int) -> str:
-    """The whole update as one einsum, operands x and then the factors."""
+    """Return the whole update as one einsum equation, with operands x and then the factors."""
     return tnadapt.plan(network, "apply", tokens=tokens).equation()
 
 
 def contestants(family: str, tokens: int, dtype: torch.dtype, device: str) -> dict[str, Callable[[], None]]:
-    """Forward and backward of one site, in four ways, on equal factors."""
+    """Make forward and backward passes of one site in four ways, on equal factors."""
     torch.manual_seed(0)
     host = nn.ModuleList([nn.ModuleDict({"q": nn.Linear(WIDTH, WIDTH, bias=False)}) for _ in range(2)]).to(
         device, dtype

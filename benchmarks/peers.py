@@ -1,4 +1,4 @@
-"""A whole training step of a Llama-shaped model: tnadapt against PEFT 0.21.2, and against the frozen base."""
+"""Compare a training step of a Llama-shaped model with tnadapt, with PEFT 0.21.2, and with the frozen base."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,14 +28,14 @@ CASES: dict[str, tuple[int, Callable[[], Any], Callable[[], Any]]] = {
 
 
 def model_of(options: Any) -> LlamaForCausalLM:
-    """The same small Llama each time, made from its configuration."""
+    """Make the same small Llama each time, from its configuration."""
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=1000, max_position_embeddings=TOKENS, **SHAPE)
     return LlamaForCausalLM(config).to(options.device, getattr(torch, options.dtype))
 
 
 def step_of(model: nn.Module, embeddings: Tensor, labels: Tensor) -> Callable[[], None]:
-    """Forward, backward and one AdamW step over what is trainable; without any, backward to the embeddings alone."""
+    """Return a step: forward, backward and AdamW. If nothing is trainable, backward to the embeddings only."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4) if trained else None
 

@@ -1,4 +1,4 @@
-"""What a site costs as sites and tokens grow, and how long binding and planning take, cold."""
+"""Measure the cost per site as sites and tokens grow, and the time for binding and planning with empty caches."""
 
 import time
 from typing import Any
@@ -24,7 +24,7 @@ LLAMA_70B = {"q": (8192, 8192), "k": (1024, 8192), "v": (1024, 8192), "o": (8192
 
 
 def cold_seconds(family: str) -> float:
-    """Bind an adapter to the 560 weights of a 70B shape and plan each of its networks for all buckets."""
+    """Measure binding an adapter to the 560 weights of a 70B shape and planning each network for all buckets."""
     sites = tnadapt.grid(layers=80, kinds=LLAMA_70B)
     start = time.perf_counter()
     adapter = getattr(families, family)().bind(sites, rank=8)
@@ -35,7 +35,7 @@ def cold_seconds(family: str) -> float:
 
 
 def step_seconds(family: str, sites: int, tokens: int, options: Any) -> dict[str, float]:
-    """Microseconds a site of forward and backward through a host: the whole, the frozen host, and the difference."""
+    """Measure microseconds per site, forward and backward: with adapter, frozen host, and the difference."""
     torch.manual_seed(0)
     hosts = [nn.ModuleList(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(sites)) for _ in range(2)]
     adapted, plain = (host.to(options.device).requires_grad_(False) for host in hosts)

@@ -1,4 +1,4 @@
-"""Ratios of times, measured side by side: rounds interleave what is compared, and medians are taken over rounds."""
+"""Ratios of times, measured in the same run: rounds interleave the contestants, and medians are taken over rounds."""
 
 import argparse
 import json
@@ -12,24 +12,24 @@ from typing import Any
 import torch
 
 ROUNDS = 9
-SLICE = 0.02  # seconds that each contestant runs in a round, at least
+SLICE = 0.02  # minimum seconds per contestant and round
 
 
 def arguments(about: str) -> argparse.Namespace:
-    """The options that every benchmark takes."""
+    """Parse the options that every benchmark takes."""
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--json", type=Path, help="write the rows here too")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     return options
 
 
 def medians(contestants: Mapping[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, float]:
-    """Median seconds of one run of each contestant; the rounds go through all of them in turn."""
+    """Return the median seconds per run of each contestant. Each round runs all of them in turn."""
     for run in contestants.values():
         _seconds(run, 2)  # warm up
     repeats = {name: max(1, round(SLICE / _seconds(run, 1))) for name, run in contestants.items()}
@@ -50,7 +50,7 @@ def _seconds(run: Callable[[], Any], repeats: int) -> float:
 
 
 def report(options: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print the rows as a Markdown table under a line that says where they were taken; write JSON if asked to."""
+    """Print the rows as a Markdown table under a line that describes the machine; write JSON on request."""
     machine = torch.cuda.get_device_name() if options.device == "cuda" else platform.machine()
     where = f"torch {torch.__version__}, {machine}, {options.threads} threads, {options.dtype}"
     print(f"\n{where}, medians of {options.rounds} rounds\n")

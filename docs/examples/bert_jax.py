@@ -1,7 +1,7 @@
-"""A BERT encoder as a function of its weights, with the weights' names of transformers; and one adapter in it.
+"""A BERT encoder as a function of its weights, with an adapter. The weights have the names that transformers uses.
 
-Two forms give the same numbers: `encode` loops over the layers in python, `encode_stacked` scans over stacked weights.
-An adapter enters as a function `update(name, x)`, what it adds to the output of the weight of that name.
+Two forms give the same results: `encode` loops over the layers in Python, `encode_stacked` scans over stacked weights.
+An adapter is passed as a function `update(name, x)`: what it adds to the output of the weight of that name.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from tnadapt import Adapter
 Weights = Mapping[str, Array]
 Update = Callable[[str, Array], Array]
 LAYER = "encoder.layer."
-LOWEST = -3.4e38  # the score of a token that is only padding; float32 holds it
+LOWEST = -3.4e38  # the attention score of padding; float32 can represent it
 
 
 @dataclass(frozen=True)
 class Config:
-    """What the weights do not say."""
+    """What the weights do not determine."""
 
     layers: int
     heads: int
@@ -35,35 +35,35 @@ class Config:
 
 
 def load_bert(folder: str | Path, prefix: str = "") -> tuple[Config, dict[str, Array]]:
-    """The configuration, and the weights by the names that transformers gives them, behind a prefix."""
+    """Load the configuration and the weights, under a prefix and the names that transformers uses."""
     values = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     if values["model_type"] != "bert" or values["hidden_act"] != "gelu":
-        raise ValueError(f"{folder}: wanted a BERT with gelu, got {values['model_type']} with {values['hidden_act']}")
+        raise ValueError(f"{folder}: expected a BERT with gelu, got {values['model_type']} with {values['hidden_act']}")
     config = Config(values["num_hidden_layers"], values["num_attention_heads"], values["layer_norm_eps"])
     arrays = load_file(Path(folder) / "model.safetensors")
     return config, {prefix + name: jnp.asarray(value) for name, value in arrays.items() if value.dtype.kind == "f"}
 
 
 def nothing(name: str, x: Array) -> Array:
-    """No adapter: adds 0."""
+    """Add 0: no adapter."""
     return jnp.zeros((), x.dtype)
 
 
 def dense(weights: Weights, name: str, x: Array, update: Update = nothing) -> Array:
-    """A linear layer; x (..., in) -> (..., out). The weight is stored (out, in), and read as it lies."""
+    """Apply a linear layer: x (..., in) -> (..., out). The weight is stored as (out, in) and is not transposed."""
     product = jnp.einsum("...i,oi->...o", x, weights[f"{name}.weight"])
     return product + weights[f"{name}.bias"] + update(name, x)
 
 
 def norm(weights: Weights, name: str, x: Array, config: Config) -> Array:
-    """LayerNorm over the last axis."""
+    """Apply LayerNorm over the last axis."""
     centered = x - x.mean(-1, keepdims=True)
     deviation = jnp.sqrt((centered**2).mean(-1, keepdims=True) + config.epsilon)
     return centered / deviation * weights[f"{name}.weight"] + weights[f"{name}.bias"]
 
 
 def embed(weights: Weights, tokens: Array, config: Config, prefix: str = "") -> Array:
-    """Tokens (text, token) -> states (text, token, hidden): words, places, and segment 0 everywhere."""
+    """Embed tokens (text, token) -> (text, token, hidden): words, positions, and segment 0 everywhere."""
     name = f"{prefix}embeddings."
     words = weights[f"{name}word_embeddings.weight"][tokens]
     places = weights[f"{name}position_embeddings.weight"][: tokens.shape[-1]]
@@ -72,7 +72,7 @@ def embed(weights: Weights, tokens: Array, config: Config, prefix: str = "") -> 
 
 
 def attend(weights: Weights, x: Array, mask: Array, config: Config, update: Update) -> Array:
-    """Self-attention; x (text, token, hidden), mask (text, token)."""
+    """Apply self-attention to x (text, token, hidden), with mask (text, token)."""
     split = (*x.shape[:-1], config.heads, x.shape[-1] // config.heads)
     query, key, value = (
         dense(weights, f"attention.self.{name}", x, update).reshape(split) for name in ("query", "key", "value")
@@ -84,7 +84,7 @@ def attend(weights: Weights, x: Array, mask: Array, config: Config, update: Upda
 
 
 def layer(weights: Weights, x: Array, mask: Array, config: Config, update: Update = nothing) -> Array:
-    """One block; the weights by their names inside of it."""
+    """Apply one block. Weights are given by their names inside the block."""
     x = norm(weights, "attention.output.LayerNorm", x + attend(weights, x, mask, config, update), config)
     inner = jax.nn.gelu(dense(weights, "intermediate.dense", x, update), approximate=False)
     return norm(weights, "output.LayerNorm", x + dense(weights, "output.dense", inner, update), config)
@@ -93,7 +93,7 @@ def layer(weights: Weights, x: Array, mask: Array, config: Config, update: Updat
 def encode(
     weights: Weights, tokens: Array, mask: Array, config: Config, *, update: Update = nothing, prefix: str = ""
 ) -> Array:
-    """States (text, token, hidden), layer by layer; `update` gets whole names, as "encoder.layer.0.output.dense"."""
+    """Return states (text, token, hidden), with a loop. `update` gets whole names: "encoder.layer.0.output.dense"."""
     x = embed(weights, tokens, config, prefix)
     for number in range(config.layers):
         path = f"{prefix}{LAYER}{number}."
@@ -107,7 +107,7 @@ def encode(
 
 
 def stack_layers(weights: Weights, config: Config, prefix: str = "") -> dict[str, Array]:
-    """The weights of all layers by their names inside of one, with the layers along the first axis."""
+    """Stack the weights of all layers along a new first axis, under their names inside a layer."""
     first = f"{prefix}{LAYER}0."
     names = [name.removeprefix(first) for name in weights if name.startswith(first)]
     return {
@@ -126,7 +126,7 @@ def encode_stacked(
     adapted: tuple[Adapter, tnadapt_jax.Params] | None = None,
     prefix: str = "",
 ) -> Array:
-    """The same by one scan over stacked weights; `weights` are read for the embeddings alone."""
+    """Return the same with one scan over stacked weights. `weights` is used only for the embeddings."""
     adapter, params = adapted or (None, None)
     shared, per_layer = tnadapt_jax.scan_split(adapter, params) if adapter and params else ({}, {})
     kinds = {site.coordinates["kind"] for site in adapter.sites} if adapter else {}
@@ -145,6 +145,6 @@ def encode_stacked(
 
 
 def mean_of(states: Array, mask: Array) -> Array:
-    """The mean state of the real tokens: (text, token, hidden) -> (text, hidden)."""
+    """Average the states over the unpadded tokens: (text, token, hidden) -> (text, hidden)."""
     share = mask[:, :, None].astype(states.dtype)
     return (states * share).sum(1) / jnp.maximum(share.sum(1), 1.0)

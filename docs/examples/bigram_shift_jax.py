@@ -1,9 +1,9 @@
-"""The demo in JAX: the same encoder, task, batches and starting values, trained by optax under one lax.scan.
+"""The demo in JAX: the same encoder, task, batches and initial values, trained with optax and one lax.scan.
 
-    python bigram_shift_jax.py           LoTR and LoRTA in JAX, LoTR in PyTorch beside them; minutes on two cores
-    python bigram_shift_jax.py --quick   all of it in a minute or two; its accuracies mean nothing
+    python bigram_shift_jax.py           LoTR and LoRTA in JAX, and LoTR in PyTorch; minutes on two cores
+    python bigram_shift_jax.py --quick   the same in a minute or two; the accuracies are meaningless
 
-At the end each file is read by the other framework, and the predictions are compared.
+At the end, each framework reads the other's file, and the predictions are compared.
 """
 
 from __future__ import annotations
@@ -40,27 +40,27 @@ import tnadapt_torch
 from tnadapt import Adapter
 from tnadapt.binding import read_checkpoint
 
-PREFIX = "encoder."  # where the encoder is in the PyTorch demo's model, so that a file fits both
-STEP = 24  # texts are padded to a multiple of this: few lengths, few compilations
+PREFIX = "encoder."  # the path of the encoder in the PyTorch demo's model, so that both can read one file
+STEP = 24  # texts are padded to a multiple of this: few lengths mean few compilations
 Params = dict[str, dict[str, Array]]
 
 
 class Host:
-    """The frozen encoder as arrays, in both forms: by layer, and stacked."""
+    """The frozen encoder as arrays, in two forms: one array per layer, and stacked."""
 
     def __init__(self, folder: str) -> None:
-        """Args: the folder of the encoder."""
+        """Load the encoder from its folder."""
         self.config: Config
         self.config, self.weights = load_bert(folder, PREFIX)
         self.stacked = stack_layers(self.weights, self.config, PREFIX)
 
     def fixed(self, frozen: Any) -> dict[str, Any]:
-        """What is not trained, as one argument of a jitted function."""
+        """Gather the arrays that are not trained into one argument of a jitted function."""
         return {"frozen": frozen, "weights": self.weights, "stacked": self.stacked}
 
 
 def padded(split: Split, chosen: Sequence[int]) -> tuple[Array, Array]:
-    """Token ids and mask of the chosen texts, both (BATCH, a multiple of STEP); what is missing is masked."""
+    """Return token ids and mask of the chosen texts, both (BATCH, a multiple of STEP). Padding is masked."""
     rows = [split.tokens[i].numpy() for i in chosen]
     length = -(-max(map(len, rows)) // STEP) * STEP
     tokens, mask = np.zeros((BATCH, length), np.int32), np.zeros((BATCH, length), np.float32)
@@ -70,24 +70,24 @@ def padded(split: Split, chosen: Sequence[int]) -> tuple[Array, Array]:
 
 
 def logits(trained: Any, fixed: Any, batch: tuple[Array, Array], adapter: Adapter, config: Config) -> Array:
-    """(text, class); `trained` holds the adapter's factors and the head. Nothing big is captured."""
+    """Return logits (text, class). `trained` has the factors and the head. No large array is captured."""
     adapted = (adapter, {"trainable": trained["adapter"], "frozen": fixed["frozen"]})
     states = encode_stacked(fixed["weights"], fixed["stacked"], *batch, config, adapted=adapted, prefix=PREFIX)
     return head_of(trained["head"], states, batch[1])
 
 
 def logits_of_merged(head: Mapping[str, Array], weights: Any, batch: tuple[Array, Array], config: Config) -> Array:
-    """The same from weights that hold the update."""
+    """Return the same from weights into which the update was merged."""
     states = encode_stacked(weights, stack_layers(weights, config, PREFIX), *batch, config, prefix=PREFIX)
     return head_of(head, states, batch[1])
 
 
 def head_of(head: Mapping[str, Array], states: Array, mask: Array) -> Array:
-    """Logits from the mean of the states of the real tokens."""
+    """Return the logits from the mean state of the unpadded tokens."""
     return jnp.dot(mean_of(states, mask), head["weight"].T) + head["bias"]
 
 
-# An adapter is hashed by its value, so that one read from a file runs the program that was compiled for its equal.
+# An adapter is hashed by its value, so one that is read from a file reuses the program compiled for its equal.
 answer = jax.jit(logits, static_argnames=("adapter", "config"))
 answer_merged = jax.jit(logits_of_merged, static_argnames="config")
 
@@ -95,7 +95,7 @@ answer_merged = jax.jit(logits_of_merged, static_argnames="config")
 def train(
     task: Task, host: Host, adapter: Adapter, rate: float, trained: Any, *, frozen: Any, seed: int
 ) -> tuple[Any, float]:
-    """Adam with a linear schedule, one step a batch; what was trained, and the median seconds of a step."""
+    """Train with Adam and a linear schedule, one step per batch. Return the result and the median seconds per step."""
     batches = random_batches(task.train, task.steps, seed)
     parts = {"adapter": optax.adam(linear(rate, task.steps)), "head": optax.adam(linear(HEAD_RATE, task.steps))}
     optimizer = optax.partition(parts, {name: name for name in parts})
@@ -122,20 +122,20 @@ def train(
 
 
 def answers_of(split: Split, host: Host, adapter: Adapter, trained: Any, frozen: Any) -> Tensor:
-    """Logits of all texts, in their own order."""
+    """Return the logits of all texts, in their original order."""
     fixed = host.fixed(frozen)
     return gathered(split, lambda batch: answer(trained, fixed, batch, adapter=adapter, config=host.config))
 
 
 def answers_merged(split: Split, host: Host, adapter: Adapter, trained: Any, frozen: Any) -> Tensor:
-    """The same after merging into the weights."""
+    """Return the same after merging into the weights."""
     leaves = tnadapt_jax.find_sites(host.weights, target=[s.path for s in adapter.sites], layout="hf-torch")
     merged = tnadapt_jax.merge(adapter, {"trainable": trained["adapter"], "frozen": frozen}, host.weights, leaves)
     return gathered(split, lambda batch: answer_merged(trained["head"], merged, batch, config=host.config))
 
 
 def linear(rate: float, steps: int) -> optax.Schedule:
-    """Up over the first tenth of the steps, then down to 0, as in the PyTorch demo."""
+    """Return a schedule that rises over the first tenth of the steps and falls to 0, as in the PyTorch demo."""
 
     def at(step: Any) -> Any:
         return rate * jnp.minimum(1.0, (step + 1) / (WARMUP * steps)) * (1.0 - step / steps)
@@ -144,7 +144,7 @@ def linear(rate: float, steps: int) -> optax.Schedule:
 
 
 def gathered(split: Split, answer: Any) -> Tensor:
-    """Answers for all texts of a split, in their own order, as a tensor: what is compared lies on one side."""
+    """Return the logits of all texts of a split, in their original order, as a torch tensor for comparison."""
     batches = by_length(split, range(len(split.tokens)))
     answers = [np.asarray(answer(padded(split, batch)))[: len(batch)] for batch in batches]
     order = np.argsort(list(chain.from_iterable(batches)))
@@ -152,7 +152,7 @@ def gathered(split: Split, answer: Any) -> Tensor:
 
 
 def run_method(name: str, method: Method, task: Task, host: Host, seed: int) -> Row:
-    """Bind, train, test, save; load the file again here and in PyTorch; merge; compare the answers."""
+    """Bind, train, test and save; load the file here and in PyTorch; merge; compare the predictions."""
     leaves = tnadapt_jax.find_sites(host.weights, target=list(task.target_modules), layout="hf-torch")
     adapter = method.spec.bind(
         leaves.sites, rank=method.rank, alpha=method.alpha, sizes=dict(method.sizes) or None, seed=seed
@@ -184,7 +184,7 @@ def run_method(name: str, method: Method, task: Task, host: Host, seed: int) -> 
 
 
 def run_torch(name: str, method: Method, task: Task, host: Host, seed: int) -> Row:
-    """The PyTorch demo's run of the same method; its file is read here."""
+    """Run the PyTorch demo with the same method, and read its file here."""
     row = bigram_shift.run_method(name, method, task, seed)
     model = load_classifier(task.model, task.classes, seed)
     tnadapt_torch.load(model, task.out / row.file)
@@ -198,7 +198,7 @@ def run_torch(name: str, method: Method, task: Task, host: Host, seed: int) -> R
 
 
 def answers_of_file(path: Path, task: Task, host: Host) -> Tensor:
-    """Logits of the test texts by the adapter and the head in a file."""
+    """Return the logits of the test texts, from the adapter and the head in a file."""
     adapter, params = tnadapt_jax.load(path)
     head = {key.removeprefix("head."): jnp.asarray(value) for key, value in read_checkpoint(path).extra.items()}
     trained = {"adapter": params["trainable"], "head": head}
@@ -206,13 +206,13 @@ def answers_of_file(path: Path, task: Task, host: Host) -> Tensor:
 
 
 def say(what: str, found: tuple[int, float], task: Task) -> None:
-    """One line on two sets of predictions."""
+    """Print one line that compares two sets of predictions."""
     total, (apart, largest) = len(task.test.tokens), found
     print(f"{what}: {total - apart} of {total} predictions are the same, max |logit difference| {largest:.1e}")
 
 
 def run_all(args: argparse.Namespace) -> int:
-    """Run every method with every seed, here and the first in PyTorch too; write the report."""
+    """Run every method with every seed in JAX, and the first one in PyTorch; write the report."""
     task = bigram_shift.make_task(args)
     host, rows = Host(task.model), []
     setting = bigram_shift.setting_of(args, task)
@@ -228,7 +228,7 @@ def run_all(args: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    """Return 0 for success, 2 for a fault of the input, 130 after Ctrl-C."""
+    """Return 0 for success, 2 for invalid input, 130 after Ctrl-C."""
     parser = bigram_shift.parser()
     parser.description = (__doc__ or "").partition("\n")[0]
     parser.set_defaults(methods=[(name, METHODS[name]) for name in ("LoTR", "LoRTA")], out=Path("demo_out/jax"))

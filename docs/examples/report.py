@@ -1,4 +1,4 @@
-"""What the demo hands over: a table (Markdown), a plot (PNG), and all figures for programs (JSON)."""
+"""The results of the demo: a table (Markdown), a plot (PNG), and all figures (JSON)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from matplotlib.transforms import Bbox
 from sentences import replacing
 
 BASELINE, POINT, TEXT = "#7a7a7a", "#1f5f99", "#222222"
-SIDES = (  # of a point, for its name: offset in points, alignments
+SIDES = (  # where to put the label of a point: offset in points, alignments
     (10, 0, "left", "center"),
     (-10, 0, "right", "center"),
     (0, 10, "center", "bottom"),
@@ -30,10 +30,10 @@ SIDES = (  # of a point, for its name: offset in points, alignments
 
 @dataclass(frozen=True)
 class Row:
-    """What one method did with one seed: sizes in bytes, times in seconds, accuracy as a share.
+    """The result of one method with one seed: sizes in bytes, times in seconds, accuracy as a fraction.
 
-    `loaded` and `merged` compare the trained model's answers with those of a fresh model that read the file,
-    before and after merging: how many predictions differ, and the largest difference of two logits.
+    `loaded` and `merged` compare the trained model with a fresh model that read the file, before and after
+    merging: how many predictions differ, and the largest difference between two logits.
     """
 
     method: str
@@ -63,7 +63,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Summary:
-    """One method over all its seeds; accuracies in percent. The deviation is 0 for one seed."""
+    """One method over all its seeds, with accuracies in percent. The deviation is 0 for one seed."""
 
     method: str
     rank: int
@@ -75,7 +75,7 @@ class Summary:
     seeds: int
 
     def cells(self) -> list[str]:
-        """Return the cells of this method's line in the table."""
+        """Return the cells of this method's row in the table."""
         spread = f" ± {self.deviation:.1f}" if self.seeds > 1 else ""
         adapter = [str(self.rank), f"{self.trainable:,}", f"{self.file_size / 1000:,.1f}"]
         if not self.trainable:
@@ -84,7 +84,7 @@ class Summary:
 
 
 def summaries(rows: Sequence[Row]) -> list[Summary]:
-    """Gather the rows by method, in the order of their coming."""
+    """Group the rows by method, in the order in which the methods occur."""
     found = []
     for method in dict.fromkeys(row.method for row in rows):
         mine = [row for row in rows if row.method == method]
@@ -105,7 +105,7 @@ def summaries(rows: Sequence[Row]) -> list[Summary]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Write one line a method, as Markdown whose columns are aligned for the terminal too."""
+    """Format one row per method as Markdown, with aligned columns for the terminal."""
     head = ["method", "rank", "trainable parameters", "file (KB)", "step (ms)", "accuracy (%)"]
     lines = [head, *(summary.cells() for summary in summaries(rows))]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -117,7 +117,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def check(row: Row, setting: Setting) -> str:
-    """Say in one line what saving, loading and merging changed."""
+    """Say in one line what loading and merging changed."""
     total = setting.test_texts
     (loaded, apart), (merged, apart_merged) = row.loaded, row.merged
     return (
@@ -127,14 +127,14 @@ def check(row: Row, setting: Setting) -> str:
 
 
 def notes(rows: Sequence[Row], setting: Setting) -> str:
-    """Say what the table rests on, and what saving, loading and merging changed."""
+    """Describe the runs behind the table, and what loading and merging changed."""
     seeds = ", ".join(str(seed) for seed in dict.fromkeys(row.seed for row in rows))
     error = 50 / math.sqrt(setting.test_texts)
     lines = [
-        f"{setting.steps} steps of {setting.batch} texts a row, seed {seeds}; {setting.train_texts:,} texts to train",
-        f"on and {setting.test_texts:,} to test: one accuracy has a standard error of {error:.1f} points or less.",
-        f"The head's {setting.head_parameters:,} parameters are trained in every row and lie in every file; the row",
-        "of the head alone trains it on features that are computed once.",
+        f"{setting.steps} steps of {setting.batch} texts per row, seed {seeds}; {setting.train_texts:,} training texts",
+        f"and {setting.test_texts:,} test texts. One accuracy has a standard error of at most {error:.1f} points.",
+        f"The head's {setting.head_parameters:,} parameters are trained in every row and included in every file. The",
+        "row head alone trains the head on features that are computed once.",
         "",
         *(f"* {check(row, setting)}" for row in rows if row.file),
     ]
@@ -142,7 +142,7 @@ def notes(rows: Sequence[Row], setting: Setting) -> str:
 
 
 def label_points(axes: Axes, points: Sequence[Summary]) -> None:
-    """Write each method's name beside its point, on the first side where it covers no point and no name."""
+    """Label each point, on the first side where the label covers no point and no other label."""
     taken = []
     for point in points:
         ends = [(point.trainable, point.accuracy + side * point.deviation) for side in (-1, 1)]
@@ -160,7 +160,7 @@ def label_points(axes: Axes, points: Sequence[Summary]) -> None:
 
 
 def show_points(axes: Axes, points: Sequence[Summary]) -> None:
-    """Draw one point a method; with several seeds, a bar of one standard deviation to each side."""
+    """Draw one point per method; with several seeds, a bar of one standard deviation to each side."""
     sizes = [point.trainable for point in points]
     accuracies = [point.accuracy for point in points]
     axes.scatter(sizes, accuracies, s=75, color=POINT, zorder=3)
@@ -171,14 +171,14 @@ def show_points(axes: Axes, points: Sequence[Summary]) -> None:
 
 
 def draw(rows: Sequence[Row], title: str, path: Path) -> None:
-    """Draw accuracy over trainable parameters as PNG; the head alone is a dashed line."""
+    """Plot accuracy against trainable parameters as PNG; the head alone is a dashed line."""
     every = summaries(rows)
     points = [summary for summary in every if summary.trainable]
     figure = Figure(figsize=(8, 5), dpi=160, layout="constrained")
     axes = figure.add_subplot(xscale="log")
     axes.set_xlabel("trainable parameters of the adapter (log scale)", color=TEXT)
     axes.set_ylabel("test accuracy (%)", color=TEXT)
-    axes.set_title(f"{title}: accuracy over trainable parameters", loc="left", color=TEXT, pad=12)
+    axes.set_title(f"{title}: accuracy against trainable parameters", loc="left", color=TEXT, pad=12)
     axes.grid(which="major", color="#e6e6e6")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -192,13 +192,13 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
         note = f"{base.method}: {base.accuracy:.1f} %"
         axes.annotate(note, place, (0, 5), textcoords="offset points", color=BASELINE, ha="right")
     axes.margins(y=0.12)
-    figure.draw_without_rendering()  # fixes the layout, so that the labels know where the points are
+    figure.draw_without_rendering()  # fixes the layout, so that the positions of the points are known
     label_points(axes, points)
     figure.savefig(path)
 
 
 def record(rows: Sequence[Row], setting: Setting) -> dict[str, Any]:
-    """All figures, and what somebody else needs to get the same ones."""
+    """Collect all figures, and what is needed to reproduce them."""
     installed = {dist.name: dist.version for dist in distributions()}
     names = ("tnadapt", "torch", "transformers", "numpy")
     return {

@@ -1,6 +1,6 @@
-"""The demo's data: bigram shift over sentences from Python's own docstrings, or a CSV file of yours.
+"""The data of the demo: bigram shift on sentences from Python's docstrings, or a CSV file of yours.
 
-Bigram shift asks one question about a sentence: have two neighbouring words been swapped? It is the
+Bigram shift asks whether two neighbouring words of a sentence have been swapped. It is the
 word-order task of SentEval (Conneau et al. 2018, arXiv:1805.01070). The sentences come from the docstrings
 of the standard library, which every machine has; its files are parsed, never imported.
 """
@@ -29,7 +29,7 @@ END_OF_SENTENCE = re.compile(r"(?<=\.)\s+(?=[A-Z])")
 
 
 class DataError(ValueError):
-    """A data file that cannot be used; the message is one line that names the file and the fault."""
+    """A data file is invalid. The message is one line that names the file and the problem."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Example:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, renamed over `path` on success: nobody ever sees half a file."""
+    """Yield a temporary path beside `path` and rename it to `path` on success, so that no partial file is seen."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
     os.close(handle)
     draft = Path(name)
@@ -66,7 +66,7 @@ def docstrings(root: Path) -> Iterator[str]:
             OSError,
             SyntaxError,
             ValueError,
-        ):  # unreadable, of another Python or not UTF-8: the next one will do
+        ):  # unreadable, for another Python version, or not UTF-8: skip it
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -74,9 +74,9 @@ def docstrings(root: Path) -> Iterator[str]:
 
 
 def prose(root: Path, *, shortest: int = 8, longest: int = 24) -> list[list[str]]:
-    """Plain sentences of `shortest` to `longest` words as lists of words, sorted, without the full stop.
+    """Find plain sentences of `shortest` to `longest` words: sorted lists of words, without the full stop.
 
-    Sentences of the same words in any order count as one: no shifted sentence has its original as a twin.
+    Sentences with the same words in any order count as one, so no shifted sentence has its original in the data.
     """
     found: dict[tuple[str, ...], list[str]] = {}
     for docstring in docstrings(root):
@@ -89,7 +89,7 @@ def prose(root: Path, *, shortest: int = 8, longest: int = 24) -> list[list[str]
 
 
 def shifted(words: list[str], rng: random.Random) -> list[str]:
-    """Swap one pair of neighbours that differ; the first word is written with a capital again."""
+    """Swap one pair of different neighbours, and capitalize the first word again."""
     words = [words[0].lower(), *words[1:]]
     places = [i for i in range(len(words) - 1) if words[i].lower() != words[i + 1].lower()]
     place = rng.choice(places)
@@ -98,17 +98,17 @@ def shifted(words: list[str], rng: random.Random) -> list[str]:
 
 
 def bigram_shift(*, size: int = 4_000, seed: int = 0, root: Path | None = None) -> list[Example]:
-    """Make the task: `size` sentences or fewer, half of them shifted, split once into train and test.
+    """Make the task: at most `size` sentences, half of them shifted, split once into train and test.
 
     Args:
-        size: the number of sentences wanted; the nearest smaller multiple of ten is made.
-        seed: of the choice of sentences, of the swaps and of the split.
-        root: where to look for Python files; the standard library by default.
+        size: the number of sentences, rounded down to a multiple of ten.
+        seed: for the choice of sentences, the swaps and the split.
+        root: the folder of the Python files; by default the standard library.
     """
     rng = random.Random(seed)
     sentences = prose(root or Path(sysconfig.get_paths()["stdlib"]))
     rng.shuffle(sentences)
-    size = min(size, len(sentences)) // 10 * 10  # both splits come out balanced
+    size = min(size, len(sentences)) // 10 * 10  # so that both splits are balanced
     examples = []
     for number, words in enumerate(sentences[:size]):
         text, label = (shifted(words, rng), "shifted") if number % 2 else (words, "intact")
@@ -126,7 +126,7 @@ def write_csv(examples: Iterable[Example], path: Path) -> None:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield the line number and the cells of each row; what goes wrong on the way is a DataError."""
+    """Yield the line number and the cells of each row. Raise DataError for an invalid file."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True, restval="")
@@ -149,9 +149,9 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def read_csv(path: Path, *, seed: int = 0) -> list[Example]:
-    """Read examples from a CSV file with the columns text, label and, if it is already split, split.
+    """Read examples from a CSV file with the columns text, label and, optionally, split.
 
-    Without a split column, one fifth of each class becomes the test set. Of a repeated text, the first row
+    Without a split column, one fifth of each class becomes the test set. If a text is repeated, its first row
     counts.
 
     Raises:
@@ -179,7 +179,7 @@ def read_csv(path: Path, *, seed: int = 0) -> list[Example]:
 
 
 def split_by_label(examples: Iterable[Example], seed: int) -> list[Example]:
-    """Send a fifth of each class, at least one example, to the test set and the rest to the training set."""
+    """Put a fifth of each class, at least one example, into the test set, and the rest into the training set."""
     shuffled = list(examples)
     random.Random(seed).shuffle(shuffled)
     wanted = {label: max(1, round(n * TEST_SHARE)) for label, n in Counter(e.label for e in shuffled).items()}

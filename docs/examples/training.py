@@ -1,4 +1,4 @@
-"""A plain training loop: a classifier over an encoder, batches of texts of about one length, AdamW."""
+"""A plain training loop: a classifier on an encoder, batches of texts of similar length, AdamW."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 BATCH = 32
-LONGEST_TEXT = 128  # tokens; the rest of a longer text is cut off
-WARMUP = 0.1  # share of the steps
+LONGEST_TEXT = 128  # tokens; longer texts are truncated
+WARMUP = 0.1  # fraction of the steps
 
 
 @dataclass(frozen=True)
@@ -33,24 +33,24 @@ class Classifier(nn.Module):
     """An encoder, the mean over its token states, one linear layer."""
 
     def __init__(self, encoder: nn.Module, hidden: int, classes: int) -> None:
-        """Args: the encoder, the length of its token states, the number of classes."""
+        """Args: the encoder, the size of its token states, the number of classes."""
         super().__init__()
         self.encoder = encoder
         self.head = nn.Linear(hidden, classes)
 
     def features(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Mean state of the real tokens; both arguments (text, token), answer (text, hidden)."""
+        """Return the mean state of the unpadded tokens, (text, hidden). Both arguments are (text, token)."""
         states: Tensor = self.encoder(input_ids=tokens, attention_mask=mask).last_hidden_state
         return (states * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Logits; (text, class)."""
+        """Return the logits, (text, class)."""
         logits: Tensor = self.head(self.features(tokens, mask))
         return logits
 
 
 def load_classifier(model: str, classes: int, seed: int) -> Classifier:
-    """Load the pretrained encoder and put a new head on it. In eval mode: dropout stays off."""
+    """Load the pretrained encoder and add a new head. The model is in eval mode, so dropout is off."""
     torch.manual_seed(seed)
     encoder = transformers.AutoModel.from_pretrained(model, local_files_only=True)
     return Classifier(encoder, encoder.config.hidden_size, classes).eval()
@@ -67,20 +67,20 @@ def encode(examples: Sequence[Example], split: str, model: str) -> Split:
 
 
 def padded(split: Split, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Token ids of the chosen texts and their mask, both (text, longest of these texts)."""
+    """Return token ids and mask of the chosen texts, both (text, length of the longest of them)."""
     rows = [split.tokens[i] for i in chosen]
     mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     return nn.utils.rnn.pad_sequence(rows, batch_first=True), mask
 
 
 def by_length(split: Split, order: Sequence[int]) -> list[list[int]]:
-    """Cut into batches of texts of about one length, so that little is padding; `order` breaks the ties."""
+    """Make batches of texts of similar length, so that there is little padding. `order` breaks ties."""
     ranked = sorted(order, key=lambda i: len(split.tokens[i]))
     return [ranked[i : i + BATCH] for i in range(0, len(ranked), BATCH)]
 
 
 def random_batches(split: Split, steps: int, seed: int) -> list[list[int]]:
-    """Make `steps` batches; every text comes once before any comes again."""
+    """Make `steps` batches. Every text occurs once before any occurs again."""
     rng = random.Random(seed)
     batches: list[list[int]] = []
     while len(batches) < steps:
@@ -91,7 +91,7 @@ def random_batches(split: Split, steps: int, seed: int) -> list[list[int]]:
 
 @torch.no_grad()
 def over_all(split: Split, answer: Callable[[Tensor, Tensor], Tensor], title: str) -> Tensor:
-    """Answers for all texts of a split, in their own order."""
+    """Return the outputs for all texts of a split, in their original order."""
     batches = by_length(split, range(len(split.tokens)))
     answers = torch.cat([answer(*padded(split, batch)) for batch in tqdm(batches, title, leave=False)])
     return answers[torch.tensor(list(chain.from_iterable(batches))).argsort()]
@@ -103,9 +103,9 @@ def fit(
     batches: Sequence[list[int]],
     title: str,
 ) -> float:
-    """Train with AdamW and a linear schedule, one step a batch; return the median time of a step in seconds.
+    """Train with AdamW and a linear schedule, one step per batch; return the median time per step in seconds.
 
-    `groups` holds the parameters and their learning rates as torch.optim wants them.
+    `groups` are parameter groups of torch.optim, with learning rates.
     """
     steps = len(batches)
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
@@ -127,5 +127,5 @@ def fit(
 
 
 def accuracy(logits: Tensor, split: Split) -> float:
-    """Share of right answers."""
+    """Return the fraction of correct predictions."""
     return (logits.argmax(1) == split.labels).double().mean().item()

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from tnadapt._errors import SiteError, SpecError
+from tnadapt._errors import FormatError, SiteError, SpecError
 from tnadapt._files.file import Checkpoint
 from tnadapt._files.peft_folder import AXES, Array, Folder, open_folder
 from tnadapt._hosts import sites_of
-from tnadapt._language import Adapter, AdapterSpec, split_evenly
+from tnadapt._language import Adapter, AdapterSpec, expect_path, split_evenly
+from tnadapt._signature import answers
 from tnadapt.families import loha, lokr, lora, vera
 
 __all__ = ["read_peft"]
@@ -32,6 +33,7 @@ class Part:
     factors: Mapping[str, Array]
 
 
+@answers(FormatError)
 def read_peft(directory: str | os.PathLike[str], *, shapes: Shapes | None = None) -> Checkpoint:
     """Read a checkpoint that PEFT wrote as a tnadapt adapter and its params. Loading runs no code.
 
@@ -51,6 +53,7 @@ def read_peft(directory: str | os.PathLike[str], *, shapes: Shapes | None = None
             checkpoint of another model.
         FileNotFoundError: no checkpoint in the folder.
     """
+    expect_path(directory, "read_peft", FormatError)
     folder = open_folder(Path(directory))
     if shapes is not None and (missing := [path for path in folder.modules if len(shapes.get(path, ())) != AXES]):
         raise folder.fault(f"expected a model where {missing[0]} is a linear layer", "one where it is not")
@@ -62,8 +65,10 @@ def read_peft(directory: str | os.PathLike[str], *, shapes: Shapes | None = None
                 adapter, params = _read_loha(folder)
             case "LOKR":
                 adapter, params = _read_lokr(folder)
-            case _:
+            case "VERA":
                 adapter, params = _read_vera(folder, shapes)
+            case _:
+                raise folder.fault("LORA, LOHA, LOKR and VERA are read", f"this one is {folder.method}")
     except (SiteError, SpecError) as error:
         raise folder.fault("expected a checkpoint of one valid adapter", "another", str(error)) from error
     if shapes is not None and (odd := [site for site in adapter.sites if shapes[site.path] != site.shape]):
