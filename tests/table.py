@@ -1,6 +1,6 @@
-"""Every family and its options, with ranks and sizes that fit any weight of even axes: the one list of all suites.
+"""Every family and its options, with ranks and sizes that fit any weight with even axes, for all test suites.
 
-A new family gets a line here; the laws, the core, the parity with each framework and the counts read it.
+Add a new family here; the tests of the laws, the core, the parity with each framework and the counts read the table.
 """
 
 from collections.abc import Mapping
@@ -10,13 +10,13 @@ from itertools import product
 from tnadapt import Adapter, AdapterSpec, Site, families, grid
 
 STANDARD = {"layer", "kind", "site"}
-KERNEL = (3, 2)  # the further axes of a weight that has more than two
-VALUES = 2  # of each coordinate that is neither layer, kind nor site
+KERNEL = (3, 2)  # the other axes of a weight with more than two
+VALUES = 2  # number of values of each coordinate other than layer, kind and site
 
 
 @dataclass(frozen=True)
 class Case:
-    """A spec, the sizes of its bonds (3 unless told), and sizes of modes of the weight."""
+    """A spec, the sizes of its bonds (3 by default), and sizes of modes of the weight."""
 
     spec: AdapterSpec
     rank: int | Mapping[str, int] | None = 3
@@ -24,24 +24,24 @@ class Case:
 
     @property
     def is_linear(self) -> bool:
-        """Whether it updates weights of any two axes, whose sites have no coordinates but those of a grid."""
+        """Whether the spec fits any weight with two axes, at sites with only the coordinates of a grid."""
         return len(self.spec.axes) == 2 and STANDARD.issuperset(self.spec.site_modes) and not has_qubits(self.spec)
 
     def bind(self, *, layers: int, kinds: Mapping[str, tuple[int, int]], seed: int = 0) -> Adapter:
-        """The adapter on a grid, with kernels and further coordinates where the spec has them."""
+        """Bind the spec to a grid of sites, with kernel axes and other coordinates if the spec has them."""
         sites = places(self.spec, layers=layers, kinds=kinds)
         return self.spec.bind(sites, rank=self.rank, sizes=self.sizes, seed=seed, overparametrized=True)
 
 
 def has_qubits(spec: AdapterSpec) -> bool:
-    """Whether it has gates on qubits."""
+    """Return whether a spec has gates on qubits."""
     return any(factor.map == "rotation" for factor in spec.factors.values())
 
 
 def places(spec: AdapterSpec, *, layers: int, kinds: Mapping[str, tuple[int, ...]]) -> tuple[Site, ...]:
-    """A grid whose weights have as many axes, and whose sites as many coordinates, as the spec asks for.
+    """Return a grid of sites with the axes and the coordinates that the spec requires.
 
-    The axes of a spec of qubits are as long as these say, whatever shape is given.
+    The axes of a spec with qubits have the sizes of its qubits, whatever shape is given.
     """
     further = [mode for mode in spec.site_modes if mode not in STANDARD]
     shaped = {kind: (*shape, *KERNEL[: len(spec.axes) - 2]) for kind, shape in kinds.items()}
@@ -131,11 +131,11 @@ FAMILIES = {
     "quanta 2": Case(families.quanta(order=2, alpha=2)),
 }
 
-# A test that adds something to a law runs on these; the law itself runs on every family (tests/laws).
+# For tests that go beyond a law; the laws themselves are tested for every family (tests/laws).
 REPRESENTATIVES = (
-    "lora",  # a plain product of two factors, a network for each site
+    "lora",  # a product of two factors, one network per site
     "lorta",  # a hyperedge through five factors, two of them along site modes
-    "pissa",  # centered, and its start is read from the host
-    "vera",  # frozen factors that weights of all shapes share
+    "pissa",  # centered, with starting values read from the host
+    "vera",  # frozen factors shared by weights of all shapes
     "householder",  # factors with a map
 )

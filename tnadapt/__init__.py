@@ -1,4 +1,4 @@
-"""Parameter-efficient fine-tuning with tensor networks: describe an adapter as a spec, derive everything else."""
+"""Parameter-efficient fine-tuning with tensor networks: write an adapter as a spec, and derive everything else."""
 
 from tnadapt import families
 from tnadapt._compression import compress, low_rank_updates

@@ -1,4 +1,4 @@
-"""`python -m tnadapt` is the command `tnadapt`."""
+"""Run the command `tnadapt` as `python -m tnadapt`."""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""What can go wrong: one class a door of the data's way, each message says where, the rule, what came, what to do."""
+"""The errors that tnadapt raises on purpose: one class for each step, from writing a spec to loading a file.
+
+A message has one form: "<where>: expected A, got B." and, on the next line, what to do.
+"""
 
 from collections.abc import Sequence
 
@@ -6,16 +9,19 @@ __all__ = ["FormatError", "LawError", "PlanError", "SiteError", "SpecError", "Tn
 
 
 class TnadaptError(Exception):
-    """Any error that this library raises on purpose."""
+    """The base class of all errors that this library raises on purpose."""
 
 
 class SpecError(TnadaptError):
-    """A spec that cannot be: raised when it is made, with every fault listed."""
+    """An invalid spec. It is raised when the spec is constructed, and its message lists every fault."""
 
     def __init__(self, name: str, faults: Sequence[str], what: str = "spec") -> None:
-        """Args: the name of the spec, and its faults, one sentence each.
+        """Store the faults of one spec, or of one part of a spec.
 
-        Where a part is refused before there is a spec, `what` is empty, and `name` is that of the function.
+        Args:
+            name: the name of the spec, or the name of the function if a part is invalid before any spec exists.
+            faults: one sentence per fault.
+            what: the kind of object that has this name; empty for a function.
         """
         super().__init__(name, tuple(faults), what)
         self.name = name
@@ -23,23 +29,23 @@ class SpecError(TnadaptError):
         self.what = what
 
     def __str__(self) -> str:
-        """All faults, one a line."""
+        """Return all faults, one per line."""
         if not self.what:
             return "\n".join(f"{self.name}: {fault}" for fault in self.faults)
         return "\n".join([f"{self.what} {self.name!r} is not valid:", *(f"  - {fault}" for fault in self.faults)])
 
 
 class SiteError(TnadaptError):
-    """A spec, an adapter or an update that does not fit the weights it was sent to."""
+    """A spec, an adapter or an update that does not fit the weights it is meant for."""
 
 
 class PlanError(TnadaptError):
-    """A question about a network that has no answer here: no contraction order, no such rows, or too much work."""
+    """A request about a network that cannot be met: no contraction order, no such rows, or too much work."""
 
 
 class FormatError(TnadaptError):
-    """A file or a text that is not what this release reads (a spec, an adapter, a host's config), or was damaged."""
+    """A file or text (a spec, an adapter, a host's config) that is damaged, or that this release cannot read."""
 
 
 class LawError(TnadaptError):
-    """A law of `tnadapt.testing` that does not hold: which one, and what was found."""
+    """A law of `tnadapt.testing` that does not hold. The message says which law, and what was found."""

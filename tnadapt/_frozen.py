@@ -1,4 +1,4 @@
-"""An immutable, hashable mapping: how specs, sites and networks hold what has a name."""
+"""An immutable, hashable mapping from names to values, used by specs, sites and networks."""
 
 from collections.abc import Iterator, Mapping
 from typing import Generic, TypeVar
@@ -9,12 +9,12 @@ V = TypeVar("V")
 
 
 class FrozenMap(Mapping[str, V], Generic[V]):
-    """A mapping that keeps its order, never changes, and is equal and hashed by value, whatever the order."""
+    """An immutable mapping that keeps its order. Equality and hash depend on the items, not on their order."""
 
     __slots__ = ("_items",)
 
     def __init__(self, items: Mapping[str, V]) -> None:
-        """Args: the mapping to copy."""
+        """Copy the items of a mapping."""
         self._items = dict(items)
 
     def __getitem__(self, name: str) -> V:

@@ -1,4 +1,4 @@
-"""A mistake in a call is a message: what was expected, what came, what to write."""
+"""Error messages for calls with wrong arguments: what was expected, what was passed, and what to write instead."""
 
 import difflib
 import functools
@@ -14,9 +14,9 @@ __all__: list[str] = []
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
-MANY = 8  # names in one message
+MANY = 8  # the most names in one message
 
-PEFT = {  # PEFT's word -> ours, where the function has it
+PEFT = {  # PEFT's name of an argument -> ours, if the function has it
     "r": "rank",
     "lora_r": "rank",
     "lora_alpha": "alpha",
@@ -25,20 +25,24 @@ PEFT = {  # PEFT's word -> ours, where the function has it
     "target_modules": "target",
     "target": "target_modules",
 }
-ELSEWHERE = {  # our word -> where it belongs, for a function that does not have it
-    "rank": "A rank is given where a spec meets its sites: spec.bind(sites, rank=8), or attach(model, spec, rank=8).",
-    "alpha": "Alpha is an argument of the family or the scale rule, of bind and of attach.",
+ELSEWHERE = {  # our name of an argument -> where it belongs, if the function does not have it
+    "rank": "Pass the rank when you bind the spec: spec.bind(sites, rank=8), or attach(model, spec, rank=8).",
+    "alpha": "Alpha is an argument of the family, of the scale rule, of bind and of attach.",
     "dropout": "Dropout is an argument of tnadapt_torch.attach.",
-    "sizes": "Sizes are given where a spec meets its sites: bind(sites, sizes={...}), or attach(..., sizes={...}).",
-    "seed": "The seed is given where a spec meets its sites: spec.bind(sites, seed=0), or attach(..., seed=0).",
-    "target_modules": "Targets are named where sites are chosen: attach(model, spec, target_modules=[...]).",
+    "sizes": "Pass sizes when you bind the spec: spec.bind(sites, sizes={...}), or attach(..., sizes={...}).",
+    "seed": "Pass the seed when you bind the spec: spec.bind(sites, seed=0), or attach(..., seed=0).",
+    "target_modules": "Name the targets when you choose the sites: attach(model, spec, target_modules=[...]).",
 }
 
 
 def answers(error: type[TnadaptError], name: str = "") -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Have a function answer a call that does not fit its arguments by this error, under this name or its own.
+    """Make a function raise this error, not TypeError, for a call that does not match its signature.
 
-    A call that fits costs nothing more: the arguments are looked at once the call has failed.
+    A valid call costs nothing extra, since the arguments are examined only after the call has failed.
+
+    Args:
+        error: the class to raise.
+        name: the name that begins the message; the function's own by default.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -59,7 +63,7 @@ def answers(error: type[TnadaptError], name: str = "") -> Callable[[Callable[P, 
 
 
 def answers_when_made(error: type[TnadaptError]) -> Callable[[type[T]], type[T]]:
-    """The same for a class, whose name begins the message."""
+    """Do the same as `answers` for the constructor of a class, whose name begins the message."""
 
     def decorate(made: type[T]) -> type[T]:
         made.__init__ = answers(error, made.__name__)(made.__init__)  # type: ignore[method-assign]
@@ -69,13 +73,13 @@ def answers_when_made(error: type[TnadaptError]) -> Callable[[type[T]], type[T]]
 
 
 def mistake(error: type[TnadaptError], where: str, expected: str, given: str, todo: str) -> TnadaptError:
-    """An error in the one form: where, what was expected, what came; on the next line what to do."""
+    """Return an error in the common form: where, what was expected, what was passed; on the next line what to do."""
     text = f"expected {expected}, got {given}.\n{todo}"
     return SpecError(where, [text], "") if issubclass(error, SpecError) else error(f"{where}: {text}")
 
 
 def expect_names(given: object, where: str, word: str, error: type[TnadaptError]) -> list[str]:
-    """The names in a collection. Raises the error of the stage for anything else, as for one name by itself."""
+    """Return the names in a collection. Raises `error` for anything else, including a single string."""
     if isinstance(given, Iterable) and not isinstance(given, str | bytes):
         names = list(given)
         if all(isinstance(name, str) for name in names):
@@ -85,7 +89,7 @@ def expect_names(given: object, where: str, word: str, error: type[TnadaptError]
 
 
 def told(value: object) -> str:
-    """What came, in words: never more than a line, however large it is."""
+    """Describe a value in at most one line, however large it is."""
     if inspect.isclass(value):
         return f"the class {value.__name__}"
     if inspect.isroutine(value):
@@ -104,15 +108,15 @@ def told(value: object) -> str:
 
 
 def near(name: str, known: Collection[str]) -> str:
-    """The nearest names, as the last line of a message."""
+    """Return the sentence that lists the known names nearest to this one."""
     found = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
-    return f"The nearest names are {', '.join(found)}." if len(found) > 1 else f"Its one name is {found[0]}."
+    return f"The nearest names are {', '.join(found)}." if len(found) > 1 else f"The only name is {found[0]}."
 
 
 def _fault(
     name: str, signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[str, str, str, str] | None:
-    """Where, expected, given and what to do, for arguments that do not fit; None where they do."""
+    """Return where, what was expected, what was given and what to do; None if the arguments match the signature."""
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
@@ -123,12 +127,12 @@ def _fault(
     placed = [word for word, one in taken.items() if one.kind is one.POSITIONAL_OR_KEYWORD]
     given = len(args) - ("self" in signature.parameters)
     if wrong := [word for word in kwargs if word not in signature.parameters]:
-        return name, "one of its arguments", repr(wrong[0]), _remedy(name, wrong[0], list(taken))
+        return name, "a known argument", repr(wrong[0]), _remedy(name, wrong[0], list(taken))
     if given > len(placed):
         named = ", ".join(f"{word}=" for word in taken if word not in placed)
-        todo = f"Write the name before the others: {named}." if named else f"Write {name}({', '.join(placed)})."
-        most = f"at most {len(placed)} argument{'s' * (len(placed) > 1)}" if placed else "no argument"
-        return name, f"{most} without a name", str(given), todo
+        todo = f"Pass the others by name: {named}." if named else f"Write {name}({', '.join(placed)})."
+        most = f"at most {len(placed)}" if placed else "no"
+        return name, f"{most} positional argument{'s' * (len(placed) != 1)}", str(given), todo
     needed = [word for word, one in taken.items() if one.default is one.empty and one.kind is not one.VAR_POSITIONAL]
     if missing := [word for word in needed if word not in kwargs and word not in placed[: max(given, 0)]]:
         words = ", ".join(word if word in placed else f"{word}=..." for word in needed)
@@ -137,7 +141,7 @@ def _fault(
 
 
 def _remedy(name: str, word: str, taken: list[str]) -> str:
-    """What to write for a word that is none of the arguments."""
+    """Say what to write instead of an argument that the function does not have."""
     ours = PEFT.get(word, word)
     if ours in taken:
         return f"PEFT's {word} is called {ours} here."

@@ -1,4 +1,4 @@
-"""Rows of words as a table: aligned text, or Markdown."""
+"""Tables as text: aligned columns, or Markdown."""
 
 from collections.abc import Sequence
 
@@ -8,13 +8,13 @@ Row = Sequence[str]
 
 
 def align(rows: Sequence[Row], *, indent: str = "  ") -> list[str]:
-    """One line a row, every column but the last as wide as its widest word."""
+    """Return one line per row. Every column but the last is as wide as its widest cell."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     return [indent + "  ".join([*map(str.ljust, row[:-1], widths), row[-1]]).rstrip() for row in rows]
 
 
 def to_markdown(rows: Sequence[Row], *, numbers: int = 1) -> str:
-    """The first row as head; all columns but the first `numbers` stand to the right."""
+    """Return a Markdown table whose first row is the header. All columns but the first `numbers` are right-aligned."""
     head, *body = rows
     rule = ["---"] * numbers + ["---:"] * (len(head) - numbers)
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))

@@ -6,5 +6,5 @@ __all__ = ["__version__"]
 
 try:
     __version__ = version("tnadapt")
-except PackageNotFoundError:  # run from a checkout that is not installed
+except PackageNotFoundError:  # a checkout that is not installed
     __version__ = "unknown"

@@ -1,4 +1,4 @@
-"""What a binding to a framework, or a tool beside the library, needs of the core beyond the public names."""
+"""Names of the core for authors of framework bindings and tools, beyond those that `tnadapt` exports."""
 
 from tnadapt._files import Checkpoint, Written, digests, file_size, params_to_store, read_checkpoint
 from tnadapt._hosts import Block, Place, Rule, coordinates_of, in_layers, match, nearest, places_of

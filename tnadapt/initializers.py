@@ -1,4 +1,4 @@
-"""Initializers for the factors of a spec, and the rules of its scale."""
+"""Initializers for the factors of a spec, and rules for its scale."""
 
 from tnadapt._language import (
     Initializer,

@@ -1,4 +1,4 @@
-"""The JAX binding: pure functions of a plain pytree of params, for any model that is a function of its weights."""
+"""The JAX binding: pure functions on plain pytrees, for any model that is a function of its weights."""
 
 from tnadapt_jax._apply import apply, delta
 from tnadapt_jax._files import load, save

@@ -1,4 +1,4 @@
-"""What an adapter does at one site, as pure functions of its params. Checked once, before anything is traced."""
+"""Apply an adapter at one site, or compute its dense update there, as pure functions of its params."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ __all__ = ["apply", "delta"]
 
 @dataclass(frozen=True)
 class Parts:
-    """The factors that one site reads, in the order of its network; for a centered network their starts too."""
+    """The factors that one site reads, in the order of its network, and their starting values if it is centered."""
 
     network: Network
     factors: Sequence[Array]
@@ -27,10 +27,20 @@ class Parts:
 
 
 def apply(adapter: Adapter, params: Params, site: Site | str, x: Array) -> Array:
-    """What the update adds to the output of one site: x (..., in axes of the weight) -> (..., out), in x's dtype.
+    """Return what the update adds to the output of one site. Frozen factors get no gradient.
 
-    The path of a weight that several sites lie in asks for what all of them add. Frozen factors get no gradient. Raises
-    SiteError for a site, params or an x that are not this adapter's, or for a weight whose sites serve several tasks.
+    Args:
+        adapter: a spec bound to sites.
+        params: the params of the adapter, as `init` returns them.
+        site: the site or its path, or the path of a weight, for the sum of what all of its sites add.
+        x: the input of the site, of shape (..., in axes of the weight).
+
+    Returns:
+        An array of shape (..., out), in the dtype of x.
+
+    Raises:
+        SiteError: for a site, params or an x that do not fit the adapter, or for a weight whose sites belong to
+            several tasks. This is checked before anything is traced.
     """
     expect_adapter(adapter, "apply")
     if isinstance(site, str) and (parts := adapter.parts(site)):
@@ -41,10 +51,19 @@ def apply(adapter: Adapter, params: Params, site: Site | str, x: Array) -> Array
 
 
 def delta(adapter: Adapter, params: Params, site: Site | str) -> Array:
-    """The dense update of one site, of the site's shape (out axis first), in float32 or better.
+    """Return the dense update of one site.
 
-    The path of a weight that several sites lie in asks for all of that weight's update. Raises SiteError for a site or
-    params that are not this adapter's, or a weight whose sites serve several tasks.
+    Args:
+        adapter: a spec bound to sites.
+        params: the params of the adapter, as `init` returns them.
+        site: the site or its path, or the path of a weight, for the update of that whole weight.
+
+    Returns:
+        An array of the site's shape (out axis first), in float32 or wider.
+
+    Raises:
+        SiteError: for a site or params that do not fit the adapter, or for a weight whose sites belong to several
+            tasks.
     """
     expect_adapter(adapter, "delta")
     if isinstance(site, str) and (blocks := adapter.parts(site)):
@@ -54,7 +73,7 @@ def delta(adapter: Adapter, params: Params, site: Site | str) -> Array:
 
 
 def put_together(updates: Sequence[tuple[Site, Array]]) -> Array:
-    """The update of one weight from those of the blocks in it; 0 where none lies."""
+    """Return the update of one weight from the updates of its blocks; 0 outside the blocks."""
     whole = jnp.zeros(updates[0][0].weight_shape, updates[0][1].dtype)
     for site, update in updates:
         whole = whole.at[site.rectangle].set(update)
@@ -62,12 +81,14 @@ def put_together(updates: Sequence[tuple[Site, Array]]) -> Array:
 
 
 def _apply_blocks(adapter: Adapter, params: Params, blocks: Sequence[Site], x: Array) -> Array:
-    """What the blocks of one weight add, each to its rows of the output from its columns of x."""
+    """Return what the blocks of one weight add, each to its rows of the output from its columns of x."""
     path, shape = blocks[0].weight, blocks[0].weight_shape
     if len(shape) != 2:  # noqa: PLR2004
-        raise SiteError(f"{path}: is of shape {shape}, so that its blocks have no one x.\nApply its sites one by one.")
+        raise SiteError(
+            f"{path}: expected a weight of 2 axes, got shape {shape}.\nIts blocks share no x: apply each site."
+        )
     if jnp.shape(x)[-1:] != shape[1:]:
-        raise SiteError(f"{path}: x must end in the in axes {shape[1:]}.\nHowever, it has shape {jnp.shape(x)}.")
+        raise SiteError(f"{path}: expected x to end in the in axes {shape[1:]}, got shape {jnp.shape(x)}.")
     total = jnp.zeros((*jnp.shape(x)[:-1], shape[0]), x.dtype)
     for block in blocks:
         rows, columns = block.rectangle
@@ -76,13 +97,15 @@ def _apply_blocks(adapter: Adapter, params: Params, blocks: Sequence[Site], x: A
 
 
 def parts_at(adapter: Adapter, params: Params, address: Address) -> Parts:
-    """Read the factors of one site; frozen ones take no gradient, since the plan was made so.
+    """Return the factors of one site. Frozen factors get no gradient, as the plan assumes.
 
-    Raises SiteError for params that are not this adapter's.
+    Raises SiteError for params that do not fit the adapter.
     """
     check_size(adapter, params)
     network, parts = address.group.network, address.parts
-    found = {name: find_array(adapter, params, part.name) for name, part in parts.items()}  # all, before one is cut
+    found = {
+        name: find_array(adapter, params, part.name) for name, part in parts.items()
+    }  # check all before slicing any
     starts = {name: find_array(adapter, params, part.start) for name, part in parts.items() if network.centered}
 
     def local(part: Part, value: Array) -> Array:
@@ -96,7 +119,7 @@ def parts_at(adapter: Adapter, params: Params, address: Address) -> Parts:
 
 
 def cut(value: Array, place: Sequence[int | slice]) -> Array:
-    """Index an array by one place or one leading part along each axis; a slice of it, whose gradient is no scatter."""
+    """Select one index, or the leading part, along each axis of an array; by slices, whose gradient is no scatter."""
     stops = [at.stop if isinstance(at, slice) else at + 1 for at in place]
     starts = [0 if isinstance(at, slice) else at for at in place]
     if tuple(stops) != value.shape or any(starts):
@@ -105,7 +128,7 @@ def cut(value: Array, place: Sequence[int | slice]) -> Array:
 
 
 def apply_parts(parts: Parts, x: Array) -> Array:
-    """The scaled update of x by the factors of one site, in x's dtype."""
+    """Return the scaled update of x by the factors of one site, in the dtype of x."""
     update = apply_network(parts.network, cast(parts.factors, x.dtype), x)
     if not parts.network.centered:
         return update
@@ -113,13 +136,13 @@ def apply_parts(parts: Parts, x: Array) -> Array:
 
 
 def wide_of(*values: Array) -> DTypeLike:
-    """float64 where a value is that, else float32: what updates and merged weights are made in."""
+    """Return float64 if any value has that dtype, else float32: the dtype for updates and merged weights."""
     is_double = any(jnp.result_type(value) == np.float64 for value in values)
     return np.dtype(np.float64 if is_double else np.float32)
 
 
 def delta_of_parts(parts: Parts, dtype: DTypeLike) -> Array:
-    """The scaled dense update by the factors of one site, in this dtype, at full precision on every device."""
+    """Return the scaled dense update by the factors of one site, in this dtype, at full precision on every device."""
     update = make_delta(parts.network, cast(parts.factors, dtype), precision=lax.Precision.HIGHEST)
     if not parts.network.centered:
         return update
@@ -127,17 +150,17 @@ def delta_of_parts(parts: Parts, dtype: DTypeLike) -> Array:
 
 
 def cast(values: Sequence[Array], dtype: DTypeLike) -> list[Array]:
-    """The values in this dtype, each side of strict promotion."""
+    """Convert the values to this dtype explicitly, as strict dtype promotion requires."""
     return [lax.convert_element_type(value, dtype) for value in values]
 
 
 def check_x(path: str, network: Network, x: Array) -> None:
-    """Raises SiteError where x does not end in the in axes of the weight, or is not of a float dtype."""
+    """Raise SiteError unless x is an array of a float dtype that ends in the in axes of the weight."""
     if not hasattr(x, "dtype") and not isinstance(x, int | float):
         raise mistake(SiteError, path, "an array as x", told(x), "Write jnp.asarray(x).")
     inner = network.weight_shape[1:]
     shape, dtype = jnp.shape(x), jnp.result_type(x)
     if shape[max(len(shape) - len(inner), 0) :] != inner:
-        raise SiteError(f"{path}: x must end in the in axes {inner}.\nHowever, it has shape {shape}.")
+        raise SiteError(f"{path}: expected x to end in the in axes {inner}, got shape {shape}.")
     if not jnp.issubdtype(dtype, jnp.floating):
-        raise SiteError(f"{path}: x must be of a float dtype.\nHowever, it is of {dtype}.")
+        raise SiteError(f"{path}: expected x of a float dtype, got {dtype}.")

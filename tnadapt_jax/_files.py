@@ -1,4 +1,4 @@
-"""The adapter's file, the same as that of every other framework."""
+"""Save and load adapters, in the same file format as the other frameworks."""
 
 import os
 from collections.abc import Mapping
@@ -22,10 +22,20 @@ __all__ = ["load", "save"]
 def save(
     adapter: Adapter, params: Params, path: str | os.PathLike[str], *, extra: Mapping[str, ArrayLike] | None = None
 ) -> None:
-    """Write the adapter's file: its trained factors, and arrays of the host that were trained along.
+    """Save an adapter to a file.
 
-    bfloat16 is stored as float32. A frozen factor is stored only if it no longer holds the values of its seed, up to
-    its dtype's rounding. Raises SiteError for params that are not this adapter's, FormatError for what no file holds.
+    bfloat16 is stored as float32. A frozen factor is stored only if its values are no longer those of the seed, up to
+    rounding in its dtype.
+
+    Args:
+        adapter: a spec bound to sites.
+        params: the params of the adapter.
+        path: the file to write.
+        extra: arrays of the host that were trained together with the adapter, by name.
+
+    Raises:
+        SiteError: for params that do not fit the adapter.
+        FormatError: for values that a file cannot hold.
     """
     expect_adapter(adapter, "save", FormatError)
     expect_path(path, "save", FormatError)
@@ -40,16 +50,25 @@ def save(
 def load(
     path: str | os.PathLike[str], *, dtype: DTypeLike | None = None
 ) -> tuple[Adapter, dict[str, dict[str, Array]]]:
-    """The adapter and its params from a file; `tnadapt.binding.read_checkpoint(path).extra` has what was saved along.
+    """Load an adapter and its params from a file.
 
-    Without a dtype they are float32, or float64 if stored so. Raises FormatError for a file that is damaged, or for
-    float64 where jax has it switched off.
+    `tnadapt.binding.read_checkpoint(path).extra` holds the extra arrays of the file.
+
+    Args:
+        path: the file to read.
+        dtype: the dtype of the params; by default float32, or float64 if stored in it.
+
+    Returns:
+        The adapter and its params.
+
+    Raises:
+        FormatError: for a damaged file, or for float64 if it is disabled in jax.
     """
     checkpoint = read_checkpoint(path)
     wanted = (jnp.float64 if checkpoint.is_double else jnp.float32) if dtype is None else dtype
     if np.dtype(wanted) != jax.dtypes.canonicalize_dtype(wanted):
         raise FormatError(
-            f"{path}: its numbers are float64.\nHowever, jax has 64 bits switched off.\n"
+            f"{path}: expected float32, since 64-bit types are disabled in jax, got float64.\n"
             "Set jax_enable_x64, or pass dtype=jnp.float32."
         )
     return checkpoint.adapter, tree_of(checkpoint.adapter, checkpoint.params, wanted)

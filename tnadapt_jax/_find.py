@@ -1,4 +1,4 @@
-"""Which leaves of a pytree of weights are adapted, and where each of them stands."""
+"""Find the leaves of a pytree of weights to adapt, and the layer and kind of each."""
 
 import inspect
 import math
@@ -20,7 +20,7 @@ EXPERT = "expert"
 
 @dataclass(frozen=True)
 class Weight:
-    """One weight of a tree: the path of its leaf, and its axis and index in a leaf that holds several."""
+    """One weight of a tree: the path of its leaf, and its axis and index if the leaf is a stack of weights."""
 
     leaf: str
     axis: int | None = None
@@ -38,33 +38,37 @@ def find_sites(
     fused: Mapping[str, Sequence[str | None] | Mapping[str, int]] | None = None,
     tasks: Collection[str] = (),
 ) -> Leaves:
-    """The weights that a rule matches in any pytree of arrays.
+    """Find the weights that a rule matches in any pytree of arrays.
 
     Args:
-        weights: the tree; a leaf's path is `jax.tree_util.keystr(path, simple=True, separator=".")`, and the site's
-            path is that without a last ".kernel" or ".weight".
-        target: names or suffixes after a dot, or one regular expression for whole site paths.
+        weights: the tree. The path of a leaf is `jax.tree_util.keystr(path, simple=True, separator=".")`; the path of
+            a site is the same without a final ".kernel" or ".weight".
+        target: names, suffixes after a dot, or one regular expression for whole site paths.
         layout: how one weight is stored: "out in" or "in out", or a preset: "nnx", "linen", "equinox", "hf-torch". An
-            axis that is several in the leaf is said so, as "in out out" for (in, heads, head size). In "expert in out"
-            each expert is a site.
-        layer_axis: for leaves that hold one weight a layer: the axis of the layers. As a number it goes for every
-            match, and the sites are "path[0]", "path[1]", ...; as a mapping from the path of a stack to its axis, the
-            sites are named as if each layer stood by itself: "stack.0.path".
-        blocks: weights that are cut into blocks, each a site, as in `split_sites`: {"fc1": (4, 1)}.
-        fused: weights that hold several projections, each a site: {"qkv": ["q", "k", "v"]}.
-        tasks: names of tasks; every site is there once for each.
+            axis that is split in the leaf is repeated, as in "in out out" for (in, heads, head size). In "expert in
+            out" each expert is a site.
+        layer_axis: the axis of the layers, for leaves that hold one weight per layer. A number applies to every match,
+            and the sites are "path[0]", "path[1]", ...; a mapping gives the axis by the path of a stack, and the sites
+            are named as if the layers were separate: "stack.0.path".
+        blocks: weights that are split into blocks, each of them a site, as in `split_sites`: {"fc1": (4, 1)}.
+        fused: weights that hold several projections, each of them a site: {"qkv": ["q", "k", "v"]}.
+        tasks: names of tasks. Every site exists once per task.
+
+    Returns:
+        The leaves found. Their `sites` are the argument of `AdapterSpec.bind`.
 
     Raises:
-        SiteError: nothing matched (the nearest paths are told), an unknown layout, or a leaf that it does not fit.
+        SiteError: if nothing matches (the message names the nearest paths), if the layout is unknown, or if a leaf
+            does not fit the layout.
     """
     if weights is None or inspect.isfunction(weights) or isinstance(weights, str | AdapterSpec | Adapter):
-        todo = "Pass the weights first, then bind a spec to what is found: spec.bind(leaves.sites, rank=8)."
+        todo = "Pass the weights first, then bind a spec to the leaves found: spec.bind(leaves.sites, rank=8)."
         raise mistake(SiteError, "find_sites", "a pytree of arrays", told(weights), todo)
     if not isinstance(target, str):
         expect_names(target, "find_sites", "target", SiteError)
     if not isinstance(layout, str):
         todo = f"Write layout={min(LAYOUTS)!r}."
-        raise mistake(SiteError, "find_sites", "a layout as a text", told(layout), todo)
+        raise mistake(SiteError, "find_sites", "a layout as a string", told(layout), todo)
     roles = _roles(layout)
     shapes = dict(arrays_of(weights))
     known = {_stem(path): path for path in shapes}
@@ -88,8 +92,8 @@ def _roles(layout: str) -> tuple[str, ...]:
     roles = tuple(LAYOUTS.get(layout, layout).split())
     if {*roles} - {EXPERT} != {"in", "out"}:
         raise SiteError(
-            "layout: must be words 'in' and 'out' (and 'expert'), one for each axis of a weight, "
-            f"or one of {', '.join(LAYOUTS)}.\nHowever, it is {layout!r}."
+            "layout: expected the words 'in' and 'out' (and 'expert'), one per axis of a weight, "
+            f"or one of {', '.join(LAYOUTS)}, got {layout!r}."
         )
     return roles
 
@@ -100,7 +104,7 @@ def _stem(path: str) -> str:
 
 
 def _stack_of(stem: str, layer_axis: LayerAxis) -> tuple[str, int | None]:
-    """The path and the axis of the stack that a leaf is; an axis of None for a leaf that is one weight."""
+    """Return the path and the axis of the stack that a leaf is part of. The axis is None for a single weight."""
     if not isinstance(layer_axis, Mapping):
         return "", layer_axis
     stack = max((prefix for prefix in layer_axis if stem.startswith(f"{prefix}.")), key=len, default="")
@@ -110,13 +114,13 @@ def _stack_of(stem: str, layer_axis: LayerAxis) -> tuple[str, int | None]:
 def _weights(
     stem: str, path: str, shape: tuple[int, ...], layer_axis: LayerAxis
 ) -> Iterator[tuple[str, Place | None, Weight]]:
-    """List the weights of one leaf: the path of each as a site, its place where the caller gave it, the weight."""
+    """Yield the weights of one leaf: the path of the site, its place if the caller gave it, and the weight."""
     stack, axis = _stack_of(stem, layer_axis)
     if axis is None:
         yield stem, None, Weight(path)
         return
     if not -len(shape) <= axis < len(shape):
-        raise SiteError(f"{stem}: layer_axis must be an axis of the leaf.\nHowever, it is {axis}, the shape {shape}.")
+        raise SiteError(f"{stem}: expected layer_axis to be an axis of the shape {shape}, got {axis}.")
     kind = stem.removeprefix(f"{stack}.") if stack else stem
     for index in range(shape[axis]):
         name = f"{stack}.{index}.{kind}" if stack else f"{stem}[{index}]"
@@ -130,14 +134,14 @@ def _leaf(
     roles: tuple[str, ...],
     coordinates: Mapping[str, int | str],
 ) -> Leaf:
-    """Describe the leaf of one weight. Raises SiteError where the layout has another number of axes."""
+    """Return the leaf of one weight. Raises SiteError if the layout has another number of axes."""
     shape = shapes[weight.leaf]
     stored = tuple(size for axis, size in enumerate(shape) if axis != weight.axis)
     if len(stored) != len(roles):
         raise SiteError(
-            f"{weight.leaf}: the layout '{' '.join(roles)}' names {len(roles)} axes of one weight.\n"
-            f"However, this one has the {len(stored)} axes {stored}.\n"
-            + ("If one is that of the layers, pass layer_axis." if weight.axis is None else "Say one word an axis.")
+            f"{weight.leaf}: expected a weight of {len(roles)} axes, as in the layout '{' '.join(roles)}', "
+            f"got the {len(stored)} axes {stored}.\n"
+            + ("If one is the axis of the layers, pass layer_axis." if weight.axis is None else "Name each axis once.")
         )
     both = list(zip(stored, roles, strict=True))
     sides = [side for side in ROLES if side in roles]

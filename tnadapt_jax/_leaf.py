@@ -1,4 +1,4 @@
-"""The leaves of a pytree of weights that are adapted: how each is stored, and whether an adapter fits them."""
+"""The adapted leaves of a pytree of weights: how each is stored, and whether an adapter fits them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,10 +20,15 @@ ROLES = ("expert", "out", "in")
 
 @dataclass(frozen=True)
 class Leaf:
-    """Where one site's weight lies: the path of its leaf, the role of each of its axes, its place in a stack.
+    """Where the weight of one site is stored. The site may be a block of the weight.
 
-    `roles` says "out", "in" or "expert" for each axis of one weight; `shape` is that of the whole leaf. In a stacked
-    leaf the layers lie along `axis`, this one at `index`; else both are None. The site may be a block of the weight.
+    Args:
+        site: the site.
+        path: the path of the leaf.
+        roles: "out", "in" or "expert" for each axis of one weight.
+        shape: the shape of the whole leaf.
+        axis: the axis of the layers if the leaf is a stack, else None.
+        index: the index of this weight along `axis`, else None.
     """
 
     site: Site
@@ -35,17 +40,17 @@ class Leaf:
 
     @property
     def stored(self) -> tuple[int, ...]:
-        """The shape of one weight as it is stored, the axis of a stack taken away."""
+        """The shape of one weight as stored, without the axis of a stack."""
         return tuple(size for axis, size in enumerate(self.shape) if axis != self.axis)
 
     def lay(self, update: Array) -> Array:
-        """An update of the whole weight (experts first, then out) as it is stored."""
+        """Transpose and reshape an update of the whole weight (experts first, then out) to the stored shape."""
         order = sorted(range(len(self.roles)), key=lambda axis: ROLES.index(self.roles[axis]))
         sizes = [self.stored[axis] for axis in order]
         return jax.lax.transpose(update.reshape(sizes), [order.index(axis) for axis in range(len(order))])
 
     def unlay(self, leaf: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-        """The weight in its leaf, as a site has it."""
+        """Return the weight from its leaf, in the axes of a site and in float32 or wider."""
         stored = leaf if self.axis is None else leaf.take(self.index or 0, self.axis)
         wide = stored.astype(np.promote_types(stored.dtype, np.float32))
         order = sorted(range(len(self.roles)), key=lambda axis: ROLES.index(self.roles[axis]))
@@ -54,17 +59,17 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Leaves:
-    """What was found, a value that can be hashed: `sites` is what `AdapterSpec.bind` takes. Add two to have both."""
+    """The leaves that `find_sites` found; hashable. `sites` is the argument of `bind`; `+` joins two of these."""
 
     entries: tuple[Leaf, ...]
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """The adapted weights, in the order of the tree."""
+        """The sites of all leaves, in the order of the tree."""
         return tuple(leaf.site for leaf in self.entries)
 
     def read(self, weights: Any) -> dict[str, npt.NDArray[np.generic]]:
-        """The weights by their paths as arrays (out, in), or (expert, out, in): what starts are read from."""
+        """Return the weights by path, as arrays (out, in) or (expert, out, in): the `weights` argument of `init`."""
         arrays = {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(weights)}
         return {leaf.site.weight: leaf.unlay(np.asarray(arrays[leaf.path])) for leaf in self.entries}
 
@@ -72,7 +77,7 @@ class Leaves:
         return Leaves((*self.entries, *other.entries))
 
     def __str__(self) -> str:
-        """A table: one line a site."""
+        """Return a table with one line per site."""
         rows = [("path", "layer", "kind", "weight", "leaf")]
         for leaf in self.entries:
             where = leaf.path if leaf.axis is None else f"{leaf.path}, {leaf.index} along axis {leaf.axis}"
@@ -86,9 +91,9 @@ class Leaves:
 
 
 def check_leaves(adapter: Adapter, leaves: Leaves, weights: Any) -> dict[str, list[Leaf]]:
-    """The adapter's sites by the path of their leaf.
+    """Return the leaves of the adapter's sites, by the path of the leaf. Nothing is traced before this check.
 
-    Raises SiteError for a site that has no leaf, or a leaf that is missing or of another shape: nothing is traced then.
+    Raises SiteError for a site without a leaf, or a leaf that is missing or has another shape.
     """
     by_site = {leaf.site.path: leaf for leaf in leaves.entries}
     shapes = dict(arrays_of(weights))
@@ -96,35 +101,35 @@ def check_leaves(adapter: Adapter, leaves: Leaves, weights: Any) -> dict[str, li
     for site in adapter.sites:
         leaf = by_site.get(site.path)
         if leaf is None:
-            raise SiteError(f"{site.path}: has no leaf among those found.{nearest(site.path, by_site)}")
+            raise SiteError(f"{site.path}: expected a leaf for this site, got none.{nearest(site.path, by_site)}")
         if (leaf.site.shape, leaf.site.weight_shape) != (site.shape, site.weight_shape):
             raise SiteError(
-                f"{site.path}: this adapter updates a weight of shape (out, in) = {site.weight_shape}.\n"
-                f"However, the leaf {leaf.path} is {leaf.stored}, in the layout '{' '.join(leaf.roles)}'.\n"
-                "If it is stored the other way round, say so by `layout` in find_sites."
+                f"{site.path}: expected a weight of shape (out, in) = {site.weight_shape}, "
+                f"got the leaf {leaf.path} of shape {leaf.stored} in the layout '{' '.join(leaf.roles)}'.\n"
+                "If it is stored transposed, pass another `layout` to find_sites."
             )
         if shapes.get(leaf.path) != leaf.shape:
             raise SiteError(
-                f"{site.path}: its leaf {leaf.path} must have shape {leaf.shape}, as when it was found.\n"
-                f"However, in these weights it is {shapes.get(leaf.path, 'missing')}."
+                f"{site.path}: expected its leaf {leaf.path} to have shape {leaf.shape}, as when it was found, "
+                f"got {shapes.get(leaf.path, 'no such leaf')}."
             )
         found.setdefault(leaf.path, []).append(leaf)
     return found
 
 
 def expect_leaves(given: object, where: str) -> None:
-    """Raises SiteError for what find_sites did not give; `where` begins the message."""
+    """Raise SiteError unless `given` is a result of find_sites. The message begins with `where`."""
     if not isinstance(given, Leaves):
-        raise mistake(SiteError, where, "Leaves", told(given), "Pass what find_sites(weights, ...) gives, whole.")
+        raise mistake(SiteError, where, "Leaves", told(given), "Pass the whole result of find_sites(weights, ...).")
 
 
 def path_of(path: tuple[Any, ...]) -> str:
-    """The path of a leaf as text."""
+    """Return the path of a leaf as text."""
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def arrays_of(weights: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The path and shape of every leaf that is an array."""
+    """Yield the path and shape of every leaf that is an array."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(weights):
         if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
             yield path_of(path), tuple(jnp.shape(leaf))

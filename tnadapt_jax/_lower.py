@@ -1,4 +1,4 @@
-"""A plan as jax operations: dot_general where something is summed, a broadcasting product where nothing is."""
+"""Run a plan with jax operations: dot_general for steps that sum, a broadcast product for steps that do not."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ Precision = lax.Precision | None
 
 @dataclass(frozen=True)
 class Laid:
-    """An operand or an intermediate: its values, the mode of each axis, and whether x took part in it."""
+    """An operand or an intermediate: its values, the mode of each axis, and whether it depends on x."""
 
     value: Array
     modes: Modes
@@ -26,10 +26,10 @@ class Laid:
 
 
 def apply_network(network: Network, factors: Sequence[Array], x: Array, *, precision: Precision = None) -> Array:
-    """The scaled update of x at one site: x (..., in axes) -> (..., out). All arrays are of one dtype.
+    """Return the scaled update of x at one site: x (..., in axes) -> (..., out). All arrays have one dtype.
 
-    The leading axes of x stay axes of their own, so that each keeps its sharding; the plan is made for exactly their
-    product. Nothing is checked here.
+    The leading axes of x remain separate axes, so that each keeps its sharding. The plan is made for exactly the
+    product of their sizes. Nothing is checked here.
     """
     lead = x.shape[: x.ndim - len(network.axes) + 1]
     order = plan(network, "apply", tokens=max(1, math.prod(lead)))
@@ -41,14 +41,14 @@ def apply_network(network: Network, factors: Sequence[Array], x: Array, *, preci
 
 
 def make_delta(network: Network, factors: Sequence[Array], *, precision: Precision) -> Array:
-    """The scaled dense update of one site, of the weight's shape (out axis first)."""
+    """Return the scaled dense update of one site, in the weight's shape (out axis first)."""
     order = plan(network, "delta")
     answer = run(order, _factors(order, factors), _Backend(order, (), precision))
     return answer.value.reshape(network.weight_shape)
 
 
 def _factors(order: Plan, factors: Sequence[Array]) -> list[Laid]:
-    """The factors of one site, the scale in the smallest of them."""
+    """Return the factors of one site, with the smallest one multiplied by the scale."""
     modes = order.inputs[len(order.inputs) - len(factors) :]
     smallest = min(range(len(factors)), key=lambda number: factors[number].size)
     scale = order.network.scale  # a python float: it takes the dtype of what it multiplies
@@ -58,7 +58,7 @@ def _factors(order: Plan, factors: Sequence[Array]) -> list[Laid]:
 
 
 def _in_order(laid: Laid, network: Network) -> Laid:
-    """A product of factors with the weight's modes in the weight's order: else the activations are turned for it."""
+    """Transpose a product of factors to the weight's order of modes; otherwise the activations would be transposed."""
     places = {mode: place for place, mode in enumerate((*network.out_modes, *network.in_modes))}
     outer = iter(sorted((mode for mode in laid.modes if mode in places), key=places.__getitem__))
     modes = tuple(next(outer) if mode in places else mode for mode in laid.modes)
@@ -66,25 +66,25 @@ def _in_order(laid: Laid, network: Network) -> Laid:
 
 
 class _Backend:
-    """The steps of one plan as jax operations; `lead` are the axes that stand for the plan's token axis."""
+    """The steps of one plan as jax operations. `lead` are the axes that replace the plan's token axis."""
 
     def __init__(self, order: Plan, lead: Modes, precision: Precision) -> None:
         self.order, self.lead, self.precision = order, lead, precision
 
     def contract(self, left: Laid, right: Laid, kept: Modes, wanted: Modes) -> Laid:
-        """Multiply and sum, as the core's `Backend` says."""
+        """Multiply and sum, as specified by the core's `Backend`."""
         kept, wanted = _spelled(kept, self.order, self.lead), _spelled(wanted, self.order, self.lead)
         made = _step(left, right, kept, wanted, self.precision)
         return made if made.active else _in_order(made, self.order.network)
 
     def ordered(self, value: Laid, modes: Modes) -> Laid:
-        """Transpose, as the core's `Backend` says."""
+        """Transpose, as specified by the core's `Backend`."""
         modes = _spelled(modes, self.order, self.lead)
         return Laid(_turned(value, modes), modes, value.active)
 
 
 def _spelled(modes: Modes, order: Plan, lead: Modes) -> Modes:
-    """These modes with the plan's token axis written as the leading axes of x."""
+    """Return these modes with the plan's token axis replaced by the leading axes of x."""
     if order.ask != "apply":
         return modes
     token = order.answer[0]
@@ -92,7 +92,7 @@ def _spelled(modes: Modes, order: Plan, lead: Modes) -> Modes:
 
 
 def _step(left: Laid, right: Laid, kept: Modes, wanted: Modes, precision: Precision) -> Laid:
-    """One pairwise step. The activation goes left, then what the wanted answer begins with."""
+    """Run one pairwise step. An activation is the left operand; else the operand with the first wanted mode is."""
     if right.active or (not left.active and wanted and wanted[0] in right.modes and wanted[0] not in left.modes):
         left, right = right, left
     both = [mode for mode in left.modes if mode in right.modes]
@@ -108,20 +108,20 @@ def _step(left: Laid, right: Laid, kept: Modes, wanted: Modes, precision: Precis
 
 
 def _entrywise(left: Laid, right: Laid) -> tuple[Array, Modes]:
-    """The product without summation: axes as in the larger operand, after them those that only the other has."""
+    """Multiply without summation. The axes of the larger operand come first, then those that only the other has."""
     big, small = (left, right) if left.value.size >= right.value.size else (right, left)
     modes = (*big.modes, *(mode for mode in small.modes if mode not in big.modes))
     return jnp.multiply(_spread(big, modes), _spread(small, modes)), modes
 
 
 def _spread(laid: Laid, modes: Modes) -> Array:
-    """The value with one axis for each of these modes, of length 1 where it lacks one."""
+    """Return the value with one axis per mode, of length 1 for the modes that it lacks."""
     value = _turned(laid, tuple(mode for mode in modes if mode in laid.modes))
     return lax.expand_dims(value, [axis for axis, mode in enumerate(modes) if mode not in laid.modes])
 
 
 def _turned(laid: Laid, modes: Modes) -> Array:
-    """The value with its axes in this order."""
+    """Return the value with its axes in this order."""
     if laid.modes == modes:
         return laid.value
     return lax.transpose(laid.value, [laid.modes.index(mode) for mode in modes])

@@ -1,4 +1,4 @@
-"""Maps on factors in JAX: the node of the network that a factor's numbers stand for. Autograd pulls back."""
+"""Maps on factors in JAX: compute a node of the network from its parameters. JAX differentiates through them."""
 
 import jax.numpy as jnp
 from jax import Array
@@ -9,7 +9,10 @@ __all__: list[str] = []
 
 
 def map_factor(name: str, held: Array) -> Array:
-    """As the core's `map_factor`, on the last axes; the gradient at a zero vector is 0. Raises SpecError as it does."""
+    """Apply a map to the last axes, as the core's `map_factor` does; the gradient at a zero vector is 0.
+
+    Raises SpecError for an unknown map.
+    """
     if not name:
         return held
     if name == "rotation":

@@ -1,4 +1,4 @@
-"""The update in the weights: merged for good, or for the length of one call of any function of its weights."""
+"""Add the updates to the weights: permanently, or for one call of a model that is a function of its weights."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -21,11 +21,22 @@ Answer = TypeVar("Answer")
 
 @answers(SiteError)
 def merge(adapter: Adapter, params: Params, weights: Tree, leaves: Leaves, *, task: str | None = None) -> Tree:
-    """New weights with every update added: in float32 or better at full precision, rounded once to the leaf's dtype.
+    """Return new weights with every update added. The function can be jitted; each leaf keeps its sharding.
 
-    Can be jitted, with `weights` and `params` as arguments; each leaf keeps its sharding. Leaves that are not adapted
-    are returned as they are. `task` says whose sites are merged where they serve several. Raises SiteError for params,
-    leaves or weights that are not this adapter's, and for a task that it does not have.
+    Sums are computed in float32 or wider, at full precision, and rounded once to the dtype of the leaf.
+
+    Args:
+        adapter: a spec bound to sites.
+        params: the params of the adapter.
+        weights: the tree of weights.
+        leaves: the result of `find_sites` for these weights.
+        task: the task whose sites are merged, if the adapter has several.
+
+    Returns:
+        A tree like `weights`. Leaves that are not adapted are returned unchanged.
+
+    Raises:
+        SiteError: for params, leaves or weights that do not fit the adapter, or for a task that it does not have.
     """
     expect_adapter(adapter, "merge")
     expect_leaves(leaves, "merge")
@@ -43,10 +54,19 @@ def merge(adapter: Adapter, params: Params, weights: Tree, leaves: Leaves, *, ta
 def adapt(
     apply_fn: Callable[..., Answer], adapter: Adapter, leaves: Leaves, *, task: str | None = None
 ) -> Callable[..., Answer]:
-    """(params, weights, *args) -> apply_fn(weights with the updates, *args), for any model that is a function of them.
+    """Return the function (params, weights, *args) -> apply_fn(weights with the updates, *args).
 
-    Every update is made as a matrix at each call: `apply` beside the host's own product takes less time and memory.
-    On half-precision weights a small update is lost in the rounding.
+    Each call computes every update as a matrix. `apply`, called next to the host's own product, takes less time and
+    memory. With half-precision weights a small update is lost to rounding.
+
+    Args:
+        apply_fn: a model as a function of its weights and further arguments.
+        adapter: a spec bound to sites.
+        leaves: the result of `find_sites` for the weights.
+        task: the task whose sites are used, if the adapter has several.
+
+    Raises:
+        SiteError: for arguments of other types. The function itself raises it as `merge` does.
     """
     if not callable(apply_fn):
         todo = "The model's function comes first: adapt(apply_fn, adapter, leaves)."
@@ -61,17 +81,19 @@ def adapt(
 
 
 def _of_task(found: dict[str, list[Leaf]], task: str | None) -> dict[str, list[Leaf]]:
-    """The leaves of one task. Raises SiteError where it has none, or there are several and none is said."""
+    """Return the leaves of one task. Raises SiteError for an unknown task, or for none if there are several."""
     tasks = list(dict.fromkeys(leaf.site.coordinates.get("task") for some in found.values() for leaf in some))
     if task is None and len(tasks) == 1:
         return found
     if task not in tasks:
-        raise SiteError(f"task {task!r}: is none of this adapter's.\nIt has {', '.join(map(str, tasks))}.")
+        raise SiteError(
+            f"task: expected a task of this adapter, got {task!r}.\nIts tasks are {', '.join(map(str, tasks))}."
+        )
     return {path: [leaf for leaf in some if leaf.site.coordinates.get("task") == task] for path, some in found.items()}
 
 
 def _with_updates(adapter: Adapter, params: Params, weight: Array, leaves: Sequence[Leaf]) -> Array:
-    """One leaf with the updates of its sites."""
+    """Return one leaf with the updates of its sites added."""
     dtype = jnp.result_type(weight)
     wide = wide_of(weight, *params["trainable"].values())
     parts: dict[int | None, list[Leaf]] = {}
@@ -88,7 +110,7 @@ def _with_updates(adapter: Adapter, params: Params, weight: Array, leaves: Seque
 
 
 def _update(adapter: Adapter, params: Params, leaves: Sequence[Leaf], dtype: Any) -> Array:
-    """The update of one weight: of its one site, or of the sites that lie in it."""
+    """Return the update of one weight, from its only site or from all of its blocks."""
     updates = []
     for leaf in leaves:
         address = adapter.address(leaf.site)

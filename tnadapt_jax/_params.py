@@ -1,4 +1,4 @@
-"""The state of an adapter as a plain pytree, and the one guard at its door."""
+"""The params of an adapter as a plain pytree: starting values and checks."""
 
 from collections.abc import Mapping
 
@@ -21,17 +21,27 @@ TREES = ("trainable", "frozen")
 def init(
     adapter: Adapter, *, dtype: DTypeLike = jnp.float32, weights: Mapping[str, npt.ArrayLike] | None = None
 ) -> dict[str, dict[str, Array]]:
-    """The starting values: {"trainable": {name: array}, "frozen": {name: array}}, names and values those of the core.
+    """Return the starting values of an adapter, with the names and values of `tnadapt.init`.
 
-    For a centered spec, `frozen` also holds the start of each trainable factor, under "<name>:start". `weights` are
-    those of the host by path, (out, in), as `Leaves.read` gives them: for starts that are read from them.
+    Args:
+        adapter: a spec bound to sites.
+        dtype: the dtype of all arrays.
+        weights: the host's weights by path, (out, in), as `Leaves.read` returns them. Needed only if starting values
+            are read from them.
+
+    Returns:
+        {"trainable": {name: array}, "frozen": {name: array}}. For a centered spec, `frozen` also holds the starting
+        value of each trainable factor, under "<name>:start".
+
+    Raises:
+        SiteError: if weights are missing or do not fit.
     """
     expect_adapter(adapter, "init")
     return tree_of(adapter, tnadapt.init(adapter, weights), dtype)
 
 
 def tree_of(adapter: Adapter, values: Mapping[str, npt.ArrayLike], dtype: DTypeLike) -> dict[str, dict[str, Array]]:
-    """Values by the core's names as the two trees; each array has a buffer of its own, so that it can be donated."""
+    """Return the two trees of values given by name. Each array has its own buffer, so that it can be donated."""
     trainable = {name: values[name] for name, slot in adapter.slots.items() if slot.factor.trainable}
     frozen = {name: values[name] for name in adapter.slots if name not in trainable}
     frozen |= {name + START: value for name, value in drawn_starts(adapter).items()}
@@ -42,47 +52,46 @@ def tree_of(adapter: Adapter, values: Mapping[str, npt.ArrayLike], dtype: DTypeL
 
 
 def names_in(adapter: Adapter, tree: str) -> dict[str, tuple[int, ...]]:
-    """The shape of every array of one tree, by name."""
+    """Return the shape of every array of one tree, by name."""
     trained = {name: slot.shape for name, slot in adapter.slots.items() if slot.factor.trainable}
     if tree == TREES[0]:
         return trained
-    frozen = {name: slot.shape for name, slot in adapter.slots.items() if name not in trained}  # kept starts, too
+    frozen = {name: slot.shape for name, slot in adapter.slots.items() if name not in trained}  # with stored starts
     return frozen | {name + START: shape for name, shape in trained.items() if adapter.spec.centered}
 
 
 def expect_trees(params: object) -> None:
-    """Raises SiteError for what is no pytree of params, as the flat arrays of the core's init; before all else."""
+    """Raise SiteError unless `params` holds the two trees; the flat arrays of the core's init do not."""
     if not isinstance(params, Mapping) or (params and not {*TREES} & {*params}):
-        todo = "Pass what tnadapt_jax.init(adapter) gives; tnadapt.init gives flat arrays for numpy."
+        todo = "Pass the result of tnadapt_jax.init(adapter); tnadapt.init returns flat arrays for numpy."
         raise mistake(SiteError, "params", f"the trees {' and '.join(map(repr, TREES))}", told(params), todo)
     for tree in TREES:
         if not isinstance(part := params.get(tree, {}), Mapping):
-            todo = "Pass what tnadapt_jax.init(adapter) gives."
+            todo = "Pass the result of tnadapt_jax.init(adapter)."
             raise mistake(SiteError, f"params[{tree!r}]", "arrays by name", told(part), todo)
 
 
 def check_params(adapter: Adapter, params: Params) -> None:
-    """See that these are the params of this adapter. Raises SiteError naming what is missing, unknown or misshapen."""
+    """Raise SiteError unless these are the params of this adapter, naming a missing, unknown or misshapen array."""
     expect_trees(params)
     for tree in TREES:
         wanted, given = names_in(adapter, tree), params.get(tree, {})
         for name, shape in wanted.items():
             if name not in given:
-                raise SiteError(
-                    f"params[{tree!r}]: {name!r} is missing.\nIt holds {', '.join(list(given)[:6]) or 'nothing'}."
-                )
+                held = ", ".join(list(given)[:6]) or "nothing"
+                raise SiteError(f"params[{tree!r}]: expected the array {name!r}, got none.\nIt holds {held}.")
             check_shape(f"params[{tree!r}]", name, given[name], shape)
         if unknown := sorted(given.keys() - wanted.keys()):
             raise SiteError(
-                f"params[{tree!r}]: {unknown[0]!r} is none of this adapter's.\n"
-                f"It has {', '.join(list(wanted)[:6]) or 'nothing'} there."
+                f"params[{tree!r}]: expected only arrays of this adapter, got {unknown[0]!r}.\n"
+                f"Its arrays there are {', '.join(list(wanted)[:6]) or 'none'}."
             )
     if unknown := sorted(params.keys() - {*TREES}):
-        raise SiteError(f"params: holds {' and '.join(TREES)}.\nHowever, it holds {unknown[0]!r} too.")
+        raise SiteError(f"params: expected only {' and '.join(map(repr, TREES))}, got {unknown[0]!r} too.")
 
 
 def check_size(adapter: Adapter, params: Params) -> None:
-    """See in no time that no array is missing or too many; else say which. Raises SiteError."""
+    """Compare the number of arrays, which is fast. Raises SiteError, naming an array, if one is missing or unknown."""
     if not isinstance(params, Mapping) or not all(isinstance(params.get(tree, {}), Mapping) for tree in TREES):
         expect_trees(params)
     trained, frozen = (len(params.get(tree, {})) for tree in TREES)
@@ -93,7 +102,7 @@ def check_size(adapter: Adapter, params: Params) -> None:
 
 
 def find_array(adapter: Adapter, params: Params, name: str) -> Array:
-    """One array of either tree by its name, of the right shape. Raises SiteError otherwise."""
+    """Return one array of either tree by name. Raises SiteError if it is missing or has a wrong shape."""
     slot = adapter.slots[name.removesuffix(START)]
     tree = TREES[0] if slot.factor.trainable and not name.endswith(START) else TREES[1]
     if name not in params[tree]:
@@ -104,9 +113,9 @@ def find_array(adapter: Adapter, params: Params, name: str) -> Array:
 
 
 def check_shape(where: str, name: str, value: Array, shape: tuple[int, ...]) -> None:
-    """Raises SiteError for an array of another shape; `where` begins the message."""
+    """Raise SiteError unless an array has this shape. The message begins with `where`."""
     if jnp.shape(value) != shape:
         raise SiteError(
-            f"{where}[{name!r}]: must have shape {shape}.\nHowever, it has {jnp.shape(value)}.\n"
+            f"{where}[{name!r}]: expected shape {shape}, got {jnp.shape(value)}.\n"
             "If this is a batch of adapters, map over its axis with jax.vmap."
         )

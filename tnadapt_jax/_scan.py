@@ -1,4 +1,4 @@
-"""An adapter under lax.scan: what all layers share is closed over, what differs by layer is a scan input."""
+"""Use an adapter in lax.scan: arrays that all layers share are closed over, arrays per layer are scanned."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ Index = Mapping[str, int]
 
 @dataclass(frozen=True)
 class Source:
-    """Where one kind finds one factor: the param and the index along its site modes, for each layer.
+    """Where one kind reads one factor: the param and the index along its site modes, per layer.
 
-    `whole` is the shape of that param, `local` that of the part which one site reads.
+    `whole` is the shape of that param; `local` is the shape of the part that one site reads.
     """
 
     factor: str
@@ -36,24 +36,24 @@ class Source:
 
     @property
     def is_shared(self) -> bool:
-        """Whether every layer reads the same numbers."""
+        """Whether every layer reads the same values."""
         return len({*self.names}) == 1 and not self.moving
 
     @property
     def moving(self) -> tuple[str, ...]:
-        """The site modes whose index differs by layer."""
+        """The site modes whose index differs between layers."""
         return tuple(mode for mode in self.places[0] if len({place[mode] for place in self.places}) > 1)
 
     @property
     def is_whole(self) -> bool:
-        """Whether the layers read one param, in the order of one of its axes: all kinds can scan over that."""
+        """Whether the layers read one param in the order of one of its axes, so that all kinds can scan over it."""
         if len({*self.names}) > 1 or len(self.moving) != 1:
             return False
         return [place[self.moving[0]] for place in self.places] == list(range(len(self.places)))
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the array that the body of the scan holds."""
+        """The shape of the array in the body of the scan."""
         if self.is_shared:
             return self.whole
         if self.is_whole:
@@ -62,14 +62,14 @@ class Source:
 
     @property
     def key(self) -> str:
-        """The name in `shared` or `per_layer`; kinds that read the same numbers have the same."""
+        """The name in `shared` or `per_layer`; the same for kinds that read the same values."""
         own = not (self.is_shared or self.is_whole) and self.places[0]
         return f"{self.names[0]}@{self.kind}" if own else self.names[0]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of weight in every layer: the first of its sites, its network, where it finds its factors."""
+    """One kind of weight in every layer: its first site, its network, and where it reads its factors."""
 
     site: Site
     network: Network
@@ -77,10 +77,18 @@ class Kind:
 
 
 def scan_split(adapter: Adapter, params: Params) -> tuple[dict[str, Array], dict[str, Array]]:
-    """(shared, per_layer) for lax.scan over layers: close over the first, scan over the second, layers in front.
+    """Split the params for lax.scan over layers. Gradients with respect to `params` pass through the split.
 
-    What all layers share is in `shared`, once. Gradients with respect to `params` go through. Raises SiteError for
-    params that are not this adapter's, or sites that are no full grid of layers and kinds with one shape a kind.
+    Args:
+        adapter: a spec bound to a full grid of layers and kinds, with one shape per kind.
+        params: the params of the adapter.
+
+    Returns:
+        (shared, per_layer): close over the first, which holds the arrays common to all layers once; scan over the
+        second, whose arrays have the layer axis in front.
+
+    Raises:
+        SiteError: for params that do not fit the adapter, or for sites that are not such a grid.
     """
     expect_adapter(adapter, "scan_split")
     check_params(adapter, params)
@@ -98,15 +106,25 @@ def scan_split(adapter: Adapter, params: Params) -> tuple[dict[str, Array], dict
 
 
 def apply_in_layer(adapter: Adapter, shared: Arrays, layer: Arrays, kind: str, x: Array) -> Array:
-    """What the update adds to the output of one kind of weight, in the body of a scan over layers.
+    """Return what the update adds to the output of one kind of weight, in the body of a scan over layers.
 
-    `shared` and the scan's slice of `per_layer` come from `scan_split`; x (..., in axes) -> (..., out), in x's dtype.
-    Raises SiteError for a kind that the adapter does not have, arrays of another split, or an x that does not fit.
+    Args:
+        adapter: a spec bound to sites.
+        shared: the arrays that all layers share, from `scan_split`.
+        layer: the scan's slice of `per_layer`, from `scan_split`.
+        kind: the kind of the weight.
+        x: the input of the weight, of shape (..., in axes).
+
+    Returns:
+        An array of shape (..., out), in the dtype of x.
+
+    Raises:
+        SiteError: for a kind that the adapter does not have, arrays of another split, or an x that does not fit.
     """
     expect_adapter(adapter, "apply_in_layer")
     kinds = _kinds(adapter)
     if kind not in kinds:
-        raise SiteError(f"kind {kind!r}: not one of this adapter's.\nIts kinds are {', '.join(kinds)}.")
+        raise SiteError(f"kind: expected a kind of this adapter, got {kind!r}.\nIts kinds are {', '.join(kinds)}.")
     network = kinds[kind].network
     check_x(kinds[kind].site.path, network, x)
     factors = [_in_body(network, source, shared, layer, "") for source in kinds[kind].sources]
@@ -120,12 +138,12 @@ def apply_in_layer(adapter: Adapter, shared: Arrays, layer: Arrays, kind: str, x
 
 @lru_cache(maxsize=64)
 def _kinds(adapter: Adapter) -> dict[str, Kind]:
-    """Every kind, with its sources over all layers. Raises SiteError where the sites are no full grid."""
+    """Return every kind with its sources in all layers. Raises SiteError unless the sites form a full grid."""
     places: dict[str, dict[int | str, Address]] = {}
     for site in (site for group in adapter.groups for site in group.sites):
         kind, layer = str(site.value("kind")), site.value("layer")
         if layer in places.setdefault(kind, {}):
-            raise SiteError(f"{site.path}: a scan has one weight of a kind in a layer.\nHowever, here are two.")
+            raise SiteError(f"{site.path}: expected one weight per kind and layer for a scan, got two.")
         places[kind][layer] = adapter.address(site)
     layers = sorted({layer for some in places.values() for layer in some}, key=lambda at: (isinstance(at, str), at))
     return {kind: _kind(adapter, kind, some, layers) for kind, some in places.items()}
@@ -134,16 +152,16 @@ def _kinds(adapter: Adapter) -> dict[str, Kind]:
 def _kind(adapter: Adapter, kind: str, found: Mapping[int | str, Address], layers: Sequence[int | str]) -> Kind:
     if missing := [layer for layer in layers if layer not in found]:
         raise SiteError(
-            f"kind {kind!r}: a scan needs every kind in every layer.\n"
-            f"However, it is not in layer {missing[0]}; the layers are {', '.join(map(str, layers))}."
+            f"kind {kind!r}: expected it in every layer for a scan, got none in layer {missing[0]}.\n"
+            f"The layers are {', '.join(map(str, layers))}."
         )
     stack = [found[layer] for layer in layers]
     network, site = stack[0].group.network, stack[0].site
     for other in (address.site for address in stack):
         if other.shape != site.shape:
             raise SiteError(
-                f"{other.path}: a scan needs one shape for all weights of a kind.\n"
-                f"However, it has {other.shape}, and {site.path} has {site.shape}."
+                f"{other.path}: expected one shape per kind for a scan, that of {site.path}, {site.shape}, "
+                f"got {other.shape}."
             )
     sources = []
     for factor, of_factor in network.factors.items():
@@ -155,18 +173,18 @@ def _kind(adapter: Adapter, kind: str, found: Mapping[int | str, Address], layer
 
 
 def _suffixes(network: Network, factor: str) -> tuple[str, ...]:
-    """The ends of the names under which a factor is kept: its values, and its start where it has one of its own."""
+    """Return the suffixes of the names of a factor: of its values, and of its start if it has its own."""
     return ("", START) if network.centered and network.factors[factor].trainable else ("",)
 
 
 def _read(adapter: Adapter, params: Params, name: str) -> Array:
-    """One array of the params; a frozen one, or a start, takes no gradient."""
+    """Return one array of the params. Frozen factors and starts get no gradient."""
     value = find_array(adapter, params, name)
     return value if name in params["trainable"] else lax.stop_gradient(value)
 
 
 def _stacked(network: Network, source: Source, arrays: Arrays) -> Array:
-    """A factor with the layer axis in front: a whole param turned, or the parts that this kind reads."""
+    """Return a factor with the layer axis in front: a transposed param, or a stack of the parts that the kind reads."""
     modes, first = source.modes, arrays[source.names[0]]
     if source.is_whole:
         return jnp.moveaxis(first, modes.index(source.moving[0]), 0)
@@ -183,7 +201,7 @@ def _stacked(network: Network, source: Source, arrays: Arrays) -> Array:
 
 
 def _rows(value: Array, rows: Sequence[int], axis: int) -> Array:
-    """These places along an axis: by one strided slice where they are evenly spaced, whose gradient is no scatter."""
+    """Select rows along an axis; by one strided slice, whose gradient is no scatter, if they are evenly spaced."""
     step = rows[1] - rows[0] if len(rows) > 1 else 1
     if step > 0 and list(rows) == list(range(rows[0], rows[0] + step * len(rows), step)):
         return lax.slice_in_dim(value, rows[0], rows[-1] + 1, step, axis)
@@ -191,7 +209,7 @@ def _rows(value: Array, rows: Sequence[int], axis: int) -> Array:
 
 
 def _in_body(network: Network, source: Source, shared: Arrays, layer: Arrays, suffix: str) -> Array:
-    """The factor that one layer's weight reads."""
+    """Return the factor that one layer's weight reads."""
     return map_factor(network.factors[source.factor].map, _held_in_body(network, source, shared, layer, suffix))
 
 
@@ -199,9 +217,9 @@ def _held_in_body(network: Network, source: Source, shared: Arrays, layer: Array
     held, key = (shared if source.is_shared else layer), source.key + suffix
     if key not in held:
         raise SiteError(
-            f"{'shared' if source.is_shared else 'layer'}: {key!r} is missing.\n"
+            f"{'shared' if source.is_shared else 'layer'}: expected the array {key!r}, got none.\n"
             f"It holds {', '.join(held) or 'nothing'}.\n"
-            "Pass what scan_split gave for this adapter: `shared` whole, and the scan's slice of `per_layer`."
+            "Pass the result of scan_split for this adapter: all of `shared`, and the scan's slice of `per_layer`."
         )
     check_shape("shared" if source.is_shared else "layer", key, held[key], source.shape)
     if source.is_shared:
@@ -213,5 +231,5 @@ def _held_in_body(network: Network, source: Source, shared: Arrays, layer: Array
 
 
 def _cut(value: Array, modes: Sequence[str], sizes: Mapping[str, int], index: Index) -> Array:
-    """Take one place along each mode in `index`, and the leading part along every other."""
+    """Select one index along each mode in `index`, and the leading part along every other mode."""
     return cut(value, [index.get(mode, slice(sizes[mode])) for mode in modes])

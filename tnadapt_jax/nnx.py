@@ -1,4 +1,4 @@
-"""Flax nnx: a model and its adapter as one module, the factors in variables of their own. Needs the extra `nnx`."""
+"""Flax nnx: a model and its adapter as one module, with the factors as variables. Needs the extra `nnx`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,23 +19,23 @@ __all__ = ["Adapted", "AdapterParam", "FrozenFactor", "attach"]
 
 
 class AdapterParam(nnx.LoRAParam[Array]):
-    """A trainable factor: what `nnx.Optimizer(model, tx, wrt=nnx.LoRAParam)` trains."""
+    """A trainable factor, which `nnx.Optimizer(model, tx, wrt=nnx.LoRAParam)` trains."""
 
 
 class FrozenFactor(nnx.Variable[Array]):
-    """A frozen factor, or a starting value: no nnx.Param, so that no filter for those finds it."""
+    """A frozen factor or a starting value. It is not an nnx.Param, so filters for nnx.Param skip it."""
 
 
 class Adapted(nnx.Module):
-    """A model and its adapter, called as the model is. Each factor is held once, under `trainable` or `frozen`.
+    """A model with an adapter, called like the model. Each factor is stored once, in `trainable` or `frozen`.
 
-    At each call the updates are made as matrices and added to the weights, in float32 or better: it works for every
-    module, and costs a copy of each adapted weight. Other variables that the model changes (statistics, the counts of
-    random streams) are changed in it. Arguments go by position; modes are set on the model, as by `model.eval()`.
+    Each call computes the updates as matrices and adds them to the weights, in float32 or wider. This works for every
+    module and costs a copy of each adapted weight. Other variables that the model changes (statistics, counts of random
+    streams) are changed in the model. Pass arguments by position. Set modes on the model, as with `model.eval()`.
     """
 
     def __init__(self, model: nnx.Module, adapter: Adapter, leaves: Leaves, params: Mapping[str, Any]) -> None:
-        """Args: the model, the adapter, where its sites lie in `weights_of(model)`, its params."""
+        """Args: the model, the adapter, the leaves of its sites in `weights_of(model)`, and its params."""
         self.model = model
         self.adapter = adapter
         self.leaves = leaves
@@ -43,16 +43,16 @@ class Adapted(nnx.Module):
         self.frozen = nnx.Dict({name: FrozenFactor(value) for name, value in params["frozen"].items()})
 
     def params(self) -> dict[str, dict[str, Array]]:
-        """The factors as the pure functions take them."""
+        """Return the factors as params for the pure functions."""
         trees = {"trainable": self.trainable, "frozen": self.frozen}
         return {tree: {name: variable[...] for name, variable in part.items()} for tree, part in trees.items()}
 
     def __call__(self, *args: Any) -> Any:
-        """What the model gives with the updates in its weights."""
+        """Call the model with the updates added to its weights."""
         graph, weights, rest = nnx.split(self.model, nnx.Param, ...)  # type: ignore[misc]  # an overload that flax lacks
         pure = nnx.to_pure_dict(weights)
         nnx.replace_by_pure_dict(weights, merge(self.adapter, self.params(), pure, self.leaves))
-        # `rest` is shared with the model, not copied: what the call changes there stays.
+        # `rest` is shared with the model, not copied, so that changes made by the call persist.
         return nnx.merge(graph, weights, rest)(*args)
 
 
@@ -71,11 +71,23 @@ def attach(
     dtype: DTypeLike = jnp.float32,
     overparametrized: bool = False,
 ) -> Adapted:
-    """A module that holds the model and a new adapter on it. Computes as the model does until it is trained.
+    """Return a module that holds the model and a new adapter. Until trained, it computes the same as the model.
 
-    Args: as those of `find_sites` (over the model's nnx.Param), `AdapterSpec.bind` and `init`; `spec` may be a family,
-    or the name of one, as "lotr".
-    Raises SiteError for what does not match or fit.
+    Args:
+        model: the host.
+        spec: a spec, a family or the name of a family, such as "lotr".
+        target: as for `find_sites`, on the model's nnx.Param.
+        layout: as for `find_sites`.
+        layer_axis: as for `find_sites`.
+        rank: as for `AdapterSpec.bind`.
+        alpha: as for `AdapterSpec.bind`.
+        sizes: as for `AdapterSpec.bind`.
+        seed: as for `AdapterSpec.bind`.
+        dtype: as for `init`.
+        overparametrized: as for `AdapterSpec.bind`.
+
+    Raises:
+        SiteError: if the target matches nothing, or the spec does not fit.
     """
     if not isinstance(model, nnx.Module):
         todo = "The model comes first: attach(model, spec, target=[...])."
@@ -88,5 +100,5 @@ def attach(
 
 
 def weights_of(model: nnx.Module) -> dict[str, Any]:
-    """The values of a model's nnx.Param as a plain tree."""
+    """Return the values of a model's nnx.Param as a plain tree."""
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))

@@ -1,4 +1,4 @@
-"""Attach a new adapter to a model, all or nothing."""
+"""Attach a new adapter to a model; an attach that fails leaves the model unchanged."""
 
 from collections.abc import Collection, Mapping, Sequence
 
@@ -46,37 +46,42 @@ def attach(
     fold: bool = False,
     overparametrized: bool = False,
 ) -> AdapterState:
-    """Attach a new adapter; the host is frozen but for `modules_to_save`, and computes as before until it is trained.
+    """Attach a new adapter to a model and freeze the rest of it.
+
+    Everything but `modules_to_save` is frozen. Until the adapter is trained, the model computes the same outputs. An
+    attach that fails leaves the model unchanged.
 
     Args:
-        model: any module; nothing in it is replaced, it gets one child and forward hooks.
-        spec: the adapter's spec; or a family, or its name, as "lotr".
-        target_modules: names or suffixes after a dot; or a regular expression for whole paths; or "all-linear".
-        target_parameters: parameters that no linear layer is called with, as those of a mixture of experts: names or
-            suffixes -> how each is stored, as {"experts.gate_up_proj": "expert in out"}. Each expert is a site. Their
-            updates are made as matrices and folded in, as with `fold`.
-        rank: the size of every bond, or bond -> size.
+        model: any torch module. None of its modules are replaced: it gets one new child and forward hooks.
+        spec: the adapter's spec, a family, or the name of a family, such as "lotr".
+        target_modules: module names, or suffixes of paths after a dot; or a regular expression for whole paths; or
+            "all-linear".
+        target_parameters: parameters that do not belong to a linear layer, such as those of a mixture of experts. Maps
+            each name or suffix to the layout of the parameter: {"experts.gate_up_proj": "expert in out"}. Each expert
+            is a site. The updates are computed as matrices and folded into the weights, as with `fold`.
+        rank: the size of every bond, or a mapping from bond to size.
         alpha: replaces the alpha of the spec's scale.
-        sizes: mode -> size, as {"head": 12}.
-        exclude_modules: what not to adapt, in the forms of target_modules.
-        layers_to_transform: only these indices of the repeated block.
-        blocks: weights that are cut into blocks, each a site, as in `split_sites`: {"fc1": (4, 1)}.
-        fused: weights that hold several projections, each a site: {"c_attn": ["q", "k", "v"]}.
-        tasks: names of tasks; every site is there once for each. The first is used until `set_task`.
-        modules_to_save: names of modules that are trained whole and stored in the adapter's file.
-        dropout: probability of dropping entries of the x that the adapter sees, in training.
-        seed: where the starting values come from.
-        adapter_name: an identifier, one for each adapter on the model.
-        fold: add the update to the weight at each call, x (W + dW), and not to the output. `plan(...).explain()` says
-            when that pays. It parametrizes the weights, so that their keys in the state dict change while attached.
-        overparametrized: allow a rank above that of any update, as in `AdapterSpec.bind`.
+        sizes: a mapping from mode to size, such as {"head": 12}.
+        exclude_modules: modules not to adapt, in the same forms as target_modules.
+        layers_to_transform: adapt only the layers with these indices.
+        blocks: weights to split into blocks, each of them a site, as in `split_sites`: {"fc1": (4, 1)}.
+        fused: weights that hold several projections, each of them a site: {"c_attn": ["q", "k", "v"]}.
+        tasks: names of tasks; every weight gets one site per task. The first task is used until `set_task` is called.
+        modules_to_save: names of modules that are trained in full and stored in the adapter's file.
+        dropout: the dropout probability on the adapter's input during training.
+        seed: the seed of the starting values.
+        adapter_name: an identifier that no other adapter on the model has.
+        fold: add the update to the weight at each call, x (W + dW), instead of to the output. `plan(...).explain()`
+            says when this is faster. The weights are parametrized, so their keys in the state dict change while the
+            adapter is attached.
+        overparametrized: allow a rank higher than that of any update, as in `AdapterSpec.bind`.
 
     Returns:
         The adapter's state, a child of the model named tnadapt_<adapter_name>.
 
     Raises:
-        SiteError: what does not match or fit; the model is then as it was.
-        SpecError: what is no spec, or an alpha that is 0.
+        SiteError: an argument does not match or fit the model.
+        SpecError: the spec is not valid, or alpha is 0.
     """
     check_model(model, "attach")
     table = spec_of(spec, "attach")
@@ -111,14 +116,23 @@ def install(
     *,
     fold: bool = False,
 ) -> AdapterState:
-    """Put a state on its host: the one place that changes it, all or nothing.
+    """Install a state on its host, or leave the host unchanged and raise.
 
-    `weights` are the adapted ones by path, `saved` the modules that are trained whole.
+    No other function changes the host when an adapter is attached or loaded.
+
+    Args:
+        model: the host.
+        state: the adapter's state.
+        weights: the adapted weights by path.
+        saved: the modules that are trained in full, by path.
+        fold: add the updates to the weights instead of to the outputs.
     """
     _check_name(model, state.name)
     _check_saved(model, saved, weights)
     if isinstance(state.dropout, bool | str) or not 0.0 <= state.dropout < 1.0:
-        raise SiteError(f"dropout: must be at least 0 and below 1, got {state.dropout!r}.\nWrite dropout=0.1.")
+        raise SiteError(
+            f"dropout: expected a number of at least 0 and below 1, got {state.dropout!r}.\nWrite dropout=0.1."
+        )
     folded = {path: weight for path, weight in weights.items() if fold or not weight.is_called}
     if folded:
         check_foldable(folded, state.dropout)
@@ -149,7 +163,7 @@ def install(
 
 
 def _set_flags(model: nn.Module, earlier: list[AdapterState], saved: Mapping[str, nn.Module]) -> None:
-    """Freeze the host, but for what is trained whole and what belongs to earlier adapters."""
+    """Freeze the host, except for the modules trained in full and the parameters of earlier adapters."""
     owners = [owner for state in earlier for owner in (state, *state.saved.modules.values())]
     kept = {id(parameter) for owner in owners for parameter in owner.parameters()}
     for parameter in model.parameters():
@@ -161,11 +175,11 @@ def _set_flags(model: nn.Module, earlier: list[AdapterState], saved: Mapping[str
 
 def _check_name(model: nn.Module, name: str) -> None:
     if not isinstance(name, str) or not name.isidentifier():
-        raise SiteError(f'adapter_name {name!r}: must be an identifier.\nWrite adapter_name="default".')
+        raise SiteError(f'adapter_name: expected an identifier, got {name!r}.\nWrite adapter_name="default".')
     if hasattr(model, child_name(name)):
         raise SiteError(
-            f"adapter_name {name!r}: the model has an adapter of this name already.\n"
-            "Detach it, or give the new one another adapter_name."
+            f"adapter_name: expected a name that is not in use on the model, got {name!r}.\n"
+            "Detach the adapter of this name, or give the new one another adapter_name."
         )
 
 
@@ -174,7 +188,10 @@ def _check_saved(model: nn.Module, saved: Collection[str], adapted: Collection[s
     for path in saved:
         for site in adapted:
             if site == path or site.startswith(f"{path}."):
-                raise SiteError(f"modules_to_save: {path} holds the adapted {site}; it cannot be both.")
+                raise SiteError(
+                    f"modules_to_save: expected modules without adapted weights, got {path}, which holds {site}.\n"
+                    "A weight cannot be both adapted and trained in full."
+                )
         for other in taken:
             if f"{path}.".startswith(f"{other}.") or f"{other}.".startswith(f"{path}."):
-                raise SiteError(f"modules_to_save: {path} is trained by another adapter already.")
+                raise SiteError(f"modules_to_save: expected modules that no other adapter trains, got {path}.")

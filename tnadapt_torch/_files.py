@@ -1,4 +1,4 @@
-"""An adapter from its file, or from a checkpoint of PEFT, onto a model."""
+"""Load an adapter onto a model, from its own file or from a PEFT checkpoint."""
 
 import os
 from collections.abc import Mapping
@@ -25,11 +25,24 @@ def load(
     adapter_name: str = "default",
     target_parameters: Mapping[str, str] | None = None,
 ) -> AdapterState:
-    """Attach the adapter of a file to a model that has its sites. The factors are float32, or float64 if stored so.
+    """Load an adapter from its file and attach it to a model.
 
-    `target_parameters` says how parameters that no linear layer is called with are stored, as in `attach`.
-    Raises FormatError for a file that is damaged or for another model (what differs is named), SiteError for a name
-    that is taken; the model is then as it was.
+    The factors become float32, or float64 if the file stores them as float64. A load that fails leaves the model
+    unchanged.
+
+    Args:
+        model: a model with the weights that the adapter was saved for.
+        path: the file.
+        dropout: the dropout probability on the adapter's input during training.
+        adapter_name: an identifier that no other adapter on the model has.
+        target_parameters: the layouts of parameters that do not belong to a linear layer, as in `attach`.
+
+    Returns:
+        The adapter's state, as `attach` returns it.
+
+    Raises:
+        FormatError: the file is damaged or was saved for another model; the message names the first difference.
+        SiteError: the name is in use on the model, or another argument is not valid.
     """
     check_model(model, "load")
     expect_path(path, "load", FormatError)
@@ -42,10 +55,22 @@ def load(
 def load_peft(
     model: nn.Module, directory: str | os.PathLike[str], *, dropout: float = 0.0, adapter_name: str = "default"
 ) -> AdapterState:
-    """Attach the LoRA, VeRA, LoHa or LoKr that PEFT saved in a folder to a model that has its modules.
+    """Load a LoRA, VeRA, LoHa or LoKr checkpoint of PEFT and attach it to a model.
 
-    The model is the bare one, which PEFT has not wrapped. Raises as `tnadapt.read_peft` does, FormatError for a
-    checkpoint of another model, SiteError for a name that is taken; the model is then as it was.
+    A load that fails leaves the model unchanged.
+
+    Args:
+        model: the bare model, not wrapped by PEFT, with the modules that the checkpoint adapts.
+        directory: the folder that PEFT saved.
+        dropout: the dropout probability on the adapter's input during training.
+        adapter_name: an identifier that no other adapter on the model has.
+
+    Returns:
+        The adapter's state, as `attach` returns it.
+
+    Raises:
+        FormatError: the checkpoint was saved for another model, or `tnadapt.read_peft` does not accept it.
+        SiteError: the name is in use on the model, or another argument is not valid.
     """
     check_model(model, "load_peft")
     expect_path(directory, "load_peft", FormatError)
@@ -53,9 +78,10 @@ def load_peft(
     checkpoint = read_peft(directory, shapes=shapes)
     if pair := find_tie(model, checkpoint.extra):
         raise FormatError(
-            f"{directory}: holds {pair[0]}, of a copy that PEFT trained.\n"
-            f"However, in this model {pair[1]} is the same parameter, and would be changed with it.\n"
-            f"Give the model a {pair[0]} of its own first."
+            f"{directory}: expected a model in which {pair[0]} is a separate parameter, "
+            f"got one in which {pair[1]} is the same parameter.\n"
+            f"PEFT trained a copy of {pair[0]}, so loading it would change {pair[1]} too. "
+            f"Give the model a separate {pair[0]} first."
         )
     return _attach(model, checkpoint, directory, layouts={}, dropout=dropout, adapter_name=adapter_name)
 
@@ -84,7 +110,7 @@ def _attach(
 def _weights_of(
     model: nn.Module, adapter: Adapter, path: str | os.PathLike[str], layouts: Mapping[str, str]
 ) -> dict[str, Weight]:
-    """The weights of an adapter's sites. Raises FormatError naming what this model lacks or has otherwise."""
+    """Find the weights of an adapter's sites. Raise FormatError for one that is missing or differs in shape."""
     modules = host_modules(model)
     known = {name: linear_weight(module) for name, module in modules.items() if is_linear(module)}
     known |= find_parameters(modules, layouts)
@@ -92,14 +118,14 @@ def _weights_of(
         found = known[name].shape if name in known else type(modules[name]).__name__ if name in modules else "missing"
         if found != site.weight_shape:
             raise FormatError(
-                f"{path}: was made for a model where {name} has a weight of shape {site.weight_shape}.\n"
-                f"However, in this model it is {found}."
+                f"{path}: expected a model where {name} has a weight of shape {site.weight_shape}, "
+                f"got one where it is {found}."
             )
     return {name: known[name] for name in adapter.weights}
 
 
 def _saved_of(model: nn.Module, extra: Mapping[str, np.ndarray], path: str | os.PathLike[str]) -> dict[str, nn.Module]:
-    """The modules that own the tensors saved along. Raises FormatError for one that is missing or of another shape."""
+    """Find the modules that were saved in full. Raise FormatError if a tensor is missing or differs in shape."""
     modules = host_modules(model)
     owners = {}
     for key, value in extra.items():
@@ -107,6 +133,8 @@ def _saved_of(model: nn.Module, extra: Mapping[str, np.ndarray], path: str | os.
         found = modules[owner].state_dict().get(leaf) if owner in modules else None
         if found is None or found.shape != value.shape:
             here = "missing" if found is None else f"of shape {tuple(found.shape)}"
-            raise FormatError(f"{path}: holds {key} of shape {value.shape}.\nHowever, in this model it is {here}.")
+            raise FormatError(
+                f"{path}: expected a model where {key} has shape {value.shape}, got one where it is {here}."
+            )
         owners[owner] = modules[owner]
     return owners

@@ -1,4 +1,4 @@
-"""What transformers' Trainer can be told of an adapter. Needs transformers; a room with a face of its own."""
+"""Callbacks for the Trainer of transformers: log the norms of an adapter during training. Needs transformers."""
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -8,17 +8,18 @@ __all__ = ["NormsCallback"]
 
 
 class NormsCallback(TrainerCallback):
-    """Adds the norm of each trainable factor and of dW to what the Trainer logs, as "norm_A" and "norm_dW".
+    """Adds the norm of each trainable factor and of dW to the Trainer's logs, as "norm_A" and "norm_dW".
 
-    They stand in `trainer.state.log_history` and in what the callbacks after this one see; for a reporter of the
-    Trainer's own to see them, put this one first: `trainer.callback_handler.callbacks.insert(0, NormsCallback(state))`.
+    The norms are added to `trainer.state.log_history` and are passed to later callbacks. For the Trainer's own
+    reporters to receive them, make this the first callback:
+    `trainer.callback_handler.callbacks.insert(0, NormsCallback(state))`.
     """
 
     def __init__(self, adapter: AdapterState) -> None:
-        """Args: the adapter's state, from `attach`, `load`, or `peft_model.base_model.states()`."""
+        """Store the adapter's state, which `attach`, `load` or `peft_model.base_model.states()` returned."""
         self.adapter = adapter
 
-    def on_log(  # type: ignore[override]  # **kwargs there: all that it can hold is named here
+    def on_log(  # type: ignore[override]  # named here: all that **kwargs of the base class can hold
         self,
         args: TrainingArguments,
         state: TrainerState,
@@ -32,7 +33,7 @@ class NormsCallback(TrainerCallback):
         train_dataloader: object = None,
         eval_dataloader: object = None,
     ) -> None:
-        """Add the norms. The Trainer passes every one of these by name."""
+        """Add the norms to the logs. The Trainer passes all of these arguments by name."""
         norms = {f"norm_{name}": norm for name, norm in self.adapter.norms().items()}
         logs.update(norms)
         state.log_history[-1].update(norms)

@@ -1,4 +1,4 @@
-"""The core loads no framework: seen from a fresh interpreter."""
+"""Importing the core does not import a framework, as checked in a fresh interpreter."""
 
 import importlib.util
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FREE, GUILTY = 10, 11  # not 0 and 1: an import that fails exits with 1 and must not pass for an answer
+FREE, GUILTY = 10, 11  # not 0 and 1, since a failed import exits with 1 and must not count as a result
 
 PROBE = """\
 import sys, {first}, tnadapt
@@ -21,7 +21,7 @@ sys.exit({guilty} if {{"torch", "jax", "flax", "transformers"}} & sys.modules.ke
     ("first", "verdict"),
     [("math", FREE), ("torch", GUILTY), ("jax", GUILTY)],  # the last two prove that the test can fail
 )
-def test_the_core_loads_no_framework(first, verdict):
+def test_importing_the_core_does_not_import_a_framework(first, verdict):
     if importlib.util.find_spec(first) is None:
         pytest.skip(f"{first} is not installed")
     probe = PROBE.format(first=first, free=FREE, guilty=GUILTY)

@@ -1,4 +1,4 @@
-"""Every block of python in the docs runs as written."""
+"""Every Python block in the docs runs as written."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ BLOCKS = [
 ]
 
 
-# transformers deprecates what PEFT asks of its models; torch warns of pinned memory where there is no accelerator
+# transformers deprecates an attribute that PEFT reads; torch warns about pinned memory if there is no accelerator
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
 @pytest.mark.parametrize("code", BLOCKS)
@@ -25,4 +25,4 @@ def test_a_block_runs_as_written(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     room = {}
     exec(code, room)
-    assert room.keys() - {"__builtins__"}, "a block that names nothing shows nothing"
+    assert room.keys() - {"__builtins__"}, "a block must define at least one name"

@@ -1,4 +1,4 @@
-"""Public names are listed and defined once, and folders meet only at their `__init__`."""
+"""Public names are listed and defined once, and folders import only from the `__init__` of others."""
 
 import ast
 import importlib
@@ -21,14 +21,14 @@ def import_or_skip(name: str):
 
 
 @pytest.mark.parametrize("name", FACES)
-def test_every_public_name_is_there_and_listed_once(name):
+def test_every_public_name_exists_and_is_listed_once(name):
     face = import_or_skip(name)
     assert [word for word in face.__all__ if not hasattr(face, word)] == []
     assert len(face.__all__) == len(set(face.__all__))
 
 
 def breaches(path: Path) -> Iterator[str]:
-    """Imports of a file inside another folder, past that folder's `__init__`."""
+    """Find imports from a module inside another folder instead of the folder's `__init__`."""
     here = path.relative_to(ROOT).with_suffix("").parts
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
@@ -41,12 +41,12 @@ def breaches(path: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_folders_meet_at_their_faces(package):
+def test_folders_import_only_from_the_init_of_others(package):
     found = [breach for path in sorted((ROOT / package).rglob("*.py")) for breach in breaches(path)]
     assert found == []
 
 
-def test_a_breach_is_seen(tmp_path, monkeypatch):
+def test_an_import_from_inside_another_folder_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
     (tmp_path / "tnadapt" / "_files").mkdir(parents=True)
     file = tmp_path / "tnadapt" / "_files" / "file.py"
@@ -57,7 +57,7 @@ def test_a_breach_is_seen(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", FACES)
-def test_a_public_name_is_offered_by_one_private_module(name):
+def test_a_public_name_is_exported_by_one_private_module(name):
     face = import_or_skip(name)
     modules = [f"{name}.{module.name}" for module in pkgutil.iter_modules(face.__path__) if module.name[0] == "_"]
     modules = [module for module in modules if not module.endswith("__main__")]

@@ -1,4 +1,4 @@
-"""A family is short, and no other room knows one by its name."""
+"""Families are short, and no other folder depends on the name of a family."""
 
 import inspect
 import re
@@ -19,6 +19,6 @@ def test_a_family_has_at_most_forty_lines_with_its_docstring(name):
 @pytest.mark.parametrize(
     "path", sorted(ROOMS.rglob("_[a-z]*/*.py")), ids=lambda path: f"{path.parent.name}/{path.stem}"
 )
-def test_no_room_of_the_core_tells_families_apart(path):
+def test_no_folder_of_the_core_depends_on_the_name_of_a_family(path):
     words = set(re.findall(r"families\.([a-z_]+)\(|== \"([a-z_]+)\"", path.read_text(encoding="utf-8")))
     assert not {word for pair in words for word in pair} & set(tnadapt.families.__all__)

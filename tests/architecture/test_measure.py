@@ -1,4 +1,4 @@
-"""The measures of the house, read from the source: sizes, annotations, `**kwargs`, raises without `match`."""
+"""Rules for the source code: sizes, annotations, no `**kwargs`, and no `pytest.raises` without `match`."""
 
 import ast
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ def sources(*folders: str) -> list[str]:
 
 
 def code_lines(function: Function, lines: list[str]) -> int:
-    """Lines from `def` to the end, without the docstring, blank lines and lines that are only a comment."""
+    """Count the lines of a function, without the docstring, blank lines and comment lines."""
     counted = set(range(function.lineno, function.end_lineno + 1))
     if ast.get_docstring(function) is not None:
         counted -= set(range(function.body[0].lineno, function.body[0].end_lineno + 1))
@@ -40,13 +40,13 @@ def faults(source: str) -> Iterator[str]:
             yield f"line {node.lineno}: takes **{node.args.kwarg.arg}"
         if isinstance(node, Function):
             if node.returns is None:
-                yield f"line {node.lineno}: {node.name} does not say what it returns"
+                yield f"line {node.lineno}: {node.name} has no return annotation"
             if (length := code_lines(node, lines)) > MAX_FUNCTION_LINES:
                 yield f"line {node.lineno}: {node.name} has {length} lines, more than {MAX_FUNCTION_LINES}"
 
 
 def is_passed_on(kwarg: ast.arg) -> bool:
-    """Whether it is `**kwargs: P.kwargs`: the arguments of a decorated function, each with its name and its type."""
+    """Return whether the argument is `**kwargs: P.kwargs`, which passes on the arguments of a decorated function."""
     return kwarg.annotation is not None and ast.unparse(kwarg.annotation) == "P.kwargs"
 
 
@@ -58,12 +58,12 @@ def bare_raises(source: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("path", sources(*PACKAGES))
-def test_a_room_keeps_the_measures(path):
+def test_a_module_follows_the_rules(path):
     assert list(faults((ROOT / path).read_text(encoding="utf-8"))) == []
 
 
 @pytest.mark.parametrize("path", sources("tests"))
-def test_an_expected_error_is_known_by_its_words(path):
+def test_every_expected_error_is_matched_by_its_message(path):
     assert list(bare_raises((ROOT / path).read_text(encoding="utf-8"))) == []
 
 
@@ -75,8 +75,8 @@ PADDED = 'def f() -> None:\n    """One.\n' + "\n" * 100 + '    """\n' + "    # w
     ("source", "fault"),
     [
         ("\n" * (MAX_FILE_LINES + 1), "the file has 351 lines"),
-        ("def f():\n    pass\n", "line 1: f does not say what it returns"),
-        ("class A:\n    async def f(self):\n        pass\n", "line 2: f does not say what it returns"),
+        ("def f():\n    pass\n", "line 1: f has no return annotation"),
+        ("class A:\n    async def f(self):\n        pass\n", "line 2: f has no return annotation"),
         ("def f(**kwargs) -> None:\n    pass\n", "line 1: takes **kwargs"),
         ("def f(**kwargs: Any) -> None:\n    pass\n", "line 1: takes **kwargs"),
         ("def f(**kwargs: Q.kwargs) -> None:\n    pass\n", "line 1: takes **kwargs"),
@@ -84,7 +84,7 @@ PADDED = 'def f() -> None:\n    """One.\n' + "\n" * 100 + '    """\n' + "    # w
         (LONG, "line 1: f has 61 lines"),
     ],
 )
-def test_the_measures_can_fail(source, fault):
+def test_a_violation_is_found(source, fault):
     (found,) = faults(source)
     assert found.startswith(fault)
 
@@ -93,10 +93,10 @@ def test_the_arguments_of_a_decorated_function_may_be_passed_on():
     assert list(faults("def f(*args: P.args, **kwargs: P.kwargs) -> None:\n    pass\n")) == []
 
 
-def test_docstrings_comments_and_blank_lines_are_free():
+def test_docstrings_comments_and_blank_lines_do_not_count():
     assert list(faults(PADDED)) == []
 
 
-def test_a_bare_raises_is_seen():
+def test_raises_without_match_is_found():
     assert list(bare_raises("with pytest.raises(ValueError):\n    pass\n")) == ["line 1: raises without match="]
     assert list(bare_raises("with pytest.raises(ValueError, match='x'):\n    pass\n")) == []

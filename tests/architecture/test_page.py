@@ -1,4 +1,4 @@
-"""docs/architecture.md names every folder and module, and none that is gone; tests/core mirrors tnadapt."""
+"""docs/architecture.md lists exactly the existing folders and modules; tests/core mirrors tnadapt."""
 
 import re
 from pathlib import Path
@@ -14,21 +14,21 @@ FREE = {"equation": "every test of a plan checks it"}
 
 
 def rows_of(package: str) -> list[list[str]]:
-    """The cells of the table under a package's title, without its head."""
+    """Return the cells of the table under a package's title, without the header."""
     section = PAGE.split(TITLES[package])[1].split("\n## ")[0]
     rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|")]
     return rows[2:]
 
 
 @pytest.mark.parametrize("package", TITLES)
-def test_every_folder_and_module_has_its_row(package):
+def test_every_folder_and_module_has_a_row(package):
     named = [name for cells in rows_of(package) for name in re.findall(r"`([\w/]+)`", cells[0])]
     found = [path for path in (ROOT / package).iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
     assert sorted(named) == sorted(path.stem if path.suffix else f"{path.name}/" for path in found)
 
 
 @pytest.mark.parametrize("package", ["tnadapt", "tnadapt_torch"])
-def test_a_row_names_the_files_of_its_private_folder(package):
+def test_the_row_of_a_private_folder_lists_its_files(package):
     for cells in rows_of(package):
         folder = cells[0].strip("`")
         if folder.startswith("_") and folder.endswith("/"):
@@ -36,8 +36,8 @@ def test_a_row_names_the_files_of_its_private_folder(package):
             assert set(re.findall(r"`([\w]+)`", cells[1])) == files, folder
 
 
-def test_imports_go_down_in_the_order_of_the_page():
-    """The table of the core has the order of the import contract."""
+def test_the_order_of_imports_is_that_of_the_page():
+    """The rows of the core's table are in the order of the import contract."""
     contract = (ROOT / "pyproject.toml").read_text(encoding="utf-8").split('name = "imports go down only"')[1]
     layers = re.findall(r'^    "(.*)",$', contract.split("]")[1].split("[")[-1], flags=re.MULTILINE)
     order = [name for line in layers for name in line.split(" | ")]

@@ -1,4 +1,4 @@
-"""The README's code runs as written, and its figures are those of the library."""
+"""The code in the README runs as written, and its figures are correct."""
 
 import re
 from pathlib import Path
@@ -13,18 +13,18 @@ CODE = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
 
 def test_the_quickstart_trains_saves_and_merges(tmp_path, monkeypatch, capsys):
     torch = pytest.importorskip("torch")
-    torch.set_num_threads(1)  # tests run side by side
+    torch.set_num_threads(1)  # tests run in parallel
     torch.manual_seed(0)
     monkeypatch.chdir(tmp_path)
     room = {}
     exec(CODE[0], room)
     loss = torch.nn.functional.mse_loss(room["model"](room["x"]), room["y"])
-    assert loss < 0.5 * room["y"].square().mean()  # the loss of the answer 0
+    assert loss < 0.5 * room["y"].square().mean()  # the loss of the prediction 0
     assert (tmp_path / "lotr.safetensors").exists()
     assert "trainable params: 1,152" in capsys.readouterr().out
 
 
-def test_the_spec_of_the_readme_is_one_and_fits_every_weight():
+def test_the_spec_in_the_readme_is_valid_and_binds_to_a_grid():
     room = {}
     exec(CODE[1], room)
     sites = tnadapt.grid(layers=3, kinds={"q": (6, 5), "v": (6, 5)})
@@ -37,14 +37,14 @@ ROWS = re.findall(r"\| `(\w+)` \|.*?\| ([\d,]+) \| arXiv", README.read_text())
 
 
 @pytest.mark.parametrize(("family", "stated"), ROWS)
-def test_the_table_states_what_is_counted(family, stated):
+def test_the_table_has_the_right_counts(family, stated):
     sites = tnadapt.grid(layers=12, kinds={"query": (768, 768), "value": (768, 768)})
     sizes = {"head": 12} if family == "lorta" else None
     adapter = getattr(tnadapt.families, family)().bind(sites, rank=8, sizes=sizes)
     assert tnadapt.count(adapter).trainable == int(stated.replace(",", ""))
 
 
-def test_the_table_names_the_first_eight_and_says_where_the_others_are():
+def test_the_table_lists_eight_families_and_links_to_the_others():
     named = {family for family, _ in ROWS}
     assert len(named) == len(ROWS) == 8
     assert named < set(tnadapt.families.__all__)

@@ -1,4 +1,4 @@
-"""A call that does not fit its arguments is answered by the stage's error: which argument, and what to write."""
+"""A call that does not match a signature raises the error of its step: which argument, and what to write."""
 
 import inspect
 
@@ -17,7 +17,7 @@ MISTAKES = {  # what is written -> the error, and its words
     "PEFT's r": (lambda: LORA.bind(SITES, r=2), SiteError, r"^bind: .*got 'r'.\nPEFT's r is called rank here."),
     "PEFT's alpha": (lambda: LORA.bind(SITES, lora_alpha=16), SiteError, r"PEFT's lora_alpha is called alpha here."),
     "PEFT's dropout": (lambda: LORA.bind(SITES, lora_dropout=0.1), SiteError, r"Dropout is an argument of tnadapt_t"),
-    "targets at bind": (lambda: LORA.bind(SITES, target_modules=["q"]), SiteError, r"Targets are named where sites"),
+    "targets at bind": (lambda: LORA.bind(SITES, target_modules=["q"]), SiteError, r"Name the targets when you choose"),
     "a slip": (lambda: LORA.bind(SITES, rnak=2), SiteError, r"got 'rnak'.\nThe nearest names are rank, "),
     "no sites": (
         lambda: LORA.bind(rank=2),
@@ -27,18 +27,18 @@ MISTAKES = {  # what is written -> the error, and its words
     "two by position": (
         lambda: LORA.bind(SITES, 2),
         SiteError,
-        r"at most 1 argument without .* got 2.\nWrite .* rank=",
+        r"at most 1 positional argument, got 2.\nPass .* rank=",
     ),
     "an argument twice": (lambda: LORA.bind(SITES, sites=SITES), SiteError, r"expected each argument once, got multi"),
     "a family's rank": (
         lambda: families.lora(r=8),
         SpecError,
-        r"^lora: .*got 'r'.\nA rank is given where a spec meets",
+        r"^lora: .*got 'r'.\nPass the rank when you bind the spec",
     ),
     "a family by position": (
         lambda: families.lora(8),
         SpecError,
-        r"no argument without a name, got 1.\nWrite .*alpha=",
+        r"no positional arguments, got 1.\nPass .*alpha=",
     ),
     "a family's slip": (lambda: families.lotr(alfa=8), SpecError, r"got 'alfa'.\nThe nearest names are alpha"),
     "a spec's slip": (
@@ -50,10 +50,10 @@ MISTAKES = {  # what is written -> the error, and its words
     "init by position": (
         lambda: trainable("out r", normal()),
         SpecError,
-        r"^trainable: .*got 2.\nWrite .* init=, map=",
+        r"^trainable: .*got 2.\nPass .* init=, map=",
     ),
     "no fan": (kaiming_uniform, SpecError, r"^kaiming_uniform: expected the argument 'fan', got none."),
-    "zeros of": (lambda: zeros(3), SpecError, r"^zeros: expected no argument .*got 1.\nWrite zeros\(\)."),
+    "zeros of": (lambda: zeros(3), SpecError, r"^zeros: expected no positional .*got 1.\nWrite zeros\(\)."),
     "zeros by name": (lambda: zeros(std=3), SpecError, r"^zeros: .*got 'std'.\nWrite zeros\(\)."),
     "no budget": (
         lambda: tnadapt.fit_rank(LORA, SITES),
@@ -64,7 +64,7 @@ MISTAKES = {  # what is written -> the error, and its words
     "rank of a report": (
         lambda: tnadapt.report(ADAPTER, rank=8),
         SiteError,
-        r"^report: .*got 'rank'.\nA rank is given",
+        r"^report: .*got 'rank'.\nPass the rank when",
     ),
     "a slip in compare": (lambda: tnadapt.compare(ADAPTER, token=8), SiteError, r"got 'token'.\nThe nearest .*tokens"),
     "a site without shape": (
@@ -77,12 +77,12 @@ MISTAKES = {  # what is written -> the error, and its words
 
 
 @pytest.mark.parametrize(("act", "error", "words"), MISTAKES.values(), ids=MISTAKES)
-def test_a_call_that_does_not_fit_is_answered(act, error, words):
+def test_a_call_that_does_not_match_the_signature_raises_the_error_of_its_step(act, error, words):
     with pytest.raises(error, match=f"(?s){words}"):
         act()
 
 
-def test_a_type_error_of_the_body_stays_what_it_is():
+def test_a_type_error_inside_the_function_is_not_changed():
     @answers(SiteError)
     def add(one: int) -> int:
         return one + ""
@@ -91,7 +91,7 @@ def test_a_type_error_of_the_body_stays_what_it_is():
         add(1)
 
 
-def test_a_decorated_function_keeps_its_signature_and_its_words():
+def test_a_decorated_function_keeps_its_signature_and_docstring():
     assert list(inspect.signature(families.lora).parameters) == ["alpha", "rank_stabilized", "gaussian", "frozen_a"]
     assert families.lora.__doc__.startswith("LoRA: ")
     assert list(inspect.signature(AdapterSpec).parameters)[:2] == ["name", "weight"]
@@ -111,5 +111,5 @@ def test_a_decorated_function_keeps_its_signature_and_its_words():
         (list(range(1000)), "[0, 1, 2, 3, 4, 5, ...]"),
     ],
 )
-def test_what_came_is_told_in_a_few_words(value, words):
+def test_a_value_is_described_in_a_few_words(value, words):
     assert told(value) == words

@@ -1,4 +1,4 @@
-"""What holds in every test of the binding: no implicit promotion of dtypes or ranks."""
+"""Fixtures for all tests of the JAX binding: implicit promotion of dtypes or ranks is an error."""
 
 import importlib.util
 
@@ -17,7 +17,7 @@ def strict():
 
 @pytest.fixture
 def started():
-    """The starting values of an adapter, from a host of random weights where they are read from one."""
+    """A function that returns the starting values of an adapter, with random weights as its host."""
     import numpy as np
 
     import tnadapt_jax

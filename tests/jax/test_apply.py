@@ -1,4 +1,4 @@
-"""One site under jax's transformations: what is traced, what is captured, what gets a gradient, what is refused."""
+"""`apply` and `delta` at one site under jax transformations: traces, constants, gradients, dtypes and errors."""
 
 import re
 from functools import partial
@@ -34,7 +34,7 @@ def params(adapter):
     return moved(adapter)
 
 
-def test_one_trace_for_a_hundred_calls(adapter, params):
+def test_equal_adapters_share_one_trace(adapter, params):
     traces = []
 
     def count(adapter, params, x):
@@ -51,8 +51,8 @@ def test_one_trace_for_a_hundred_calls(adapter, params):
 
 
 @pytest.mark.parametrize("width", [64, 1024])
-def test_nothing_big_is_captured(width):
-    """The text of the program, frozen factors of 2 MB and starting values included."""
+def test_no_large_constant_is_captured(width):
+    """The text of the program stays short although frozen factors and starting values take 2 MB."""
     spec = AdapterSpec(
         name="own",
         weight="out in",
@@ -89,7 +89,7 @@ def test_frozen_factors_get_no_gradient_and_no_optimizer_state(adapter, params):
     assert moments == 2 * tnadapt.count(adapter).trainable
 
 
-def test_every_buffer_is_its_own_so_that_all_can_be_donated():
+def test_every_array_has_its_own_buffer_and_can_be_donated():
     spec = AdapterSpec(
         name="own",
         weight="out in",
@@ -105,7 +105,7 @@ def test_every_buffer_is_its_own_so_that_all_can_be_donated():
     assert jax.tree.leaves(step(params))[0].shape == (6, 2)
 
 
-def test_vmap_over_x_and_over_a_batch_of_adapters(adapter, params):
+def test_vmap_works_over_x_and_over_a_batch_of_adapters(adapter, params):
     ask = partial(tnadapt_jax.apply, adapter)
     x = jax.random.normal(jax.random.key(1), (5, 3, 4))
     several = [moved(adapter, seed)["trainable"] for seed in range(5)]
@@ -124,7 +124,7 @@ def test_vmap_over_x_and_over_a_batch_of_adapters(adapter, params):
         np.testing.assert_allclose(over_adapters[number], own, rtol=1e-5, atol=1e-6)
 
 
-def test_checkpoint_changes_nothing(adapter, params):
+def test_checkpoint_does_not_change_gradients(adapter, params):
     def loss(trained, x, around):
         ask = around(lambda t, x: tnadapt_jax.apply(adapter, params | {"trainable": t}, SITE, x))
         return (ask(trained, x) ** 2).sum()
@@ -137,7 +137,7 @@ def test_checkpoint_changes_nothing(adapter, params):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-def test_the_answer_has_the_dtype_of_x_and_a_delta_that_of_the_factors_or_wider(adapter, params, dtype):
+def test_apply_returns_the_dtype_of_x_and_delta_returns_float32_or_wider(adapter, params, dtype):
     x = jnp.ones((2, 4), dtype)
     assert tnadapt_jax.apply(adapter, params, SITE, x).dtype == dtype
     narrow = tnadapt_jax.init(adapter, dtype=dtype)
@@ -146,13 +146,13 @@ def test_the_answer_has_the_dtype_of_x_and_a_delta_that_of_the_factors_or_wider(
 
 
 @pytest.mark.parametrize("lead", [(), (0,), (1,), (2, 3), (2, 1, 3)])
-def test_any_leading_axes(adapter, params, lead):
+def test_apply_accepts_any_leading_axes(adapter, params, lead):
     x = jax.random.normal(jax.random.key(2), (*lead, 4))
     wanted = np.asarray(x) @ np.asarray(tnadapt_jax.delta(adapter, params, SITE)).T
     np.testing.assert_allclose(tnadapt_jax.apply(adapter, params, SITE, x), wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_a_weight_of_three_axes():
+def test_a_weight_of_three_axes_agrees_with_the_reference():
     spec = AdapterSpec(
         name="own",
         weight="out in tap",
@@ -179,50 +179,53 @@ def with_(params, tree, name, value):
 
 
 BAD = {
-    "site": (lambda p: (p, "layers.9.q", jnp.ones((2, 4))), r"layers\.9\.q: not a site.*begin with layers\.0\.q"),
+    "site": (lambda p: (p, "layers.9.q", jnp.ones((2, 4))), r"got .layers\.9\.q..*begin with layers\.0\.q"),
     "x": (
         lambda p: (p, SITE, jnp.ones((2, 5))),
-        r"layers\.0\.v: x must end in .*\(4,\).*However, it has shape \(2, 5\)",
+        r"layers\.0\.v: expected x to end in .*\(4,\), got shape \(2, 5\)",
     ),
-    "x dtype": (lambda p: (p, SITE, jnp.ones((2, 4), int)), r"layers\.0\.v: x must be of a float dtype.*int32"),
-    "x scalar": (lambda p: (p, SITE, 1.0), r"layers\.0\.v: x must end in .*However, it has shape \(\)"),
+    "x dtype": (lambda p: (p, SITE, jnp.ones((2, 4), int)), r"layers\.0\.v: expected x of a float dtype, got int32"),
+    "x scalar": (lambda p: (p, SITE, jnp.ones(())), r"layers\.0\.v: expected x to end in .*, got shape \(\)"),
     "missing": (
         lambda p: (without(p, "trainable", "0.v.b"), SITE, jnp.ones((2, 4))),
-        r"params\['trainable'\]: '0\.v\.b' is missing",
+        r"params\['trainable'\]: expected the array '0\.v\.b', got none",
     ),
     "missing frozen": (
         lambda p: (without(p, "frozen", "A"), SITE, jnp.ones((2, 4))),
-        r"params\['frozen'\]: 'A' is missing",
+        r"params\['frozen'\]: expected the array 'A', got none",
     ),
     "missing tree": (
         lambda p: ({"trainable": p["trainable"]}, SITE, jnp.ones((2, 4))),
-        r"params\['frozen'\]: 'A' is missing",
+        r"params\['frozen'\]: expected the array 'A', got none",
     ),
     "extra": (
         lambda p: (with_(p, "frozen", "Z", jnp.ones(2)), SITE, jnp.ones((2, 4))),
-        r"params\['frozen'\]: 'Z' is none of this adapter's.*It has A, B",
+        r"params\['frozen'\]: expected only arrays of this adapter, got 'Z'.*Its arrays there are A, B",
     ),
     "renamed": (
         lambda p: (with_(without(p, "frozen", "A"), "frozen", "Z", jnp.ones(2)), SITE, jnp.ones((2, 4))),
-        r"params\['frozen'\]: 'A' is missing",
+        r"params\['frozen'\]: expected the array 'A', got none",
     ),
-    "another tree": (lambda p: (p | {"other": {}}, SITE, jnp.ones((2, 4))), r"However, it holds 'other' too"),
+    "another tree": (
+        lambda p: (p | {"other": {}}, SITE, jnp.ones((2, 4))),
+        r"params: expected only 'trainable' and 'frozen', got 'other' too",
+    ),
     "shape": (
         lambda p: (with_(p, "trainable", "0.v.b", jnp.ones(5)), SITE, jnp.ones((2, 4))),
-        r"params\['trainable'\]\['0\.v\.b'\]: must have shape \(6,\).*However, it has \(5,\)",
+        r"params\['trainable'\]\['0\.v\.b'\]: expected shape \(6,\), got \(5,\)",
     ),
 }
 
 
 @pytest.mark.parametrize(("ask", "message"), BAD.values(), ids=BAD)
-def test_what_does_not_fit_is_refused_before_anything_is_traced(adapter, params, ask, message):
+def test_invalid_arguments_are_rejected_before_tracing(adapter, params, ask, message):
     asked = ask(params)
     with pytest.raises(SiteError, match=re.compile(message, re.DOTALL)), jax.no_tracing():
         tnadapt_jax.apply(adapter, *asked)
 
 
 @pytest.mark.parametrize("doubles", [(), ("A",), ("B",), ("A", "B")], ids=str)
-def test_an_update_is_made_in_the_widest_of_its_factors(doubles):
+def test_a_delta_is_computed_in_the_widest_dtype_of_its_factors(doubles):
     adapter = families.lora().bind([SITES[0]], rank=2)
     with jax.enable_x64(True):
         values = {

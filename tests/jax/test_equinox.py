@@ -1,4 +1,4 @@
-"""Equinox, by the pure functions alone: its modules are pytrees, so that nothing of it is needed here."""
+"""Equinox modules are pytrees, so the pure functions adapt them without any support for Equinox."""
 
 import pytest
 
@@ -13,7 +13,7 @@ import tnadapt_jax
 from tnadapt import families
 
 
-def test_an_mlp_by_its_weights_and_by_its_activations():
+def test_adapting_weights_and_adapting_activations_agree_for_an_mlp():
     model = equinox.nn.MLP(4, 3, 8, 2, key=jax.random.key(0))
     arrays, static = equinox.partition(model, equinox.is_array)
     leaves = tnadapt_jax.find_sites(arrays, target=r"layers\.\d", layout="equinox")

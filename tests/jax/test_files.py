@@ -1,4 +1,4 @@
-"""The file: written here and read by the PyTorch binding with the same numbers, and the reverse."""
+"""Files: each of the JAX and PyTorch bindings reads what the other wrote, with the same values."""
 
 import re
 
@@ -43,7 +43,7 @@ def host():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_written_by_torch_and_read_here(family, host, tmp_path):
+def test_jax_reads_what_torch_wrote(family, host, tmp_path):
     torch = pytest.importorskip("torch")
     tnadapt_torch = pytest.importorskip("tnadapt_torch")
     state = tnadapt_torch.attach(host, getattr(families, family)(), target_modules=["q", "up"], rank=2, seed=7)
@@ -64,7 +64,7 @@ def test_written_by_torch_and_read_here(family, host, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_written_here_and_read_by_torch(family, host, tmp_path):
+def test_torch_reads_what_jax_wrote(family, host, tmp_path):
     tnadapt_torch = pytest.importorskip("tnadapt_torch")
     weights = {f"{name}": np.asarray(value.detach()) for name, value in host.named_parameters()}
     leaves = tnadapt_jax.find_sites(weights, target=["q", "up"], layout="hf-torch")
@@ -77,7 +77,7 @@ def test_written_here_and_read_by_torch(family, host, tmp_path):
     np.testing.assert_allclose(found, state.delta("layers.1.q").detach().numpy(), atol=1e-6)
 
 
-def test_the_file_of_either_has_the_same_bytes(host, tmp_path):
+def test_both_bindings_write_the_same_bytes(host, tmp_path):
     tnadapt_torch = pytest.importorskip("tnadapt_torch")
     state = tnadapt_torch.attach(host, families.vera(), target_modules=["q", "up"], rank=2, seed=7)
     state.save(tmp_path / "torch.safetensors")
@@ -86,7 +86,7 @@ def test_the_file_of_either_has_the_same_bytes(host, tmp_path):
     assert (tmp_path / "torch.safetensors").read_bytes() == (tmp_path / "jax.safetensors").read_bytes()
 
 
-def test_bfloat16_is_stored_as_float32_and_frozen_factors_come_again_from_the_seed(tmp_path):
+def test_bfloat16_is_stored_as_float32_and_frozen_factors_are_regenerated_from_the_seed(tmp_path):
     adapter = families.vera().bind(SITES, rank=2, seed=3)
     params = moved(adapter, jnp.bfloat16)
     tnadapt_jax.save(adapter, params, tmp_path / "a.safetensors")
@@ -99,18 +99,18 @@ def test_bfloat16_is_stored_as_float32_and_frozen_factors_come_again_from_the_se
     assert_equal(wide["frozen"], tnadapt_jax.init(adapter)["frozen"])
 
 
-def test_float64_is_kept_where_jax_has_it(tmp_path):
+def test_float64_is_kept_if_jax_enables_it(tmp_path):
     adapter = families.lotr().bind(SITES, rank=2, seed=3)
     with jax.enable_x64(True):
         params = moved(adapter, jnp.float64)
         tnadapt_jax.save(adapter, params, tmp_path / "a.safetensors")
         assert_equal(tnadapt_jax.load(tmp_path / "a.safetensors")[1], params)
-    with pytest.raises(FormatError, match=r"(?s)its numbers are float64.*pass dtype=jnp\.float32"):
+    with pytest.raises(FormatError, match=r"(?s)expected float32, since .*, got float64\.\n.*pass dtype=jnp\.float32"):
         tnadapt_jax.load(tmp_path / "a.safetensors")
     assert tnadapt_jax.load(tmp_path / "a.safetensors", dtype=jnp.float32)[1]["trainable"]["6x4.A"].dtype == jnp.float32
 
 
-def test_a_changed_or_orthogonal_frozen_factor_and_arrays_of_the_host_are_stored(tmp_path):
+def test_changed_or_orthogonal_frozen_factors_and_extra_arrays_are_stored(tmp_path):
     spec = AdapterSpec(
         name="own",
         weight="out in",
@@ -126,7 +126,7 @@ def test_a_changed_or_orthogonal_frozen_factor_and_arrays_of_the_host_are_stored
     assert (read_checkpoint(tmp_path / "a.safetensors").extra["head.weight"] == np.ones((2, 3))).all()
 
 
-def test_the_starts_of_a_centered_spec_are_not_stored_and_must_be_those_of_the_seed(tmp_path):
+def test_the_starts_of_a_centered_spec_are_not_stored_and_must_match_the_seed(tmp_path):
     spec = AdapterSpec(
         name="own",
         weight="out in",

@@ -1,4 +1,4 @@
-"""Which leaves of a tree are adapted: rules, layouts, stacks, names as the PyTorch binding has them."""
+"""`find_sites`: targets, layouts, stacks of layers, and the same names as in the PyTorch binding."""
 
 import re
 
@@ -22,7 +22,7 @@ def places(leaves):
     return [(s.path, s.shape, s.coordinates["layer"], s.coordinates["kind"]) for s in leaves.sites]
 
 
-def test_a_flat_tree_has_the_names_of_the_pytorch_binding():
+def test_a_flat_tree_gives_the_names_of_the_pytorch_binding():
     found = tnadapt_jax.find_sites(FLAT, target=["query"], layout="hf-torch")
     assert places(found) == [
         ("encoder.layer.0.attention.query", (6, 4), 0, "attention.query"),
@@ -33,7 +33,7 @@ def test_a_flat_tree_has_the_names_of_the_pytorch_binding():
     assert "encoder.layer.1.attention.query  1      attention.query  6 x 4   encoder.layer.1" in str(found)
 
 
-def test_a_nested_tree_stored_the_other_way_round():
+def test_a_nested_tree_with_transposed_weights_is_found():
     found = tnadapt_jax.find_sites(NESTED, target=r"blocks\.\d\.(up|down)", layout="nnx")
     assert sorted(places(found)) == [
         ("blocks.0.down", (4, 6), 0, "down"),
@@ -45,13 +45,13 @@ def test_a_nested_tree_stored_the_other_way_round():
 
 
 @pytest.mark.parametrize("axis", [1, -2])
-def test_a_stack_by_number(axis):
+def test_a_layer_axis_given_as_a_number_indexes_the_layers(axis):
     found = tnadapt_jax.find_sites(STACKED, target=["up"], layout="linen", layer_axis=axis)
     assert places(found) == [(f"decoder.layers.up[{n}]", (6, 4), n, "decoder.layers.up") for n in range(3)]
     assert [(leaf.axis, leaf.index, leaf.stored) for leaf in found.entries] == [(1, n, (4, 6)) for n in range(3)]
 
 
-def test_a_stack_by_its_path_is_named_as_if_each_layer_stood_by_itself():
+def test_a_layer_axis_given_by_path_names_layers_as_if_they_were_separate():
     found = tnadapt_jax.find_sites(STACKED, target=["up"], layout="linen", layer_axis={"decoder.layers": 1})
     assert places(found) == [(f"decoder.layers.{n}.up", (6, 4), n, "up") for n in range(3)]
     both = tnadapt_jax.find_sites(
@@ -63,13 +63,13 @@ def test_a_stack_by_its_path_is_named_as_if_each_layer_stood_by_itself():
     assert places(both)[-1] == ("head", (2, 4), 0, "head")
 
 
-def test_several_stacks_are_told_apart_by_their_paths():
+def test_stacks_of_layers_are_distinguished_by_their_paths():
     tree = {side: [{"q": {"weight": jnp.zeros((3, 2))}}] for side in ("encoder", "decoder")}
     found = tnadapt_jax.find_sites(tree, target=["q"], layout="out in")
     assert sorted(site.coordinates["kind"] for site in found.sites) == ["decoder.q", "encoder.q"]
 
 
-def test_axes_that_are_several_in_the_leaf():
+def test_an_axis_can_be_split_in_the_leaf():
     tree = {"query": {"kernel": jnp.zeros((8, 2, 3))}, "out": {"kernel": jnp.zeros((2, 3, 8))}}
     found = tnadapt_jax.find_sites(tree, target=["query"], layout="in out out")
     found += tnadapt_jax.find_sites(tree, target=["out"], layout="in in out")
@@ -83,19 +83,27 @@ BAD = {
     "no rule": (FLAT, {"target": []}, r"expected names of leaves, got \[\]"),
     "no regular expression": (FLAT, {"target": "("}, r"expected a regular expression, got"),
     "empty tree": ({"name": "x"}, {"target": ["q"]}, r"which names none.*There is no name"),
-    "layout": (FLAT, {"target": ["query"], "layout": "torch"}, r"layout: must be words 'in' and 'out'.*it is 'torch'"),
-    "layout of one side": (FLAT, {"target": ["query"], "layout": "in in"}, r"However, it is 'in in'"),
-    "a stack that was not said": (
+    "layout": (
+        FLAT,
+        {"target": ["query"], "layout": "torch"},
+        r"layout: expected the words 'in' and 'out'.*got 'torch'",
+    ),
+    "layout of one side": (FLAT, {"target": ["query"], "layout": "in in"}, r"layout: expected .*, got 'in in'"),
+    "a stack without layer_axis": (
         STACKED,
         {"target": ["up"]},
-        r"decoder\.layers\.up\.kernel: the layout 'out in' names 2 axes.*3 axes \(4, 3, 6\).*pass layer_axis",
+        r"decoder\.layers\.up\.kernel: expected .* 2 axes.* 'out in', got the 3 axes \(4, 3, 6\)\.\n.*pass layer_axis",
     ),
-    "axis": (STACKED, {"target": ["up"], "layer_axis": 3}, r"layer_axis must be an axis of the leaf.*it is 3"),
+    "axis": (
+        STACKED,
+        {"target": ["up"], "layer_axis": 3},
+        r"expected layer_axis to be an axis of the shape \(4, 3, 6\), got 3",
+    ),
     "vector": (FLAT, {"target": ["bias"]}, r"encoder\.layer\.0\.attention\.query\.bias: .*1 axes \(6,\)"),
 }
 
 
 @pytest.mark.parametrize(("tree", "asked", "message"), BAD.values(), ids=BAD)
-def test_what_is_refused(tree, asked, message):
+def test_find_sites_rejects_invalid_arguments(tree, asked, message):
     with pytest.raises(SiteError, match=re.compile(message, re.DOTALL)):
         tnadapt_jax.find_sites(tree, **({"layout": "out in"} | asked))

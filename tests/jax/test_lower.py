@@ -1,4 +1,4 @@
-"""The code is the plan: its order, its flops in both passes, nothing turned that is long."""
+"""The traced operations are those of the plan: its order, its flops in both passes, no large transposes."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from tnadapt import AdapterSpec, families, grid, plan, raw, trainable
 
 KINDS = {"q": (12, 8)}
 SITES = grid(layers=2, kinds=KINDS)
-CASES = [  # a centered one is contracted twice, at its params and at its start; a map has flops of its own
+CASES = [  # without centered ones, which are contracted twice, and without maps, which take further flops
     family
     for family in families.__all__
     if FAMILIES[family].is_linear
@@ -22,7 +22,7 @@ CASES = [  # a centered one is contracted twice, at its params and at its start;
 
 
 def products(jaxpr):
-    """The flops of each dot_general and each entrywise product, as the plan counts them; a literal number is free."""
+    """Yield the flops of each dot_general and each entrywise product, as the plan counts them; literals are free."""
     for equation in jaxpr.eqns:
         shape = equation.outvars[0].aval.shape
         if equation.primitive.name == "dot_general":
@@ -41,7 +41,7 @@ def products(jaxpr):
     [(family, 6) for family in CASES]
     + [(family, tokens) for family in CASES if family in REPRESENTATIVES for tokens in (1, 100)],
 )
-def test_the_flops_of_both_passes_are_those_of_the_plan(family, tokens, started):
+def test_the_flops_of_both_passes_equal_those_of_the_plan(family, tokens, started):
     adapter = FAMILIES[family].bind(layers=2, kinds=KINDS)
     params, x = started(adapter), jnp.ones((tokens, 8))
     order = plan(adapter.networks[0], "apply", tokens=tokens)
@@ -67,7 +67,7 @@ def test_the_order_depends_on_the_exact_number_of_tokens():
 
 
 def test_leading_axes_are_not_reshaped():
-    """A reshape would undo their shardings; only an axis of the weight that splits is taken apart."""
+    """A reshape would lose their shardings; only a split axis of the weight is reshaped."""
     adapter = families.lora().bind(SITES, rank=3)
     params = tnadapt_jax.init(adapter)
     jaxpr = jax.make_jaxpr(lambda x: tnadapt_jax.apply(adapter, params, SITES[0], x))(jnp.ones((2, 5, 8)))
@@ -88,7 +88,7 @@ TURNED = AdapterSpec(
     ("spec", "sizes"), [(families.lorta(), {"head": 2}), (TURNED, {"o1": 2})], ids=["a product", "a factor"]
 )
 def test_only_small_arrays_are_transposed(spec, sizes):
-    """LoRTA's heads and head sizes come out of their product in the other order: the small side is turned."""
+    """LoRTA's product of heads and head sizes has them in reverse order; it is transposed, not the activations."""
     adapter = spec.bind(SITES, rank=3, sizes=sizes)
     params = tnadapt_jax.init(adapter)
     jaxpr = jax.make_jaxpr(lambda p, x: tnadapt_jax.apply(adapter, p, SITES[0], x))(params, jnp.ones((100, 8)))
@@ -97,7 +97,7 @@ def test_only_small_arrays_are_transposed(spec, sizes):
     assert all(equation.outvars[0].aval.size <= 12 * 3 for equation in turned)
 
 
-def test_a_scale_of_one_costs_nothing_and_another_takes_the_smallest_factor():
+def test_the_scale_multiplies_the_smallest_factor_unless_it_is_one():
     spec = AdapterSpec(
         name="own",
         weight="out in",

@@ -1,4 +1,4 @@
-"""Updates in the weights: any layout, stacked leaves, one rounding, a model that is a function of its weights."""
+"""`merge` and `adapt`: all layouts, stacked leaves, a single rounding, gradients through the weights."""
 
 import re
 
@@ -33,7 +33,7 @@ def bound(weights, layout="in out", target=("a", "b"), layer_axis=None, family=f
 
 
 @pytest.mark.parametrize("layout", ["in out", "out in"])
-def test_each_update_lies_as_its_weight_does_and_other_leaves_are_the_same_objects(layout):
+def test_updates_follow_the_layout_and_other_leaves_are_returned_unchanged(layout):
     adapter, params, leaves = bound(WEIGHTS, layout)
     merged = tnadapt_jax.merge(adapter, params, WEIGHTS, leaves)
     assert merged["a"]["bias"] is WEIGHTS["a"]["bias"]
@@ -43,7 +43,7 @@ def test_each_update_lies_as_its_weight_does_and_other_leaves_are_the_same_objec
         np.testing.assert_allclose(merged[name]["kernel"], wanted, rtol=1e-6, atol=1e-6)
 
 
-def test_axes_that_are_several_and_stacks_along_any_axis():
+def test_split_axes_and_stacks_along_any_axis_are_merged():
     tree = {"q": normal(0, 8, 3, 2, 5), "o": normal(1, 3, 2, 5, 8)}
     leaves = tnadapt_jax.find_sites(tree, target=["q"], layout="in out out", layer_axis=1)
     leaves += tnadapt_jax.find_sites(tree, target=["o"], layout="in in out", layer_axis=0)
@@ -56,7 +56,7 @@ def test_axes_that_are_several_and_stacks_along_any_axis():
         np.testing.assert_allclose(merged["o"][layer] - tree["o"][layer], o.T.reshape(2, 5, 8), atol=1e-5)
 
 
-def test_some_layers_of_a_stack():
+def test_only_the_adapted_layers_of_a_stack_change():
     tree = {"q": normal(0, 3, 4, 6)}
     leaves = tnadapt_jax.find_sites(tree, target=["q"], layout="in out", layer_axis=0)
     adapter = families.lora().bind([leaves.sites[2]], rank=2)
@@ -65,8 +65,8 @@ def test_some_layers_of_a_stack():
     assert (merged["q"][2] != tree["q"][2]).all()
 
 
-def test_the_sum_is_made_in_float32_and_rounded_once():
-    """Entry for entry what float32 gives when it is rounded once."""
+def test_the_sum_is_computed_in_float32_and_rounded_once():
+    """Each entry equals the float32 sum, rounded once."""
     weights = {"a": {"kernel": normal(0, 64, 64).astype(jnp.bfloat16)}}
     adapter, params, leaves = bound(weights, target=["a"])
     params = params | {"trainable": jax.tree.map(lambda value: value * 0.3, params["trainable"])}
@@ -75,11 +75,11 @@ def test_the_sum_is_made_in_float32_and_rounded_once():
     update = tnadapt.delta(adapter, values, "a").T
     wanted = (np.asarray(weights["a"]["kernel"]).astype(np.float32) + update.astype(np.float32)).astype(jnp.bfloat16)
     assert merged.dtype == jnp.bfloat16
-    assert np.mean(np.asarray(merged) != wanted) <= 0.005  # ties that the last bit of an update decides
+    assert np.mean(np.asarray(merged) != wanted) <= 0.005  # ties decided by the last bit of an update
     assert np.mean(np.asarray(merged) != np.asarray(weights["a"]["kernel"])) > 0.05
 
 
-def test_a_model_that_is_a_function_of_its_weights_gets_its_gradients():
+def test_gradients_through_weights_and_through_activations_agree():
     def model(weights, x):
         return jnp.tanh(x @ weights["a"]["kernel"] + weights["a"]["bias"][None, :]) @ weights["b"]["kernel"]
 
@@ -101,24 +101,24 @@ def test_a_model_that_is_a_function_of_its_weights_gets_its_gradients():
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * float(jnp.abs(theirs).max()))
 
 
-def test_a_weight_given_the_wrong_way_round_is_seen_where_it_is_not_square():
-    adapter, params, _ = bound(WEIGHTS)  # its sites are (out, in), as those of a file that was written elsewhere
+def test_merge_rejects_a_transposed_weight_that_is_not_square():
+    adapter, params, _ = bound(WEIGHTS)  # its sites are (out, in), as in a file from another framework
     turned = tnadapt_jax.find_sites(WEIGHTS, target=["a", "b"], layout="out in")
-    message = r"a: this adapter updates .* \(out, in\) = \(6, 4\).*a\.kernel is \(4, 6\), in the layout 'out in'"
+    message = r"a: expected .* \(out, in\) = \(6, 4\), got the leaf a\.kernel of shape \(4, 6\) in the layout 'out in'"
     with pytest.raises(SiteError, match=re.compile(message, re.DOTALL)), jax.no_tracing():
         tnadapt_jax.merge(adapter, params, WEIGHTS, turned)
 
 
-def test_what_is_refused_before_anything_is_traced():
+def test_merge_rejects_invalid_arguments_before_tracing():
     adapter, params, leaves = bound(WEIGHTS)
     other = WEIGHTS | {"a": {"kernel": jnp.zeros((4, 5))}}
     some = tnadapt_jax.Leaves(leaves.entries[:1])
     with jax.no_tracing():
-        with pytest.raises(SiteError, match=r"(?s)a: its leaf a\.kernel must have shape \(4, 6\).*it is \(4, 5\)"):
+        with pytest.raises(SiteError, match=r"a: expected its leaf a\.kernel to have shape \(4, 6\), .*got \(4, 5\)"):
             tnadapt_jax.merge(adapter, params, other, leaves)
-        with pytest.raises(SiteError, match=r"(?s)b: its leaf b\.kernel must have shape .*it is missing"):
+        with pytest.raises(SiteError, match=r"b: expected its leaf b\.kernel to have shape .*got no such leaf"):
             tnadapt_jax.merge(adapter, params, {"a": WEIGHTS["a"]}, leaves)
-        with pytest.raises(SiteError, match=r"b: has no leaf among those found"):
+        with pytest.raises(SiteError, match=r"b: expected a leaf for this site, got none"):
             tnadapt_jax.merge(adapter, params, WEIGHTS, some)
-        with pytest.raises(SiteError, match=r"params\['trainable'\]: '\w+\.?\w*' is missing"):
+        with pytest.raises(SiteError, match=r"params\['trainable'\]: expected the array '\w+\.?\w*', got none"):
             tnadapt_jax.merge(adapter, params | {"trainable": {}}, WEIGHTS, leaves)

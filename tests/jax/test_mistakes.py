@@ -1,4 +1,4 @@
-"""A mistake of type at the door of the JAX binding is a message that says what to write."""
+"""Arguments of a wrong type give an error that says what to write, in all public functions of the JAX binding."""
 
 import jax.numpy as jnp
 import pytest
@@ -30,15 +30,17 @@ ASKING = {
 
 
 @pytest.mark.parametrize("name", ASKING)
-def test_a_spec_is_no_adapter(name):
+def test_a_spec_is_rejected_where_an_adapter_is_expected(name):
     error = FormatError if name == "save" else SiteError
     with pytest.raises(error, match=f"^{name}: expected an Adapter, got the AdapterSpec 'lora'.\nBind it first: spec"):
         ASKING[name](LORA)
 
 
 @pytest.mark.parametrize("name", sorted(ASKING.keys() - {"init", "apply_in_layer"}))
-def test_the_flat_params_of_numpy_are_told_apart(name):
-    with pytest.raises(SiteError, match=r"^params: .*'trainable' and 'frozen', got a dict of 'A', 'B'.\nPass what"):
+def test_flat_numpy_params_are_rejected(name):
+    with pytest.raises(
+        SiteError, match=r"^params: .*'trainable' and 'frozen', got a dict of 'A', 'B'.\nPass the result"
+    ):
         ASKING[name](ADAPTER, FLAT)
 
 
@@ -46,7 +48,7 @@ def test_the_flat_params_of_numpy_are_told_apart(name):
     ("params", "words"),
     [(None, "^params: .*got None."), ({"trainable": 3, "frozen": {}}, r"^params\['trainable'\]: .*got 3.")],
 )
-def test_params_of_another_kind_are_answered(params, words):
+def test_params_of_another_type_are_rejected(params, words):
     with pytest.raises(SiteError, match=words):
         tj.apply(ADAPTER, params, PATH, X)
 
@@ -55,13 +57,17 @@ def found(weights=WEIGHTS, **changes):
     return lambda: tj.find_sites(weights, **({"target": ["q"], "layout": "nnx"} | changes))
 
 
-MISTAKES = {  # what is written -> the error, and its words
+MISTAKES = {  # description -> the call, its error and the message
     "a spec for weights": (found(LORA), SiteError, r"expected a pytree of arrays, got the AdapterSpec 'lora'."),
     "an adapter for weights": (found(ADAPTER), SiteError, r"expected a pytree of arrays, got the Adapter 'lora'."),
     "no layout": (lambda: tj.find_sites(WEIGHTS, target=["q"]), SiteError, r"'layout', got none.\nWrite find_sites\("),
     "the word of torch": (found(target_modules=["q"]), SiteError, r"PEFT's target_modules is called target here."),
     "a target of 3": (found(target=3), SiteError, r"a list of names as target, got 3."),
-    "a layout of roles": (found(layout=("in", "out")), SiteError, r"expected a layout as a text, got \('in', 'out'\)."),
+    "a layout of roles": (
+        found(layout=("in", "out")),
+        SiteError,
+        r"expected a layout as a string, got \('in', 'out'\).",
+    ),
     "adapt swapped": (
         lambda: tj.adapt(ADAPTER, found, LEAVES),
         SiteError,
@@ -70,7 +76,7 @@ MISTAKES = {  # what is written -> the error, and its words
     "sites for leaves": (
         lambda: tj.merge(ADAPTER, PARAMS, WEIGHTS, LEAVES.sites),
         SiteError,
-        r"^merge: expected Leaves, got .*\nPass what find_sites\(weights, ...\) gives, whole.",
+        r"^merge: expected Leaves, got .*\nPass the whole result of find_sites\(weights, ...\).",
     ),
     "a list for x": (lambda: tj.apply(ADAPTER, PARAMS, PATH, [1.0] * 8), SiteError, r"an array as x, .*jnp.asarray\(x"),
     "a file of 3": (lambda: tj.load(3), FormatError, r"^load: expected the path of a file, got 3."),
@@ -79,7 +85,7 @@ MISTAKES = {  # what is written -> the error, and its words
 
 
 @pytest.mark.parametrize(("act", "error", "words"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_answered(act, error, words):
+def test_a_wrong_argument_gives_a_helpful_error(act, error, words):
     with pytest.raises(error, match=f"(?s){words}"):
         act()
 
@@ -95,7 +101,7 @@ def nnx_model():
 
 
 @pytest.mark.parametrize("spec", ["lotr", families.lotr, families.lotr()], ids=["name", "family", "spec"])
-def test_a_family_is_attached_by_its_name_with_the_seed_0(spec):
+def test_attach_accepts_a_family_or_its_name_and_uses_seed_0(spec):
     host = nnx_model()
     from tnadapt_jax.nnx import attach
 
@@ -112,7 +118,7 @@ def test_a_family_is_attached_by_its_name_with_the_seed_0(spec):
     ],
     ids=["a slip", "an adapter", "swapped"],
 )
-def test_what_nnx_cannot_attach_is_answered(arguments, error, words):
+def test_attach_rejects_invalid_arguments(arguments, error, words):
     host = nnx_model()
     from tnadapt_jax.nnx import attach
 
@@ -120,7 +126,7 @@ def test_what_nnx_cannot_attach_is_answered(arguments, error, words):
         attach(*(host if one is None else one for one in arguments), target=["q"], rank=2)
 
 
-def test_the_words_of_peft_are_answered_by_nnx():
+def test_attach_explains_the_argument_names_of_peft():
     host = nnx_model()
     from tnadapt_jax.nnx import attach
 

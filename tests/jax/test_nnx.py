@@ -1,4 +1,4 @@
-"""Flax nnx: one module of a model and its factors; an optimizer trains these and nothing else."""
+"""Flax nnx: a model and its adapter as one module, of which an optimizer trains only the factors."""
 
 import pytest
 
@@ -54,12 +54,12 @@ def randomised(adapted):
 
 
 def values_of(adapted):
-    """Every number that a module holds, by path, but for random keys."""
+    """Return every array of a module by path, without random keys."""
     leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(adapted, nnx.Not(nnx.RngKey))))
     return {jax.tree_util.keystr(path, simple=True, separator="."): np.array(value) for path, value in leaves}
 
 
-def test_it_starts_as_the_model_and_then_adds_what_the_pure_functions_add():
+def test_it_starts_as_the_model_and_then_agrees_with_merge():
     adapted = attached()
     np.testing.assert_array_equal(adapted(X), adapted.model(X))
     randomised(adapted)
@@ -74,7 +74,7 @@ def test_it_starts_as_the_model_and_then_adds_what_the_pure_functions_add():
     assert [site.path for site in adapted.adapter.sites][:2] == ["blocks.0.down", "blocks.0.up"]
 
 
-def test_each_factor_is_held_once_in_a_variable_of_its_kind():
+def test_each_factor_is_stored_once_in_a_variable_of_its_kind():
     adapted = attached()
     counted = tnadapt.count(adapted.adapter)
     flat = dict(nnx.to_flat_state(nnx.state(adapted)))
@@ -83,7 +83,7 @@ def test_each_factor_is_held_once_in_a_variable_of_its_kind():
     assert sizes[tnadapt_nnx.FrozenFactor] == counted.frozen
 
 
-def test_an_optimizer_trains_the_factors_and_nothing_else():
+def test_an_optimizer_trains_only_the_factors():
     adapted = attached(families.tlora, alpha=1.0)
     adapted.model.train()
     optimizer = nnx.Optimizer(adapted, optax.adam(3e-2), wrt=nnx.LoRAParam)
@@ -100,22 +100,22 @@ def test_an_optimizer_trains_the_factors_and_nothing_else():
             return ((adapted(x) - 1.0) ** 2).mean()
 
         value, gradients = nnx.value_and_grad(loss, argnums=nnx.DiffState(0, nnx.LoRAParam))(adapted)
-        with jax.numpy_dtype_promotion("standard"):  # optax takes a float to the power of an integer
+        with jax.numpy_dtype_promotion("standard"):  # optax raises a float to the power of an integer
             optimizer.update(adapted, gradients)
         return value
 
-    with jax.debug_key_reuse(True):  # the model has dropout; the binding itself has no use for keys
+    with jax.debug_key_reuse(True):  # the model has dropout; the binding itself uses no keys
         losses = [float(step(adapted, optimizer, X)) for _ in range(60)]
     assert traces == [X.shape]
-    assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])  # dropout makes single ones noisy
+    assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])  # single losses are noisy because of dropout
     after = values_of(adapted)
     changed = {path for path, old in before.items() if np.any(old != after[path])}
     trained = {f"trainable.{name}" for name in adapted.params()["trainable"]}
     assert trained <= changed
     others = {path.split(".", 3)[-1] for path in changed - trained}
-    assert others == {"norm.mean", "norm.var", "drop.rngs.count"}  # what the model itself changes when it is called
+    assert others == {"norm.mean", "norm.var", "drop.rngs.count"}  # what the model itself changes in a call
 
 
-def test_what_does_not_match_is_refused():
+def test_attach_rejects_a_target_that_matches_nothing():
     with pytest.raises(SiteError, match=r"got 'q', which names none.*\n.*nearest names are"):
         tnadapt_nnx.attach(Net(4, 1, nnx.Rngs(0)), families.lora(), target=["q"], rank=2, seed=0)

@@ -1,4 +1,4 @@
-"""A split for lax.scan: what is shared is there once, gradients go through, what is no grid is refused."""
+"""`scan_split`: shared arrays appear once, gradients pass through, and sites that are not a grid are rejected."""
 
 import re
 
@@ -40,7 +40,7 @@ def test_a_split_keeps_every_entry_once(family, started):
     adapter = FAMILIES[family].bind(layers=3, kinds=KINDS)
     split = tnadapt_jax.scan_split(adapter, started(adapter))
     counted = tnadapt.count(adapter)
-    kept = {row.name for row in counted.rows}  # those that are read from the host are rows of their own
+    kept = {row.name for row in counted.rows}  # starts that are read from the host have their own rows
     starts = sum(
         row.entries
         for row in counted.rows
@@ -49,7 +49,7 @@ def test_a_split_keeps_every_entry_once(family, started):
     assert sum(value.size for value in jax.tree.leaves(split)) == counted.trainable + counted.frozen + starts
 
 
-def test_kinds_in_any_order_and_rows_that_are_not_evenly_spaced():
+def test_kinds_may_be_in_any_order_and_rows_unevenly_spaced():
     sites = [SITES[place] for place in (0, 1, 4, 3, 6, 7)]  # q v, v q, q v
     adapter = families.tlora().bind(sites, rank=2)
     params = tnadapt_jax.init(adapter)
@@ -67,7 +67,7 @@ def test_kinds_in_any_order_and_rows_that_are_not_evenly_spaced():
 
 @pytest.fixture
 def trained(started):
-    """A centered adapter away from its start, and its params."""
+    """A centered adapter with changed params."""
     spec = AdapterSpec(
         name="own",
         weight="out in",
@@ -97,7 +97,7 @@ def run_by_layer(adapter, params, x):
     ]
 
 
-def test_a_centered_adapter_that_has_moved_is_taken_from_its_start(trained):
+def test_the_start_of_a_trained_centered_adapter_is_subtracted(trained):
     adapter, params = trained
     x = jnp.ones((2, 4))
     wanted = run_by_layer(adapter, params, x)
@@ -120,14 +120,14 @@ def test_values_get_a_gradient_and_starts_get_none(trained):
     assert not any(np.any(value) for value in found["frozen"].values())
 
 
-def test_one_layer_alone():
+def test_a_single_layer_has_only_shared_arrays():
     adapter = families.lotr().bind(grid(layers=1, kinds=KINDS), rank=2)
     shared, per_layer = tnadapt_jax.scan_split(adapter, tnadapt_jax.init(adapter))
     assert per_layer == {}
     assert tnadapt_jax.apply_in_layer(adapter, shared, {}, "up", jnp.ones((2, 6))).shape == (2, 4)
 
 
-def test_a_further_site_mode_is_chosen_in_the_body():
+def test_a_further_site_mode_is_selected_in_the_body():
     sites = [
         Site(f"h.{layer}.experts.{expert}.w", (5, 4), {"layer": layer, "kind": f"experts.{expert}.w", "expert": expert})
         for layer in range(2)
@@ -156,38 +156,38 @@ def other(path, shape, layer, kind):
 @pytest.mark.parametrize(
     ("sites", "message"),
     [
-        (SITES[:-1], r"kind 'up': a scan needs every kind in every layer.*not in layer 2; the layers are 0, 1, 2"),
+        (SITES[:-1], r"kind 'up': expected it in every layer .*, got none in layer 2\.\nThe layers are 0, 1, 2"),
         (
             [*SITES[:-1], other("last", (4, 5), 2, "up")],
-            r"last: a scan needs one shape.*\(4, 5\), and layers\.0\.up has",
+            r"last: expected one shape .* layers\.0\.up, \(4, 6\), got \(4, 5\)\.",
         ),
     ],
     ids=["hole", "shape"],
 )
-def test_sites_that_form_no_grid_are_refused(sites, message):
+def test_sites_that_are_not_a_grid_are_rejected(sites, message):
     adapter = families.lora().bind(sites, rank=2)
     with pytest.raises(SiteError, match=re.compile(message, re.DOTALL)):
         tnadapt_jax.scan_split(adapter, tnadapt_jax.init(adapter))
 
 
-def test_two_weights_of_a_kind_in_a_layer_are_refused():
+def test_two_weights_of_a_kind_in_a_layer_are_rejected():
     adapter = families.lotr().bind([other("a", (4, 4), 0, "q"), other("b", (4, 4), 0, "q")], rank=2)
-    with pytest.raises(SiteError, match=r"b: a scan has one weight of a kind in a layer"):
+    with pytest.raises(SiteError, match=r"b: expected one weight per kind and layer for a scan, got two"):
         tnadapt_jax.scan_split(adapter, tnadapt_jax.init(adapter))
 
 
-def test_arguments_that_do_not_fit_in_the_body_are_refused():
+def test_apply_in_layer_rejects_invalid_arguments():
     adapter = families.lotr().bind(SITES, rank=2)
     shared, per_layer = tnadapt_jax.scan_split(adapter, tnadapt_jax.init(adapter))
     one = {name: value[0] for name, value in per_layer.items()}
     x = jnp.ones((2, 4))
-    with pytest.raises(SiteError, match=r"kind 'k': not one of this adapter's.\nIts kinds are q, v, up"):
+    with pytest.raises(SiteError, match=r"kind: expected a kind of this adapter, got 'k'.\nIts kinds are q, v, up"):
         tnadapt_jax.apply_in_layer(adapter, shared, one, "k", x)
-    with pytest.raises(SiteError, match=r"layers\.0\.up: x must end in .*\(6,\)"):
+    with pytest.raises(SiteError, match=r"layers\.0\.up: expected x to end in .*\(6,\)"):
         tnadapt_jax.apply_in_layer(adapter, shared, one, "up", x)
-    with pytest.raises(SiteError, match=r"layer: '6x4\.G@q' is missing"):
+    with pytest.raises(SiteError, match=r"layer: expected the array '6x4\.G@q', got none"):
         tnadapt_jax.apply_in_layer(adapter, shared, {}, "q", x)
-    with pytest.raises(SiteError, match=r"(?s)layer\['6x4\.G@q'\]: must have shape \(2, 2\).*it has \(3, 2, 2\)"):
+    with pytest.raises(SiteError, match=r"layer\['6x4\.G@q'\]: expected shape \(2, 2\), got \(3, 2, 2\)"):
         tnadapt_jax.apply_in_layer(adapter, shared, per_layer, "q", x)
-    with pytest.raises(SiteError, match=r"params\['trainable'\]: '6x4\.A' is missing"):
+    with pytest.raises(SiteError, match=r"params\['trainable'\]: expected the array '6x4\.A', got none"):
         tnadapt_jax.scan_split(adapter, {"trainable": {}, "frozen": {}})

@@ -1,4 +1,4 @@
-"""Four devices give the numbers of one, and merging sends nothing between them."""
+"""Four devices give the results of one, and merging needs no communication between them."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 WORKER = Path(__file__).with_name("worker.py")
 
 
-def test_four_devices_in_a_mesh_of_two_by_two():
+def test_a_mesh_of_two_by_two_devices_gives_the_results_of_one():
     ran = subprocess.run(
         [sys.executable, "-W", "error", "-c", f"import runpy; runpy.run_path({str(WORKER)!r}, run_name='__main__')"],
         cwd=WORKER.parents[2],

@@ -1,4 +1,4 @@
-"""Starts that are read from a pytree of weights, and the file that both bindings read."""
+"""Starting values that are read from a pytree of weights, and their files."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +18,7 @@ def weights():
 
 
 @pytest.mark.parametrize("spec", READ, ids=lambda spec: spec.name)
-def test_the_update_starts_at_zero_and_the_file_brings_it_back(spec, weights, tmp_path):
+def test_the_update_starts_at_zero_and_a_file_restores_it(spec, weights, tmp_path):
     leaves = tnadapt_jax.find_sites(weights, target=["q"], layout="linen")
     adapter = spec.bind(leaves.sites, rank=2)
     params = tnadapt_jax.init(adapter, weights=leaves.read(weights))
@@ -47,7 +47,7 @@ def test_a_stack_of_layers_is_read_layer_by_layer():
     assert np.array_equal(found["q[2]"], np.asarray(weights["q"][2]).T)
 
 
-def test_weights_are_asked_for(weights):
+def test_init_requires_the_weights_of_the_host(weights):
     leaves = tnadapt_jax.find_sites(weights, target=["q"], layout="linen")
     with pytest.raises(SiteError, match=r"expected the host's weights to read the start of .* from, got none\.\nPass"):
         tnadapt_jax.init(families.pissa().bind(leaves.sites, rank=2))

@@ -1,4 +1,4 @@
-"""A process of its own, since the number of devices is fixed when jax starts: four of them, in a mesh of (2, 2)."""
+"""Run by test_sharding in its own process, with four devices in a mesh of (2, 2): jax fixes their number on start."""
 
 import os
 import re
@@ -43,7 +43,7 @@ def at(mesh, *axes):
 
 
 def merge_stays(adapter, params, weights, leaves, mesh) -> None:
-    """The same merged weights, in the shardings of the weights, and no collective in the compiled text."""
+    """Check that merged weights are the same, keep their shardings, and need no collective in the compiled text."""
     wanted = tnadapt_jax.merge(adapter, params, weights, leaves)
     shardings = {name: {"kernel": at(mesh, "fsdp", "tensor"), "bias": at(mesh, "tensor")} for name in weights}
     split = jax.device_put(weights, shardings)
@@ -59,7 +59,7 @@ def merge_stays(adapter, params, weights, leaves, mesh) -> None:
 
 
 def values_stay(adapter, params, x, mesh) -> None:
-    """Outputs and gradients: one device, jit with sharded x and factors, shard_map over the tokens."""
+    """Check outputs and gradients with sharded x and factors, and in shard_map over tokens, against one device."""
     site = adapter.sites[1]
 
     def loss(trained, frozen, x):
@@ -69,10 +69,10 @@ def values_stay(adapter, params, x, mesh) -> None:
     step = jax.jit(jax.grad(loss, has_aux=True))
     wanted = step(params["trainable"], params["frozen"], x)
 
-    is_auto = mesh.axis_types[0] == AxisType.Auto  # explicit shardings leave it to the user that no two meet
+    is_auto = mesh.axis_types[0] == AxisType.Auto  # with explicit shardings the user must avoid conflicts
 
     def spread(value):
-        """Factors split along their longest axis where that divides."""
+        """Shard a factor along its longest axis if that is even."""
         axes = [None] * value.ndim
         if is_auto and value.ndim and max(value.shape) % 2 == 0:
             axes[value.shape.index(max(value.shape))] = "tensor"

@@ -1,4 +1,4 @@
-"""No law is empty: a fault is planted in what the laws look at, and the law that is meant for it fails."""
+"""Every law can fail: each test plants a fault in the code under test, and the law meant for it reports it."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from tnadapt import Adapter, SpecError, families
 from tnadapt.testing import LAWS, Held, LawError, _laws, check
 
 LOTR, LORA, VERA = families.lotr(), families.lora(), families.vera()
-SMALL = tnadapt.AdapterSpec(  # nothing of it is above 1e-16: tolerances are relative
+SMALL = tnadapt.AdapterSpec(  # its updates are below 1e-16, to test that tolerances are relative
     name="small",
     weight="out in",
     factors={
@@ -22,12 +22,12 @@ SMALL = tnadapt.AdapterSpec(  # nothing of it is above 1e-16: tolerances are rel
 
 
 def planted(module, name, fault):
-    """A fault in one name of a module: `fault` takes what was there, and gives what is put there."""
+    """Describe a fault in one name of a module: `fault` takes the true value and returns the faulty one."""
     return module, name, fault
 
 
 def of_plans(**changes):
-    """Plans that say something else."""
+    """Return a fault that changes fields of every plan."""
     return lambda true: lambda *args, **words: dataclasses.replace(true(*args, **words), **changes)
 
 
@@ -42,12 +42,12 @@ def one_off(true):
 
 
 def shares_too_little(true):
-    """Every site reads the first row of a stacked factor."""
+    """Make every site read the first row of a stacked factor."""
     return lambda adapter, params, site: true(adapter, params, adapter.groups[0].sites[0])
 
 
 def shares_too_much(true):
-    """The first site's own numbers leak into all others."""
+    """Let the values of the first site leak into all other sites."""
 
     def leaky(adapter, params, site):
         first = adapter.sites[0]
@@ -105,7 +105,7 @@ def another_seed(true):
     return read
 
 
-FAULTS = [  # what is planted, where, on which spec, and the law that catches it
+FAULTS = [  # description, fault, spec, and the law that catches the fault
     (
         "the scale is squared",
         planted(_laws, "delta", lambda true: lambda a, p, s: true(a, p, s) * a.networks[0].scale),
@@ -124,22 +124,22 @@ FAULTS = [  # what is planted, where, on which spec, and the law that catches it
     ),
     ("starting values are all one", planted(_laws, "start_params", starts_at_one), LORA, "identity_at_the_start"),
     (
-        "every factor is said to move first",
+        "first_gradients names every factor",
         planted(_laws, "first_gradients", lambda true: lambda spec: tuple(spec.factors)),
         LORA,
         "living_gradient",
     ),
     (
-        "no factor is said to move first",
+        "first_gradients names no factor",
         planted(_laws, "first_gradients", lambda true: lambda spec: ()),
         LORA,
         "living_gradient",
     ),
-    ("one trainable number too many is counted", planted(_laws, "count", counted_on), LOTR, "counts_are_sizes"),
-    ("the formula forgets the cores", planted(_laws, "count", with_another_formula), LOTR, "formula_is_count"),
+    ("count states one trainable entry too many", planted(_laws, "count", counted_on), LOTR, "counts_are_sizes"),
+    ("the formula omits the cores", planted(_laws, "count", with_another_formula), LOTR, "formula_is_count"),
     ("the bound is one too high", planted(_laws, "rank_bound", bound_too_high), LOTR, "rank_keeps_its_bound"),
     (
-        "a number too many is said to be trained",
+        "degrees_of_freedom states one trainable entry too many",
         planted(
             _laws,
             "degrees_of_freedom",
@@ -149,7 +149,7 @@ FAULTS = [  # what is planted, where, on which spec, and the law that catches it
         "freedom_is_the_rank_of_the_jacobian",
     ),
     (
-        "apply is negated",
+        "apply of tiny updates has the wrong sign",
         planted(_laws, "apply", lambda true: lambda *args: -true(*args)),
         SMALL,
         "apply_is_multiplication",
@@ -162,7 +162,7 @@ FAULTS = [  # what is planted, where, on which spec, and the law that catches it
         "rank_keeps_its_bound",
     ),
     (
-        "every number is said to be free",
+        "degrees_of_freedom states that every entry is free",
         planted(
             _laws,
             "degrees_of_freedom",
@@ -172,7 +172,7 @@ FAULTS = [  # what is planted, where, on which spec, and the law that catches it
         "freedom_is_the_rank_of_the_jacobian",
     ),
     (
-        "apply forgets to transpose the scale's sign",
+        "apply has the wrong sign",
         planted(_laws, "apply", lambda true: lambda *args: -true(*args)),
         LORA,
         "apply_is_multiplication",
@@ -187,7 +187,7 @@ FAULTS = [  # what is planted, where, on which spec, and the law that catches it
     ),
     ("all sites read the first row", planted(_laws, "delta", shares_too_little), LOTR, "sharing_is_what_the_modes_say"),
     (
-        "a site's own factor leaks into others",
+        "the factor of one site leaks into others",
         planted(_laws, "delta", shares_too_much),
         LOTR,
         "sharing_is_what_the_modes_say",
@@ -199,14 +199,14 @@ FAULTS = [  # what is planted, where, on which spec, and the law that catches it
         "linear_in_each_factor",
     ),
     (
-        "something is added that alpha does not multiply",
+        "the update contains a term without alpha",
         planted(_laws, "delta", lambda true: lambda a, p, s: true(a, p, s) + 1.0),
         LORA,
         "linear_in_alpha",
     ),
     ("a plan states 7 flops", planted(_laws, "plan", one_off), LOTR, "plans_give_the_numbers"),
     (
-        "a plan's network has twice the scale",
+        "a plan gives twice the result",
         planted(_laws, "run_plan", lambda true: lambda *args: (2 * true(*args)[0], true(*args)[1])),
         LOTR,
         "plans_give_the_numbers",
@@ -219,9 +219,9 @@ FAULTS = [  # what is planted, where, on which spec, and the law that catches it
         LOTR,
         "gradients_are_differences",
     ),
-    ("a file's numbers are lost", planted(_laws, "load", loses_a_factor), LOTR, "files_give_back"),
-    ("a file's numbers are rounded", planted(_laws, "load", rounds_to_half), LOTR, "files_give_back"),
-    ("a text's seed is another", planted(_laws, "from_json", another_seed), LOTR, "texts_give_back"),
+    ("a file loses its values", planted(_laws, "load", loses_a_factor), LOTR, "files_give_back"),
+    ("a file rounds its values", planted(_laws, "load", rounds_to_half), LOTR, "files_give_back"),
+    ("a text has another seed", planted(_laws, "from_json", another_seed), LOTR, "texts_give_back"),
     (
         "specs are equal only to themselves",
         planted(tnadapt.AdapterSpec, "__eq__", lambda true: object.__eq__),
@@ -229,7 +229,7 @@ FAULTS = [  # what is planted, where, on which spec, and the law that catches it
         "equal_specs_are_one",
     ),
     (
-        "hashes are those of the object",
+        "hashes depend on the identity of the object",
         planted(tnadapt.AdapterSpec, "__hash__", lambda true: object.__hash__),
         LOTR,
         "equal_specs_are_one",
@@ -251,56 +251,58 @@ def test_a_planted_fault_is_caught(fault, monkeypatch):
     (law,) = [law for law in LAWS if law.__name__ == law_name]
     check(spec, laws=[law])
     monkeypatch.setattr(module, name, change(getattr(module, name)))
-    with pytest.raises(LawError, match=rf"{spec.name}: breaks the law {law_name}: .*\nHowever, "):
+    with pytest.raises(LawError, match=rf"^{spec.name}: law {law_name}: .*: expected .*, got .*\.\nThe law states: "):
         check(spec, laws=[law])
 
 
-def test_every_law_has_a_fault_that_it_catches():
+def test_every_law_catches_some_fault():
     assert {fault[3] for fault in FAULTS} == {law.__name__ for law in LAWS}
 
 
-def test_the_smallest_case_is_told(monkeypatch):
+def test_check_reports_the_smallest_case(monkeypatch):
     monkeypatch.setattr(_laws, "count", counted_on(_laws.count))
-    with pytest.raises(LawError, match=r"counts \d+ trainable") as caught:
+    with pytest.raises(LawError, match=r"count: expected \d+ trainable entries, got \d+\.") as caught:
         check(LOTR)
     assert "lotr: 1 sites in 1 groups, seed 0" in str(caught.value)
     assert "1 x 1" in str(caught.value)
 
 
-def test_a_law_of_ones_own_and_progress():
+def test_a_custom_law_is_checked_and_progress_is_reported():
     def small(adapter, random):
         """An adapter trains fewer than ten numbers."""
-        _laws.expect(tnadapt.count(adapter).trainable < 10, "it trains ten or more")
+        _laws.expect(tnadapt.count(adapter).trainable < 10, "count: expected fewer than ten, got more")
 
     told = []
-    with pytest.raises(LawError, match=r"breaks the law small: An adapter trains fewer than ten numbers.\nHowever, it"):
+    with pytest.raises(
+        LawError, match=r"law small: count: expected .*\.\nThe law states: An adapter trains fewer than ten"
+    ):
         check(LORA, laws=[*LAWS[:1], small], tell=told.append)
     assert [(one.law, one.examples) for one in told] == [("update_is_its_definition", 25)]
     assert isinstance(told[0], Held)
-    assert told[0].statement.startswith("Delta is the sum over all bonds")
+    assert told[0].statement.startswith("`delta` is the scale times the product")
 
 
-def test_ranks_and_sizes_are_those_asked_for():
+def test_check_uses_the_given_ranks_and_sizes():
     seen = []
 
     def look(adapter, random):
-        """Looks."""
+        """Record the adapter."""
         seen.append((adapter.rank, adapter.networks[0].sizes["head"]))
 
     check(families.lorta(), laws=[look], rank=5, sizes={"head": 3})
     assert set(seen) == {(5, 3)}
 
 
-def test_an_error_that_is_no_broken_law_comes_through():
+def test_check_does_not_catch_other_errors():
     def broken(adapter, random):
-        """Breaks."""
+        """Raise another error."""
         raise SpecError("x", ["of its own"])
 
     with pytest.raises(SpecError, match="of its own"):
         check(LORA, laws=[broken])
 
 
-def test_the_same_adapters_at_every_call():
+def test_every_call_tests_the_same_adapters():
     runs = []
     for _ in range(2):
         seen = []
@@ -311,7 +313,7 @@ def test_the_same_adapters_at_every_call():
 
 
 @pytest.mark.parametrize("alpha", [-1.0, 1e-20, 1e20])
-def test_a_valid_spec_of_any_scale_keeps_all_laws(alpha):
+def test_a_valid_spec_of_any_scale_satisfies_all_laws(alpha):
     assert len(check(dataclasses.replace(LOTR, scale=tnadapt.raw(alpha)), examples=10)) == len(LAWS)
 
 
@@ -319,6 +321,6 @@ def test_a_large_rank_breaks_no_law():
     assert len(check(LORA, examples=2, rank=300)) == len(LAWS)
 
 
-def test_no_examples_are_no_check():
-    with pytest.raises(LawError, match="examples must be at least 1, got 0"):
+def test_check_rejects_zero_examples():
+    with pytest.raises(LawError, match=r"^check: expected at least 1 example, got 0\.$"):
         check(LORA, examples=0)

@@ -1,4 +1,4 @@
-"""Every law of `tnadapt.testing`, on specs that nobody wrote, and on every family."""
+"""Every law of `tnadapt.testing`, on random specs and on every family."""
 
 import numpy as np
 import pytest
@@ -28,8 +28,8 @@ def test_a_random_centered_spec(law, adapter, seed):
     law(adapter, np.random.default_rng(seed))
 
 
-def all_of_them(adapter, random):
-    """Every law: to draw an adapter takes as long as all laws but a few take to look at it."""
+def all_laws(adapter, random):
+    """An adapter satisfies every law. Drawing it takes about as long as testing most laws, so it is drawn once."""
     for law in LAWS:
         try:
             law(adapter, random)
@@ -38,25 +38,25 @@ def all_of_them(adapter, random):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_family(name):
+def test_a_family_satisfies_every_law(name):
     tried = settings().max_examples // (12 if name in families.__all__ else 30)  # 5 or 2 in CI
-    (held,) = check(FAMILIES[name].spec, sizes=FAMILIES[name].sizes, examples=tried, laws=[all_of_them])
+    (held,) = check(FAMILIES[name].spec, sizes=FAMILIES[name].sizes, examples=tried, laws=[all_laws])
     assert held.examples >= 1
 
 
-def test_what_is_held_is_told_law_by_law():
+def test_check_returns_every_law_with_its_statement():
     held = check(families.lora(), examples=2)
     assert [one.law for one in held] == [law.__name__ for law in LAWS]
     assert all(one.examples >= 1 and one.statement.endswith(".") for one in held)
 
 
-def test_the_whole_of_tera():
-    """Its 13 factors take a search of a fifth of a second for each network: two adapters."""
-    (held,) = check(families.tera(), examples=2, laws=[all_of_them])
+def test_tera_with_all_factors_satisfies_every_law():
+    """Two adapters only: the search over its 13 factors takes a fifth of a second per network."""
+    (held,) = check(families.tera(), examples=2, laws=[all_laws])
     assert held.examples == 2
 
 
-def test_no_family_is_forgotten():
+def test_every_family_is_tested():
     assert {case.spec.name for case in FAMILIES.values()} == set(families.__all__)
 
 
@@ -68,7 +68,7 @@ REACHED = {
     "a scalar": lambda spec, modes: any(not factor.modes for factor in spec.factors.values()),
     "a frozen factor": lambda spec, modes: any(not factor.trainable for factor in spec.factors.values()),
     "a factor of one site": lambda spec, modes: any(spec.is_private(name) for name in spec.factors),
-    "a coordinate of one's own": lambda spec, modes: "expert" in spec.site_modes,
+    "a custom coordinate": lambda spec, modes: "expert" in spec.site_modes,
     "no bond": lambda spec, modes: not spec.bonds,
     "centered": lambda spec, modes: spec.centered,
 }
@@ -96,7 +96,7 @@ PLAIN = settings(
 
 
 def seen(strategy, table, look):
-    """Which of the table's descriptions some drawn value meets."""
+    """Return the descriptions in the table that some drawn value matches."""
     found = set()
 
     @settings(PLAIN, max_examples=400, phases=[Phase.generate])
@@ -108,14 +108,14 @@ def seen(strategy, table, look):
     return found
 
 
-def test_the_strategy_of_specs_reaches_what_it_says():
+def test_the_strategy_for_specs_covers_what_it_promises():
     def look(holds, spec):
         return holds(spec, [mode for factor in spec.factors.values() for mode in factor.modes])
 
     assert seen(specs() | specs(centered=True), REACHED, look) == REACHED.keys()
 
 
-def test_the_strategy_of_adapters_reaches_what_it_says():
+def test_the_strategy_for_adapters_covers_what_it_promises():
     assert seen(adapters(), BOUND, lambda holds, adapter: holds(adapter)) == BOUND.keys()
 
 
@@ -128,12 +128,12 @@ def test_specs_and_adapters_shrink_to_small_ones():
 
 
 @given(network=networks())
-def test_networks_are_networks(network):
+def test_the_strategy_for_networks_draws_networks(network):
     assert isinstance(network, Network)
 
 
 @given(data=st.data())
-def test_sites_fit_the_spec_and_the_sizes_that_they_are_drawn_for(data):
+def test_drawn_sites_fit_their_spec_and_sizes(data):
     spec, sizes = families.lorta(), {"head": 5}
     places = data.draw(sites(spec, sizes=sizes))
     adapter = spec.bind(places, rank=2, sizes=sizes, overparametrized=True)

@@ -1,4 +1,4 @@
-"""What both bindings are asked about: every family with its options, specs of one's own, centered ones."""
+"""Cases for both bindings: every family with its options, custom specs, specs with maps, centered specs."""
 
 from tests import table
 from tnadapt import AdapterSpec, Site, frozen, grid, normal, over_rank, raw, trainable
@@ -20,7 +20,7 @@ FAMILIES = {
 
 
 def own(weight, over, scale=None, **factors):
-    """A spec that need not start at 0: here every factor has values."""
+    """Return a custom spec whose update need not start at 0: every factor has nonzero starting values."""
     return AdapterSpec(
         name="own", weight=weight, over=over, factors=factors, scale=scale or raw(0.5), identity_at_start=False
     )
@@ -63,7 +63,7 @@ OWN = {
     "all sizes from one": own("out in", "kind", A=t("out r"), B=t("r in"), k=t("kind")),
 }
 
-MAPPED = {  # a spec, whose maps make square nodes as long as an axis
+MAPPED = {  # specs whose maps make square nodes
     name: AdapterSpec(
         name="mapped", weight="out in", over=over, factors=nodes, scale=raw(0.5), identity_at_start=False, ties=ties
     )

@@ -1,4 +1,4 @@
-"""The same questions to the JAX binding: by site, in a scan over layers, in stacked weights; one compilation."""
+"""The results of the JAX binding: site by site, in a scan over layers, and from stacked weights."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ def layers_of(adapter: Adapter) -> list[int]:
 
 
 def paths_of(adapter: Adapter) -> dict[str, list[str]]:
-    """The paths of each kind, layer by layer."""
+    """Return the paths of each kind, layer by layer."""
     return {
         kind: [
             site.path
@@ -48,7 +48,7 @@ def by_scan(adapter, params, xs):
 
 
 def stacked_deltas(adapter, params, dtype):
-    """Merged into zero weights that are stacked by layer, (out, in): the updates."""
+    """Return the updates, by merging them into zero weights (out, in) that are stacked by layer."""
     paths = paths_of(adapter)
     shapes = {site.path: site.shape for site in adapter.sites}
     weights = {kind: jnp.zeros((len(some), *shapes[some[0]]), dtype) for kind, some in paths.items()}
@@ -67,9 +67,9 @@ WAYS = {"site": by_site, "scan": by_scan}
 
 
 def by_jax(adapter: Adapter, values: Params, asked: Questions, dtype, ways=tuple(WAYS)) -> dict[str, Answers]:
-    """Answers by "site", and by "scan" with the updates of stacked weights; frozen factors are seen to get no gradient.
+    """Return the answers by "site", and by "scan" with the updates of stacked weights; check frozen gradients for 0.
 
-    One compilation for all: compiling is what these tests spend their time with.
+    All answers come from one compilation, since compiling dominates the time of these tests.
     """
     params = tree_of(adapter, values, dtype)
     xs, gs = ({path: jnp.array(value, dtype=dtype) for path, value in some.items()} for some in asked)

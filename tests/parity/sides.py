@@ -1,4 +1,4 @@
-"""One question to both sides: the numpy reference in float64, and the PyTorch binding on a host of zero weights."""
+"""Results of the numpy reference in float64 and of the PyTorch binding on a host with zero weights, compared."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
 def host_of(sites: tuple[Site, ...]) -> nn.Module:
-    """Linear layers at the paths of these sites. Their weights are 0: what comes out is the update."""
+    """Return a module with linear layers at the paths of these sites. Their weights are 0, so outputs are updates."""
     root = nn.Module()
     for site in sites:
         *path, leaf = site.path.split(".")
@@ -37,7 +37,7 @@ def to_zero(module: nn.Module) -> None:
 
 
 def torch_side(adapter: Adapter, params: Params, dtype: torch.dtype) -> tuple[nn.Module, AdapterState]:
-    """A host with this adapter, holding these params."""
+    """Return a host with this adapter attached and set to these params, and the adapter's state."""
     host = host_of(adapter.sites).to(dtype)
     state = attach(
         host,
@@ -56,7 +56,7 @@ def torch_side(adapter: Adapter, params: Params, dtype: torch.dtype) -> tuple[nn
 
 
 def moved(adapter: Adapter, seed: int = 0) -> Params:
-    """Params as after training, all of them numbers that float32 holds."""
+    """Return params as after training, exactly representable in float32."""
     random = np.random.default_rng(seed)
     return {
         name: random.standard_normal(value.shape).astype(np.float32).astype(np.float64)
@@ -68,7 +68,7 @@ def moved(adapter: Adapter, seed: int = 0) -> Params:
 
 @dataclass(frozen=True)
 class Answers:
-    """Outputs, updates and the gradients of x by site; the gradients of the trainable factors by name."""
+    """Outputs, updates and gradients of x by site; gradients of the trainable factors by name."""
 
     y: dict[str, np.ndarray]
     delta: dict[str, np.ndarray]
@@ -77,7 +77,7 @@ class Answers:
 
 
 def questions(adapter: Adapter, seed: int = 1) -> Questions:
-    """An x of shape (2, 3, in) and a gradient of the output for each site, all of them numbers that float32 holds."""
+    """Return an x of shape (2, 3, in) and a gradient of the output for each site, exactly representable in float32."""
     random = np.random.default_rng(seed)
     xs = {site.path: random.standard_normal((2, 3, site.shape[1])).astype(np.float32) for site in adapter.sites}
     gs = {site.path: random.standard_normal((2, 3, site.shape[0])).astype(np.float32) for site in adapter.sites}
@@ -85,7 +85,7 @@ def questions(adapter: Adapter, seed: int = 1) -> Questions:
 
 
 def by_reference(adapter: Adapter, params: Params, asked: Questions | None = None) -> Answers:
-    """In float64, gradients by the oracle of `tnadapt.testing`, whose law holds them against finite differences."""
+    """Return the float64 answers; gradients come from the oracle, which a law compares with finite differences."""
     xs, gs = asked or questions(adapter)
     deltas = {site.path: tnadapt.delta(adapter, params, site) for site in adapter.sites}
     outer = {path: np.einsum("abo,abi->oi", gs[path].astype(float), xs[path].astype(float)) for path in xs}
@@ -98,7 +98,7 @@ def by_reference(adapter: Adapter, params: Params, asked: Questions | None = Non
 
 
 def by_torch(adapter: Adapter, params: Params, dtype: torch.dtype) -> Answers:
-    """The same by modules that are called, and by autograd."""
+    """Return the answers of the PyTorch binding, by calling modules and by autograd."""
     host, state = torch_side(adapter, params, dtype)
     given, gs = questions(adapter)
     xs = {path: torch.from_numpy(x).to(dtype).requires_grad_() for path, x in given.items()}
@@ -127,7 +127,7 @@ def assert_same(found: Answers, wanted: Answers, tolerance: float) -> None:
 def compare(
     spec: AdapterSpec, sites: tuple[Site, ...], dtype: torch.dtype, *, rank=None, sizes=None, seed=5
 ) -> Answers:
-    """Bind, ask both sides, and see that they agree; gives the reference's answers."""
+    """Check that both sides agree for a spec, and return the answers of the reference."""
     adapter = spec.bind(sites, rank=rank, sizes=sizes, seed=seed, overparametrized=True)
     params = moved(adapter)
     wanted = by_reference(adapter, params)

@@ -1,8 +1,8 @@
-"""JAX gives the numbers of the numpy reference for specs that nobody wrote."""
+"""JAX agrees with the numpy reference on random specs."""
 
 import pytest
 
-pytest.importorskip("torch")  # the sides of parity import it
+pytest.importorskip("torch")  # tests.parity.sides imports it
 pytest.importorskip("jax")
 
 import jax
@@ -13,12 +13,12 @@ from tests.parity import sides
 from tests.parity.jax_side import by_jax
 from tnadapt.testing import adapters
 
-# Each example is compiled, which takes a second: so few, and small.
+# Each example is compiled, which takes a second, so there are few and small ones.
 few = settings(max_examples=12, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 
 
 def check(adapter):
-    assume(len(adapter.spec.axes) == 2)  # sides asks with an x of one in axis
+    assume(len(adapter.spec.axes) == 2)  # sides draws an x with one in axis
     assume(len(adapter.sites) <= 4)
     assume(sum(value.size for value in sides.moved(adapter).values()) <= 2000)
     params, asked = sides.moved(adapter), sides.questions(adapter)
@@ -30,11 +30,11 @@ def check(adapter):
 
 @few
 @given(adapter=adapters())
-def test_a_random_spec(adapter):
+def test_a_random_spec_agrees(adapter):
     check(adapter)
 
 
 @few
 @given(adapter=adapters(centered=True))
-def test_a_random_centered_spec(adapter):
+def test_a_random_centered_spec_agrees(adapter):
     check(adapter)

@@ -1,9 +1,9 @@
-"""JAX gives the numbers of the numpy reference: outputs, updates, every gradient; site by site, in a scan, stacked."""
+"""JAX agrees with the numpy reference in outputs, updates and all gradients: by site, in a scan, and stacked."""
 
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")  # the sides of parity import it
+pytest.importorskip("torch")  # tests.parity.sides imports it
 pytest.importorskip("jax")
 
 import jax
@@ -26,7 +26,7 @@ def strict():
 
 
 def held(values, dtype):
-    """These values as numbers that the dtype holds."""
+    """Round these values to the dtype."""
     return {name: np.asarray(value).astype(dtype).astype(float) for name, value in values.items()}
 
 
@@ -42,38 +42,38 @@ def compare(spec, sites, dtype, *, rank=None, sizes=None, seed=5, ways=("site", 
 
 
 @pytest.mark.parametrize(("spec", "sizes"), FAMILIES.values(), ids=FAMILIES)
-def test_a_family(spec, sizes):
-    """In a scan, which reads the factors as the sites do."""
+def test_a_family_agrees(spec, sizes):
+    """In a scan, which reads the same factors as single sites."""
     wanted = compare(spec, SITES, "float64", **sizes, ways=("scan",))
     assert all(np.abs(value).max() > 0 for value in (*wanted.delta.values(), *wanted.of_factor.values()))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", ["lora", "vera", "lotr", "lorta", "tlora", "tera", "loha", "lokr"])
-def test_a_family_in_fewer_bits(family, dtype):
-    """Every kind of step is in these; options and other shapes differ by what is contracted, not by the dtype."""
+def test_a_family_agrees_in_lower_precision(family, dtype):
+    """These families cover every kind of step. Options and shapes change what is contracted, not how dtypes act."""
     spec, sizes = FAMILIES[family]
     compare(spec, TWO, dtype, **sizes, ways=("site",))
 
 
 @pytest.mark.parametrize("spec", OWN.values(), ids=OWN)
-def test_a_custom_spec(spec):
-    """In a scan, which reads the factors as the sites do; the random specs are asked site by site."""
+def test_a_custom_spec_agrees(spec):
+    """In a scan, which reads the same factors as single sites; random specs are tested site by site."""
     compare(spec, SITES, "float64", rank=2, ways=("scan",))
 
 
 @pytest.mark.parametrize("spec", MAPPED.values(), ids=MAPPED)
-def test_a_spec_with_maps(spec):
+def test_a_spec_with_maps_agrees(spec):
     compare(spec, SITES, "float64", rank=2)
 
 
 @pytest.mark.parametrize("factors", CENTERED.values(), ids=CENTERED)
-def test_a_centered_spec(factors):
+def test_a_centered_spec_agrees(factors):
     spec = AdapterSpec(name="own", weight="out in", over="layer", factors=factors, scale=raw(0.5), centered=True)
     compare(spec, SITES, "float64", rank=2)
 
 
-def test_a_centered_spec_starts_at_exactly_nothing():
+def test_the_update_of_a_centered_spec_starts_at_exactly_zero():
     factors = CENTERED["with frozen"]
     spec = AdapterSpec(name="own", weight="out in", over="layer", factors=factors, scale=raw(), centered=True)
     adapter = spec.bind(SITES, rank=2, seed=1)
@@ -84,18 +84,18 @@ def test_a_centered_spec_starts_at_exactly_nothing():
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (4, 4)])
-def test_sizes_of_one_square_weights_and_ranks_above_them(shape):
+def test_sizes_of_one_square_weights_and_larger_ranks_agree(shape):
     for family in ("lotr", "tera"):
         spec, _ = FAMILIES[family]
         compare(spec, grid(layers=2, kinds={"q": shape}), "float64", rank=5, ways=("scan",))
 
 
-def test_layers_with_gaps_and_a_frozen_matrix_that_all_shapes_share():
+def test_gaps_between_layers_and_a_frozen_matrix_shared_by_all_shapes_agree():
     for spec in (families.vera(), families.lotr(over="layer"), families.tlora()):
         compare(spec, GAPS, "float64", rank=2, ways=("scan",))
 
 
-def test_the_comparison_finds_a_changed_factor():
+def test_the_comparison_detects_a_changed_factor():
     adapter = families.lotr().bind(TWO, rank=2, seed=0)
     params, asked = sides.moved(adapter), sides.questions(adapter)
     wanted = sides.by_reference(adapter, params, asked)

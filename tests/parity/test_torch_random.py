@@ -1,4 +1,4 @@
-"""PyTorch gives the numbers of the numpy reference for specs that nobody wrote."""
+"""PyTorch agrees with the numpy reference on random specs."""
 
 import pytest
 
@@ -17,15 +17,15 @@ from tnadapt.binding import BUCKETS
 from tnadapt.testing import adapters
 from tnadapt_torch._run.lower import lower_apply
 
-# The strategy also draws weights of three axes, which no linear layer has; and settings say how many are tried, since
-# each example attaches an adapter and writes code for it.
+# The strategy also draws weights of three axes, which no linear layer has. Examples are few, since each one attaches an
+# adapter and generates code for it.
 few = settings(max_examples=40, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 
 
 def check(adapter):
     assume(len(adapter.spec.axes) == 2)
     assume("expert" not in adapter.spec.site_modes)  # attach finds layers and kinds
-    assume(all(site.block is None for site in adapter.sites))  # and a weight is asked for whole
+    assume(all(site.block is None for site in adapter.sites))  # and adapts whole weights here
     assume(sum(value.size for value in sides.moved(adapter).values()) <= 2000)
     params = sides.moved(adapter)
     wanted = sides.by_reference(adapter, params)
@@ -34,20 +34,20 @@ def check(adapter):
 
 @few
 @given(adapter=adapters())
-def test_a_random_spec(adapter):
+def test_a_random_spec_agrees(adapter):
     check(adapter)
 
 
 @few
 @given(adapter=adapters(centered=True))
-def test_a_random_centered_spec(adapter):
+def test_a_random_centered_spec_agrees(adapter):
     check(adapter)
 
 
 @few
 @given(adapter=adapters(), length=st.sampled_from([0, 1, 3, 17]))
-def test_the_code_of_every_bucket_gives_the_same_numbers(adapter, length):
-    """A plan is made for a number of tokens, and right for any: outputs and all gradients against torch's einsum."""
+def test_the_code_for_every_bucket_of_tokens_gives_the_same_results(adapter, length):
+    """Code made for one number of tokens is correct for any; outputs and all gradients agree with torch.einsum."""
     assume(len(adapter.spec.axes) == 2)
     random = np.random.default_rng(0)
     for network in dict.fromkeys(adapter.networks):

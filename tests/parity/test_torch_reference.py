@@ -1,4 +1,4 @@
-"""PyTorch gives the numbers of the numpy reference: outputs, updates, and every gradient."""
+"""PyTorch agrees with the numpy reference in outputs, updates and all gradients."""
 
 import numpy as np
 import pytest
@@ -16,28 +16,28 @@ every_dtype = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], i
 
 
 @pytest.mark.parametrize(("spec", "sizes"), FAMILIES.values(), ids=FAMILIES)
-def test_a_family(spec, sizes):
+def test_a_family_agrees(spec, sizes):
     wanted = sides.compare(spec, SITES, torch.float64, **sizes)
     assert all(np.abs(value).max() > 0 for value in (*wanted.delta.values(), *wanted.of_factor.values()))
 
 
 @pytest.mark.parametrize("family", [*REPRESENTATIVES, "lotr", "tlora", "tera", "loha", "lokr"])
-def test_a_family_in_float32(family):
-    """The code of a site is the same for every dtype; these run every kind of step."""
+def test_a_family_agrees_in_float32(family):
+    """The code of a site does not depend on the dtype; these families cover every kind of step."""
     spec, sizes = FAMILIES[family]
     sides.compare(spec, SITES, torch.float32, **sizes)
 
 
 @every_dtype
 @pytest.mark.parametrize("spec", OWN.values(), ids=OWN)
-def test_a_custom_spec(spec, dtype):
+def test_a_custom_spec_agrees(spec, dtype):
     wanted = sides.compare(spec, SITES, dtype, rank=2)
     assert all(np.abs(value).max() > 0 for value in (*wanted.delta.values(), *wanted.of_factor.values()))
 
 
 @pytest.mark.parametrize("first", ["A B", "B A"])
-def test_factors_in_another_order_are_the_same_adapter(first):
-    """All sizes are equal, so that factors that change places would go unseen but for the numbers."""
+def test_the_order_of_the_factors_does_not_matter(first):
+    """All sizes are equal, so swapped factors would fit and only their values would reveal it."""
     factors = {"A": t("out r"), "B": t("in r")}
     for order in (first.split(), first.split()[::-1]):
         sides.compare(
@@ -50,12 +50,12 @@ def test_factors_in_another_order_are_the_same_adapter(first):
 
 @every_dtype
 @pytest.mark.parametrize("factors", CENTERED.values(), ids=CENTERED)
-def test_a_centered_spec(factors, dtype):
+def test_a_centered_spec_agrees(factors, dtype):
     spec = AdapterSpec(name="own", weight="out in", over="layer", factors=factors, scale=raw(0.5), centered=True)
     sides.compare(spec, SITES, dtype, rank=2)
 
 
-def test_a_centered_spec_starts_at_exactly_nothing():
+def test_the_update_of_a_centered_spec_starts_at_exactly_zero():
     spec = AdapterSpec(
         name="own", weight="out in", over="layer", factors=CENTERED["with frozen"], scale=raw(), centered=True
     )
@@ -70,25 +70,25 @@ def test_a_centered_spec_starts_at_exactly_nothing():
 
 @every_dtype
 @pytest.mark.parametrize("spec", MAPPED.values(), ids=MAPPED)
-def test_a_spec_with_maps(spec, dtype):
+def test_a_spec_with_maps_agrees(spec, dtype):
     sides.compare(spec, SITES, dtype, rank=2)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (5, 1), (4, 4)])
 @pytest.mark.parametrize("family", ["lora", "lotr", "lorta alone", "tlora", "tera", "vera"])
-def test_sizes_of_one_and_square_weights(family, shape):
+def test_sizes_of_one_and_square_weights_agree(family, shape):
     spec, _ = FAMILIES[family]
     sizes = dict.fromkeys(spec.given.split(), 1)
     sides.compare(spec, grid(layers=2, kinds={"q": shape}), torch.float64, rank=1, sizes=sizes)
 
 
 @pytest.mark.parametrize("layers", [1, 3])
-def test_ranks_above_the_sizes_of_the_weight(layers):
+def test_ranks_above_the_sizes_of_the_weight_agree(layers):
     for spec in (families.lora(), families.lotr(), families.tlora(), families.tera(), families.vera()):
         sides.compare(spec, grid(layers=layers, kinds={"q": (3, 2)}), torch.float64, rank=5)
 
 
-def test_layers_with_gaps_and_a_frozen_matrix_that_all_shapes_share():
+def test_gaps_between_layers_and_a_frozen_matrix_shared_by_all_shapes_agree():
     for spec in (families.vera(), families.lotr(over="layer"), families.tlora()):
         sides.compare(spec, GAPS, torch.float64, rank=2)
 
@@ -104,7 +104,7 @@ def test_the_scale_of_an_alpha_is_the_same_on_both_sides():
     np.testing.assert_allclose(delta(adapter, params, site), wanted, rtol=1e-12)
 
 
-def test_the_comparison_finds_a_changed_factor():
+def test_the_comparison_detects_a_changed_factor():
     adapter = families.lotr().bind(SITES, rank=2, seed=0)
     params = sides.moved(adapter)
     wanted = sides.by_reference(adapter, params)

@@ -1,4 +1,4 @@
-"""Nothing here runs where PEFT, transformers or accelerate is missing; one thread for torch, as in tests/torch."""
+"""Skip these tests unless PEFT, transformers and accelerate are installed; give torch one thread, as in tests/torch."""
 
 import importlib.util
 

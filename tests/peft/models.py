@@ -1,4 +1,4 @@
-"""Small models of transformers, made from configs, and the specs that every test of this folder goes through."""
+"""Small transformers models made from configs, and the specs on which the tests of this folder run."""
 
 import torch
 import transformers
@@ -8,7 +8,7 @@ from tnadapt import AdapterSpec, families, frozen, normal, over_rank, trainable,
 from tnadapt_torch import attach
 from tnadapt_torch.peft import TnConfig
 
-OWN = AdapterSpec(  # one bond joins a frozen factor, a shared one, and one of each layer
+OWN = AdapterSpec(  # one bond joins a frozen factor, a shared factor and one factor per layer
     name="own",
     weight="out in",
     over="layer",
@@ -32,7 +32,7 @@ WORDS = 32
 
 
 def llama(**more) -> transformers.LlamaForCausalLM:
-    """The same numbers at every call."""
+    """Make a small Llama, with the same numbers at every call."""
     torch.manual_seed(0)
     sizes = {"vocab_size": WORDS, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 16}
@@ -40,7 +40,7 @@ def llama(**more) -> transformers.LlamaForCausalLM:
 
 
 def gpt2() -> transformers.GPT2LMHeadModel:
-    """A model whose linear layers are Conv1D."""
+    """Make a small model whose linear layers are Conv1D."""
     torch.manual_seed(0)
     config = transformers.GPT2Config(vocab_size=WORDS, n_embd=16, n_layer=2, n_head=4, n_positions=16)
     return transformers.GPT2LMHeadModel(config).eval()
@@ -59,7 +59,7 @@ def config(name: str, **more) -> TnConfig:
 
 
 def attached(model: nn.Module, name: str, **more) -> nn.Module:
-    """The plain binding's model, with values of its own."""
+    """Adapt a model by the plain binding, with random values in its factors."""
     spec, sizes = SPECS[name]
     wake(attach(model, spec, **{"target_modules": TARGETS, "seed": 3} | sizes | more))
     return model
@@ -90,5 +90,5 @@ def close(found: Tensor, wanted: Tensor, tolerance: float = 1e-6) -> None:
 
 
 def differs(found: Tensor, other: Tensor) -> None:
-    """Not equal by rounding alone."""
+    """Assert a difference larger than rounding."""
     assert (found - other).abs().max().item() > 1e-4

@@ -1,4 +1,4 @@
-"""One process of a distributed run of the bridge: `process.py KIND FOLDER RANK WORLD` writes gradients to FOLDER."""
+"""One process of a distributed run under PEFT: `process.py KIND FOLDER RANK WORLD` writes its gradients to FOLDER."""
 
 import sys
 import warnings
@@ -8,9 +8,9 @@ import torch
 import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-warnings.simplefilter("ignore")  # those of PEFT's imports
+warnings.simplefilter("ignore")  # warnings from importing PEFT
 
-from peft import get_peft_model  # noqa: E402  (after the line that makes it quiet)
+from peft import get_peft_model  # noqa: E402  (after the line that silences its warnings)
 
 from tests.peft.models import SPECS, config, llama, wake  # noqa: E402
 
@@ -18,7 +18,7 @@ TEXTS = torch.randint(0, 32, (4, 5), generator=torch.Generator().manual_seed(3))
 
 
 def train(kind: str, name: str, texts: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Gradients of the mean loss over these texts, and over those of the other processes."""
+    """Compute the gradients of the mean loss over these texts and those of the other processes."""
     model = get_peft_model(llama(), config(name))
     state = model.base_model.states()["default"]
     wake(state)

@@ -1,4 +1,4 @@
-"""PEFT's own usage, method by method, for every spec: `tnadapt_torch.peft`."""
+"""Adapters of `tnadapt_torch.peft` under the methods of PEFT: save, load, switch, merge, convert, delete."""
 
 import copy
 import json
@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # those of its imports
+    warnings.simplefilter("ignore")  # warnings from importing PEFT
     import peft
 from peft import PeftModel, get_peft_model
 
@@ -31,7 +31,7 @@ from tnadapt_torch import load
 from tnadapt_torch.peft import TnConfig, TnLinear
 from tnadapt_torch.peft._config import check_release
 
-# transformers' own: PEFT 0.21.2 asks its models for `is_gradient_checkpointing`, which they deprecate
+# PEFT 0.21.2 reads `is_gradient_checkpointing` of the models, which transformers deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 every_spec = pytest.mark.parametrize("name", SPECS)
@@ -63,7 +63,7 @@ def plain():
 
 
 @every_spec
-def test_the_logits_are_those_of_attach(name, plain):
+def test_the_logits_equal_those_of_attach(name, plain):
     model = adapted(name, awake=False)
     close(logits(model), plain)
     wake(state_of(model))
@@ -72,7 +72,7 @@ def test_the_logits_are_those_of_attach(name, plain):
 
 
 @every_spec
-def test_each_factor_is_registered_once_and_alone_is_trained(name):
+def test_each_factor_is_registered_once_and_only_factors_are_trained(name):
     model = adapted(name)
     state = state_of(model)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -84,14 +84,14 @@ def test_each_factor_is_registered_once_and_alone_is_trained(name):
 
 
 @every_spec
-def test_a_saved_adapter_has_one_key_a_trained_factor_and_comes_back(name, tmp_path):
+def test_a_saved_adapter_has_one_key_per_stored_factor_and_can_be_loaded(name, tmp_path):
     model = adapted(name)
     model.save_pretrained(tmp_path)
     adapter = state_of(model).adapter
     stored = {f"base_model.tnadapt_states.{key}" for key, slot in adapter.slots.items() if slot.is_stored}
     assert load_file(tmp_path / "adapter_model.safetensors").keys() == stored
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # PEFT's on missing keys
+        warnings.simplefilter("error", UserWarning)  # PEFT warns about missing keys
         back = PeftModel.from_pretrained(llama(), tmp_path)
     assert state_of(back).adapter == adapter
     assert torch.equal(logits(back), logits(model))
@@ -101,13 +101,13 @@ def test_a_saved_adapter_has_one_key_a_trained_factor_and_comes_back(name, tmp_p
 
 
 @every_spec
-def test_adapters_have_names_and_are_switched_added_loaded_and_deleted(name, tmp_path, plain):
+def test_named_adapters_can_be_added_switched_loaded_and_deleted(name, tmp_path, plain):
     model = adapted(name)
     first = logits(model)
     others = {id(value) for value in state_of(model).state_dict(keep_vars=True).values()}
     model.add_adapter("second", config(name, seed=5))
     wake(state_of(model, "second"), seed=9)
-    assert torch.equal(logits(model), first)  # added is not active
+    assert torch.equal(logits(model), first)  # a new adapter is not active
     assert not any(parameter.requires_grad for parameter in state_of(model, "second").parameters())
     model.set_adapter("second")
     second = logits(model)
@@ -130,7 +130,7 @@ def test_adapters_have_names_and_are_switched_added_loaded_and_deleted(name, tmp
 
 
 @every_spec
-def test_merging_is_undone_bit_for_bit_and_unload_gives_the_base_model_back(name):
+def test_unmerge_restores_every_bit_and_unload_returns_the_base_model(name):
     model, before = adapted(name), weights(llama())
     wanted = logits(model)
     model.merge_adapter()
@@ -146,7 +146,7 @@ def test_merging_is_undone_bit_for_bit_and_unload_gives_the_base_model_back(name
 
 
 @every_spec
-def test_convert_to_lora(name):
+def test_convert_to_lora_keeps_the_logits_of_low_rank_updates(name):
     model = adapted(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -157,10 +157,10 @@ def test_convert_to_lora(name):
     if max(ranks) <= 8:
         close(logits(lora), logits(model), 1e-5)
     else:
-        assert name == "tera"  # full rank: PEFT cuts its spectrum
+        assert name == "tera"  # full rank: PEFT truncates it
 
 
-def test_a_delta_weight_carries_no_graph():
+def test_a_delta_weight_has_no_graph():
     (first, *_) = layers(adapted("lotr"))
     assert first.get_delta_weight("default").grad_fn is None
 
@@ -170,7 +170,7 @@ def layers(model):
 
 
 @every_spec
-def test_sharing_survives_casts_and_copies(name):
+def test_factors_stay_shared_after_casts_and_copies(name):
     model = adapted(name)
     wanted, idents = logits(model), [id(value) for value in state_of(model).parameters()]
     twin = copy.deepcopy(model)
@@ -194,7 +194,7 @@ def test_factors_are_float32_on_a_half_precision_host(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["lotr", "vera"])
-def test_conv1d(name, tmp_path):
+def test_conv1d_can_be_adapted_saved_converted_and_merged(name, tmp_path):
     model = adapted(name, model=gpt2(), target_modules=["c_attn", "c_proj"])
     close(logits(model), logits(attached(gpt2(), name, target_modules=["c_attn", "c_proj"])))
     model.save_pretrained(tmp_path)
@@ -209,7 +209,7 @@ def test_conv1d(name, tmp_path):
     close(logits(model.merge_and_unload()), wanted, 1e-5)
 
 
-def test_modules_to_save(tmp_path, plain):
+def test_modules_to_save_are_trained_and_saved(tmp_path, plain):
     model = adapted("lotr", modules_to_save=["lm_head"])
     head = model.base_model.model.lm_head
     assert head.modules_to_save["default"].weight.requires_grad
@@ -222,7 +222,7 @@ def test_modules_to_save(tmp_path, plain):
         close(logits(back), plain)
 
 
-def test_a_task_of_peft_on_a_bert_shape(tmp_path):
+def test_a_peft_task_type_saves_the_classifier_of_a_bert(tmp_path):
     asked = TnConfig(spec=families.lotr(), rank=2, task_type="SEQ_CLS")
     model = get_peft_model(bert(), asked)
     wake(state_of(model))
@@ -234,7 +234,7 @@ def test_a_task_of_peft_on_a_bert_shape(tmp_path):
     assert torch.equal(logits(PeftModel.from_pretrained(bert(), tmp_path)), logits(model))
 
 
-def test_all_linear_leaves_out_the_head_and_a_model_has_its_usual_targets():
+def test_target_modules_of_peft_all_linear_and_defaults():
     kinds = {site.path.split(".")[-1] for site in state_of(adapted("lora", target_modules="all-linear")).adapter.sites}
     assert kinds == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     kinds = {site.path.split(".")[-1] for site in state_of(adapted("lora", target_modules=None)).adapter.sites}
@@ -244,20 +244,20 @@ def test_all_linear_leaves_out_the_head_and_a_model_has_its_usual_targets():
 
 
 @pytest.mark.parametrize("spec", ["lotr", families.lotr], ids=["name", "family"])
-def test_a_family_stands_for_its_spec(spec):
+def test_a_family_or_its_name_is_accepted_as_spec(spec):
     assert TnConfig(spec=spec).spec == families.lotr()
     with pytest.raises(SpecError, match=r"^TnConfig: .*got 'lotrr'.\nThe nearest names are lotr, "):
         TnConfig(spec="lotrr")
 
 
-def test_a_spec_is_asked_for():
-    with pytest.raises(SiteError, match="spec must be an AdapterSpec"):
+def test_a_missing_spec_and_a_bad_dropout_raise():
+    with pytest.raises(SiteError, match="TnConfig: expected an AdapterSpec as spec, got None"):
         TnConfig(target_modules=["q_proj"])
-    with pytest.raises(SiteError, match="dropout: must be at least 0"):
+    with pytest.raises(SiteError, match="dropout: expected a number of at least 0"):
         TnConfig(spec=OWN, dropout=1.0)
 
 
-def test_a_config_alone_is_saved_and_read(tmp_path):
+def test_a_config_alone_can_be_saved_and_loaded(tmp_path):
     asked = config("own", rank={"p": 3})
     asked.save_pretrained(tmp_path)
     back = peft.PeftConfig.from_pretrained(tmp_path)
@@ -266,7 +266,7 @@ def test_a_config_alone_is_saved_and_read(tmp_path):
 
 
 REFUSED = [
-    ({"target_modules": ["nothing"]}, SiteError, "matches no module"),
+    ({"target_modules": ["nothing"]}, SiteError, "target_modules: expected a rule that matches a module"),
     ({"target_modules": ["embed_tokens"]}, SiteError, r"nn\.Linear or transformers' Conv1D"),
     ({"rank": None}, SiteError, "rank"),
 ]
@@ -274,7 +274,7 @@ REFUSED = [
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings:UserWarning")
 @pytest.mark.parametrize(("words", "error", "told"), REFUSED)
-def test_what_is_refused_leaves_the_model_as_it_was(words, error, told, plain):
+def test_a_config_that_does_not_fit_leaves_the_model_unchanged(words, error, told, plain):
     model = llama()
     modules, flags = list(model.named_modules()), [each.requires_grad for each in model.parameters()]
     with pytest.raises(error, match=told):
@@ -284,18 +284,18 @@ def test_what_is_refused_leaves_the_model_as_it_was(words, error, told, plain):
     close(logits(model), plain)
 
 
-def test_a_second_adapter_that_does_not_fit_leaves_the_first_as_it_was():
+def test_a_second_adapter_that_does_not_fit_leaves_the_first_unchanged():
     model = adapted("lotr")
     wanted, keys = logits(model), model.state_dict().keys()
     with pytest.raises(SiteError, match="rank"):
         model.add_adapter("second", config("lotr", rank=None))
-    with pytest.raises(SiteError, match="is the name of a factor"):
+    with pytest.raises(SiteError, match="expected a name that no factor or group has, got 'G'"):
         model.add_adapter("G", config("lotr"))
     assert model.state_dict().keys() == keys
     assert torch.equal(logits(model), wanted)
 
 
-def test_what_fails_on_the_way_leaves_the_model_as_it_was(monkeypatch):
+def test_an_injection_that_fails_halfway_leaves_the_model_unchanged(monkeypatch):
     calls = iter(range(3))
     add = TnLinear.add
     monkeypatch.setattr(TnLinear, "add", lambda *words: add(*words) if next(calls) < 2 else 1 / 0)
@@ -307,7 +307,7 @@ def test_what_fails_on_the_way_leaves_the_model_as_it_was(monkeypatch):
     assert [each.requires_grad for each in model.parameters()] == flags
 
 
-def test_modules_to_save_are_put_back_where_the_last_step_fails(monkeypatch):
+def test_modules_to_save_are_restored_if_the_last_step_fails(monkeypatch):
     place = "peft.tuners.tuners_utils.set_additional_trainable_modules"
     wrap = peft.tuners.tuners_utils.set_additional_trainable_modules
     model = adapted("lotr", modules_to_save=["lm_head"], target_modules=["q_proj"])
@@ -324,7 +324,7 @@ def test_modules_to_save_are_put_back_where_the_last_step_fails(monkeypatch):
     assert all(parameter.requires_grad for parameter in fresh.parameters())
 
 
-def test_the_state_is_the_plain_bindings(tmp_path):
+def test_the_state_is_that_of_the_plain_binding(tmp_path):
     model = adapted("vera")
     state = state_of(model)
     assert len(state.table().splitlines()) == 7
@@ -332,11 +332,11 @@ def test_the_state_is_the_plain_bindings(tmp_path):
     host = llama()
     load(host, tmp_path / "vera.safetensors")
     close(logits(host), logits(model))
-    with pytest.raises(SiteError, match="is switched, merged and deleted by PEFT's own methods"):
+    with pytest.raises(SiteError, match="is switched, merged and deleted by PEFT's methods"):
         state.merge()
 
 
-def test_adapters_of_different_modules(plain):
+def test_two_adapters_can_be_on_different_modules(plain):
     model = adapted("lotr", target_modules=["q_proj"])
     first = logits(model)
     model.add_adapter("second", config("lotr", target_modules=["down_proj"]))
@@ -349,7 +349,7 @@ def test_adapters_of_different_modules(plain):
     differs(logits(model), together)
     model.delete_adapter("default")
     model.delete_adapter("second")
-    close(logits(model.base_model.model), plain)  # a PeftModel itself has to have an adapter
+    close(logits(model.base_model.model), plain)  # a PeftModel must have an adapter
 
 
 def test_a_merge_that_is_not_finite_changes_no_weight():
@@ -358,17 +358,19 @@ def test_a_merge_that_is_not_finite_changes_no_weight():
         list(state_of(model).parameters())[-1].fill_(torch.inf)
     before = weights(model.base_model.model)
     for ask in (model.merge_adapter, model.merge_and_unload):
-        with pytest.raises(SiteError, match="a merged weight must be finite"):
+        with pytest.raises(SiteError, match="expected a finite sum of weight and update"):
             ask()
         same(weights(model.base_model.model), before)
     assert model.get_model_status().merged_adapters == []
 
 
-def test_another_model_is_refused_and_left_alone(tmp_path):
+def test_loading_onto_another_model_raises_and_leaves_it_unchanged(tmp_path):
     adapted("own").save_pretrained(tmp_path)
     other = llama(num_hidden_layers=3)
     modules = list(other.named_modules())
-    with pytest.raises(FormatError, match="was saved from a model with 6 sites"):
+    with pytest.raises(
+        FormatError, match="expected a model with the 6 sites that the adapter was saved with, got one with 9 sites"
+    ):
         PeftModel.from_pretrained(other, tmp_path)
     assert list(other.named_modules()) == modules
 
@@ -399,17 +401,32 @@ def pickle(folder):
 U = "base_model.tnadapt_states.U"
 DAMAGE = {
     "unknown key": (lambda folder: rewrite_config(folder, extra=1), "unknown keys"),
-    "wrong type": (lambda folder: rewrite_config(folder, dropout="0"), "dropout has a value of the wrong type"),
-    "two specs": (lambda folder: rewrite_config(folder, spec="{}"), "leave spec out"),
+    "wrong type": (
+        lambda folder: rewrite_config(folder, dropout="0"),
+        "expected another type of value for dropout, got str",
+    ),
+    "two specs": (lambda folder: rewrite_config(folder, spec="{}"), r"no spec, got a spec as well\.\nLeave spec out"),
     "no adapter": (lambda folder: rewrite_config(folder, adapter="{}"), "expected format 1, which .*, got format None"),
-    "digest": (lambda folder: rewrite_config(folder, digests={"V": "0"}), "V was drawn again from seed 3"),
+    "digest": (
+        lambda folder: rewrite_config(folder, digests={"V": "0"}),
+        "expected the stored digest of V, got another .* from seed 3",
+    ),
     "no JSON": (lambda folder: (folder / "adapter_config.json").write_text("{"), "JSON|Expecting"),
-    "cut short": (cut, "was cut short or damaged"),
-    "pickle": (pickle, "is a pickle"),
-    "missing": (lambda folder: rewrite_factors(folder, lambda values: values.pop(keyed(values, "c"))), "is missing"),
-    "unknown": (lambda folder: rewrite_factors(folder, lambda values: values.update(stranger(values))), "none of this"),
-    "shape": (lambda folder: rewrite_factors(folder, shrink), "must have shape"),
-    "stranger": (lambda folder: rewrite_factors(folder, lambda values: values.update(x=torch.ones(1))), "which this"),
+    "cut short": (cut, "got a truncated or damaged one"),
+    "pickle": (pickle, "got a pickle"),
+    "missing": (
+        lambda folder: rewrite_factors(folder, lambda values: values.pop(keyed(values, "c"))),
+        "got none named",
+    ),
+    "unknown": (
+        lambda folder: rewrite_factors(folder, lambda values: values.update(stranger(values))),
+        "is not one of",
+    ),
+    "shape": (lambda folder: rewrite_factors(folder, shrink), "with shape .*, got"),
+    "stranger": (
+        lambda folder: rewrite_factors(folder, lambda values: values.update(x=torch.ones(1))),
+        "expected keys of this model, got x",
+    ),
 }
 
 
@@ -426,7 +443,7 @@ def shrink(values):
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_checkpoint_is_refused_and_nothing_of_it_loaded(damage, tmp_path, plain):
+def test_a_damaged_checkpoint_raises_and_nothing_is_loaded(damage, tmp_path, plain):
     adapted("own").save_pretrained(tmp_path)
     spoil, told = DAMAGE[damage]
     spoil(tmp_path)
@@ -441,9 +458,9 @@ def test_values_that_do_not_fit_are_not_loaded():
     wanted, good = logits(model), peft.get_peft_model_state_dict(model)
     first = next(iter(good))
     cases = {
-        "is missing": {name: value for name, value in good.items() if name != first},
-        "is none of this adapter's": good | stranger(good),
-        "must have shape": good | {first: torch.ones(3, 4, 5)},
+        "got none named": {name: value for name, value in good.items() if name != first},
+        "which is not one of them": good | stranger(good),
+        "with shape .*, got": good | {first: torch.ones(3, 4, 5)},
     }
     for told, values in cases.items():
         with pytest.raises(FormatError, match=told):
@@ -451,12 +468,12 @@ def test_values_that_do_not_fit_are_not_loaded():
     assert torch.equal(logits(model), wanted)
 
 
-def test_another_release_of_peft_is_told():
-    with pytest.raises(ImportError, match=r"However, peft 0\.0\.1 is installed"):
+def test_another_release_of_peft_raises():
+    with pytest.raises(ImportError, match=r"expected a tested release of peft \(0\.21\.2\), got peft 0\.0\.1"):
         check_release("0.0.1")
 
 
-def test_dropout_acts_in_training_alone():
+def test_dropout_acts_in_training_only():
     model = adapted("lora", dropout=0.5)
     wanted = logits(attached(llama(), "lora"))
     close(logits(model), wanted)
@@ -464,7 +481,7 @@ def test_dropout_acts_in_training_alone():
     differs(model(input_ids=torch.arange(5)[None]).logits, model(input_ids=torch.arange(5)[None]).logits)
 
 
-def test_a_centered_spec(plain, tmp_path):
+def test_a_centered_spec_can_be_used_and_saved(plain, tmp_path):
     model = get_peft_model(llama(), TnConfig(spec=families.quanta(order=2), target_modules=["q_proj"], seed=1))
     close(logits(model), plain)
     wake(state_of(model))

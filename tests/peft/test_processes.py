@@ -1,4 +1,4 @@
-"""Under DistributedDataParallel and FSDP2 the bridge finds, in two processes, the gradients of one."""
+"""Under PEFT with DistributedDataParallel or FSDP2, two processes compute the gradients of one."""
 
 import os
 import subprocess
@@ -19,13 +19,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
     pytest.mark.skipif(
         os.environ.get("HYPOTHESIS_PROFILE") != "laws",
-        reason="`make laws` runs it: four processes import PEFT, which takes half a minute of processor time",
+        reason="`make laws` runs this test: four processes import PEFT, which takes half a minute of CPU time",
     ),
 ]
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_two_processes_find_the_gradients_of_one(kind, tmp_path):
+def test_two_processes_compute_the_gradients_of_one(kind, tmp_path):
     words = [[sys.executable, str(PROGRAM), kind, str(tmp_path), str(rank), str(WORLD)] for rank in range(WORLD)]
     jobs = [subprocess.Popen(word, stderr=subprocess.PIPE, text=True) for word in words]
     try:

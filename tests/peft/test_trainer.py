@@ -1,4 +1,4 @@
-"""transformers' Trainer with the plain binding and with the bridge: resumed, accumulated, cast, chosen, logged."""
+"""The Trainer of transformers, with the plain binding and with PEFT: resume, accumulate, autocast, log norms."""
 
 import warnings
 
@@ -6,14 +6,14 @@ import pytest
 import torch
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # those of its imports
+    warnings.simplefilter("ignore")  # warnings from importing PEFT
     from peft import get_peft_model
     from transformers import Trainer, TrainingArguments
 
 from tests.peft.models import WORDS, attached, config, llama, wake
 from tnadapt_torch.trainer import NormsCallback
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # those of transformers, accelerate and PEFT are not ours
+pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of transformers, accelerate and PEFT
 
 STEPS = 4
 TEXTS = [
@@ -24,12 +24,12 @@ TEXTS = [
 
 @pytest.fixture(autouse=True)
 def no_sweep(monkeypatch):
-    """accelerate collects garbage before each run: a third of a second where all of transformers is in memory."""
+    """Skip the garbage collection of accelerate before each run: it takes a third of a second."""
     monkeypatch.setattr("accelerate.utils.memory.clear_device_cache", lambda garbage_collection=False: None)
 
 
 def model_of(kind, name):
-    """An adapted model, and the state of its adapter."""
+    """Make an adapted model; return it and the state of its adapter."""
     if kind == "attach":
         model = attached(llama(), name)
         return model, model.tnadapt_default
@@ -67,7 +67,7 @@ both = pytest.mark.parametrize("kind", ["attach", "bridge"])
 
 @both
 @pytest.mark.parametrize("name", ["lotr", "vera"])
-def test_a_resumed_run_has_the_losses_of_the_uninterrupted_one(kind, name, tmp_path):
+def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(kind, name, tmp_path):
     model, state = model_of(kind, name)
     whole = trainer_of(model, tmp_path, save_strategy="steps", save_steps=STEPS // 2)
     whole.train()
@@ -79,19 +79,19 @@ def test_a_resumed_run_has_the_losses_of_the_uninterrupted_one(kind, name, tmp_p
 
 
 @both
-def test_the_best_checkpoint_comes_back_at_the_end(kind, tmp_path):
+def test_the_best_checkpoint_is_loaded_at_the_end(kind, tmp_path):
     model, _ = model_of(kind, "lotr")
     steps = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
     worst = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
     trainer = trainer_of(model, tmp_path, **steps | worst)
     trainer.train()
     seen = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line]
-    assert max(seen) != seen[-1], "the last is the best: nothing is shown"
+    assert max(seen) != seen[-1], "the last checkpoint is the best, so this test shows nothing"
     assert trainer.evaluate()["eval_loss"] == pytest.approx(max(seen), rel=1e-6)
 
 
 @both
-def test_accumulation_and_checkpointing_change_no_step(kind, tmp_path):
+def test_accumulation_and_gradient_checkpointing_change_no_step(kind, tmp_path):
     model, plain = model_of(kind, "lotr")
     trainer_of(model, tmp_path).train()
     half = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
@@ -114,7 +114,7 @@ def test_bf16_autocast_trains_float32_factors(kind, tmp_path):
 
 
 @both
-def test_norms_are_logged_and_groups_learn_at_their_rates(kind, tmp_path):
+def test_norms_are_logged_and_parameter_groups_keep_their_rates(kind, tmp_path):
     model, state = model_of(kind, "lotr")
     groups = state.parameter_groups(lr=0.01, ratio=4.0)
     optimizer = torch.optim.SGD(groups)
@@ -133,7 +133,7 @@ def test_norms_are_logged_and_groups_learn_at_their_rates(kind, tmp_path):
     assert steps[0]["norm_dW"] != steps[1]["norm_dW"]
 
 
-def test_a_checkpoint_of_the_bridge_holds_the_adapter_alone(tmp_path):
+def test_a_checkpoint_under_peft_holds_only_the_adapter(tmp_path):
     model, state = model_of("bridge", "vera")
     trainer = trainer_of(model, tmp_path, max_steps=1, save_strategy="steps", save_steps=1, save_only_model=True)
     trainer.train()

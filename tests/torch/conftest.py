@@ -1,4 +1,4 @@
-"""One thread for torch: the tests run side by side, and sums keep their order."""
+"""Give torch one thread, since tests run in parallel and sums must keep their order."""
 
 import importlib.util
 

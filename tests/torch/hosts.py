@@ -1,4 +1,4 @@
-"""Small hosts for the tests of the PyTorch binding, and what the tests ask of any host."""
+"""Small models for the tests of the PyTorch binding, and functions that compare them."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from tnadapt_torch import AdapterState, attach
 
 WIDTH, HEADS, GROUPS, INNER, WORDS = 16, 4, 2, 24, 11
 
-# Each family with sizes that fit the toy; q_proj (16 x 16), v_proj (8 x 16) and down (16 x 24) make three shapes.
+# Each family with sizes that fit the toy model; q_proj (16 x 16), v_proj (8 x 16) and down (16 x 24) make three shapes.
 FAMILIES: dict[str, tuple[AdapterSpec, dict]] = {
     "lora": (families.lora(), {"rank": 2}),
     "lotr": (families.lotr(), {"rank": {"p": 2, "q": 3}}),
@@ -22,9 +22,9 @@ FAMILIES: dict[str, tuple[AdapterSpec, dict]] = {
 TARGETS = ["q_proj", "v_proj", "down"]
 # A test of a hook, a copy or a file runs on these; tests/parity compares the numbers of every family.
 REPRESENTATIVES = (
-    "lora",  # a plain product of two factors, a network for each site
-    "lorta",  # a hyperedge through five factors, two of them along site modes
-    "vera",  # frozen factors, in buffers, that all shapes share
+    "lora",  # a plain product of two factors, one network per site
+    "lorta",  # a hyperedge through five factors, two of them with site modes
+    "vera",  # frozen factors, held in buffers and shared by all shapes
 )
 
 
@@ -45,7 +45,7 @@ class Attention(nn.Module):
             for layer in (self.q_proj, self.k_proj, self.v_proj)
         )
         k, v = (part.repeat_interleave(HEADS // GROUPS, dim=-3) for part in (k, v))
-        heard = (q @ k.mT / 2).softmax(-1) @ v  # by hand: torch's fused one has no second derivative on a CPU
+        heard = (q @ k.mT / 2).softmax(-1) @ v  # not fused: torch's fused attention has no second derivative on a CPU
         return self.o_proj(heard.transpose(-2, -3).flatten(-2))
 
 
@@ -72,7 +72,7 @@ class Block(nn.Module):
 
 
 class Toy(nn.Module):
-    """Llama-shaped: word numbers (batch, length) to scores (batch, length, 3)."""
+    """A small Llama-like model from token ids (batch, length) to scores (batch, length, 3)."""
 
     def __init__(self, layers: int = 2) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class Toy(nn.Module):
 
 
 class Pair(nn.Module):
-    """Two stacks of blocks, as an encoder and a decoder."""
+    """Two stacks of blocks, like an encoder and a decoder."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class Pair(nn.Module):
 
 
 class CallsAll(nn.Module):
-    """A container that is no nn.Sequential and runs all its children."""
+    """A container that calls all its children but is not an nn.Sequential."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class CallsAll(nn.Module):
 
 
 def toy(layers: int = 2, dtype: torch.dtype = torch.float32) -> Toy:
-    """The same numbers at every call."""
+    """Make the toy model, with the same numbers at every call."""
     torch.manual_seed(0)
     return Toy(layers).to(dtype)
 
@@ -154,7 +154,7 @@ def adapt(model: nn.Module, family: str = "lotr", *, name: str = "default", awak
 
 
 def photo(model: nn.Module) -> dict[str, object]:
-    """All of a host that an attach or a detach could change, without its outputs."""
+    """Record everything that attach or detach could change on a host, except its outputs."""
     tensors = {key: value.clone() for key, value in model.state_dict().items()}
     hooks = {
         name: len(module._forward_hooks) + len(module._forward_pre_hooks) for name, module in model.named_modules()
@@ -175,12 +175,12 @@ def assert_same_photo(before: dict[str, object], after: dict[str, object]) -> No
 
 
 def grads(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of the gradients that there are."""
+    """Copy the gradients of all parameters that have one."""
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def close(found: Tensor, wanted: Tensor, tolerance: float = 1e-5) -> None:
-    """Equal, relative to the largest entry of what is wanted; and that one is not 0."""
+    """Assert equality relative to the largest wanted entry, which must not be 0."""
     assert found.shape == wanted.shape
     largest = wanted.double().abs().max().item()
     assert largest > 0, "nothing to compare"

@@ -1,4 +1,4 @@
-"""Attaching: what is new on the host, what is not touched, and all or nothing."""
+"""Attach an adapter: what it adds to the model, what it leaves alone, and that a failed attach changes nothing."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ representative = pytest.mark.parametrize("family", hosts.REPRESENTATIVES)
 
 
 @representative
-def test_only_keys_under_the_adapters_name_are_new(family):
+def test_attach_adds_only_keys_under_the_name_of_the_adapter(family):
     model = hosts.toy()
     before = hosts.photo(model)["tensors"]
     hosts.adapt(model, family, name="mine", awake=False)
@@ -25,7 +25,7 @@ def test_only_keys_under_the_adapters_name_are_new(family):
 
 
 @representative
-def test_the_parameters_and_buffers_agree_with_count(family):
+def test_the_numbers_of_parameters_and_buffers_agree_with_count(family):
     model = hosts.toy()
     state = hosts.adapt(model, family)
     total = count(state.adapter)
@@ -54,7 +54,7 @@ def test_every_value_is_registered_once(family):
 
 @representative
 @pytest.mark.parametrize("is_training", [True, False])
-def test_the_forward_is_the_same_bit_for_bit_at_the_start(family, is_training):
+def test_a_new_adapter_does_not_change_a_bit_of_the_output(family, is_training):
     model = hosts.toy().train(is_training)
     wanted = model(hosts.words())
     state = hosts.adapt(model, family, awake=False)
@@ -65,7 +65,7 @@ def test_the_forward_is_the_same_bit_for_bit_at_the_start(family, is_training):
 
 
 @representative
-def test_a_step_of_training_changes_every_trainable_factor_and_nothing_else(family):
+def test_a_training_step_changes_every_trainable_factor_and_nothing_else(family):
     model = hosts.toy()
     state = hosts.adapt(model, family)
     before = {name: value.detach().clone() for name, value in model.state_dict().items()}
@@ -78,7 +78,7 @@ def test_a_step_of_training_changes_every_trainable_factor_and_nothing_else(fami
 
 
 @representative
-def test_the_start_has_a_gradient(family):
+def test_a_new_adapter_gets_a_gradient(family):
     model = hosts.toy()
     state = hosts.adapt(model, family, awake=False)
     model(hosts.words()).square().sum().backward()
@@ -86,7 +86,7 @@ def test_the_start_has_a_gradient(family):
     assert alive
 
 
-def test_factors_are_float32_on_any_host_and_start_at_the_values_of_the_seed():
+def test_factors_are_float32_on_any_host_and_their_starting_values_depend_on_the_seed():
     states = {dtype: hosts.adapt(hosts.toy(dtype=dtype), awake=False) for dtype in (torch.bfloat16, torch.float64)}
     for state in states.values():
         assert {value.dtype for value in state.params().values()} == {torch.float32}
@@ -109,7 +109,7 @@ def test_attach_returns_a_child_of_the_model_with_a_short_repr(capsys):
     assert capsys.readouterr().out == f"trainable params: {trained:,} || all params: {whole:,} || trainable%: {share}\n"
 
 
-def test_frozen_factors_are_among_all_parameters_that_are_printed(capsys):
+def test_the_printed_number_of_all_parameters_includes_frozen_factors(capsys):
     model = hosts.toy()
     state = hosts.adapt(model, "vera")
     state.print_trainable_parameters()
@@ -124,7 +124,7 @@ def test_alpha_and_sizes_reach_the_networks():
     assert {network.sizes["head"] for network in state.adapter.networks} == {8}
 
 
-# ---- all or nothing
+# ---- an attach that fails changes nothing
 
 NO_HOST = Spec(name="own", weight="out in k", factors={"D": trainable("out in k", init=zeros())}, scale=raw())
 NO_PLACE = Spec(
@@ -135,31 +135,37 @@ NO_PLACE = Spec(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"rank": 0}, r"must be an integer of at least 1, got 0"),
+        ({"rank": 0}, r"expected an integer of at least 1, got 0"),
         ({"rank": -1}, r"at least 1, got -1"),
-        ({"rank": 2.0}, r"must be an integer of at least 1, got 2.0"),
-        ({"rank": None}, r"every bond needs a size"),
-        ({"rank": {"p": 2}}, r"has no bond 'p'"),
-        ({"spec": families.lorta(), "sizes": {"head": 5}}, r"head=5 does not divide 8"),
-        ({"spec": families.lorta(), "sizes": {"heads": 4}}, r"has no mode 'heads'"),
-        ({"spec": NO_HOST, "rank": None}, r"updates a weight of 3 axes"),
-        ({"spec": NO_PLACE, "rank": None}, r"stacks weights over 'expert'"),
-        ({"seed": -1}, r"seed: must be an integer of at least 0"),
-        ({"adapter_name": "first"}, r"'first': the model has an adapter of this name already"),
-        ({"adapter_name": "a b"}, r"'a b': must be an identifier"),
-        ({"adapter_name": "a.b"}, r"'a.b': must be an identifier"),
-        ({"adapter_name": ""}, r"'': must be an identifier"),
-        ({"dropout": 1.0}, r"dropout: must be at least 0 and below 1, got 1.0"),
+        ({"rank": 2.0}, r"expected an integer of at least 1, got 2.0"),
+        ({"rank": None}, r"expected a size for every bond, got none for "),
+        ({"rank": {"p": 2}}, r"rank: expected bonds of lora, got 'p'"),
+        ({"spec": families.lorta(), "sizes": {"head": 5}}, r"got head=5, which does not divide 8"),
+        (
+            {"spec": families.lorta(), "sizes": {"heads": 4}},
+            r"expected modes of lorta whose sizes are free, got 'heads'",
+        ),
+        ({"spec": NO_HOST, "rank": None}, r"expected a weight of 3 axes for this spec, got shape"),
+        ({"spec": NO_PLACE, "rank": None}, r"expected the coordinate 'expert', since the spec stacks weights over it"),
+        ({"seed": -1}, r"seed: expected an integer of at least 0"),
+        ({"adapter_name": "first"}, r"adapter_name: expected a name that is not in use on the model, got 'first'"),
+        ({"adapter_name": "a b"}, r"expected an identifier, got 'a b'"),
+        ({"adapter_name": "a.b"}, r"expected an identifier, got 'a.b'"),
+        ({"adapter_name": ""}, r"expected an identifier, got ''"),
+        ({"dropout": 1.0}, r"dropout: expected a number of at least 0 and below 1, got 1.0"),
         ({"dropout": -0.1}, r"below 1, got -0.1"),
         ({"dropout": float("nan")}, r"below 1, got nan"),
         ({"modules_to_save": ["scor"]}, r"got 'scor', which names none"),
-        ({"modules_to_save": ["layers.1"]}, r"layers.1 holds the adapted layers.1.self_attn.k_proj; it cannot be both"),
-        ({"modules_to_save": ["k_proj"]}, r"it cannot be both"),
-        ({"modules_to_save": ["norm", "score"]}, r"score is trained by another adapter already"),
+        (
+            {"modules_to_save": ["layers.1"]},
+            r"got layers.1, which holds layers.1.self_attn.k_proj.\nA weight cannot be both adapted",
+        ),
+        ({"modules_to_save": ["k_proj"]}, r"A weight cannot be both adapted and trained in full"),
+        ({"modules_to_save": ["norm", "score"]}, r"expected modules that no other adapter trains, got score"),
         ({"target_modules": ["dwn"]}, r"which names none"),
     ],
 )
-def test_an_attach_that_fails_leaves_the_model(arguments, message):
+def test_an_attach_that_fails_leaves_the_model_unchanged(arguments, message):
     model = hosts.toy()
     model.embed.requires_grad_(requires_grad=False)
     hosts.adapt(model, name="first", modules_to_save=["score"])
@@ -174,7 +180,7 @@ def test_an_attach_that_fails_leaves_the_model(arguments, message):
     assert [name for name, _ in model.named_children() if name.startswith("tnadapt")] == ["tnadapt_first"]
 
 
-def test_an_alpha_that_is_no_number_leaves_the_model():
+def test_an_infinite_alpha_leaves_the_model_unchanged():
     model = hosts.toy()
     before = hosts.photo(model)
     with pytest.raises(SpecError, match="scale: expected a finite number as alpha"):
@@ -182,17 +188,17 @@ def test_an_alpha_that_is_no_number_leaves_the_model():
     hosts.assert_same_photo(before, hosts.photo(model))
 
 
-def test_the_name_of_an_attribute_of_the_model_is_taken():
+def test_an_adapter_cannot_take_the_name_of_an_attribute_of_the_model():
     model = hosts.toy()
     model.tnadapt_default = "mine"
     before = hosts.photo(model)
-    with pytest.raises(SiteError, match="of this name already"):
+    with pytest.raises(SiteError, match="expected a name that is not in use on the model"):
         hosts.adapt(model)
     hosts.assert_same_photo(before, hosts.photo(model))
     assert model.tnadapt_default == "mine"
 
 
-def test_a_hook_that_cannot_be_registered_leaves_the_model(monkeypatch):
+def test_a_hook_that_cannot_be_registered_leaves_the_model_unchanged(monkeypatch):
     model = hosts.toy()
     before = hosts.photo(model)
 
@@ -206,12 +212,12 @@ def test_a_hook_that_cannot_be_registered_leaves_the_model(monkeypatch):
     hosts.assert_same_photo(before, hosts.photo(model))
 
 
-# ---- roots that run their children
+# ---- models that call all their children
 
 
 @pytest.mark.parametrize("make", [hosts.sequential, hosts.CallsAll])
 @pytest.mark.parametrize("family", ["lora", "tera"])
-def test_a_root_that_runs_all_its_children(make, family):
+def test_a_model_that_calls_all_its_children_can_be_adapted(make, family):
     model, plain = make(), make()
     plain.load_state_dict(model.state_dict())
     spec, sizes = hosts.FAMILIES[family]
@@ -228,7 +234,7 @@ def test_a_root_that_runs_all_its_children(make, family):
     assert len(list(model.children())) == len(list(plain.children()))
 
 
-def test_a_root_that_passes_a_tuple_between_its_children():
+def test_a_model_that_passes_a_tuple_between_its_children_can_be_adapted():
     class Twin(nn.Module):
         def __init__(self):
             super().__init__()
@@ -247,7 +253,7 @@ def test_a_root_that_passes_a_tuple_between_its_children():
     assert right is x
 
 
-def test_a_list_of_layers_may_be_the_root():
+def test_a_module_list_can_be_adapted():
     model = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
     state = hosts.wake(attach(model, families.lotr(), target_modules="all-linear", rank=2, seed=0))
     x = hosts.normal(3, 4)
@@ -257,7 +263,7 @@ def test_a_list_of_layers_may_be_the_root():
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
-def test_models_of_transformers(name):
+def test_models_of_transformers_can_be_adapted_and_merged(name):
     import transformers as tf
 
     small = {"vocab_size": 40, "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4}
@@ -287,11 +293,11 @@ def test_models_of_transformers(name):
 
 
 @pytest.mark.parametrize("name", ["half", "train", "forward"])
-def test_a_factor_that_a_module_cannot_hold_is_refused(name):
+def test_a_factor_name_that_a_module_cannot_hold_raises(name):
     model = hosts.toy()
     before = hosts.photo(model)
     factors = {name: trainable("out r"), "B": trainable("r in", init=zeros())}
     spec = Spec(name="own", weight="out in", factors=factors, scale=raw())
-    with pytest.raises(SiteError, match="a torch module cannot hold this name"):
+    with pytest.raises(SiteError, match="expected a name that a torch module can hold, got"):
         attach(model, spec, target_modules=hosts.TARGETS, rank=2, seed=0)
     assert hosts.photo(model).keys() == before.keys()

@@ -1,4 +1,4 @@
-"""One weight as several sites on a host: fused projections, blocks, experts, tasks; against the numpy reference."""
+"""Several sites in one weight (fused projections, blocks, experts, tasks), compared with the numpy reference."""
 
 import copy
 from itertools import permutations
@@ -29,7 +29,7 @@ class Layer(nn.Module):
 
 
 class Experts(nn.Module):
-    """All experts see every token; stored as gpt-oss does, (expert, in, out)."""
+    """A mixture in which every expert sees every token, stored as in gpt-oss: (expert, in, out)."""
 
     def __init__(self):
         super().__init__()
@@ -53,7 +53,7 @@ def run(host, x):
 
 
 def moved(state):
-    """The state with every trainable entry drawn anew, and the same numbers for the reference."""
+    """Give every trainable factor random values; return the same numbers for the reference."""
     params = random_params(state.adapter, np.random.default_rng(0))
     with torch.no_grad():
         for name, value in state.double().params().items():
@@ -62,7 +62,7 @@ def moved(state):
 
 
 def put(host, state, spec=None, **words):
-    """The weights of a host with the reference's updates added."""
+    """Copy a host, without its adapter, with the updates of the reference added to its weights."""
     params = moved(state)
     other = copy.deepcopy(host)
     state_of = {name: value for name, value in other.named_parameters() if "tnadapt" not in name}
@@ -77,7 +77,7 @@ def put(host, state, spec=None, **words):
 
 
 @pytest.mark.parametrize("family", ["lotr", "lora", "vera", "lokr"])
-def test_outputs_and_merged_weights_are_those_of_the_reference(host, family):
+def test_outputs_and_merged_weights_agree_with_the_reference(host, family):
     state = attach(
         host,
         getattr(families, family)(),
@@ -98,8 +98,8 @@ def test_outputs_and_merged_weights_are_those_of_the_reference(host, family):
     assert not torch.allclose(run(host, x), wanted)
 
 
-def test_gradients_are_those_of_the_update_in_the_weight(host):
-    """The same adapter by its blocks' activations, and folded into the weights."""
+def test_gradients_agree_with_those_of_folded_updates(host):
+    """Compare updates on the outputs of the blocks with updates folded into the weights."""
     found = []
     for fold in (False, True):
         model = copy.deepcopy(host)
@@ -113,7 +113,7 @@ def test_gradients_are_those_of_the_update_in_the_weight(host):
         assert torch.allclose(gradient, found[1][name], rtol=1e-10, atol=1e-12), name
 
 
-def test_only_some_parts_of_a_fused_weight(host):
+def test_only_the_named_parts_of_a_fused_weight_are_adapted(host):
     state = attach(host, families.lora(), target_modules=["qkv"], fused={"qkv": ["q", None, "v"]}, rank=2, seed=0)
     moved(state)
     update = state.delta("layers.1.qkv")
@@ -122,7 +122,7 @@ def test_only_some_parts_of_a_fused_weight(host):
     assert "layers.1.qkv[v]" in state.table()
 
 
-def test_copies_files_and_compiled_code(host, tmp_path):
+def test_blocks_survive_copies_files_and_compilation(host, tmp_path):
     words = {"target_modules": ["qkv", "up", "down"], "blocks": BLOCKS, "fused": FUSED, "rank": 2, "seed": 0}
     state = attach(host, families.lotr(), **words)
     moved(state)
@@ -139,7 +139,7 @@ def test_copies_files_and_compiled_code(host, tmp_path):
 
 @pytest.mark.parametrize("layout", [" ".join(roles) for roles in permutations(["expert", "out", "in"])])
 @pytest.mark.parametrize("is_merged", [False, True])
-def test_the_update_of_experts_lies_as_their_parameter_does(layout, is_merged):
+def test_the_update_of_experts_has_the_layout_of_their_parameter(layout, is_merged):
     roles = layout.split()
     sizes = {"expert": 3, "out": 4, "in": 5}
     model = nn.Module()
@@ -178,7 +178,7 @@ def test_every_expert_of_one_parameter_is_a_site(layout, tmp_path):
     state.unmerge()
     state.detach()
     assert torch.equal(model["experts"](x), before)
-    with pytest.raises(tnadapt.FormatError, match=r"experts\.weight_in has a weight of shape .*\nHowever, .* missing"):
+    with pytest.raises(tnadapt.FormatError, match=r"experts\.weight_in has a weight of shape .*, got .* missing"):
         load(model, tmp_path / "a.safetensors")
     load(model, tmp_path / "a.safetensors", target_parameters={"weight_in": layout})
     assert torch.allclose(model["experts"](x), after, rtol=0, atol=1e-12)
@@ -198,11 +198,11 @@ def test_each_task_has_its_own_update(host):
         plain = torch.nn.functional.linear(x, module.weight, module.bias)
         assert torch.allclose(module(x), plain + x @ found[task].T, rtol=0, atol=1e-12)
     assert not torch.equal(found["seg"], found["depth"])
-    with pytest.raises(SiteError, match=r"task 'edges': is none of this adapter's\.\nIt has seg, depth"):
+    with pytest.raises(SiteError, match=r"task: expected one of this adapter's tasks \(seg, depth\), got 'edges'"):
         state.set_task("edges")
 
 
-def test_a_weight_without_a_site_for_the_task_is_as_it_was():
+def test_a_weight_without_a_site_for_the_task_gets_no_update():
     class Owner:
         active, dropout, training, task = True, 0.0, False, "depth"
 
@@ -219,21 +219,21 @@ def test_a_weight_without_a_site_for_the_task_is_as_it_was():
             {"target_modules": ["up"], "blocks": {"down": (1, 2)}},
             r"names of the adapted weights, got 'down'",
         ),
-        ({"target_parameters": {"up.weight": "out in out"}}, r"a layout must be the words out and in"),
-        ({"target_parameters": {"up.weight": "expert out in"}}, r"has 3 axes\.\nHowever, it is \(16, 4\)"),
+        ({"target_parameters": {"up.weight": "out in out"}}, r"expected a layout of the words out and in"),
+        ({"target_parameters": {"up.weight": "expert out in"}}, r"with the 3 axes of .*, got one of shape \(16, 4\)"),
         ({"target_parameters": {"up.weights": "out in"}}, r"got 'up\.weights', which names none"),
         ({}, r"target_modules: expected names of modules, got \(\)"),
     ],
     ids=str,
 )
-def test_what_does_not_fit_is_told_and_nothing_is_changed(host, words, message):
+def test_arguments_that_do_not_fit_raise_and_change_nothing(host, words, message):
     with pytest.raises(SiteError, match=message):
         attach(host, families.lora(), rank=2, seed=0, **words)
     assert not [name for name in host.state_dict() if "tnadapt" in name]
     assert all(parameter.requires_grad for parameter in host.parameters())
 
 
-def test_blocks_whose_rows_overlap_in_part_are_refused():
+def test_blocks_whose_rows_overlap_only_in_part_raise():
     spec = AdapterSpec(
         name="own", weight="out in", factors={"W": trainable("out in", init=zeros())}, scale=tnadapt.raw()
     )
@@ -242,5 +242,5 @@ def test_blocks_whose_rows_overlap_in_part_are_refused():
         Site(f"w[{n}]", shape, {"kind": str(n)}, Block("w", (12, 4), start)) for n, (shape, start) in enumerate(places)
     ]
     spec.bind(sites)
-    with pytest.raises(SiteError, match=r"w: blocks have the same rows or none together\.\nHowever, row 4 is in two"):
+    with pytest.raises(SiteError, match=r"w: expected blocks with equal or disjoint rows, got row 4 in two"):
         BlocksHook(None, dict.fromkeys(sites))

@@ -1,4 +1,4 @@
-"""torch.compile: one graph, few compilations, equal numbers."""
+"""Adapted models under torch.compile: one graph, few compilations, the same numbers."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def fresh_compiler():
 
 
 class Counting:
-    """A backend that runs the graph as it is, and counts how often it was asked."""
+    """A compiler backend that runs the graph unchanged and counts its calls."""
 
     def __init__(self):
         self.calls = 0
@@ -29,10 +29,10 @@ class Counting:
 @pytest.mark.parametrize(
     ("family", "dropout"), [*((family, 0.0) for family in (*hosts.REPRESENTATIVES, "tera")), ("lotr", 0.3)]
 )
-def test_one_graph_in_training_for_every_length(family, dropout):
+def test_training_uses_one_graph_for_every_length(family, dropout):
     model = hosts.toy(layers=1).train()
     hosts.adapt(model, family, dropout=dropout)
-    model.double()  # so that only a wrong number is off, not one that was summed in another order
+    model.double()  # so that a different order of summation does not matter
     backend = Counting()
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     for length in LENGTHS:
@@ -53,7 +53,7 @@ def test_one_graph_in_training_for_every_length(family, dropout):
 
 
 @pytest.mark.parametrize("family", ["lotr", "vera"])
-def test_one_graph_for_every_number_of_tokens_of_one_site(family):
+def test_a_site_uses_one_graph_for_every_number_of_tokens(family):
     model = hosts.toy()
     hosts.adapt(model, family)
     site, backend = model.layers[1].self_attn.v_proj, Counting()
@@ -64,7 +64,7 @@ def test_one_graph_for_every_number_of_tokens_of_one_site(family):
     assert 1 <= backend.calls <= 2
 
 
-def test_a_step_changes_what_a_compiled_model_computes_without_a_new_compilation():
+def test_a_compiled_model_uses_changed_factors_without_recompiling():
     model = hosts.toy(layers=1)
     state, backend = hosts.adapt(model, "lotr"), Counting()
     compiled = torch.compile(model, fullgraph=True, backend=backend)
@@ -74,7 +74,7 @@ def test_a_step_changes_what_a_compiled_model_computes_without_a_new_compilation
     assert backend.calls == 1
 
 
-def test_switching_off_and_merging_are_seen_by_a_compiled_model():
+def test_a_compiled_model_follows_disabled_and_merge():
     model = hosts.toy(layers=1)
     wanted = model(hosts.words())
     state = hosts.adapt(model, "lotr")
@@ -90,7 +90,7 @@ def test_switching_off_and_merging_are_seen_by_a_compiled_model():
     hosts.close(compiled(hosts.words()), wanted)
 
 
-def test_two_adapters_are_one_graph():
+def test_two_adapters_compile_to_one_graph():
     model = hosts.toy(layers=1)
     hosts.adapt(model, "lotr", name="first")
     hosts.adapt(model, "tera", name="second")
@@ -98,7 +98,7 @@ def test_two_adapters_are_one_graph():
     hosts.close(compiled(hosts.words()), model(hosts.words()))
 
 
-def test_autocast_is_one_graph():
+def test_a_model_under_autocast_compiles_to_one_graph():
     model = hosts.toy(layers=1)
     hosts.adapt(model, "lotr")
     compiled = torch.compile(model, fullgraph=True, backend="eager")

@@ -1,4 +1,4 @@
-"""What an apply keeps and makes: nothing of the weight's size, and no x where the factor that touches it is frozen."""
+"""The memory and operations of a forward and a backward pass: nothing as large as a weight is kept or computed."""
 
 from itertools import pairwise
 
@@ -12,12 +12,12 @@ from tests.torch import hosts
 from tnadapt import AdapterSpec, frozen, plan, raw, trainable, zeros
 from tnadapt_torch import attach
 
-OUT, IN, TOKENS, SITES = 60, 40, 7, 6  # no shape below is the same by chance
+OUT, IN, TOKENS, SITES = 60, 40, 7, 6  # chosen so that no two shapes below coincide
 every_family = pytest.mark.parametrize("family", hosts.FAMILIES)
 
 
 def stack(family, sites=1):
-    """Linear layers of shape (OUT, IN), adapted; each is run on its own."""
+    """Make adapted linear layers of shape (OUT, IN), to be called one by one."""
     torch.manual_seed(0)
     model = torch.nn.ModuleList([torch.nn.Linear(IN, OUT, bias=False) for _ in range(sites)])
     spec, sizes = hosts.FAMILIES[family] if isinstance(family, str) else (family, {"rank": 2})
@@ -25,7 +25,7 @@ def stack(family, sites=1):
 
 
 class Kept:
-    """What autograd keeps for the backward pass, by storage."""
+    """Records the tensors that autograd saves for the backward pass."""
 
     def __init__(self):
         self.tensors = []
@@ -46,14 +46,14 @@ class Kept:
         return any(t.untyped_storage().data_ptr() == wanted.untyped_storage().data_ptr() for t in self.tensors)
 
     def new_bytes(self, *known):
-        """Bytes that are kept besides these tensors, each storage once."""
+        """Count the bytes saved in storages other than those of these tensors, each storage once."""
         pointers = {tensor.untyped_storage().data_ptr() for tensor in known}
         fresh = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self.tensors}
         return sum(size for pointer, size in fresh.items() if pointer not in pointers)
 
 
 class Made(TorchDispatchMode):
-    """The shapes of all tensors that operations give, and how many new entries they wrote."""
+    """Records the shapes of all new tensors that operations return, and counts their entries."""
 
     def __init__(self):
         super().__init__()
@@ -77,7 +77,7 @@ def numbers(shape):
     ("family", "is_kept"),
     [("tlora", False), ("vera", False), ("tera", False), ("lora", True), ("lotr", True), ("lorta", True)],
 )
-def test_x_is_kept_only_where_the_factor_that_touches_it_is_trained(family, is_kept):
+def test_x_is_saved_only_if_the_factor_that_multiplies_it_is_trained(family, is_kept):
     model, _ = stack(family)
     x = hosts.normal(TOKENS, IN)
     with Kept() as kept:
@@ -87,7 +87,7 @@ def test_x_is_kept_only_where_the_factor_that_touches_it_is_trained(family, is_k
 
 
 @pytest.mark.parametrize(("family", "middle"), [("lora", 2), ("lotr", 3 + 2), ("tlora", 4 * 3), ("vera", 2 * 5 + OUT)])
-def test_what_is_kept_is_of_the_size_of_the_rank(family, middle):
+def test_the_saved_memory_is_proportional_to_the_rank(family, middle):
     model, state = stack(family)
     x = hosts.normal(TOKENS, IN)
     with Kept() as kept:
@@ -96,7 +96,7 @@ def test_what_is_kept_is_of_the_size_of_the_rank(family, middle):
 
 
 @every_family
-def test_nothing_of_the_size_of_the_weight_is_made(family):
+def test_no_tensor_as_large_as_the_weight_is_computed(family):
     model, state = stack(family)
     x = hosts.normal(TOKENS, IN).requires_grad_()
     with Made() as made:
@@ -105,12 +105,12 @@ def test_nothing_of_the_size_of_the_weight_is_made(family):
     assert not [shape for shape in made.shapes if torch.Size(shape).numel() >= OUT * IN]
     with Made() as made:
         state.delta("0")
-    assert [shape for shape in made.shapes if torch.Size(shape).numel() >= OUT * IN], "the watch must see a delta"
+    assert [shape for shape in made.shapes if torch.Size(shape).numel() >= OUT * IN], "a delta must be recorded"
 
 
 @every_family
-def test_no_output_is_made_twice(family):
-    """The last step adds into the host's output: one new tensor of that size for the host, one or two for the site."""
+def test_no_output_is_computed_twice(family):
+    """The last step adds to the host's output: one new tensor of that size for the host, one or two for the site."""
     model, _ = stack(family)
     with torch.no_grad(), Made() as made:
         model[0](hosts.normal(TOKENS, IN))
@@ -121,7 +121,7 @@ def test_no_output_is_made_twice(family):
 @pytest.mark.parametrize(
     ("family", "chain"), [("lora", (IN, 2, OUT)), ("lotr", (IN, 3, 2, OUT)), ("tlora", (IN, 2, 3, OUT))]
 )
-def test_an_apply_costs_no_more_than_its_products_one_after_the_other(family, chain):
+def test_a_forward_pass_costs_no_more_than_its_chain_of_products(family, chain):
     model, _ = stack(family)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model[0](hosts.normal(TOKENS, IN))
@@ -130,8 +130,8 @@ def test_an_apply_costs_no_more_than_its_products_one_after_the_other(family, ch
 
 
 @pytest.mark.parametrize("need", ["nothing", "factors", "factors and x"])
-def test_what_needs_a_gradient_decides_the_order(need):
-    """Here each need has an order of its own, and each order another cost."""
+def test_the_contraction_order_depends_on_which_gradients_are_needed(need):
+    """In this network each set of gradients has its own best order, and all orders differ in cost."""
     spec = AdapterSpec(
         name="own",
         weight="out in",
@@ -157,7 +157,7 @@ def test_what_needs_a_gradient_decides_the_order(need):
 
 
 def of_backward(spec, sites):
-    """Entries that a backward pass through all sites writes."""
+    """Count the entries that a backward pass through all sites computes."""
     model, _ = stack(spec, sites)
     loss = sum(layer(hosts.normal(1, IN)).sum() for layer in model)
     with Made() as made:
@@ -166,12 +166,12 @@ def of_backward(spec, sites):
 
 
 @pytest.mark.parametrize("family", ["lotr", "lorta", "tlora", "tera"])
-def test_the_gradient_of_a_stacked_factor_costs_no_more_than_linearly_in_the_sites(family):
+def test_the_gradient_of_a_stacked_factor_costs_linear_time_in_the_sites(family):
     one, many = of_backward(family, SITES), of_backward(family, 8 * SITES)
     assert many <= 1.3 * 8 * one
 
 
-def test_the_same_for_a_factor_with_two_site_modes_and_one_with_the_site_last():
+def test_gradients_cost_linear_time_for_site_modes_at_any_place():
     spec = AdapterSpec(
         name="own",
         weight="out in",
@@ -185,7 +185,7 @@ def test_the_same_for_a_factor_with_two_site_modes_and_one_with_the_site_last():
     assert of_backward(spec, 8 * SITES) <= 1.3 * 8 * of_backward(spec, SITES)
 
 
-def test_an_adapter_that_is_off_makes_nothing():
+def test_a_disabled_adapter_computes_nothing():
     model, state = stack("lora")
     x = hosts.normal(TOKENS, IN)
     with state.disabled(), Made() as made:

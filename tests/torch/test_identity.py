@@ -1,4 +1,4 @@
-"""A factor stays the same object, and a copy is a whole one: casts, loads, copies, pickles, checkpointing."""
+"""Factors stay the same objects through casts and loads; copies and pickles are complete; checkpointing is exact."""
 
 import copy
 import io
@@ -102,7 +102,7 @@ def test_the_forward_reads_the_factors_after_a_cast(family, dtype):
     x = hosts.normal(3, 16, dtype=dtype)
     path = "layers.0.self_attn.q_proj"
     group, _ = state.adapter.find(path)
-    for factor in group.network.factors:  # each one is written into: a stale copy of it would go unseen
+    for factor in group.network.factors:  # write to each one: a stale copy would not notice
         value = state.params()[state.adapter.slot_name(group, factor)]
         before, kept = model.get_submodule(path)(x), value.detach().clone()
         with torch.no_grad():
@@ -112,7 +112,7 @@ def test_the_forward_reads_the_factors_after_a_cast(family, dtype):
 
 
 @representative
-def test_a_state_dict_carries_the_adapter_to_another_copy_of_the_host(family):
+def test_a_state_dict_transfers_the_adapter_to_another_copy_of_the_model(family):
     model, other = hosts.toy(), hosts.toy()
     hosts.adapt(model, family)
     hosts.adapt(other, family, awake=False)
@@ -196,7 +196,7 @@ def test_a_copy_trains_its_own_factors():
     assert [name for name, p in model.named_parameters() if p.grad is not None] == []
 
 
-# ---- the same gradients
+# ---- gradients
 
 
 class Checkpointed(nn.Module):
@@ -234,7 +234,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(family, use_reentrant):
         hosts.close(found[name], gradient)
 
 
-def test_gradient_checkpointing_repeats_the_dropout():
+def test_gradient_checkpointing_repeats_the_same_dropout():
     model = hosts.toy().train()
     hosts.adapt(model, "lotr", dropout=0.5)
     x = hosts.normal(2, 5, 16)
@@ -249,7 +249,7 @@ def test_gradient_checkpointing_repeats_the_dropout():
 
 
 @representative
-def test_accumulated_gradients_are_those_of_the_whole_batch(family):
+def test_accumulated_gradients_equal_those_of_the_whole_batch(family):
     model = hosts.toy()
     hosts.adapt(model, family)
     batch = hosts.words(4)

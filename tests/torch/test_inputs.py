@@ -1,4 +1,4 @@
-"""What may flow through a site: shapes, layouts, dtypes, autocast, dropout, views and writes in place."""
+"""Inputs and outputs of a site: shapes, layouts, dtypes, autocast, dropout, views and in-place writes."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from tnadapt_torch import attach
 
 representative = pytest.mark.parametrize("family", hosts.REPRESENTATIVES)
 anomaly_warns = pytest.mark.filterwarnings(
-    "ignore:Anomaly Detection has been enabled:UserWarning"  # torch says so whenever it is asked to look
+    "ignore:Anomaly Detection has been enabled:UserWarning"  # torch warns whenever anomaly detection is enabled
 )
 PATH = "layers.1.self_attn.v_proj"  # 8 x 16: not square
 
@@ -28,13 +28,13 @@ SHAPES = {
 
 
 def with_update(module, delta, x):
-    """What a site must give, by its dense update in the layout of nn.Linear."""
+    """Compute the expected output of a site from its dense update, in the layout of nn.Linear."""
     return x @ (module.weight + delta).T + (0 if module.bias is None else module.bias)
 
 
 @representative
 @pytest.mark.parametrize("shape", SHAPES)
-def test_any_shape_and_layout_of_x(family, shape):
+def test_a_site_accepts_any_shape_and_layout_of_x(family, shape):
     model = hosts.toy()
     state, module, x = hosts.adapt(model, family), model.get_submodule(PATH), SHAPES[shape]()
     hosts.close(module(x), with_update(module, state.delta(PATH), x))
@@ -42,7 +42,7 @@ def test_any_shape_and_layout_of_x(family, shape):
 
 @representative
 @pytest.mark.parametrize("shape", [(0, 16), (2, 0, 16), (0, 3, 16)])
-def test_an_empty_batch(family, shape):
+def test_a_site_accepts_an_empty_batch(family, shape):
     model = hosts.toy()
     state, x = hosts.adapt(model, family), torch.zeros(shape, requires_grad=True)
     y = model.get_submodule(PATH)(x)
@@ -53,7 +53,7 @@ def test_an_empty_batch(family, shape):
 
 
 @representative
-def test_a_call_by_keyword(family):
+def test_a_site_can_be_called_by_keyword(family):
     model = hosts.toy()
     hosts.adapt(model, family)
     module, x = model.get_submodule(PATH), hosts.normal(3, 16)
@@ -68,25 +68,25 @@ def conv1d(wide, narrow):
 
 
 @representative
-def test_conv1d(family):
+def test_conv1d_can_be_adapted(family):
     model = conv1d(8, 16)
     state, x = hosts.adapt(model, family, target_modules=["0"]), hosts.normal(2, 3, 16)
     assert state.delta("0").shape == model[0].weight.shape == (16, 8)
     hosts.close(model(x), x @ (model[0].weight + state.delta("0")) + model[0].bias)
 
 
-def test_conv1d_called_by_keyword():
+def test_conv1d_can_be_called_by_keyword():
     model = conv1d(8, 16)
     hosts.adapt(model, "lora", target_modules=["0"])
     x = hosts.normal(2, 16)
     assert torch.equal(model[0](x=x), model[0](x))
 
 
-# ---- numbers
+# ---- dtypes
 
 
 @representative
-def test_a_host_in_float64_with_factors_in_float64(family):
+def test_a_float64_model_can_have_float64_factors(family):
     model = hosts.toy(dtype=torch.float64)
     state = hosts.adapt(model, family)
     state.double()
@@ -98,7 +98,7 @@ def test_a_host_in_float64_with_factors_in_float64(family):
 
 @representative
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_host_in_half_precision_with_factors_in_float32(family, dtype):
+def test_a_half_precision_model_can_have_float32_factors(family, dtype):
     model = hosts.toy(dtype=dtype)
     state, module = hosts.adapt(model, family), model.get_submodule(PATH)
     module.weight.detach().zero_()
@@ -113,7 +113,7 @@ def test_a_host_in_half_precision_with_factors_in_float32(family, dtype):
 
 
 @representative
-def test_autocast(family):
+def test_autocast_casts_the_update_and_keeps_float32_gradients(family):
     model = hosts.toy()
     state, module, x = hosts.adapt(model, family), model.get_submodule(PATH), hosts.normal(3, 16)
     with torch.no_grad():
@@ -131,7 +131,7 @@ def test_autocast(family):
 
 
 @representative
-def test_autocast_inside_of_a_float32_region_and_out_again(family):
+def test_a_float32_region_inside_autocast_is_exact(family):
     model = hosts.toy()
     hosts.adapt(model, family)
     wanted = model(hosts.words())
@@ -161,17 +161,17 @@ def test_dropout_acts_in_training_only():
     assert drop_ones(0.4, is_training=False) == whole
     dropped = drop_ones(0.4, is_training=True)
     assert dropped != whole
-    assert dropped == pytest.approx(whole, rel=0.1)  # what is kept is scaled up
+    assert dropped == pytest.approx(whole, rel=0.1)  # kept entries are scaled up
 
 
-def test_dropout_does_not_touch_what_the_host_computes():
+def test_dropout_does_not_affect_the_output_of_the_host():
     model = hosts.toy().train()
     wanted = model(hosts.words())
     hosts.adapt(model, awake=False, dropout=0.5)
     assert torch.equal(model(hosts.words()), wanted)
 
 
-def test_dropout_draws_again_at_every_call_and_each_adapter_has_its_own():
+def test_dropout_is_drawn_at_every_call_and_separately_per_adapter():
     model = hosts.toy().train()
     first = hosts.adapt(model, name="first", dropout=0.5)
     second = hosts.adapt(model, "vera", name="second")
@@ -181,11 +181,11 @@ def test_dropout_draws_again_at_every_call_and_each_adapter_has_its_own():
     assert (first.dropout, second.dropout) == (0.5, 0.0)
 
 
-# ---- views, and writes in place
+# ---- views and in-place writes
 
 
 class Changes(nn.Module):
-    """Views of a site's output, used later, and changed in place."""
+    """A model that takes views of a site's output or changes it in place."""
 
     def __init__(self, change):
         super().__init__()
@@ -215,7 +215,7 @@ def write_into_view(y):
 @representative
 @anomaly_warns
 @pytest.mark.parametrize("change", [split, write, write_into_view])
-def test_the_output_may_be_viewed_and_written_into(family, change):
+def test_the_output_can_be_viewed_and_changed_in_place(family, change):
     torch.manual_seed(0)
     model = Changes(change)
     state = hosts.adapt(model, family, target_modules=["site"], sizes={"head": 2} if family == "lorta" else {})
@@ -235,7 +235,7 @@ def test_the_output_may_be_viewed_and_written_into(family, change):
 
 
 class Viewed(nn.Linear):
-    """Gives a view, with gaps, of a tensor that is used again later."""
+    """A linear layer that returns a strided view of a tensor that is used again later."""
 
     def forward(self, x):
         self.both = torch.stack([super().forward(x), x.sum(-1, keepdim=True).expand(*x.shape[:-1], 8)], dim=-1)
@@ -244,7 +244,7 @@ class Viewed(nn.Linear):
 
 @representative
 @anomaly_warns
-def test_the_output_of_the_host_may_be_a_view_of_a_tensor_used_later(family):
+def test_the_output_of_the_host_can_be_a_view_of_a_tensor_used_later(family):
     torch.manual_seed(0)
     model = nn.Sequential(Viewed(6, 8))
     state = hosts.adapt(model, family, target_modules=["0"], sizes={"head": 2} if family == "lorta" else {})
@@ -261,7 +261,7 @@ def test_the_output_of_the_host_may_be_a_view_of_a_tensor_used_later(family):
     hosts.close(found, x.grad)
 
 
-def test_the_output_of_the_host_is_not_written_into():
+def test_the_output_of_the_host_is_not_changed_in_place():
     model = hosts.toy()
     module, kept = model.get_submodule(PATH), []
     handle = module.register_forward_hook(lambda _, __, output: kept.append((output, output.clone())))
@@ -274,7 +274,7 @@ def test_the_output_of_the_host_is_not_written_into():
 
 
 @pytest.mark.parametrize("is_requiring", [True, False])
-def test_inference_mode_and_no_grad(is_requiring):
+def test_inference_mode_and_no_grad_give_the_same_output(is_requiring):
     model = hosts.toy()
     state = hosts.adapt(model)
     state.requires_grad_(requires_grad=is_requiring)
@@ -286,7 +286,7 @@ def test_inference_mode_and_no_grad(is_requiring):
     assert wanted.requires_grad is is_requiring
 
 
-def test_a_linear_layer_that_serves_two_places_is_one_site():
+def test_a_linear_layer_in_two_places_is_one_site():
     shared = nn.Linear(4, 4)
     model = nn.ModuleDict({"a": shared, "b": nn.ModuleDict({"c": shared})})
     state = attach(model, hosts.FAMILIES["lora"][0], target_modules="all-linear", rank=2, seed=0)

@@ -1,4 +1,4 @@
-"""Merging: once rounded, all or none, and back bit for bit."""
+"""Merge updates into the weights: rounded once, all or none, and undone bit for bit."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def test_a_merged_model_gives_the_same_outputs(family, make, targets):
     assert torch.equal(outputs(model), unmerged)
 
 
-def test_a_centered_update_is_merged_without_its_start():
+def test_a_centered_update_is_merged_without_its_starting_values():
     own = AdapterSpec(
         name="own",
         weight="out in",
@@ -86,7 +86,7 @@ def test_unmerge_restores_every_bit(family, dtype):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_merge_rounds_once(family, dtype):
     model = hosts.toy(dtype=dtype)
-    state = hosts.wake(hosts.adapt(model, family), size=0.02)  # small: a delta rounded first would be lost in part
+    state = hosts.wake(hosts.adapt(model, family), size=0.02)  # small: rounding the delta first would lose part of it
     wanted = {}
     for site in state.adapter.sites:
         weight, delta = model.get_submodule(site.path).weight, state.delta(site.path)
@@ -107,7 +107,7 @@ def test_a_float64_host_is_merged_in_float64():
     hosts.close(model(hosts.words()), unmerged, 1e-12)
 
 
-def test_a_merge_keeps_the_weights_the_same_objects_and_out_of_autograd():
+def test_a_merge_keeps_the_parameter_objects_and_stays_out_of_autograd():
     model = hosts.toy()
     state = hosts.adapt(model)
     before = {name: id(p) for name, p in model.named_parameters()}
@@ -118,18 +118,18 @@ def test_a_merge_keeps_the_weights_the_same_objects_and_out_of_autograd():
     assert not model(hosts.words()).requires_grad
 
 
-# ---- nothing is merged
+# ---- merges that fail
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_an_update_that_is_not_finite_changes_no_weight(value):
     model = hosts.toy()
     state = hosts.adapt(model, "lora")
-    last = list(state.parameters())[-1]  # of the last site: those before it are sound
+    last = list(state.parameters())[-1]  # of the last site; the sites before it are finite
     with torch.no_grad():
         last[0, 0] = value
     before = weights(model)
-    with pytest.raises(SiteError, match=r"layers.1.mlp.down: a merged weight must be finite(.|\n)*Nothing was merged"):
+    with pytest.raises(SiteError, match=r"layers.1.mlp.down: expected a finite sum(.|\n)*Nothing was merged"):
         state.merge()
     assert_equal_weights(weights(model), before)
     assert state.merged is None
@@ -150,7 +150,7 @@ def test_a_sum_that_overflows_float16_changes_no_weight():
     assert_equal_weights(weights(model), before)
 
 
-def test_a_merge_that_fails_half_way_restores_the_weights(monkeypatch):
+def test_a_merge_that_fails_halfway_restores_the_weights(monkeypatch):
     model = hosts.toy()
     state = hosts.adapt(model, "lora")
     before, unmerged, calls = weights(model), model(hosts.words()), []
@@ -158,7 +158,7 @@ def test_a_merge_that_fails_half_way_restores_the_weights(monkeypatch):
 
     def failing(self, path):
         calls.append(path)
-        if len(calls) == sites + 3:  # the first round only looks; this is the third weight of the second round
+        if len(calls) == sites + 3:  # the first pass only checks; this is the third weight of the second pass
             assert any(not torch.equal(value, before[name]) for name, value in weights(model).items())
             raise KeyboardInterrupt("mine")
         return computed(self, path)
@@ -182,20 +182,20 @@ class Tied(nn.Module):
         return self.head(self.first(self.embed(words)))
 
 
-def test_a_weight_that_two_modules_share_is_refused():
+def test_merging_a_weight_that_two_modules_share_raises():
     model = Tied()
     state = hosts.adapt(model, "lora", target_modules="all-linear")
     before, unmerged = weights(model), model(torch.arange(6))
-    with pytest.raises(SiteError, match=r"^head: its weight is shared by embed.weight, head.weight"):
+    with pytest.raises(SiteError, match=r"^head: .*, got one shared by embed.weight, head.weight"):
         state.merge()
     assert_equal_weights(weights(model), before)
     assert torch.equal(model(torch.arange(6)), unmerged)
     assert model.head.weight is model.embed.weight
 
 
-def test_a_module_in_two_places_is_refused():
+def test_merging_a_module_in_two_places_raises():
     shared = nn.Linear(4, 4)
     model = nn.ModuleDict({"a": shared, "b": shared})
     state = hosts.adapt(model, "lora", target_modules=["a"])
-    with pytest.raises(SiteError, match=r"its weight is shared by a\.weight, b\.weight"):
+    with pytest.raises(SiteError, match=r"got one shared by a\.weight, b\.weight"):
         state.merge()

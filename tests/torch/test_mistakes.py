@@ -1,4 +1,4 @@
-"""A mistake of type at the door of the PyTorch binding is a message that says what to write; the model stays whole."""
+"""A call of the PyTorch binding with wrong arguments raises an error that says what to write."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def on(spec, **changes):
     return lambda: attach(model(), spec, **(WHOLE | changes))
 
 
-MISTAKES = {  # what is written -> the error, and its words
+MISTAKES = {  # the mistake -> the call, its error and part of the message
     "an adapter": (on(ADAPTER), SpecError, r"^attach: .*the Adapter 'lora'.\nPass its spec, .*adapter.spec."),
     "a family's name": (on("lotrr"), SpecError, r"^attach: .*got 'lotrr'.\nThe nearest names are lotr, "),
     "PEFT's r": (on(LORA, r=8), SiteError, r"^attach: .*got 'r'.\nPEFT's r is called rank here."),
@@ -34,7 +34,7 @@ MISTAKES = {  # what is written -> the error, and its words
     "by position": (
         lambda: attach(model(), LORA, ["0"]),
         SiteError,
-        r"at most 2 arguments .*\nWrite .*target_modules=",
+        r"at most 2 positional arguments, got 3.\nPass .*target_modules=",
     ),
     "an alpha of 0": (
         on(LORA, alpha=0),
@@ -45,7 +45,7 @@ MISTAKES = {  # what is written -> the error, and its words
     "a target of 0": (on(LORA, target_modules=0), SiteError, r"a list of names as target_modules, got 0."),
     "targets of numbers": (on(LORA, target_modules=[0]), SiteError, r"a list of names as target_modules, got \[0\]."),
     "a dropout of text": (on(LORA, dropout="0.1"), SiteError, r"^dropout: .*got '0.1'.\nWrite dropout=0.1."),
-    "a name of 3": (on(LORA, adapter_name=3), SiteError, r"^adapter_name 3: must be an identifier.\nWrite adapter_na"),
+    "a name of 3": (on(LORA, adapter_name=3), SiteError, r"^adapter_name: expected an identifier, got 3.\nWrite ada"),
     "layers of text": (on(LORA, layers_to_transform="0"), SiteError, r"got '0'.\nWrite layers_to_transform=\[0, 1\]."),
     "one saved module": (on(LORA, modules_to_save="1"), SiteError, r"got '1'.\nWrite modules_to_save=\[\"1\"\]."),
     "one task": (on(LORA, tasks="nli"), SiteError, r"a list of names as tasks, got 'nli'.\nWrite tasks=\[\"nli\"\]."),
@@ -73,12 +73,12 @@ MISTAKES = {  # what is written -> the error, and its words
 
 
 @pytest.mark.parametrize(("act", "error", "words"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_answered(act, error, words):
+def test_a_wrong_argument_raises(act, error, words):
     with pytest.raises(error, match=f"(?s){words}"):
         act()
 
 
-def test_a_refused_model_is_as_it_was():
+def test_a_wrong_argument_leaves_the_model_unchanged():
     host = model()
     with pytest.raises(SpecError, match="an alpha that is not 0"):
         attach(host, LORA, **WHOLE, alpha=0)
@@ -87,7 +87,7 @@ def test_a_refused_model_is_as_it_was():
 
 
 @pytest.mark.parametrize("spec", ["lotr", families.lotr, families.lotr()], ids=["name", "family", "spec"])
-def test_a_family_is_attached_by_its_name_with_the_seed_0(spec):
+def test_a_family_can_be_attached_by_name_and_the_default_seed_is_0(spec):
     found, wanted = (
         attach(model(), one, **WHOLE, **seed) for one, seed in ((spec, {}), (families.lotr(), {"seed": 0}))
     )
@@ -96,5 +96,5 @@ def test_a_family_is_attached_by_its_name_with_the_seed_0(spec):
         assert torch.equal(found.params()[name], value)
 
 
-def test_a_factor_without_a_map_is_itself():
+def test_a_factor_without_a_map_is_unchanged():
     assert torch.equal(map_factor("", torch.eye(2)), torch.eye(2))

@@ -1,4 +1,4 @@
-"""Norms of factors and of dW, against the dense updates."""
+"""The norms of factors and of dW, compared with dense updates."""
 
 import math
 
@@ -25,13 +25,13 @@ def check(state):
 
 
 @pytest.mark.parametrize("family", hosts.FAMILIES)
-def test_norms_are_those_of_the_dense_updates(family):
+def test_norms_equal_those_of_the_dense_updates(family):
     state = hosts.adapt(hosts.toy(), family, awake=False)
     assert state.norms()["dW"] == 0.0
     check(hosts.wake(state))
 
 
-def test_a_stack_with_holes():
+def test_norms_of_a_stack_with_missing_sites():
     model = hosts.toy(layers=3)
     paths = ["layers.0.self_attn.q_proj", "layers.2.self_attn.q_proj", "layers.2.self_attn.o_proj"]
     state = attach(model, families.lorta(), target_modules=paths, rank=2, sizes={"head": 4}, seed=0)
@@ -39,7 +39,7 @@ def test_a_stack_with_holes():
     check(hosts.wake(state))
 
 
-def test_a_centered_spec():
+def test_norms_of_a_centered_spec():
     state = attach(hosts.toy(), families.quanta(order=2), target_modules=["q_proj"], seed=0)
     assert state.norms()["dW"] == 0.0
     check(hosts.wake(state))
@@ -49,8 +49,8 @@ LARGE = {name: case for name, case in FAMILIES.items() if case.is_linear and not
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_no_step_is_as_large_as_one_dense_update(name):
-    """By shapes alone, at 32 layers of two weights of 4096 x 4096."""
+def test_no_step_of_the_norm_is_as_large_as_a_dense_update(name):
+    """Checked from shapes alone, for 32 layers of two weights of 4096 x 4096."""
     case = LARGE[name]
     sizes = dict.fromkeys(case.spec.given.split(), 32)
     sites = grid(layers=32, kinds={"q": (4096, 4096), "v": (4096, 4096)})
@@ -60,7 +60,7 @@ def test_no_step_is_as_large_as_one_dense_update(name):
     assert told.largest_intermediate < 4096**2 / 16
 
 
-def test_no_dense_update_is_made(monkeypatch):
+def test_norms_compute_no_dense_update(monkeypatch):
     state = hosts.adapt(hosts.toy(), "lora")
     monkeypatch.setattr("tnadapt_torch._run.site.SiteHook.delta", None)
     assert state.norms()["dW"] > 0

@@ -1,4 +1,4 @@
-"""A checkpoint of PEFT out of a model and into it again, with no PEFT at hand; `parity/` asks PEFT itself."""
+"""Save a PEFT checkpoint and load it again, without PEFT installed; `tests/parity` compares with PEFT itself."""
 
 import json
 
@@ -17,7 +17,7 @@ def config_in(folder):
 
 
 @pytest.mark.parametrize("family", ["lora", "lotr", "lorta", "tlora", "vera", "loha"])
-def test_a_lora_of_any_family_computes_what_the_family_does(family, tmp_path):
+def test_a_family_saved_as_lora_computes_the_same_outputs(family, tmp_path):
     model, words = hosts.toy(), hosts.words()
     hosts.adapt(model, family).save_as_lora(tmp_path / "lora", rank=99)
     again = hosts.toy()
@@ -26,7 +26,7 @@ def test_a_lora_of_any_family_computes_what_the_family_does(family, tmp_path):
     hosts.close(again(words), model(words))
 
 
-def test_a_half_precision_adapter_goes_out(tmp_path):
+def test_a_half_precision_adapter_is_saved_as_lora(tmp_path):
     model = hosts.toy(dtype=torch.bfloat16)
     state = hosts.adapt(model).to(torch.bfloat16)
     state.save_as_lora(tmp_path / "lora")
@@ -34,7 +34,7 @@ def test_a_half_precision_adapter_goes_out(tmp_path):
     hosts.close(load_peft(again, tmp_path / "lora").delta("layers.1.mlp.down"), state.delta("layers.1.mlp.down"), 2e-2)
 
 
-def test_the_name_of_the_model_and_its_layout_are_told(tmp_path):
+def test_the_saved_config_has_the_name_of_the_model_and_its_layout(tmp_path):
     from transformers.pytorch_utils import Conv1D
 
     model = nn.Sequential(Conv1D(6, 4))
@@ -47,7 +47,7 @@ def test_the_name_of_the_model_and_its_layout_are_told(tmp_path):
     assert (config["base_model_name_or_path"], config["fan_in_fan_out"]) == (None, False)
 
 
-def test_modules_trained_whole_go_along_and_come_back(tmp_path):
+def test_modules_to_save_are_saved_and_loaded(tmp_path):
     model, words = hosts.toy(), hosts.words()
     hosts.adapt(model, modules_to_save=["score"])
     with torch.no_grad():
@@ -61,23 +61,23 @@ def test_modules_trained_whole_go_along_and_come_back(tmp_path):
         assert torch.equal(again(words), before)
 
 
-def test_a_trained_module_that_shares_a_parameter_goes_neither_way(tmp_path):
+def test_a_module_to_save_that_shares_a_parameter_can_be_neither_saved_nor_loaded(tmp_path):
     model = hosts.toy()
     state = hosts.adapt(model, modules_to_save=["score"])
     state.save_as_lora(tmp_path / "lora")
     model.other = model.score
-    with pytest.raises(SiteError, match=r"(?s)loads score.* into a copy.*other.* is the same parameter"):
+    with pytest.raises(SiteError, match=r"(?s)other.* is the same parameter.*loads score.* into a copy"):
         state.save_as_lora(tmp_path / "other")
     assert not (tmp_path / "other").exists()
     tied = hosts.toy()
     tied.other = tied.score
     photo = hosts.photo(tied)
-    with pytest.raises(FormatError, match=r"(?s)score.*, of a copy.*other.* is the same parameter"):
+    with pytest.raises(FormatError, match=r"(?s)other.* is the same parameter.*a copy of score"):
         load_peft(tied, tmp_path / "lora")
     hosts.assert_same_photo(photo, hosts.photo(tied))
 
 
-def test_a_checkpoint_that_does_not_fit_leaves_the_model_alone(tmp_path):
+def test_a_checkpoint_that_does_not_fit_leaves_the_model_unchanged(tmp_path):
     hosts.adapt(hosts.toy()).save_as_lora(tmp_path / "lora")
     tensors = load_file(tmp_path / "lora" / "adapter_model.safetensors")
     model = hosts.toy(layers=1)
@@ -94,12 +94,12 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_model_alone(tmp_path):
     hosts.assert_same_photo(photo, hosts.photo(model))
 
 
-def test_what_cannot_go_out_says_why(tmp_path):
+def test_an_adapter_that_cannot_be_saved_as_lora_raises(tmp_path):
     model = hosts.sequential()
     state = hosts.adapt(model, "lora", target_modules=["0", "2"], rank=3)
     with pytest.raises(PlanError, match=r"(?s)^2: a LoRA is smaller.*3 x 7"):
         state.save_as_lora(tmp_path / "lora")
     state.detach()
-    with pytest.raises(SiteError, match="was detached"):
+    with pytest.raises(SiteError, match="got a detached one"):
         state.save_as_lora(tmp_path / "lora", rank=3)
     assert list(tmp_path.iterdir()) == []

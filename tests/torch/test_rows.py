@@ -1,4 +1,4 @@
-"""Sites read rows of a stacked factor, taken apart once for all of them: never a stale row, never a lost gradient."""
+"""Rows of a stacked factor, unbound once for all sites: no row is ever stale and no gradient is lost."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def assert_close(found, wanted):
 
 
 def double(state):
-    """A new value for every parameter, by each of the ways that there are to write one."""
+    """Double every parameter, by each of the ways in which a parameter can be changed."""
     with torch.no_grad():
         for place, parameter in enumerate(state.parameters()):
             if place % 3 == 0:
@@ -41,7 +41,7 @@ def double(state):
 
 
 @stacked
-def test_every_way_to_write_a_parameter_is_seen(family):
+def test_rows_follow_every_way_of_changing_a_parameter(family):
     model, state = adapted(family)
     fresh, other = adapted(family)
     with torch.no_grad():
@@ -54,7 +54,7 @@ def test_every_way_to_write_a_parameter_is_seen(family):
 
 
 @stacked
-def test_a_forward_without_gradient_does_not_spoil_the_next_one(family):
+def test_a_forward_without_gradients_does_not_affect_the_next_one(family):
     wanted = gradients(adapted(family)[0])
     model, _ = adapted(family)
     for quiet in (torch.no_grad, torch.inference_mode):
@@ -64,7 +64,7 @@ def test_a_forward_without_gradient_does_not_spoil_the_next_one(family):
 
 
 @stacked
-def test_one_graph_may_be_walked_twice_and_two_graphs_in_any_order(family):
+def test_a_graph_can_be_used_twice_and_two_graphs_in_any_order(family):
     model, _ = adapted(family)
     wanted = gradients(model)
     model.zero_grad()
@@ -80,7 +80,7 @@ def test_one_graph_may_be_walked_twice_and_two_graphs_in_any_order(family):
 
 
 @stacked
-def test_a_factor_that_is_frozen_and_trained_again(family):
+def test_a_factor_can_be_frozen_and_trained_again(family):
     model, state = adapted(family)
     wanted = gradients(model)
     state.requires_grad_(requires_grad=False)
@@ -103,7 +103,7 @@ def test_hooks_on_a_parameter_are_run(family):
 
 
 @stacked
-def test_parameters_that_are_swapped_for_a_call(family):
+def test_parameters_can_be_replaced_by_functional_call(family):
     model, _ = adapted(family)
     wanted = gradients(model)
     model(BATCH)
@@ -115,13 +115,13 @@ def test_parameters_that_are_swapped_for_a_call(family):
 
 
 def as_function(model, state):
-    """The loss as a function of the adapter's parameters, and their values."""
+    """Return the loss as a function of the adapter's parameters, and their values."""
     values = {f"tnadapt_default.{name}": p.detach() for name, p in state.named_parameters()}
     return lambda given: torch.func.functional_call(model, given, (BATCH,)).square().sum(), values
 
 
 @stacked
-def test_the_gradient_of_a_function(family):
+def test_func_grad_gives_the_same_gradients(family):
     model, state = adapted(family)
     wanted = gradients(model)
     loss, values = as_function(model, state)
@@ -130,7 +130,7 @@ def test_the_gradient_of_a_function(family):
 
 
 @pytest.mark.filterwarnings(
-    "ignore:`torch.jit.script` is deprecated:DeprecationWarning"  # torch's own rules for forward mode are scripts
+    "ignore:`torch.jit.script` is deprecated:DeprecationWarning"  # torch's rules for forward mode use torch.jit.script
 )
 @stacked
 def test_forward_mode_agrees_with_backward_mode(family):
@@ -143,7 +143,7 @@ def test_forward_mode_agrees_with_backward_mode(family):
 
 
 @stacked
-def test_second_derivatives(family):
+def test_second_derivatives_are_repeatable(family):
     model, state = adapted(family)
     parameters = list(state.parameters())
 
@@ -157,7 +157,7 @@ def test_second_derivatives(family):
 
 
 @pytest.mark.parametrize("modes", ["layer kind out in", "out layer in kind", "kind out in layer", "out in kind layer"])
-def test_site_modes_may_stand_anywhere_in_a_factor(modes):
+def test_site_modes_can_be_anywhere_in_a_factor(modes):
     spec = AdapterSpec(
         name="own", weight="out in", over="layer kind", factors={"D": trainable(modes, init=zeros())}, scale=raw(2)
     )

@@ -1,4 +1,4 @@
-"""Several adapters on one host, modules that are trained whole, switching off and taking off."""
+"""Several adapters on one model, modules trained in full, disabling and detaching."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def of_adapter(model, name):
 
 
 def nudge(module, by=0.5):
-    """Stands for a step of training."""
+    """Change every parameter, in place of a training step."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(by)
@@ -30,21 +30,21 @@ def nudge(module, by=0.5):
 
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj", "down"], r"layers\..*(q_proj|v_proj|down)"])
 @pytest.mark.parametrize("family", hosts.REPRESENTATIVES)
-def test_a_second_adapter_may_have_the_same_targets(family, targets):
+def test_a_second_adapter_can_have_the_same_targets(family, targets):
     model = hosts.toy()
     first = hosts.adapt(model, family, name="first")
     second = hosts.adapt(model, family, name="second", target_modules=targets)
     assert second.adapter.sites == first.adapter.sites
 
 
-def test_a_second_adapter_may_be_on_all_linear_layers():
+def test_two_adapters_can_both_be_on_all_linear_layers():
     model = hosts.toy()
     first = attach(model, families.lora(), target_modules="all-linear", rank=2, seed=0, adapter_name="first")
     second = attach(model, families.lotr(), target_modules="all-linear", rank=2, seed=0, adapter_name="second")
     assert first.adapter.sites == second.adapter.sites
 
 
-def test_a_module_to_save_may_have_the_name_of_a_kind_in_another_adapter():
+def test_a_module_to_save_can_have_the_name_of_a_kind_in_another_adapter():
     model = hosts.toy()
     hosts.adapt(model, "lora", name="first", target_modules=["q_proj"])
     second = hosts.adapt(model, "lotr", name="second", target_modules=["v_proj"], modules_to_save=["self_attn.k_proj"])
@@ -62,7 +62,7 @@ def test_two_adapters_add_up():
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_detach_in_either_order_gives_the_host_back(order):
+def test_detach_in_either_order_restores_the_model(order):
     model = hosts.toy()
     model.embed.requires_grad_(requires_grad=False)
     model.layers[0].mlp.up.bias.requires_grad_(requires_grad=False)
@@ -78,7 +78,7 @@ def test_detach_in_either_order_gives_the_host_back(order):
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_detach_in_either_order_when_the_first_one_trains_the_head(order):
+def test_detach_in_either_order_restores_a_head_that_the_first_adapter_trained(order):
     model = hosts.toy()
     before, wanted = hosts.photo(model), model(hosts.words())
     states = [hosts.adapt(model, "lotr", name="a", modules_to_save=HEAD), hosts.adapt(model, "tlora", name="b")]
@@ -90,7 +90,7 @@ def test_detach_in_either_order_when_the_first_one_trains_the_head(order):
     assert torch.equal(model(hosts.words()), wanted)
 
 
-def test_the_base_stays_frozen_under_the_adapter_that_is_left():
+def test_the_model_stays_frozen_under_the_remaining_adapter():
     model = hosts.toy()
     first = hosts.adapt(model, "lotr", name="a", modules_to_save=HEAD)
     hosts.adapt(model, "tlora", name="b")
@@ -98,7 +98,7 @@ def test_the_base_stays_frozen_under_the_adapter_that_is_left():
     assert trained(model) == of_adapter(model, "b")
 
 
-def test_a_name_is_free_again_after_detach():
+def test_a_name_can_be_used_again_after_detach():
     model = hosts.toy()
     hosts.adapt(model).detach()
     state = hosts.adapt(model)
@@ -116,7 +116,7 @@ def test_a_name_is_free_again_after_detach():
     ],
     ids=["detach", "merge", "unmerge", "disabled", "print"],
 )
-def test_a_detached_adapter_refuses_every_call(act, tmp_path):
+def test_every_call_on_a_detached_adapter_raises(act, tmp_path):
     model = hosts.toy()
     state = hosts.adapt(model, modules_to_save=HEAD)
     nudge(model.score)
@@ -127,10 +127,10 @@ def test_a_detached_adapter_refuses_every_call(act, tmp_path):
     hosts.assert_same_photo(before, hosts.photo(model))
 
 
-# ---- modules that are trained whole
+# ---- modules that are trained in full
 
 
-def test_a_module_to_save_is_trained_and_nothing_else_of_the_host():
+def test_only_modules_to_save_are_trained_besides_the_adapter():
     model = hosts.toy()
     model.score.bias.requires_grad_(requires_grad=False)
     state = hosts.adapt(model, modules_to_save=["score", "layers.1.norm"])
@@ -143,7 +143,7 @@ def test_a_module_to_save_is_trained_and_nothing_else_of_the_host():
     assert model.score.weight.requires_grad
 
 
-def test_disabled_is_the_host_without_adapter_and_without_trained_head():
+def test_disabled_gives_the_model_without_adapter_and_without_trained_head():
     model = hosts.toy()
     wanted = model(hosts.words())
     state = hosts.adapt(model, modules_to_save=HEAD)
@@ -159,7 +159,7 @@ def test_disabled_is_the_host_without_adapter_and_without_trained_head():
     assert hosts.photo(model)["flags"] == flags
 
 
-def test_disabled_ends_with_an_error_inside_of_it():
+def test_an_error_inside_disabled_enables_the_adapter_again():
     model = hosts.toy()
     state = hosts.adapt(model, modules_to_save=HEAD)
     nudge(model.score)
@@ -169,7 +169,7 @@ def test_disabled_ends_with_an_error_inside_of_it():
     assert torch.equal(model(hosts.words()), adapted)
 
 
-def test_disabled_switches_one_adapter_of_two():
+def test_disabled_affects_only_its_own_adapter():
     model = hosts.toy()
     first = hosts.adapt(model, "lotr", name="first")
     wanted = model(hosts.words())
@@ -184,8 +184,8 @@ def test_disabled_switches_one_adapter_of_two():
 
 
 @pytest.mark.parametrize("saved", [None, HEAD])
-def test_a_reference_under_disabled_between_forward_and_backward(saved):
-    """As in a loss that holds the model near to its base."""
+def test_a_disabled_forward_before_backward_does_not_change_gradients(saved):
+    """A loss that keeps the model close to its base needs this."""
 
     def gradients(reference_first):
         model = hosts.toy()
@@ -206,7 +206,7 @@ def test_a_reference_under_disabled_between_forward_and_backward(saved):
         hosts.close(found[name], gradient)
 
 
-def test_a_file_written_while_disabled_holds_what_was_trained(tmp_path):
+def test_a_file_saved_while_disabled_holds_the_trained_values(tmp_path):
     model = hosts.toy()
     state = hosts.adapt(model, modules_to_save=HEAD)
     nudge(model.score)
@@ -218,7 +218,7 @@ def test_a_file_written_while_disabled_holds_what_was_trained(tmp_path):
     assert torch.equal(fresh(hosts.words()), wanted)
 
 
-def test_detach_while_disabled_gives_the_host_back():
+def test_detach_while_disabled_restores_the_model():
     model = hosts.toy()
     before = hosts.photo(model)
     state = hosts.adapt(model, modules_to_save=HEAD)
@@ -241,7 +241,7 @@ def test_a_module_to_save_survives_a_cast():
     assert torch.equal(model.score.weight, wanted.double())
 
 
-def test_floating_buffers_of_a_module_to_save_come_back_too():
+def test_detach_restores_floating_point_buffers_of_a_module_to_save():
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4))
     before = hosts.photo(model)["tensors"]
     state = attach(model, families.lora(), target_modules=["0"], rank=1, modules_to_save=["1"], seed=0)

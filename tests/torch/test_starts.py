@@ -1,4 +1,4 @@
-"""Starts that are read from the weights of a host: the model computes as before, and the file brings them back."""
+"""Starting values computed from the weights of a model: its outputs do not change, and a file restores them."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def train(host, state):
 
 
 @pytest.mark.parametrize("spec", READ, ids=lambda spec: spec.name)
-def test_the_model_starts_as_it_was_and_comes_back_from_the_file(spec, host, tmp_path):
+def test_attach_changes_no_output_and_load_restores_the_trained_model(spec, host, tmp_path):
     x = torch.randn(5, 8)
     before = host(x).detach()
     state = attach(host, spec, target_modules=r"\d\.0", rank=2, seed=0)
@@ -62,20 +62,20 @@ def test_the_model_starts_as_it_was_and_comes_back_from_the_file(spec, host, tmp
         assert torch.equal(again.delta(f"{layer}.0"), update)
 
 
-def test_the_start_is_that_of_the_core(host):
+def test_the_starting_values_equal_those_of_the_core(host):
     weights = {f"{layer}.0": host[layer][0].weight.detach().numpy() for layer in range(3)}
     state = attach(host, families.pissa(), target_modules=r"\d\.0", rank=2, seed=0)
     for name, value in tnadapt.init(state.adapter, weights).items():
         assert np.array_equal(state.params()[name].detach().numpy(), value.astype(np.float32))
 
 
-def test_a_start_that_is_read_is_in_the_state_dict(host):
+def test_starting_values_from_weights_are_in_the_state_dict(host):
     attach(host, families.pissa(), target_modules=r"\d\.0", rank=2, seed=0)
     assert sum(name.endswith(":start") for name in host.state_dict()) == 6
 
 
-def test_a_weight_of_whole_numbers_has_no_start(host):
+def test_starting_values_from_an_integer_weight_raise(host):
     host[0][0].weight = nn.Parameter(torch.ones(8, 8, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(SiteError, match=r"0\.0: a start is read from a floating-point weight\.\nHowever, it is torch"):
+    with pytest.raises(SiteError, match=r"0\.0: expected a floating-point weight .*, got torch\.int8"):
         attach(host, families.pissa(), target_modules=r"\d\.0", rank=2, seed=0)
     assert not [name for name, _ in host.named_children() if name.startswith("tnadapt")]

@@ -1,6 +1,6 @@
-"""One process of a distributed run, which writes the gradients that it found to FOLDER.
+"""One process of a distributed run: train and write the gradients to FOLDER.
 
-`worker.py FOLDER RANK WORLD`, or `accelerate launch ... worker.py FOLDER`, which tells rank and world.
+Run `worker.py FOLDER RANK WORLD`, or `accelerate launch ... worker.py FOLDER`, which sets rank and world.
 """
 
 import sys
@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.torch import hosts  # the line above makes it known
+from tests.torch import hosts  # needs the line above
 
 FAMILIES = ("lora", "lotr", "lorta", "tlora", "vera")
 KINDS = ("replicas", "shards")
@@ -33,7 +33,7 @@ def sharded(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def train(kind: str, family: str, rank: int, world: int, *, by_accelerate: bool) -> dict[str, torch.Tensor]:
-    """Gradients of the mean loss over this process's part of the batch, after two steps."""
+    """Train for two steps; return the gradients of the mean loss over this process's part of the batch."""
     model = hosts.toy()
     state = hosts.adapt(model, family)
     wrapped = sharded(model) if kind == "shards" else replicated(model, by_accelerate=by_accelerate)

@@ -1,4 +1,4 @@
-"""The command line `tnadapt`."""
+"""The command-line program `tnadapt`."""
 
 from tnadapt._command.main import main
 

@@ -1,4 +1,4 @@
-"""The command `tnadapt compress`: a trained adapter in a file becomes the closest one of another spec."""
+"""The command `tnadapt compress`: find the adapter of another spec that is closest to a trained one, and save it."""
 
 import argparse
 from collections.abc import Callable, Iterator
@@ -23,23 +23,27 @@ RANK = 8
 
 
 def add_words(parser: argparse.ArgumentParser) -> None:
-    """The words that the command takes."""
-    parser.add_argument("source", type=Path, metavar="DIR|FILE", help="a checkpoint of PEFT, or a file of ours")
+    """Add the arguments of the command to its parser."""
+    parser.add_argument("source", type=Path, metavar="DIR|FILE", help="a PEFT checkpoint, or a tnadapt file")
     parser.add_argument(
-        "--to", type=spec_named, required=True, metavar="FAMILY|FILE.py:NAME", help="the spec of the answer"
+        "--to", type=spec_named, required=True, metavar="FAMILY|FILE.py:NAME", help="the spec of the new adapter"
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="written as .safetensors")
-    parser.add_argument("--rank", type=rank_of, metavar="R", help=f"of every bond ({RANK}), or p=8,q=4")
-    parser.add_argument("--seed", type=int, default=0, help="of frozen factors and of random starts")
-    parser.add_argument("--sweeps", type=whole_number, default=SWEEPS, metavar="N", help=f"at most ({SWEEPS})")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="safetensors file to write")
+    parser.add_argument("--rank", type=rank_of, metavar="R", help=f"rank of every bond, or p=8,q=4 (default {RANK})")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the frozen factors and of random starting values")
+    parser.add_argument(
+        "--sweeps", type=whole_number, default=SWEEPS, metavar="N", help=f"most sweeps (default {SWEEPS})"
+    )
 
 
 def compress_checkpoint(options: argparse.Namespace) -> int:
-    """Read, project, write, tell; nothing is written where anything fails."""
+    """Read an adapter, compress it, write the result and print a summary. Write nothing if any step fails."""
     path: Path = options.output
     if not path.parent.is_dir() or path.is_dir():
-        what = "is a folder" if path.is_dir() else "there is no such folder"
-        raise FormatError(f"{path}: names the file that is written.\nHowever, {what}.")
+        what, todo = "a folder", "Name a file in it."
+        if not path.is_dir():
+            what, todo = "a file in a folder that does not exist", f"Create the folder {path.parent} first."
+        raise FormatError(f"{path}: expected the path of the file to write, got {what}.\n{todo}")
     rank: Rank | None = RANK if options.rank is None else options.rank
     source = _read(options.source)
     with _bar() as tell:
@@ -68,13 +72,13 @@ def _print(given: Adapter, found: Compression, sizes: tuple[int, int], path: Pat
     rows += [(site.path, " x ".join(map(str, site.shape)), f"{error:.3g}") for site, error in found.errors.items()]
     console.print(table_of(rows, left=2), "")
     before, after = count(given).trainable, count(found.adapter).trainable
-    totals = [("", "before", "after", "part")]
+    totals = [("", "before", "after", "ratio")]
     totals += [("spec", given.spec.name, found.adapter.spec.name, "")]
-    totals += [("trained numbers", f"{before:,}", f"{after:,}", f"{after / before:.1%}")]
+    totals += [("trainable entries", f"{before:,}", f"{after:,}", f"{after / before:.1%}")]
     totals += [("bytes", f"{sizes[0]:,}", f"{sizes[1]:,}", f"{sizes[1] / sizes[0]:.1%}")]
     console.print(table_of(totals), "")
     sweeps = max(len(errors) - 1 for errors in found.history.values())
-    print_lines(console, f"relative error of all sites {found.error:.3g}, at most {sweeps} sweeps a group", str(path))
+    print_lines(console, f"total relative error {found.error:.3g}, at most {sweeps} sweeps per group", str(path))
 
 
 def _data(given: Adapter, found: Compression, sizes: tuple[int, int]) -> dict[str, Any]:
@@ -89,7 +93,7 @@ def _data(given: Adapter, found: Compression, sizes: tuple[int, int]) -> dict[st
 
 @contextmanager
 def _bar() -> Iterator[Callable[[Sweep], None]]:
-    """A bar over groups and their sweeps, on the error output."""
+    """Show a progress bar over the groups and their sweeps, on standard error."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:

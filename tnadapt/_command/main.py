@@ -1,4 +1,4 @@
-"""The command `tnadapt`: specs shown, compared, checked, drawn; adapters compressed. Errors are one line, status 2."""
+"""The command `tnadapt`: show, compare, check and draw specs; compress adapters. An error is one line and status 2."""
 
 import argparse
 import os
@@ -25,19 +25,19 @@ from tnadapt._structure import fit_rank
 __all__: list[str] = []
 
 RANK, PAIR = 8, 2
-BROKEN, FAULT, INTERRUPTED = 1, 2, 130  # exit statuses: a law does not hold; an error; Ctrl-C
-HEAD = "head"  # the mode that a host knows the size of
+BROKEN, FAULT, INTERRUPTED = 1, 2, 130  # exit statuses: a law is broken; an error; Ctrl-C
+HEAD = "head"  # the mode whose size the host gives
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit status. `arguments` are those of the process unless given."""
+    """Run one command and return the exit status. Without `arguments`, use those of the process."""
     try:
         options = _parser().parse_args(arguments)
         return int(options.run(options))
     except TnadaptError as error:
         return _fail(error, FAULT)
     except OSError as error:
-        if isinstance(error, BrokenPipeError):  # whoever read us has seen enough
+        if isinstance(error, BrokenPipeError):  # the reader of our output has closed the pipe
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return BROKEN
         return _fail(error, FAULT)
@@ -93,7 +93,7 @@ def _compare(options: argparse.Namespace) -> int:
     console.print(table_of(found.rows()))
     if over:
         told = ", ".join(f"{name} ({least:,})" for name, least in over)
-        print_lines(console, f"over the budget of {options.budget:,} at rank 1 already: {told}")
+        print_lines(console, f"over the budget of {options.budget:,} even at rank 1: {told}")
     return 0
 
 
@@ -101,7 +101,8 @@ def _check(options: argparse.Namespace) -> int:
     try:
         from tnadapt.testing import LAWS, check  # noqa: PLC0415  (hypothesis is an extra)
     except ModuleNotFoundError as error:
-        raise SpecError("check", [f"needs {error.name}: pip install 'tnadapt[testing]'"]) from None
+        text = f"expected {error.name} to be installed, got no such module.\nRun pip install 'tnadapt[testing]'."
+        raise SpecError("check", [text], "") from None
     held: list[dict[str, Any]] = []
     console = output()
     with _progress() as tell:
@@ -123,7 +124,7 @@ def _check(options: argparse.Namespace) -> int:
             return _fail(LawError(line), BROKEN)
     if options.json:
         return print_json({"spec": options.spec.name, "held": held, "broken": None})
-    print_lines(console, f"{options.spec.name} keeps all {len(held)} laws")
+    print_lines(console, f"{options.spec.name} satisfies all {len(held)} laws")
     return 0
 
 
@@ -138,7 +139,7 @@ def _draw(options: argparse.Namespace) -> int:
         try:
             write_atomically(options.output, diagram.svg().encode())
         except OSError as error:
-            raise FormatError(f"{options.output}: cannot be written: {error.strerror}") from None
+            raise FormatError(f"{options.output}: expected a writable path, got error {error.strerror!r}.") from None
         print(options.output)
     return 0
 
@@ -161,7 +162,7 @@ def _bind(spec: AdapterSpec, options: argparse.Namespace) -> Adapter:
 
 def _host(options: argparse.Namespace) -> Host:
     if options.sites is None:
-        raise SiteError("--sites: name a model or a config.json; `tnadapt list` shows the names.")
+        raise SiteError("--sites: expected a model or a config.json, got none.\nRun `tnadapt list` to see the models.")
     return find_host(options.sites)
 
 
@@ -170,7 +171,7 @@ def _sites_of(options: argparse.Namespace) -> tuple[Site, ...]:
 
 
 def _rank(spec: AdapterSpec, options: argparse.Namespace) -> Rank | None:
-    """The rank asked for; none where the spec has no bond. Several specs take those of their bonds."""
+    """Return the given rank; None if the spec has no bond. Of several specs, each takes the ranks of its own bonds."""
     asked: Rank = RANK if options.rank is None else options.rank
     if not spec.bonds:
         return None
@@ -178,7 +179,7 @@ def _rank(spec: AdapterSpec, options: argparse.Namespace) -> Rank | None:
 
 
 def _sizes(spec: AdapterSpec, sites: Iterable[Site], options: argparse.Namespace) -> dict[str, int]:
-    """The sizes asked for. An axis (head dim) is cut in heads of the host's size, where it is whole heads."""
+    """Return the given sizes. Split an axis (head dim) into heads of the host's size if its length permits that."""
     sizes = _own(spec, options.sizes, options)
     for number, axis in enumerate(spec.axes):
         if HEAD in axis and len(axis) == PAIR and not set(axis) & sizes.keys():
@@ -190,7 +191,7 @@ def _sizes(spec: AdapterSpec, sites: Iterable[Site], options: argparse.Namespace
 
 
 def _own(spec: AdapterSpec, asked: Mapping[str, int], options: argparse.Namespace) -> dict[str, int]:
-    """What is asked of one of several specs: the names that it has. Of a single one: all, so that errors come."""
+    """Return those sizes whose mode one of several specs has. A single spec gets all, and rejects unknown ones."""
     if not options.several:
         return dict(asked)
     return {mode: size for mode, size in asked.items() if mode in _modes(spec)}
@@ -201,15 +202,17 @@ def _modes(spec: AdapterSpec) -> set[str]:
 
 
 def _check_names(options: argparse.Namespace) -> None:
-    """Raises SiteError for a rank or size whose name no spec has."""
+    """Raise SiteError if a rank or a size names a mode that none of the specs has."""
     known = set().union(*map(_modes, options.specs))
     asked = {*options.sizes, *(options.rank if isinstance(options.rank, dict) else ())}
     if unknown := sorted(asked - known):
-        raise SiteError(f"{unknown[0]!r}: none of these specs has such a mode; they have {', '.join(sorted(known))}.")
+        raise SiteError(
+            f"compare: expected a mode of these specs, got {unknown[0]!r}.\nTheir modes are {', '.join(sorted(known))}."
+        )
 
 
 class _progress:
-    """A line on the error output that says what is being done, where that is a terminal."""
+    """A status line on standard error, shown only if that is a terminal."""
 
     def __enter__(self) -> Callable[[str], None]:
         self._status = Console(stderr=True).status("binding")
@@ -221,14 +224,14 @@ class _progress:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, as all errors of this command."""
+    """A parser whose errors are one line, as are all errors of this command."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(FAULT, f"tnadapt: {message}; see {self.prog} --help\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="tnadapt", description="Tensor-network adapters: what a spec is and does.")
+    parser = _Parser(prog="tnadapt", description="Show, compare, check and draw tensor-network adapters.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], int], about: str) -> argparse.ArgumentParser:
@@ -239,39 +242,44 @@ def _parser() -> argparse.ArgumentParser:
     spec = {"type": spec_named, "metavar": "FAMILY|FILE.py:NAME"}
     show = command("show", _show, "print a spec, its report, its plan and its diagram")
     show.add_argument("spec", **spec)  # type: ignore[arg-type]
-    several = command("compare", _compare, "several specs at one model, in one table")
+    several = command("compare", _compare, "compare several specs on one model, in one table")
     several.add_argument("specs", nargs="+", **spec)  # type: ignore[arg-type]
-    picture = command("draw", _draw, "draw a spec, or with --sites a sized network with its minimum cut")
+    picture = command("draw", _draw, "draw a spec, or with --sites a network with its sizes and its minimum cut")
     picture.add_argument("spec", **spec)  # type: ignore[arg-type]
-    picture.add_argument("-o", "--output", type=Path, metavar="FILE.svg", help="an SVG; without, a text")
-    laws = command("check", _check, "try every law on a spec, bound to random sites")
+    picture.add_argument("-o", "--output", type=Path, metavar="FILE.svg", help="write an SVG; else print text")
+    laws = command("check", _check, "test every law on a spec, bound to random sites")
     laws.add_argument("spec", **spec)  # type: ignore[arg-type]
-    laws.add_argument("--examples", type=whole_number, default=25, metavar="N", help="adapters a law (25)")
-    laws.add_argument("--rank", type=rank_of, metavar="R", help="of every bond, or p=8,q=4 (1 to 3 at random)")
-    smaller = command("compress", compress_checkpoint, "a trained adapter becomes the closest one of another spec")
+    laws.add_argument("--examples", type=whole_number, default=25, metavar="N", help="adapters per law (default 25)")
+    laws.add_argument("--rank", type=rank_of, metavar="R", help="rank of every bond, or p=8,q=4 (default random)")
+    smaller = command("compress", compress_checkpoint, "find the closest adapter of another spec to a trained one")
     add_words(smaller)
     several.set_defaults(several=True)
-    names = command("list", _list, "the names of families and models")
+    names = command("list", _list, "list the families and the models")
     for one in (show, several, picture):
-        one.add_argument("--sites", metavar="MODEL", help="a model's name, or a Hugging Face config.json")
+        one.add_argument("--sites", metavar="MODEL", help="the name of a model, or a Hugging Face config.json")
         one.add_argument(
-            "--target-modules", nargs="+", metavar="NAME", help="names or suffixes, or all-linear (query and value)"
+            "--target-modules", nargs="+", metavar="NAME", help="names, suffixes or all-linear (default query, value)"
         )
         ranks = one.add_mutually_exclusive_group()
-        ranks.add_argument("--rank", type=rank_of, metavar="R", help=f"of every bond ({RANK}), or p=8,q=4")
+        ranks.add_argument("--rank", type=rank_of, metavar="R", help=f"rank of every bond, or p=8,q=4 (default {RANK})")
         if one is several:
             ranks.add_argument(
-                "--budget", type=whole_number, metavar="N", help="the largest rank that trains at most N"
+                "--budget", type=whole_number, metavar="N", help="use the largest rank with at most N trainable entries"
             )
-        one.add_argument("--alpha", type=float, help="in place of the spec's")
+        one.add_argument("--alpha", type=float, help="alpha to use instead of the spec's")
         one.add_argument("--seed", type=int, default=0)
     for one in (show, several):
-        one.add_argument("--tokens", type=whole_number, default=TOKENS, help=f"tokens of a call, for costs ({TOKENS})")
         one.add_argument(
-            "--limit", type=whole_number, default=LIMIT, help=f"of one Jacobian's numbers, for freedom ({LIMIT})"
+            "--tokens", type=whole_number, default=TOKENS, help=f"tokens per call, for costs (default {TOKENS})"
+        )
+        one.add_argument(
+            "--limit",
+            type=whole_number,
+            default=LIMIT,
+            help=f"largest Jacobian, for degrees of freedom (default {LIMIT})",
         )
     for one in (show, several, smaller, picture, laws):
-        one.add_argument("--sizes", type=sizes_by_name, default={}, metavar="head=12", help="sizes of single modes")
+        one.add_argument("--sizes", type=sizes_by_name, default={}, metavar="head=12", help="sizes of individual modes")
     for one in (show, several, smaller, laws, names):
-        one.add_argument("--json", action="store_true", help="for machines")
+        one.add_argument("--json", action="store_true", help="print JSON")
     return parser

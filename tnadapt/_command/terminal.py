@@ -1,4 +1,4 @@
-"""What the command prints on: tables and plain lines on the output, progress on the error output."""
+"""Print tables, plain lines and JSON on standard output."""
 
 import json
 import sys
@@ -10,27 +10,27 @@ from rich.table import Table
 
 __all__: list[str] = []
 
-WIDE = 160  # columns where the output is no terminal
+WIDE = 160  # columns if the output is not a terminal
 
 
 def output() -> Console:
-    """The standard output; lines are never broken where it is no terminal."""
+    """Return the console of standard output. It never wraps lines unless it is a terminal."""
     return Console(width=None if sys.stdout.isatty() else WIDE, soft_wrap=not sys.stdout.isatty())
 
 
 def print_lines(console: Console, *lines: str) -> None:
-    """Lines as they are: no word in them is markup."""
+    """Print lines unchanged, without interpreting any text in them as markup."""
     console.print(*lines, sep="\n", markup=False, highlight=False)
 
 
 def print_json(data: Any) -> int:
-    """Data for machines, and status 0."""
+    """Print data as JSON and return exit status 0."""
     print(json.dumps(data, indent=1))
     return 0
 
 
 def table_of(rows: Sequence[Sequence[str]], *, left: int = 1) -> Table:
-    """A table whose columns but the first `left` stand to the right; the first row is its head."""
+    """Return a table with its first row as header. The first `left` columns are left-aligned, others right-aligned."""
     head, *body = rows
     table = Table(box=None, header_style="bold", pad_edge=False)
     for place, name in enumerate(head):

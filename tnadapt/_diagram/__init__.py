@@ -1,4 +1,4 @@
-"""The picture of a spec or a network, as SVG and as text."""
+"""Tensor-network diagrams of specs and networks, as SVG and as text."""
 
 from tnadapt._diagram.draw import Diagram, draw
 

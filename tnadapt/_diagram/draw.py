@@ -1,4 +1,4 @@
-"""The diagram of a spec or a network: an SVG for a page, a text for a terminal."""
+"""Draw the tensor-network diagram of a spec or a network: SVG for a page, text for a terminal."""
 
 import math
 import textwrap
@@ -18,10 +18,10 @@ from tnadapt.families import SpecLike, spec_of
 
 __all__ = ["Diagram", "draw"]
 
-PAD = 20.0  # from the picture to the border of its card
-LEAST = 470.0  # width of a card inside its border
-TITLE = 16.0  # size of letters
-KEY = 22.0  # width of a sign in the legend
+PAD = 20.0  # distance from the picture to the border of its card
+LEAST = 470.0  # smallest width of a card inside its border
+TITLE = 16.0  # font size
+KEY = 22.0  # width of a symbol in the legend
 FONT = "system-ui, -apple-system, 'Segoe UI', 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
 PAPER, RIM, INK, QUIET = "#fcfcfd", "#d0d7de", "#1f2937", "#57606a"
 FILL, EDGE, SITE, CUT = "#dbeafe", "#1e3a8a", "#b45309", "#cf222e"
@@ -35,11 +35,11 @@ HATCH = (
 
 @dataclass(frozen=True)
 class Diagram:
-    """A picture of a network: `svg()` for a page, `str()` for a terminal.
+    """A diagram of a network: `svg()` for a page, `str()` for a terminal.
 
-    Factors are nodes, hatched where frozen, with a double border where one serves several sites; modes are edges, with
-    a dot where they join more than two ends; out legs leave on the left, in legs on the right, dashed legs are site
-    modes. `boxes` are all nodes, dots and texts as they are placed, `strokes` all lines.
+    Factors are nodes. A frozen factor is hatched; a factor that several sites share has a double border. Modes are
+    edges, with a dot where they join more than two ends. Out legs point to the left and in legs to the right; dashed
+    legs are site modes. `boxes` are all nodes, dots and texts with their positions; `strokes` are all lines.
     """
 
     title: str
@@ -50,11 +50,11 @@ class Diagram:
     height: int
 
     def __str__(self) -> str:
-        """The text: at most 100 columns, a row for every factor, a column for every mode."""
+        """Return the diagram as text of at most 100 columns, with one row per factor and one column per mode."""
         return self.text
 
     def svg(self) -> str:
-        """A whole SVG document, without scripts or references, on a light ground of its own."""
+        """Return a complete SVG document with a light background, without scripts or references."""
         factors = [box for box in self.boxes if box.kind in ("factor", "key")]
         lines = [
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{self.width}" height="{self.height}" '
@@ -73,14 +73,17 @@ class Diagram:
 
 @answers(SpecError)
 def draw(of: SpecLike | Network | Adapter) -> Diagram:
-    """The diagram of a spec, by the names of its modes; or of a network, with sizes and the cut that bounds its rank.
+    """Draw the diagram of a spec, or of a network with its sizes and the minimum cut that bounds its rank.
 
     Args:
-        of: an `AdapterSpec`, a family or its name; or one of an adapter's `networks`. Of an adapter its network is
-            drawn, or its spec where its groups have several networks.
+        of: an `AdapterSpec`, a family or its name, one of an adapter's `networks`, or an adapter. For an adapter this
+            draws its network, or its spec if its groups have several networks.
+
+    Returns:
+        The diagram.
 
     Raises:
-        SpecError: anything else.
+        SpecError: if `of` is anything else.
     """
     if isinstance(of, Adapter):
         kinds = set(of.networks)
@@ -113,7 +116,7 @@ def draw(of: SpecLike | Network | Adapter) -> Diagram:
 
 
 def _card(title: str, notes: Sequence[str], subject: Subject, picture: Scene, text: str) -> Diagram:
-    """The picture under its title and over its legend."""
+    """Return the diagram: the title, the picture below it, the legend at the bottom."""
     inner = max(LEAST, picture.width)
     limit = int(max(inner, 720.0) / (0.62 * SMALL))
     heads = [*textwrap.wrap(title, int(limit * 0.7)), *(line for note in notes for line in textwrap.wrap(note, limit))]
@@ -136,7 +139,7 @@ def _card(title: str, notes: Sequence[str], subject: Subject, picture: Scene, te
 
 
 def _legend(subject: Subject, inner: float, y: float, boxes: list[Box], strokes: list[Stroke]) -> float:
-    """A line that explains the signs in use, and where it ends."""
+    """Add a legend of the symbols in use. Return the y coordinate of its lower end."""
     kinds = {factor.trainable for factor in subject.factors.values()}
     items = [("trained", True), ("frozen", False)]
     signs: list[tuple[str, Box | Stroke]] = []
@@ -165,7 +168,7 @@ def _number(value: float) -> str:
 
 
 def _path(stroke: Stroke) -> str:
-    """A stroke as an SVG path, its level pieces as lines."""
+    """Return a stroke as an SVG path, with its straight pieces as lines."""
     points, steps = stroke.points, []
     for at in range(1, len(points), 3):
         start, piece = points[at - 1], points[at : at + 3]
@@ -183,7 +186,7 @@ def _pair(point: Point) -> str:
 
 
 def _drawn(box: Box) -> Iterator[str]:
-    """A box as SVG: a node with its name, a dot, or a text."""
+    """Yield the SVG of a box: a node with its name, a dot, or a text."""
     if box.kind in ("factor", "key"):
         yield f'<g class="{box.kind}{" frozen" if box.is_frozen else ""}{" shared" if box.is_shared else ""}">'
         yield from _node(box)

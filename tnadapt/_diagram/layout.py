@@ -1,4 +1,4 @@
-"""Where the cells of a layered picture lie: layers from left to right, no cell over another, edges around them."""
+"""Lay out a layered diagram: layers from left to right, cells that do not overlap, edges that avoid the cells."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,19 +12,19 @@ Point = tuple[float, float]
 Link = tuple[Key, Key]  # the left end first
 Layers = list[list[Key]]
 
-ROOM = 14.0  # between two cells of one layer
-NEAR, FAR = 26.0, 66.0  # between two layers: the steeper the edges, the wider
-SWEEPS, SOFT = 60, 40  # of heights; after the soft ones, cells try to be level with a neighbour
-STIFF = 8.0  # how much more a bend of a long edge is kept straight than a cell
+ROOM = 14.0  # gap between two cells of one layer
+NEAR, FAR = 26.0, 66.0  # gap between two layers: the steeper the edges, the wider
+SWEEPS, SOFT = 60, 40  # passes over the heights; after the soft ones, cells align with a neighbour
+STIFF = 8.0  # weight of a bend of a long edge, relative to a cell
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A rectangle to be placed: it has a line at some height, where its edges end, and room above and below that line.
+    """A rectangle to place: a line at which its edges end, with space `above` and `below` that line.
 
-    `layer`s must differ along every edge. `inset` is how far inside the cell edges end, from either side; `spread` how
-    far apart the ends on one side are (the cell grows with them); `align` where it stands in a wider layer, from 0
-    (left) to 1 (right). A layer of fixed cells keeps its order.
+    The two ends of an edge must have different `layer`s. `inset` is the distance from a side of the cell to the ends
+    of its edges, inside the cell; `spread` is the distance between two ends on one side (the cell grows with them);
+    `align` is the position in a wider layer, from 0 (left) to 1 (right). A layer of fixed cells keeps its order.
     """
 
     layer: int
@@ -35,15 +35,15 @@ class Cell:
     spread: float = 0.0
     align: float = 0.5
     is_fixed: bool = False
-    turns: bool = False  # its edges come from one side and end upright
-    leans: bool = False  # of its two neighbours it is level with one, rather than between both
+    turns: bool = False  # its edges come from one side and end vertically
+    leans: bool = False  # it aligns with one neighbour instead of lying between two
 
 
 @dataclass(frozen=True)
 class Stack:
-    """Two cells of one layer that are joined by way of `middle`: if they come to lie one on the other, directly.
+    """Two cells of one layer, joined through `middle`, or directly if they come to lie one above the other.
 
-    `width` and `height` are the room that is kept between them.
+    `width` and `height` are the size of the space between them.
     """
 
     middle: Key
@@ -52,24 +52,24 @@ class Stack:
     height: float
 
 
-BEND = Cell(layer=0, width=0.0, above=2.0, below=2.0, leans=True)  # where a long edge passes a layer
+BEND = Cell(layer=0, width=0.0, above=2.0, below=2.0, leans=True)  # where a long edge crosses a layer
 
 
 class Layout:
-    """Cells by their left end and their line, edges as a start and three points for every cubic piece.
+    """The positions of cells, and the routes of edges as a start and three points per cubic piece.
 
-    First the layers are ordered for few crossings, then come heights that keep edges straight, then widths. An edge
-    runs level through the layers and bends only between them, so it meets no cell but its own.
+    The layers are ordered first, for few crossings; then heights are chosen that keep edges straight; then widths. An
+    edge is horizontal inside the layers and bends only between them, so it touches no cell but those at its ends.
 
     Attributes:
-        cells: those that have a place, grown where many edges end.
-        joined: by its middle every stack that was joined directly, upper end first; the middle has no place.
-        spots: left end and line of each cell.
-        routes: an edge each, as the links came; without points where a stack was joined directly.
+        cells: the placed cells, enlarged where many edges end.
+        joined: middle -> (upper, lower) for every stack that is joined directly; its middle is not placed.
+        spots: the left end and the line of each cell.
+        routes: one route per link, in the given order; without points if a stack is joined directly.
     """
 
     def __init__(self, cells: Mapping[Key, Cell], links: Sequence[Link], stacks: Sequence[Stack]) -> None:
-        """Args: what is placed, its edges, and which cells are better joined directly if they lie together."""
+        """Args: the cells, their edges, and the pairs of cells to join directly if they become neighbours."""
         numbers = {layer: number for number, layer in enumerate(sorted({cell.layer for cell in cells.values()}))}
         self.cells = dict(cells)
         self.layers: Layers = [[] for _ in numbers]
@@ -87,9 +87,9 @@ class Layout:
         self.bottom = max(self.heights[key] + cell.below for key, cell in self.cells.items())
 
     def _join(self, stacks: Sequence[Stack]) -> None:
-        """Take out the middles of the stacks whose two cells are neighbours.
+        """Remove the middle of each stack whose two cells are neighbours.
 
-        What the lower one has above it is turned down for that, unless another cell is joined there.
+        The lower cell is turned upside down, so that its upper side is free, unless another cell is joined there.
         """
         spot = {key: (number, at) for number, layer in enumerate(self.layers) for at, key in enumerate(layer)}
         self._room: dict[Key, Stack] = {}
@@ -114,7 +114,7 @@ class Layout:
         ]
 
     def _spread_ends(self) -> None:
-        """How far below the line of a cell each of its edges ends: spread evenly, in the order of their other ends."""
+        """Find how far below its cell's line each edge ends: spread evenly, in the order of the other ends."""
         spot = {key: number for layer in self.layers for number, key in enumerate(layer)}
         self.ports: dict[tuple[Key, Link], float] = {}
         for key in spot:
@@ -130,7 +130,7 @@ class Layout:
                 self.cells[key] = replace(cell, above=cell.above + more, below=cell.below + more)
 
     def _heights(self) -> dict[Key, float]:
-        """Each cell as near to the mean, then to the median of its neighbours as its layer allows, over and over."""
+        """Move each cell towards the mean, later towards the median of its neighbours, in repeated sweeps."""
         pulls: dict[Key, list[tuple[Key, float]]] = {key: [] for layer in self.layers for key in layer}
         for piece in self.pieces:
             left, right = piece
@@ -148,9 +148,9 @@ class Layout:
         return {key: float(round(height)) for key, height in heights.items()}
 
     def _settled(self, layer: Sequence[Key], wished: Sequence[float]) -> dict[Key, float]:
-        """The heights nearest to those wished, in least squares, that keep the layer's order and room.
+        """Return the heights closest to the wished ones, in least squares, that keep the layer's order and gaps.
 
-        With the room subtracted that is a regression by a rising sequence, solved by pooling neighbours.
+        With the gaps subtracted this is isotonic regression, solved by pooling adjacent violators.
         """
         offsets = [0.0]
         for upper, lower in pairwise(layer):
@@ -168,7 +168,7 @@ class Layout:
         return {key: mean + offset for key, mean, offset in zip(layer, means, offsets, strict=True)}
 
     def _widths(self) -> None:
-        """Where each layer begins and ends, and each cell in it."""
+        """Find where each layer, and each cell in it, begins and ends."""
         self._layer_of = {key: number for number, layer in enumerate(self.layers) for key in layer}
         steep = [0.0] * len(self.layers)
         for piece in self.pieces:
@@ -188,7 +188,7 @@ class Layout:
             self.spots[key] = (left + cell.align * (right - left - cell.width), self.heights[key])
 
     def _route(self, chain: tuple[Key, ...]) -> tuple[Point, ...]:
-        """Level out of the first cell, through the gaps in bends, level into the last cell."""
+        """Return the route of an edge: horizontal at both ends and inside layers, bent in the gaps between layers."""
         path: list[Point] = []
         for piece in pairwise(chain):
             start, end = piece
@@ -208,7 +208,7 @@ class Layout:
 
 
 def _wish(cell: Cell, near: Sequence[float], sweep: int) -> float:
-    """The height that a cell would have: as its neighbours have it, level with one of them where that looks better."""
+    """Return the height that suits a cell best: between its neighbours, or level with one of them."""
     if sweep >= SOFT and cell.leans:
         return median_low(near)
     return median(near) if sweep >= SOFT and cell.spread else fmean(near)
@@ -221,7 +221,7 @@ def _pieces(chains: Sequence[tuple[Key, ...]]) -> list[Link]:
 def _chain(
     link: Link, number: int, cells: Mapping[Key, Cell], numbers: Mapping[int, int], layers: Layers
 ) -> tuple[Key, ...]:
-    """The two ends of an edge, and between them a bend in every layer that it passes; the bends join their layers."""
+    """Return the ends of an edge with a bend in every layer between them. Add the bends to their layers."""
     left, right = link
     passed = range(numbers[cells[left].layer] + 1, numbers[cells[right].layer])
     bends = tuple((f"bend {number}", str(layer)) for layer in passed)
@@ -231,7 +231,7 @@ def _chain(
 
 
 def _ordered(layers: Layers, pieces: Sequence[Link], fixed: Sequence[bool]) -> Layers:
-    """By barycentres, to and fro; the best of all sweeps, then neighbours swapped while that helps."""
+    """Order each layer by barycentres in alternating sweeps, keep the best, then swap neighbours while that helps."""
     near: tuple[dict[Key, list[Key]], ...] = ({}, {})  # to the left, to the right
     for left, right in pieces:
         near[0].setdefault(right, []).append(left)
@@ -265,7 +265,7 @@ def _swapped(layers: Layers, least: int, pieces: Sequence[Link], fixed: Sequence
 
 
 def _spots(layer: Sequence[Key]) -> Iterable[tuple[Key, float]]:
-    """Every cell's place in its layer, in parts of the layer, so that layers of unlike length compare."""
+    """Return the position of each cell in its layer as a fraction of the layer, comparable between layers."""
     return ((key, (spot + 0.5) / len(layer)) for spot, key in enumerate(layer))
 
 
@@ -278,12 +278,12 @@ def _crossings(layers: Layers, pieces: Sequence[Link]) -> int:
 
 
 def level(start: Point, end: Point) -> list[Point]:
-    """A straight cubic piece, without its start; nothing where start and end are one."""
+    """Return a straight cubic piece without its start; nothing if start and end are equal."""
     (x, y), (u, v) = start, end
     return [] if start == end else [((2 * x + u) / 3, (2 * y + v) / 3), ((x + 2 * u) / 3, (y + 2 * v) / 3), end]
 
 
 def bent(start: Point, end: Point) -> list[Point]:
-    """A cubic piece that leaves and arrives level, without its start."""
+    """Return a cubic piece, horizontal at both ends, without its start."""
     middle = (start[0] + end[0]) / 2
     return level(start, end) if start[1] == end[1] else [(middle, start[1]), (middle, end[1]), end]

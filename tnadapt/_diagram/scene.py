@@ -1,4 +1,4 @@
-"""What a picture of a network shows: its factors, modes and legs as cells to be placed, then as boxes and strokes."""
+"""Turn a network into boxes and strokes: its factors, modes and legs become cells, which the layout places."""
 
 import math
 import unicodedata
@@ -11,24 +11,24 @@ from tnadapt._diagram.subject import Subject
 
 __all__: list[str] = []
 
-SMALL, PLAIN = 12.0, 14.0  # sizes of letters: labels, and names of factors
+SMALL, PLAIN = 12.0, 14.0  # font sizes: of labels, and of the names of factors
 LINE = SMALL + 4.0
-NODE = 30.0  # height of a factor with one edge on a side
-PORT = 18.0  # between two edges on one side of a factor
-LEG = 14.0  # length of a site mode's leg
-STEM, BELOW = 16.0, 26.0  # between a dot and the vectors above it, and below it, beside its name
-DOT = 4.0  # half the width of a dot
-MARK = 16.0  # width kept for the mark of a cut
+NODE = 30.0  # height of a factor with one edge per side
+PORT = 18.0  # distance between two edges on one side of a factor
+LEG = 14.0  # length of the leg of a site mode
+STEM, BELOW = 16.0, 26.0  # distance from a dot to the vectors above it, and to those below it
+DOT = 4.0  # radius of a dot
+MARK = 16.0  # width reserved for the mark of a cut
 BRACKET = 10.0
 SPACE = 10.0
 
 
 @dataclass(frozen=True)
 class Box:
-    """Something placed, by its upper left corner; no two of a picture overlap.
+    """A placed node, dot or text, given by its upper left corner. The boxes of a picture do not overlap.
 
-    `kind` is one of factor, dot, mode, end, site, axis, key (of the legend), note and title; `of` is the factor or
-    the mode that it belongs to.
+    `kind` is one of factor, dot, mode, end, site, axis, key (of the legend), note and title. `of` is the factor or the
+    mode that the box belongs to.
     """
 
     kind: str
@@ -44,15 +44,15 @@ class Box:
     is_cut: bool = False
 
     def moved(self, right: float, down: float) -> "Box":
-        """The same elsewhere."""
+        """Return a copy, shifted."""
         return replace(self, x=self.x + right, y=self.y + down)
 
 
 @dataclass(frozen=True)
 class Stroke:
-    """A line of cubic pieces: a start, then three points for every piece.
+    """A line of cubic pieces: a start, then three points per piece.
 
-    `kind` is one of mode, site, cut and axis; `of` is the mode (of an axis: the modes), `ends` what it joins.
+    `kind` is one of mode, site, cut and axis. `of` is its mode (all modes, for an axis); `ends` are what it joins.
     """
 
     kind: str
@@ -62,12 +62,12 @@ class Stroke:
     is_cut: bool = False
 
     def moved(self, right: float, down: float) -> "Stroke":
-        """The same elsewhere."""
+        """Return a copy, shifted."""
         return replace(self, points=tuple((x + right, y + down) for x, y in self.points))
 
 
 def text_width(text: str, size: float) -> float:
-    """A generous estimate, in pixels, of a text in a sans-serif font."""
+    """Return a generous estimate of the width of a text in a sans-serif font, in pixels."""
     wide = {"W": 1.05, "F": 1.05}
     return size * sum(
         wide.get(unicodedata.east_asian_width(letter), 0.76 if letter.isupper() or letter in "mw" else 0.62)
@@ -96,7 +96,7 @@ def _cells(subject: Subject) -> tuple[dict[Key, Cell], list[tuple[Link, str]]]:
 
 
 def _layer_of_mode(subject: Subject, mode: str, last: int) -> int:
-    """In the middle of its carriers, but in no layer of one; outside of all of them if the mode is open."""
+    """Return a layer between the carriers of a mode but without any of them; outside them all if the mode is open."""
     held = sorted(2 * subject.columns[name] for name in subject.carriers[mode] if name in subject.columns)
     if mode in subject.outs:
         return held[0] - 1 if held else -1
@@ -142,7 +142,7 @@ def _cell(subject: Subject, key: Key, layer: int, links: Sequence[tuple[Link, st
 
 
 def _stacks(subject: Subject, cells: Mapping[Key, Cell]) -> list[Stack]:
-    """The bonds of two factors in one column: best drawn upright, if the two come to lie one on the other."""
+    """Return the bonds between two factors of one column. They are vertical if the factors become neighbours."""
     found = []
     for key, cell in cells.items():
         if cell.turns:
@@ -153,7 +153,7 @@ def _stacks(subject: Subject, cells: Mapping[Key, Cell]) -> list[Stack]:
 
 
 def _rows(subject: Subject, mode: str) -> tuple[list[str], list[str]]:
-    """The vectors above a dot, and the one below it: there is room for one beside the name of the mode."""
+    """Return the vectors above a dot and those below it, at most one, since the name of the mode is there too."""
     vectors = subject.vectors.get(mode, [])
     return (vectors[:-1], vectors[-1:]) if len(vectors) > 1 else (vectors, [])
 
@@ -173,17 +173,17 @@ def _stubs(subject: Subject, name: str) -> list[str]:
 
 
 def _node_size(subject: Subject, name: str) -> tuple[float, float]:
-    """The width of a factor with the legs of its site modes, and how high these legs stand above it."""
+    """Return the width of a factor with the legs of its site modes, and the height of these legs."""
     stubs = _stubs(subject, name)
     legs = sum(text_width(subject.label(mode), SMALL) for mode in stubs) + SPACE * max(0, len(stubs) - 1)
     return max(_node_width(name), legs), LEG + LINE if stubs else 0.0
 
 
 class Scene:
-    """All that is drawn of a network: `boxes` and `strokes`, from 0, 0 to `width`, `height`."""
+    """The whole drawing of a network: `boxes` and `strokes`, from (0, 0) to (`width`, `height`)."""
 
     def __init__(self, subject: Subject) -> None:
-        """Place the cells, then draw what is in them."""
+        """Place the cells, then draw their contents."""
         self.subject = subject
         self.boxes: list[Box] = []
         cells, links = _cells(subject)
@@ -210,7 +210,7 @@ class Scene:
         self._node(name, (spot[0] + cell.width / 2, spot[1]), half)
 
     def _node(self, name: str, middle: Point, half: float) -> None:
-        """A factor around its middle, and on the side where `half` points (up is less) a leg for each site mode."""
+        """Draw a factor around its middle, and a leg per site mode above it (`half` < 0) or below it (`half` > 0)."""
         subject, (x, y), width, tall = self.subject, middle, _node_width(name), abs(half)
         is_frozen, is_shared = not subject.factors[name].trainable, subject.is_shared(name)
         place, size = (x - width / 2, y - tall), (width, 2 * tall)
@@ -227,7 +227,7 @@ class Scene:
             left += wide + SPACE
 
     def _mode(self, mode: str, cell: Cell, spot: Point) -> None:
-        """The name of a bond over its line; or the dot of a hyperedge, its name, and its vectors."""
+        """Draw the name of a bond above its line, or the dot of a hyperedge with its name and its vectors."""
         subject, x, y = self.subject, spot[0] + cell.width / 2, spot[1]
         label, is_cut = subject.label(mode), mode in subject.cut
         text = text_width(label, SMALL)
@@ -253,7 +253,7 @@ class Scene:
                 left += wide + SPACE
 
     def _stacked(self, mode: str, ends: tuple[str, str], start: Point, bottom: float) -> None:
-        """A bond between two factors, one on the other: upright, its name beside it."""
+        """Draw a bond between two factors, one above the other: a vertical line with its name beside it."""
         label, is_cut, (x, top) = self.subject.label(mode), mode in self.subject.cut, start
         self.strokes.append(Stroke("mode", mode, line(start, (x, bottom)), ends, is_cut))
         place = (x + SPACE, (top + bottom - LINE) / 2)
@@ -265,7 +265,7 @@ class Scene:
             )
 
     def _end(self, mode: str, cell: Cell, spot: Point) -> None:
-        """The name at the far end of an open leg, written towards its line."""
+        """Draw the name at the far end of an open leg, aligned with its line."""
         label, is_left, is_cut = self.subject.label(mode), mode in self.subject.outs, mode in self.subject.cut
         text = text_width(label, SMALL)
         x = spot[0] if is_left else spot[0] + cell.width - text
@@ -275,13 +275,13 @@ class Scene:
             self._mark(mode, (x + text + 4 + MARK / 2 if is_left else x - 4 - MARK / 2, spot[1]))
 
     def _mark(self, mode: str, at: Point) -> None:
-        """A short stroke across a mode that the cut parts."""
+        """Draw a short stroke across a mode of the minimum cut."""
         if mode in self.subject.cut:
             points = line((at[0] - 3, at[1] + 8), (at[0] + 3, at[1] - 8))
             self.strokes.append(Stroke("cut", mode, points, (mode,), is_cut=True))
 
     def _bracket(self, number: int) -> None:
-        """The legs of one split axis, joined: a bracket beside them, with the size of the axis."""
+        """Draw a bracket beside the legs of a split axis, with the size of the axis."""
         subject, axis, is_left = self.subject, self.subject.axes[number], number == 0
         ends = [box for box in self.boxes if box.kind == "end" and box.of in axis]
         if len(ends) == 1:
@@ -299,7 +299,7 @@ class Scene:
         self.boxes.append(Box("axis", text, x, (top + bottom - LINE) / 2, wide, LINE, " ".join(axis)))
 
     def _free_row(self, layout: Layout) -> None:
-        """Below the network: scalars, which multiply it, and site modes that no factor carries."""
+        """Draw, below the network, its scalar factors and the site modes that no factor carries."""
         subject, scalars = self.subject, self.subject.scalars
         carried = {mode for factor in subject.factors.values() for mode in factor.modes}
         idle = {mode: f"{subject.label(mode)} (in no factor)" for mode in subject.over if mode not in carried}
@@ -317,7 +317,7 @@ class Scene:
             left += wide + 2 * SPACE
 
     def _shift(self) -> None:
-        """Bring the upper left corner to 0, 0."""
+        """Shift everything so that the upper left corner is (0, 0)."""
         points = [point for stroke in self.strokes for point in stroke.points]
         points += [(box.x, box.y) for box in self.boxes]
         points += [(box.x + box.width, box.y + box.height) for box in self.boxes]
@@ -328,5 +328,5 @@ class Scene:
 
 
 def line(*corners: Point) -> tuple[Point, ...]:
-    """Straight pieces from corner to corner."""
+    """Return straight pieces from corner to corner."""
     return (corners[0], *(point for start, end in pairwise(corners) for point in level(start, end)))

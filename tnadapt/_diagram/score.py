@@ -1,4 +1,4 @@
-"""A network as text: a row for every factor, a column for every mode, a dot where the factor carries the mode."""
+"""Draw a network as text: one row per factor, one column per mode, a dot where the factor carries the mode."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ from tnadapt._diagram.subject import Subject
 __all__: list[str] = []
 
 WIDTH = 100  # columns of a terminal
-LONGEST = 24  # of a name, before it is cut short
-BETWEEN = 3
+LONGEST = 24  # columns of a name; longer names are truncated
+BETWEEN = 3  # columns between two modes
 
 
 def score(subject: Subject) -> list[str]:
-    """The lines of the table; where the modes do not fit side by side, tables one below the other."""
+    """Return the lines of the table. Modes that do not fit side by side continue in another table below."""
     places = _places(subject)
     spot = {mode: number for number, (_, mode) in enumerate(places)}
     rows = sorted(
@@ -35,7 +35,7 @@ def score(subject: Subject) -> list[str]:
 
 
 def _places(subject: Subject) -> list[tuple[str, str]]:
-    """Every mode with its role: out, bonds from left to right, in, site."""
+    """Return every mode with its role, in the order out, bonds from left to right, in, site."""
     outer = (*subject.outs, *subject.ins)
     means = {
         mode: fmean([subject.columns[name] for name in carriers if name in subject.columns] or [0])
@@ -47,13 +47,13 @@ def _places(subject: Subject) -> list[tuple[str, str]]:
 
 
 def _head(subject: Subject, name: str) -> str:
-    """A factor's name, behind its mark, and before what sets it apart."""
+    """Return the start of a row: the mark of a frozen factor, its name, and whether it is shared."""
     mark = " " if subject.factors[name].trainable else "▒"
     return f"{mark} {_short(name)}" + ("  shared" if subject.is_shared(name) else "")
 
 
 def _block(subject: Subject, rows: Sequence[str], heads: Sequence[str], block: Sequence[tuple[str, str]]) -> list[str]:
-    """One table: roles, names, sizes, then the factors."""
+    """Return the lines of one table: roles, names, sizes, then the factors."""
     margin = " " * _columns(heads[0])
     roles, names, sizes, centres = "", "", "", list[int]()
     for number, (role, mode) in enumerate(block):
@@ -87,7 +87,7 @@ def _wide(subject: Subject, role: str, mode: str) -> int:
 
 
 def _columns(text: str) -> int:
-    """Columns of a terminal that a text takes: two for a wide letter, none for an accent that joins one."""
+    """Return the terminal columns that a text takes: two per wide letter, none per combining accent."""
     return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
 
 
@@ -96,7 +96,7 @@ def _padded(text: str, columns: int) -> str:
 
 
 def _short(text: str) -> str:
-    """A name, cut where it is too long."""
+    """Return a name, truncated if it is too long."""
     if _columns(text) <= LONGEST:
         return text
     while _columns(text) > LONGEST - 1:

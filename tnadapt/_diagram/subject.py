@@ -1,4 +1,4 @@
-"""What a spec and a network have in common for one who draws them: who carries what, and who stands where."""
+"""What a diagram shows, of a spec or of a network: which factors carry which modes, and the column of each factor."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ __all__: list[str] = []
 
 @dataclass(frozen=True)
 class Subject:
-    """What a spec and a network have in common; a spec has no sizes and no cut."""
+    """The parts that a spec and a network have in common. A spec has no sizes and no cut."""
 
     axes: tuple[Axis, ...]
     over: tuple[str, ...]
@@ -21,45 +21,45 @@ class Subject:
 
     @property
     def outs(self) -> tuple[str, ...]:
-        """The modes of the first axis: their legs leave on the left."""
+        """The modes of the first axis. Their legs point to the left."""
         return self.axes[0]
 
     @property
     def ins(self) -> tuple[str, ...]:
-        """The modes of all other axes: their legs leave on the right."""
+        """The modes of all other axes. Their legs point to the right."""
         return tuple(mode for axis in self.axes[1:] for mode in axis)
 
     @cached_property
     def local(self) -> dict[str, tuple[str, ...]]:
-        """The modes of each factor that are no site modes."""
+        """The modes of each factor, without site modes."""
         return {
             name: tuple(mode for mode in factor.modes if mode not in self.over) for name, factor in self.factors.items()
         }
 
     @cached_property
     def carriers(self) -> dict[str, list[str]]:
-        """The factors that carry each mode which is no site mode."""
+        """The factors that carry each mode, without site modes."""
         inner = [mode for modes in self.local.values() for mode in modes]
         modes = dict.fromkeys([*self.outs, *self.ins, *inner])
         return {mode: [name for name in self.factors if mode in self.local[name]] for mode in modes}
 
     def is_dot(self, mode: str) -> bool:
-        """Whether a mode joins more than two ends: its open end counts as one."""
+        """Return whether a mode joins more than two ends. An open leg counts as one end."""
         is_summed = mode not in (*self.outs, *self.ins)
         return len(self.carriers[mode]) > 1 + is_summed
 
     def label(self, mode: str) -> str:
-        """As in r = 8, or the name alone where there are no sizes."""
+        """Return the label of a mode: its name and size, as in r = 8, or its name alone in a spec."""
         return f"{mode} = {self.sizes[mode]:,}" if mode in self.sizes else mode
 
     def is_shared(self, name: str) -> bool:
-        """Whether one factor serves several sites: no site mode where there are some, or frozen and global."""
+        """Return whether sites share a factor: it carries no site mode, and there are some or it is frozen."""
         carries = set(self.factors[name].modes) & set(self.over)
         return not carries and (bool(self.over) or not self.factors[name].trainable)
 
     @cached_property
     def vectors(self) -> dict[str, list[str]]:
-        """Mode -> the factors that carry it alone and are drawn above its dot: diagonals, and the vectors of a CP."""
+        """Mode -> the factors that carry no other mode, drawn at its dot: diagonals, and the vectors of a CP form."""
         found: dict[str, list[str]] = {}
         for name, modes in self.local.items():
             if len(modes) == 1 and self.is_dot(modes[0]):
@@ -68,12 +68,12 @@ class Subject:
 
     @cached_property
     def scalars(self) -> list[str]:
-        """The factors that join nothing at one site."""
+        """The factors without any mode at one site."""
         return [name for name, modes in self.local.items() if not modes]
 
     @cached_property
     def columns(self) -> dict[str, int]:
-        """Where each factor stands from left to right: by how far it is from the out legs and from the in legs."""
+        """The column of each factor from left to right, from its distances to the out legs and to the in legs."""
         lone = {*self.scalars, *(name for names in self.vectors.values() for name in names)}
         away = [self._distances(modes, lone) for modes in (self.outs, self.ins)]
         share = {name: _share(away[0].get(name), away[1].get(name)) for name in self.factors if name not in lone}
@@ -81,7 +81,7 @@ class Subject:
         return {name: ranks[value] for name, value in share.items()}
 
     def _distances(self, modes: Iterable[str], lone: set[str]) -> dict[str, int]:
-        """How many factors lie on the way to each factor from these modes, itself counted."""
+        """Return the number of factors on the shortest path from these modes to each factor, including it."""
         found: dict[str, int] = {}
         waiting, seen = [(mode, 1) for mode in modes], set(modes)
         for mode, steps in waiting:
@@ -95,7 +95,7 @@ class Subject:
 
 
 def _share(out: int | None, into: int | None) -> float:
-    """0 is at the out legs, 1 at the in legs; a factor that has no way to one side stays on its own."""
+    """Return a position from 0 (out legs) to 1 (in legs). A factor not connected to one side stays near the other."""
     if out is not None and into is not None:
         return out / (out + into)
     if out is not None:

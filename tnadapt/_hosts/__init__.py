@@ -1,4 +1,4 @@
-"""The weights to adapt: sites and blocks, paths and layer indices, known models and their configs."""
+"""The weights to adapt: sites and blocks, the paths of modules, and the configs of well-known models."""
 
 from tnadapt._hosts.configs import CONFIGS
 from tnadapt._hosts.expected import expect_site, expect_sites

@@ -1,4 +1,4 @@
-"""What is known of hosts beforehand, data alone: the layouts of model types, and the configs of well-known models."""
+"""Tables of known hosts: the layouts of model types of transformers, and the configs of well-known models."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,11 +9,11 @@ __all__: list[str] = []
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where a model type of transformers has its linear layers, and under which keys its config tells their sizes.
+    """Where a model type of transformers has its linear layers, and under which keys its config stores their sizes.
 
-    `base` is the class of the bare model, `prefix` its name inside of the others. `kinds` gives (out, in) in the words
-    of `tnadapt._hosts.sizes_of_config`. A key in `optional` may be missing or null; an empty key stands for a size
-    that follows from others.
+    `base` is the class of the bare model, `prefix` its name inside the other classes. `kinds` gives (out, in) in the
+    words of `tnadapt._hosts.sizes_of_config`. A key in `optional` may be missing or null; an empty key means that the
+    size follows from the others.
     """
 
     base: str
@@ -57,7 +57,9 @@ LLAMA = Layout(
     head_size="head_dim",
     optional=("num_key_value_heads", "head_dim"),
 )
-HEAD_ONLY = ("head_dim",)  # what these types take for a missing number of key heads is no property of the model
+HEAD_ONLY = (
+    "head_dim",
+)  # for a missing number of key heads, these types use a default that says nothing about the model
 LAYOUTS = {
     "bert": BERT,
     "roberta": replace(BERT, base="RobertaModel", prefix="roberta"),
@@ -165,7 +167,7 @@ LAYOUTS = {
 
 
 def _encoder(kind: str, model: str, hidden: int, layers: int, heads: int) -> dict[str, Any]:
-    """A config whose feed-forward layer is four times as wide as the model."""
+    """Return a config whose feed-forward layer is four times as wide as the model."""
     return {
         "model_type": kind,
         "architectures": [model],
@@ -177,7 +179,7 @@ def _encoder(kind: str, model: str, hidden: int, layers: int, heads: int) -> dic
 
 
 def _gpt2(width: int, layers: int, heads: int) -> dict[str, Any]:
-    """A config of GPT-2, whose file names no width of the feed-forward layer: it is four times `width`."""
+    """Return a config of GPT-2. Its file omits the width of the feed-forward layer, which is four times `width`."""
     return {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
@@ -188,19 +190,19 @@ def _gpt2(width: int, layers: int, heads: int) -> dict[str, Any]:
 
 
 def _decoder(kind: str, model: str, sizes: Sequence[int]) -> dict[str, Any]:
-    """A config of the LLaMA kind. `sizes`: width, layers, heads, heads of keys and values, feed-forward width."""
+    """Return a config of a LLaMA-like model. `sizes`: width, layers, heads, key and value heads, feed-forward width."""
     keys = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
     return {"model_type": kind, "architectures": [model]} | dict(zip(keys, sizes, strict=True))
 
 
-# Source: config.json of the repository on huggingface.co that stands behind each row. The tests add up each row to the
-# number of parameters that is published for the model.
+# Source: config.json of the huggingface.co repository that is named at the end of each row. The tests check that the
+# sizes of each row add up to the number of parameters published for the model.
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "roberta-base": _encoder("roberta", "RobertaForMaskedLM", 768, 12, 12),  # FacebookAI/roberta-base
     "roberta-large": _encoder("roberta", "RobertaForMaskedLM", 1024, 24, 16),  # FacebookAI/roberta-large
     "bert-base-uncased": _encoder("bert", "BertForMaskedLM", 768, 12, 12),  # google-bert/bert-base-uncased
     "bert-large-uncased": _encoder("bert", "BertForMaskedLM", 1024, 24, 16),  # google-bert/bert-large-uncased
-    "deberta-v3-base": {  # microsoft/deberta-v3-base: its file names no architecture
+    "deberta-v3-base": {  # microsoft/deberta-v3-base: its file does not name an architecture
         "model_type": "deberta-v2",
         "hidden_size": 768,
         "num_hidden_layers": 12,

@@ -1,4 +1,4 @@
-"""What a function that asks for sites may be handed: sites, one site, or something that tells where they are."""
+"""Check arguments that should be sites. The error message says how to get sites from what was passed instead."""
 
 from collections.abc import Iterable, Mapping
 
@@ -13,7 +13,7 @@ EXAMPLE = 'Site("layers.0.q_proj", (out, in))'
 
 
 def expect_sites(given: object, where: str) -> tuple[Site, ...]:
-    """The sites; one by itself is taken as such. Raises SiteError for anything else; `where` begins the message."""
+    """Return the sites as a tuple; a single site is accepted. Raises SiteError for anything else, at `where`."""
     if isinstance(given, Site):
         return (given,)
     is_whole = isinstance(given, str | bytes | Host) or hasattr(given, "sites") or bool(_framework(given))
@@ -29,14 +29,14 @@ def expect_sites(given: object, where: str) -> tuple[Site, ...]:
 
 
 def expect_site(given: object, where: str) -> Site:
-    """The site. Raises SiteError for anything else."""
+    """Return the site. Raises SiteError for anything else; `where` begins the message."""
     if isinstance(given, Site):
         return given
     raise mistake(SiteError, where, "a site or its path", told(given), "Pass one of adapter.sites, or its path.")
 
 
 def _remedy(given: object) -> str:
-    """What to write in place of something that is no collection of sites."""
+    """Say what to write instead of a value that is not a collection of sites."""
     if isinstance(given, Host):
         return "Pass its sites: host.sites()."
     if hasattr(given, "sites"):
@@ -49,13 +49,13 @@ def _remedy(given: object) -> str:
 
 
 def _framework(given: object) -> str:
-    """Whose module it is: torch's or flax's; nothing for anything else."""
+    """Return "torch" or "flax" for a module of that framework, and an empty string for anything else."""
     bases = {base.__module__.partition(".")[0] for base in type(given).__mro__ if base.__name__ == "Module"}
     return next(iter(bases & {"torch", "flax"}), "")
 
 
 def _remedy_for_one(given: object) -> str:
-    """What to write in place of something in a collection that is no site."""
+    """Say what to write instead of an element that is not a site."""
     match given:
         case [str(path), [*sizes]] if all(isinstance(size, int) for size in sizes):
             return f"Write Site({path!r}, {tuple(sizes)})."

@@ -1,4 +1,4 @@
-"""Hosts without their weights: the sites of a well-known model, or of any whose Hugging Face config.json is there."""
+"""Find the sites of a host without loading its weights: by the name of a well-known model, or from a config.json."""
 
 import json
 import reprlib
@@ -19,30 +19,30 @@ __all__ = ["Host", "find_host"]
 
 ALL_LINEAR = "all-linear"
 MOST_LAYERS = 10_000
-MOST_BYTES = 2**24  # of a config.json: one that names 20,000 classes stays under a tenth of it
+MOST_BYTES = 2**24  # of a config.json; one with 20,000 class names has less than a tenth of that
 REMEDY = "Give the config.json that the model was saved with."
 BY_HAND = "Make each site by hand, as a Site."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
-    """The linear layers in the blocks of a transformer; what lies outside of the blocks (pooler, head) is left out.
+    """The linear layers in the blocks of a transformer. Layers outside the blocks (pooler, head) are not included.
 
     Args:
-        name: how it is called in a table.
+        name: the name of the model in tables.
         layers: the number of blocks.
-        heads: attention heads; `sizes={"head": host.heads}` splits an axis by them.
-        key_heads: heads of the keys and values; fewer than `heads` where several queries share one.
-        head_size: length of one head; the weights of queries, keys and values are whole heads.
-        prefix: path of the bare model inside of the model that is loaded: "roberta" in a RobertaForMaskedLM, "" in a
-            RobertaModel. `dataclasses.replace(host, prefix="")` gives the other one.
-        blocks: path of the list of blocks inside of the bare model.
-        kinds: name of a linear layer inside of its block -> (out, in) of its weight, in the order of the model.
-        targets: the kinds that are adapted where none are named: query and value, or what holds both of them.
+        heads: the number of attention heads; `sizes={"head": host.heads}` splits an axis by heads.
+        key_heads: the number of key and value heads; fewer than `heads` if several query heads share one.
+        head_size: the size of one head; the weights of queries, keys and values consist of whole heads.
+        prefix: the path of the bare model inside the loaded model: "roberta" in a RobertaForMaskedLM, "" in a
+            RobertaModel. `dataclasses.replace(host, prefix="")` makes the bare model's host.
+        blocks: the path of the list of blocks inside the bare model.
+        kinds: name of a linear layer inside its block -> (out, in) of its weight, in the order of the model.
+        targets: the kinds to adapt by default: query and value, or the fused projection that contains them.
 
     Raises:
-        SiteError: a size that is none, more than 10,000 layers, key heads that do not divide the heads, or a number as
-            a word of a path, which would pass for the block's.
+        SiteError: a size is not a positive integer, there are more than 10,000 layers, the key heads do not divide the
+            heads, or `prefix` or `blocks` contains a number, which would be read as that of a block.
     """
 
     name: str
@@ -56,46 +56,45 @@ class Host:
     targets: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        """Check every size and path, freeze."""
+        """Check every size and path, and freeze the mapping."""
         for what in ("layers", "heads", "key_heads", "head_size"):
             check_size(f"{self.name}: {what}", getattr(self, what))
         for kind, shape in self.kinds.items():
             for size in shape:
                 check_size(f"{self.name}: an axis of {kind}", size)
         if self.layers > MOST_LAYERS:
-            raise SiteError(
-                f"{self.name}: a host has at most {MOST_LAYERS:,} layers.\nHowever, this one has {self.layers:,}."
-            )
+            raise SiteError(f"{self.name}: expected at most {MOST_LAYERS:,} layers, got {self.layers:,}.")
         if self.heads % self.key_heads:
             raise SiteError(
-                f"{self.name}: every head of keys serves as many heads of queries.\n"
-                f"However, {self.key_heads:,} does not divide {self.heads:,}."
+                f"{self.name}: expected a number of key heads that divides the {self.heads:,} attention heads, got "
+                f"{self.key_heads:,}."
             )
         above = ".".join(filter(None, (self.prefix, self.blocks)))
         if places_of([above])[above].layer is not None:
             raise SiteError(
-                f"{self.name}: the first number in a path is that of the block.\n"
-                f"However, prefix={self.prefix!r} and blocks={self.blocks!r} hold one.\nTake it out."
+                f"{self.name}: expected a path to the blocks without a number, got prefix={self.prefix!r} and "
+                f"blocks={self.blocks!r}.\nRemove the number; the first one in a path must be that of the block."
             )
         if not self.kinds:
-            raise SiteError(f"{self.name}: a block has at least one linear layer.\nHowever, `kinds` is empty.")
+            raise SiteError(f"{self.name}: expected at least one linear layer in a block, got no `kinds`.")
         object.__setattr__(self, "kinds", FrozenMap(self.kinds))
 
     @property
     def block(self) -> str:
-        """Path of a block, with {layer} where its number stands: "model.layers.{layer}"."""
+        """The path of a block, with {layer} in place of its number: "model.layers.{layer}"."""
         return ".".join([*([self.prefix] if self.prefix else []), self.blocks, "{layer}"])
 
     def sites(self, target_modules: Rule | None = None) -> tuple[Site, ...]:
-        """Return the adapted weights, block by block, with the paths and coordinates that `attach` finds in the model.
+        """Return the weights to adapt, block by block, with the paths and coordinates that `attach` finds in the model.
 
         Args:
-            target_modules: names, each a whole path or a suffix after a dot, as ["q_proj", "mlp.up_proj"]; or a string,
-                a regular expression for whole paths; "all-linear" is every linear layer of the blocks; by default query
-                and value.
+            target_modules: names, each a whole path or a suffix after a dot, such as ["q_proj", "mlp.up_proj"]; or a
+                string, which is a regular expression for whole paths; or "all-linear" for every linear layer of the
+                blocks. By default query and value.
 
         Raises:
-            SiteError: a rule or a name that matches nothing (the nearest names are told), or no name at all.
+            SiteError: the rule, or one name in it, matches nothing (the message lists the nearest names), or the rule
+                is empty.
         """
         every = {site.path: site for site in self._every_site()}
         if target_modules == ALL_LINEAR or (not isinstance(target_modules, str) and target_modules == [ALL_LINEAR]):
@@ -112,7 +111,7 @@ class Host:
         )
 
     def __str__(self) -> str:
-        """A table: the blocks, the heads, and the shape of every kind."""
+        """Return a table of the blocks, the heads, and the shape of every kind."""
         shared = f", {self.key_heads} of keys" if self.key_heads != self.heads else ""
         width = max(map(len, self.kinds))
         head = f"{self.name}: {self.layers} blocks {self.block}, {self.heads} heads{shared}"
@@ -120,14 +119,15 @@ class Host:
 
 
 def find_host(text: str | PathLike[str]) -> Host:
-    """The host of this name, or of this Hugging Face config.json, or of the folder that holds one.
+    """Find a host by the name of a well-known model, or by the path of a Hugging Face config.json or its folder.
 
-    Paths are those of the model class that the config names under `architectures`, or of the bare model where it names
-    none; see `Host.prefix`. They are those of transformers 5.23; earlier releases named the layers of ViT otherwise.
+    The paths of the sites are those of the model class that the config names under `architectures`, or of the bare
+    model if it names none; see `Host.prefix`. They follow transformers 5.23; earlier releases name the layers of ViT
+    differently.
 
     Raises:
-        SiteError: no such name and no such file; the nearest names are told.
-        FormatError: a file that is no config of a known model type.
+        SiteError: there is no such name and no such file; the message lists the nearest names.
+        FormatError: the file is not the config of a known model type.
     """
     if not isinstance(text, str | PathLike):
         todo = f'Write find_host("{min(CONFIGS)}"), or the path of a config.json.'
@@ -138,7 +138,7 @@ def find_host(text: str | PathLike[str]) -> Host:
     path = _file_at(name)
     if path is None:
         raise SiteError(
-            f"host {name!r}: neither a model of the table nor a config.json, nor a folder that holds one."
+            f"find_host: expected a known model, a config.json or a folder that contains one, got {name!r}."
             f"{nearest(name.lower(), CONFIGS)}\n"
             "For another model, give the path of the config.json that it was saved with."
         )
@@ -146,12 +146,12 @@ def find_host(text: str | PathLike[str]) -> Host:
 
 
 def _file_at(text: str) -> Path | None:
-    """The config.json that a text names, if it does."""
+    """Return the config.json that a text names, or None."""
     path = Path(text)
     try:
         path = path / "config.json" if text and path.is_dir() else path
         return path if path.is_file() else None
-    except (OSError, ValueError):  # no path at all: too long, or with a NUL in it
+    except (OSError, ValueError):  # not a path: too long, or with a NUL in it
         return None
 
 
@@ -159,24 +159,24 @@ def _read(path: Path) -> Mapping[str, Any]:
     with path.open("rb") as file:
         content = file.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
-        raise _fault(str(path), f"a config.json has at most {MOST_BYTES:,} bytes", "this file has more")
+        raise _fault(str(path), f"a config.json of at most {MOST_BYTES:,} bytes", "a larger file")
     try:
         config = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise _fault(str(path), "a config.json is a JSON text", f"this is none: {error}") from None
+        raise _fault(str(path), "JSON in a config.json", f"text that is not JSON ({error})") from None
     if not isinstance(config, dict):
-        raise _fault(str(path), "a config.json is one JSON object", f"it is {reprlib.repr(config)}")
+        raise _fault(str(path), "one JSON object in a config.json", reprlib.repr(config))
     return config
 
 
 def host_of(name: str, where: str, config: Mapping[str, Any]) -> Host:
-    """The host that a config describes. Raises FormatError; `where` begins the message."""
+    """Return the host that a config describes. Raises FormatError for an invalid config; `where` begins the message."""
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in LAYOUTS:
         near = nearest(kind if isinstance(kind, str) else "", LAYOUTS).strip()
-        came = f"it is {reprlib.repr(kind)}" if kind else "it names none"
+        given = reprlib.repr(kind) if kind else "none"
         todo = f"{near} For another, make each site by hand, as a Site."
-        raise _fault(where, "'model_type' must be one that this release reads", came, todo)
+        raise _fault(where, "a 'model_type' that this release reads", given, todo)
     layout = LAYOUTS[kind]
     _check_blocks(where, config)
     sizes = sizes_of_config(where, layout, config)
@@ -192,12 +192,12 @@ def host_of(name: str, where: str, config: Mapping[str, Any]) -> Host:
             kinds={inner: (sizes[out], sizes[into]) for inner, (out, into) in layout.kinds.items()},
             targets=layout.targets,
         )
-    except SiteError as error:  # sizes that follow from those of the file, or do not go together
+    except SiteError as error:  # sizes that follow from those in the file, or that do not fit together
         raise FormatError(f"{where}: {error}\n{REMEDY}") from None
 
 
 def sizes_of_config(where: str, layout: Layout, config: Mapping[str, Any]) -> dict[str, int]:
-    """The sizes of a host by the words that its layout is written in. Raises FormatError."""
+    """Return the sizes of a host by the words that layouts use. Raises FormatError for a missing or invalid size."""
     hidden = _size(where, layout, config, layout.hidden)
     heads = _size(where, layout, config, layout.heads)
     key_heads = _size(where, layout, config, layout.key_heads, heads)
@@ -206,8 +206,8 @@ def sizes_of_config(where: str, layout: Layout, config: Mapping[str, Any]) -> di
     if not head:
         head, rest = divmod(hidden, heads)
         if rest or not head:
-            came = f"{heads:,} does not divide {hidden:,}"
-            raise _fault(where, f"{layout.heads!r} must divide {layout.hidden!r}", came)
+            given = f"{heads:,}, which does not divide {hidden:,}"
+            raise _fault(where, f"a {layout.heads!r} that divides {layout.hidden!r}", given)
     query, key = heads * head, key_heads * head
     return {
         "hidden": hidden,
@@ -224,33 +224,33 @@ def sizes_of_config(where: str, layout: Layout, config: Mapping[str, Any]) -> di
 
 
 def _size(where: str, layout: Layout, config: Mapping[str, Any], key: str, otherwise: int = 0) -> int:
-    """The size under a key, or `otherwise` where the layout has no such key or does not insist on it."""
+    """Return the size under a key, or `otherwise` if the layout has no such key, or if an optional key is missing."""
     if not key or (key in layout.optional and config.get(key) is None):
         return otherwise
     if key not in config:
-        raise _fault(where, f"a config of type {config['model_type']!r} has the key {key!r}", "it is missing")
+        raise _fault(where, f"the key {key!r} in a config of type {config['model_type']!r}", "none")
     size = config[key]
     if type(size) is not int or not 1 <= size <= LARGEST:
-        raise _fault(where, f"{key!r} must be an integer from 1 to {LARGEST:,}", f"it is {reprlib.repr(size)}")
+        raise _fault(where, f"an integer from 1 to {LARGEST:,} as {key!r}", reprlib.repr(size))
     return size
 
 
 def _check_blocks(where: str, config: Mapping[str, Any]) -> None:
-    """Raises FormatError where an option puts linear layers into the blocks that no layout has."""
+    """Raise FormatError if an option of the config adds linear layers to the blocks that no layout has."""
     if config.get("add_cross_attention"):
-        raise _fault(where, "only blocks without cross-attention are read", "'add_cross_attention' is set", BY_HAND)
+        raise _fault(where, "blocks without cross-attention", "'add_cross_attention'", BY_HAND)
     if config.get("relative_attention") and not config.get("share_att_key"):
-        rule = "relative attention is read where its positions share the projections of the tokens"
-        raise _fault(where, rule, "'share_att_key' is not set", BY_HAND)
+        expected = "'share_att_key' with relative attention, so that positions share the projections of the tokens"
+        raise _fault(where, expected, "a config that does not set it", BY_HAND)
 
 
 def _is_wrapped(where: str, layout: Layout, config: Mapping[str, Any]) -> bool:
-    """Whether the config's model class holds the bare model, rather than to be it."""
+    """Return whether the model class of the config wraps the bare model."""
     names = config.get("architectures") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise _fault(where, "'architectures' must be a list of names", f"it is {reprlib.repr(names)}")
+        raise _fault(where, "a list of names as 'architectures'", reprlib.repr(names))
     return bool(names) and names[0] != layout.base
 
 
-def _fault(where: str, rule: str, came: str, todo: str = REMEDY) -> FormatError:
-    return FormatError(f"{where}: {rule}.\nHowever, {came}.\n{todo}")
+def _fault(where: str, expected: str, given: str, todo: str = REMEDY) -> FormatError:
+    return FormatError(f"{where}: expected {expected}, got {given}.\n{todo}")

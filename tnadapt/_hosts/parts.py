@@ -1,4 +1,4 @@
-"""Several sites in one weight: experts, fused projections, blocks and tasks; and a grid of sites from shapes alone."""
+"""Split one weight into several sites (experts, fused projections, blocks, tasks), and make sites from shapes alone."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -24,9 +24,18 @@ def grid(
     experts: Collection[str] = (),
     tasks: Collection[str] = (),
 ) -> tuple[Site, ...]:
-    """Sites of a named shape, layer by layer: `kinds` maps a name to the shape (out, in) of its weight.
+    """Make the sites of a model without the model: in each layer, one weight of each kind.
 
-    The other words are those of `split_sites`.
+    Args:
+        layers: the number of layers.
+        kinds: name of a weight -> its shape (out, in).
+        blocks: as for `split_sites`.
+        fused: as for `split_sites`.
+        experts: as for `split_sites`.
+        tasks: as for `split_sites`.
+
+    Raises:
+        SiteError: a number or a shape is invalid, or `split_sites` raises it.
     """
     check_size("grid: layers", layers)
     if not isinstance(kinds, Mapping):
@@ -48,22 +57,23 @@ def split_sites(
     experts: Collection[str] = (),
     tasks: Collection[str] = (),
 ) -> tuple[Site, ...]:
-    """Weights taken as several sites each; those that no name matches stay as they are.
+    """Split weights into several sites each. Weights that no name matches stay as they are.
 
-    A name is the whole path of a weight or a suffix of it after a dot. What one weight is asked for is done in this
-    order; a part's path is that of the whole with [its name] behind.
+    A name is the whole path of a weight, or a suffix of it after a dot. Experts are split first, then fused
+    projections, blocks and tasks. The path of a part is that of the whole followed by the part's name in brackets.
 
     Args:
         sites: the weights.
-        experts: weights (experts, out, in), each `experts` sites, told apart by the coordinate `expert`.
-        fused: several projections in one weight, below one another: their names, of equal heights, or name -> rows. A
-            name takes the place of the last word of the kind, so that "attn.qkv" is "attn.q", "attn.k", "attn.v". None
-            for a name leaves that part as it is.
-        blocks: how many equal blocks each axis of the weight is cut into, as (4, 1); numbered row by row, in the kind.
-        tasks: every site is there once for each task, told apart by the coordinate `task`.
+        experts: names of weights (experts, out, in). Each expert becomes a site, numbered by the coordinate `expert`.
+        fused: name of a weight that stacks several projections along its out axis -> the names of the projections, if
+            they have equal numbers of rows, or name -> rows. A name replaces the last word of the kind, so that
+            "attn.qkv" becomes "attn.q", "attn.k", "attn.v". A part named None is not adapted.
+        blocks: name of a weight -> the number of equal blocks along each axis, such as (4, 1). The blocks are numbered
+            row by row; the number is appended to the kind.
+        tasks: names of tasks. Each site is repeated once per task, with the coordinate `task`.
 
     Raises:
-        SiteError: a name that matches no weight, an axis that does not divide, rows that do not add up.
+        SiteError: a name matches no weight, a number of blocks does not divide an axis, or rows do not add up.
     """
     found = _all_sites(sites)
     for name in expect_names(experts, "split_sites", "experts", SiteError):
@@ -78,16 +88,16 @@ def split_sites(
         found = _replace(found, "blocks", name, partial(_blocks, counts=tuple(counts)))
     tasks = expect_names(tasks, "split_sites", "tasks", SiteError)
     if wrong := [task for task in tasks if not isinstance(task, str) or not task]:
-        raise SiteError(f"tasks: must be names.\nHowever, {wrong[0]!r} is among them.")
+        raise SiteError(f"tasks: expected names that are not empty, got {wrong[0]!r} among them.")
     names = list(dict.fromkeys(tasks))
     return tuple(_part(site, task, {TASK: task}) for site in found for task in names) if names else found
 
 
 def _all_sites(given: Iterable[Site]) -> tuple[Site, ...]:
-    """The sites. Raises SiteError for anything else."""
+    """Return the sites as a tuple. Raises SiteError for anything else."""
     found = tuple(given) if isinstance(given, Iterable) else (given,)
     if wrong := [site for site in found if not isinstance(site, Site)]:
-        todo = "Pass what grid, sites_of or host.sites() gives."
+        todo = "Pass what grid, sites_of or host.sites() returns."
         raise mistake(SiteError, "split_sites", "sites", told(wrong[0]), todo)
     return found
 
@@ -95,7 +105,7 @@ def _all_sites(given: Iterable[Site]) -> tuple[Site, ...]:
 def _replace(
     sites: tuple[Site, ...], word: str, name: str, split: Callable[[Site], Iterator[Site]]
 ) -> tuple[Site, ...]:
-    """Split the sites whose weight has this name; the others stay. Raises SiteError where none has it."""
+    """Split the sites whose weight has this name, and keep the others. Raises SiteError if no weight has it."""
     weights = dict.fromkeys(site.weight for site in sites)
     named = set(match(weights, [name], what=word, things="the adapted weights"))
     return tuple(chain.from_iterable(split(site) if site.weight in named else [site] for site in sites))
@@ -108,7 +118,7 @@ def _part(
     shape: tuple[int, ...] | None = None,
     start: Sequence[int] = (),
 ) -> Site:
-    """A block of a site, of this shape (all of it, unless told), that starts at `start` along its first axes."""
+    """Return a block of a site that starts at `start` along its first axes; by default it has the shape of the site."""
     first = list(site.block.start if site.block is not None else (0,) * len(site.shape))
     for axis, more in enumerate(start, len(first) - len(site.shape)):
         first[axis] += more
@@ -118,9 +128,7 @@ def _part(
 
 def _experts(site: Site) -> Iterator[Site]:
     if len(site.shape) < 3:  # noqa: PLR2004  (experts, out, in)
-        raise SiteError(
-            f"{site.path}: experts needs a weight of the axes (experts, out, in).\nHowever, it has shape {site.shape}."
-        )
+        raise SiteError(f"{site.path}: expected a weight with the axes (experts, out, in), got shape {site.shape}.")
     for expert in range(site.shape[0]):
         yield _part(site, expert, {EXPERT: expert}, site.shape[1:], [expert])
 
@@ -136,8 +144,8 @@ def _fused(site: Site, parts: Fused) -> Iterator[Site]:
     if sum(rows) != height or not named or len(set(named)) < len(named):
         told = ", ".join(f"{name}: {size}" for name, size in zip(names, rows, strict=True))
         raise SiteError(
-            f"{site.path}: the parts of a fused weight have names of their own and its {height} rows together.\n"
-            f"However, these were given: {told or 'none'}.\nGive name -> rows where they differ."
+            f"{site.path}: expected parts with different names and {height} rows in total, got {told or 'none'}.\n"
+            f"Give name -> rows if the parts have different numbers of rows."
         )
     parent, dot, _ = str(site.coordinates["kind"]).rpartition(".")
     start = 0
@@ -149,12 +157,12 @@ def _fused(site: Site, parts: Fused) -> Iterator[Site]:
 
 def _blocks(site: Site, counts: tuple[int, ...]) -> Iterator[Site]:
     if len(counts) != len(site.shape):
-        raise SiteError(f"{site.path}: blocks needs one count an axis of {site.shape}.\nHowever, it is {counts}.")
+        raise SiteError(f"{site.path}: expected one number of blocks per axis of {site.shape}, got {counts}.")
     for count, size in zip(counts, site.shape, strict=True):
         check_size(f"{site.path}: blocks along an axis", count)
         if size % count:
             raise SiteError(
-                f"{site.path}: {count} blocks do not divide an axis of {size}.\n"
+                f"{site.path}: expected a number of blocks that divides an axis of {size}, got {count}.\n"
                 f"Divisors of {size}: {', '.join(map(str, divisors(size)))}."
             )
     shape = tuple(size // count for size, count in zip(site.shape, counts, strict=True))
@@ -164,13 +172,13 @@ def _blocks(site: Site, counts: tuple[int, ...]) -> Iterator[Site]:
 
 
 def check_parts(weight: str, sites: Sequence[Site]) -> None:
-    """Raises SiteError where the sites of one weight do not agree on its shape, or two of one task lie over another."""
+    """Raise SiteError if the sites of one weight give it different shapes, or if two sites of one task overlap."""
     apart: dict[tuple[Coordinate, ...], list[Site]] = {}
     for site in sites:
         if site.weight_shape != sites[0].weight_shape:
             raise SiteError(
-                f"{weight}: is said to be of shape {sites[0].weight_shape} by {sites[0].path}.\n"
-                f"However, {site.path} says {site.weight_shape}."
+                f"{weight}: expected one shape for this weight, got {sites[0].weight_shape} from {sites[0].path} and "
+                f"{site.weight_shape} from {site.path}."
             )
         lead = [at for at in site.rectangle if isinstance(at, int)]
         apart.setdefault((site.coordinates.get(TASK, ""), *lead), []).append(site)
@@ -179,10 +187,10 @@ def check_parts(weight: str, sites: Sequence[Site]) -> None:
 
 
 def _check_apart(weight: str, sites: Sequence[Site], axis: int, unparted: int) -> None:
-    """Raise SiteError where two of these rectangles overlap.
+    """Raise SiteError if two of these sites overlap.
 
-    Sites that an axis parts need not be compared: a grid of n blocks is checked in n log n steps, not in n^2.
-    `unparted` counts the axes in a row that parted nothing.
+    Sites that are disjoint along one axis need not be compared: a grid of n blocks is checked in n log n steps instead
+    of n^2. `unparted` is the number of consecutive axes along which the sites could not be separated.
     """
     axes = len(sites[0].shape)
     if len(sites) < 2:  # noqa: PLR2004
@@ -191,8 +199,8 @@ def _check_apart(weight: str, sites: Sequence[Site], axis: int, unparted: int) -
         for one, other in combinations(sites, 2):
             if all(_overlap(a, b) for a, b in zip(_sides(one), _sides(other), strict=True)):
                 raise SiteError(
-                    f"{one.path}: expected sites of one weight that do not overlap, or that serve different tasks.\n"
-                    f"However, {other.path} updates entries of {weight} that this one updates too."
+                    f"{one.path}: expected sites of one weight that do not overlap, or that serve different tasks, "
+                    f"got {other.path}, which updates some of the same entries of {weight}."
                 )
         return
     runs: list[list[Site]] = []
@@ -208,7 +216,7 @@ def _check_apart(weight: str, sites: Sequence[Site], axis: int, unparted: int) -
 
 
 def _sides(site: Site) -> list[slice]:
-    """Return where a site lies along each of its own axes."""
+    """Return the range of indices that a site covers along each of its own axes."""
     return [side for side in site.rectangle if isinstance(side, slice)]
 
 

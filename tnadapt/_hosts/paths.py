@@ -1,4 +1,4 @@
-"""Paths of modules: which ones a rule names, and which layer and kind a path tells."""
+"""Paths of modules: which of them a rule matches, and which layer and kind each path stands for."""
 
 import difflib
 import re
@@ -15,25 +15,25 @@ _NUMBERED = re.compile(r"(?:(?P<stem>.*\D)_)?(?P<number>[0-9]+)")  # "3", or "en
 
 
 def is_named(path: str, name: str) -> bool:
-    """Whether a name is the whole path, or a suffix of it after a dot."""
+    """Return whether a name is the whole path, or a suffix of it after a dot."""
     return path == name or path.endswith(f".{name}")
 
 
 def match(
     paths: Collection[str], rule: Rule, *, what: str, things: str, known: Collection[str] | None = None
 ) -> list[str]:
-    """Find the paths that a rule matches, in their order.
+    """Find the paths that a rule matches, in the order of `paths`.
 
     Args:
         paths: the paths to choose from.
-        rule: a collection of names, each a whole path or a suffix after a dot; or a string, a regular expression for
-            whole paths, as in PEFT.
+        rule: a collection of names, each a whole path or a suffix after a dot; or a string, which is a regular
+            expression for whole paths, as in PEFT.
         what: the argument that holds the rule; it begins an error message.
         things: what the paths are, in the plural, for an error message.
-        known: paths whose nearest names an error message tells; by default all.
+        known: the paths from which an error message suggests the nearest names; by default all.
 
     Raises:
-        SiteError: the rule, or one name in it, matches nothing; no name at all; no regular expression.
+        SiteError: the rule, or one name in it, matches nothing; the rule is empty, or an invalid regular expression.
     """
     hints = paths if known is None else known
     if isinstance(rule, str):
@@ -61,7 +61,7 @@ def match(
 
 
 def nearest(name: str, known: Collection[str]) -> str:
-    """Tell the three nearest names, as the last line of a message."""
+    """Return a line that lists the three nearest names, to be appended to a message."""
     names = list(dict.fromkeys([*(path.split(".")[-1] for path in known), *known]))
     near = ", ".join(difflib.get_close_matches(name, names, n=3, cutoff=0.0))
     return f"\nThe nearest names are {near}." if near else "\nThere is no name to choose from."
@@ -69,9 +69,9 @@ def nearest(name: str, known: Collection[str]) -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a path stands: the path of its stack of layers, the layer, and the path inside that layer.
+    """A path taken apart: the path of its stack of layers, the layer, and the path inside that layer.
 
-    `layer` is None outside of any stack; `inner` is the whole path then.
+    Outside a stack of layers, `layer` is None and `inner` is the whole path.
     """
 
     stack: str
@@ -82,14 +82,14 @@ class Place:
 def places_of(paths: Iterable[str], among: Iterable[str] | None = None) -> dict[str, Place]:
     """Read the layer and the kind from each path.
 
-    The layer is the first word of a path that numbers its siblings: a number by itself, as in "h.0.attn", or one at
-    the end of a name, as in "encoder_layer_0.attn", where another number behind the same name has a path in common
-    with it ("encoder_layer_1.attn"). A number at the very beginning that has no such sibling belongs to a wrapper, and
-    is passed over if another follows ("0.encoder.layer.3.attn").
+    The layer is the first number in a path: a number by itself, as in "h.0.attn", or a number at the end of a name, as
+    in "encoder_layer_0.attn", if the same name with another number has the same path after it
+    ("encoder_layer_1.attn"). A number at the very beginning without such a sibling belongs to a wrapper, and is skipped
+    if another number follows ("0.encoder.layer.3.attn").
 
     Args:
-        paths: of modules.
-        among: all paths of the host, by which siblings are known; by default the paths themselves.
+        paths: the paths of modules.
+        among: all paths of the host, in which siblings are looked for; by default `paths`.
     """
     chosen = list(paths)
     repeated = _repeated(chosen if among is None else among)
@@ -97,7 +97,7 @@ def places_of(paths: Iterable[str], among: Iterable[str] | None = None) -> dict[
 
 
 def _repeated(paths: Iterable[str]) -> set[tuple[str, str]]:
-    """Parents and stems of numbered words that have siblings: another number with the same path behind it."""
+    """Find the parents and stems of numbered words that have a sibling: another number with the same path after it."""
     first: dict[tuple[str, str, str], str] = {}
     found: set[tuple[str, str]] = set()
     for path in paths:
@@ -126,15 +126,15 @@ def _place(path: str, repeated: set[tuple[str, str]]) -> Place:
         inner = ".".join(words[at + 1 :])
         places.append(Place(stack, int(numbered["number"]), inner or stack or "linear"))
         if at > 0 or is_repeated:
-            return places[-1]  # else it may be that of a wrapper
+            return places[-1]  # otherwise it may belong to a wrapper
     return places[0] if places else Place("", None, path)
 
 
 def coordinates_of(places: Mapping[str, Place]) -> dict[str, dict[str, Coordinate]]:
-    """Give the coordinates `layer` and `kind` of each path.
+    """Return the coordinates `layer` and `kind` of each path.
 
-    The kind is the path inside the layer. Where there are several stacks (an encoder and a decoder), it begins with the
-    path of the stack. Outside of any stack the layer is 0 and the kind is the whole path.
+    The kind is the path inside the layer. If there are several stacks (an encoder and a decoder), it begins with the
+    path of the stack. Outside a stack, the layer is 0 and the kind is the whole path.
     """
     several = len({place.stack for place in places.values() if place.layer is not None}) > 1
     return {
@@ -149,24 +149,24 @@ def coordinates_of(places: Mapping[str, Place]) -> dict[str, dict[str, Coordinat
 
 
 def sites_of(shapes: Mapping[str, tuple[int, ...]], *, among: Iterable[str] | None = None) -> tuple[Site, ...]:
-    """Make the sites of weights of these shapes (out axis first) from the paths of their modules.
+    """Make one site per weight from the path of its module and its shape (out axis first).
 
     Args:
         shapes: path -> shape.
-        among: all paths of the host, of modules or of parameters: a number at the end of a name is that of a layer
-            where the name's siblings show it. By default the paths of `shapes` alone.
+        among: all paths of the host, of modules or of parameters: a number at the end of a name counts as a layer only
+            if the same name occurs with another number. By default the paths of `shapes`.
 
     Raises:
-        SiteError: a shape that is no tuple of positive integers.
+        SiteError: a shape is not a tuple of positive integers.
     """
     coordinates = coordinates_of(places_of(shapes, among))
     return tuple(Site(path, shape, coordinates[path]) for path, shape in shapes.items())
 
 
 def in_layers(paths: Iterable[str], layers: int | Collection[int], *, among: Iterable[str] | None = None) -> list[str]:
-    """Keep the paths that stand in these layers.
+    """Keep the paths that are in these layers.
 
-    Raises SiteError for a layer in which no path stands.
+    Raises SiteError for a layer that contains none of the paths.
     """
     wanted = {layers} if isinstance(layers, int) else set(layers)
     places = places_of(paths, among)

@@ -1,4 +1,4 @@
-"""Sites: adapted weights, or rectangles of one, and where each of them stands in its host."""
+"""Sites: the weights to adapt, or blocks of a weight, each with its shape and its coordinates in the host."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -12,16 +12,17 @@ from tnadapt._signature import answers_when_made, mistake, told
 __all__ = ["Block", "Site"]
 
 Coordinate = int | str
-LARGEST = 2**31 - 1  # of one mode; no weight comes near, and an axis of this size is still split in no time
-RUNNING = "site"  # the coordinate that numbers the sites of a group; as a site mode it stands for all the others
+LARGEST = 2**31 - 1  # size of one mode: far above that of any weight, and an axis of this size still splits at once
+RUNNING = "site"  # numbers the sites of a group; as a site mode it replaces all coordinates
 EXPERT, TASK = "expert", "task"
 
 
 @dataclass(frozen=True)
 class Block:
-    """Where a site lies in a weight that holds more: that weight's path and shape, and the site's first index an axis.
+    """The position of a site inside a larger weight: the weight's path and shape, and the first index along each axis.
 
-    A weight of more axes than the site, as (experts, out, in), holds it at one index of each leading axis.
+    If the weight has more axes than the site, such as (experts, out, in), the site lies at one index of each leading
+    axis.
     """
 
     weight: str
@@ -29,7 +30,7 @@ class Block:
     start: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        """Freeze."""
+        """Store shape and start as tuples."""
         object.__setattr__(self, "shape", tuple(self.shape))
         object.__setattr__(self, "start", tuple(self.start))
 
@@ -37,13 +38,13 @@ class Block:
 @answers_when_made(SiteError)
 @dataclass(frozen=True)
 class Site:
-    """One adapted weight, or a block of one: its path in the host, its shape (out axis first), and where it stands.
+    """A weight to adapt, or a block of one: its path in the host, its shape (out axis first) and its coordinates.
 
-    Coordinates say where: `layer` (index of the repeated block, 0 outside of any), `kind` (the module's name inside
-    its block, by default the path), and any more that a host knows, as `expert` or `task`. `block` says which part of
-    which weight the site is; without one it is all of the weight at its path.
-    Raises SiteError for a shape that is no tuple of positive integers, a coordinate that is no integer or string, or a
-    block that is not inside its weight.
+    The coordinates are `layer` (the index of the layer, 0 outside the stack of layers), `kind` (the name of the module
+    inside its layer, by default the path), and any others that the host has, such as `expert` or `task`. `block` says
+    which part of which weight the site is; by default it is the whole weight at its path.
+    Raises SiteError for a shape that is not a tuple of positive integers, a coordinate that is not an integer or a
+    string, or a block that is not inside its weight.
     """
 
     path: str
@@ -52,10 +53,10 @@ class Site:
     block: Block | None = None
 
     def __post_init__(self) -> None:
-        """Check, fill the two standard coordinates, freeze."""
+        """Check the fields, fill in the two standard coordinates, and freeze the mappings."""
         if not isinstance(self.path, str):
             todo = 'Write Site("layers.0.q_proj", (out, in)).'
-            raise mistake(SiteError, "Site", "the path of a weight as a text", told(self.path), todo)
+            raise mistake(SiteError, "Site", "the path of a weight as a string", told(self.path), todo)
         if isinstance(self.shape, str) or not isinstance(self.shape, Iterable):
             todo = f'Write Site("{self.path}", (out, in)).'
             raise mistake(SiteError, self.path, "the shape of a weight", told(self.shape), todo)
@@ -66,10 +67,10 @@ class Site:
         for size in shape:
             check_size(f"{self.path}: an axis of the weight", size)
         if not shape:
-            raise SiteError(f"{self.path}: a site is a weight of at least one axis.\nHowever, its shape is ().")
+            raise SiteError(f"{self.path}: expected a weight of at least one axis, got shape ().")
         for name, value in self.coordinates.items():
             if type(value) not in (int, str):
-                raise SiteError(f"{self.path}: coordinate {name!r} must be an integer or a string, got {value!r}.")
+                raise SiteError(f"{self.path}: expected an integer or a string as coordinate {name!r}, got {value!r}.")
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "coordinates", FrozenMap({"layer": 0, "kind": self.path} | dict(self.coordinates)))
         if self.block is not None:
@@ -77,17 +78,17 @@ class Site:
 
     @property
     def weight(self) -> str:
-        """The path of the weight that the site is, or lies in."""
+        """The path of the weight that contains the site."""
         return self.path if self.block is None else self.block.weight
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        """The shape of that weight."""
+        """The shape of the weight that contains the site."""
         return self.shape if self.block is None else self.block.shape
 
     @property
     def rectangle(self) -> tuple[int | slice, ...]:
-        """Where the site lies in that weight: what an array of the weight is indexed with."""
+        """The index that selects the site from an array of the weight that contains it."""
         if self.block is None:
             return tuple(slice(0, size) for size in self.shape)
         lead = len(self.block.shape) - len(self.shape)
@@ -96,14 +97,14 @@ class Site:
         return (*starts[:lead], *sides)
 
     def value(self, mode: str) -> Coordinate:
-        """This site's coordinate for a site mode. Raises SiteError when it has none."""
+        """Return the coordinate of this site along a site mode. Raises SiteError if it has none."""
         if mode == RUNNING:
             return self.path
         if mode not in self.coordinates:
             raise SiteError(
-                f"{self.path}: the spec stacks weights over {mode!r}.\n"
-                f"However, this site has only the coordinates {', '.join(self.coordinates)}.\n"
-                f"Give the site that coordinate, or take {mode!r} out of the spec's `over`."
+                f"{self.path}: expected the coordinate {mode!r}, since the spec stacks weights over it, got only "
+                f"{', '.join(self.coordinates)}.\n"
+                f"Give the site that coordinate, or remove {mode!r} from the spec's `over`."
             )
         return self.coordinates[mode]
 
@@ -119,22 +120,22 @@ def _check_block(path: str, shape: tuple[int, ...], block: Block) -> None:
         for start, size, whole in zip(block.start, sizes, block.shape, strict=True)
     ):
         raise SiteError(
-            f"{path}: a block of shape {shape} must lie inside its weight {block.weight}.\n"
-            f"However, that has shape {block.shape}, and the block starts at {block.start}."
+            f"{path}: expected a block inside the weight {block.weight} of shape {block.shape}, got one of shape "
+            f"{shape} that starts at {block.start}."
         )
 
 
 @lru_cache(maxsize=4096)
 def divisors(number: int) -> tuple[int, ...]:
-    """All divisors, rising."""
+    """Return all divisors in ascending order."""
     low = [part for part in range(1, math.isqrt(number) + 1) if number % part == 0]
     return tuple(dict.fromkeys(low + [number // part for part in reversed(low)]))
 
 
 def check_size(what: str, size: object) -> int:
-    """The size, if it is one. Raises SiteError otherwise; `what` begins the message."""
+    """Return the size. Raises SiteError unless it is an integer from 1 to `LARGEST`; `what` begins the message."""
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise SiteError(f"{what}: must be an integer of at least 1, got {size!r}.\nWrite a whole number, as 8.")
+        raise SiteError(f"{what}: expected an integer of at least 1, got {size!r}.\nWrite a whole number, such as 8.")
     if size > LARGEST:
-        raise SiteError(f"{what}: must be at most {LARGEST:,}, got {size:,}.")
+        raise SiteError(f"{what}: expected at most {LARGEST:,}, got {size:,}.")
     return size

@@ -1,4 +1,4 @@
-"""What a user writes: notation, factors, the spec and its validation; and a spec with known sizes."""
+"""The language of adapters: notation, factors, initializers, specs and their validation, and specs bound to sites."""
 
 from tnadapt._language.address import START, Address, Part, Slot
 from tnadapt._language.count import FactorCount, ParamCount, count

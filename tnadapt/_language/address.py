@@ -1,4 +1,4 @@
-"""Where things lie in params: the entries of an adapter, and the part of each entry that one site reads."""
+"""The layout of params: the entries of an adapter, and the part of each entry that one site reads."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,12 +9,16 @@ from tnadapt._language.network import Group
 
 __all__ = ["START", "Address", "Part", "Slot"]
 
-START = ":start"  # ends the name of a starting value that is kept; a factor's name ends in an identifier
+START = ":start"  # suffix of the entry that holds starting values; the name of a factor cannot contain it
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One entry of params: its name, its factor, its shape, the sizes it was made for, its modes but the site modes."""
+    """One entry of params: one array.
+
+    `sizes` are the mode sizes that the array is made for, `inner` its modes without the site modes, and `group` the
+    group it belongs to: empty if all groups share it, or if there is only one.
+    """
 
     name: str
     factor: Factor
@@ -25,7 +29,7 @@ class Slot:
 
     @property
     def is_stored(self) -> bool:
-        """Whether a file holds its values; those of other slots are drawn again from the seed."""
+        """Whether a file contains its values; those of the other slots are drawn again from the seed."""
         return self.factor.trainable or not self.factor.init.is_redrawn
 
 
@@ -33,8 +37,8 @@ class Slot:
 class Part:
     """The part of one factor that a site reads: `params[name][cut]`, before the factor's map.
 
-    `cut` has, for each mode that params hold, the index of the site along a site mode, and the leading part along any
-    other: a factor that all groups share is drawn at their largest sizes.
+    For each mode of the array, `cut` has the index of the site along a site mode, and a slice of the leading entries
+    along any other mode, since a factor that all groups share is drawn at their largest sizes.
     """
 
     name: str
@@ -43,7 +47,7 @@ class Part:
 
     @property
     def stack(self) -> tuple[slice, ...]:
-        """The same part for all sites of the group: whole along the site modes."""
+        """The same part for all sites of the group: a full slice along each site mode."""
         return tuple(at if isinstance(at, slice) else slice(None) for at in self.cut)
 
     @property
@@ -53,15 +57,15 @@ class Part:
 
     @property
     def start(self) -> str:
-        """The name of the entry that holds the starting values, where one is kept: a frozen factor is its own."""
+        """The name of the entry with the starting values, if they are kept; for a frozen factor, its own name."""
         return self.name + START if self.factor.trainable else self.name
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a site stands: its group, its index along every site mode, and its part of every factor.
+    """The position of a site: its group, its index along every site mode, and its part of every factor.
 
-    `parts` are in the order of the network's factors, by their names.
+    `parts` maps the name of each factor to its part, in the order of the network's factors.
     """
 
     site: Site

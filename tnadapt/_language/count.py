@@ -1,4 +1,4 @@
-"""How many numbers an adapter holds: exact integers from the sizes alone, no array is made."""
+"""Count the parameters of an adapter exactly, from the sizes alone and without making an array."""
 
 import math
 from dataclasses import dataclass
@@ -13,9 +13,10 @@ __all__ = ["FactorCount", "ParamCount", "count"]
 
 @dataclass(frozen=True)
 class FactorCount:
-    """Entries of one array of params. `group` is empty for what all groups share or where there is one group.
+    """The number of entries of one array of params.
 
-    `stored`: a file holds it; what is not stored is drawn again from the seed.
+    `group` is empty if all groups share the array, or if there is only one group. `stored` says whether a file contains
+    the array; an array that is not stored is drawn again from the seed.
     """
 
     name: str
@@ -27,13 +28,13 @@ class FactorCount:
 
     @property
     def entries(self) -> int:
-        """Product of the shape; 1 for a scalar."""
+        """The product of the shape; 1 for a scalar."""
         return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
 class ParamCount:
-    """Trainable and frozen entries of an adapter, with one row an array and the closed formula of one network."""
+    """The trainable and frozen entries of an adapter: totals, one row per array, and the formula for one network."""
 
     trainable: int
     frozen: int
@@ -41,7 +42,7 @@ class ParamCount:
     rows: tuple[FactorCount, ...]
 
     def by_group(self) -> dict[str, int]:
-        """Trainable entries of each group."""
+        """Return the number of trainable entries of each group."""
         totals: dict[str, int] = {}
         for row in self.rows:
             if row.trainable:
@@ -49,8 +50,8 @@ class ParamCount:
         return totals
 
     def __str__(self) -> str:
-        """Totals, formula, and one line an array (the first 20)."""
-        lines = [f"trainable {self.trainable:,}  frozen {self.frozen:,}  (a network trains {self.formula})"]
+        """Return the totals, the formula, and one line per array (the first 20)."""
+        lines = [f"trainable {self.trainable:,}  frozen {self.frozen:,}  (trainable per network: {self.formula})"]
         for row in self.rows[:20]:
             kind = "trainable" if row.trainable else "frozen"
             lines.append(f"  {row.name}  {kind}  {' x '.join(map(str, row.shape)) or 'scalar'}  {row.entries:,}")
@@ -60,7 +61,7 @@ class ParamCount:
 
 @answers(SiteError)
 def count(adapter: Adapter) -> ParamCount:
-    """The exact number of trainable and frozen entries. What is shared counts once."""
+    """Count the trainable and frozen entries of an adapter exactly. A shared array counts once."""
     adapter = expect_adapter(adapter, "count")
     rows = tuple(
         FactorCount(slot.name, slot.group, slot.factor.held, slot.shape, slot.factor.trainable, slot.is_stored)

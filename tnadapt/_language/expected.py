@@ -1,4 +1,4 @@
-"""What a function that asks for an adapter may be handed, and what is said of anything else."""
+"""Check arguments that should be an adapter, params or a path. The error message says what to pass instead."""
 
 import inspect
 import os
@@ -13,25 +13,25 @@ __all__: list[str] = []
 
 
 def expect_adapter(given: object, where: str, error: type[TnadaptError] = SiteError) -> Adapter:
-    """The adapter. Raises the error of the stage for anything else; `where` begins the message."""
+    """Return the adapter. Raises `error` for anything else; `where` begins the message."""
     if isinstance(given, Adapter):
         return given
     raise mistake(error, where, "an Adapter", told(given), _remedy(given))
 
 
 def expect_params(given: object, where: str, error: type[TnadaptError] = SiteError) -> Mapping[str, Any]:
-    """Arrays by name. Raises the error of the stage for anything else."""
+    """Return the arrays by name. Raises `error` for anything else; `where` begins the message."""
     if isinstance(given, Mapping):
         return given
-    todo = "Pass what init(adapter) gives, the adapter first: (adapter, params, ...)."
+    todo = "Pass what init(adapter) returns, after the adapter: (adapter, params, ...)."
     raise mistake(error, where, "params, arrays by name", told(given), todo)
 
 
 def expect_path(given: object, where: str, error: type[TnadaptError]) -> str | os.PathLike[str]:
-    """The path of a file. Raises the error of the stage for anything else."""
+    """Return the path of a file. Raises `error` for anything else; `where` begins the message."""
     if isinstance(given, str | os.PathLike):
         return given
-    raise mistake(error, where, "the path of a file", told(given), 'Write it as a text: "adapter.safetensors".')
+    raise mistake(error, where, "the path of a file", told(given), 'Write it as a string: "adapter.safetensors".')
 
 
 def _remedy(given: object) -> str:
@@ -40,5 +40,5 @@ def _remedy(given: object) -> str:
     if isinstance(given, str) or inspect.isfunction(given):
         return "Make a spec and bind it first: spec.bind(sites, rank=8)."
     if isinstance(getattr(given, "adapter", None), Adapter):
-        return "Pass the adapter that it holds: .adapter."
-    return "Pass what spec.bind(sites, rank=8) gives."
+        return "Pass the adapter that it contains: .adapter."
+    return "Pass what spec.bind(sites, rank=8) returns."

@@ -1,4 +1,4 @@
-"""Factors: the nodes of a network, as a user writes them. None of them knows a size."""
+"""Factors: the tensors of a network as a user writes them, by the names of their modes and without sizes."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,15 +10,19 @@ from tnadapt._signature import answers, mistake, told
 __all__ = ["Factor", "frozen", "trainable"]
 
 Map = Literal["", "rotation", "householder", "cayley"]
-MAPS = {"rotation": 2, "householder": 1, "cayley": 0}  # how many of a node's last modes are not stored
+MAPS = {
+    "rotation": 2,
+    "householder": 1,
+    "cayley": 0,
+}  # the number of trailing modes that the map makes and params do not have
 
 
 @dataclass(frozen=True)
 class Factor:
-    """A node of the network: its modes in order, its initializer, trainable or frozen.
+    """One tensor of a network: its modes in order, its initializer, and whether it is trainable.
 
-    With a `map`, params hold not the entries of the node but what they are made from: an angle for a rotation, a vector
-    for a Householder reflection, a matrix for a Cayley transform. The initializer is that of what params hold.
+    With a `map`, params contain not the entries of the tensor but the numbers it is made from: an angle for a rotation,
+    a vector for a Householder reflection, a matrix for a Cayley transform. The initializer is that of these numbers.
     """
 
     modes: tuple[str, ...]
@@ -28,23 +32,23 @@ class Factor:
 
     @property
     def held(self) -> tuple[str, ...]:
-        """The modes of the array in params: those of the node without the ones that the map makes."""
+        """The modes of the array in params: those of the factor without the modes that the map makes."""
         return self.modes[: len(self.modes) - MAPS.get(self.map, 0)]
 
     @property
     def is_zero(self) -> bool:
-        """Whether every entry of the node is 0 at the start: no map makes 0 of 0."""
+        """Whether every entry of the factor is 0 at the start. A factor with a map never is."""
         return self.init.is_zero and not self.map
 
     def __str__(self) -> str:
-        """As in trainable "out p" normal(std=1)."""
+        """Return a text such as: trainable "out p" normal(std=1)."""
         made = f"{self.map} of " if self.map else ""
         return f'{"trainable" if self.trainable else "frozen"} "{" ".join(self.modes)}" {made}{self.init}'
 
 
 @answers(SpecError)
 def trainable(modes: str, *, init: Initializer | None = None, map: Map = "") -> Factor:
-    """Make a factor that is trained.
+    """Make a trainable factor.
 
     Args:
         modes: its modes in order, as in "site p q"; "" makes a scalar.
@@ -53,7 +57,7 @@ def trainable(modes: str, *, init: Initializer | None = None, map: Map = "") -> 
             from a vector along the first of them) or "cayley" (n x n orthogonal, from n x n numbers).
 
     Raises:
-        SpecError: modes that are no text, an `init` that is no initializer.
+        SpecError: `modes` is not a string, or `init` is not an initializer.
     """
     if not isinstance(map, str):
         raise mistake(SpecError, "trainable", f"a map, one of {', '.join(MAPS)}", told(map), 'Write map="cayley".')
@@ -62,16 +66,23 @@ def trainable(modes: str, *, init: Initializer | None = None, map: Map = "") -> 
 
 @answers(SpecError)
 def frozen(modes: str, *, init: Initializer | None = None) -> Factor:
-    """Make a factor that keeps its starting values.
+    """Make a frozen factor, which keeps its starting values.
 
-    One without site modes is the same array for the whole adapter, drawn at the largest sizes; each group reads its
-    leading part. Raises SpecError as `trainable` does.
+    A frozen factor without site modes is one array for the whole adapter. It is drawn at the largest sizes, and each
+    group reads its leading part.
+
+    Args:
+        modes: its modes in order, as in "site p q"; "" makes a scalar.
+        init: its initializer; `normal()` by default.
+
+    Raises:
+        SpecError: `modes` is not a string, or `init` is not an initializer.
     """
     return Factor(expect_modes(modes, "frozen"), _initializer(init, "frozen"), trainable=False)
 
 
 def _initializer(given: object, where: str) -> Initializer:
-    """The initializer, `normal()` for none. Raises SpecError for anything else."""
+    """Return the initializer, or `normal()` for None. Raises SpecError for anything else."""
     if given is None:
         return normal()
     if isinstance(given, Initializer):

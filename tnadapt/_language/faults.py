@@ -1,4 +1,4 @@
-"""What a spec must not be: every fault of one, as a line that names it."""
+"""Validate a spec: find every fault of its names, its modes and its starting values, one line per fault."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -12,7 +12,7 @@ __all__: list[str] = []
 
 
 class Table(Protocol):
-    """A spec, before it is known to be one."""
+    """A spec that is not validated yet."""
 
     @property
     def name(self) -> str: ...
@@ -37,7 +37,7 @@ class Table(Protocol):
 
 
 def find_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
-    """Every fault of a spec whose weight has these axes: of its names, its modes and its start."""
+    """Find every fault of a spec whose weight has these axes: of its names, its modes and its starting values."""
     return [
         *_name_faults(spec, axes),
         *_mode_faults(spec, axes),
@@ -51,23 +51,27 @@ def _name_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
     inner = [mode for factor in spec.factors.values() for mode in factor.modes]
     named = {"spec": [spec.name], "factor": list(spec.factors), "mode": list(dict.fromkeys([*outer, *inner]))}
     faults = [
-        f"{what} {name!r}: a name must be an identifier{_hint(what, name)}"
+        f"{what} {name!r}: expected an identifier as its name{_hint(what, name)}"
         for what, names in named.items()
         for name in names
         if not name.isidentifier()
     ]
     faults += [
-        f"mode {mode!r}: named twice in weight and over" for mode in dict.fromkeys(outer) if outer.count(mode) > 1
+        f"mode {mode!r}: occurs twice in weight and over" for mode in dict.fromkeys(outer) if outer.count(mode) > 1
     ]
-    faults += [f"factor {name!r}: a name must not begin with '_'" for name in spec.factors if name.startswith("_")]
+    faults += [
+        f"factor {name!r}: expected a name that does not begin with '_'"
+        for name in spec.factors
+        if name.startswith("_")
+    ]
     if len(axes) < 2:  # noqa: PLR2004
         apart = "; separate axes by spaces, as in 'out in'" if spec.weight else ""
-        faults.append(f"weight {spec.weight!r}: needs an out axis and at least one in axis{apart}")
+        faults.append(f"weight {spec.weight!r}: expected an out axis and at least one in axis{apart}")
     return faults
 
 
 def _hint(what: str, name: str) -> str:
-    """What to write in place of modes that are written as for einsum."""
+    """Say what to write instead of modes that are written as for einsum."""
     words = name.replace("->", ",").split(",")
     return f"; separate modes by spaces, as in {' '.join(words)!r}" if what == "mode" and len(words) > 1 else ""
 
@@ -79,14 +83,14 @@ def _mode_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
     known = {*weight, *over, *carried}
     faults = [f"weight mode {mode!r}: no factor carries it" for mode in weight if mode not in carried]
     faults += [
-        f"bond {mode!r}: in one factor only; a mode that is not of the weight {spec.weight!r} "
-        f"nor of the sites {spec.over!r} must join two"
+        f"bond {mode!r}: in one factor only; a mode that is neither in the weight {spec.weight!r} "
+        f"nor in over={spec.over!r} must join two"
         for mode in bonds
         if carried.count(mode) == 1
     ]
     for name, factor in spec.factors.items():
         faults += [
-            f"factor {name!r}: mode {mode!r} twice"
+            f"factor {name!r}: mode {mode!r} occurs twice"
             for mode in dict.fromkeys(factor.modes)
             if factor.modes.count(mode) > 1
         ]
@@ -100,11 +104,15 @@ def _mode_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
         faults.append(f"scale: unknown mode {spec.scale.bond!r}; the bonds are {', '.join(bonds) or 'none'}")
     for bond, mode in spec.caps.items():
         if bond not in bonds or mode not in weight:
-            faults.append(f"caps: {bond!r} must be a bond and {mode!r} a mode of the weight")
+            faults.append(f"caps: expected a bond and a mode of the weight, got {bond!r} and {mode!r}")
     for bond, mode in spec.ties.items():
         if bond not in bonds or mode not in (*weight, *over) or bond in spec.caps:
-            faults.append(f"ties: {bond!r} must be a bond without a cap and {mode!r} a mode of the weight or the sites")
-    faults += [f"given: {mode!r} must be a mode of the weight" for mode in modes_of(spec.given) if mode not in weight]
+            faults.append(
+                f"ties: expected a bond without a cap and a mode of the weight or the sites, got {bond!r} and {mode!r}"
+            )
+    faults += [
+        f"given: expected a mode of the weight, got {mode!r}" for mode in modes_of(spec.given) if mode not in weight
+    ]
     return faults
 
 
@@ -112,15 +120,19 @@ def _map_faults(factor: Factor, over: tuple[str, ...]) -> list[str]:
     if not factor.map:
         return []
     if factor.map not in MAPS:
-        return [f"unknown map {factor.map!r}; known: {', '.join(MAPS)}"]
+        return [f"expected one of the maps {', '.join(MAPS)}, got {factor.map!r}"]
     if len(factor.modes) < 2 or {*over} & {*factor.modes[-2:]}:  # noqa: PLR2004
-        return [f"map {factor.map}: makes its last two modes, which must not be of the sites"]
+        return [f"map {factor.map}: makes its last two modes, which must not be site modes"]
     known = ("constant", "normal", "uniform")
-    return [] if factor.init.kind in known else [f"map {factor.map}: starts by one of {', '.join(known)}"]
+    return (
+        []
+        if factor.init.kind in known
+        else [f"map {factor.map}: expected one of the initializers {', '.join(known)}, got {factor.init.kind}"]
+    )
 
 
 def _read_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
-    """Factors whose start is read from the host's weights, and that do not have the modes for it."""
+    """Find factors whose starting values are read from the host's weights, but whose modes do not allow it."""
     weight, over = {mode for axis in axes for mode in axis}, modes_of(spec.over)
     outer = {*weight, *over}
     tubes = {mode for factor in spec.factors.values() if factor.init.kind == "cyclic" for mode in factor.modes} - outer
@@ -136,7 +148,9 @@ def _read_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
     cores = sorted(name for name, factor in spec.factors.items() if factor.init.kind == "tt_svd")
     for one, other in pairwise(cores):
         if len({*spec.factors[one].modes} & {*spec.factors[other].modes} - outer) != 1:
-            faults.append(f"factors {one!r} and {other!r}: cores of a train share one bond with the next by name")
+            faults.append(
+                f"factors {one!r} and {other!r}: cores must share one bond with the next core in order of name"
+            )
     if cores and sorted(weight) != sorted(
         mode for name in cores for mode in spec.factors[name].modes if mode in weight
     ):
@@ -154,7 +168,7 @@ def _start_faults(spec: Table) -> list[str]:
     if not zero:
         return [
             "the update does not start at 0: give one trainable factor zeros(), "
-            "or say centered=True or identity_at_start=False"
+            "or write centered=True or identity_at_start=False"
         ]
     if len(zero) > 1:
         return [f"dead start: {', '.join(zero)} are all zero, so no factor gets a gradient; keep one zero"]

@@ -1,4 +1,4 @@
-"""Initializers: how the entries of a factor start. None of them knows a size."""
+"""Initializers: the starting values of factors, described without sizes."""
 
 import math
 from dataclasses import dataclass
@@ -34,16 +34,16 @@ Kind = Literal[Drawn, Read]
 
 AMOUNTS = dict.fromkeys((*get_args(Drawn), *get_args(Read)), "gain")
 AMOUNTS |= {"constant": "value", "normal": "std", "uniform": "bound"}
-TINY, HUGE = 1e-30, 1e30  # float32 holds the products of such numbers
+TINY, HUGE = 1e-30, 1e30  # products of numbers in this range fit in float32
 
 
 @dataclass(frozen=True)
 class Initializer:
-    """How the entries of a factor start: of size `amount / sqrt(fan)`, where fan is a product of mode sizes.
+    """The starting values of a factor, scaled by `amount / sqrt(fan)`, where fan is a product of mode sizes.
 
     `amount` is the standard deviation of "normal", the half-width of "uniform", the value of "constant", and the gain
-    of every other kind. `fan` may name any mode of the network, also one that the factor does not carry. `power` is the
-    power of the singular values by which singular vectors are multiplied.
+    of every other kind. `fan` may name any mode of the network, including modes that the factor does not have. `power`
+    is the power of the singular values by which singular vectors are multiplied.
     """
 
     kind: Kind
@@ -63,11 +63,11 @@ class Initializer:
 
     @property
     def is_redrawn(self) -> bool:
-        """Whether a seed gives the same bits on every machine: not where a linear algebra library takes part."""
+        """Whether a seed gives the same bits on every machine. It does not if a linear algebra library is involved."""
         return self.kind != "orthogonal" and not self.is_read
 
     def faults(self) -> list[str]:
-        """List what is wrong with this initializer by itself."""
+        """List the faults of this initializer, apart from the spec that uses it."""
         if self.kind not in AMOUNTS:
             return [f"initializer: expected one of {', '.join(AMOUNTS)}, got {self.kind!r}"]
         is_number = isinstance(self.amount, int | float) and not isinstance(self.amount, bool)
@@ -79,7 +79,7 @@ class Initializer:
         return []
 
     def __str__(self) -> str:
-        """As in normal(std=0.5 / sqrt(in)); plain words for zeros and ones."""
+        """Return a text such as normal(std=0.5 / sqrt(in)), or the words zeros and ones."""
         if self.kind == "constant" and self.amount in (0, 1):
             return "zeros" if self.is_zero else "ones"
         name = AMOUNTS.get(self.kind, "amount")
@@ -90,16 +90,19 @@ class Initializer:
 
 
 def expect_modes(given: object, where: str, word: str = "") -> tuple[str, ...]:
-    """The modes that a text names. Raises SpecError for anything else; `word` is the argument's, where it has to be."""
+    """Return the modes that a string names. Raises SpecError for anything else.
+
+    `where` is the function that begins the message, `word` the argument that has to be passed by name.
+    """
     if isinstance(given, str):
         return modes_of(given)
     words = given if isinstance(given, list | tuple) and all(isinstance(one, str) for one in given) else ["out", "r"]
     todo = f'Write {where}({word}{"=" if word else ""}"{" ".join(words)}").'
-    raise mistake(SpecError, where, f"{word or 'modes'} as one text", told(given), todo)
+    raise mistake(SpecError, where, f"{word or 'modes'} as one string", told(given), todo)
 
 
 def call_of_initializer(given: object) -> str:
-    """What to write in place of something that is no initializer: `init=normal()` for the function or its name."""
+    """Say what to write instead of a value that is not an initializer, such as the function `normal` or its name."""
     name = given if isinstance(given, str) else getattr(given, "__name__", "")
     known = ("zeros", "ones", *get_args(Drawn), *get_args(Read), "kaiming_uniform", "kaiming_normal")
     if name not in known:
@@ -109,7 +112,7 @@ def call_of_initializer(given: object) -> str:
 
 
 def _number(given: object, where: str, word: str) -> float:
-    """The number. Raises SpecError for anything else."""
+    """Return the number as a float. Raises SpecError for anything else."""
     if not isinstance(given, str | bool) and hasattr(given, "__float__"):
         try:
             return float(given)
@@ -126,7 +129,7 @@ def _number(given: object, where: str, word: str) -> float:
 
 @answers(SpecError)
 def zeros() -> Initializer:
-    """Start every entry at 0: for the one factor that makes dW = 0 at the start."""
+    """Start every entry at 0, as for the one factor that makes dW = 0 at the start."""
     return Initializer("constant", 0.0)
 
 
@@ -158,8 +161,8 @@ def uniform(bound: float = 1.0, *, fan: str = "") -> Initializer:
 def kaiming_uniform(fan: str, *, slope: float = math.sqrt(5.0)) -> Initializer:
     """Draw uniform entries in +-sqrt(6 / ((1 + slope^2) fan)); with the default slope that is +-1 / sqrt(fan).
 
-    The fan is given in modes, since a contraction has no fan of its own. Source: He et al. 2015, the leaky form; LoRA
-    uses slope sqrt(5).
+    `fan` names modes, since the factors of a contraction have no fan of their own. Source: He et al. 2015, for leaky
+    ReLU; LoRA uses slope sqrt(5).
     """
     modes = " ".join(expect_modes(fan, "kaiming_uniform", "fan"))
     return uniform(math.sqrt(6.0 / (1.0 + _number(slope, "kaiming_uniform", "slope") ** 2)), fan=modes)
@@ -177,13 +180,13 @@ def kaiming_normal(fan: str, *, slope: float = math.sqrt(5.0)) -> Initializer:
 
 @answers(SpecError)
 def orthogonal(gain: float = 1.0) -> Initializer:
-    """Draw an orthogonal matrix per site, times `gain`: its rows are the first mode that is no site mode."""
+    """Draw an orthogonal matrix per site, times `gain`. Its rows are the first mode that is not a site mode."""
     return Initializer("orthogonal", _number(gain, "orthogonal", "gain"))
 
 
 @answers(SpecError)
 def identity(gain: float = 1.0) -> Initializer:
-    """Set `gain` where the indices along all modes but the site modes are equal, 0 elsewhere."""
+    """Set `gain` where the indices along all modes except the site modes are equal, and 0 elsewhere."""
     return Initializer("identity", _number(gain, "identity", "gain"))
 
 
@@ -191,14 +194,14 @@ def identity(gain: float = 1.0) -> Initializer:
 def cyclic() -> Initializer:
     """Set 1 where the index along the first mode is the sum of the other indices, modulo its size; 0 elsewhere.
 
-    Joins tensors along the sites by the t-product, a convolution (Kilmer and Martin 2011).
+    This tensor multiplies others by the t-product, a circular convolution along the sites (Kilmer and Martin 2011).
     """
     return Initializer("cyclic", 1.0)
 
 
 @answers(SpecError)
 def controlled_z() -> Initializer:
-    """Set -1 where every index is the last, 1 elsewhere: the controlled-Z gate of two qubits."""
+    """Set -1 where every index is the last one, and 1 elsewhere: the controlled-Z gate of two qubits."""
     return Initializer("controlled_z", 1.0)
 
 
@@ -206,22 +209,22 @@ def controlled_z() -> Initializer:
 def svd(power: float = 0.0, *, gain: float = 1.0) -> Initializer:
     """Read leading singular vectors of the host's weights, times the singular values to a power of 0, 0.5 or 1.
 
-    The vectors belong to the factor's modes of the weight. The weights of sites whose mode the factor does not carry
-    stand side by side, as in the HOSVD. A factor that carries in modes only takes the right singular vectors of the
-    matrix whose left ones a factor of out modes takes.
+    The vectors run along the factor's modes of the weight. If the factor lacks a site mode, the weights along that mode
+    are concatenated into one matrix, as in the HOSVD. A factor with in modes only gets the right singular vectors of
+    the matrix whose left singular vectors a factor with out modes gets.
     """
     return Initializer("svd", _number(gain, "svd", "gain"), power=power)
 
 
 @answers(SpecError)
 def tt_svd() -> Initializer:
-    """Read a core of the tensor train of the host's weights; the cores are the factors of this kind, by name."""
+    """Read a core of the TT-SVD of the host's weights. The cores are the factors with this initializer, by name."""
     return Initializer("tt_svd", 1.0)
 
 
 @answers(SpecError)
 def hosvd_core() -> Initializer:
-    """Read the host's weights contracted with all other factors: the best core where those are orthonormal."""
+    """Read the host's weights contracted with all other factors, which is the best core if those are orthonormal."""
     return Initializer("hosvd_core", 1.0)
 
 
@@ -229,7 +232,7 @@ def hosvd_core() -> Initializer:
 def t_svd(power: float = 0.0) -> Initializer:
     """Read the left, right or middle part of the t-SVD of the host's weights along the sites.
 
-    The factor carries the bond that a `cyclic` factor joins to the sites. `power` as for `svd`.
+    The factor has the bond that a `cyclic` factor joins to the sites. `power` is as for `svd`.
     """
     return Initializer("t_svd", 1.0, power=power)
 

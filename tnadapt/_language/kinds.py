@@ -1,4 +1,4 @@
-"""What is handed to a spec and is not of its kind: a list for a text, a function that was not called."""
+"""Check the types of the arguments of a spec: no list in place of a string, no function that was not called."""
 
 from collections.abc import Iterator, Mapping
 from typing import Protocol
@@ -13,7 +13,7 @@ __all__: list[str] = []
 
 
 class Given(Protocol):
-    """What stands in a spec before anything of it is checked."""
+    """The arguments of a spec before any check."""
 
     @property
     def name(self) -> object: ...
@@ -38,20 +38,20 @@ class Given(Protocol):
 
 
 def scale_of(given: object) -> object:
-    """A plain number is the scale itself: `raw` of it."""
+    """Return `raw` of a number, and any other value unchanged."""
     is_number = isinstance(given, int | float) and not isinstance(given, bool)
-    return raw(given) if is_number else given  # type: ignore[arg-type]  # a number, as was just seen
+    return raw(given) if is_number else given  # type: ignore[arg-type]  # a number, as checked above
 
 
 def expect_sizes(given: object) -> Mapping[str, int]:
-    """Sizes by mode, none for None. Raises SiteError for anything else; each size is looked at later."""
+    """Return the sizes by mode, empty for None. Raises SiteError for anything else; each size is checked later."""
     if isinstance(given, Mapping | None):
         return given or {}
     raise mistake(SiteError, "bind", "sizes by mode", told(given), 'Write sizes={"head": 12}.')
 
 
 def find_kind_faults(spec: Given) -> list[str]:
-    """Every argument that is not of its kind. The other faults can be looked for once there is none of these."""
+    """Find every argument of the wrong type. The other faults can be looked for only if there is none."""
     return [*_text_faults(spec), *_factor_faults(spec.factors), *_scale_faults(spec.scale), *_other_faults(spec)]
 
 
@@ -62,7 +62,7 @@ def _text_faults(spec: Given) -> Iterator[str]:
         if not isinstance(value, str):
             is_listed = isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
             text = " ".join(value) if is_listed else example
-            yield f'{word}: expected one text, got {told(value)}; write {word}="{text}"'
+            yield f'{word}: expected one string, got {told(value)}; write {word}="{text}"'
 
 
 def _factor_faults(factors: object) -> Iterator[str]:
@@ -71,7 +71,7 @@ def _factor_faults(factors: object) -> Iterator[str]:
         return
     for name, factor in factors.items():
         if not isinstance(name, str):
-            yield f"factors: expected names as texts, got {told(name)} among them; write 'A'"
+            yield f"factors: expected strings as names, got {told(name)} among them; write 'A'"
         if not isinstance(factor, Factor):
             modes = factor if isinstance(factor, str) else "out r"
             yield f'factor {name!r}: expected a Factor, got {told(factor)}; write trainable("{modes}") or frozen(...)'

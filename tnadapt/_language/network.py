@@ -1,4 +1,4 @@
-"""The networks that serve the sites of a host, and how sizes and groups follow from the sites."""
+"""Networks with known sizes: group the sites that share a network, and find the sizes of its modes."""
 
 import math
 from collections import Counter
@@ -17,11 +17,11 @@ __all__ = ["Group", "Network"]
 
 @dataclass(frozen=True)
 class Network:
-    """A spec with every size known. Two groups of equal sizes have equal networks, so it is the key of every cache.
+    """A spec with all sizes known. Groups of equal sizes have equal networks, so a network can be the key of a cache.
 
-    `axes` are the weight's, each a tuple of modes, the out axis first; `over` are the site modes; `sizes` holds every
-    mode. Factors come in the order of their names, so that equal networks are equal for code that counts them, too.
-    Raises SiteError for a size that is no positive integer.
+    `axes` are those of the weight, each a tuple of modes, the out axis first; `over` are the site modes; `sizes` has
+    every mode. The factors are sorted by name, so that equal networks also have the same order of factors.
+    Raises SiteError for a size that is not a positive integer.
     """
 
     axes: tuple[Axis, ...]
@@ -32,7 +32,7 @@ class Network:
     centered: bool = False
 
     def __post_init__(self) -> None:
-        """Check every size once, freeze."""
+        """Check every size once, and freeze the mappings."""
         for mode, size in self.sizes.items():
             check_size(f"mode {mode!r}", size)
         for name, factor in self.factors.items():
@@ -43,40 +43,40 @@ class Network:
 
     @property
     def out_modes(self) -> tuple[str, ...]:
-        """Modes of the weight's first axis."""
+        """The modes of the first axis of the weight."""
         return self.axes[0]
 
     @property
     def in_modes(self) -> tuple[str, ...]:
-        """Modes of all further axes of the weight."""
+        """The modes of all other axes of the weight."""
         return tuple(mode for axis in self.axes[1:] for mode in axis)
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        """Shape of one site's weight, out axis first."""
+        """The shape of the weight of one site, out axis first."""
         return tuple(self.volume(axis) for axis in self.axes)
 
     def volume(self, modes: Iterable[str]) -> int:
-        """Product of the sizes of these modes."""
+        """Return the product of the sizes of these modes."""
         return math.prod(self.sizes[mode] for mode in modes)
 
     def shape(self, factor: str) -> tuple[int, ...]:
-        """Shape of a factor, site modes included."""
+        """Return the shape of a factor, site modes included."""
         return tuple(self.sizes[mode] for mode in self.factors[factor].modes)
 
     def local_modes(self, factor: str) -> tuple[str, ...]:
-        """Modes that a factor has left once a site is chosen."""
+        """Return the modes of a factor without the site modes."""
         return tuple(mode for mode in self.factors[factor].modes if mode not in self.over)
 
 
 def _check_map(name: str, factor: Factor, sizes: Mapping[str, int]) -> None:
-    """Raises SiteError for sizes of the modes that a map makes, which are 2 and 2, or equal."""
+    """Raise SiteError unless the modes that a map makes have equal sizes, which are 2 for a rotation."""
     one, other = (sizes[mode] for mode in factor.modes[-2:])
     if one != other or (factor.map == "rotation" and one != 2):  # noqa: PLR2004
-        wanted = "2 and 2" if factor.map == "rotation" else "equal"
+        wanted = "2 and 2" if factor.map == "rotation" else "equal numbers"
         raise SiteError(
-            f"factor {name!r}: the sizes of {' and '.join(map(repr, factor.modes[-2:]))}, which a {factor.map} makes, "
-            f"must be {wanted}.\nHowever, they are {one} and {other}."
+            f"factor {name!r}: expected {wanted} as the sizes of {' and '.join(map(repr, factor.modes[-2:]))}, which a "
+            f"{factor.map} makes, got {one} and {other}."
         )
 
 
@@ -90,7 +90,7 @@ class Group:
     values: Mapping[str, tuple[Coordinate, ...]]
 
     def index(self, site: Site) -> dict[str, int]:
-        """Where a site of this group stands along each site mode, counted from 0 without gaps."""
+        """Return the index of a site of this group along each site mode, counted from 0 without gaps."""
         return {mode: places[site.value(mode)] for mode, places in self._indices.items()}
 
     @cached_property
@@ -99,14 +99,14 @@ class Group:
 
     @property
     def places(self) -> tuple[tuple[int, ...], ...] | None:
-        """The indices at which sites stand, in order; None where every combination of them has its site."""
+        """The sorted indices of the sites along the site modes; None if every combination of indices has a site."""
         if len(self.sites) == self.network.volume(self.network.over):
             return None
         return tuple(sorted(tuple(self.index(site).values()) for site in self.sites))
 
 
 def most_shapes(sites: Iterable[Site], over: tuple[str, ...]) -> int:
-    """Count the shapes among sites that differ in nothing but shape and site modes; the largest such number."""
+    """Return the largest number of shapes among sites that differ only in shape and along the site modes."""
     found: dict[frozenset[tuple[str, Coordinate]], set[tuple[int, ...]]] = {}
     for site in sites:
         found.setdefault(_fixed(site, over), set()).add(site.shape)
@@ -114,17 +114,17 @@ def most_shapes(sites: Iterable[Site], over: tuple[str, ...]) -> int:
 
 
 def _fixed(site: Site, over: tuple[str, ...]) -> frozenset[tuple[str, Coordinate]]:
-    """The coordinates that are no site modes; the running number stands for all."""
+    """Return the coordinates that are not site modes; none if the sites are numbered by "site"."""
     return frozenset(
         () if RUNNING in over else ((name, at) for name, at in site.coordinates.items() if name not in over)
     )
 
 
 def stacks_of(sites: Iterable[Site], over: tuple[str, ...]) -> dict[str, tuple[Site, ...]]:
-    """Named stacks of sites that may share a network: same shape, same value of each coordinate that is no site mode.
+    """Group sites that may share a network: same shape, and same value of each coordinate that is not a site mode.
 
-    The running number stands for every coordinate at once. Raises SiteError when two sites stand in one place, or two
-    stacks would have one name.
+    The site mode "site" replaces all coordinates. Returns the stacks by name. Raises SiteError if two sites have the
+    same position in a stack, or if two stacks would have the same name.
     """
     stacks: dict[tuple[frozenset[tuple[str, Coordinate]], tuple[int, ...]], list[Site]] = {}
     for site in sites:
@@ -137,8 +137,8 @@ def stacks_of(sites: Iterable[Site], over: tuple[str, ...]) -> dict[str, tuple[S
         name = label if label and often[label] == 1 else f"{label}.{shape}" if label else shape
         if name in named:
             raise SiteError(
-                f"{stack[0].path}: its group would be named {name!r}.\n"
-                f"However, so is that of {named[name][0].path}.\nGive one of them another coordinate."
+                f"{stack[0].path}: expected a group with a name of its own, got {name!r}, which is also that of "
+                f"{named[name][0].path}.\nGive one of them another coordinate."
             )
         named[name] = tuple(stack)
         _check_places(stack, over)
@@ -146,7 +146,7 @@ def stacks_of(sites: Iterable[Site], over: tuple[str, ...]) -> dict[str, tuple[S
 
 
 def _label(site: Site, over: tuple[str, ...]) -> str:
-    """What tells a site's group from others: layer and kind as they are, further coordinates with their names."""
+    """Return the name of a site's group: layer and kind as they are, other coordinates with their names."""
     if RUNNING in over:
         return ""
     words = [str(site.coordinates[name]) for name in ("layer", "kind") if name not in over]
@@ -160,15 +160,15 @@ def _check_places(stack: Iterable[Site], over: tuple[str, ...]) -> None:
         place = tuple(site.value(mode) for mode in over)
         if place in seen:
             raise SiteError(
-                f"{site.path}: two sites of one network need different coordinates along ({' '.join(over)}).\n"
-                f"However, {seen[place].path} stands at the same place {place}.\n"
+                f"{site.path}: expected different coordinates along ({' '.join(over)}) for two sites of one network, "
+                f"got {place} for this one and {seen[place].path}.\n"
                 "Give them different coordinates, or stack over 'site'."
             )
         seen[place] = site
 
 
 def values_of(stack: Iterable[Site], mode: str) -> tuple[Coordinate, ...]:
-    """The coordinate at each index of a site mode: numbers in rising order, names in the order of their coming."""
+    """Return the coordinate at each index of a site mode: numbers in ascending order, names in order of appearance."""
     values = dict.fromkeys(site.value(mode) for site in stack)
     return tuple(sorted(values, key=lambda value: value if isinstance(value, int) else 0))
 
@@ -180,15 +180,13 @@ def sizes_of(
     asked: Mapping[str, int],
     given: tuple[str, ...] = (),
 ) -> dict[str, int]:
-    """Sizes of the weight's modes: those asked for, the others split as evenly as the prime factors allow.
+    """Find the sizes of the modes of a weight: those in `asked`, and an even split of each axis for the others.
 
-    Raises SiteError for another number of axes, an axis that the asked sizes do not divide, or one with a mode of
-    `given` that they do not settle; `path` names the site.
+    Raises SiteError for a wrong number of axes, an axis that the sizes in `asked` do not divide, or a mode of `given`
+    whose size does not follow from them; `path` names the site.
     """
     if len(shape) != len(axes):
-        raise SiteError(
-            f"{path}: this spec updates a weight of {len(axes)} axes.\nHowever, the weight there has shape {shape}."
-        )
+        raise SiteError(f"{path}: expected a weight of {len(axes)} axes for this spec, got shape {shape}.")
     sizes: dict[str, int] = {}
     for axis, length in zip(axes, shape, strict=True):
         told = {mode: asked[mode] for mode in axis if mode in asked}
@@ -197,13 +195,13 @@ def sizes_of(
         if remainder or (not rest and part != 1):
             words = ", ".join(f"{mode}={size}" for mode, size in told.items())
             raise SiteError(
-                f"{path}: the sizes of ({' '.join(axis)}) must multiply to {length}.\n"
-                f"However, {words} does not {'divide' if rest else 'give'} {length}.\n"
+                f"{path}: expected sizes of ({' '.join(axis)}) whose product is {length}, got {words}, which does not "
+                f"{'divide' if rest else 'give'} {length}.\n"
                 f"Divisors of {length}: {', '.join(map(str, divisors(length)))}."
             )
         if len(rest) > 1 and (named := [mode for mode in rest if mode in given]):
             raise SiteError(
-                f"{path}: the size of {named[0]!r} has to be given, since no even split of {length} is right.\n"
+                f"{path}: expected a size for {named[0]!r}, since an even split of {length} would be wrong, got none.\n"
                 f'Pass sizes={{"{named[0]}": ...}}, a divisor of {length}: {", ".join(map(str, divisors(length)))}.'
             )
         sizes |= told | dict(zip(rest, split_evenly(part, len(rest)), strict=True))
@@ -212,7 +210,7 @@ def sizes_of(
 
 @lru_cache(maxsize=4096)
 def split_evenly(number: int, parts: int) -> tuple[int, ...]:
-    """`parts` rising factors of a number whose sum is least: 768 in three is (8, 8, 12)."""
+    """Split a number into ascending factors with the smallest sum: 768 into three parts is (8, 8, 12)."""
     if parts == 0:
         return ()
     if parts == 1:

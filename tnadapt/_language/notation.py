@@ -1,4 +1,4 @@
-"""Strings that name modes: words separated by spaces; round brackets join the modes of one split axis."""
+"""Parse strings that name modes: words separated by spaces, with round brackets around the modes of a split axis."""
 
 import re
 
@@ -10,14 +10,14 @@ _TOKEN = re.compile(r"[()]|[^\s()]+")
 
 
 def modes_of(text: str) -> tuple[str, ...]:
-    """The modes that "site p q" names, in order. Brackets have no meaning here and come back as words of their own."""
+    """Return the modes named by a string such as "site p q", in order. A bracket is returned as a word of its own."""
     return tuple(_TOKEN.findall(text))
 
 
 def axes_of(text: str) -> tuple[Axis, ...]:
-    """The axes that "(head dim) in" names: one tuple of modes an axis, outermost mode first.
+    """Return the axes named by a string such as "(head dim) in": one tuple of modes per axis, outermost mode first.
 
-    Raises ValueError for brackets that do not close, do not open, nest, or hold nothing.
+    Raises ValueError for brackets that are unbalanced, nested or empty.
     """
     axes: list[Axis] = []
     group: list[str] | None = None
@@ -43,5 +43,5 @@ def axes_of(text: str) -> tuple[Axis, ...]:
 
 
 def text_of(axes: tuple[Axis, ...]) -> str:
-    """The inverse of `axes_of`: one blank between words, brackets only where an axis splits."""
+    """Return the string that names these axes: single spaces, and brackets only around a split axis."""
     return " ".join(axis[0] if len(axis) == 1 else f"({' '.join(axis)})" for axis in axes)

@@ -1,4 +1,4 @@
-"""The scale: the number in front of an update, as a rule that knows no size."""
+"""The scale: the factor in front of an update, as a rule without sizes."""
 
 import math
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Scale:
     bond: str = ""
 
     def faults(self) -> list[str]:
-        """List what is wrong with this rule by itself."""
+        """List the faults of this rule, apart from the spec that uses it."""
         rules = get_args(Rule)
         found = [] if self.rule in rules else [f"scale: expected one of {', '.join(rules)}, got {self.rule!r}"]
         quoted = "; write the number without quotes" if isinstance(self.alpha, str) else ""
@@ -38,7 +38,7 @@ class Scale:
         return float(self.alpha) / {"over_rank": rank, "over_sqrt_rank": math.sqrt(rank), "raw": 1.0}[self.rule]
 
     def __str__(self) -> str:
-        """As in 16 / sqrt(r)."""
+        """Return a text such as 16 / sqrt(r)."""
         divisor = {"over_rank": f" / {self.bond}", "over_sqrt_rank": f" / sqrt({self.bond})"}
         return f"{self.alpha:g}{divisor.get(self.rule, '')}"
 
@@ -62,7 +62,7 @@ def raw(alpha: float = 1.0) -> Scale:
 
 
 def _bond(given: object, where: str) -> str:
-    """The name of a bond. Raises SpecError for anything else."""
+    """Return the name of a bond. Raises SpecError for anything else."""
     if isinstance(given, str):
         return given
-    raise mistake(SpecError, where, "the name of a bond", told(given), f'Write {where}("r"), with alpha= behind it.')
+    raise mistake(SpecError, where, "the name of a bond", told(given), f'Write {where}("r"), and pass alpha by name.')

@@ -1,4 +1,4 @@
-"""An adapter as a table: the size-free spec, and the spec bound to the sites of one host."""
+"""Specs and adapters: an adapter written without sizes, and the same bound to the sites of one host."""
 
 import math
 from collections import Counter
@@ -25,23 +25,23 @@ __all__ = ["Adapter", "AdapterSpec"]
 @answers_when_made(SpecError)
 @dataclass(frozen=True, kw_only=True)
 class AdapterSpec:
-    """A tensor-network adapter without sizes: how a weight's axes split, what it is stacked over, and its factors.
+    """A tensor-network adapter without sizes: how the axes of a weight split, what it is stacked over, its factors.
 
     Args:
         name: an identifier.
-        weight: the axes of one weight, out side first, as in "(head dim) in"; brackets split an axis, row-major.
+        weight: the axes of one weight, out axis first, as in "(head dim) in"; brackets split an axis, row-major.
         over: the site modes, as in "layer kind"; "site" numbers all sites of one shape.
-        factors: name -> `trainable(...)` or `frozen(...)`. A mode that is neither of the weight nor of the sites is a
-            bond: it is summed away, and its size is a rank.
-        scale: `over_rank`, `over_sqrt_rank` or `raw`; a number is `raw` of it.
+        factors: name -> `trainable(...)` or `frozen(...)`. A mode that is neither in `weight` nor in `over` is a bond:
+            it is summed over, and its size is a rank.
+        scale: `over_rank(...)`, `over_sqrt_rank(...)` or `raw(...)`; a number means `raw(number)`.
         centered: the update is delta(params) - delta(starting params), for networks that do not start at zero.
-        identity_at_start: False allows a start that is not dW = 0.
-        caps: bond -> mode: the bond's rank is cut to the size of that mode.
-        ties: bond -> mode: the bond has the size of that mode of the weight or of the sites.
-        given: modes of the weight whose size has to be told, as "head", where an even split would be wrong.
+        identity_at_start: False allows starting values with dW != 0.
+        caps: bond -> mode; the rank is at most the size of that mode.
+        ties: bond -> mode; the bond has the size of that mode of the weight or of the sites.
+        given: modes of the weight whose sizes must be given, such as "head", since an even split would be wrong.
 
     Raises:
-        SpecError: with every fault at once.
+        SpecError: the spec is invalid; the message lists every fault.
     """
 
     name: str
@@ -56,7 +56,7 @@ class AdapterSpec:
     ties: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Gather every fault, raise once, freeze."""
+        """Find every fault, raise them together, and freeze the mappings."""
         object.__setattr__(self, "scale", scale_of(self.scale))
         if odd := find_kind_faults(self):
             raise SpecError(self.name, odd)
@@ -75,7 +75,7 @@ class AdapterSpec:
 
     @property
     def axes(self) -> tuple[Axis, ...]:
-        """The weight's axes, each a tuple of modes, the out axis first."""
+        """The axes of the weight, each a tuple of modes, the out axis first."""
         return axes_of(self.weight)
 
     @property
@@ -85,7 +85,7 @@ class AdapterSpec:
 
     @property
     def bonds(self) -> tuple[str, ...]:
-        """The modes that are summed away, in the order of their coming; their sizes are the ranks."""
+        """The modes that are summed over, in order of appearance; their sizes are the ranks."""
         outer = {*self.site_modes, *(mode for axis in self.axes for mode in axis)}
         modes = (mode for factor in self.factors.values() for mode in factor.modes)
         return tuple(dict.fromkeys(mode for mode in modes if mode not in outer))
@@ -101,20 +101,19 @@ class AdapterSpec:
         seed: int = 0,
         overparametrized: bool = False,
     ) -> "Adapter":
-        """The adapter that serves these sites.
+        """Bind the spec to sites, and return the adapter.
 
         Args:
-            sites: the adapted weights, in the order of the host; one by itself is taken, too.
+            sites: the weights to adapt, in the order of the host; a single site is accepted.
             rank: the size of every bond, or bond -> size.
-            sizes: mode -> size for modes of the weight, as {"head": 12}, or for single bonds (not cut by `caps`).
+            sizes: mode -> size for modes of the weight, such as {"head": 12}, or for bonds (not limited by `caps`).
             alpha: replaces the alpha of the spec's scale.
-            seed: where the starting values come from.
-            overparametrized: allow a rank above that of any update, in a network of more numbers than its weights have.
+            seed: the seed of the starting values.
+            overparametrized: allow a rank that no update can have, in a network with more parameters than its weights.
 
         Raises:
-            SiteError: a size that is missing (all are named), no positive integer, or does not fit a weight; a rank
-                that no update has.
-            SpecError: an alpha that is 0 or no finite number.
+            SiteError: a size is missing, not a positive integer, or does not fit a weight; or no update has the rank.
+            SpecError: alpha is 0 or not a finite number.
         """
         found, told = expect_sites(sites, "bind"), expect_sizes(sizes)
         spec = self if alpha is None else replace(self, scale=replace(self.scale, alpha=alpha))
@@ -125,16 +124,16 @@ class AdapterSpec:
         return adapter
 
     def formula(self, *, trainable: bool = True) -> str:
-        """Entries of the trainable (or frozen) factors of one network, as in "out*p + site*p*q + in*q"."""
+        """Return the number of trainable (or frozen) entries of one network, such as "out*p + site*p*q + in*q"."""
         chosen = [factor.held for factor in self.factors.values() if factor.trainable == trainable]
         terms = ["*".join(modes) for modes in chosen if modes]
         numbers = sum(not modes for modes in chosen)
         return " + ".join([*terms, *([str(numbers)] if numbers else [])]) or "0"
 
     def __str__(self) -> str:
-        """The table of the spec: what it updates, its factors, its scale, what is shared, its count."""
+        """Return a table: what the spec updates, its factors, its scale, which factors are shared, and their count."""
         width = max(len(name) for name in self.factors)
-        stacked = f"stacked over {self.over}" if self.over else "each by a network of its own"
+        stacked = f"stacked over {self.over}" if self.over else "one network per weight"
         lines = [f"{self.name}: updates weights [{self.weight}], {stacked}"]
         lines += [f"  {name:<{width}}  {factor}" for name, factor in self.factors.items()]
         lines += [f"  scale {self.scale}" + (", minus the update of the starting values" if self.centered else "")]
@@ -142,22 +141,22 @@ class AdapterSpec:
         lines += [f"  shared by the sites of a network: {', '.join(shared)}"] if shared else []
         everywhere = [name for name in self.factors if self.is_global(name)]
         lines += [f"  one for the whole adapter: {', '.join(everywhere)}"] if everywhere else []
-        lines += [f"  a network trains {self.formula()}, and holds frozen {self.formula(trainable=False)}"]
+        lines += [f"  per network: {self.formula()} trainable, {self.formula(trainable=False)} frozen"]
         return "\n".join(lines)
 
     def is_private(self, factor: str) -> bool:
-        """Whether a factor carries a site mode."""
+        """Return whether a factor has a site mode."""
         return bool(set(self.factors[factor].modes) & set(self.site_modes))
 
     def is_global(self, factor: str) -> bool:
-        """Whether a factor is one and the same for all groups: frozen, without a site mode, and read from no weight."""
+        """Return whether all groups share a factor: it is frozen, has no site mode, and is not read from a weight."""
         is_read = self.factors[factor].init.is_read
         return not self.factors[factor].trainable and not self.is_private(factor) and not is_read
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """A spec bound to the sites of one host. Made by `AdapterSpec.bind`; everything else follows from these values."""
+    """A spec bound to the sites of one host, made by `AdapterSpec.bind`. Everything else follows from these values."""
 
     spec: AdapterSpec
     sites: tuple[Site, ...]
@@ -167,16 +166,16 @@ class Adapter:
     groups: tuple[Group, ...] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Form the groups, resolve every size."""
+        """Check the fields, form the groups, and find every size."""
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise SiteError(f"seed: must be an integer of at least 0, got {self.seed!r}.\nWrite seed=0.")
+            raise SiteError(f"seed: expected an integer of at least 0, got {self.seed!r}.\nWrite seed=0.")
         for mode, size in self.sizes.items():
             check_size(f"size of {mode!r}", size)
         if not self.sites:
-            raise SiteError(f"{self.spec.name}: an adapter needs at least one site.\nHowever, none was given.")
+            raise SiteError(f"{self.spec.name}: expected at least one site, got none.")
         path, times = Counter(site.path for site in self.sites).most_common(1)[0]
         if times > 1:
-            raise SiteError(f"{path}: this site was given {times} times.\nGive it once.")
+            raise SiteError(f"{path}: expected each site once, got this one {times} times.\nPass it once.")
         for weight, parts in self.weights.items():
             check_parts(weight, parts)
         stacks = stacks_of(self.sites, self.spec.site_modes)
@@ -190,10 +189,10 @@ class Adapter:
 
     @cached_property
     def slots(self) -> dict[str, Slot]:
-        """Every entry of params by name: one a factor, behind its group's name where there are several groups.
+        """Every entry of params by name: one per factor and group, prefixed by the group's name if there are several.
 
-        A frozen factor that carries no site mode is one entry for the whole adapter, at the largest sizes. Where an
-        update is centered, a trainable factor that is read from the host has a second, frozen entry: its start.
+        A frozen factor without site modes is one entry for the whole adapter, at the largest sizes. If the update is
+        centered, a trainable factor that is read from the host has a second, frozen entry with its starting values.
         """
         slots: dict[str, Slot] = {}
         for group in self.groups:
@@ -213,19 +212,19 @@ class Adapter:
         return slots
 
     def slot_name(self, group: Group, factor: str) -> str:
-        """The name in params of a group's factor."""
+        """Return the name of a group's factor in params."""
         return factor if self.spec.is_global(factor) or len(self.groups) == 1 else f"{group.name}.{factor}"
 
     def find(self, site: Site | str) -> tuple[Group, Site]:
-        """The group and the site of this path. Raises SiteError with the known paths."""
+        """Return the group and the site of this path. Raises SiteError for an unknown path."""
         path = site if isinstance(site, str) else expect_site(site, self.spec.name).path
         if path not in self._places:
-            some = ", ".join(list(self._places)[:5])
-            raise SiteError(f"{path}: not a site of this adapter.\nIts {len(self._places)} sites begin with {some}.")
+            some = f"Its {len(self._places)} sites begin with {', '.join(list(self._places)[:5])}."
+            raise SiteError(f"{self.spec.name}: expected a site of this adapter, got {path!r}.\n{some}")
         return self._places[path]
 
     def address(self, site: Site | str) -> Address:
-        """Find a site's part of every factor. Raises SiteError with the known paths."""
+        """Find a site's part of every factor. Raises SiteError for an unknown path."""
         group, place = self.find(site)
         index, sizes = group.index(place), group.network.sizes
         parts = {
@@ -240,7 +239,7 @@ class Adapter:
 
     @cached_property
     def weights(self) -> dict[str, tuple[Site, ...]]:
-        """The adapted weights of the host by path, each with the sites that lie in it: itself, or its blocks."""
+        """The adapted weights of the host by path, each with its sites: the weight itself, or its blocks."""
         found: dict[str, list[Site]] = {}
         for site in self.sites:
             found.setdefault(site.weight, []).append(site)
@@ -248,20 +247,21 @@ class Adapter:
 
     @property
     def reads_weights(self) -> bool:
-        """Whether starting values are read from the host's weights."""
+        """Whether any starting values are read from the host's weights."""
         return any(factor.init.is_read for factor in self.spec.factors.values())
 
     def parts(self, path: str) -> tuple[Site, ...]:
-        """The blocks that a weight is cut into; none where the path is that of a site, or of nothing adapted.
+        """Return the blocks of a weight; empty if the path is that of a site, or of a weight that is not adapted.
 
-        Raises SiteError where they serve several tasks, so that the weight has no one update.
+        Raises SiteError if the blocks serve several tasks, since the weight then has no single update.
         """
         if path in self._places or path not in self.weights:
             return ()
         sites = self.weights[path]
         if len({site.coordinates.get(TASK) for site in sites}) > 1:
             raise SiteError(
-                f"{path}: its sites serve several tasks.\nAsk for one of {', '.join(s.path for s in sites)}."
+                f"{path}: expected a weight with one update, got one whose sites serve several tasks.\n"
+                f"Ask for one of {', '.join(s.path for s in sites)}."
             )
         return sites
 
@@ -270,7 +270,7 @@ class Adapter:
         return {site.path: (group, site) for group in self.groups for site in group.sites}
 
     def __str__(self) -> str:
-        """A table: one row for all groups of one network, with the sizes of its modes."""
+        """Return a table with one row per network: its groups, and the sizes of its modes."""
         head = f"{self.spec.name}: {len(self.sites)} sites in {len(self.groups)} groups, seed {self.seed}"
         rows = [("groups", "sites", "weight", "scale", "sizes")]
         for net in dict.fromkeys(self.networks):
@@ -283,7 +283,7 @@ class Adapter:
 
     @property
     def sharing(self) -> str:
-        """Tell which trained factors the spec shares but weights of different shapes do not; "" for none."""
+        """A note on the trainable factors that the spec shares, but only among weights of one shape; may be empty."""
         outer, shapes = {*self.spec.site_modes}, most_shapes(self.sites, self.spec.site_modes)
         trained = {name: {*factor.modes} for name, factor in self.spec.factors.items() if factor.trainable}
         split = [name for name, modes in trained.items() if not outer <= modes]
@@ -293,7 +293,7 @@ class Adapter:
 
 
 def _check_ranks(adapter: Adapter) -> None:
-    """Raises SiteError for a rank that no update of the weights has, in a network of more numbers than they have."""
+    """Raise SiteError for a rank that no update can have, in a network with more parameters than its weights."""
     for group in adapter.groups:
         network = group.network
         trained = sum(network.volume(factor.held) for factor in network.factors.values() if factor.trainable)
@@ -303,9 +303,9 @@ def _check_ranks(adapter: Adapter) -> None:
         above = [bond for bond in free if network.sizes[bond] > highest]
         if above and trained > dense:
             raise SiteError(
-                f"{group.sites[0].path}: no update of a weight {network.weight_shape} has a rank above {highest}.\n"
-                f"However, {above[0]!r} is {network.sizes[above[0]]}, and {adapter.spec.name} would train {trained:,} "
-                f"numbers for {dense:,} of the weights.\nTake a smaller rank, or pass overparametrized=True."
+                f"{group.sites[0].path}: expected a rank of at most {highest} for a weight {network.weight_shape}, got "
+                f"{above[0]!r} of {network.sizes[above[0]]}, with which {adapter.spec.name} would train {trained:,} "
+                f"numbers for {dense:,} of the weights.\nChoose a smaller rank, or pass overparametrized=True."
             )
 
 
@@ -314,7 +314,8 @@ def _group(adapter: Adapter, name: str, stack: tuple[Site, ...]) -> Group:
     known = {*spec.bonds, *(mode for axis in spec.axes for mode in axis)}
     if wrong := [mode for mode in adapter.sizes if mode not in known]:
         raise SiteError(
-            f"sizes: {spec.name} has no mode {wrong[0]!r} whose size is free.\nIt has {', '.join(sorted(known))}."
+            f"sizes: expected modes of {spec.name} whose sizes are free, got {wrong[0]!r}.\n"
+            f"It has {', '.join(sorted(known))}."
         )
     outer = sizes_of(stack[0].path, stack[0].shape, spec.axes, adapter.sizes, modes_of(spec.given))
     values = {mode: values_of(stack, mode) for mode in spec.site_modes}
@@ -334,11 +335,13 @@ def _bond_sizes(adapter: Adapter, outer: Mapping[str, int]) -> dict[str, int]:
     if wrong := [
         bond for bond in (*ranks, *adapter.sizes) if bond in spec.ties or (bond in ranks and bond not in free)
     ]:
-        raise SiteError(f"rank: {spec.name} has no bond {wrong[0]!r}.\nIts bonds are {', '.join(free) or 'none'}.")
+        raise SiteError(
+            f"rank: expected bonds of {spec.name}, got {wrong[0]!r}.\nIts bonds are {', '.join(free) or 'none'}."
+        )
     if missing := [bond for bond in free if bond not in ranks and bond not in adapter.sizes]:
         raise SiteError(
-            f"{spec.name}: every bond needs a size.\nHowever, these are open: {', '.join(missing)}.\n"
-            f"Pass rank=8 for all, or rank={{{missing[0]!r}: 8}} one by one."
+            f"{spec.name}: expected a size for every bond, got none for {', '.join(missing)}.\n"
+            f"Pass rank=8 for all, or rank={{{missing[0]!r}: 8}} for each."
         )
     asked = {bond: check_size(f"rank of {bond!r}", size) for bond, size in ranks.items()}
     cut = {bond: min(size, outer[spec.caps[bond]]) if bond in spec.caps else size for bond, size in asked.items()}

@@ -1,4 +1,4 @@
-"""Tables: what an adapter counts, bounds and costs, and several adapters compared."""
+"""Reports on adapters: parameter counts, rank bounds and costs as tables, for one adapter or for several."""
 
 from tnadapt._report.report import LIMIT, TOKENS, Comparison, NetworkReport, Report, compare, report
 

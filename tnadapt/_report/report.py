@@ -1,4 +1,4 @@
-"""What an adapter can and cannot do, and what it takes, before a number of it exists; and several side by side."""
+"""Report the counts, ranks, degrees of freedom and costs of an adapter before its arrays exist; compare several."""
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -23,23 +23,23 @@ UNKNOWN = "-"
 
 @dataclass(frozen=True)
 class NetworkReport:
-    """What holds for each of the groups that have one network, and sites at the same places of it.
+    """The figures shared by all groups that have the same network and the same coordinates for their sites.
 
-    Flops and bytes are those of one site and one token.
+    Flops and bytes are per site and per token.
 
     Args:
-        groups: their names.
-        sites: how many sites they have together.
-        weight: shape of one weight, out axis first.
-        trainable: numbers that one group trains.
-        rank: the bound on the rank of one update, with its cut.
-        generic_rank: the rank at generic values; None where that is too much work.
-        full_rank: whether the bound allows what the weight's shape allows.
-        freedom: degrees of freedom of one group; None where that is too much work.
-        forward_flops: what the adapter adds to the forward pass.
-        backward_flops: what it adds to the backward pass.
-        host_flops: what the frozen weight takes in each of the two passes.
-        saved_bytes: x and intermediates kept for the backward pass, in float32.
+        groups: the names of the groups.
+        sites: the number of sites in all groups together.
+        weight: the shape of one weight, out axis first.
+        trainable: the number of trainable entries in one group.
+        rank: the upper bound on the rank of one update, with its cut.
+        generic_rank: the rank at generic values; None if it is too expensive to compute.
+        full_rank: whether the bound permits the largest rank that the weight's shape permits.
+        freedom: the degrees of freedom of one group; None if they are too expensive to compute.
+        forward_flops: the flops that the adapter adds to the forward pass.
+        backward_flops: the flops that the adapter adds to the backward pass.
+        host_flops: the flops of the frozen weight in each of the two passes.
+        saved_bytes: the bytes of x and of the intermediates kept for the backward pass, in float32.
     """
 
     groups: tuple[str, ...]
@@ -58,9 +58,10 @@ class NetworkReport:
 
 @dataclass(frozen=True)
 class Report:
-    """An adapter's counts, ranks, freedom and costs. Flops and saved bytes are averages over `tokens` tokens.
+    """The counts, ranks, degrees of freedom and costs of an adapter.
 
-    `first_gradients` are the factors that move in the first step; `file_size` is that of the file in float32.
+    Flops and saved bytes are averages over `tokens` tokens. `first_gradients` are the factors that the first training
+    step changes; `file_size` is the size of the adapter's file in float32.
     """
 
     adapter: Adapter
@@ -72,22 +73,22 @@ class Report:
 
     @property
     def bytes(self) -> dict[str, int]:
-        """Bytes of the trainable numbers in each dtype."""
+        """Bytes of the trainable entries in each dtype."""
         return {dtype: size * self.count.trainable for dtype, size in DTYPES.items()}
 
     def _kept(self) -> str:
-        """What becomes of the frozen numbers in a file."""
+        """Say how many frozen entries the file stores."""
         kept = sum(row.entries for row in self.count.rows if row.stored and not row.trainable)
-        return f"of which {kept:,} are in the file" if kept else "drawn again from the seed"
+        return f"of which {kept:,} are in the file" if kept else "regenerated from the seed"
 
     @property
     def frozen_bytes(self) -> dict[str, int]:
-        """Bytes of the frozen numbers in each dtype; they are held in memory; most are not in the file."""
+        """Bytes of the frozen entries in each dtype. They are held in memory; the file stores few of them."""
         return {dtype: size * self.count.frozen for dtype, size in DTYPES.items()}
 
     @property
     def freedom(self) -> Freedom | None:
-        """Degrees of freedom of the whole adapter, if known for every network."""
+        """Degrees of freedom of the whole adapter; None unless they are known for every network."""
         parts = [(len(net.groups), net.freedom) for net in self.networks]
         if any(part is None for _, part in parts):
             return None
@@ -96,24 +97,24 @@ class Report:
 
     @property
     def forward_share(self) -> float:
-        """Flops that the adapter adds to the forward pass, over those of the adapted weights themselves."""
+        """Flops that the adapter adds to the forward pass, divided by the flops of the adapted weights."""
         return self._total("forward_flops") / self._total("host_flops")
 
     @property
     def backward_share(self) -> float:
-        """The same for the backward pass, where a frozen weight takes one product, that of the gradient of x."""
+        """The same for the backward pass. There a frozen weight takes one product, for the gradient of x."""
         return self._total("backward_flops") / self._total("host_flops")
 
     @property
     def saved_bytes(self) -> float:
-        """Bytes a token that all sites keep for the backward pass, in float32."""
+        """Bytes per token that all sites together keep for the backward pass, in float32."""
         return self._total("saved_bytes")
 
     def _total(self, what: str) -> float:
         return float(sum(net.sites * getattr(net, what) for net in self.networks))
 
     def factors(self) -> list[list[str]]:
-        """The table of the factors: a head, and a row for each factor and shape, entries of one times how many."""
+        """Return the table of factors: a header, then one row per factor and shape, as entries of one x occurrences."""
         times: dict[tuple[str, ...], int] = {}
         for row in self.count.rows:
             kind = "trainable" if row.trainable else "frozen"
@@ -124,7 +125,7 @@ class Report:
         return [["factor", "kind", "modes", "shape", "entries"], *body]
 
     def rows(self) -> list[list[str]]:
-        """The table of the networks: a head, and a row each."""
+        """Return the table of networks: a header, then one row per network."""
         head = ["network", "sites", "weight", "trains", "rank", "generic", "full rank", "free", "gauge"]
         head += ["flops/token", "% of host", "saved B/token"]
         body = []
@@ -149,7 +150,7 @@ class Report:
         return [head, *body]
 
     def facts(self) -> list[tuple[str, str]]:
-        """What holds for the whole adapter: a name and a text each."""
+        """Return the figures of the whole adapter as pairs of a name and a text."""
         known = self.freedom
         return [
             ("trainable", f"{self.count.trainable:,} = {self.count.formula}, summed over the groups"),
@@ -157,17 +158,17 @@ class Report:
             ("bytes", ", ".join(f"{dtype} {size:,}" for dtype, size in self.bytes.items())),
             ("file", f"{self.file_size:,} bytes in float32"),
             ("degrees of freedom", UNKNOWN if known is None else str(known)),
-            ("moves first", ", ".join(self.first_gradients) or "nothing: no factor gets a gradient at the start"),
+            ("first gradients", ", ".join(self.first_gradients) or "none: no factor gets a gradient at the start"),
             (
                 "flops",
                 f"forward +{100 * self.forward_share:.2f} %, backward +{100 * self.backward_share:.2f} % "
                 f"of the adapted weights' own, at {self.tokens:,} tokens",
             ),
-            ("saved", f"{self.saved_bytes:,.0f} bytes a token for the backward pass, in float32"),
+            ("saved", f"{self.saved_bytes:,.0f} bytes per token for the backward pass, in float32"),
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain data, for JSON."""
+        """Return everything as plain data that JSON can hold."""
         known = self.freedom
         head, *factors = self.factors()
         return {
@@ -193,12 +194,12 @@ class Report:
         }
 
     def to_markdown(self) -> str:
-        """Facts, factors and networks as three Markdown tables."""
+        """Return three Markdown tables: the whole adapter, its factors and its networks."""
         facts = to_markdown([("", self.adapter.spec.name), *self.facts()], numbers=2)
         return "\n\n".join([facts, to_markdown(self.factors(), numbers=4), to_markdown(self.rows())])
 
     def __str__(self) -> str:
-        """The same as aligned text."""
+        """Return the same tables as aligned text."""
         lines = [f"{self.adapter.spec.name}: {len(self.adapter.sites):,} sites in {len(self.adapter.groups):,} groups"]
         lines += align(self.facts())
         lines += [*align(self.factors()), *align(self.rows())]
@@ -207,13 +208,13 @@ class Report:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Reports of several adapters side by side."""
+    """The reports of several adapters, shown as one table."""
 
     reports: tuple[Report, ...]
 
     def rows(self) -> list[list[str]]:
-        """A head, and a row an adapter."""
-        head = ["adapter", "rank asked", "trains", "frozen", "rank of dW", "full rank", "free", "fwd %", "bwd %"]
+        """Return a header, then one row per adapter."""
+        head = ["adapter", "rank given", "trains", "frozen", "rank of dW", "full rank", "free", "fwd %", "bwd %"]
         head += ["saved B/token", "file B"]
         body = []
         for one in self.reports:
@@ -236,15 +237,15 @@ class Comparison:
         return [head, *body]
 
     def to_dict(self) -> list[dict[str, Any]]:
-        """The reports as plain data."""
+        """Return the reports as plain data."""
         return [one.to_dict() for one in self.reports]
 
     def to_markdown(self) -> str:
-        """One Markdown table."""
+        """Return the comparison as one Markdown table."""
         return to_markdown(self.rows())
 
     def __str__(self) -> str:
-        """One aligned table."""
+        """Return the comparison as one aligned table."""
         return "\n".join(align(self.rows(), indent=""))
 
 
@@ -259,16 +260,19 @@ def _asked(adapter: Adapter) -> str:
 def report(
     adapter: Adapter, *, tokens: int = TOKENS, limit: int = LIMIT, tell: Callable[[str], None] | None = None
 ) -> Report:
-    """What an adapter can do and what it takes: counts, ranks, degrees of freedom, flops, bytes; nothing is drawn.
+    """Report what an adapter can do and what it costs, without drawing any values.
 
     Args:
         adapter: a spec bound to sites.
-        tokens: how many tokens a call of a site has; plans and their costs depend on it.
-        limit: as for `degrees_of_freedom`, which are left out above it; the default keeps it to seconds.
-        tell: called with a few words before each longer piece of work, to show progress.
+        tokens: the number of tokens in one call of a site. Plans and their costs depend on it.
+        limit: as for `degrees_of_freedom`, which are omitted above it. The default keeps the call to seconds.
+        tell: called with a short text before each longer computation, to show progress.
+
+    Returns:
+        The counts, ranks, degrees of freedom, flops and bytes.
 
     Raises:
-        PlanError: tokens that are no positive integer.
+        PlanError: if `tokens` is not a positive integer.
     """
     expect_adapter(adapter, "report")
     alike: dict[tuple[Network, object], list[Group]] = {}
@@ -296,9 +300,16 @@ def compare(
     limit: int = LIMIT,
     tell: Callable[[str], None] | None = None,
 ) -> Comparison:
-    """The reports of several adapters as one table; they may come one by one, or in a list.
+    """Return the reports of several adapters as one table.
 
-    Other arguments and errors as for `report`.
+    Args:
+        adapters: the adapters, one by one or in lists.
+        tokens: as for `report`.
+        limit: as for `report`.
+        tell: as for `report`.
+
+    Raises:
+        PlanError: as for `report`.
     """
     given = [one for some in adapters for one in (some if _is_collection(some) else [some])]
     found = [expect_adapter(one, "compare") for one in given]

@@ -1,4 +1,4 @@
-"""The published adapters, one short function each: a family is a value of the language, not a class."""
+"""The published adapter methods, one short function each: a family is a function that returns a spec."""
 
 from tnadapt.families._blocks import btt, gralora, monarch, mora
 from tnadapt.families._circuit import quanta

@@ -1,4 +1,4 @@
-"""Adapters that work on the blocks of a weight: a pair for each block, or one matrix laid out as tiles."""
+"""Families that update a weight block by block: a low-rank pair per block, or one matrix that is repeated as a tile."""
 
 from tnadapt._language import AdapterSpec, frozen, trainable
 from tnadapt.families._family import family
@@ -9,12 +9,12 @@ __all__ = ["btt", "gralora", "monarch", "mora"]
 
 @family
 def gralora(*, alpha: float = 8.0) -> AdapterSpec:
-    """GraLoRA: block (o, i) of dW is (alpha / r) B_oi A_oi, a low-rank pair for each block (arXiv:2505.20355).
+    """GraLoRA: block (o, i) of dW is (alpha / r) B_oi A_oi, a low-rank pair per block (arXiv:2505.20355).
 
-    A (o1 x i1 x r x i2) starts uniform in +-1/sqrt(i2), B (o1 x i1 x o2 x r) at 0. The weight is cut in o1 x i1
-    blocks: sizes={"o1": 2, "i1": 2} for k = 2. In PEFT the rank and alpha named are k times this r and this alpha;
-    its hybrid form, with a LoRA beside it, is a sum of two networks and left out.
-    Trainable: o1 i1 r (o2 + i2) a site. Rank of dW: at most o1 i1 r.
+    A (o1 x i1 x r x i2) starts uniform in +-1/sqrt(i2), B (o1 x i1 x o2 x r) at 0. The weight is split into o1 x i1
+    blocks: sizes={"o1": 2, "i1": 2} for k = 2. The rank and alpha of PEFT are k times r and alpha here. Its hybrid
+    form, which adds a LoRA, is a sum of two networks and is left out.
+    Trainable: o1 i1 r (o2 + i2) per site. Rank of dW: at most o1 i1 r.
     """
     return AdapterSpec(
         name="gralora",
@@ -32,9 +32,9 @@ def monarch(*, alpha: float = 1.0) -> AdapterSpec:
     """MoRe: dW = P2 perm P1, two block-diagonal matrices with a fixed permutation between them (arXiv:2408.17383).
 
     dW[(o1, o2), (i1, i2)] = alpha sum_t P2[o2, o1, i1, t] P1[i1, t, o2, i2]: i1 numbers the N blocks of P1, o2 those of
-    P2, sizes={"i1": 4, "o2": 4} for the default of 4 blocks. The block rank of the official code is N t; one that N
-    does not divide is left out. P1 starts uniform in +-1/sqrt(i2), P2 at 0; there is no alpha in that code, so 1.
-    Trainable: t (o2 in + i1 out) a site. Rank of dW: at most o2 i1 t.
+    P2; sizes={"i1": 4, "o2": 4} gives the default of 4 blocks. The block rank of the official code is N t; block ranks
+    that N does not divide are left out. P1 starts uniform in +-1/sqrt(i2), P2 at 0. That code has no alpha, so it is 1.
+    Trainable: t (o2 in + i1 out) per site. Rank of dW: at most o2 i1 t.
     """
     return AdapterSpec(
         name="monarch",
@@ -51,10 +51,11 @@ def monarch(*, alpha: float = 1.0) -> AdapterSpec:
 def btt(*, alpha: float = 1.0) -> AdapterSpec:
     """BTT: dW[(o1, o2), (i1, i2)] = alpha sum_r L[o1, r, i1, o2] R[i1, i2, r, o1], a block train (arXiv:2406.06248).
 
-    Published for training from scratch; as an adapter L starts at 0, as its option for that does. R starts normal of
-    variance 1/i2; the official law has min(1, sqrt(out / in)) too, and a law here is a product of sizes. The axes split
-    as evenly as they go. The network is that of GraLoRA with sqrt(out) x sqrt(in) blocks, but for scale and start.
-    Trainable: r (o1 in + i1 out) a site. Rank of dW: at most o1 i1 r.
+    Published for training from scratch. As an adapter, L starts at 0, which is an option of the official code. R starts
+    normal with variance 1/i2, without the official factor min(1, sqrt(out / in)), since an initializer here depends
+    only on a product of sizes. The axes split as evenly as possible. Apart from scale and starting values, the network
+    is that of GraLoRA with sqrt(out) x sqrt(in) blocks.
+    Trainable: r (o1 in + i1 out) per site. Rank of dW: at most o1 i1 r.
     """
     return AdapterSpec(
         name="btt",
@@ -69,13 +70,13 @@ def btt(*, alpha: float = 1.0) -> AdapterSpec:
 
 @family
 def mora(*, alpha: float = 1.0) -> AdapterSpec:
-    """MoRA of type 1: dW[o, i] = M[o mod o2, i mod i2], one matrix as the tile of the weight (arXiv:2405.12130).
+    """MoRA of type 1: dW[o, i] = M[o mod o2, i mod i2], one matrix repeated as a tile (arXiv:2405.12130).
 
-    M (o2 x i2) starts at 0; the frozen vectors of ones (o1 and i1) repeat it. The official code gives what LoRA trains
-    at rank r to one square: sizes={"o2": n, "i2": n} with n = int(sqrt((in + out) r) + 1/2); without sizes the axes
-    split evenly. Where n does not divide an axis that code wraps around, which no network does: here n is refused with
-    the divisors that fit. Type 6, with rotations, is left out. Scale alpha, 1 there.
-    Trainable: o2 i2 a site. Rank of dW: at most min(o2, i2).
+    M (o2 x i2) starts at 0; frozen vectors of ones (o1 and i1) repeat it. The official code uses a square matrix with
+    as many entries as LoRA of rank r trains: sizes={"o2": n, "i2": n} with n = int(sqrt((in + out) r) + 1/2). Without
+    sizes, the axes split evenly. If n does not divide an axis, that code wraps around, which no network can express:
+    here an error lists the divisors. Type 6, with rotations, is left out. The scale is alpha, 1 in that code.
+    Trainable: o2 i2 per site. Rank of dW: at most min(o2, i2).
     """
     return AdapterSpec(
         name="mora",

@@ -1,4 +1,4 @@
-"""Adapters that are a circuit: gates that act on a few axes of the input, one after another."""
+"""Families that are circuits: gates that act on a few axes of the input, one after another."""
 
 import math
 from itertools import combinations
@@ -15,15 +15,15 @@ __all__ = ["quanta"]
 def quanta(*, order: int = 4, alpha: float = 1.0) -> AdapterSpec:
     """QuanTA: dW = alpha (Q(T) - Q(start of T)), Q a circuit with a gate on every pair of axes (arXiv:2406.00132).
 
-    The in axis splits in `order` modes, and a gate T_ab (n_a x n_b x n_a x n_b, out before in) acts on modes a < b: the
-    last mode with each one before it, then the last but one, and so on, as in the official code. A gate starts uniform
-    in +-sqrt(3/(n_a n_b)). Between two gates a mode runs along a wire, a bond that is cut to the size of the mode: any
-    rank from the largest of them gives the paper's circuit, and a smaller one narrows it. Say the modes as
-    sizes={"i1": 16, "o1": 16, ...}. Where out and in differ the last gates change the sizes; the code pads instead.
-    Trainable: sum over pairs of (n_a n_b)^2, a site. Rank of dW: full rank is possible, with wires that wide.
+    The in axis splits into `order` modes, and a gate T_ab (n_a x n_b x n_a x n_b, out before in) acts on modes a < b:
+    first on the last mode with each mode before it, then on the second to last, and so on, as in the official code. A
+    gate starts uniform in +-sqrt(3/(n_a n_b)). Two successive gates on a mode are joined by a bond of at most the size
+    of the mode: a rank of at least the largest size gives the paper's circuit, and a smaller rank narrows it. Pass the
+    sizes as sizes={"i1": 16, "o1": 16, ...}. If out and in differ, the last gates change the sizes; the code pads.
+    Trainable: sum over pairs of (n_a n_b)^2, per site. Rank of dW: full rank is possible, with bonds of full size.
     """
     if order < 2:  # noqa: PLR2004  (a pair)
-        raise SpecError("quanta", [f"order must be at least 2, for a gate joins two axes, got {order}"])
+        raise SpecError("quanta", [f"order: expected at least 2, since a gate joins two axes, got {order}"])
     ends = [f"i{axis}" for axis in range(order + 1)]
     times = [0] * (order + 1)
     gates: dict[str, Factor] = {}

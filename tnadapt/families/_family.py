@@ -1,4 +1,4 @@
-"""What makes a function a family: a mistake in its arguments is answered, before anything is made of them."""
+"""The decorator of families, which checks the arguments of a call before the spec is made."""
 
 import functools
 from collections.abc import Callable
@@ -14,7 +14,7 @@ P = ParamSpec("P")
 
 
 def family(make: Callable[P, AdapterSpec]) -> Callable[P, AdapterSpec]:
-    """Have a family answer words that it does not have, and values that are not of the annotated kind, by SpecError."""
+    """Make a family raise SpecError for unknown arguments, and for values that do not match their annotation."""
     kinds = get_type_hints(make)
     name = getattr(make, "__name__", "family")
 
@@ -32,7 +32,7 @@ def family(make: Callable[P, AdapterSpec]) -> Callable[P, AdapterSpec]:
 
 
 def _wanted(kind: Any, value: object) -> str:
-    """What an argument of this kind has to be; nothing where it is that."""
+    """Return what was expected for an annotation; empty if the value matches it."""
     words = get_args(kind) if get_origin(kind) is Literal else ()
     if words and all(isinstance(word, str) for word in words):
         return "" if value in words else " or ".join(map(repr, words))

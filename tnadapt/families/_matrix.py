@@ -1,4 +1,4 @@
-"""Adapters that are a product of matrices, each site with factors of its own."""
+"""Families that are a product of matrices, with separate factors for each site."""
 
 import math
 from typing import Literal
@@ -27,12 +27,12 @@ __all__ = ["lora", "lora_xs", "mtlora", "pissa", "randlora", "tlora", "vera"]
 def lora(
     *, alpha: float = 8.0, rank_stabilized: bool = False, gaussian: bool = False, frozen_a: bool = False
 ) -> AdapterSpec:
-    """LoRA: dW = (alpha / r) B A, a pair of matrices for each site (Hu et al. 2021, arXiv:2106.09685).
+    """LoRA: dW = (alpha / r) B A, a pair of matrices per site (Hu et al. 2021, arXiv:2106.09685).
 
-    A (r x in) starts uniform in +-1/sqrt(in), or normal of deviation 1/r if `gaussian`; B (out x r) at 0.
-    `rank_stabilized`: scale alpha / sqrt(r), as in rsLoRA (arXiv:2312.03732). Alpha is 8 unless told, as in PEFT.
-    `frozen_a`: A, drawn for each site anew, is not trained, as in LoRA-FA (arXiv:2308.03303).
-    Trainable: r (in + out) a site, or r out. Rank of dW: at most r.
+    A (r x in) starts uniform in +-1/sqrt(in), or normal with standard deviation 1/r if `gaussian`; B (out x r) at 0.
+    `rank_stabilized`: scale alpha / sqrt(r), as in rsLoRA (arXiv:2312.03732). Alpha is 8 by default, as in PEFT.
+    `frozen_a`: A is drawn separately for each site and not trained, as in LoRA-FA (arXiv:2308.03303).
+    Trainable: r (in + out) per site, or r out. Rank of dW: at most r.
     """
     over = "site" if frozen_a else ""
     law = normal(fan="r r") if gaussian else kaiming_uniform("in")
@@ -50,11 +50,11 @@ def lora(
 
 @family
 def pissa(*, alpha: float = 8.0) -> AdapterSpec:
-    """PiSSA: dW = (alpha / r) (B A - B0 A0), LoRA that starts in the host's principal part (arXiv:2404.02948).
+    """PiSSA: dW = (alpha / r) (B A - B0 A0), a LoRA that starts at the principal part of W (arXiv:2404.02948).
 
     W = U S V^T gives B0 = U_r sqrt(S_r) (out x r) and A0 = sqrt(S_r) V_r^T (r x in); both are trained from there. The
-    paper freezes W - B0 A0 and has no scale beside it (alpha = r): subtracting the start is the same for every alpha.
-    Trainable: r (in + out) a site; the start, as many numbers again, is in the file. Rank of dW: at most 2 r.
+    paper freezes W - B0 A0 and has no scale (alpha = r); subtracting the start is equivalent, for every alpha.
+    Trainable: r (in + out) per site; the file also contains the start, of the same size. Rank of dW: at most 2 r.
     """
     return AdapterSpec(
         name="pissa",
@@ -70,13 +70,13 @@ def pissa(*, alpha: float = 8.0) -> AdapterSpec:
 
 @family
 def lora_xs(*, alpha: float = 16.0, sigma: float = 0.0, start: Literal["random", "svd"] = "random") -> AdapterSpec:
-    """LoRA-XS: dW_s = (alpha / p) B_s R_s A_s, a small trained matrix in a frozen pair (arXiv:2405.17604).
+    """LoRA-XS: dW_s = (alpha / p) B_s R_s A_s, a small trained matrix inside a frozen pair (arXiv:2405.17604).
 
-    `start="svd"`: A_s = S V^T (q x in) and B_s = U (out x p) of the host's W_s = U S V^T, as the paper has it; they are
-    in the file. "random": drawn for each site, uniform in +-1/sqrt(in) and +-1/sqrt(p), a variant of the code.
-    R_s (p x q) starts at 0; the code has normal entries of deviation 1e-5, and dW is then not exactly 0: `sigma=1e-5`.
-    Alpha is 16 in its GLUE runs. EDoRA (arXiv:2501.12067) is the svd pair inside DoRA's normed rows.
-    Trainable: p q a site; frozen: p out + q in a site. Rank of dW: at most min(p, q).
+    `start="svd"`: A_s = S V^T (q x in) and B_s = U (out x p) of the host's W_s = U S V^T, as in the paper; both are
+    saved in the file. "random": drawn for each site, uniform in +-1/sqrt(in) and +-1/sqrt(p), a variant in the code.
+    R_s (p x q) starts at 0. The code draws it with standard deviation 1e-5, so that dW is not exactly 0: `sigma=1e-5`.
+    Alpha is 16 in its GLUE runs. EDoRA (arXiv:2501.12067) is the svd pair with DoRA's normalized rows.
+    Trainable: p q per site; frozen: p out + q in per site. Rank of dW: at most min(p, q).
     """
     left, right = (svd(), svd(1.0)) if start == "svd" else (kaiming_uniform("p"), kaiming_uniform("in"))
     return AdapterSpec(
@@ -95,13 +95,13 @@ def lora_xs(*, alpha: float = 16.0, sigma: float = 0.0, start: Literal["random",
 
 @family
 def mtlora(*, alpha: float = 1.0, learned_scale: bool = False) -> AdapterSpec:
-    """MTLoRA, its part for each task: dW_t = alpha B_t A_t, a pair for every task of one weight (arXiv:2403.20320).
+    """MTLoRA, the task-specific part: dW_t = alpha B_t A_t, a pair per weight and task (arXiv:2403.20320).
 
-    A site here is one weight in one task: it needs the coordinate `task`. A_t (r x in) starts uniform in +-1/sqrt(in),
-    B_t (out x r) at 0; scale alpha, not divided by r. `learned_scale` trains a factor s_t that starts at 1.
-    The part that all tasks share is a LoRA of scale alpha beside it, a sum of two networks: attach it as a second
-    adapter. In mode `matrix` the official code adds to a task's output only that task's part, in `matrixv2` both.
-    Trainable: r (in + out) a weight and task, and 1 with `learned_scale`. Rank of dW_t: at most r.
+    A site is one weight for one task, and needs the coordinate `task`. A_t (r x in) starts uniform in +-1/sqrt(in),
+    B_t (out x r) at 0. The scale is alpha, not divided by r; `learned_scale` trains a factor s_t that starts at 1.
+    The part that all tasks share is a LoRA of scale alpha. The sum is two networks, so attach it as a second adapter.
+    In mode `matrix`, the official code adds only the task's own part to its output; in `matrixv2`, it adds both.
+    Trainable: r (in + out) per weight and task, plus 1 with `learned_scale`. Rank of dW_t: at most r.
     """
     return AdapterSpec(
         name="mtlora",
@@ -120,12 +120,12 @@ def mtlora(*, alpha: float = 1.0, learned_scale: bool = False) -> AdapterSpec:
 def randlora(*, alpha: float = 640.0, short: Literal["in", "out"] = "in") -> AdapterSpec:
     """RandLoRA: dW = (alpha / r) sum_n B_n diag(l_n) A diag(g_n), random bases, trained diagonals (arXiv:2502.00987).
 
-    A (r x in) and B_n (out x r) are frozen, of variance 1, one set for all sites; l (r x n) starts at 0, g (n x in) at
-    1/in. The long diagonals belong on the shorter axis: `short="out"` turns the sum around for a weight with
-    out < in. Full rank takes n = min(in, out) / r bases, rounded up: rank={"r": 32, "n": 128} for 4096 x 4096; a bond
-    has one size for all sites, so adapt weights of one shorter axis together. PEFT pairs the (n, r) of its two bases
-    in different orders: another random network of the same kind. Alpha is 640 there, its r 32.
-    Trainable: r n + n min(in, out) a site; frozen: r (in + n out), once. Rank of dW: at most r n.
+    A (r x in) and B_n (out x r) are frozen with variance 1, one set for all sites; l (r x n) starts at 0, g (n x in) at
+    1/in. The long diagonals belong on the shorter axis: `short="out"` transposes the sum for a weight with out < in.
+    Full rank takes n = min(in, out) / r bases, rounded up: rank={"r": 32, "n": 128} for 4096 x 4096. A bond has one
+    size for all sites, so adapt weights with equal shorter axes together. PEFT orders the (n, r) of its two bases
+    differently, which gives another random network of the same kind. Its defaults are alpha 640 and r 32.
+    Trainable: r n + n min(in, out) per site; frozen: r (in + n out), once. Rank of dW: at most r n.
     """
     long = "out" if short == "in" else "in"
     unit = uniform(math.sqrt(3.0))
@@ -144,12 +144,12 @@ def randlora(*, alpha: float = 640.0, short: Literal["in", "out"] = "in") -> Ada
 
 @family
 def tlora(*, alpha: float = 1.0) -> AdapterSpec:
-    """TLoRA: dW_s = a_s (A_s B_s C_s)^T with A_s, C_s frozen and the scalar a_s learned (arXiv:2504.18735).
+    """TLoRA: dW_s = a_s (A_s B_s C_s)^T with A_s, C_s frozen and a trained scalar a_s (arXiv:2504.18735).
 
-    A_s (in x r) starts normal of variance 1/(3r), C_s (r x out) normal of variance 1/(3 out), B_s (r x r) at 0, a_s
-    at 1. A and C are drawn for each site anew. Scale: raw alpha, 1 in the paper. The official code has a dropout of
-    0.5 on the update; pass dropout to the binding, which applies it to x instead.
-    Trainable: r^2 + 1 a site; frozen: r (in + out) a site. Rank of dW: at most r.
+    A_s (in x r) starts normal with variance 1/(3r), C_s (r x out) normal with variance 1/(3 out), B_s (r x r) at 0, a_s
+    at 1. A and C are drawn separately for each site. The scale is alpha itself, 1 in the paper. The official code has a
+    dropout of 0.5 on the update; pass dropout to the binding, which applies it to x instead.
+    Trainable: r^2 + 1 per site; frozen: r (in + out) per site. Rank of dW: at most r.
     """
     return AdapterSpec(
         name="tlora",
@@ -171,7 +171,7 @@ def vera(*, d_initial: float = 0.1) -> AdapterSpec:
 
     A (r x in) is uniform in +-sqrt(6/in) and B (out x r) in +-sqrt(6/r), both drawn at the largest in and out among
     the sites; a smaller weight reads their leading part. d (r) starts at `d_initial`, b (out) at 0. Scale 1.
-    Trainable: out + r a site; frozen: r (largest in + largest out), once. Rank of dW: at most r.
+    Trainable: out + r per site; frozen: r (largest in + largest out), once. Rank of dW: at most r.
     """
     return AdapterSpec(
         name="vera",

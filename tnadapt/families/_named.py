@@ -1,4 +1,4 @@
-"""A spec by the name of its family, or by the family itself: what every function that asks for a spec takes."""
+"""Turn a spec, a family or the name of a family into a spec, for every function that takes a spec."""
 
 import importlib
 import inspect
@@ -15,9 +15,9 @@ WANTED = "an AdapterSpec, or a family or its name"
 
 
 def spec_of(given: object, where: str) -> AdapterSpec:
-    """The spec; a family, or the name of one, is called with its defaults.
+    """Return the spec; a family, or a family given by name, is called with its defaults.
 
-    Raises SpecError for anything else, and for a family that asks for arguments; `where` begins the message.
+    Raises SpecError for anything else, and for a family with required arguments; `where` begins the message.
     """
     if isinstance(given, AdapterSpec):
         return given
@@ -32,12 +32,12 @@ def spec_of(given: object, where: str) -> AdapterSpec:
 
 
 def _called(family: Callable[[], AdapterSpec], where: str) -> AdapterSpec:
-    """What a family makes with its defaults."""
+    """Call a family with its defaults."""
     name = getattr(family, "__name__", "family")
     arguments = inspect.signature(family).parameters.values()
     if asked := [one.name for one in arguments if one.default is one.empty and one.kind is not one.VAR_POSITIONAL]:
         todo = f"Call it: {name}({', '.join(f'{word}=...' for word in asked)})."
-        raise mistake(SpecError, where, WANTED, f"{told(family)}, which asks for {asked[0]!r}", todo)
+        raise mistake(SpecError, where, WANTED, f"{told(family)}, which requires {asked[0]!r}", todo)
     made: object = family()
     if not isinstance(made, AdapterSpec):
         todo = "Pass a function that returns an AdapterSpec, as those of tnadapt.families do."
@@ -46,9 +46,9 @@ def _called(family: Callable[[], AdapterSpec], where: str) -> AdapterSpec:
 
 
 def _remedy(given: object) -> str:
-    """What to write in place of something that is no spec."""
+    """Say what to write instead of a value that is not a spec."""
     if isinstance(given, Adapter):
-        return "Pass its spec, which is bound anew: adapter.spec."
+        return "Pass its spec, which is bound again: adapter.spec."
     if isinstance(getattr(given, "spec", None), AdapterSpec):
         return "Pass its spec: .spec."
-    return 'Write "lotr", or the call that makes a spec: families.lotr(alpha=2).'
+    return 'Write "lotr", or a call that makes a spec: families.lotr(alpha=2).'

@@ -1,4 +1,4 @@
-"""Adapters of orthogonal pieces: a diagonal between two orthogonal matrices of few numbers."""
+"""Families with orthogonal factors: a diagonal between two orthogonal matrices with few parameters."""
 
 import math
 
@@ -12,11 +12,12 @@ __all__ = ["householder", "quantum_peft"]
 
 @family
 def householder(*, alpha: float = 1.0) -> AdapterSpec:
-    """Householder adapter: dW = alpha H(u) diag(s) H(v), values between two reflections (arXiv:2410.22952).
+    """Householder adapter: dW = alpha H(u) diag(s) H(v), a diagonal between two reflections (arXiv:2410.22952).
 
-    H(v) = 1 - 2 v v^T / |v|^2, of which the first t columns are used; u (out) and v (in) start normal of deviation 1,
-    s (t) at 0. Of the paper the abstract was read: starts and scale are choices; its low-rank addition is left out.
-    Trainable: out + in + t a site. Rank of dW: at most t.
+    H(v) = 1 - 2 v v^T / |v|^2, of which the first t columns are used; u (out) and v (in) start normal with standard
+    deviation 1, s (t) at 0. Only the abstract of the paper was read, so starting values and scale are choices; its
+    low-rank term is left out.
+    Trainable: out + in + t per site. Rank of dW: at most t.
     """
     return AdapterSpec(
         name="householder",
@@ -37,13 +38,17 @@ def householder(*, alpha: float = 1.0) -> AdapterSpec:
 def quantum_peft(*, qubits: int = 4, layers: int = 1, alpha: float = 1.0) -> AdapterSpec:
     """Quantum-PEFT: dW = alpha U diag(s) V^T, U and V circuits of qubits (arXiv:2503.05431).
 
-    Both axes are 2^q long, a mode for each qubit. A circuit is a rotation RY of each qubit, then L times {CZ on the
-    pairs (1,2), (3,4).., RY of each; CZ on (2,3), (4,5).., RY of each in these}: (2 L + 1) q - 2 L angles, uniform in
-    +-pi at the start, a choice, as is s = 0. The paper's s has K entries, here all 2^q. Read: its abstract, a digest.
-    Trainable: 2 ((2 L + 1) q - 2 L) + 2^q a site. Rank of dW: full rank is possible.
+    Both axes have size 2^q, with one mode per qubit. A circuit is a rotation RY of each qubit, then L times {CZ on the
+    pairs (1,2), (3,4).., RY of each; CZ on (2,3), (4,5).., RY of each in these}: (2 L + 1) q - 2 L angles. They start
+    uniform in +-pi, and s at 0; both are choices, since only the abstract and a summary of the paper were read. The
+    paper's s has K entries, here all 2^q.
+    Trainable: 2 ((2 L + 1) q - 2 L) + 2^q per site. Rank of dW: full rank is possible.
     """
     if qubits < 2 or qubits % 2:  # noqa: PLR2004
-        raise SpecError("quantum_peft", [f"qubits: must be even, for gates on pairs, got {qubits}; {qubits + 1} is"])
+        raise SpecError(
+            "quantum_peft",
+            [f"qubits: expected an even number of at least 2, for gates on pairs, got {qubits}; write {qubits + 1}"],
+        )
     wires = {f"b{qubit}": f"o{qubit}" for qubit in range(1, qubits + 1)}
     factors: dict[str, Factor] = {"s": trainable(" ".join(wires), init=zeros())}
     for side in "oi":
@@ -61,7 +66,7 @@ def quantum_peft(*, qubits: int = 4, layers: int = 1, alpha: float = 1.0) -> Ada
 
 
 def _circuit(side: str, qubits: int, layers: int) -> tuple[dict[str, Factor], dict[str, str]]:
-    """The gates from the wires b1, b2, ... to the modes of an axis, and which mode each bond between is as long as."""
+    """Return the gates from the bonds b1, b2, ... to the modes of an axis, and the mode that sets each bond's size."""
     every = list(range(1, qubits + 1))
     turns = [every, *(turn for _ in range(layers) for turn in (every, every[1:-1]))]
     pairs = [every, *(row for _ in range(layers) for row in (every, every[1:-1]))]

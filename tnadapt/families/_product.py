@@ -1,4 +1,4 @@
-"""Adapters that are an entrywise or a Kronecker product of two matrices, or a sum of Kronecker products."""
+"""Families that are an entrywise or a Kronecker product of two matrices, or a sum of Kronecker products."""
 
 from tnadapt._errors import SpecError
 from tnadapt._language import AdapterSpec, Factor, trainable
@@ -13,7 +13,7 @@ def loha(*, alpha: float = 8.0) -> AdapterSpec:
     """LoHa: dW = (alpha / p) (A1 B1) * (A2 B2), an entrywise product of two low-rank pairs (arXiv:2108.06098).
 
     A1 (out x p) and A2 (out x q) start uniform in +-1/sqrt(rank), B1 (p x in) in +-1/sqrt(in), B2 (q x in) at 0, as
-    in PEFT. Trainable: (p + q) (in + out) a site. Rank of dW: at most p q.
+    in PEFT. Trainable: (p + q) (in + out) per site. Rank of dW: at most p q.
     """
     return AdapterSpec(
         name="loha",
@@ -30,11 +30,12 @@ def loha(*, alpha: float = 8.0) -> AdapterSpec:
 
 @family
 def abba(*, alpha: float = 8.0) -> AdapterSpec:
-    """ABBA: dW = alpha (B1 A1) * (B2 A2), an entrywise product that starts in the host's weight (arXiv:2505.14238).
+    """ABBA: dW = alpha (B1 A1) * (B2 A2), an entrywise product that starts from the SVD of W (arXiv:2505.14238).
 
     W = U S V^T gives B1 = U_p sqrt(S_p) (out x p) and A1 = sqrt(S_p) V_p^T (p x in); A2 (q x in) starts uniform in
-    +-sqrt(6 / in), B2 (out x q) at 0; all four are trained. The code multiplies by sqrt(alpha1 alpha2), the two alphas
-    equal by default, and divides by no rank. Trainable: (p + q) (in + out) a site. Rank of dW: at most p q.
+    +-sqrt(6 / in), B2 (out x q) at 0; all four are trained. The code multiplies by sqrt(alpha1 alpha2), where the
+    alphas are equal by default, and does not divide by a rank.
+    Trainable: (p + q) (in + out) per site. Rank of dW: at most p q.
     """
     return AdapterSpec(
         name="abba",
@@ -51,11 +52,11 @@ def abba(*, alpha: float = 8.0) -> AdapterSpec:
 
 @family
 def lokr(*, alpha: float = 8.0, low_rank: bool = True) -> AdapterSpec:
-    """LoKr: dW = (alpha / r) C kron (A B), both axes split in two as evenly as they go (arXiv:2309.14859).
+    """LoKr: dW = (alpha / r) C kron (A B), both axes split in two as evenly as possible (arXiv:2309.14859).
 
     C (o1 x i1) starts at 0, A (o2 x r) uniform in +-1/sqrt(r), B (r x i2) in +-1/sqrt(i2), as in PEFT. Without
-    `low_rank` the second factor is one matrix A (o2 x i2), and the scale alpha itself.
-    Trainable: o1 i1 + r (o2 + i2), or o1 i1 + o2 i2, a site. Rank of dW: at most min(o1, i1) min(o2, i2, r).
+    `low_rank`, the second factor is one matrix A (o2 x i2), and the scale is alpha itself.
+    Trainable: o1 i1 + r (o2 + i2), or o1 i1 + o2 i2, per site. Rank of dW: at most min(o1, i1) min(o2, i2, r).
     """
     small = {
         "A": trainable("o2 r", init=kaiming_uniform("r")),
@@ -72,11 +73,11 @@ def lokr(*, alpha: float = 8.0, low_rank: bool = True) -> AdapterSpec:
 
 @family
 def krona(*, alpha: float = 1.0) -> AdapterSpec:
-    """KronA: dW = alpha A kron B, one free Kronecker pair for each site (arXiv:2212.10650).
+    """KronA: dW = alpha A kron B, one Kronecker product per site (arXiv:2212.10650).
 
-    A (o1 x i1) and B (o2 x i2); the axes split in two as evenly as they go, or as `sizes` say. B starts at 0: of the
-    paper that is recalled, not read. A starts uniform in +-1/sqrt(i1), which is a choice here.
-    Trainable: o1 i1 + o2 i2 a site. Rank of dW: at most min(o1, i1) min(o2, i2).
+    A (o1 x i1) and B (o2 x i2); the axes split in two as evenly as possible, or by `sizes`. B starts at 0, which is
+    recalled from the paper, not read. A starts uniform in +-1/sqrt(i1), which is a choice here.
+    Trainable: o1 i1 + o2 i2 per site. Rank of dW: at most min(o1, i1) min(o2, i2).
     """
     return AdapterSpec(
         name="krona",
@@ -93,12 +94,12 @@ def krona(*, alpha: float = 1.0) -> AdapterSpec:
 def kadaptation(*, alpha: float = 1.0, factorized: bool = False) -> AdapterSpec:
     """KAdaptation: dW_l = alpha sum_n A_n^T kron (v_ln u_ln^T), a sum of Kronecker products (arXiv:2203.16329).
 
-    The PHM form. A_n (i1 x o1) is shared by the layers of one kind, u_l (n x i2) and v_l (n x o2) are the layer's. In
-    the official code n, o1 and i1 are all 32: rank=32, sizes={"o1": 32, "i1": 32}. A starts uniform in +-0.01 and u in
-    +-1/sqrt(i2), v at 0. There u and v are both 0, so that neither ever gets a gradient: here one is. `factorized`:
-    A_n = t_n s_n^T, as in that code, whose scale is 5 times alpha over a dimension, and whose trained bias is no update
-    of a weight and is left out.
-    Trainable: n o1 i1, or n (o1 + i1), a kind, and n (o2 + i2) a site. Rank of dW: at most n min(o1, i1), or n.
+    The PHM form. A_n (i1 x o1) is shared by the layers of one kind; u_l (n x i2) and v_l (n x o2) belong to one layer.
+    In the official code n, o1 and i1 are all 32: rank=32, sizes={"o1": 32, "i1": 32}. A starts uniform in +-0.01, u
+    uniform in +-1/sqrt(i2), v at 0. In that code both u and v start at 0, so that neither ever gets a gradient.
+    `factorized`: A_n = t_n s_n^T, as in that code. Its scale is 5 times alpha over a dimension; its trained bias is not
+    an update of a weight and is left out.
+    Trainable: n o1 i1, or n (o1 + i1), per kind, and n (o2 + i2) per site. Rank of dW: at most n min(o1, i1), or n.
     """
     small = uniform(0.01)
     shared = {
@@ -123,15 +124,15 @@ def superlora(*, parts: int = 2, alpha: float = 1.0) -> AdapterSpec:
     """SuperLoRA, a reconstruction: a group's dW is a Kronecker product of Tucker tensors (arXiv:2403.11887).
 
     dW = alpha K_1s kron K_2 kron .., K_k = A_k C_k B_k^T: cores C_k (p_k x q_k), A_k (o_k x p_k), B_k (i_k x q_k);
-    the first core has a third axis t, for S (site x t), which stacks the group over its sites. Axes split in `parts`.
+    the first core has a third axis t, for S (site x t), which stacks the group over its sites. Axes split into `parts`.
 
-    Recalled, not read: the Kronecker product of Tuckers over a group of weights. Chosen here: one group for each
-    shape of weight, the sites in the first part only, the start (C_1 at 0, other cores normal, A, B and S normal of
-    variance 1/rank), scale alpha. The fixed projection (fastfood) is no part of the network and left out.
+    Recalled, not read: the Kronecker product of Tucker tensors over a group of weights. Chosen here: one group per
+    weight shape, the sites in the first part only, the starting values (C_1 at 0, other cores normal, A, B and S normal
+    with variance 1/rank), and the scale alpha. The fixed projection (fastfood) is not part of the network.
     Trainable: sum (o_k p_k + i_k q_k + p_k q_k), the first core t times, and S t. Rank: at most prod min(p_k, q_k).
     """
     if parts < 1:
-        raise SpecError("superlora", [f"parts must be at least 1, got {parts}"])
+        raise SpecError("superlora", [f"parts: expected at least 1, got {parts}"])
     factors: dict[str, Factor] = {"S": trainable("site t", init=normal(fan="t"))}
     for k in range(1, parts + 1):
         factors[f"C{k}"] = trainable("p1 q1 t", init=zeros()) if k == 1 else trainable(f"p{k} q{k}", init=normal())

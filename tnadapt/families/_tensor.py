@@ -1,4 +1,4 @@
-"""Adapters that see all weights as one tensor: Tucker, CP and tensor-product networks with factors that are shared."""
+"""Families that treat all weights as one tensor: Tucker, CP and similar networks with shared factors."""
 
 from typing import Literal
 
@@ -28,16 +28,21 @@ def lotr(
     over: str = "site",
     start: Literal["normal", "neutral", "svd"] = "normal",
 ) -> AdapterSpec:
-    """LoTR: dW_s = (alpha / p) A G_s B^T; A and B are shared by every s (arXiv:2402.01376).
+    """LoTR: dW_s = (alpha / p) A G_s B^T; all sites s share A and B (arXiv:2402.01376).
 
-    A (out x p) and B (in x q) start normal of deviation 1, the cores G_s (p x q) at 0. Of the starts of init.py:
-    "neutral" has A = 0, G_s = 1 and B the singular vectors of all weights above one another; "svd" has A and B these
-    vectors and G_s = A^T W_s B, the HOSVD, and subtracts its update, which the code does not.
-    `over="site"` shares among all weights of one shape, as in the official example; "layer" among the layers of one
-    kind. Trainable: p out + S p q + q in. Rank of dW_s: at most min(p, q), of all side by side too.
+    A (out x p) and B (in x q) start normal with standard deviation 1, the cores G_s (p x q) at 0. Other starts of the
+    official init.py: "neutral" has A = 0, G_s = 1, and B the singular vectors of all weights stacked; "svd" has such
+    vectors for A and B and G_s = A^T W_s B, the HOSVD, and subtracts its update, which the code does not.
+    `over="site"` shares A and B among all weights of one shape, as in the official example; "layer" among the layers
+    of one kind.
+    Trainable: p out + S p q + q in. Rank of dW_s, and of all dW_s concatenated: at most min(p, q).
     """
     first, core, last = {
-        "normal": (normal(), zeros(), normal()),  # the one zero: dW = 0 at the start, and G still gets a gradient
+        "normal": (
+            normal(),
+            zeros(),
+            normal(),
+        ),  # G alone is zero, so that dW = 0 at the start and G still gets a gradient
         "neutral": (zeros(), identity(), svd()),
         "svd": (svd(), hosvd_core(), svd()),
     }[start]
@@ -67,8 +72,8 @@ def lorta(
 
     With `heads="out"`: dW_{l,m}[(h, j), i] = (alpha / r) sum_r A[i, r] B[j, r] H[h, r] L[l, r] M[m, r], the layout of
     the authors' instruction-tuning code; `heads="in"` puts the heads on the in axis, as their GLUE code does.
-    A starts uniform in +-1/sqrt(r), H, L and M in +-sqrt(6/r), B at 0. `over` leaves out the layer or the kind mode:
-    then each layer, or each kind, has a tensor of its own. Say the head count as sizes={"head": 12} when binding.
+    A starts uniform in +-1/sqrt(r), H, L and M in +-sqrt(6/r), B at 0. If `over` leaves out the layer or the kind mode,
+    each layer or each kind has its own tensor. Pass the number of heads as sizes={"head": 12} when binding.
     Trainable: r (d + d/H + H + L + M). Rank of dW: at most r.
     """
     whole, split = ("in", "out") if heads == "out" else ("out", "in")
@@ -94,19 +99,19 @@ def tera(*, out_order: int = 3, in_order: int = 3, alpha: float = 1.0) -> Adapte
     """TeRA, a reconstruction: a frozen random Tucker network with trained diagonals on its bonds (arXiv:2509.03234).
 
     dW_s as a tensor = alpha G x_1 (U1 diag d_s1) ... x_N (UN diag d_sN), N = out_order + in_order: the out axis splits
-    in out_order modes, the in axis in in_order. G and every Un are frozen and shared by all sites; the vectors d are
-    trained, one set a site.
+    into out_order modes, the in axis into in_order. G and every Un are frozen and shared by all sites; the vectors d
+    are trained, one set per site.
 
     Known from the abstract: Tucker-like, frozen shared random factors, trained layer-specific diagonals, a rank that
-    does not depend on the count. Chosen here, since the paper's body was not at hand: the place of the diagonals
-    (between Un and G, on every mode), orders 3 and 3, the laws (Un normal of variance 1/R_n, G of variance 1/in, so
-    that with all d = 1 an entry of dW has variance 1/in), the start (d = 1, but 0 on the last out mode, so that
-    dW = 0 and that vector has a gradient), scale alpha = 1. Counts are not to be held against the paper's.
-    A bond's rank is cut to the size of its mode; set all ranks that high and dW can have full rank.
+    does not depend on the count. Chosen here, since the body of the paper was not available: the place of the diagonals
+    (between Un and G, on every mode), orders 3 and 3, the initializers (Un normal with variance 1/R_n, G with variance
+    1/in, so that an entry of dW has variance 1/in if all d = 1), the start (d = 1, but 0 on the last out mode, so that
+    dW = 0 and that vector has a gradient), scale alpha = 1. Counts cannot be compared with those of the paper.
+    A rank is limited to the size of its mode; with all ranks at that limit, dW can have full rank.
     Trainable: S sum R_n; frozen: prod R_n + sum I_n R_n. Rank of dW: at most the product of the ranks on either side.
     """
     if out_order < 1 or in_order < 1:
-        raise SpecError("tera", [f"out_order and in_order must be at least 1, got {out_order} and {in_order}"])
+        raise SpecError("tera", [f"out_order and in_order: expected at least 1, got {out_order} and {in_order}"])
     out_modes = [f"o{n}" for n in range(1, out_order + 1)]
     in_modes = [f"i{n}" for n in range(1, in_order + 1)]
     bonds = {mode: f"r_{mode}" for mode in (*out_modes, *in_modes)}

@@ -1,4 +1,4 @@
-"""Adapters that are a tensor train: cores in a row, each joined to the next by one bond."""
+"""Families that are a tensor train: a chain of cores, each joined to the next by one bond."""
 
 import math
 from typing import Literal
@@ -25,11 +25,12 @@ Start = Literal["zero", "centered", "random"]
 
 @family
 def fact_tt(*, alpha: float = 1.0) -> AdapterSpec:
-    """FacT-TT: dW_s = alpha V S_s U^T, a train through all weights, one core for each (arXiv:2212.03145).
+    """FacT-TT: dW_s = alpha V S_s U^T, a tensor train with one core per weight (arXiv:2212.03145).
 
-    U (in x q) starts uniform in +-1/sqrt(in), the cores S_s (p x q) in +-1/sqrt(q), V (out x p) at 0: another start of
-    the network of LoTR. The code cuts the feed-forward weights in blocks of d x d; each block is a site. Scale alpha,
-    divided by no rank. Trainable: p out + S p q + q in. Rank of dW_s: at most min(p, q), of all side by side too.
+    U (in x q) starts uniform in +-1/sqrt(in), the cores S_s (p x q) in +-1/sqrt(q), V (out x p) at 0: the network
+    of LoTR with another start. The code splits the feed-forward weights into blocks of d x d; each block is a site. The
+    scale is alpha, not divided by a rank.
+    Trainable: p out + S p q + q in. Rank of dW_s, and of all dW_s concatenated: at most min(p, q).
     """
     return AdapterSpec(
         name="fact_tt",
@@ -46,15 +47,15 @@ def fact_tt(*, alpha: float = 1.0) -> AdapterSpec:
 
 @family
 def dota(*, order: int = 3, alpha: float = 1.0) -> AdapterSpec:
-    """DoTA: dW = alpha (MPO(T) - MPO(T0)), a matrix product operator that starts in the host's (arXiv:2412.20891).
+    """DoTA: dW = alpha (MPO(T) - MPO(T0)), a matrix product operator that starts at that of W (arXiv:2412.20891).
 
-    Both axes split in `order` modes; core T_k (r_(k-1) x o_k x i_k x r_k) starts as that of the TT-SVD of W, so that
-    W - MPO(T0) is what the paper freezes; alpha is 1 there. The abstract and a survey were read, not the paper's body.
-    Trainable: the sum of r_(k-1) o_k i_k r_k, a site; the start, as many numbers again, is in the file. Rank of dW: the
-    cut, which an operator's bonds do not bound.
+    Both axes split into `order` modes; core T_k (r_(k-1) x o_k x i_k x r_k) starts as that of the TT-SVD of W. The
+    paper freezes W - MPO(T0) and has alpha 1. Its abstract and a survey were read, not its body.
+    Trainable: the sum of r_(k-1) o_k i_k r_k, per site; the file also contains the start, of the same size. Rank of dW:
+    given by the minimum cut, which the bonds of an operator do not bound.
     """
     if not 1 < order < 10:  # noqa: PLR2004
-        raise SpecError("dota", [f"order: must be from 2 to 9, so that names sort as cores do, got {order}"])
+        raise SpecError("dota", [f"order: expected 2 to 9, so that names sort like cores, got {order}"])
     bonds = ["", *(f"r{k}" for k in range(1, order)), ""]
     return AdapterSpec(
         name="dota",
@@ -71,10 +72,10 @@ def dota(*, order: int = 3, alpha: float = 1.0) -> AdapterSpec:
 def lotr_tt(*, out_order: int = 2, in_order: int = 2, alpha: float = 1.0) -> AdapterSpec:
     """LoTR with more than three cores: dW_s = (alpha / r) A1 .. AM G_s B1 .. BN over split axes (arXiv:2402.01376).
 
-    The out axis splits in `out_order` modes with a core each, A (r_(k-1) x o_k x r_k), the in axis in `in_order` with
-    cores B; between them the core G of the sites; r is the rank that leads to it. Orders 1 and 1 are LoTR. This is a
-    reading: the paper's longer trains were not at hand, and its code has three cores. A and B start normal, such that
-    an entry of the product of either has variance 1; G at 0.
+    The out axis splits into `out_order` modes with a core each, A (r_(k-1) x o_k x r_k), the in axis into `in_order`
+    with cores B. The core G of the sites is between them, and r is the rank to the left of G. Orders 1 and 1 are LoTR.
+    This is an interpretation: the paper's longer trains were not available, and its code has three cores. A and B start
+    normal, so that an entry of the product of either chain has variance 1; G at 0.
     Trainable: sum r_(k-1) n_k r_k, with n = S for G. Rank of dW_s: at most either rank of G.
     """
     modes = [*_modes("lotr_tt", "o", out_order), "site", *_modes("lotr_tt", "i", in_order)]
@@ -97,15 +98,15 @@ def metatt(*, order: Literal[4, 5] = 4, alpha: float = 1.0) -> AdapterSpec:
     """MetaTT, a reconstruction: dW_lm^T = alpha G_in G_l G_m G_out, one train over layers and kinds (arXiv:2506.09105).
 
     G_in (in x r1), G_l (r1 x r2) for each layer, G_m (r2 x r3) for each kind, G_out (r3 x out). `order=5` splits the
-    out axis by heads, sizes={"head": 12}: G_head (r3 x head x r4), G_out (r4 x out/head). Scale alpha.
+    out axis by heads, sizes={"head": 12}: G_head (r3 x head x r4), G_out (r4 x out/head). The scale is alpha.
 
-    Read in the abstract: one train over the modes of all weights, the count their sum. Recalled: the two orders, the
-    order of the cores, that a core at an end starts at 0 and those within orthogonal or at the identity. Chosen here:
-    G_out at 0, G_in normal of variance 1/in, those within orthogonal, at each layer and kind by itself.
+    Read in the abstract: one train over the modes of all weights, whose sizes add up to the count. Recalled: the two
+    orders, the order of the cores, a core at one end that starts at 0, inner cores that start orthogonal or at the
+    identity. Chosen here: G_out at 0, G_in normal with variance 1/in, inner cores orthogonal for each layer and kind.
     Trainable: r (in + out) + r^2 (L + M), or r (in + out/H) + r^2 (L + M + H). Rank of dW: at most r.
     """
     if order not in (4, 5):
-        raise SpecError("metatt", [f"order must be 4, or 5 with heads, got {order}"])
+        raise SpecError("metatt", [f"order: expected 4, or 5 with heads, got {order}"])
     ends = ["out"] if order == 4 else ["head", "dim"]  # noqa: PLR2004  (the paper's name)
     modes = ["in", "layer", "kind", *ends]
     laws = [normal(fan="in"), *(orthogonal() for _ in modes[1:-1]), zeros()]
@@ -125,10 +126,10 @@ def tt_lora(*, out_order: int = 3, in_order: int = 3, start: Start = "zero", alp
     """TT-LoRA: dW = alpha G1 G2 .. Gd, a tensor train over the split axes of one weight (arXiv:2408.01008).
 
     G_k (r_(k-1) x n_k x r_k); the first `out_order` modes n_k split the out axis, the others the in axis. The official
-    code starts at the TT-SVD of a random matrix of variance 2/(9 in), where dW is not 0. Here the cores are normal, so
-    that an entry of dW has that variance: `start="random"` leaves dW there, "centered" takes it away from dW, and
-    "zero" puts the last core at 0. Scale alpha, divided by no rank.
-    Trainable: sum r_(k-1) n_k r_k a site. Rank of dW: at most the rank between out and in modes; centered: twice that.
+    code starts at the TT-SVD of a random matrix with variance 2/(9 in), where dW is not 0. Here the cores start normal
+    and give an entry of dW the same variance: `start="random"` keeps this dW, "centered" subtracts it, and "zero" sets
+    the last core to 0. The scale is alpha, not divided by a rank.
+    Trainable: sum r_(k-1) n_k r_k per site. Rank of dW: at most the rank between out and in modes; centered: twice it.
     """
     modes = [*_modes("tt_lora", "o", out_order), *(inner := _modes("tt_lora", "i", in_order))]
     bonds = _bonds("r", modes)
@@ -146,14 +147,14 @@ def tt_lora(*, out_order: int = 3, in_order: int = 3, start: Start = "zero", alp
 
 @family
 def loretta(*, out_order: int = 3, in_order: int = 3, start: Start = "zero", alpha: float = 16.0) -> AdapterSpec:
-    """LoRETTA (rep): dW = (alpha / r) (X_A X_B)^T with each matrix of LoRA a tensor train (arXiv:2402.11417).
+    """LoRETTA (rep): dW = (alpha / r) (X_A X_B)^T, a LoRA whose matrices are tensor trains (arXiv:2402.11417).
 
-    X_A (in x r) has cores A_k over the in modes and a last one over r, X_B (r x out) one over r, then cores B_k over
-    the out modes; sizes={"r": 8}, rank=5 for trains of rank 5. The official shape for 768 x 8 is [8, 8, 12, 8], for
-    4096 x 8 [16, 16, 8, 4, 4], where in and r share a core: here each has its own. There an entry of X starts normal of
-    variance 1/(in + r) and dW is not 0; here 1/in and 1/out, and `start` as in TT-LoRA: "zero" puts the last core of
-    X_B at 0. The bottleneck form (adp) is not linear, so no update of a weight. Alpha is 16 there.
-    Trainable: over both the sum r_(k-1) n_k r_k, a site. Rank of dW: at most r and its neighbours; centered: twice.
+    X_A (in x r) has cores A_k over the in modes and a last core over r; X_B (r x out) has a core over r, then cores B_k
+    over the out modes; sizes={"r": 8}, rank=5 for trains of rank 5. The official shape for 768 x 8 is [8, 8, 12, 8];
+    for 4096 x 8 it is [16, 16, 8, 4, 4], where in and r share a core, but not here. There, an entry of X starts normal
+    with variance 1/(in + r) and dW is not 0; here 1/in and 1/out, with `start` as in TT-LoRA: "zero" sets the last core
+    of X_B to 0. The bottleneck form (adp) is not linear and so not an update of a weight. Alpha is 16 there.
+    Trainable: sum r_(k-1) n_k r_k of both trains, per site. Rank of dW: at most r and its neighbours; centered: twice.
     """
     ins, outs = [*_modes("loretta", "i", in_order), "r"], ["r", *_modes("loretta", "o", out_order)]
     a_bonds, b_bonds = _bonds("a", ins), _bonds("b", outs)
@@ -173,25 +174,25 @@ def loretta(*, out_order: int = 3, in_order: int = 3, start: Start = "zero", alp
 
 
 def _modes(family: str, side: Literal["o", "i"], order: int) -> list[str]:
-    """The modes of a split axis."""
+    """Return the modes of a split axis. Raises SpecError unless `order` is at least 1."""
     if order < 1:
-        raise SpecError(family, [f"{'out' if side == 'o' else 'in'}_order must be at least 1, got {order}"])
+        raise SpecError(family, [f"{'out' if side == 'o' else 'in'}_order: expected at least 1, got {order}"])
     return [f"{side}{n}" for n in range(1, order + 1)]
 
 
 def _split(out_order: int, in_order: int) -> str:
-    """The weight whose two axes split in so many modes."""
+    """Return the notation of a weight whose axes split into this many modes."""
     sides = (("o", out_order), ("i", in_order))
     return " ".join(f"({' '.join(f'{side}{n}' for n in range(1, order + 1))})" for side, order in sides)
 
 
 def _bonds(letter: str, modes: list[str]) -> list[str]:
-    """The names of the bonds between neighbours."""
+    """Return the names of the bonds between neighbours."""
     return [f"{letter}{n}" for n in range(1, len(modes))]
 
 
 def _train(modes: list[str], bonds: list[str], laws: list[Initializer]) -> list[Factor]:
-    """The cores, each with the bond to its left, its mode and the bond to its right."""
+    """Make the cores, each with the bond to its left, its mode and the bond to its right."""
     ends = ["", *bonds, ""]
     return [
         trainable(f"{left} {mode} {right}", init=law)

@@ -1,4 +1,4 @@
-"""Adapters that are a Tucker or a CP tensor: of one weight, or of all weights stacked."""
+"""Families that are a Tucker or a CP tensor, of one weight or of all weights stacked."""
 
 import math
 from typing import Literal
@@ -23,15 +23,15 @@ __all__ = ["cara", "fact_tk", "flora", "tenslora"]
 
 @family
 def flora(*, kernel_axes: int = 0, gaussian: bool = False, alpha: float = 1.0) -> AdapterSpec:
-    """FLoRA: dW = alpha G x_1 P_out x_2 P_in x_3 P_k1 ..., a Tucker tensor of the weight's own axes (arXiv:2405.14739).
+    """FLoRA: dW = alpha G x_1 P_out x_2 P_in x_3 P_k1 ..., a Tucker tensor per weight (arXiv:2405.14739).
 
-    `kernel_axes=2` is for conv kernels (out, in, kh, kw), 0 for linear layers. Every P (size x rank) starts normal of
-    variance 1/(2 rank), the core G at 0; `gaussian`: of deviation 0.02, as in the authors' code for language models.
-    A rank is cut to the size of its axis. Scale alpha, divided by no rank.
-    Trainable: prod ranks + sum size rank, a site. Rank of dW: at most min(r_out, the product of the other ranks).
+    `kernel_axes=2` is for conv kernels (out, in, kh, kw), 0 for linear layers. Every P (size x rank) starts normal with
+    variance 1/(2 rank), or with `gaussian` standard deviation 0.02, as in the authors' code for language models; the
+    core G at 0. A rank is limited to the size of its axis. The scale is alpha, not divided by a rank.
+    Trainable: prod ranks + sum size rank, per site. Rank of dW: at most min(r_out, the product of the other ranks).
     """
     if kernel_axes < 0:
-        raise SpecError("flora", [f"kernel_axes must be at least 0, got {kernel_axes}"])
+        raise SpecError("flora", [f"kernel_axes: expected at least 0, got {kernel_axes}"])
     axes = ["out", "in", *(f"k{n}" for n in range(1, kernel_axes + 1))]
     bonds = {axis: f"r_{axis}" for axis in axes}
 
@@ -50,12 +50,13 @@ def flora(*, kernel_axes: int = 0, gaussian: bool = False, alpha: float = 1.0) -
 
 @family
 def fact_tk(*, alpha: float = 1.0) -> AdapterSpec:
-    """FacT-TK: dW_s = alpha V (C x_3 P_s) U^T, a Tucker tensor of all weights, one group (arXiv:2212.03145).
+    """FacT-TK: dW_s = alpha V (C x_3 P_s) U^T, a Tucker tensor of all weights (arXiv:2212.03145).
 
     U (in x q) starts uniform in +-1/sqrt(in), V (out x p) at 0, the core C (p x q x t) in +-sqrt(3/(p q)), P (site x t)
-    in +-sqrt(6/site): the official law has site + t there, and a law here is a product of sizes. The code cuts the
-    feed-forward weights in blocks of d x d; each block is a site. Scale alpha, divided by no rank.
-    Trainable: p out + q in + S t + p q t. Rank of dW_s: at most min(p, q), of all side by side too.
+    in +-sqrt(6/site). The official code has site + t there, but an initializer here depends only on a product of sizes.
+    The code splits the feed-forward weights into blocks of d x d; each block is a site. The scale is alpha, not divided
+    by a rank.
+    Trainable: p out + q in + S t + p q t. Rank of dW_s, and of all dW_s concatenated: at most min(p, q).
     """
     return AdapterSpec(
         name="fact_tk",
@@ -75,11 +76,11 @@ def fact_tk(*, alpha: float = 1.0) -> AdapterSpec:
 def cara(*, alpha: float = 1.0) -> AdapterSpec:
     """CaRA for attention: dW_s[(h, j), i] = alpha sum_r w[r] S[s, r] A[i, r] H[h, r] D[j, r] (openreview:vexHifrbJg).
 
-    One CP tensor over the queries, keys and values of all layers. w starts at 1, S normal of variance 2/site (the
-    official law has site + r there, and a law here is a product of sizes), H and D orthogonal, A at 0. Say the heads as
-    sizes={"head": 12}. Scale alpha, divided by no rank.
-    Its other part, a CP tensor over d x d blocks of the output projection and the feed-forward weights, has out and in
-    exchanged in the blocks of one of them; the three biases are no update of a weight. Both are left out.
+    One CP tensor over the queries, keys and values of all layers. w starts at 1, S normal with variance 2/site (the
+    official code has site + r, but an initializer here depends only on a product of sizes), H and D orthogonal, A at 0.
+    Pass the number of heads as sizes={"head": 12}. The scale is alpha, not divided by a rank.
+    Its other part, a CP tensor over d x d blocks of the output projection and the feed-forward weights, is left out,
+    since out and in are swapped in the blocks of one of them; so are the three biases, which do not update a weight.
     Trainable: r (S + in + H + d/H + 1). Rank of dW_s: at most r.
     """
     return AdapterSpec(
@@ -108,10 +109,10 @@ def tenslora(
 ) -> AdapterSpec:
     """TensLoRA: dW = alpha G x_1 U_in x_2 U_out x_3 U_layer x_4 U_kind, over any subset of modes (arXiv:2509.19391).
 
-    Kind is the paper's qkv, layer its depth; `heads` its att: the out axis splits in "head dim", as torch lays heads
-    out, or in "dim head", as the official code unfolds them. Tucker: a rank for each mode, not cut to its size; the
-    core G starts at 0, every U (size x rank) orthogonal, those of layer and kind with rows of length 1. `cp`: no core,
-    one bond, U_in at 0; the laws of the others there are a choice here. Scale alpha, 1 in the code.
+    Kind is the paper's qkv, layer its depth, and `heads` its att: the out axis splits into "head dim", the layout of
+    torch, or into "dim head", as the official code unfolds it. Tucker: one rank per mode, not limited to its size; the
+    core G starts at 0, every U (size x rank) orthogonal, those of layer and kind with rows of norm 1. `cp`: no core,
+    one bond, U_in at 0; the initializers of the other factors are a choice here. The scale is alpha, 1 in the code.
     Trainable: prod ranks + sum size rank, or r sum size. Rank of dW: at most min(r_in, r_out); with heads
     min(r_in, r_head r_dim); r with `cp`.
     """

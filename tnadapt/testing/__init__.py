@@ -1,6 +1,6 @@
-"""Property tests for any spec: strategies that draw specs and sites, a dense oracle, and the laws that all must keep.
+"""Property tests for any spec: random specs and sites, a dense oracle, and the laws that every spec must satisfy.
 
-Needs hypothesis: `pip install "tnadapt[testing]"`. `check(spec)` runs every law on a spec of your own.
+`check(spec)` tests every law on your own spec. Needs hypothesis: `pip install "tnadapt[testing]"`.
 """
 
 from tnadapt._errors import LawError

@@ -1,4 +1,4 @@
-"""Every law on one spec: bound to sites at random, and the smallest case told where a law fails."""
+"""Test every law on one spec bound to random sites, and report the smallest adapter that breaks a law."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ __all__ = ["Held", "check"]
 
 @dataclass(frozen=True)
 class Held:
-    """A law that held, what it states, and on how many adapters it was tried."""
+    """A law that a spec satisfied: its name, its statement, and the number of adapters it was tested on."""
 
     law: str
     statement: str
@@ -36,21 +36,25 @@ def check(
     laws: Sequence[Law] = LAWS,
     tell: Callable[[Held], None] | None = None,
 ) -> tuple[Held, ...]:
-    """Try every law on a spec bound to random sites, and give back which held.
+    """Test every law on a spec bound to random sites.
 
     Args:
-        spec: your own, or a family, or the name of one.
-        examples: on how many adapters each law is tried.
-        rank: as for `bind`; from 1 to 3 by default.
-        sizes: as for `bind`, where the spec needs some.
-        laws: which laws; all by default.
-        tell: called after each law that held, to show progress.
+        spec: a spec of your own, a family or the name of a family.
+        examples: the number of adapters to test each law on.
+        rank: as for `bind`; random from 1 to 3 by default.
+        sizes: as for `bind`, if the spec needs any.
+        laws: the laws to test; all of them by default.
+        tell: called after each law that the spec satisfies, to show progress.
+
+    Returns:
+        The laws, all of which the spec satisfies.
 
     Raises:
-        LawError: the first law that does not hold, with the smallest adapter found that breaks it; no examples.
+        LawError: for the first law that the spec breaks, with the smallest adapter found that breaks it; or if
+            `examples` is less than 1.
     """
     if examples < 1:
-        raise LawError(f"check: examples must be at least 1, got {examples}")
+        raise LawError(f"check: expected at least 1 example, got {examples}.")
     table, found = spec_of(spec, "check"), []
     for law in laws:
         held = Held(law.__name__, " ".join((law.__doc__ or "").split()), _try(law, table, examples, rank, sizes))
@@ -73,7 +77,7 @@ def _try(
         max_examples=examples,
         database=None,
         deadline=None,
-        derandomize=True,  # the same answer at every call
+        derandomize=True,  # every call tests the same adapters
         phases=(Phase.generate, Phase.shrink),
         suppress_health_check=list(HealthCheck),
         print_blob=False,
@@ -88,7 +92,7 @@ def _try(
     except LawError as error:
         statement = " ".join((law.__doc__ or "").split())
         raise LawError(
-            f"{spec.name}: breaks the law {law.__name__}: {statement}\nHowever, {error}.\n"
-            f"The smallest case found (the last one tried):\n{tried[-1]}"
+            f"{spec.name}: law {law.__name__}: {error}.\nThe law states: {statement}\n"
+            f"The smallest case found (the last one tested):\n{tried[-1]}"
         ) from error
     return len(tried)

@@ -1,4 +1,4 @@
-"""How a law says what it expects, and what the laws make again of an adapter."""
+"""The expectations of laws, which raise LawError, and the rebuilding of specs and adapters for comparison."""
 
 from dataclasses import replace
 
@@ -11,35 +11,35 @@ from tnadapt._language import Adapter, AdapterSpec
 
 __all__: list[str] = []
 
-CLOSE = 1e-10  # for float64, of the size of the terms that are summed
+CLOSE = 1e-10  # in float64, relative to the size of the summed terms
 
 
 def expect(holds: bool, what: str) -> None:
-    """Raises LawError with these words unless it holds."""
+    """Raise LawError with the text `what` unless `holds`."""
     if not holds:
         raise LawError(what)
 
 
 def expect_close(found: npt.ArrayLike, wanted: npt.ArrayLike, what: str, size: float) -> None:
-    """Raises LawError where an entry is off by more than 1e-10 of `size`, that of the terms it is summed from."""
+    """Raise LawError unless all entries agree up to 1e-10 of `size`, the size of the terms that are summed."""
     one, two = np.asarray(found), np.asarray(wanted)
-    expect(one.shape == two.shape, f"{what}: has shape {one.shape}, wanted {two.shape}")
+    expect(one.shape == two.shape, f"{what}: expected shape {two.shape}, got {one.shape}")
     error = float(np.abs(one - two).max(initial=0.0))
-    expect(error <= CLOSE * size, f"{what}: off by {error:.3g}, where terms have the size {size:.3g}")
+    expect(error <= CLOSE * size, f"{what}: expected an error of at most {CLOSE * size:.3g}, got {error:.3g}")
 
 
 def some_site(adapter: Adapter, random: np.random.Generator) -> Site:
-    """One of the sites."""
+    """Return a random site of the adapter."""
     return adapter.sites[int(random.integers(len(adapter.sites)))]
 
 
 def same_spec(spec: AdapterSpec, order: list[str]) -> AdapterSpec:
-    """The spec made again from its parts, its factors in this order."""
+    """Return the spec rebuilt from its parts, with its factors in this order."""
     return replace(spec, factors={name: replace(spec.factors[name]) for name in order})
 
 
 def bind_again(spec: AdapterSpec, adapter: Adapter, alpha: float | None = None) -> Adapter:
-    """A spec bound as the adapter was."""
+    """Bind a spec to the sites, ranks, sizes and seed of an adapter."""
     return spec.bind(
         adapter.sites,
         rank=adapter.rank,

@@ -1,6 +1,6 @@
-"""The laws: what holds for every spec, each a function that raises LawError where it does not.
+"""The laws: properties of every adapter, each a function that raises LawError if the adapter breaks it.
 
-A law takes an adapter and a source of random numbers. Its docstring is its statement.
+A law takes an adapter and a random generator. Its docstring is its statement, which `check` prints.
 """
 
 import math
@@ -27,14 +27,15 @@ __all__ = ["LAWS", "Law"]
 Law = Callable[[Adapter, np.random.Generator], None]
 Array = npt.NDArray[np.float64]
 
-STEP = 0.1  # of a finite difference; an update is linear in each factor, so that only rounding is left
-FEW = 120  # trainable numbers up to which the numerical Jacobian is made
-FEW_FACTORS = 8  # up to which every way to part them is tried
+STEP = 0.1  # of a finite difference, which is exact up to rounding, since an update is linear in each factor
+FEW = 120  # largest number of trainable entries for a numerical Jacobian
+FEW_FACTORS = 8  # largest number of factors for trying every partition
 TOKENS = 3
+GRADIENT, CHANGE = ("zero", "nonzero"), ("no change", "a change")  # words for False and True
 
 
 def update_is_its_definition(adapter: Adapter, random: np.random.Generator) -> None:
-    """Delta is the sum over all bonds of the product of all factors, times the scale; centered: less the start's."""
+    """`delta` is the scale times the product of all factors, summed over all bonds; if centered, minus its start."""
     params = random_params(adapter, random, frozen=not adapter.spec.centered)
     for site in adapter.sites:
         size = magnitude(adapter, params, site)
@@ -46,11 +47,11 @@ def identity_at_the_start(adapter: Adapter, random: np.random.Generator) -> None
     begin = start_params(adapter)
     if adapter.spec.identity_at_start or adapter.spec.centered:
         for site in adapter.sites:
-            expect(not delta(adapter, begin, site).any(), f"the update of {site.path} does not start at 0")
+            expect(not delta(adapter, begin, site).any(), f"start of {site.path}: expected an update of 0, got another")
 
 
 def living_gradient(adapter: Adapter, random: np.random.Generator) -> None:
-    """At the starting values the factors of `first_gradients` get a gradient, and no others do."""
+    """At the starting values, exactly the trainable factors named by `first_gradients` have a nonzero gradient."""
     pulls = {site.path: random.standard_normal(site.shape) for site in adapter.sites}
     found = gradients(adapter, start_params(adapter), pulls)
     named = first_gradients(adapter.spec)
@@ -58,24 +59,27 @@ def living_gradient(adapter: Adapter, random: np.random.Generator) -> None:
         for name, factor in group.network.factors.items():
             if factor.trainable:
                 moves = bool(found[adapter.slot_name(group, name)].any())
-                expect(moves == (name in named), f"{name} moves at the start: {moves}; stated: {name in named}")
-    expect(bool(named) or not adapter.spec.identity_at_start, "no factor moves at the start")
+                words = GRADIENT[name in named], GRADIENT[moves]
+                expect(words[0] == words[1], f"gradient of {name} at the start: expected {words[0]}, got {words[1]}")
+    expect(bool(named) or not adapter.spec.identity_at_start, "first_gradients: expected at least one factor, got none")
 
 
 def counts_are_sizes(adapter: Adapter, random: np.random.Generator) -> None:
-    """Count tells the shapes of the arrays of init, and how many of their entries are trained and frozen."""
+    """`count` states the shapes of the arrays of `init`, and how many of their entries are trainable and frozen."""
     params, counted = start_params(adapter), count(adapter)
     shapes = {name: value.shape for name, value in params.items()}
-    expect({row.name: row.shape for row in counted.rows} == shapes, "the rows of count are not the arrays of init")
+    stated = {row.name: row.shape for row in counted.rows}
+    expect(stated == shapes, "count: expected the shapes of the arrays of init, got others")
     trained = sum(value.size for name, value in params.items() if adapter.slots[name].factor.trainable)
-    expect(counted.trainable == trained, f"counts {counted.trainable} trainable numbers, the arrays have {trained}")
+    expect(counted.trainable == trained, f"count: expected {trained} trainable entries, got {counted.trainable}")
     frozen = sum(value.size for value in params.values()) - trained
-    expect(counted.frozen == frozen, f"counts {counted.frozen} frozen numbers, the arrays have {frozen}")
-    expect(sum(counted.by_group().values()) == trained, "the groups do not add up")
+    expect(counted.frozen == frozen, f"count: expected {frozen} frozen entries, got {counted.frozen}")
+    total = sum(counted.by_group().values())
+    expect(total == trained, f"count of all groups: expected a total of {trained} trainable entries, got {total}")
 
 
 def formula_is_count(adapter: Adapter, random: np.random.Generator) -> None:
-    """The formula of a network, with sizes for modes and summed over the groups, is the count."""
+    """The parameter formula, evaluated at the sizes of each group and summed over the groups, equals the count."""
 
     def value(formula: str, sizes: Mapping[str, int]) -> int:
         terms = [term.split("*") for term in formula.split(" + ")]
@@ -83,17 +87,16 @@ def formula_is_count(adapter: Adapter, random: np.random.Generator) -> None:
 
     counted = count(adapter)
     stated = sum(value(counted.formula, network.sizes) for network in adapter.networks)
-    expect(stated == counted.trainable, f"the formula {counted.formula} gives {stated}, count {counted.trainable}")
+    expect(stated == counted.trainable, f"formula {counted.formula}: expected {counted.trainable}, got {stated}")
     if len(adapter.groups) == 1:
         frozen = value(adapter.spec.formula(trainable=False), adapter.networks[0].sizes)
         kept = sum(row.entries for row in counted.rows if row.name.endswith(START))
-        expect(
-            frozen == counted.frozen - kept, f"the formula of the frozen gives {frozen}, not {counted.frozen - kept}"
-        )
+        wanted = counted.frozen - kept
+        expect(frozen == wanted, f"formula of the frozen entries: expected {wanted}, got {frozen}")
 
 
 def rank_keeps_its_bound(adapter: Adapter, random: np.random.Generator) -> None:
-    """Updates have at most the rank rank_bound, the least of all cuts; with random values they have generic_rank."""
+    """The rank of an update is at most `rank_bound`, the minimum cut; at random values it equals `generic_rank`."""
     params = random_params(adapter, random, frozen=not adapter.spec.centered)
     site = some_site(adapter, random)
     matrix = delta(adapter, params, site).reshape(site.shape[0], -1)
@@ -102,22 +105,23 @@ def rank_keeps_its_bound(adapter: Adapter, random: np.random.Generator) -> None:
     network = adapter.find(site)[0].network
     if not network.centered and len(network.factors) <= FEW_FACTORS:
         least = least_cut(network)
-        expect(bound == least, f"the bound is {bound}; the least cut over all ways to part the factors is {least}")
-    expect(found <= bound, f"an update of {site.path} has rank {found}, the bound is {bound}")
-    expect(generic <= bound, f"the generic rank {generic} is above the bound {bound}")
-    expect(found <= generic, f"an update of {site.path} has rank {found}, generic is {generic}")
-    expect(found == generic or adapter.spec.centered, f"random values give rank {found}, generic is {generic}")
+        expect(bound == least, f"rank_bound at {site.path}: expected {least}, the smallest cut of all, got {bound}")
+    expect(found <= bound, f"rank of the update of {site.path}: expected at most the bound {bound}, got {found}")
+    expect(generic <= bound, f"generic_rank at {site.path}: expected at most the bound {bound}, got {generic}")
+    random_rank = f"rank of the update of {site.path} at random values"
+    expect(found <= generic, f"{random_rank}: expected at most the generic rank {generic}, got {found}")
+    expect(found == generic or adapter.spec.centered, f"{random_rank}: expected {generic}, got {found}")
 
 
 def freedom_is_the_rank_of_the_jacobian(adapter: Adapter, random: np.random.Generator) -> None:
-    """Freedom has the count of the arrays, and the rank of the numerical Jacobian (looked at up to 120 numbers)."""
+    """`degrees_of_freedom` equals the rank of the numerical Jacobian (tested up to 120 trainable entries)."""
     group = adapter.groups[int(random.integers(len(adapter.groups)))]
     names = [adapter.slot_name(group, name) for name, factor in group.network.factors.items() if factor.trainable]
     entries = sum(math.prod(adapter.slots[name].shape) for name in names)
     if entries > FEW or any(factor.map for factor in group.network.factors.values()):
         return
     stated = degrees_of_freedom(adapter, group)
-    expect(stated.trainable == entries, f"{stated.trainable} trainable numbers are stated, the arrays have {entries}")
+    expect(stated.trainable == entries, f"freedom of {group.name}: expected {entries} entries, got {stated.trainable}")
     params = random_params(adapter, random, frozen=True)
     rows = []
     for _ in range(entries + 1):
@@ -125,11 +129,11 @@ def freedom_is_the_rank_of_the_jacobian(adapter: Adapter, random: np.random.Gene
         answer = gradients(adapter, params, pulls)
         rows.append(np.concatenate([answer[name].ravel() for name in names]))
     found = int(np.linalg.matrix_rank(np.array(rows)))
-    expect(found == stated.degrees, f"the numerical Jacobian has rank {found}, stated are {stated.degrees}")
+    expect(found == stated.degrees, f"freedom of {group.name}: expected {found} degrees, got {stated.degrees}")
 
 
 def apply_is_multiplication(adapter: Adapter, random: np.random.Generator) -> None:
-    """Apply is x times the transposed update, for any number of leading axes of x."""
+    """`apply` returns x times the transposed update, for any number of leading axes of x."""
     params, site = random_params(adapter, random), some_site(adapter, random)
     update = delta(adapter, params, site)
     for lead in ((), (1,), (0,), (2, 3)):
@@ -141,31 +145,30 @@ def apply_is_multiplication(adapter: Adapter, random: np.random.Generator) -> No
 
 
 def weights_are_their_blocks(adapter: Adapter, random: np.random.Generator) -> None:
-    """The update of a weight has that of each site where the site lies, and is 0 elsewhere."""
+    """The update of a weight contains the update of each of its sites in that site's block, and is 0 elsewhere."""
     params = random_params(adapter, random)
     for path, sites in adapter.weights.items():
         if len({site.coordinates.get("task") for site in sites}) > 1:
-            continue  # such a weight has an update for each task
+            continue  # such a weight has one update per task
         left = delta(adapter, params, path)
-        expect(left.shape == sites[0].weight_shape, f"the update of {path} has shape {left.shape}")
+        shape = sites[0].weight_shape
+        expect(left.shape == shape, f"update of {path}: expected shape {shape}, got {left.shape}")
         for site in sites:
-            found = left[site.rectangle]
-            expect(
-                np.array_equal(found, delta(adapter, params, site)), f"{path} does not hold {site.path} in its place"
-            )
+            is_equal = np.array_equal(left[site.rectangle], delta(adapter, params, site))
+            expect(is_equal, f"update of {path}: expected that of {site.path} in its block, got other values")
             left[site.rectangle] = 0.0
-        expect(not left.any(), f"{path} has an update where no site lies")
+        expect(not left.any(), f"update of {path}: expected 0 outside its sites, got other values")
 
 
 def sharing_is_what_the_modes_say(adapter: Adapter, random: np.random.Generator) -> None:
-    """A change of one row of a factor changes the updates of the sites that have this row, and of all of them."""
+    """Changing one row of a factor changes the updates of exactly those sites that read this row."""
     params = random_params(adapter, random, frozen=not adapter.spec.centered)
     before = {site.path: delta(adapter, params, site) for site in adapter.sites}
     for name, slot in adapter.slots.items():
         if adapter.spec.centered and not slot.factor.trainable:
-            continue  # the update of a centered spec is 0 while nothing trained has moved
+            continue  # a centered update stays 0 while no trainable factor has changed
         if slot.factor.map and slot.sizes[slot.factor.modes[-1]] == 1:
-            continue  # a reflection or an orthogonal matrix of one row is the same for all numbers
+            continue  # a reflection or a rotation of size 1 does not depend on its entries
         readers = dict(_readers(adapter, name))
         for row in dict.fromkeys(readers.values()):
             place = tuple(slice(None) if at is None else at for at in row)
@@ -173,12 +176,13 @@ def sharing_is_what_the_modes_say(adapter: Adapter, random: np.random.Generator)
             changed[name][place] = random.standard_normal(changed[name][place].shape)
             for site in adapter.sites:
                 moves = not np.array_equal(delta(adapter, changed, site), before[site.path])
-                reads = readers.get(site.path) == row
-                expect(moves == reads, f"row {row} of {name} changes {site.path}: {moves}; by the modes: {reads}")
+                words = CHANGE[readers.get(site.path) == row], CHANGE[moves]
+                where = f"update of {site.path} after a change of row {row} of {name}"
+                expect(words[0] == words[1], f"{where}: expected {words[0]}, got {words[1]}")
 
 
 def _readers(adapter: Adapter, name: str) -> Iterator[tuple[str, tuple[int | None, ...]]]:
-    """The row of a slot that each site reads: an index along site modes, nothing along the others."""
+    """Yield the row of a slot that each site reads: an index along each site mode, None along the other modes."""
     for group in adapter.groups:
         for factor, law in group.network.factors.items():
             if adapter.slot_name(group, factor) == name:
@@ -186,11 +190,11 @@ def _readers(adapter: Adapter, name: str) -> Iterator[tuple[str, tuple[int | Non
 
 
 def linear_in_each_factor(adapter: Adapter, random: np.random.Generator) -> None:
-    """With all other factors held, an update is linear in a factor (a centered one: but for its start)."""
+    """With all other factors fixed, an update is linear in each factor without a map; if centered, up to a constant."""
     site, by = some_site(adapter, random), float(random.uniform(-3, 3))
     params, other = (random_params(adapter, random, frozen=not adapter.spec.centered) for _ in range(2))
     group, _ = adapter.find(site)
-    names = {  # but for maps, and for frozen ones that are read from the host: they are in the start, too
+    names = {  # without maps, and without frozen factors that are read from the host: the start depends on them too
         adapter.slot_name(group, name)
         for name, factor in group.network.factors.items()
         if not factor.map and (factor.trainable or not (adapter.spec.centered and factor.init.is_read))
@@ -204,7 +208,7 @@ def linear_in_each_factor(adapter: Adapter, random: np.random.Generator) -> None
 
 
 def linear_in_alpha(adapter: Adapter, random: np.random.Generator) -> None:
-    """Twice the alpha is twice the update, minus the alpha its negative; counts stay."""
+    """Multiplying alpha by a number multiplies every update by it and does not change the counts."""
     params, site, alpha = random_params(adapter, random), some_site(adapter, random), adapter.spec.scale.alpha
     for by in (-2.0, -1.0, 0.5):
         other = bind_again(adapter.spec, adapter, by * alpha)
@@ -212,11 +216,11 @@ def linear_in_alpha(adapter: Adapter, random: np.random.Generator) -> None:
         expect_close(
             delta(other, params, site), by * delta(adapter, params, site), f"delta at alpha times {by:g}", size
         )
-        expect(count(other) == count(adapter), f"alpha times {by:g} has another count")
+        expect(count(other) == count(adapter), f"count at alpha times {by:g}: expected no change, got another count")
 
 
 def plans_give_the_numbers(adapter: Adapter, random: np.random.Generator) -> None:
-    """The plans of apply and delta, run step by step, give the update; their forward flops are those counted."""
+    """Running the plans of `apply` and `delta` step by step gives the update, in as many flops as they state."""
     params, site = random_params(adapter, random, frozen=True), some_site(adapter, random)
     network, arrays = local(adapter, params, site)
     x = random.standard_normal((TOKENS, *(network.sizes[mode] for mode in network.in_modes)))
@@ -231,8 +235,8 @@ def plans_give_the_numbers(adapter: Adapter, random: np.random.Generator) -> Non
         found = network.scale * value.reshape(-1 if ask == "apply" else site.shape[0], *_tail(ask, site, inner))
         through = x.reshape(TOKENS, inner)
         most = float(np.abs(through).sum(axis=1).max()) if ask == "apply" else 1.0
-        expect_close(found, through @ wanted.T if ask == "apply" else wanted, f"the plan of {ask}", size * most)
-        expect(flops == order.forward_flops, f"the plan of {ask} states {order.forward_flops} flops, {flops} counted")
+        expect_close(found, through @ wanted.T if ask == "apply" else wanted, f"plan of {ask}", size * most)
+        expect(flops == order.forward_flops, f"plan of {ask}: expected {order.forward_flops} flops, got {flops}")
 
 
 def _tail(ask: str, site: Site, inner: int) -> tuple[int]:
@@ -240,7 +244,7 @@ def _tail(ask: str, site: Site, inner: int) -> tuple[int]:
 
 
 def gradients_are_differences(adapter: Adapter, random: np.random.Generator) -> None:
-    """The oracle's gradients, a factor left out, are the finite differences of delta (float64)."""
+    """The gradients of the oracle equal the finite differences of `delta` in float64."""
     params = random_params(adapter, random)
     pulls = {site.path: random.standard_normal(site.shape) for site in adapter.sites}
     found = gradients(adapter, params, pulls)
@@ -250,10 +254,10 @@ def gradients_are_differences(adapter: Adapter, random: np.random.Generator) -> 
 
     for name, gradient in found.items():
         if adapter.slots[name].factor.map:
-            continue  # a difference of finite step is no derivative there
+            continue  # a finite difference is not exact there
         way = random.standard_normal(gradient.shape)
         ahead, behind = (value(params | {name: params[name] + sign * STEP * way}) for sign in (1, -1))
-        longest = {name: np.abs(params[name]) + np.abs(way)}  # the moved values have no longer terms than these
+        longest = {name: np.abs(params[name]) + np.abs(way)}  # an upper bound on the terms of both moved values
         size = sum(
             float(np.abs(pulls[site.path]).sum()) * magnitude(adapter, params | longest, site) for site in adapter.sites
         )
@@ -261,57 +265,58 @@ def gradients_are_differences(adapter: Adapter, random: np.random.Generator) -> 
 
 
 def files_give_back(adapter: Adapter, random: np.random.Generator) -> None:
-    """Load after save gives the same adapter and the same numbers, and the same bytes when saved again."""
+    """`load` returns the adapter and the values that `save` wrote; saving them again writes the same bytes."""
     params = random_params(adapter, random)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "adapter.safetensors"
         save(adapter, params, path)
         before = path.read_bytes()
         again, loaded = load(path)
-        expect(again == adapter, "the file holds another adapter")
-        expect(loaded.keys() == params.keys(), "the file holds other params")
+        expect(again == adapter, "loaded file: expected the saved adapter, got another")
+        expect(loaded.keys() == params.keys(), "loaded file: expected the names of the saved params, got others")
         for name, value in params.items():
-            expect(np.array_equal(loaded[name], value), f"the file holds other numbers in {name}")
+            expect(np.array_equal(loaded[name], value), f"loaded file: expected the saved values of {name}, got others")
         save(again, {name: loaded[name] for name in reversed(loaded)}, path)
-        expect(path.read_bytes() == before, "saved again, the file has other bytes")
+        expect(path.read_bytes() == before, "file saved again: expected the same bytes, got others")
 
 
 def texts_give_back(adapter: Adapter, random: np.random.Generator) -> None:
-    """from_json after to_json gives the same adapter and the same spec, printed the same."""
+    """`from_json` restores an adapter or a spec from `to_json` exactly, with the same printed form."""
     again = from_json(to_json(adapter))
-    expect(again == adapter and hash(again) == hash(adapter), "the text holds another adapter")
-    expect(from_json(to_json(adapter.spec)) == adapter.spec, "the text holds another spec")
-    expect((str(again), to_json(again)) == (str(adapter), to_json(adapter)), "the text is another the second time")
+    expect(again == adapter and hash(again) == hash(adapter), "text of an adapter: expected an equal one, got another")
+    expect(from_json(to_json(adapter.spec)) == adapter.spec, "text of a spec: expected an equal one, got another")
+    is_equal = (str(again), to_json(again)) == (str(adapter), to_json(adapter))
+    expect(is_equal, "text written again: expected the same text, got another")
 
 
 def equal_specs_are_one(adapter: Adapter, random: np.random.Generator) -> None:
-    """A spec made again is equal and hashes equal, as do its networks; a changed one is not equal."""
+    """A spec rebuilt from its parts is equal and has an equal hash, as do its networks; a changed spec is not equal."""
     spec = adapter.spec
     again = same_spec(spec, list(spec.factors))
-    expect(again == spec and hash(again) == hash(spec), "the same spec made again is another")
+    expect(again == spec and hash(again) == hash(spec), "rebuilt spec: expected an equal one, got another")
     other = bind_again(again, adapter)
-    expect(other == adapter and hash(other) == hash(adapter), "the same adapter made again is another")
+    expect(other == adapter and hash(other) == hash(adapter), "rebuilt adapter: expected an equal one, got another")
     for mine, theirs in zip(adapter.networks, other.networks, strict=True):
-        expect(mine == theirs and hash(mine) == hash(theirs), "the same network made again is another")
+        expect(mine == theirs and hash(mine) == hash(theirs), "rebuilt network: expected an equal one, got another")
     changed = replace(spec, scale=replace(spec.scale, alpha=2.0 * spec.scale.alpha))
-    expect(changed != spec, "a spec with another alpha is equal")
+    expect(changed != spec, "spec with another alpha: expected a different spec, got an equal one")
 
 
 def order_of_factors_is_nothing(adapter: Adapter, random: np.random.Generator) -> None:
-    """Factors in another order are the same spec, adapter, starting values, counts and updates."""
+    """The order of the factors changes neither the spec nor the starting values, the counts or the updates."""
     names = list(adapter.spec.factors)
     spec = same_spec(adapter.spec, [names[place] for place in random.permutation(len(names))])
     other = bind_again(spec, adapter)
-    expect(spec == adapter.spec and hash(spec) == hash(adapter.spec), "a spec with its factors turned is another")
+    expect(spec == adapter.spec and hash(spec) == hash(adapter.spec), "reordering: expected an equal spec, got another")
     turned, mine = start_params(other), start_params(adapter)
-    expect(turned.keys() == mine.keys(), "factors turned have other names in params")
+    expect(turned.keys() == mine.keys(), "reordering: expected the same names of params, got others")
     for name, value in mine.items():
-        expect(np.array_equal(turned[name], value), f"factors turned start {name} elsewhere")
+        expect(np.array_equal(turned[name], value), f"reordering: expected the same start of {name}, got another")
     counts = [(count(one).trainable, count(one).frozen) for one in (adapter, other)]
-    expect(counts[0] == counts[1], "factors turned have other counts")
+    expect(counts[0] == counts[1], f"reordering: expected the counts {counts[0]}, got {counts[1]}")
     params, site = random_params(adapter, random), some_site(adapter, random)
     size = magnitude(adapter, params, site)
-    expect_close(delta(other, params, site), delta(adapter, params, site), "delta with its factors turned", size)
+    expect_close(delta(other, params, site), delta(adapter, params, site), "delta with reordered factors", size)
 
 
 LAWS: tuple[Law, ...] = (

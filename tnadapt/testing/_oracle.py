@@ -1,4 +1,4 @@
-"""The slow and obvious truth: updates by their definition, gradients by leaving one factor out."""
+"""A slow and obvious reference: updates from their definition, gradients from the network without one factor."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ Array = npt.NDArray[np.float64]
 
 
 def random_params(adapter: Adapter, random: np.random.Generator, *, frozen: bool = False) -> Params:
-    """Params as after training: every trainable entry drawn anew; on request every frozen entry too."""
+    """Return params as after training: every trainable entry is random, and on request every frozen entry too."""
     return {
         name: random.standard_normal(value.shape) if frozen or adapter.slots[name].factor.trainable else value
         for name, value in start_params(adapter).items()
@@ -26,7 +26,7 @@ def random_params(adapter: Adapter, random: np.random.Generator, *, frozen: bool
 
 
 def start_params(adapter: Adapter) -> Params:
-    """The starting values; those that are read from a host's weights, from random weights that the seed gives."""
+    """Return the starting values. Those read from a host come from random weights, drawn with the adapter's seed."""
     if not adapter.reads_weights:
         return init(adapter)
     random = np.random.default_rng(adapter.seed)
@@ -36,7 +36,7 @@ def start_params(adapter: Adapter) -> Params:
 
 
 def local(adapter: Adapter, params: Mapping[str, Array], site: Site) -> tuple[Network, dict[str, Array]]:
-    """Return the network of a site, and the arrays that it reads by factor, without site modes."""
+    """Return the network of a site and the array of each factor there, without site modes."""
     address = adapter.address(site)
     arrays = {
         name: map_factor(part.factor.map, np.asarray(params[part.name])[part.cut])
@@ -46,7 +46,7 @@ def local(adapter: Adapter, params: Mapping[str, Array], site: Site) -> tuple[Ne
 
 
 def dense(adapter: Adapter, params: Mapping[str, Array], site: Site) -> Array:
-    """The update by its definition: every factor spread over all modes, multiplied, each bond summed."""
+    """Return an update from its definition: broadcast every factor to all modes, multiply, sum over the bonds."""
     network, arrays = local(adapter, params, site)
     update = _update(network, arrays)
     if adapter.spec.centered:
@@ -55,7 +55,7 @@ def dense(adapter: Adapter, params: Mapping[str, Array], site: Site) -> Array:
 
 
 def magnitude(adapter: Adapter, params: Mapping[str, Array], site: Site) -> float:
-    """The largest sum of the sizes of the terms of one entry of an update: what its rounding is to be measured by."""
+    """Return the largest sum of absolute terms of an entry of an update: the scale of its rounding error."""
     network, arrays = local(adapter, params, site)
     total = _update(network, {name: np.abs(array) for name, array in arrays.items()})
     if adapter.spec.centered:
@@ -70,7 +70,7 @@ def _update(network: Network, arrays: Mapping[str, Array]) -> Array:
 
 
 def _product(parts: Sequence[tuple[Array, tuple[str, ...]]], kept: tuple[str, ...], network: Network) -> Array:
-    """Parts multiplied one by one, each spread over all modes; a mode is summed once no later part carries it."""
+    """Multiply parts one by one, each broadcast to all modes. Sum over a mode once no later part carries it."""
     order = [mode for mode in network.sizes if mode not in network.over]
     whole = np.ones([network.sizes[mode] if mode in kept else 1 for mode in order])
     for place, (array, modes) in enumerate(parts):
@@ -83,17 +83,25 @@ def _product(parts: Sequence[tuple[Array, tuple[str, ...]]], kept: tuple[str, ..
 
 
 def _spread(array: Array, modes: tuple[str, ...], order: list[str]) -> Array:
-    """The array with an axis for every mode of `order`, of length 1 where it has none."""
+    """Return the array with an axis for every mode of `order`, of length 1 for the modes that it lacks."""
     turned = np.transpose(array, [modes.index(mode) for mode in order if mode in modes])
     sizes = iter(turned.shape)
     return turned.reshape([next(sizes) if mode in modes else 1 for mode in order])
 
 
 def gradients(adapter: Adapter, params: Mapping[str, Array], pulls: Mapping[str, npt.ArrayLike]) -> Params:
-    """The gradient of sum(pull * delta), over the sites that have a pull, by every trainable entry.
+    """Return the gradient of sum(pull * delta) over all sites with a pull, with respect to every trainable entry.
 
-    `pulls` maps paths to arrays of the shape of that site's weight. An update is linear in each node, so the gradient
-    by it is the network without it, which its map pulls back. Answers by the names of params, in their shapes.
+    An update is linear in each node. The gradient with respect to a node is therefore the network without it, which
+    the node's map, if any, pulls back.
+
+    Args:
+        adapter: a spec bound to sites.
+        params: the values at which to differentiate.
+        pulls: arrays of the shape of a site's weight, by the site's path.
+
+    Returns:
+        The gradients by the names of the params, in their shapes.
     """
     totals = {name: np.zeros(slot.shape) for name, slot in adapter.slots.items() if slot.factor.trainable}
     for path, pull in pulls.items():
@@ -112,7 +120,7 @@ def gradients(adapter: Adapter, params: Mapping[str, Array], pulls: Mapping[str,
 
 
 def least_cut(network: Network) -> int:
-    """The least product of the sizes of modes with carriers on both sides, over all ways to part the factors."""
+    """Return the smallest product of the sizes of cut modes, over all ways to partition the factors in two."""
     names = list(network.factors)
     cuts = []
     for sides in product((0, 1), repeat=len(names)):
@@ -124,21 +132,21 @@ def least_cut(network: Network) -> int:
 
 
 class CountingBackend(NumpyBackend):
-    """Runs every step as `NumpyBackend` does and counts: a multiplication, and an addition where a step sums."""
+    """A `NumpyBackend` that counts flops: one per multiplication, and one per addition in a step that sums."""
 
     def __init__(self) -> None:
-        """Start at 0 flops."""
+        """Set the count of flops to 0."""
         self.flops = 0
 
     def contract(self, left: Labeled, right: Labeled, kept: tuple[str, ...], wanted: tuple[str, ...]) -> Labeled:
-        """Multiply and sum, and count."""
+        """Multiply and sum, and count the flops."""
         sizes = dict(pair for side in (left, right) for pair in zip(side.modes, side.array.shape, strict=True))
         self.flops += math.prod(sizes.values()) * (1 if len(kept) == len(sizes) else 2)
         return super().contract(left, right, kept, wanted)
 
 
 def run_plan(order: Plan, operands: Mapping[str, Array]) -> tuple[Array, int]:
-    """Run a plan, and count its flops."""
+    """Run a plan. Return its result and the number of flops."""
     backend = CountingBackend()
     named = [Labeled(operands[name], modes) for name, modes in zip(order.operands, order.inputs, strict=True)]
     return run(order, named, backend).array, backend.flops

@@ -1,7 +1,8 @@
-"""Specs and sites at random, valid by construction: what every law is tried on.
+"""Hypothesis strategies for random specs, sites, adapters and networks, all valid by construction.
 
-Drawn are hyperedges (a mode in three factors, or in several and in the weight), axes of several modes, scalar factors,
-frozen factors, site modes, several groups, layers with gaps, and sizes of 1. Values shrink towards few and small ones.
+They cover hyperedges (a mode in three factors, or in several factors and the weight), axes of several modes, scalar
+factors, frozen factors, site modes, several groups, gaps between layers, and sizes of 1. Examples shrink to few factors
+and sites of small sizes.
 """
 
 import math
@@ -36,14 +37,14 @@ SEEDS = st.integers(0, 2**32)
 
 @st.composite
 def _axes(draw: st.DrawFn) -> list[list[str]]:
-    """One out axis and one or two in axes, each of one or two modes."""
+    """Draw one out axis and one or two in axes, each of one or two modes."""
     counts = draw(st.lists(st.integers(1, 2), min_size=2, max_size=3))
     return [[f"{'oik'[axis]}{number}" for number in range(count)] for axis, count in enumerate(counts)]
 
 
 @st.composite
 def _modes_of_factors(draw: st.DrawFn, weight: list[str], over: list[str]) -> list[list[str]]:
-    """The modes of two to four factors: every weight mode in one at least, every bond in two at least."""
+    """Draw the modes of two to four factors: every weight mode in at least one, every bond in at least two."""
     bonds = ["p", "q", "r"][: draw(st.integers(0, 3))]
     number = draw(st.integers(2, 4))
     some = st.lists(st.sampled_from([*weight, *over, *bonds]), unique=True, max_size=4)
@@ -61,7 +62,7 @@ def _modes_of_factors(draw: st.DrawFn, weight: list[str], over: list[str]) -> li
 
 @st.composite
 def _factors(draw: st.DrawFn, modes: list[list[str]], fans: list[str], *, centered: bool) -> dict[str, Factor]:
-    """One trainable factor that is the zero (none where the spec is centered), the others of any living law."""
+    """Draw one trainable factor that starts at zero (none if centered); the others have any nonzero initializer."""
     laws = [normal(0.5), uniform(2), ones(), constant(-0.7), orthogonal(), kaiming_uniform(draw(st.sampled_from(fans)))]
     zero = draw(st.integers(0, len(modes) - 1))
     made = {}
@@ -74,7 +75,7 @@ def _factors(draw: st.DrawFn, modes: list[list[str]], fans: list[str], *, center
 
 @st.composite
 def specs(draw: st.DrawFn, *, centered: bool = False) -> AdapterSpec:
-    """A spec that no rule refuses: two to four factors, weights of two or three axes, up to three bonds."""
+    """Draw a valid spec with two to four factors, weights of two or three axes, and up to three bonds."""
     split = draw(_axes())
     weight, over = [mode for axis in split for mode in axis], draw(st.sampled_from(OVERS))
     modes = draw(_modes_of_factors(weight, over.split()))
@@ -98,11 +99,16 @@ def sites(
     sizes: Mapping[str, int] | None = None,
     lengths: st.SearchStrategy[int] = LENGTHS,
 ) -> tuple[Site, ...]:
-    """Up to three layers (with gaps) of up to two kinds, of one or two shapes, that this spec can be bound to.
+    """Draw sites that the spec can be bound to: up to three layers (with gaps) of up to two kinds and two shapes.
 
-    Each site mode that is neither layer, kind nor site gets one or two values. Some sites are the upper or the lower
-    blocks of weights twice as high. `sizes` are those that will be given to `bind`: the axes get multiples of them.
-    `lengths` draws the length of an axis, divided by these sizes.
+    Every site mode other than layer, kind and site gets one or two values. Some sites are the upper or the lower half
+    of a weight twice as high.
+
+    Args:
+        draw: passed by hypothesis.
+        spec: the spec to bind.
+        sizes: the sizes that will be given to `bind`. Axes get multiples of them.
+        lengths: the strategy for the length of an axis, divided by these sizes.
     """
     given = [math.prod((sizes or {}).get(mode, 1) for mode in axis) for axis in spec.axes]
     free = [any(mode not in (sizes or {}) for mode in axis) for axis in spec.axes]
@@ -114,7 +120,7 @@ def sites(
     )
     kinds = {kind: draw(shape) for kind in draw(st.sampled_from([("q",), ("q", "k")]))}
     if draw(st.booleans()):
-        kinds |= dict.fromkeys(kinds, kinds["q"])  # equal shapes, so that kinds can share
+        kinds |= dict.fromkeys(kinds, kinds["q"])  # equal shapes, so that kinds can share factors
     layers = draw(st.lists(st.integers(0, 12), min_size=1, max_size=3, unique=True))
     further = [mode for mode in spec.site_modes if mode not in STANDARD]
     values = [range(draw(st.integers(1, 2))) for _ in further]
@@ -131,7 +137,7 @@ def sites(
 
 
 def _place(words: list[str], shape: tuple[int, ...], half: int | None, told: dict[str, int | str]) -> Site:
-    """A weight, or the upper (0) or lower (1) half of one."""
+    """Return a site: a whole weight, or its upper (0) or lower (1) half."""
     path = ".".join(words)
     if half is None:
         return Site(path, shape, told)
@@ -149,7 +155,7 @@ def adapters(
     sizes: Mapping[str, int] | None = None,
     lengths: st.SearchStrategy[int] = LENGTHS,
 ) -> Adapter:
-    """A spec bound to random sites: this one, or a random one. Ranks from 1 to 3 unless given."""
+    """Draw an adapter: this spec, or a random one, bound to random sites. Ranks are from 1 to 3 unless given."""
     chosen = spec if spec is not None else draw(specs(centered=centered))
     told = dict(sizes or {})
     turned = {mode for factor in chosen.factors.values() if factor.map == "rotation" for mode in factor.modes[-2:]}
@@ -164,5 +170,5 @@ def adapters(
 
 
 def networks(spec: AdapterSpec | None = None, *, centered: bool = False) -> st.SearchStrategy[Network]:
-    """A network of this spec, or of a random one."""
+    """Return a strategy for networks of this spec, or of random specs."""
     return adapters(spec, centered=centered).map(lambda adapter: adapter.networks[0])

@@ -1,4 +1,4 @@
-"""A PyTorch model: its adapted weights, modules that are trained whole, merging and folding."""
+"""The PyTorch model under an adapter: its adapted weights, modules trained in full, merging and folding."""
 
 from tnadapt_torch._host.find import (
     check_linear,

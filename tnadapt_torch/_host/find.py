@@ -1,4 +1,4 @@
-"""Which modules of a host are adapted."""
+"""Find the modules and parameters of a host that an adapter is to update."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
@@ -14,7 +14,7 @@ ALL_LINEAR = "all-linear"
 
 
 def check_model(given: object, where: str) -> None:
-    """Raises SiteError for what is no torch module; `where` begins the message."""
+    """Raise SiteError unless the argument is a torch module; `where` begins the message."""
     if not isinstance(given, nn.Module):
         todo = f"The model comes first: {where}(model, ...)."
         raise mistake(SiteError, where, "a torch module as its first argument", told(given), todo)
@@ -23,7 +23,7 @@ def check_model(given: object, where: str) -> None:
 def check_rules(
     rules: Mapping[str, object], layers: object, target_parameters: object, saved: object, where: str = "attach"
 ) -> None:
-    """Raises SiteError for a rule that is neither a text nor names, or another argument that is not of its kind."""
+    """Raise SiteError unless each rule is a string or a list of names and each other argument has its expected type."""
     for word, rule in rules.items():
         if rule is not None and not isinstance(rule, str):
             expect_names(rule, where, word, SiteError)
@@ -47,12 +47,15 @@ def find_weights(
     *,
     target_parameters: Mapping[str, str] | None = None,
 ) -> dict[str, Weight]:
-    """The weights of the matched ones among the host's modules by path, in their order, and named parameters behind.
+    """Find the weights to adapt, by path: those of the matched modules in model order, then the named parameters.
 
-    A list matches exact paths and suffixes after a dot; a string is a regular expression for the whole path;
-    "all-linear" is every linear layer but the output head. `target_parameters` maps names of parameters, matched as a
-    list is, to their layouts. Raises SiteError where a rule, or one name of a list, matches nothing (the nearest names
-    are told), or what matches is no linear layer.
+    A list matches exact paths and suffixes after a dot. A string is a regular expression for the whole path.
+    "all-linear" matches every linear layer except the output head. `target_parameters` maps parameter names, matched
+    like a list, to their layouts.
+
+    Raises:
+        SiteError: a rule, or one name of a list, matches nothing (the message gives the nearest names); or a matched
+            module is not a linear layer.
     """
     linear = [path for path, module in modules.items() if path and is_linear(module)]
     named = find_parameters(modules, target_parameters or {})
@@ -78,7 +81,7 @@ def find_weights(
 
 
 def find_parameters(modules: Mapping[str, nn.Module], layouts: Mapping[str, str]) -> dict[str, Weight]:
-    """Parameters by path, each with its layout. Raises SiteError for a name that matches none, or a wrong layout."""
+    """Find parameters by name. Raise SiteError for a name that matches none and for a layout that does not fit."""
     owners = {
         f"{path}.{name}" if path else name: (module, name)
         for path, module in modules.items()
@@ -92,24 +95,24 @@ def find_parameters(modules: Mapping[str, nn.Module], layouts: Mapping[str, str]
 
 
 def parameter_paths(modules: Mapping[str, nn.Module]) -> Iterator[str]:
-    """Name every parameter of the host's modules: what shows which numbers in a path are those of layers."""
+    """Yield the path of every parameter; these paths show which numbers in a path count layers."""
     for path, module in modules.items():
         for name in module._parameters:
             yield f"{path}.{name}" if path else name
 
 
 def check_linear(modules: Mapping[str, nn.Module]) -> None:
-    """Raises SiteError for a module that is no linear layer."""
+    """Raise SiteError unless every module is a linear layer."""
     for path, module in modules.items():
         if not is_linear(module):
             raise SiteError(
-                f"{path}: an adapter updates nn.Linear or transformers' Conv1D, called as a module.\n"
-                f"However, this is a {type(module).__name__}.\nTake it out with exclude_modules."
+                f"{path}: expected nn.Linear or transformers' Conv1D, called as a module, "
+                f"got {type(module).__name__}.\nTake it out with exclude_modules."
             )
 
 
 def _without_head(model: nn.Module, paths: Iterable[str]) -> list[str]:
-    """All paths but that of the output embeddings, which transformers' models can name."""
+    """Drop the path of the output head, if the model can name it, as the models of transformers can."""
     ask = getattr(model, "get_output_embeddings", None)
     head = ask() if callable(ask) else None
     return [path for path in paths if head is None or model.get_submodule(path) is not head]

@@ -1,4 +1,4 @@
-"""The update folded into the weight, x (W + dW), by torch's parametrizations: for full-rank specs at many tokens."""
+"""Fold an update into its weight, x (W + dW), by a torch parametrization: faster for full-rank specs at many tokens."""
 
 from collections.abc import Mapping
 
@@ -16,38 +16,47 @@ FULL_PRECISION = (torch.float32, torch.float64)
 
 
 class Folded(nn.Module):
-    """A weight with its update added while its adapter is active."""
+    """The parametrization of a weight: it adds the update while the adapter is active."""
 
     def __init__(self, hook: Hook, weight: Weight) -> None:
-        """Args: what serves the weight's sites; the weight."""
+        """Store the hook that computes the update of the weight, and the weight."""
         super().__init__()
         self.hook = hook
         self.weight = weight
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The weight that the module uses."""
+        """Return the weight that the module uses."""
         if not self.hook.owner.active:
             return weight
         return weight + self.weight.lay(self.hook.delta(weight))
 
 
 def check_foldable(weights: Mapping[str, Weight], dropout: float) -> None:
-    """Raises SiteError for dropout, for a weight of low precision and for one that is parametrized already."""
+    """Raise SiteError for dropout, for a low-precision weight and for a weight that is already parametrized."""
     if dropout:
-        raise SiteError(f"fold: has no x of its own to drop entries of.\nHowever, dropout is {dropout}.")
+        raise SiteError(
+            f"fold: expected dropout=0, got dropout={dropout}.\n"
+            "A folded update has no input of its own to apply dropout to. Leave out dropout."
+        )
     for path, weight in weights.items():
         if weight.is_folded:
-            raise SiteError(f"{path}: its weight is parametrized already; one update can be folded into it.")
+            raise SiteError(
+                f"{path}: expected a weight without a parametrization, got one that is already parametrized.\n"
+                "Only one update can be folded into a weight."
+            )
         if (dtype := weight.parameter.dtype) not in FULL_PRECISION:
-            raise SiteError(f"{path}: folding needs a float32 or float64 weight; an update would be lost in {dtype}.")
+            raise SiteError(
+                f"{path}: expected a float32 or float64 weight to fold an update into, got {dtype}.\n"
+                "An update would be lost to rounding."
+            )
 
 
 def fold_in(weight: Weight, hook: Hook) -> None:
-    """Have a module use its weight with the update added."""
+    """Parametrize the weight of a module so that the module uses it with the update added."""
     parametrize.register_parametrization(weight.module, weight.name, Folded(hook, weight), unsafe=True)
 
 
 def unfold(weight: Weight) -> None:
-    """Give a module its own weight back, the same parameter as before."""
+    """Restore the weight of a module: the same parameter object as before."""
     if weight.is_folded:
         parametrize.remove_parametrizations(weight.module, weight.name, leave_parametrized=False)

@@ -1,4 +1,4 @@
-"""Updates written into weights: all or none, rounded once, and put back bit for bit."""
+"""Merge updates into weights: all of them or none, each rounded once; undo a merge bit for bit."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,9 +13,10 @@ __all__: list[str] = []
 
 @dataclass
 class Merged:
-    """Weights as they were before a merge, and the how manieth merge on its host it was.
+    """The weights before a merge, and the position of this merge among the merges on the host.
 
-    `buried_by` names an adapter that was merged later and detached, so that its update stays in the weights.
+    `buried_by` is the name of an adapter that was merged later and then detached. Its update stays in the weights, so
+    this merge can no longer be undone.
     """
 
     weights: dict[str, nn.Parameter]
@@ -24,17 +25,18 @@ class Merged:
     buried_by: str = ""
 
     def is_over(self, other: "Merged") -> bool:
-        """Whether this merge came later and changed a weight of the other's."""
+        """Return whether this merge came later than the other and changed one of its weights."""
         return self.number > other.number and bool(self.weights.keys() & other.weights.keys())
 
     @staticmethod
     def write(
         host: nn.Module, weights: dict[str, nn.Parameter], deltas: Mapping[str, Callable[[], Tensor]], number: int
     ) -> "Merged":
-        """Add each delta to its weight. Every sum is checked before the first is written.
+        """Add each delta to its weight. Every sum is checked before the first one is written.
 
-        Raises SiteError for a weight that several modules share or that is no plain floating-point matrix, and for a
-        sum that is not finite; no weight is changed then.
+        Raises:
+            SiteError: several modules share a weight, a weight is not a plain floating-point matrix, or a sum is not
+                finite. No weight is changed.
         """
         check_weights(host, weights)
         with torch.no_grad():
@@ -53,7 +55,7 @@ class Merged:
         return merged
 
     def restore(self) -> None:
-        """Put the saved weights back."""
+        """Restore the weights from before the merge."""
         with torch.no_grad():
             for path, original in self.originals.items():
                 self.weights[path].copy_(original)
@@ -64,19 +66,25 @@ def _merged(path: str, weight: Tensor, delta: Callable[[], Tensor]) -> Tensor:
     total = (weight.to(update.dtype) + update).to(weight.dtype)
     if not torch.isfinite(total).all():
         raise SiteError(
-            f"{path}: a merged weight must be finite.\n"
-            f"However, weight plus update holds NaN or infinity in {weight.dtype}.\nNothing was merged."
+            f"{path}: expected a finite sum of weight and update, got NaN or infinity in {weight.dtype}.\n"
+            "Nothing was merged."
         )
     return total
 
 
 def check_weights(host: nn.Module, weights: Mapping[str, nn.Parameter]) -> None:
-    """Raises SiteError for a weight that other modules of the host share, or that is no plain matrix."""
+    """Raise SiteError if other modules of the host share a weight, or a weight is not a plain floating-point matrix."""
     owners: dict[int, list[str]] = {}
     for name, parameter in host.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(name)
     for path, weight in weights.items():
         if len(names := owners[id(weight)]) > 1:
-            raise SiteError(f"{path}: its weight is shared by {', '.join(names)}.\nA merge would change them all.")
+            raise SiteError(
+                f"{path}: expected a weight that no other module shares, got one shared by {', '.join(names)}.\n"
+                "A merge would change them all."
+            )
         if not weight.is_floating_point() or weight.ndim == 1:
-            raise SiteError(f"{path}: only a plain floating-point matrix can be merged into, not {weight.dtype}.")
+            raise SiteError(
+                f"{path}: expected a plain floating-point matrix to merge into, "
+                f"got a {weight.dtype} tensor of {weight.ndim} axes."
+            )

@@ -1,4 +1,4 @@
-"""Modules of a host that are trained whole beside the factors, and the values that they had before."""
+"""Modules of the model that are trained in full along with the factors, and their original values."""
 
 from collections.abc import Collection, Mapping
 
@@ -8,20 +8,20 @@ __all__: list[str] = []
 
 
 class SavedModules:
-    """Modules that an adapter trains in place: either their trained values or their original ones are in the host."""
+    """Modules that an adapter trains in full. The host holds either their trained or their original values."""
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
-        """Args: the modules by path; the values that they have now are the original ones."""
+        """Store the modules by path and copy their present values as the original ones."""
         self.modules = dict(modules)
         self.is_trained = True
         self._away = {key: value.detach().clone() for key, value in self._here().items()}
 
     def values(self) -> dict[str, Tensor]:
-        """The trained floating-point tensors by their names in the host, wherever they are now."""
+        """Return the trained floating-point tensors by name, whether or not the host holds them now."""
         return self._here() if self.is_trained else dict(self._away)
 
     def swap(self) -> None:
-        """Exchange trained and original values. Storages change places, so a graph that holds either stays right."""
+        """Swap trained and original values. Storages are swapped, so autograd graphs that hold them stay valid."""
         for key, value in self._here().items():
             here = value.data
             value.data = self._away[key].to(device=here.device, dtype=here.dtype)
@@ -38,7 +38,7 @@ class SavedModules:
 
 
 def find_tie(model: nn.Module, keys: Collection[str]) -> tuple[str, str] | None:
-    """The first of these parameters that has a further name in the model, which is none of them; and that name."""
+    """Find the first of these parameters that the model also holds under a name outside them; return both names."""
     names: dict[int, list[str]] = {}
     for name, value in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(value), []).append(name)

@@ -1,4 +1,4 @@
-"""What runs in a forward pass: lowered code, the layout of intermediates, sites and blocks."""
+"""The code that runs in a forward pass: hooks for sites and blocks, compiled plans, the layout of intermediates."""
 
 from tnadapt_torch._run.blocks import BlocksHook, Hook
 from tnadapt_torch._run.maps import map_factor

@@ -1,4 +1,4 @@
-"""What serves a weight that several sites lie in: one hook that gives each block its rows and columns."""
+"""The forward hook of a weight that holds several sites: each block gets its rows and columns."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -14,13 +14,14 @@ __all__: list[str] = []
 
 
 class BlocksHook:
-    """Adds the updates of a weight's blocks, each to its rows of the output from its columns of x.
+    """A forward hook that adds the update of each block of a weight, from its columns of x to its rows of the output.
 
-    Where the blocks serve several tasks, those of the owner's task are used; a weight without one for it is as it was.
+    If the blocks belong to several tasks, only those of the owner's task are used. A weight without a block for that
+    task gets no update.
     """
 
     def __init__(self, owner: Owner, hooks: Mapping[Site, SiteHook]) -> None:
-        """Args: the adapter, and what serves each site. Raises SiteError for blocks whose rows overlap in part."""
+        """Store the adapter and the hook of each site. Raise SiteError for blocks whose rows overlap only in part."""
         self.owner = owner
         self.shape = next(iter(hooks)).weight_shape
         self.by_task: dict[str, dict[Site, SiteHook]] = {}
@@ -29,7 +30,7 @@ class BlocksHook:
         self.bands = {task: _bands(part) for task, part in self.by_task.items()}
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-        """The output with the updates added, a new tensor."""
+        """Return the output with the updates added, as a new tensor."""
         if not self.owner.active:
             return output
         x = see_x(self.owner, args, kwargs, output)
@@ -48,7 +49,7 @@ class BlocksHook:
         return torch.cat(parts, 1).reshape(output.shape)
 
     def delta(self, like: Tensor) -> Tensor:
-        """The dense update of the whole weight, in the dtype and on the device of `like`; 0 where no block lies."""
+        """Return the dense update of the weight, 0 outside the blocks, in the dtype and on the device of `like`."""
         whole = torch.zeros(self.shape, dtype=like.dtype, device=like.device)
         for site, hook in self.by_task.get(self.owner.task, {}).items():
             whole[site.rectangle] = hook.delta(like)
@@ -59,9 +60,9 @@ Hook = SiteHook | BlocksHook
 
 
 def _bands(hooks: Mapping[Site, SiteHook]) -> list[tuple[slice, list[tuple[slice, SiteHook]]]]:
-    """Rows of the output from above to below, each with the columns of x that it gets an update from.
+    """Collect the row ranges of the output in order, each with the columns of x that contribute to it.
 
-    None for a weight of experts, which is called with no x of its own.
+    A weight of experts has no such ranges, since its update is always folded into the weight.
     """
     found: dict[tuple[int, int], list[tuple[slice, SiteHook]]] = {}
     for site, hook in hooks.items():
@@ -73,6 +74,7 @@ def _bands(hooks: Mapping[Site, SiteHook]) -> list[tuple[slice, list[tuple[slice
         if start < stop:
             path = next(iter(hooks)).weight
             raise SiteError(
-                f"{path}: blocks have the same rows or none together.\nHowever, row {start} is in two of them."
+                f"{path}: expected blocks with equal or disjoint rows, "
+                f"got row {start} in two blocks with different rows."
             )
     return [(slice(*band), found[band]) for band in bands]

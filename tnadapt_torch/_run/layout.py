@@ -1,7 +1,7 @@
-"""In which order the axes of each intermediate lie, so that few numbers are copied and no product is a slow one.
+"""Choose the axis order of each intermediate of a plan, so that little is copied and no matrix product is slow.
 
-A product of matrices reads an operand as it lies where its summed axes stand together at one end, in the order that the
-other operand has; its result can come out either side first. Trying both at every step finds a way for a whole plan.
+A matrix product reads an operand without a copy if the summed axes are adjacent at one end, in the same order as in the
+other operand. The axes of either operand can come first in the result. Trying both at every step covers a whole plan.
 """
 
 import math
@@ -14,15 +14,15 @@ __all__: list[str] = []
 
 Modes = tuple[str, ...]
 
-OVERHEAD = 2048  # what one more operation takes, in elements copied (about 2 us at 1 ns an element on one core)
-SLOW = 8  # a gradient whose short side lies innermost takes as long as copying 1 / 8 of its multiplications
-SKINNY = 4  # from this ratio of its sides on, a matrix is skinny
-KEEP = 32  # ways that are kept for each intermediate
+OVERHEAD = 2048  # cost of one more operation, in elements copied (about 2 us at 1 ns per element on one core)
+SLOW = 8  # a gradient with its short side innermost takes as long as copying 1 / 8 of its multiplications
+SKINNY = 4  # a matrix is skinny from this ratio of its sides
+KEEP = 32  # number of ways kept for each intermediate
 
 
 @dataclass(frozen=True)
 class Roles:
-    """The modes of a step by what it does with them: `batch` and `summed` are in both operands."""
+    """The modes of a step by their role in the product; `batch` and `summed` are in both operands."""
 
     batch: Modes
     left: Modes
@@ -32,7 +32,7 @@ class Roles:
 
 @dataclass(frozen=True)
 class Given:
-    """An operand of the plan, as it lies."""
+    """An operand of the plan, in its given axis order."""
 
     number: int
     order: Modes
@@ -41,10 +41,11 @@ class Given:
 
 @dataclass(frozen=True)
 class Way:
-    """One way to make an intermediate, and what it takes with all below, in elements copied.
+    """One way to compute an intermediate.
 
-    `left_order` and `right_order` are how the operands are read, after a copy where they lie otherwise. `swapped`: the
-    right side comes first in the result.
+    `cost` is in elements copied and includes the cost of both operands. `left_order` and `right_order` are the axis
+    orders in which the operands are read, after a copy if they are stored in another order. If `swapped`, the axes of
+    the right operand come first in the result.
     """
 
     order: Modes
@@ -59,14 +60,14 @@ class Way:
 
 @dataclass(frozen=True)
 class _Ways:
-    """Every way that is kept to make an operand or an intermediate, and whether it needs a gradient."""
+    """The ways kept for an operand or an intermediate, and whether it needs a gradient."""
 
     ways: Sequence[Given | Way]
     needs_grad: bool
 
 
 class _Backend:
-    """Runs a plan not on arrays but on the ways to lay them out."""
+    """A backend that runs a plan on ways to lay arrays out instead of on arrays."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -83,14 +84,14 @@ class _Backend:
         return _Ways(ways, left.needs_grad or right.needs_grad)
 
     def ordered(self, value: _Ways, modes: Modes) -> _Ways:
-        """Choose the cheapest way, a last copy into this order included."""
+        """Choose the cheapest way, including the cost of a final copy into this order."""
         extra = size_of(self.plan, modes) + OVERHEAD
         best = min(value.ways, key=lambda way: way.cost + (extra if way.order != modes else 0))
         return _Ways([best], value.needs_grad)
 
 
 def lay_out(plan: Plan) -> Given | Way:
-    """Find the cheapest way to run a plan so that its last step leaves the answer in order, if any way does."""
+    """Find the cheapest way to run a plan, counting a final copy if the result is not in the order of the answer."""
     factors = plan.network.factors
     grads = [plan.training and (factors[n].trainable if n in factors else plan.x_needs_grad) for n in plan.operands]
     given = [_Ways([Given(n, modes)], grads[n]) for n, modes in enumerate(plan.inputs)]
@@ -98,7 +99,7 @@ def lay_out(plan: Plan) -> Given | Way:
 
 
 def _ways(plan: Plan, left: Given | Way, right: Given | Way, kept: Modes, *, right_grad: bool) -> Iterator[Way]:
-    """Every way to make a step's result from one way of each operand."""
+    """Yield every way to compute the result of a step from one way of each operand."""
     roles = _roles(left.order, right.order, kept)
     cost = left.cost + right.cost
     if not roles.summed:
@@ -127,23 +128,23 @@ def _roles(left: Modes, right: Modes, kept: Modes) -> Roles:
 
 
 def _orders(other: Modes, modes: Modes) -> Iterable[Modes]:
-    """These modes in the order given, and in that of the other operand."""
+    """Return these modes in the order given and in the order of the other operand."""
     return dict.fromkeys((modes, tuple(mode for mode in other if mode in modes)))
 
 
 def _readings(plan: Plan, order: Modes, batch: Modes, free: Modes, summed: Modes) -> Iterator[tuple[Modes, float]]:
-    """Orders in which an operand can be read as a (batch of) matrices, with what a copy to each takes."""
+    """Yield the orders in which an operand can be read as a matrix or a batch of them, with the cost of copying."""
     for wanted in dict.fromkeys((batch + free + summed, batch + summed + free)):
         yield wanted, 0.0 if wanted == order else size_of(plan, order) + OVERHEAD
 
 
 def _slowness(plan: Plan, roles: Roles, right_order: Modes) -> float:
-    """What the right operand's gradient takes too long, where its short side lies innermost."""
+    """Return the extra cost of the gradient of the right operand if its short side is innermost."""
     free, summed = size_of(plan, roles.right), size_of(plan, roles.summed)
     inner, outer = (summed, free) if right_order[-1:] == roles.summed[-1:] else (free, summed)
     return size_of(plan, roles.left) * free * summed / SLOW if inner * SKINNY <= outer else 0.0
 
 
 def size_of(plan: Plan, modes: Modes) -> int:
-    """Product of the sizes of these modes."""
+    """Return the product of the sizes of these modes."""
     return math.prod(plan.size(mode) for mode in modes)

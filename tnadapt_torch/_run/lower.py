@@ -1,4 +1,4 @@
-"""A plan as straight-line torch code: mm, bmm, mul, and a last step that adds into the host's output."""
+"""Translate a plan into straight-line torch code: mm, bmm, mul, and a last step that adds to the host's output."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -18,55 +18,55 @@ Code = Callable[..., Tensor]
 
 
 class _Writer:
-    """Writes the steps of one plan. The token axis is of any length; it is known when the code runs."""
+    """Writes the steps of one plan as torch code. The token axis may have any length; it is known only at run time."""
 
     def __init__(self, order: Plan) -> None:
         self.order = order
         self.graph = fx.Graph()
 
     def input(self, name: str) -> fx.Node:
-        """An argument of the code."""
+        """Add an argument to the code."""
         return self.graph.placeholder(name)
 
     def factors(self, prefix: str) -> list[fx.Node]:
-        """An argument for each factor of the network, in its order."""
+        """Add an argument for each factor of the network, in order."""
         return [self.input(f"{prefix}_{number}") for number in range(len(self.order.network.factors))]
 
     def length(self, modes: Iterable[str]) -> int:
-        """Product of the sizes of these modes, -1 where the token axis is among them."""
+        """Return the product of the sizes of these modes, or -1 if the token axis is among them."""
         sizes = [self.order.network.sizes.get(mode, -1) for mode in modes]
         return -1 if -1 in sizes else math.prod(sizes)
 
     def reshape(self, node: fx.Node, parts: Sequence[Sequence[str]]) -> fx.Node:
-        """The node with one axis for each part, a part being modes that lie side by side."""
+        """Reshape a node to one axis per part, where each part is a group of adjacent modes."""
         source = node.args[0] if _is_call(node, "reshape") else node
         return self.graph.call_method("reshape", (source, tuple(self.length(part) for part in parts)))
 
     def turned(self, node: fx.Node) -> fx.Node:
-        """The matrix (or each of a batch) transposed."""
+        """Transpose a matrix, or each matrix of a batch."""
         if _is_call(node, "transpose"):
             return cast("fx.Node", node.args[0])
         return self.graph.call_method("transpose", (node, -2, -1))
 
     def split(self, node: fx.Node, modes: Modes) -> fx.Node:
-        """A node of one axis for the tokens and one for all other modes, with one axis for each mode."""
+        """Split a node of two axes, the tokens and all other modes, into one axis per mode."""
         return node if len(modes) == 2 else self.reshape(node, [(mode,) for mode in modes])  # noqa: PLR2004
 
     def ordered(self, node: fx.Node, modes: Modes, wanted: Modes) -> fx.Node:
-        """A view of the node with its axes in the wanted order."""
+        """View a node with its axes in the wanted order."""
         if modes == wanted:
             return node
         return self.graph.call_method("permute", (node, tuple(modes.index(mode) for mode in wanted)))
 
     def spread(self, node: fx.Node, modes: Modes, wanted: Modes) -> fx.Node:
-        """A view that broadcasts: an axis of length 1 wherever the node lacks a wanted mode, but for leading ones."""
+        """View a node for broadcasting: add an axis of length 1 for each wanted mode it lacks, except leading ones."""
         present = tuple(mode for mode in wanted if mode in modes)
         node = self.ordered(node, modes, present)
         inner = wanted[wanted.index(present[0]) :] if present else ()
         return node if inner == present else self.reshape(node, [(mode,) if mode in modes else () for mode in inner])
 
     def matrix(self, node: fx.Node, modes: Modes, read: Modes, parts: Sequence[Modes]) -> fx.Node:
-        """The node as a (batch of) matrices, one axis a part; `read` is how it lies, after a copy if needed."""
+        """View a node as a matrix or a batch of them, one axis per part, copied into the order `read` if needed."""
         if modes != read:
             node = self.graph.call_method("contiguous", (self.ordered(node, modes, read),))
         *batch, first, second = parts
@@ -77,7 +77,7 @@ class _Writer:
         return self.turned(node) if is_turned else node
 
     def product(self, way: Way, operands: Sequence[fx.Node]) -> tuple[fx.Node, fx.Node, tuple[Modes, ...]]:
-        """The two matrices (or batches of them) whose product a way is, and the parts of the product's axes."""
+        """Return the two matrices, or batches of them, whose product is this way, and the parts of its axes."""
         roles = way.roles
         batch = (roles.batch,) if roles.batch else ()
         left = self.matrix(
@@ -91,11 +91,11 @@ class _Writer:
         return self.turned(right), self.turned(left), (*batch, roles.right, roles.left)
 
     def factors_of_product(self, way: Way, operands: Sequence[fx.Node], modes: Modes) -> list[fx.Node]:
-        """The two operands of an entrywise product, spread over these modes."""
+        """Return the two operands of an elementwise product, broadcast over these modes."""
         return [self.spread(self.node(side, operands), side.order, modes) for side in (way.left, way.right)]
 
     def node(self, way: Given | Way, operands: Sequence[fx.Node]) -> fx.Node:
-        """The intermediate that a way makes from operands of the plan."""
+        """Write the intermediate of a way from the operands of the plan."""
         if isinstance(way, Given):
             return operands[way.number]
         if not way.roles.summed:
@@ -105,7 +105,7 @@ class _Writer:
         return node if all(len(part) == 1 for part in parts) else self.reshape(node, [(mode,) for mode in way.order])
 
     def add(self, y: fx.Node, way: Way, operands: Sequence[fx.Node], scale: float) -> fx.Node:
-        """The last step of apply, fused with the addition to the host's output y (token, out); of y's shape."""
+        """Write the last step, fused with the addition to the host's output y (token, out), in the shape of y."""
         answer = self.order.answer
         lying = (answer[:1], answer[1:])
         if way.roles.summed and way.order == answer and not way.roles.batch:
@@ -121,13 +121,13 @@ class _Writer:
             if size_of(self.order, way.left.order) < size_of(self.order, way.right.order):
                 big, small = small, big
             small = small if scale == 1.0 else self.graph.call_function(torch.mul, (small, scale))
-            # Into the fresh product, which no backward pass needs: addcmul multiplies by its value once more in each.
+            # In place: no backward pass needs the product. addcmul multiplies by its value once more in each pass.
             product = self.graph.call_function(torch.mul, (big, small))
             total = self.graph.call_method("add_", (product, self.split(y, answer)))
         return total if len(answer) == len(lying) else self.reshape(total, lying)
 
     def function(self, result: fx.Node) -> Code:
-        """The code that was written."""
+        """Return the written code as a function."""
         self.graph.output(result)
         self.graph.eliminate_dead_code()
         return cast("Code", fx.GraphModule(torch.nn.Module(), self.graph).forward)
@@ -139,14 +139,14 @@ def _is_call(node: fx.Node, method: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def lower_apply(network: Network, tokens: int, *, training: bool = True, x_needs_grad: bool = True) -> Code:
-    """Code (y, x, *factors) -> y plus the scaled update of x, a new tensor.
+    """Write a function (y, x, *factors) -> y plus the scaled update of x, as a new tensor.
 
-    It is made for about this many tokens and these needs of gradients, and right for any. y (token, out) and
-    x (token, in) are of one dtype; factors are those of one site, in the network's order, and for a centered network,
-    after them, those of the starting values.
+    The code is optimized for about this many tokens and for these gradients, and is correct for any. y (token, out) and
+    x (token, in) have the same dtype. The factors are those of one site, in the order of the network; for a centered
+    network, the starting values follow them.
     """
     order = plan(network, "apply", tokens=tokens, training=training, x_needs_grad=x_needs_grad)
-    way = cast("Way", lay_out(order))  # x and at least one factor: there is a step
+    way = cast("Way", lay_out(order))  # there is a step, since x and at least one factor are operands
     writer = _Writer(order)
     y, x = writer.input("y"), writer.input("x")
     factors = writer.factors("factor")
@@ -159,7 +159,7 @@ def lower_apply(network: Network, tokens: int, *, training: bool = True, x_needs
 
 @lru_cache(maxsize=4096)
 def lower_delta(network: Network) -> Code:
-    """Code (*factors) -> the scaled dense update of one site, of the weight's shape (out axis first)."""
+    """Write a function (*factors) -> the scaled dense update of one site, in the weight's shape (out axis first)."""
     order = plan(network, "delta")
     way = lay_out(order)
     writer = _Writer(order)

@@ -1,4 +1,4 @@
-"""Maps on factors in torch: the node of the network that a factor's numbers stand for. Autograd pulls back."""
+"""Maps on factors in torch: from the stored parameters of a factor to the tensor used in the network."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,10 @@ __all__: list[str] = []
 
 
 def map_factor(name: str, held: Tensor) -> Tensor:
-    """As the core's `map_factor`, on the last axes; the gradient at a zero vector is 0. Raises SpecError as it does."""
+    """Apply a named map to the last axes of a factor, like `map_factor` of the core.
+
+    Autograd differentiates through it; the gradient at a zero vector is 0. Raise SpecError for an unknown name.
+    """
     if not name:
         return held
     if name == "rotation":

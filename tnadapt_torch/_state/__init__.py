@@ -1,4 +1,4 @@
-"""What is trained and saved: the adapter's state, its factors, parameter groups and norms."""
+"""The trained and saved state of an adapter: its factors, hooks, parameter groups and norms."""
 
 from tnadapt_torch._state.factors import stored_factors
 from tnadapt_torch._state.hooks import make_hooks

@@ -1,4 +1,4 @@
-"""The tree of modules that holds factors: a name in params with dots is a path through it."""
+"""The tree of modules that holds the factors; the dots in a factor's name separate the modules on its path."""
 
 from collections.abc import Mapping
 
@@ -18,12 +18,13 @@ class Factors(nn.Module):
 
 
 def leaf_of(tree: nn.Module, key: str) -> tuple[nn.Module, str]:
+    """Find the module that holds a factor, and the name of the factor in that module."""
     *path, leaf = key.split(".")
     return tree.get_submodule(".".join(path)), leaf
 
 
 def plant(tree: nn.Module, key: str, value: Tensor, *, trainable: bool, persistent: bool = True) -> None:
-    """Register a factor in a tree. Raises SiteError for a name that an nn.Module cannot hold, as "half" or "train"."""
+    """Register a factor in a tree. Raise SiteError for a name that an nn.Module cannot hold, such as "half"."""
     *path, leaf = key.split(".")
     try:
         for name in path:
@@ -36,12 +37,12 @@ def plant(tree: nn.Module, key: str, value: Tensor, *, trainable: bool, persiste
             tree.register_buffer(leaf, value, persistent=persistent)
     except (AttributeError, KeyError) as error:
         raise SiteError(
-            f"factor {key!r}: a torch module cannot hold this name ({error}).\nRename the factor."
+            f"factor: expected a name that a torch module can hold, got {key!r} ({error}).\nRename the factor."
         ) from None
 
 
 def stored_factors(adapter: Adapter, params: Mapping[str, Tensor]) -> dict[str, npt.ArrayLike]:
-    """Choose the factors that a file must hold, as arrays. bfloat16 becomes float32."""
+    """Select the factors that a file must hold, as arrays. bfloat16 becomes float32."""
     dtypes = {name: str(value.dtype).removeprefix("torch.") for name, value in params.items()}
     return params_to_store(adapter, {name: to_numpy(value) for name, value in params.items()}, dtypes)
 

@@ -1,4 +1,4 @@
-"""Groups of parameters for an optimizer, by factor."""
+"""Parameter groups for a torch optimizer, one per factor."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -20,7 +20,7 @@ def parameter_groups(
     lr: float | Mapping[str, float],
     ratio: float,
 ) -> list[dict[str, Any]]:
-    """As `AdapterState.parameter_groups` says; `saved` are the trained tensors of whole modules."""
+    """Build the groups of `AdapterState.parameter_groups`; `saved` are the tensors of the modules trained in full."""
     factors = adapter.spec.factors
     members: dict[str, list[Tensor]] = {
         name: [params[adapter.slot_name(group, name)] for group in adapter.groups]
@@ -41,23 +41,25 @@ def _rates(
     if isinstance(lr, Mapping):
         if odd := sorted(lr.keys() ^ set(names)):
             raise SiteError(
-                f"lr: must name each trained factor once: {', '.join(names)}.\n"
-                f"However, {', '.join(odd)} {'is' if len(odd) == 1 else 'are'} missing or unknown."
+                f"lr: expected one rate for each trained factor ({', '.join(names)}), "
+                f"got rates where {', '.join(odd)} {'is' if len(odd) == 1 else 'are'} missing or unknown."
             )
         if ratio != 1.0:
-            raise SiteError("ratio: lr gives every factor its own rate.\nHowever, there is a ratio, too; leave it out.")
+            raise SiteError(
+                f"ratio: expected no ratio beside a rate for every factor, got {ratio!r}.\nLeave ratio out."
+            )
         for name, rate in lr.items():
             _check_positive(f"lr of {name!r}", rate)
         return dict(lr)
     _check_positive("lr", lr)
     if ratio != 1.0 and not zero:
         raise SiteError(
-            "ratio: is for the factors that start at zero.\n"
-            f"However, none of {', '.join(names)} does; give lr a rate for each of them."
+            f"ratio: expected a factor that starts at zero, got {', '.join(names)}, none of which does.\n"
+            "Give lr a rate for each of them."
         )
     return {name: lr * ratio if name in zero else lr for name in names}
 
 
 def _check_positive(what: str, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise SiteError(f"{what}: must be a positive number, got {value!r}.")
+        raise SiteError(f"{what}: expected a positive number, got {value!r}.")

@@ -1,4 +1,4 @@
-"""What serves the sites of one adapter: a hook for each, and where it finds its factors."""
+"""Make the forward hooks of an adapter, one per site, with references to the factors of each."""
 
 from typing import Protocol
 
@@ -11,7 +11,7 @@ __all__: list[str] = []
 
 
 class Trees(Owner, Protocol):
-    """An adapter's state, as far as its hooks are made from it."""
+    """The attributes of an adapter's state from which its hooks are made."""
 
     adapter: Adapter
     factors: Factors
@@ -20,7 +20,7 @@ class Trees(Owner, Protocol):
 
 
 def make_hooks(state: Trees) -> dict[str, Hook]:
-    """Make the hooks by path: one for each site, and one for each weight that several sites lie in."""
+    """Make the hooks by path: one per site, and one per weight that holds several sites."""
     by_site = {site: _hook_of(state, site) for site in state.adapter.sites}
     hooks: dict[str, Hook] = {site.path: hook for site, hook in by_site.items()}
     for path, sites in state.adapter.weights.items():
@@ -39,7 +39,7 @@ def _hook_of(state: Trees, site: Site) -> SiteHook:
 
 
 def _ref(state: Trees, part: Part, *, name: str = "", is_start: bool = False) -> Ref:
-    """Find where a site reads its part of a factor; a stacked factor is taken apart in one place for all sites."""
+    """Make the reference to a site's part of a factor. All sites of a stacked factor share one `Stack`."""
     key = name or part.name
     owner, leaf = leaf_of(state.start if is_start else state.factors, key)
     table = owner._parameters if leaf in owner._parameters else owner._buffers
@@ -56,7 +56,7 @@ def _ref(state: Trees, part: Part, *, name: str = "", is_start: bool = False) ->
 
 
 def _start_ref(state: Trees, part: Part) -> Ref:
-    """Find where a site reads the starting values: kept beside the factors, drawn again, or a frozen factor itself."""
+    """Make the reference to a site's starting values: a stored copy, values drawn again, or a frozen factor."""
     if part.start in state.adapter.slots:
         return _ref(state, part, name=part.start)
     return _ref(state, part, is_start=True)

@@ -1,4 +1,4 @@
-"""Frobenius norms of factors and of updates, without a dense update where the network allows it."""
+"""Frobenius norms of factors and updates, computed without dense updates if the network allows it."""
 
 import math
 from collections.abc import Mapping
@@ -15,14 +15,14 @@ __all__: list[str] = []
 
 
 def norms(adapter: Adapter, params: Mapping[str, Tensor], hooks: Mapping[str, Hook]) -> dict[str, float]:
-    """As `AdapterState.norms` says; `hooks` are those of the sites by path."""
+    """Compute the norms of `AdapterState.norms`; `hooks` are the hooks of the sites by path."""
     wide = {name: _wide(value) for name, value in params.items()}
     squares = {name: 0.0 for name, factor in adapter.spec.factors.items() if factor.trainable}
     total = 0.0
     for group in adapter.groups:
         for name in squares:
             squares[name] += wide[adapter.slot_name(group, name)].square().sum().item()
-        if group.network.centered:  # the square of a small difference of two updates would be lost in their products
+        if group.network.centered:  # a small difference of two updates would be lost in the products of their factors
             like = next(iter(wide.values()))
             total += sum(hooks[site.path].delta(like).square().sum().item() for site in group.sites)
         else:
@@ -31,7 +31,7 @@ def norms(adapter: Adapter, params: Mapping[str, Tensor], hooks: Mapping[str, Ho
 
 
 def _square(adapter: Adapter, group: Group, wide: Mapping[str, Tensor]) -> float:
-    """Sum ||dW||^2 over the sites of a group."""
+    """Compute the sum of ||dW||^2 over the sites of a group."""
     network = group.network
     equation, kept = contraction(network)
     factors = []
@@ -45,9 +45,10 @@ def _square(adapter: Adapter, group: Group, wide: Mapping[str, Tensor]) -> float
 
 
 def contraction(network: Network) -> tuple[str, tuple[str, ...]]:
-    """Contract the network with itself: an equation of the factors, then the factors again with bonds of their own.
+    """Return the equation that contracts a network with itself, and the modes of its result.
 
-    Axes of the weight are summed over, site modes that a factor carries are kept: these are the answer's modes.
+    The operands are the factors, then the factors again with renamed bonds. The axes of the weight are summed; the site
+    modes of the factors are kept, and they are the modes of the result.
     """
     outer = {*network.over, *network.out_modes, *network.in_modes}
     first = [factor.modes for factor in network.factors.values()]
@@ -57,7 +58,7 @@ def contraction(network: Network) -> tuple[str, tuple[str, ...]]:
 
 
 def _wide(value: Tensor) -> Tensor:
-    from torch.distributed.tensor import DTensor  # noqa: PLC0415  (a second, which `import tnadapt_torch` need not take)
+    from torch.distributed.tensor import DTensor  # noqa: PLC0415  (it takes a second; `import tnadapt_torch` stays fast)
 
     whole = value.full_tensor() if isinstance(value, DTensor) else value
     return whole.detach().double()

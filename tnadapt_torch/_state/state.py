@@ -1,4 +1,4 @@
-"""The module that owns every factor of an adapter exactly once, and what a user does with an attached adapter."""
+"""The state of an attached adapter: a module that owns every factor once, and the methods that users call."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -23,14 +23,14 @@ __all__ = ["AdapterState"]
 
 
 class AdapterState(nn.Module):
-    """An attached adapter. Trainable factors are its parameters, frozen ones its buffers, each held once.
+    """An attached adapter. The trainable factors are its parameters and the frozen factors its buffers, each held once.
 
-    `params()` gives them by the names of the core. Made by `attach` and `load`; called as a module it returns its
-    input, so that a container that runs all its children runs it without effect.
+    `attach` and `load` create it. `params()` returns the factors by their names in the core. Called as a module, it
+    returns its input, so it has no effect in a container that calls all its children.
     """
 
     def __init__(self, adapter: Adapter, params: Mapping[str, Tensor], *, name: str, dropout: float) -> None:
-        """Args: the adapter, its params as tensors, its name on the host, the dropout on every site's x."""
+        """Register the factors; store the adapter, its name on the host, and the dropout on the input of each site."""
         super().__init__()
         self.adapter = adapter
         self.name = name
@@ -41,11 +41,13 @@ class AdapterState(nn.Module):
         self.stacks: dict[tuple[bool, str], Stack] = {}
         self.tasks = list(dict.fromkeys(str(site.coordinates.get("task", "")) for site in adapter.sites))
         self.task = self.tasks[0]
-        self.hooks: dict[str, Hook] = {}  # by the path of the weight, and of each block of one
+        self.hooks: dict[str, Hook] = {}  # by the path of each weight and of each block
         self.handles: list[RemovableHandle] = []
         self.weights: dict[str, Weight] = {}
-        self.folded: list[Weight] = []  # those whose update goes into the weight and not into the module's output
-        self.host: tuple[nn.Module, ...] = ()  # a tuple: as an attribute, the host would be a child of its child
+        self.folded: list[Weight] = []  # weights that take the update themselves, instead of the output of their module
+        self.host: tuple[
+            nn.Module, ...
+        ] = ()  # a tuple, since a module attribute would make the host a child of its own child
         self.host_flags: list[tuple[nn.Parameter, bool]] = []
         self.factors = Factors()
         self.start = Factors()
@@ -62,37 +64,39 @@ class AdapterState(nn.Module):
 
     @property
     def active(self) -> bool:
-        """Whether the sites add their updates: switched on, and not merged into the weights."""
+        """Whether the sites add their updates: the adapter is enabled and not merged."""
         return self.enabled and self.merged is None
 
     def forward(self, x: Any) -> Any:
-        """The input. A root that calls all its children, as nn.Sequential does, calls this one too."""
+        """Return the input. A model that calls all its children, such as nn.Sequential, calls this one too."""
         return x
 
     def params(self) -> dict[str, Tensor]:
-        """Every factor by its name in the core's params: the parameters and buffers themselves, no copies."""
+        """Return every factor by its name in the core: the parameters and buffers themselves, not copies."""
         return {key: getattr(*leaf_of(self.factors, key)) for key in self.adapter.slots}
 
     @property
     def model(self) -> nn.Module:
-        """The host. Raises SiteError when the adapter was detached."""
+        """The host. Raises SiteError if the adapter is detached."""
         if not self.host:
             raise SiteError(
-                f"adapter {self.name!r}: was detached, and is on no model.\n"
-                "Attach or load it again. (One under PEFT is switched, merged and deleted by PEFT's own methods.)"
+                f"adapter {self.name!r}: expected an adapter that is attached to a model, got a detached one.\n"
+                "Attach or load it again. (An adapter under PEFT is switched, merged and deleted by PEFT's methods.)"
             )
         return self.host[0]
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Within it the host computes as if nothing were attached: no update, original modules_to_save.
+        """Disable the adapter in a `with` block: no update, and the original modules_to_save.
 
-        Raises SiteError when the adapter is merged, since the weights hold the update then, or detached.
+        Raises:
+            SiteError: the adapter is merged, so that the weights hold the update, or it is detached.
         """
         _ = self.model
         if self.merged is not None:
             raise SiteError(
-                f"adapter {self.name!r}: is merged, so its update cannot be left out.\nCall unmerge() first."
+                f"adapter {self.name!r}: expected an adapter that is not merged, got a merged one.\n"
+                "Its update is in the weights. Call unmerge() first."
             )
         before, self.enabled = self.enabled, False
         if before:
@@ -105,15 +109,22 @@ class AdapterState(nn.Module):
                 self.saved.swap()
 
     def set_task(self, task: str) -> None:
-        """Use the sites of this task from now on. Raises SiteError for one that the adapter was not made for."""
+        """Use the sites of this task from now on. Raise SiteError for a task that the adapter does not have."""
         if task not in self.tasks:
-            raise SiteError(f"task {task!r}: is none of this adapter's.\nIt has {', '.join(self.tasks) or 'none'}.")
+            raise SiteError(
+                f"task: expected one of this adapter's tasks ({', '.join(self.tasks) or 'none'}), got {task!r}."
+            )
         self.task = task
 
     def delta(self, path: str) -> Tensor:
-        """The update of a weight, in float32 or better, in the weight's own layout; of a block, by its site's path.
+        """Return the update of a weight or a block, in float32 or better and in the stored layout of the weight.
 
-        Where the sites serve several tasks, that of the present task. Raises SiteError for what is not adapted.
+        Args:
+            path: the path of an adapted weight, or of the site of a block. If the adapter has tasks, the update of a
+                weight is that of the current task.
+
+        Raises:
+            SiteError: the adapter does not adapt this path, or it is detached.
         """
         _ = self.model
         weight = self.weights[path if path in self.weights else self.adapter.find(path)[1].weight]
@@ -123,41 +134,48 @@ class AdapterState(nn.Module):
         return weight.lay(update)
 
     def merge(self) -> None:
-        """Add every update to its weight, in float32 or better, rounded once; all sites or none.
+        """Add every update to its weight, in float32 or better and rounded once. A merge that fails changes no weight.
 
-        Raises SiteError for an update that is not finite, a weight that is shared, quantized, or merged already.
+        Raises:
+            SiteError: a merged weight is not finite, a weight is shared or quantized, or the adapter is already merged.
         """
         host = self.model
         if self.merged is not None:
-            raise SiteError(f"adapter {self.name!r}: is merged already.")
+            raise SiteError(f"adapter {self.name!r}: expected an adapter that is not merged, got one already merged.")
         number = 1 + max((other.merged.number for other in states_of(host) if other.merged), default=0)
         deltas = {path: partial(self.delta, path) for path in self.weights}
         parameters = {path: weight.parameter for path, weight in self.weights.items()}
         self.merged = Merged.write(host, parameters, deltas, number)
 
     def unmerge(self) -> None:
-        """Put the saved weights back, bit for bit.
+        """Restore the weights from before the merge, bit for bit.
 
-        Raises SiteError when it is not merged, or when another adapter was merged into its weights later.
+        Raises:
+            SiteError: the adapter is not merged, or another adapter was merged into its weights later.
         """
         host = self.model
         if self.merged is None:
-            raise SiteError(f"adapter {self.name!r}: is not merged.")
+            raise SiteError(f"adapter {self.name!r}: expected a merged adapter, got one that is not merged.")
         later = [other.name for other in states_of(host) if other.merged and other.merged.is_over(self.merged)]
         if later:
-            raise SiteError(f"adapter {self.name!r}: {later[-1]!r} was merged later.\nUnmerge that one first.")
+            raise SiteError(
+                f"adapter {self.name!r}: expected the latest merge on its weights, "
+                f"got an earlier one: {later[-1]!r} was merged later.\nUnmerge {later[-1]!r} first."
+            )
         if self.merged.buried_by:
             raise SiteError(
-                f"adapter {self.name!r}: {self.merged.buried_by!r} was merged later and detached; its update stays.\n"
-                "The weights from before can no longer be put back."
+                f"adapter {self.name!r}: expected the latest merge on its weights, "
+                f"got an earlier one: {self.merged.buried_by!r} was merged later and detached.\n"
+                f"The update of {self.merged.buried_by!r} stays, so the earlier weights can no longer be restored."
             )
         self.merged.restore()
         self.merged = None
 
     def detach(self) -> None:
-        """Take the adapter off the host, which is then as before attach. A merged update stays in the weights.
+        """Remove the adapter from the host and restore the host. A merged update stays in the weights.
 
-        Raises SiteError when it was detached before.
+        Raises:
+            SiteError: the adapter is already detached.
         """
         host = self.model
         if self.merged is None and self.saved.is_trained:
@@ -180,48 +198,60 @@ class AdapterState(nn.Module):
         self.host, self.handles = (), []
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the adapter's file: its trained factors and its modules_to_save. bfloat16 is stored as float32.
+        """Save the trained factors and the modules_to_save to a file. bfloat16 is stored as float32.
 
-        A frozen factor is stored only if it no longer holds the values of its seed, up to its dtype's rounding.
+        A frozen factor is stored only if it differs from the values of its seed by more than the rounding of its dtype.
         """
         extra = {key: to_numpy(value) for key, value in self.saved.values().items()}
         tnadapt.save(self.adapter, stored_factors(self.adapter, self.params()), path, extra=extra)
 
     def parameter_groups(self, *, lr: float | Mapping[str, float], ratio: float = 1.0) -> list[dict[str, Any]]:
-        """Groups for a torch optimizer, one for each trainable factor of the spec, since factors differ in scale.
+        """Make parameter groups for a torch optimizer, one per trainable factor, since the factors differ in scale.
 
         Args:
-            lr: the learning rate; or a rate for each trainable factor by its name in the spec.
-            ratio: factors that start at zero get lr * ratio, the others lr. For LoRA that is the lambda of LoRA+ (Hayou
+            lr: the learning rate, or a rate for each trainable factor by its name in the spec.
+            ratio: factors that start at zero get lr * ratio, the others lr. For LoRA this is the lambda of LoRA+ (Hayou
                 et al. 2024, arXiv:2402.12354): B starts at zero and learns faster than A by this ratio.
 
         Returns:
-            For each factor a dict of name, params and lr; then one named "modules_to_save", at lr, where there are any.
+            A dict of name, params and lr for each factor. If there are modules_to_save, they form one more group of
+            that name, at lr.
 
         Raises:
-            SiteError: a rate that is no positive number, an unknown or a missing name, a ratio that would do nothing.
+            SiteError: a rate is not a positive number, a name is unknown or missing, or the ratio would have no effect.
         """
         return parameter_groups(self.adapter, self.params(), self.saved.values(), lr, ratio)
 
     def norms(self) -> dict[str, float]:
-        """Frobenius norms: of each trainable factor over all groups, by its name in the spec; of "dW" over all sites.
+        """Compute the Frobenius norm of each trainable factor, by its name in the spec, and of all updates, as "dW".
 
-        That of dW is taken through the factors, in float64, for all sites of a group at once; only where the spec is
-        centered is each site's dense update made, one at a time.
+        The norm of a factor is over all groups, and that of dW over all sites. The norm of dW is computed from the
+        factors, in float64, for all sites of a group at once. Only a centered spec needs the dense update of each site,
+        which is computed one site at a time.
         """
         return norms(self.adapter, self.params(), self.hooks)
 
     def save_as_lora(self, directory: str | os.PathLike[str], *, rank: int | None = None) -> dict[str, Written]:
-        """Write a folder that PEFT loads as a LoRA, with modules_to_save; exact, or of at most `rank`.
+        """Save the adapter and its modules_to_save as a LoRA in a folder that PEFT can load.
 
-        Returns the rank and the error of each site. Raises as `tnadapt.save_as_lora` does, and SiteError where a module
-        that was trained whole shares a parameter with another: PEFT would load its values into a copy.
+        Args:
+            directory: the folder to write.
+            rank: the highest rank allowed; by default the LoRA is exact.
+
+        Returns:
+            The rank and the error of each site.
+
+        Raises:
+            SiteError: a module of modules_to_save shares a parameter with another module, so that PEFT would load its
+                values into a copy; or the adapter is detached.
+            TnadaptError: as `tnadapt.save_as_lora` raises it.
         """
         extra = {key: to_numpy(value) for key, value in self.saved.values().items()}
         if pair := find_tie(self.model, extra):
             raise SiteError(
-                f"modules_to_save: PEFT loads {pair[0]} into a copy.\n"
-                f"However, {pair[1]} is the same parameter here, and was trained with it.\nNothing was written."
+                f"modules_to_save: expected {pair[0]} to be a separate parameter, "
+                f"got a model in which {pair[1]} is the same parameter.\n"
+                f"PEFT loads {pair[0]} into a copy, but {pair[1]} was trained with it. Nothing was written."
             )
         return tnadapt.save_as_lora(
             self.adapter,
@@ -235,7 +265,7 @@ class AdapterState(nn.Module):
         )
 
     def print_trainable_parameters(self) -> None:
-        """One line: trainable and all parameters of the host, frozen factors included, and their share."""
+        """Print one line: the numbers of trainable and of all parameters, frozen factors included, and their ratio."""
         host = self.model
         trained = sum(parameter.numel() for parameter in host.parameters() if parameter.requires_grad)
         whole = sum(parameter.numel() for parameter in host.parameters())
@@ -243,7 +273,7 @@ class AdapterState(nn.Module):
         print(f"trainable params: {trained:,} || all params: {whole:,} || trainable%: {100 * trained / whole:.4f}")
 
     def table(self) -> str:
-        """What was matched: one line a site."""
+        """Return a table of the adapted sites, one line per site."""
         rows = [("path", "layer", "kind", "weight", "module")]
         for site in self.adapter.sites:
             module = type(self.weights[site.weight].module).__name__
@@ -254,22 +284,22 @@ class AdapterState(nn.Module):
         return "\n".join([*lines, *([self.adapter.sharing] if self.adapter.sharing else [])])
 
     def extra_repr(self) -> str:
-        """Spec, sites and count, for print(model)."""
+        """Return the spec, the number of sites and the parameter count, for print(model)."""
         trained = tnadapt.count(self.adapter).trainable
         return f"{self.adapter.spec.name}, name={self.name!r}, sites={len(self.adapter.sites)}, trainable={trained:,}"
 
 
 def child_name(name: str) -> str:
-    """The name of an adapter's state among its host's children."""
+    """Return the name of an adapter's state among the children of its host."""
     return f"tnadapt_{name}"
 
 
 def states_of(host: nn.Module) -> list[AdapterState]:
-    """The adapters on a host."""
+    """Return the adapters on a host."""
     return [child for child in host.children() if isinstance(child, AdapterState)]
 
 
 def host_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """All modules of a model by path, but for adapters that are on it and what they hold."""
+    """Return all modules of a model by path, except its adapters and the modules inside them."""
     inside = {id(module) for state in model.modules() if isinstance(state, AdapterState) for module in state.modules()}
     return {path: module for path, module in model.named_modules() if id(module) not in inside}

@@ -1,6 +1,7 @@
-"""PEFT's front door for any spec: `peft.get_peft_model(model, TnConfig(spec=...))`. Needs the extra `peft`.
+"""Use any spec as a PEFT method: `peft.get_peft_model(model, TnConfig(spec=...))`. Needs the extra `peft`.
 
-Importing it makes the method known to PEFT, as TNADAPT: import it before `PeftModel.from_pretrained`, too.
+Importing this package registers the method with PEFT under the name TNADAPT. Import it before calling
+`PeftModel.from_pretrained`, too.
 """
 
 from tnadapt_torch.peft._config import TnConfig

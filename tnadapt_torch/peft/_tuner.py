@@ -1,4 +1,4 @@
-"""PEFT's tuner for any spec: it owns the state of each adapter once, and gives every layer the hook of its site."""
+"""The PEFT tuner for any spec: it owns the state of each adapter once and gives each layer the hook of its site."""
 
 from typing import cast
 
@@ -23,10 +23,10 @@ __all__ = ["TnModel"]
 
 
 class TnModel(BaseTuner):  # type: ignore[misc]
-    """A host under PEFT with adapters of any spec: `peft_model.base_model`.
+    """A model with tnadapt adapters under PEFT: `peft_model.base_model`.
 
-    `tnadapt_states` holds the `AdapterState` of each adapter by its name. Each is a registered child, once; the layers
-    keep plain references, so sharing survives casts, loading, and copies.
+    `tnadapt_states` holds the `AdapterState` of each adapter by name. Each state is registered as a child once; the
+    layers keep plain references, so factors stay shared after casts, loads and copies.
     """
 
     tnadapt_states: nn.ModuleDict
@@ -47,9 +47,11 @@ class TnModel(BaseTuner):  # type: ignore[misc]
         low_cpu_mem_usage: bool = False,
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
-        """Put an adapter on the host, all or nothing.
+        """Add an adapter to the model. An injection that fails leaves the model unchanged.
 
-        Raises SiteError for what does not match or fit, FormatError for a saved adapter that is of another host.
+        Raises:
+            SiteError: the config does not match or fit the model.
+            FormatError: the adapter was saved from another model.
         """
         before = dict(model.named_modules(remove_duplicate=False))
         flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -90,12 +92,12 @@ class TnModel(BaseTuner):  # type: ignore[misc]
         return state.train(model.training)
 
     def _targets(self, model: nn.Module, config: TnConfig) -> dict[str, Weight]:
-        """The weights of the base layers that PEFT's own rules match, by path."""
+        """Find the weights of the base layers that the rules of PEFT match, by path."""
         config = _maybe_include_all_linear_layers(
             self._prepare_adapter_config(config, self.get_model_config(model)), model
         )
         found: dict[str, nn.Module] = {}
-        layers: list[str] = []  # paths that lie in these are a tuner layer's own
+        layers: list[str] = []  # the modules below these paths belong to tuner layers
         for path, module in model.named_modules():
             if not path or path.startswith(tuple(layers)):
                 continue
@@ -105,17 +107,20 @@ class TnModel(BaseTuner):  # type: ignore[misc]
                 found[path] = module.base_layer if isinstance(module, TnLinear) else module
         if not found:
             raise SiteError(
-                f"target_modules={config.target_modules!r}: matches no module of this model, or only excluded ones."
+                f"target_modules: expected a rule that matches a module and does not exclude it, "
+                f"got {config.target_modules!r}."
             )
         check_linear(found)
         return {path: linear_weight(module) for path, module in found.items()}
 
     def _check_names(self, name: str, state: AdapterState) -> None:
-        """PEFT tells keys of one adapter from another's by the adapter's name between dots, wherever it stands."""
+        """Raise SiteError if an adapter has the name of a factor or a group, since PEFT finds keys by such names."""
         keys = [key for each in (state, *self.states().values()) for key in each.adapter.slots]
         named = {part for key in [f"{STEM}factors", *keys] for part in key.split(".")}
         if taken := sorted({name, *self.tnadapt_states} & named):
-            raise SiteError(f"adapter_name {taken[0]!r}: is the name of a factor or of a group.\nChoose another.")
+            raise SiteError(
+                f"adapter_name: expected a name that no factor or group has, got {taken[0]!r}.\nChoose another name."
+            )
 
     def _create_and_replace(  # noqa: PLR0917  (as PEFT calls it)
         self,
@@ -136,14 +141,15 @@ class TnModel(BaseTuner):  # type: ignore[misc]
         layer.add(adapter_name, state, state.hooks[current_key])
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Take an adapter off every layer, and its factors off the model."""
+        """Remove an adapter from every layer, and its factors from the model."""
         super().delete_adapter(adapter_name)
         del self.tnadapt_states[adapter_name]
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """Merge into every layer or none. The weights from before are kept until they are put back.
+        """Merge adapters into every layer or none. The weights from before are kept for unmerging.
 
-        Raises SiteError for a sum that is not finite and for a weight that is shared or quantized.
+        Raises:
+            SiteError: a sum is not finite, or a weight is shared or quantized.
         """
         layers = self._layers(self.model)
         weights = {path: linear_weight(layer.get_base_layer()) for path, layer in layers.items()}
@@ -163,14 +169,14 @@ class TnModel(BaseTuner):  # type: ignore[misc]
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
     ) -> nn.Module:
-        """First merge into every layer or none, then put the base layers back."""
+        """Merge into every layer or none, then restore the base layers."""
         if merge:
             self.merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
         host: nn.Module = super()._unload_and_optionally_merge(merge=False, progressbar=progressbar)
         return host
 
     def states(self) -> dict[str, AdapterState]:
-        """The state of each adapter by its name: what `parameter_groups`, `norms` and `params` are asked of."""
+        """Return the state of each adapter by name, which has `parameter_groups`, `norms` and `params`."""
         return cast("dict[str, AdapterState]", dict(self.tnadapt_states.items()))
 
     @staticmethod
@@ -186,7 +192,7 @@ class TnModel(BaseTuner):  # type: ignore[misc]
         state_dict: dict[str, Tensor],
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
-        """The factors that a file must hold; the adapter itself goes to adapter_config.json."""
+        """Select the factors that a file must hold; the adapter itself is stored in adapter_config.json."""
         state = cls._state_of(model, adapter_name)
         config.seal(state.adapter)
         found = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
@@ -195,7 +201,7 @@ class TnModel(BaseTuner):  # type: ignore[misc]
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        """From "base_model.tnadapt_states.default.factors.A" to "base_model.tnadapt_states.A"."""
+        """Turn "base_model.tnadapt_states.default.factors.A" into "base_model.tnadapt_states.A"."""
         here = f"{STEM}{adapter_name}.factors."
         if key.startswith(here):
             return f"{STEM}{key.removeprefix(here)}"
@@ -206,13 +212,13 @@ class TnModel(BaseTuner):  # type: ignore[misc]
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: TnConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """The model's keys of what a file holds. Raises FormatError for other keys and shapes than this adapter's."""
+        """Map the keys of a file to those of the model. Raise FormatError unless keys and shapes fit this adapter."""
         adapter = cls._state_of(model, adapter_name).adapter
         shapes = {key: tuple(value.shape) for key, value in state_dict.items() if key.startswith(STEM)}
         check_factors("the checkpoint", adapter, shapes)
         known = model.state_dict().keys()
         if odd := sorted(key for key in state_dict if not key.startswith(STEM) and key not in known):
-            raise FormatError(f"the checkpoint: holds {odd[0]}, which this model lacks.\nNothing was loaded.")
+            raise FormatError(f"the checkpoint: expected keys of this model, got {odd[0]}.\nNothing was loaded.")
         whole = _drawn(adapter) | state_dict
         mapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, whole)
         return mapped
@@ -224,7 +230,7 @@ class TnModel(BaseTuner):  # type: ignore[misc]
 
 
 def _put_back(model: nn.Module, before: dict[str, nn.Module]) -> None:
-    """Have a model the modules that it had, and no others; a parent comes before its children."""
+    """Restore the modules of a model and remove new ones. In `before`, parents come before their children."""
     for path, module in before.items():
         parent, _, name = path.rpartition(".")
         if path and model.get_submodule(parent)._modules[name] is not module:
@@ -236,7 +242,7 @@ def _put_back(model: nn.Module, before: dict[str, nn.Module]) -> None:
 
 
 def _drawn(adapter: Adapter) -> dict[str, Tensor]:
-    """The frozen factors of the seed by their keys in a file, which need not hold them."""
+    """Draw the frozen factors that a file does not store, by their keys in the file."""
     slots = adapter.slots
     if all(slot.is_stored for slot in slots.values()):
         return {}
@@ -244,8 +250,8 @@ def _drawn(adapter: Adapter) -> dict[str, Tensor]:
     return {f"{STEM}{name}": torch.from_numpy(values[name]).float() for name in slots if not slots[name].is_stored}
 
 
-# PEFT's own door, `peft.utils.register_peft_method`, takes only the names of a closed enum; all that it does is to fill
-# these three tables, which PEFT reads by name.
+# `peft.utils.register_peft_method` accepts only the members of PEFT's own enum. All it does is fill these three tables,
+# which PEFT reads by name.
 PEFT_TYPE_TO_CONFIG_MAPPING[PeftType.TNADAPT] = TnConfig
 PEFT_TYPE_TO_PREFIX_MAPPING[PeftType.TNADAPT] = PREFIX
 PEFT_TYPE_TO_TUNER_MAPPING[PeftType.TNADAPT] = TnModel

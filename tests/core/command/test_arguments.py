@@ -56,9 +56,9 @@ def test_a_spec_is_a_family_or_a_name_in_a_file(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        ("lotrr", "no family 'lotrr'"),
-        ("{file}:other", "has no 'other'; it has mine"),
-        ("{file}:three", "no AdapterSpec"),
+        ("lotrr", "got 'lotrr'; the families are"),
+        ("{file}:other", "got 'other'; its specs are mine"),
+        ("{file}:three", "expected an AdapterSpec or a function"),
         ("{folder}/none.py:mine", "No such file"),
     ],
 )

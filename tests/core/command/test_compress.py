@@ -1,4 +1,4 @@
-"""The command `compress`: a LoRA checkpoint, or a file of ours, becomes the closest adapter of another spec."""
+"""The command `compress`: it reads a LoRA checkpoint or a tnadapt file and writes the closest adapter of a spec."""
 
 import json
 
@@ -16,7 +16,7 @@ CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "use_rslora": False, "ta
 
 
 def write_lora(folder, updates, *, config=CONFIG, rename=lambda name: name):
-    """A checkpoint as PEFT writes one: updates are B, A by the path of a module, divided by the scale."""
+    """Write a checkpoint as PEFT does; `updates` maps the path of a module to B and A, without the scale."""
     folder.mkdir()
     tensors = {}
     for path, (b, a) in updates.items():
@@ -28,7 +28,7 @@ def write_lora(folder, updates, *, config=CONFIG, rename=lambda name: name):
 
 @pytest.fixture
 def shared(tmp_path, monkeypatch):
-    """A folder, beside us, with a LoRA of rank 4 whose updates have an exact LoTR form, and these updates by path."""
+    """A folder with a LoRA of rank 4 whose updates have an exact LoTR form, and these updates by path."""
     monkeypatch.chdir(tmp_path)
     random = np.random.default_rng(0)
     left, right = random.standard_normal((16, 4)), random.standard_normal((4, 12))
@@ -50,7 +50,7 @@ def call(capsys, *words):
     return status, out, err
 
 
-def test_a_lora_checkpoint_becomes_the_lotr_that_it_is(shared, tmp_path, capsys):
+def test_a_lora_with_an_exact_lotr_form_is_compressed_without_loss(shared, tmp_path, capsys):
     folder, whole = shared
     out = tmp_path / "small.safetensors"
     status, told, err = call(capsys, "compress", folder, "--to", "lotr", "--rank", 4, "-o", out)
@@ -68,7 +68,7 @@ def test_a_lora_checkpoint_becomes_the_lotr_that_it_is(shared, tmp_path, capsys)
     assert "16 x 12" in told
 
 
-def test_layers_and_kinds_of_a_checkpoint_are_coordinates(shared, tmp_path, capsys):
+def test_the_sites_of_a_checkpoint_have_layers_and_kinds_as_coordinates(shared, tmp_path, capsys):
     folder, _ = shared
     out = tmp_path / "small"
     words = ("--to", "lorta", "--rank", 4, "--sizes", "head=4", "-o", out, "--json", "--sweeps", 3)
@@ -83,7 +83,7 @@ def test_layers_and_kinds_of_a_checkpoint_are_coordinates(shared, tmp_path, caps
     assert adapter.groups[0].values == {"layer": (0, 1, 2), "kind": ("self_attn.q_proj", "self_attn.v_proj")}
 
 
-def test_a_file_of_ours_is_taken_too_and_keeps_what_was_saved_along(tmp_path, capsys):
+def test_a_tnadapt_file_can_be_compressed_and_keeps_its_extra_arrays(tmp_path, capsys):
     adapter = families.loha().bind(grid(layers=2, kinds={"q": (8, 6)}), rank=2, seed=1)
     params = random_params(adapter, np.random.default_rng(0))
     source = tmp_path / "given.safetensors"
@@ -97,7 +97,7 @@ def test_a_file_of_ours_is_taken_too_and_keeps_what_was_saved_along(tmp_path, ca
         np.testing.assert_allclose(delta(found.adapter, found.params, site.path), update, atol=1e-5)
 
 
-def test_the_scale_of_rslora_is_read(shared, tmp_path, capsys):
+def test_the_scale_of_a_rank_stabilized_lora_is_read(shared, tmp_path, capsys):
     folder, whole = shared
     (folder / "adapter_config.json").write_text(json.dumps(CONFIG | {"use_rslora": True}))
     out = tmp_path / "small"
@@ -112,13 +112,16 @@ def test_the_scale_of_rslora_is_read(shared, tmp_path, capsys):
     [
         (("--to", "lotr"), "required: -o/--output"),
         (("-o", "x"), "required: --to"),
-        (("--to", "nothing", "-o", "x"), "no family 'nothing'"),
-        (("--to", "lotr", "--rank", "x=2", "-o", "x"), "lotr has no bond 'x'"),
-        (("--to", "lotr", "-o", "gone/x"), "there is no such folder"),
-        (("--to", "lotr", "-o", "."), "is a folder"),
+        (("--to", "nothing", "-o", "x"), "expected a family or file.py:name, got 'nothing'; the families are"),
+        (("--to", "lotr", "--rank", "x=2", "-o", "x"), "rank: expected bonds of lotr, got 'x'"),
+        (
+            ("--to", "lotr", "-o", "gone/x"),
+            "gone/x: expected the path of the file to write, got a file in a folder that does not exist.",
+        ),
+        (("--to", "lotr", "-o", "."), ": expected the path of the file to write, got a folder."),
     ],
 )
-def test_what_is_asked_wrongly_is_one_line(shared, tmp_path, capsys, words, match):
+def test_a_wrong_argument_gives_a_one_line_error(shared, tmp_path, capsys, words, match):
     before = sorted(tmp_path.rglob("*"))
     status, out, err = call(capsys, "compress", shared[0], *words)
     assert (status, out) == (2, "")
@@ -128,7 +131,7 @@ def test_what_is_asked_wrongly_is_one_line(shared, tmp_path, capsys, words, matc
 
 
 @pytest.mark.parametrize("name", ["gone", "file"])
-def test_a_source_that_is_none_is_one_line(tmp_path, capsys, name):
+def test_a_source_that_is_not_an_adapter_gives_a_one_line_error(tmp_path, capsys, name):
     (tmp_path / "file").write_text("no adapter")
     status, out, err = call(capsys, "compress", tmp_path / name, "--to", "lotr", "-o", tmp_path / "out")
     assert (status, out) == (2, "")

@@ -132,7 +132,7 @@ def test_compare_within_a_budget(run):
     words = ("compare", "lora", "lotr", "--sites", "roberta-large", "--budget", "50000", "--limit", "1")
     status, out, _ = run(*words)
     assert status == 0
-    assert "over the budget of 50,000 at rank 1 already: lora (98,304)" in out
+    assert "over the budget of 50,000 even at rank 1: lora (98,304)" in out
     data = json.loads(run(*words, "--json")[1])
     assert data["over_budget"] == [{"spec": "lora", "trainable": 98_304}]
     sites = find_host("roberta-large").sites()
@@ -144,7 +144,7 @@ def test_check_runs_the_laws(run):
     status, out, _ = run("check", "own.py:mine", "--examples", "3")
     assert status == 0
     assert out.count("holds  ") == len(LAWS)
-    assert f"mine keeps all {len(LAWS)} laws" in out
+    assert f"mine satisfies all {len(LAWS)} laws" in out
     data = json.loads(run("check", "lorta", "--examples", "2", "--sizes", "head=2", "--json")[1])
     assert (len(data["held"]), data["broken"]) == (len(LAWS), None)
 
@@ -155,11 +155,13 @@ def test_a_broken_law_is_one_line_and_status_1(run, monkeypatch):
     monkeypatch.setattr(_laws, "rank_bound", lambda *args: type("Cut", (), {"rank": 0})())
     status, out, err = run("check", "own.py:mine", "--examples", "3")
     assert status == 1
-    assert err.startswith("tnadapt: mine: breaks the law rank_keeps_its_bound: ")
+    assert err.startswith("tnadapt: mine: law rank_keeps_its_bound: ")
     assert err.count("\n") == 1
     assert out.count("holds  ") == 5
     assert "The smallest case found" in out
-    assert json.loads(run("check", "own.py:mine", "--examples", "3", "--json")[1])["broken"].startswith("mine: breaks")
+    assert json.loads(run("check", "own.py:mine", "--examples", "3", "--json")[1])["broken"].startswith(
+        "mine: law rank_keeps_its_bound: "
+    )
 
 
 def test_draw_prints_a_text_or_writes_an_svg(run, tmp_path):
@@ -180,30 +182,39 @@ def test_list_names_families_and_models(run):
 
 
 WRONG = [
-    (("show", "lora"), "--sites: name a model or a config.json"),
-    (("show", "lora", "--sites", "gpt3"), "host 'gpt3': neither a model"),
-    (("show", "lora", "--sites", "config.json"), "has the key 'hidden_size'"),
-    (("show", "nothing", *GPT2), "no family 'nothing'; there are"),
+    (("show", "lora"), "--sites: expected a model or a config.json, got none."),
+    (
+        ("show", "lora", "--sites", "gpt3"),
+        "find_host: expected a known model, a config.json or a folder that contains one, got 'gpt3'",
+    ),
+    (("show", "lora", "--sites", "config.json"), "expected the key 'hidden_size' in a config of type 'bert', got none"),
+    (("show", "nothing", *GPT2), "expected a family or file.py:name, got 'nothing'; the families are"),
     (("show", "syntax.py:x", *GPT2), "syntax.py: SyntaxError"),
     (("show", "broken.py:x", *GPT2), "broken.py: ZeroDivisionError: division by zero"),
     (("show", "none.py:x", *GPT2), "none.py: No such file"),
-    (("show", "own.py:none", *GPT2), "own.py has no 'none'; it has mine, small, flat"),
-    (("show", "own.py:number", *GPT2), "own.py:number: is no AdapterSpec"),
+    (
+        ("show", "own.py:none", *GPT2),
+        "own.py: expected a name that it defines, got 'none'; its specs are mine, small, flat",
+    ),
+    (("show", "own.py:number", *GPT2), "own.py:number: expected an AdapterSpec or a function that returns one, got 3"),
     (("show", "refused.py:bad", *GPT2), "weight mode 'in': no factor carries it"),
-    (("show", "lora", "--sites", "gpt2", "--rank", "q=2"), "lora has no bond 'q'"),
-    (("show", "lora", "--sites", "gpt2", "--rank", "many"), "wanted a whole number, got 'many'"),
-    (("show", "lora", "--sites", "gpt2", "--rank", "0"), "wanted 1 or more, got 0"),
-    (("show", "lora", *GPT2, "--sizes", "head"), "wanted name=size"),
+    (("show", "lora", "--sites", "gpt2", "--rank", "q=2"), "rank: expected bonds of lora, got 'q'"),
+    (("show", "lora", "--sites", "gpt2", "--rank", "many"), "expected a whole number, got 'many'"),
+    (("show", "lora", "--sites", "gpt2", "--rank", "0"), "expected 1 or more, got 0"),
+    (("show", "lora", *GPT2, "--sizes", "head"), "expected name=size"),
     (("show", "lora", *GPT2, "--target-modules", "foo"), "got 'foo', which names none"),
     (("compare", *GPT2), "the following arguments are required"),
-    (("draw", "lora", "-o", "nowhere/x.svg"), "nowhere/x.svg: cannot be written: No such file"),
-    (("draw", "lora", "-o", "."), ".: cannot be written: Is a directory"),
+    (("draw", "lora", "-o", "nowhere/x.svg"), "nowhere/x.svg: expected a writable path, got error 'No such file"),
+    (("draw", "lora", "-o", "."), ".: expected a writable path, got error 'Is a directory"),
     (("show", "exits.py:x", *GPT2), "exits.py: SystemExit: 0"),
     (("show", "lines.py:x", *GPT2), "lines.py: ValueError: one two"),
     (("show", "keys.py:x", *GPT2), "keys.py: KeyError: 'gone'"),
-    (("show", "lora", "--sites", "gpt2", "--rank", "r=2,r=3"), "r is named twice"),
+    (("show", "lora", "--sites", "gpt2", "--rank", "r=2,r=3"), "expected each name once, got r twice"),
     (("compare", "lora", *GPT2, "--budget", "9"), "not allowed with argument"),
-    (("compare", "lora", "lotr", *GPT2, "--sizes", "head=2"), "'head': none of these specs has such a mode"),
+    (
+        ("compare", "lora", "lotr", *GPT2, "--sizes", "head=2"),
+        "compare: expected a mode of these specs, got 'head'. Their modes are",
+    ),
     (("fly",), "invalid choice: 'fly'"),
     ((), "the following arguments are required"),
 ]

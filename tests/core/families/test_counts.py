@@ -1,4 +1,4 @@
-"""Counts of the families: figures with their source, and the formula of each docstring on shapes at random."""
+"""Counts of the families: figures from a source, and the formula of each docstring for random shapes."""
 
 import math
 
@@ -50,7 +50,7 @@ SOURCED = [  # spec, layers, kinds, rank, sizes, trainable
     ),
     # MoRe: blk_r (in + out), 4 blocks of rank 4, src/layers/monarch_linear.py @ 18862c0
     (families.monarch(), 1, {"q": (768, 1024)}, 1, {"i1": 4, "o2": 4}, 4 * (768 + 1024)),
-    # GraLoRA: r (in + out) whatever the blocks, tuners/gralora of PEFT 0.21.2; its r = 8 is 4 for each of 2 x 2 blocks
+    # GraLoRA: r (in + out) for any blocks, tuners/gralora of PEFT 0.21.2; its r = 8 is 4 for each of 2 x 2 blocks
     (families.gralora(), 1, {"q": (768, 1024)}, 4, {"o1": 2, "i1": 2}, 8 * (768 + 1024)),
     # KAdaptation, ViT-B q, v, less the bias: 4 d a layer and 4 n^2, vision_benchmark/evaluation/model.py @ be6fb43
     (
@@ -65,22 +65,22 @@ SOURCED = [  # spec, layers, kinds, rank, sizes, trainable
 
 
 @pytest.mark.parametrize("row", SOURCED)
-def test_a_count_with_its_source(row):
+def test_the_count_is_that_of_the_source(row):
     spec, layers, kinds, rank, sizes, trainable = row
     assert count(spec.bind(grid(layers=layers, kinds=kinds), rank=rank, sizes=sizes)).trainable == trainable
 
 
-def test_the_parts_of_cara_make_its_count():
-    """The other part, by hand until blocks are sites: rows 108 with 768 twice and weights; biases 768, 3072 and 768."""
+def test_the_parts_of_cara_add_up_to_its_published_count():
+    """The other part is computed by hand: 108 rows, 768 twice, and the weights; biases 768, 3072 and 768."""
     for rank, whole in [(8, 24_816), (16, 45_024), (32, 85_440)]:
         attention = count(families.cara().bind(grid(layers=12, kinds=QKV), rank=rank, sizes={"head": 12})).trainable
         assert attention + rank * (108 + 768 + 768 + 1) + 768 + 3072 + 768 == whole
 
 
-def test_mora_at_a_square_that_does_not_tile_is_refused_with_its_divisors():
-    """r = 256 of the budget gives 1448, of 2,096,704 entries; the official code wraps it around."""
+def test_mora_rejects_a_square_that_does_not_tile_the_weight():
+    """The budget of r = 256 gives 1448, with 2,096,704 entries; the official code wraps around."""
     assert int(math.sqrt((4096 + 4096) * 256) + 0.5) == 1448
-    with pytest.raises(SiteError, match=r"o2=1448 does not divide 4096.\nDivisors of 4096: 1, 2, 4, 8, 16"):
+    with pytest.raises(SiteError, match=r"o2=1448, which does not divide 4096.\nDivisors of 4096: 1, 2, 4, 8, 16"):
         families.mora().bind(grid(layers=1, kinds=WIDE), rank=1, sizes={"o2": 1448, "i2": 1448})
 
 
@@ -93,7 +93,7 @@ def train(sizes, bonds, modes):
     return sum(left * sizes[mode] * right for left, mode, right in zip(ends[:-1], modes, ends[1:], strict=True))
 
 
-STATED = {  # the formula of the docstring for all S sites of one shape, by sizes n, for `sites` weights in `kinds`
+STATED = {  # the formula of the docstring, for S sites of one shape and the sizes n
     "lora": lambda n: n["S"] * n["r"] * (n["in"] + n["out"]),
     "lora_xs": lambda n: n["S"] * n["p"] * n["q"],
     "mtlora": lambda n: n["S"] * 2 * n["r"] * (n["in"] + n["out"]),  # two tasks
@@ -157,16 +157,16 @@ STATED = {  # the formula of the docstring for all S sites of one shape, by size
     kinds=st.integers(1, 3),
     rank=st.integers(1, 5),
 )
-def test_the_formula_of_the_docstring_is_the_count(name, shape, layers, kinds, rank):
+def test_the_formula_of_the_docstring_gives_the_count(name, shape, layers, kinds, rank):
     spec = getattr(families, name)()
-    shape, rank = ((shape[1], shape[1]), 40) if name == "quanta" else (shape, rank)  # a circuit that changes no size
+    shape, rank = ((shape[1], shape[1]), 40) if name == "quanta" else (shape, rank)  # out and in must be equal
     sites = places(spec, layers=layers, kinds={f"k{kind}": shape for kind in range(kinds)})
-    rank = None if name == "quantum_peft" else rank  # no bond of it is free
+    rank = None if name == "quantum_peft" else rank  # it has no free bond
     adapter = spec.bind(sites, rank=rank, sizes=dict.fromkeys(spec.given.split(), 1), overparametrized=True)
     sizes = {"out": shape[0], "in": shape[1], "L": layers, "M": kinds, "S": layers * kinds}
     assert count(adapter).trainable == STATED[name](sizes | dict(adapter.networks[0].sizes))
 
 
-def test_the_hosts_give_the_same_counts_as_shapes_by_hand():
+def test_a_known_host_gives_the_same_count_as_shapes_by_hand():
     vit = find_host("vit-base-patch16").sites(["q_proj", "k_proj", "v_proj"])
     assert count(families.cara().bind(vit, rank=8, sizes={"head": 12})).trainable == 881 * 8

@@ -1,4 +1,4 @@
-"""The update of each family, from the same factor values, against its paper's formula by numpy, loops or tensorly."""
+"""The update of each family equals the formula of its paper in numpy or tensorly, for the same factor values."""
 
 from collections.abc import Callable, Mapping
 from itertools import combinations, product
@@ -31,13 +31,13 @@ def mtlora(p, at):
 
 
 def randlora(p, at):
-    """The sum as the paper has it, basis by basis."""
+    """Add up the bases one by one, as in the paper."""
     terms = [p["B"][:, n] @ np.diag(p["l"][:, n]) @ p["A"] @ np.diag(p["g"][n]) for n in range(3)]
     return 640 / 2 * sum(terms)
 
 
 def randlora_short_out(p, at):
-    """The sum of a weight with out and in exchanged, turned."""
+    """Transpose the sum for a weight with out and in swapped."""
     return 3 / 3 * sum(p["B"][:, n] @ np.diag(p["l"][:, n]) @ p["A"] @ np.diag(p["g"][n]) for n in range(2)).T
 
 
@@ -65,7 +65,7 @@ def gralora(p, at):
 
 
 def monarch(p, at, blocks=2):
-    """Block-diagonal, the permutation that sends i N + j to place i of block j, block-diagonal, out as s N + j."""
+    """Multiply two block-diagonal matrices and, in between, the permutation from i N + j to entry i of block j."""
     first, second = p["P1"], p["P2"]
     rank = blocks * first.shape[1]
     first, second = first.reshape(blocks, rank, -1), second.reshape(blocks, -1, rank)
@@ -79,7 +79,7 @@ def monarch(p, at, blocks=2):
 
 
 def btt(p, at):
-    """Two batched matrix products with a reshape between them, as the authors' code runs it."""
+    """Multiply two batches of matrices with a reshape in between, as in the authors' code."""
     m1, m0, r, n0 = p["R"].shape
     x = np.eye(SHAPE[1]).reshape(-1, m1, m0)
     inner = np.stack([x[:, m] @ p["R"][m].reshape(m0, r * n0) for m in range(m1)]).reshape(m1, -1, r, n0)
@@ -93,7 +93,7 @@ def mora(p, at):
 
 
 def train(cores):
-    """The tensor of a train whose end cores lack their outer bond."""
+    """Return the tensor of a train whose end cores have no outer bond."""
     return tt_to_tensor([cores[0][None], *cores[1:-1], cores[-1][..., None]])
 
 
@@ -149,7 +149,7 @@ def tenslora_heads(p, at):
 
 
 def tenslora_interleaved(p, at):
-    """The official unfolding of (in, dim, head): column j H + h."""
+    """Unfold (in, dim, head) as the official code does: column j H + h."""
     whole = tensorly.tucker_to_tensor((p["G"], [p["U_in"], p["U_dim"], p["U_head"]]))
     update = np.zeros(SHAPE)
     for j, h in product(range(6), range(2)):
@@ -175,7 +175,7 @@ def flora_gaussian(p, at):
 
 
 def quanta(p, at):
-    """The gates one after another, on every unit vector of the input: axes 3 and 2, 3 and 1, 2 and 1."""
+    """Apply the gates one after another to every unit vector of the input: axes 3 and 2, 3 and 1, 2 and 1."""
     x = np.eye(SHAPE[1]).reshape(SHAPE[1], 2, 2, 2)
     for second, first in combinations((3, 2, 1), 2):
         x = np.tensordot(x, p[f"T{first}_{second}"], axes=((first, second), (2, 3)))
@@ -188,12 +188,12 @@ def reflection(v):
 
 
 def householder(p, at):
-    """Of the first four columns; the frozen ones between are drawn anew here, too."""
+    """Use the first four columns; here the frozen identities in between have random values, too."""
     return reflection(p["u"]) @ p["I"] @ np.diag(p["s"]) @ p["J"].T @ reflection(p["v"]).T
 
 
 def quantum_peft(p, at):
-    """Two qubits: a rotation of each, CZ, a rotation of each; on both sides. The sign gates are drawn anew, too."""
+    """Apply a rotation of each of two qubits, CZ, and a rotation of each, on both sides; CZ has random values here."""
 
     def turn(angle):
         return np.array([[np.cos(angle / 2), -np.sin(angle / 2)], [np.sin(angle / 2), np.cos(angle / 2)]])
@@ -245,14 +245,14 @@ ELSEWHERE |= {"abba", "dota", "lora_pt", "pissa", "tcurlora"}  # test_starts.py
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-def test_the_update_is_that_of_the_formula(name):
+def test_the_update_equals_the_formula_of_the_paper(name):
     case, random = FAMILIES[name], np.random.default_rng(0)
     adapter = case.bind(layers=2, kinds=KINDS, seed=3)
     start = init(adapter)
     moved = {
         key: value if case.spec.name == "mora" and key != "M" else random.standard_normal(value.shape)
         for key, value in start.items()
-    }  # every factor, frozen ones too; but MoRA's frozen ones are ones
+    }  # random values for all factors, also frozen ones, except the ones of MoRA
     for group in adapter.groups:
         p, before = (
             {key: params[adapter.slot_name(group, key)] for key in case.spec.factors} for params in (moved, start)
@@ -264,18 +264,18 @@ def test_the_update_is_that_of_the_formula(name):
             np.testing.assert_allclose(delta(adapter, moved, site), wanted, rtol=0, atol=1e-10 * abs(wanted).max())
 
 
-def test_no_family_is_without_a_formula():
+def test_every_family_has_a_formula():
     assert {FAMILIES[name].spec.name for name in FORMULAS} | ELSEWHERE == set(families.__all__)
 
 
 @pytest.mark.parametrize("name", [name for name, case in FAMILIES.items() if not case.spec.identity_at_start])
-def test_only_a_start_that_was_asked_for_is_not_zero(name):
+def test_the_update_starts_nonzero_only_on_request(name):
     assert name in {"lora_xs sigma", "tt_lora random", "loretta random"}
     adapter = FAMILIES[name].bind(layers=1, kinds=KINDS)
     assert all(delta(adapter, init(adapter), site).any() for site in adapter.sites)
 
 
-def test_superlora_of_one_part_is_a_tucker_tensor_of_the_group():
+def test_superlora_with_one_part_is_a_tucker_tensor_of_the_group():
     adapter = FAMILIES["superlora 1"].bind(layers=2, kinds=KINDS)
     p = {key: np.random.default_rng(1).standard_normal(value.shape) for key, value in init(adapter).items()}
     whole = 2 * tensorly.tucker_to_tensor((p["C1"], [p["A1"], p["B1"], p["S"]]))
@@ -283,8 +283,8 @@ def test_superlora_of_one_part_is_a_tucker_tensor_of_the_group():
         np.testing.assert_allclose(delta(adapter, p, site), whole[..., place], rtol=1e-10, atol=1e-12)
 
 
-def test_btt_and_gralora_are_one_network():
-    """The same values in another order of modes give the same update."""
+def test_btt_and_gralora_are_the_same_network():
+    """The same values, with the modes in another order, give the same update."""
     sites = places(families.btt(), layers=1, kinds={"q": SHAPE})
     one = families.btt().bind(sites, rank=2)
     two = families.gralora(alpha=2).bind(sites, rank=2)
@@ -293,7 +293,7 @@ def test_btt_and_gralora_are_one_network():
     np.testing.assert_allclose(delta(two, q, sites[0]), delta(one, p, sites[0]), rtol=1e-10, atol=1e-12)
 
 
-def test_the_wires_of_quanta_are_as_wide_as_their_modes():
+def test_the_wires_of_quanta_have_the_sizes_of_their_modes():
     sites = places(families.quanta(), layers=1, kinds={"q": (96, 96)})
     sizes = {f"{side}{axis}": size for side in "io" for axis, size in enumerate((2, 3, 4, 4), start=1)}
     network = families.quanta().bind(sites, rank=100, sizes=sizes).networks[0]

@@ -1,4 +1,4 @@
-"""A family stands for its spec wherever a spec is asked for, by itself or by its name."""
+"""A family, or its name, can be passed wherever a spec is expected."""
 
 import numpy as np
 import pytest
@@ -11,14 +11,14 @@ ADAPTER = families.lora().bind(SITES, rank=2)
 
 
 @pytest.mark.parametrize("given", ["lotr", families.lotr, families.lotr()], ids=["name", "family", "spec"])
-def test_a_spec_is_named_in_three_ways(given):
+def test_a_spec_a_family_and_its_name_are_equivalent(given):
     assert spec_of(given, "here") == families.lotr()
     assert str(draw(given)) == str(draw(families.lotr()))
     assert fit_rank(given, SITES, trainable=500) == fit_rank(families.lotr(), SITES, trainable=500)
     assert compress({Site("q", (3, 2)): np.ones((3, 2))}, given, rank=1, sweeps=2).adapter.spec == families.lotr()
 
 
-def test_the_laws_take_a_family_by_its_name():
+def test_check_takes_the_name_of_a_family():
     pytest.importorskip("hypothesis")
     from tnadapt.testing import LAWS, check
 
@@ -32,16 +32,19 @@ def own(order):
 MISTAKES = {
     "a slip": ("lotrr", r"^here: expected an AdapterSpec.*got 'lotrr'.\nThe nearest names are lotr, "),
     "capitals": ("LoTR", r"got 'LoTR'.\nThe nearest names are lotr, "),
-    "an adapter": (ADAPTER, r"got the Adapter 'lora'.\nPass its spec, which is bound anew: adapter.spec."),
-    "a number": (3, r'got 3.\nWrite "lotr", or the call that makes a spec'),
+    "an adapter": (ADAPTER, r"got the Adapter 'lora'.\nPass its spec, which is bound again: adapter.spec."),
+    "a number": (3, r'got 3.\nWrite "lotr", or a call that makes a spec'),
     "nothing": (None, r'got None.\nWrite "lotr"'),
-    "a family that asks for more": (own, r"the function own, which asks for 'order'.\nCall it: own\(order=...\)."),
+    "a family with a required argument": (
+        own,
+        r"the function own, which requires 'order'.\nCall it: own\(order=...\).",
+    ),
     "a function of something else": (lambda: 3, r"which returns 3.\nPass a function that returns an AdapterSpec"),
 }
 
 
 @pytest.mark.parametrize(("given", "words"), MISTAKES.values(), ids=MISTAKES)
-def test_what_names_no_spec_is_answered(given, words):
+def test_a_value_that_is_not_a_spec_is_rejected(given, words):
     with pytest.raises(SpecError, match=f"(?s){words}"):
         spec_of(given, "here")
 
@@ -57,7 +60,7 @@ def test_what_names_no_spec_is_answered(given, words):
         (lambda: families.lora(gaussian=1), r"expected True or False as gaussian, got 1.\nWrite gaussian=True."),
     ],
 )
-def test_a_family_answers_values_of_other_kinds(make, words):
+def test_a_family_rejects_arguments_of_the_wrong_type(make, words):
     with pytest.raises(SpecError, match=words):
         make()
 

@@ -1,4 +1,4 @@
-"""LoHa and LoKr against the products that they are named after, and their counts at known shapes."""
+"""LoHa and LoKr are the products they are named after, and split axes as PEFT does."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def test_lokr_is_a_kronecker_product():
     np.testing.assert_allclose(delta(adapter, p, SITES[0]), 2.0 * np.kron(p["C"], p["A"] @ p["B"]), rtol=1e-12)
 
 
-def test_lokr_with_a_whole_second_factor():
+def test_lokr_with_a_single_second_factor():
     adapter = families.lokr(alpha=6, low_rank=False).bind(SITES)
     p = params_of(adapter)
     np.testing.assert_allclose(delta(adapter, p, SITES[0]), 6.0 * np.kron(p["C"], p["A"]), rtol=1e-12)

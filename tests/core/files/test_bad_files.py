@@ -176,13 +176,16 @@ FORGED = {
     ),
     "a factor with the name of the header": (
         lambda d: d["spec"]["factors"].update(__metadata__=d["spec"]["factors"].pop("A")),
-        "factor '__metadata__': a name must not begin with '_'",
+        "factor '__metadata__': expected a name that does not begin with '_'",
     ),
     "a layer in a pattern": (
         lambda d: d["patterns"][0]["coordinates"].update(layer=1),
         "pattern: expected a path of one or two strings and no layer",
     ),
-    "a site twice": (lambda d: d["sites"].append(d["sites"][0]), "layers.0.q: this site was given 2 times"),
+    "a site twice": (
+        lambda d: d["sites"].append(d["sites"][0]),
+        "layers.0.q: expected each site once, got this one 2 times",
+    ),
 }
 
 
@@ -287,7 +290,7 @@ def test_huge_sizes_are_refused_before_anything_is_drawn(shape, path):
 @pytest.mark.parametrize(("shape", "rank"), [((2**31, 4), 2), ((6, 2**62), 2), ((6, 2**64), 2), ((6, 4), 2**31)])
 def test_sizes_above_the_largest_mode_size_are_refused(shape, rank, path):
     forge(path, claim(shape, rank))
-    with pytest.raises(FormatError, match=f"must be at most 2,147,483,647, got {max(*shape, rank):,}"):
+    with pytest.raises(FormatError, match=f"expected at most 2,147,483,647, got {max(*shape, rank):,}"):
         load(path)
 
 

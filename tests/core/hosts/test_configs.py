@@ -1,4 +1,4 @@
-"""The data of known hosts: every layout can be read, and every known config names one."""
+"""The tables of known hosts: every layout is valid, and every known config gives a host."""
 
 import pytest
 
@@ -9,7 +9,7 @@ WORDS = {"hidden", "layers", "heads", "key_heads", "head_size", "query", "key", 
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_layout_uses_words_that_a_config_gives(name):
+def test_a_layout_uses_only_known_size_words(name):
     layout = LAYOUTS[name]
     assert {word for shape in layout.kinds.values() for word in shape} <= WORDS
     assert set(layout.targets) <= set(layout.kinds)
@@ -17,6 +17,6 @@ def test_a_layout_uses_words_that_a_config_gives(name):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_known_config_makes_a_host(name):
+def test_every_known_config_gives_a_host(name):
     host = host_of(name, name, CONFIGS[name])
     assert len(host.sites("all-linear")) == host.layers * len(host.kinds)

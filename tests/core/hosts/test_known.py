@@ -1,4 +1,4 @@
-"""Hosts: the table adds up to published totals, a config is read to the letter, and every other text is refused."""
+"""Hosts: the known models have their published sizes, valid configs are read exactly, and all others are rejected."""
 
 import contextlib
 import json
@@ -37,12 +37,12 @@ HERE = {
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory):
-    """Where a test writes its config."""
+    """Return the path to which a test writes its config."""
     return tmp_path_factory.mktemp("tiny") / "config.json"
 
 
 def written(place, content):
-    """The file with this content: bytes as they are, anything else as JSON."""
+    """Write the content to the file, bytes as they are and anything else as JSON, and return its path."""
     place.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
     return place
 
@@ -59,7 +59,7 @@ def weights(host):
     return sum(math.prod(site.shape) for site in host.sites("all-linear"))
 
 
-# The numbers of parameters that huggingface.co (safetensors) and, for ViT, timm publish, and what lies outside of the
+# The number of parameters that huggingface.co (safetensors) or, for ViT, timm publishes, and the number outside the
 # linear layers of the blocks: embeddings, norms, biases, pooler or head. H: width, L: layers.
 TOTALS = {
     "llama-2-7b": (6_738_415_616, lambda H, L: 2 * 32_000 * H + (2 * L + 1) * H),
@@ -87,7 +87,7 @@ TOTALS = {
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_row_of_the_table_adds_up_to_the_published_total(name):
+def test_the_weights_of_a_known_model_add_up_to_the_published_total(name):
     host = find_host(name)
     published, rest = TOTALS[name]
     width = host.sites()[0].shape[1]
@@ -106,16 +106,16 @@ def test_a_row_of_the_table_adds_up_to_the_published_total(name):
         ("roberta-large", 24, "output.dense", (1024, 4096)),
     ],
 )
-def test_a_shape_of_the_table(name, layers, kind, shape):
+def test_the_shape_of_a_known_weight(name, layers, kind, shape):
     host = find_host(name)
     assert (host.name, host.layers, host.kinds[kind]) == (name, layers, shape)
 
 
-def test_a_name_is_found_whatever_its_case():
+def test_names_are_case_insensitive():
     assert find_host("LLaMA-2-7B") == find_host("llama-2-7b")
 
 
-def test_hosts_are_values(place):
+def test_hosts_are_hashable_and_compare_by_value(place):
     hosts = {find_host(name) for name in CONFIGS} | {find_host("gpt2")}
     assert len(hosts) == len(CONFIGS)
     assert host_of(place) == host_of(place, use_cache=False)
@@ -130,14 +130,14 @@ def test_hosts_are_values(place):
         ("all-linear", list(find_host("llama-2-7b").kinds)),
     ],
 )
-def test_the_sites_come_layer_by_layer_in_the_order_of_the_model(place, target_modules, kinds):
+def test_sites_are_ordered_by_layer_and_then_as_in_the_model(place, target_modules, kinds):
     places = [(layer, kind) for layer in range(2) for kind in kinds]
     sites = host_of(place).sites(target_modules)
     assert [(site.coordinates["layer"], site.coordinates["kind"]) for site in sites] == places
     assert [site.path for site in sites] == [f"model.layers.{layer}.{kind}" for layer, kind in places]
 
 
-def test_one_exact_path_is_one_site(place):
+def test_a_whole_path_selects_one_site(place):
     (site,) = host_of(place).sites(["model.layers.1.mlp.up_proj"])
     assert site.shape == (20, 12)
 
@@ -147,14 +147,14 @@ APART = [["query", "value"], ["query_proj", "value_proj"], ["q_proj", "v_proj"],
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)
-def test_every_type_adapts_query_and_value_by_default(kind):
+def test_query_and_value_are_adapted_by_default(kind):
     layout = LAYOUTS[kind]
     words = [target.split(".")[-1] for target in layout.targets]
     assert set(layout.targets) <= set(layout.kinds)
     assert words in ([[FUSED[kind]]] if kind in FUSED else APART)
 
 
-def test_an_adapter_binds_to_the_sites():
+def test_a_spec_binds_to_the_sites_of_a_host():
     adapter = families.lotr().bind(find_host("roberta-base").sites(), rank=8)
     assert len(adapter.sites) == 24
 
@@ -167,7 +167,7 @@ def test_a_host_prints_itself(place):
     ]
 
 
-# ---------------------------------------------------------------- what a config says
+# ---------------------------------------------------------------- sizes and paths from a config
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_a_host_prints_itself(place):
         ({"model_type": "deberta-v2", "attention_head_size": 3}, {"query_proj": (18, 12)}),
     ],
 )
-def test_a_size_is_that_of_the_config(place, changes, wanted):
+def test_sizes_are_read_from_the_config(place, changes, wanted):
     assert wanted.items() <= shapes(host_of(place, **changes)).items()
 
 
@@ -197,23 +197,23 @@ def test_a_size_is_that_of_the_config(place, changes, wanted):
         (None, "layers.{layer}"),
     ],
 )
-def test_the_paths_are_those_of_the_named_class(place, architectures, block):
+def test_paths_are_those_of_the_model_class_in_the_config(place, architectures, block):
     host = host_of(place, architectures=architectures)
     assert host.block == block
     assert replace(host, prefix="model").block == "model.layers.{layer}"
 
 
-def test_a_language_model_is_no_bare_model_though_its_class_ends_so(place):
+def test_a_class_whose_name_ends_in_model_can_still_wrap_the_bare_model(place):
     gpt2 = {"model_type": "gpt2", "n_embd": 4, "n_head": 2, "n_layer": 1}
     assert host_of(place, **gpt2, architectures=["GPT2LMHeadModel"]).block == "transformer.h.{layer}"
 
 
-def test_a_folder_stands_for_its_config(place):
+def test_a_folder_can_be_passed_instead_of_its_config(place):
     assert host_of(place) == find_host(place.parent) == find_host(str(place))
 
 
 @given(sizes=st.tuples(*[st.integers(1, 6)] * 5))
-def test_shapes_follow_from_the_sizes(place, sizes):
+def test_shapes_follow_from_the_sizes_of_the_config(place, sizes):
     layers, key_heads, share, head, inner = sizes
     heads, hidden = key_heads * share, key_heads * share * head
     changes = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads}
@@ -223,63 +223,69 @@ def test_shapes_follow_from_the_sizes(place, sizes):
     assert (host.heads, host.key_heads, host.head_size) == (heads, key_heads, head)
 
 
-# ---------------------------------------------------------------- what is refused
+# ---------------------------------------------------------------- validation errors
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", r"a config.json is a JSON text.\nHowever, this is none: "),
-        (b"\xff\xfe\xfa", r"a config.json is a JSON text.\nHowever"),
-        pytest.param(b"[" * 100_000, r"a config.json is a JSON text.\nHowever", id="deep"),
-        (b"[1]", r"one JSON object.\nHowever, it is \[1\].\nGive the config.json that"),
-        pytest.param(b" " * (2**24 + 1), r"at most 16,777,216 bytes.\nHowever, this file has more.", id="huge"),
-        ({}, r"'model_type' must be one that this release reads.\nHowever, it names none.\nThe nearest names are"),
+        (b"", r"expected JSON in a config.json, got text that is not JSON \(Expecting value"),
+        (b"\xff\xfe\xfa", r"expected JSON in a config.json, got text that is not JSON"),
+        pytest.param(b"[" * 100_000, r"expected JSON in a config.json, got text that is not JSON", id="deep"),
+        (b"[1]", r"expected one JSON object in a config.json, got \[1\].\nGive the config.json that"),
+        pytest.param(b" " * (2**24 + 1), r"of at most 16,777,216 bytes, got a larger file.", id="huge"),
+        ({}, r"expected a 'model_type' that this release reads, got none.\nThe nearest names are"),
         (
             TINY | {"model_type": "lama"},
-            r"However, it is 'lama'.\nThe nearest names are llama, .*make each site by hand",
+            r"this release reads, got 'lama'.\nThe nearest names are llama, .*make each site by hand",
         ),
-        (TINY | {"model_type": ["llama"]}, r"However, it is \['llama'\]"),
-        (TINY | {"model_type": "gemma"}, r"a config of type 'gemma' has the key 'head_dim'.\nHowever, it is missing."),
-        (TINY | {"hidden_size": None}, r"'hidden_size' must be an integer from 1 to .*\nHowever, it is None."),
-        (TINY | {"hidden_size": 0}, "'hidden_size' must be an integer from 1 to 2,147,483,647.\nHowever, it is 0."),
-        (TINY | {"hidden_size": 2**31}, "However, it is 2147483648."),
-        (TINY | {"hidden_size": 12.0}, "However, it is 12.0."),
-        (TINY | {"num_attention_heads": True}, "However, it is True."),
-        (TINY | {"intermediate_size": "x" * 10_000}, r"However, it is 'xxx.{0,20}\.\.\..{0,20}'\.\n"),
+        (TINY | {"model_type": ["llama"]}, r"this release reads, got \['llama'\]"),
+        (TINY | {"model_type": "gemma"}, r"expected the key 'head_dim' in a config of type 'gemma', got none.\n"),
+        (TINY | {"hidden_size": None}, r"expected an integer from 1 to .* as 'hidden_size', got None."),
+        (TINY | {"hidden_size": 0}, "expected an integer from 1 to 2,147,483,647 as 'hidden_size', got 0."),
+        (TINY | {"hidden_size": 2**31}, "as 'hidden_size', got 2147483648."),
+        (TINY | {"hidden_size": 12.0}, "as 'hidden_size', got 12.0."),
+        (TINY | {"num_attention_heads": True}, "as 'num_attention_heads', got True."),
+        (TINY | {"intermediate_size": "x" * 10_000}, r"as 'intermediate_size', got 'xxx.{0,20}\.\.\..{0,20}'\.\n"),
         (
             TINY | {"hidden_size": 13},
-            r"'num_attention_heads' must divide 'hidden_size'.\nHowever, 6 does not divide 13.",
+            r"expected a 'num_attention_heads' that divides 'hidden_size', got 6, which does not divide 13.",
         ),
-        (TINY | {"hidden_size": 3}, r"However, 6 does not divide 3."),
-        (TINY | {"num_key_value_heads": 4}, r"config.json: .*\nHowever, 4 does not divide 6.\nGive the config.json"),
+        (TINY | {"hidden_size": 3}, r"got 6, which does not divide 3."),
+        (
+            TINY | {"num_key_value_heads": 4},
+            r"config.json: .* key heads that divides the 6 attention heads, got 4.\nGive the config.json",
+        ),
         (
             TINY | {"num_hidden_layers": 10_001},
-            r"at most 10,000 layers.\nHowever, this one has 10,001.\nGive the config",
+            r"at most 10,000 layers, got 10,001.\nGive the config",
         ),
-        (TINY | {"head_dim": 2**30}, r"an axis of self_attn.q_proj: must be at most 2,147,483,647"),
-        (TINY | {"architectures": "LlamaModel"}, r"'architectures' must be a list of names.\nHowever, it is 'LlamaM"),
-        (TINY | {"architectures": [1]}, r"'architectures' must be a list of names.\nHowever, it is \[1\]"),
-        (TINY | {"add_cross_attention": True}, r"without cross-attention are read.\nHowever, 'add_cross_attention' is"),
+        (TINY | {"head_dim": 2**30}, r"an axis of self_attn.q_proj: expected at most 2,147,483,647"),
+        (TINY | {"architectures": "LlamaModel"}, r"expected a list of names as 'architectures', got 'LlamaM"),
+        (TINY | {"architectures": [1]}, r"expected a list of names as 'architectures', got \[1\]"),
+        (
+            TINY | {"add_cross_attention": True},
+            r"expected blocks without cross-attention, got 'add_cross_attention'.\nMake",
+        ),
         (
             TINY | {"model_type": "deberta-v2", "relative_attention": True},
-            r"However, 'share_att_key' is not set.\nMake",
+            r"expected 'share_att_key' .*, got a config that does not set it.\nMake",
         ),
     ],
 )
-def test_a_config_that_cannot_be_is_refused(place, content, message):
+def test_an_invalid_config_is_rejected(place, content, message):
     with pytest.raises(FormatError, match=message) as caught:
         find_host(written(place, content))
     assert str(caught.value).startswith(str(place))
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)
-def test_no_key_that_a_type_insists_on_may_be_missing(place, kind):
+def test_a_missing_key_is_rejected_unless_it_is_optional(place, kind):
     layout = LAYOUTS[kind]
     asked = {layout.hidden, layout.layers, layout.heads, layout.inner, layout.key_heads, layout.head_size} - {""}
     whole = {"model_type": kind} | dict.fromkeys(asked, 12)
     for key in asked - set(layout.optional):
-        with pytest.raises(FormatError, match=f"has the key '{key}'.\nHowever, it is missing."):
+        with pytest.raises(FormatError, match=f"expected the key '{key}' in a config of type '{kind}', got none."):
             find_host(written(place, {name: value for name, value in whole.items() if name != key}))
     for key in layout.optional:
         assert find_host(written(place, {name: value for name, value in whole.items() if name != key})).layers == 12
@@ -294,7 +300,7 @@ KEYS = st.sampled_from([*TINY, "head_dim", "n_inner", "add_cross_attention"])
 
 
 @given(changes=st.dictionaries(KEYS, JSON | st.sampled_from([*LAYOUTS, 1, 2, 6, 12]), max_size=4))
-def test_a_forged_config_is_read_or_refused(place, changes):
+def test_an_arbitrary_config_is_read_or_rejected_with_a_format_error(place, changes):
     try:
         host = host_of(place, **changes)
     except FormatError:
@@ -307,27 +313,27 @@ def test_a_forged_config_is_read_or_refused(place, changes):
     [
         (
             "lama-2-7b",
-            r"host 'lama-2-7b': neither a model .*\nThe nearest names are llama-2-7b, .*\n.*path of the config",
+            r"find_host: expected a known .* got 'lama-2-7b'.\nThe nearest names are llama-2-7b, .*\n.*path of the co",
         ),
-        ("", "host '': neither a model of the table nor a config.json"),
-        ("\0", "neither a model"),
-        pytest.param("a" * 10_000, "neither a model", id="long"),
-        ("no/such/config.json", "neither a model"),
+        ("", "find_host: expected a known model, a config.json or a folder that contains one, got ''"),
+        ("\0", "find_host: expected a known model, "),
+        pytest.param("a" * 10_000, "find_host: expected a known model, ", id="long"),
+        ("no/such/config.json", "find_host: expected a known model, "),
     ],
 )
-def test_an_unknown_host_is_told_the_nearest(text, message):
+def test_an_unknown_host_gets_the_nearest_names(text, message):
     with pytest.raises(SiteError, match=message):
         find_host(text)
 
 
-def test_a_folder_without_a_config_is_no_host(tmp_path):
-    with pytest.raises(SiteError, match="nor a folder that holds one"):
+def test_a_folder_without_a_config_is_rejected(tmp_path):
+    with pytest.raises(SiteError, match=r"expected a known model, a config\.json or a folder that contains one, got"):
         find_host(tmp_path)
 
 
 @given(text=st.text(max_size=12))
-def test_no_text_breaks_the_search(text):
-    with contextlib.suppress(SiteError, FormatError):  # hypothesis knows the names in the source, and draws them, too
+def test_an_arbitrary_text_is_found_or_rejected(text):
+    with contextlib.suppress(SiteError, FormatError):  # hypothesis also draws names that it finds in the source
         assert find_host(text).name == text.lower()
 
 
@@ -348,7 +354,7 @@ def test_no_text_breaks_the_search(text):
         ([], r"expected names of .* got \[\]"),
     ],
 )
-def test_a_target_that_matches_nothing_is_told_the_nearest(place, target_modules, message):
+def test_a_target_that_matches_nothing_gets_the_nearest_names(place, target_modules, message):
     with pytest.raises(SiteError, match=message):
         host_of(place).sites(target_modules)
 
@@ -356,19 +362,19 @@ def test_a_target_that_matches_nothing_is_told_the_nearest(place, target_modules
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"layers": 0}, "own: layers: must be an integer of at least 1, got 0"),
-        ({"heads": 2.0}, "own: heads: must be an integer"),
-        ({"key_heads": 0}, "own: key_heads: must be"),
-        ({"heads": 3, "key_heads": 2}, "However, 2 does not divide 3."),
-        ({"kinds": {"q": (4, 0)}}, "own: an axis of q: must be"),
-        ({"kinds": {}}, "However, `kinds` is empty."),
-        ({"layers": 10_001}, "at most 10,000 layers.\nHowever, this one has 10,001."),
+        ({"layers": 0}, "own: layers: expected an integer of at least 1, got 0"),
+        ({"heads": 2.0}, "own: heads: expected an integer"),
+        ({"key_heads": 0}, "own: key_heads: expected an integer"),
+        ({"heads": 3, "key_heads": 2}, "key heads that divides the 3 attention heads, got 2."),
+        ({"kinds": {"q": (4, 0)}}, "own: an axis of q: expected an integer"),
+        ({"kinds": {}}, "expected at least one linear layer in a block, got no `kinds`."),
+        ({"layers": 10_001}, "at most 10,000 layers, got 10,001."),
         (
             {"prefix": "0.auto_model"},
-            "the first number in a path is that of the block.\nHowever, prefix='0.auto_model'",
+            "expected a path to the blocks without a number, got prefix='0.auto_model'",
         ),
     ],
 )
-def test_a_host_that_cannot_be_is_refused(changes, message):
+def test_an_invalid_host_is_rejected(changes, message):
     with pytest.raises(SiteError, match=message):
         Host(**(HERE | changes))

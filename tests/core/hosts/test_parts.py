@@ -1,4 +1,4 @@
-"""A weight as several sites: where each block lies, what it is called, and what the whole of the weight gets."""
+"""Weights split into several sites: the position and name of each block, and the update of the whole weight."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def kinds_and_places(sites):
     return [(site.path, site.coordinates["kind"], site.shape, site.rectangle) for site in sites]
 
 
-def test_equal_parts_of_a_fused_weight():
+def test_a_fused_weight_splits_into_equal_parts():
     q, k, v = split_sites([QKV], fused={"c_attn": ["q", "k", "v"]})
     assert kinds_and_places([q, v]) == [
         ("h.0.attn.c_attn[q]", "attn.q", (4, 4), (slice(0, 4), slice(0, 4))),
@@ -41,8 +41,8 @@ def test_equal_parts_of_a_fused_weight():
     assert (k.weight, k.weight_shape, k.coordinates["layer"]) == ("h.0.attn.c_attn", (12, 4), 0)
 
 
-def test_parts_of_other_heights_and_parts_that_are_left():
-    """Grouped queries: the keys and values are lower."""
+def test_parts_may_differ_in_rows_or_be_left_out():
+    """With grouped queries, keys and values have fewer rows."""
     parts = split_sites([QKV], fused={"attn.c_attn": {"q": 8, "k": 2, "v": 2}})
     assert [(site.shape, site.rectangle[0]) for site in parts] == [
         ((8, 4), slice(0, 8)),
@@ -67,7 +67,7 @@ def test_blocks_are_numbered_row_by_row():
     ]
 
 
-def test_blocks_of_a_part_lie_inside_that_part():
+def test_blocks_of_a_part_lie_inside_the_part():
     parts = split_sites([QKV], fused={"c_attn": ["q", "k", "v"]}, blocks={"c_attn": (2, 1)})
     assert [(site.path.removeprefix(QKV.path), site.rectangle[0]) for site in parts] == [
         ("[q][0]", slice(0, 2)),
@@ -79,7 +79,7 @@ def test_blocks_of_a_part_lie_inside_that_part():
     ]
 
 
-def test_every_expert_is_a_site_and_its_parts_are_sites():
+def test_every_expert_is_a_site_and_can_be_split_further():
     parts = split_sites([EXPERTS], experts=["experts.up"], fused={"up": ["gate", "up"]})
     assert len(parts) == 6
     last = parts[-1]
@@ -92,7 +92,7 @@ def test_every_expert_is_a_site_and_its_parts_are_sites():
     assert np.zeros(last.weight_shape)[last.rectangle].shape == last.shape == (4, 4)
 
 
-def test_every_site_is_there_once_a_task():
+def test_every_site_is_repeated_once_per_task():
     parts = split_sites([QKV, UP], tasks=["seg", "depth"])
     assert [(site.weight, site.coordinates["task"], site.rectangle) for site in parts[:2]] == [
         ("h.0.attn.c_attn", "seg", (slice(0, 12), slice(0, 4))),
@@ -101,12 +101,13 @@ def test_every_site_is_there_once_a_task():
     adapter = families.mtlora().bind(parts, rank=2)
     assert len(adapter.weights["h.0.mlp.fc"]) == 2
     with pytest.raises(
-        SiteError, match=r"h\.0\.mlp\.fc: its sites serve several tasks\.\nAsk for one of h\.0\.mlp\.fc\[seg"
+        SiteError,
+        match=r"h\.0\.mlp\.fc: expected .*whose sites serve several tasks\.\nAsk for one of h\.0\.mlp\.fc\[seg",
     ):
         delta(adapter, random_params(adapter, np.random.default_rng(0)), "h.0.mlp.fc")
 
 
-def test_sites_stay_as_they_are_where_nothing_is_asked():
+def test_sites_are_unchanged_if_no_split_is_requested():
     assert split_sites([QKV, UP]) == (QKV, UP)
     assert UP.rectangle == (slice(0, 16), slice(0, 4))
     assert (UP.weight, UP.weight_shape) == (UP.path, UP.shape)
@@ -119,37 +120,37 @@ def test_sites_stay_as_they_are_where_nothing_is_asked():
             {"fused": {"attn": ["q"]}},
             r"fused: expected names of the adapted weights, got 'attn', which names none\.\nThe nearest names are c",
         ),
-        ({"fused": {"c_attn": ["q", "k", "v", "o", "p"]}}, r"its 12 rows together\.\nHowever, these were given: q: 2"),
-        ({"fused": {"c_attn": {"q": 8, "k": 2}}}, r"However, these were given: q: 8, k: 2\.\nGive name -> rows"),
-        ({"fused": {"c_attn": ["q", "q", "v"]}}, r"the parts of a fused weight have names of their own"),
-        ({"fused": {"c_attn": [None]}}, r"the parts of a fused weight have names of their own"),
-        ({"fused": {"c_attn": {"q": 12.0}}}, r"fused: rows of 'q': must be an integer of at least 1, got 12\.0"),
-        ({"blocks": {"c_attn": (5, 1)}}, r"5 blocks do not divide an axis of 12\.\nDivisors of 12: 1, 2, 3, 4, 6, 12"),
-        ({"blocks": {"c_attn": (2,)}}, r"blocks needs one count an axis of \(12, 4\)\.\nHowever, it is \(2,\)"),
-        ({"blocks": {"c_attn": (0, 1)}}, r"blocks along an axis: must be an integer of at least 1, got 0"),
-        ({"experts": ["c_attn"]}, r"experts needs a weight of the axes \(experts, out, in\)\.\nHowever, it has shape"),
-        ({"tasks": ["a", ""]}, r"tasks: must be names\.\nHowever, '' is among them"),
+        ({"fused": {"c_attn": ["q", "k", "v", "o", "p"]}}, r"different names and 12 rows in total, got q: 2"),
+        ({"fused": {"c_attn": {"q": 8, "k": 2}}}, r"rows in total, got q: 8, k: 2\.\nGive name -> rows"),
+        ({"fused": {"c_attn": ["q", "q", "v"]}}, r"expected parts with different names and 12 rows in total"),
+        ({"fused": {"c_attn": [None]}}, r"expected parts with different names and 12 rows in total"),
+        ({"fused": {"c_attn": {"q": 12.0}}}, r"fused: rows of 'q': expected an integer of at least 1, got 12\.0"),
+        ({"blocks": {"c_attn": (5, 1)}}, r"divides an axis of 12, got 5\.\nDivisors of 12: 1, 2, 3, 4, 6, 12"),
+        ({"blocks": {"c_attn": (2,)}}, r"expected one number of blocks per axis of \(12, 4\), got \(2,\)"),
+        ({"blocks": {"c_attn": (0, 1)}}, r"blocks along an axis: expected an integer of at least 1, got 0"),
+        ({"experts": ["c_attn"]}, r"expected a weight with the axes \(experts, out, in\), got shape"),
+        ({"tasks": ["a", ""]}, r"tasks: expected names that are not empty, got '' among them"),
     ],
     ids=str,
 )
-def test_what_cannot_be_split_is_told(words, message):
+def test_an_invalid_split_is_rejected(words, message):
     with pytest.raises(SiteError, match=message):
         split_sites([QKV], **words)
 
 
-def test_two_sites_do_not_update_one_entry():
+def test_two_sites_must_not_update_the_same_entry():
     upper, over = (
         Site(f"w[{n}]", (8, 4), {"kind": str(n)}, Block("w", (12, 4), (start, 0))) for n, start in enumerate((0, 4))
     )
     with pytest.raises(
-        SiteError, match=r"w\[0\]: expected sites of one weight that do not overlap.*\nHowever, w\[1\] updates"
+        SiteError, match=r"w\[0\]: expected sites of one weight that do not overlap, .*, got w\[1\], which updates"
     ):
         families.lora().bind([upper, over], rank=2)
-    with pytest.raises(SiteError, match=r"w: is said to be of shape \(12, 4\) by w\[0\]\.\nHowever, w says \(4, 4\)"):
+    with pytest.raises(SiteError, match=r"w: expected one shape .*, got \(12, 4\) from w\[0\] and \(4, 4\) from w\."):
         families.lora().bind([upper, Site("w", (4, 4))], rank=2)
 
 
-def test_a_weight_gets_the_updates_of_its_blocks():
+def test_the_update_of_a_weight_is_that_of_its_blocks():
     adapter = families.lotr().bind(split_sites([QKV], fused={"c_attn": ["q", None, "v"]}), rank=2)
     params = random_params(adapter, np.random.default_rng(0))
     whole = delta(adapter, params, "h.0.attn.c_attn")
@@ -159,7 +160,7 @@ def test_a_weight_gets_the_updates_of_its_blocks():
     assert np.allclose(apply(adapter, params, "h.0.attn.c_attn", x), x @ whole.T, rtol=0, atol=1e-12)
 
 
-def test_a_weight_of_experts_is_no_linear_map():
+def test_a_weight_of_several_experts_cannot_be_applied_to_an_input():
     adapter = families.lora().bind(split_sites([EXPERTS], experts=["up"]), rank=2)
     params = random_params(adapter, np.random.default_rng(0))
     assert delta(adapter, params, EXPERTS.path).shape == (3, 8, 4)
@@ -170,7 +171,7 @@ def test_a_weight_of_experts_is_no_linear_map():
 
 
 def test_blocks_of_one_shape_share_a_network():
-    """FacT: twelve blocks of 768 x 768 a layer of ViT-B, 1536 r + 144 r^2 (fact_tt.py @ 026e4f1)."""
+    """FacT: twelve blocks of 768 x 768 per layer of ViT-B, 1536 r + 144 r^2 (fact_tt.py @ 026e4f1)."""
     sites = grid(
         layers=12,
         kinds={**dict.fromkeys("qkvo", (768, 768)), "fc1": (3072, 768), "fc2": (768, 3072)},
@@ -182,7 +183,7 @@ def test_blocks_of_one_shape_share_a_network():
     assert rank_bound(adapter, "layers.3.fc1[2]").rank == 16
 
 
-def test_experts_are_a_mode_like_any_other():
+def test_experts_can_be_a_site_mode():
     spec = families.lotr(over="layer expert")
     adapter = spec.bind(grid(layers=2, kinds={"up": (4, 8, 6)}, experts=["up"]), rank=2)
     (network,) = adapter.networks
@@ -190,14 +191,14 @@ def test_experts_are_a_mode_like_any_other():
     assert count(adapter).trainable == 8 * 2 + 6 * 2 + 2 * 4 * 2 * 2
 
 
-def test_a_text_with_blocks_comes_back_and_a_wrong_one_does_not():
+def test_blocks_are_saved_as_json_and_checked_when_read():
     adapter = families.lora().bind(
         split_sites([QKV, EXPERTS], experts=["up"], fused={"c_attn": ["q", "k", "v"]}), rank=2
     )
     text = to_json(adapter)
     assert from_json(text) == adapter
     for old, new, message in [
-        ('"start":[4,0]', '"start":[40,0]', "must lie inside its weight"),
+        ('"start":[4,0]', '"start":[40,0]', "expected a block inside the weight"),
         ('"start":[4,0]', '"start":[0,0]', "expected sites of one weight that do not overlap"),
         ('"start":[4,0]', '"begin":[4,0]', "unknown keys"),
         ('"weight":["h.",".attn.c_attn"]', '"weight":[1]', "pattern: expected a path of one or two strings"),
@@ -207,7 +208,7 @@ def test_a_text_with_blocks_comes_back_and_a_wrong_one_does_not():
             from_json(text.replace(old, new))
 
 
-def test_overlap_is_found_where_no_axis_parts_the_blocks():
+def test_overlap_is_found_even_if_no_axis_separates_the_blocks():
     def block(name, shape, start):
         return Site(name, shape, {"kind": name}, Block("w", (4, 4), start))
 
@@ -222,8 +223,8 @@ def test_overlap_is_found_where_no_axis_parts_the_blocks():
         families.lora().bind([*around, block("e", (2, 2), (1, 2))], rank=1)
 
 
-def test_ten_thousand_blocks_are_compared_in_few_steps(monkeypatch):
-    """A grid of blocks is parted axis by axis; every pair would be 50 million comparisons."""
+def test_ten_thousand_blocks_are_checked_without_comparing_pairs(monkeypatch):
+    """The blocks of a grid are separated axis by axis; comparing all pairs would take 50 million comparisons."""
     sites = split_sites([Site("w", (100, 100), {"kind": "w"})], blocks={"w": (100, 100)})
     seen = []
     overlap = parts._overlap

@@ -1,4 +1,4 @@
-"""Which paths a rule names, and which layer and kind a path tells: one reading for the core, torch and JAX."""
+"""Which paths a rule matches, and which layer and kind are read from a path, for the core, torch and JAX alike."""
 
 import re
 
@@ -49,17 +49,17 @@ def test_a_list_names_suffixes_and_a_string_is_a_regular_expression(rule, found)
         (3, "expected names of modules, got 3"),
     ],
 )
-def test_a_rule_that_matches_nothing_is_refused(rule, message):
+def test_a_rule_that_matches_nothing_is_rejected(rule, message):
     with pytest.raises(SiteError, match=f"^target: {re.escape(message)}"):
         find(rule)
 
 
-def test_there_may_be_nothing_to_name():
+def test_no_names_are_suggested_if_there_are_none():
     with pytest.raises(SiteError, match=r"There is no name to choose from\.$"):
         find(["query"], [])
 
 
-def test_the_layer_is_the_first_number_and_the_kind_what_follows():
+def test_the_layer_is_the_first_number_and_the_kind_is_the_rest_of_the_path():
     assert places("h.0.attn.q", "h.12.attn.q", "h.3.experts.1.up") == [
         (0, "attn.q"),
         (12, "attn.q"),
@@ -84,18 +84,18 @@ def test_the_layer_is_the_first_number_and_the_kind_what_follows():
         ("layers_{}", "layers"),
     ],
 )
-def test_every_usual_form_of_a_layer(form, kind):
+def test_layers_are_read_from_every_usual_form_of_path(form, kind):
     assert places(form.format(0), form.format(3), form.format(12)) == [(0, kind), (3, kind), (12, kind)]
 
 
-def test_a_number_at_the_end_of_a_name_needs_a_sibling():
+def test_a_number_at_the_end_of_a_name_is_a_layer_only_if_it_has_a_sibling():
     assert places("fc_1.q", "fc_2.v", "norm_1.x") == [(0, "fc_1.q"), (0, "fc_2.v"), (0, "norm_1.x")]
     assert places("block_0.q") == [(0, "block_0.q")]
     assert places("block_0.q", among=["block_0.q.weight", "block_1.q.weight"]) == [(0, "q")]
     assert places("fc1.q", "fc2.q") == [(0, "fc1.q"), (0, "fc2.q")]
 
 
-def test_a_number_inside_a_layer_is_no_layer():
+def test_a_number_inside_a_layer_is_not_a_layer():
     assert places("block_1.mlp.0", "block_2.mlp.0", "block_1.fc_1.q", "block_1.fc_2.q") == [
         (1, "mlp.0"),
         (2, "mlp.0"),
@@ -104,11 +104,11 @@ def test_a_number_inside_a_layer_is_no_layer():
     ]
 
 
-def test_outside_of_any_stack_the_path_is_the_kind():
+def test_outside_a_stack_the_path_is_the_kind():
     assert places("head", "h.1.q", "blocks.4", "2") == [(0, "head"), (1, "h.q"), (4, "blocks.blocks"), (2, "linear")]
 
 
-def test_several_stacks_tell_their_kinds_apart():
+def test_with_several_stacks_the_kind_begins_with_the_stack():
     assert places("encoder.0.q", "decoder.0.q") == [(0, "encoder.q"), (0, "decoder.q")]
     assert places("enc.layer_0.q", "enc.layer_1.q", "dec.layer_0.q", "dec.layer_1.q") == [
         (0, "enc.layer.q"),
@@ -118,14 +118,14 @@ def test_several_stacks_tell_their_kinds_apart():
     ]
 
 
-def test_the_shape_and_the_path_are_those_given():
+def test_a_site_keeps_the_given_path_and_shape():
     (site,) = sites_of({"h.0.q": (4, 5, 3)})
     assert (site.path, site.shape) == ("h.0.q", (4, 5, 3))
     with pytest.raises(SiteError, match="at least 1, got 0"):
         sites_of({"h.0.q": (4, 0)})
 
 
-def test_only_some_layers():
+def test_in_layers_keeps_the_paths_of_the_given_layers():
     paths = ["block_0.q", "block_1.q", "block_2.q", "head"]
     assert in_layers(paths, 1) == ["block_1.q"]
     assert in_layers(paths, [0, 2]) == ["block_0.q", "block_2.q"]
@@ -139,15 +139,15 @@ WORDS = st.sampled_from(["q", "mlp", "layers", "layer", "h", "0", "3", "layer_0"
 
 
 @given(st.lists(st.lists(WORDS, min_size=1, max_size=4).map(".".join), unique=True, max_size=8))
-def test_a_place_gives_its_path_back(paths):
-    """The stack, the number and the inner path are parts of the path, and no path is read by its position in a list."""
+def test_a_path_can_be_rebuilt_from_its_place(paths):
+    """The stack, the number and the inner path are parts of the path, and the order of the paths does not matter."""
     found = places_of(paths)
     assert list(found) == paths
     for path, place in found.items():
         if place.layer is None:
             assert place.inner == path
         else:
-            ends = ("", f".{place.inner}")  # a layer with nothing inside is named by its stack
+            ends = ("", f".{place.inner}")  # a layer that is itself the module is named after its stack
             heads = (f"{place.stack}.", f"{place.stack}_") if place.stack else ("",)
             assert path in {f"{head}{place.layer}{end}" for head in heads for end in ends}
     assert places_of(paths[::-1]) == found

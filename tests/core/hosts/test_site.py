@@ -10,8 +10,8 @@ from tnadapt.binding import Block
     ("shape", "start"),
     [((8, 4), (5, 0)), ((12, 5), (0, 0)), ((4, 4), (0,)), ((4, 4), (-1, 0)), ((1, 12, 4), (0, 0, 0))],
 )
-def test_a_block_lies_inside_its_weight(shape, start):
-    with pytest.raises(SiteError, match=r"must lie inside its weight w\.\nHowever, that has shape \(12, 4\)"):
+def test_a_block_outside_its_weight_is_rejected(shape, start):
+    with pytest.raises(SiteError, match=r"expected a block inside the weight w of shape \(12, 4\), got one of shape"):
         Site("w[0]", shape, block=Block("w", (12, 4), start))
 
 
@@ -21,15 +21,15 @@ def test_a_block_lies_inside_its_weight(shape, start):
         ({"shape": ()}, "at least one axis"),
         ({"shape": (3, 0)}, "at least 1, got 0"),
         ({"shape": (3, 2.0)}, r"at least 1, got 2\.0"),
-        ({"shape": (3, 2), "coordinates": {"layer": 1.0}}, "coordinate 'layer'"),
+        ({"shape": (3, 2), "coordinates": {"layer": 1.0}}, "an integer or a string as coordinate 'layer'"),
     ],
 )
-def test_a_site_that_is_no_weight_is_refused(words, message):
+def test_an_invalid_shape_or_coordinate_is_rejected(words, message):
     with pytest.raises(SiteError, match=message):
         Site("h.0.q", **words)
 
 
-def test_a_site_has_a_layer_and_a_kind():
+def test_a_site_has_a_layer_and_a_kind_by_default():
     site = Site("h.0.q", (3, 2))
     assert dict(site.coordinates) == {"layer": 0, "kind": "h.0.q"}
     assert (site.weight, site.weight_shape, site.rectangle) == ("h.0.q", (3, 2), (slice(0, 3), slice(0, 2)))

@@ -1,4 +1,4 @@
-"""Groups: which sites share a network, under which name, and where each stands in it."""
+"""Groups: which sites share a network, how groups are named, and which index a site has."""
 
 import itertools
 
@@ -14,7 +14,7 @@ EXPERTS = tuple(
 
 
 def own(over):
-    """A spec with one core for each place along `over`."""
+    """Return a spec with one core per index along the site modes."""
     return AdapterSpec(
         name="own",
         weight="out in",
@@ -92,35 +92,35 @@ def test_groups_follow_from_over(over, expected):
         ("site", 1, 12),
     ],
 )
-def test_a_coordinate_more_parts_the_groups(over, number, sites_each):
+def test_coordinates_that_are_not_site_modes_separate_groups(over, number, sites_each):
     found = groups(over, EXPERTS)
     assert len(found) == number
     assert {len(paths) for paths in found.values()} == {sites_each}
 
 
-def test_the_name_of_a_group_says_its_fixed_coordinates():
+def test_a_group_is_named_after_its_fixed_coordinates():
     kinds = [f"{kind}.expert_{expert}" for expert in range(3) for kind in ("up", "down")]
     assert [*groups("layer", EXPERTS)] == kinds
     assert [*groups("layer kind", EXPERTS)] == ["expert_0", "expert_1", "expert_2"]
     assert [*groups("expert", EXPERTS)] == ["0.up", "0.down", "1.up", "1.down"]
     assert [*groups("", EXPERTS)][:2] == ["0.up.expert_0", "0.down.expert_0"]
-    coordinates = {"task": "sst-2", "kind": "up", "expert": 5, "layer": 3}  # in whatever order they were given
+    coordinates = {"task": "sst-2", "kind": "up", "expert": 5, "layer": 3}  # in any order
     assert [*groups("", [Site("x", (4, 6), coordinates)])] == ["3.up.expert_5.task_sst-2"]
     assert [*groups("task layer", [Site("x", (4, 6), coordinates)])] == ["up.expert_5"]
 
 
-def test_a_shape_is_told_where_the_label_is_not_unique():
+def test_a_group_name_includes_the_shape_if_it_is_not_unique():
     sites = [Site("x", (4, 6), {"kind": "q"}), Site("y", (8, 6), {"kind": "q"}), Site("z", (8, 6), {"kind": "k"})]
     assert groups("layer", sites) == {"q.4x6": ["x"], "q.8x6": ["y"], "k": ["z"]}
 
 
-def test_an_adapter_with_one_group_has_short_names():
+def test_params_of_a_single_group_have_no_prefix():
     assert set(init(own("site").bind(EXPERTS, rank=2))) == {"A", "G", "B"}
     names = set(init(own("layer").bind(MIXED, rank=2)))
     assert names == {f"{kind}.{factor}" for kind in ("q", "k", "up") for factor in "AGB"}
 
 
-def test_gaps_are_numbered_away_in_rising_order():
+def test_indices_have_no_gaps_and_ascend_with_the_coordinate():
     sites = [Site(f"h.{layer}", (4, 6), {"layer": layer, "kind": "q"}) for layer in (11, 3, 7)]
     adapter = own("layer").bind(sites, rank=2)
     (group,) = adapter.groups
@@ -129,7 +129,7 @@ def test_gaps_are_numbered_away_in_rising_order():
     assert group.network.sizes["layer"] == 3
 
 
-def test_numbers_rise_as_numbers_and_names_keep_their_order():
+def test_numbers_are_sorted_and_names_keep_their_order():
     sites = [
         Site(f"h.{layer}.{kind}", (4, 6), {"layer": layer, "kind": kind}) for layer in (10, 9) for kind in ("v", "k")
     ]
@@ -138,19 +138,19 @@ def test_numbers_rise_as_numbers_and_names_keep_their_order():
     assert group.index(sites[1]) == {"layer": 1, "kind": 1}
 
 
-def test_a_site_mode_is_the_running_number():
+def test_the_site_mode_numbers_all_sites():
     (group,) = own("site").bind(EXPERTS, rank=2).groups
     assert [group.index(site)["site"] for site in EXPERTS] == list(range(12))
 
 
-def test_a_place_may_stay_empty():
+def test_a_grid_of_indices_may_have_gaps():
     sites = [site for site in grid(layers=2, kinds={"q": (4, 6), "k": (4, 6)}) if site.path != "layers.1.q"]
     (group,) = own("layer kind").bind(sites, rank=2).groups
     assert (group.network.sizes["layer"], group.network.sizes["kind"], len(group.sites)) == (2, 2, 3)
 
 
 def sites_at(*places):
-    """Sites a, b, c, ... of one shape, or of the shape that a place names."""
+    """Return sites a, b, c, ... with these coordinates, of one shape unless "shape" is given."""
     return [
         Site("abc"[number], place.get("shape", (4, 6)), {key: at for key, at in place.items() if key != "shape"})
         for number, place in enumerate(places)
@@ -170,7 +170,7 @@ def sites_at(*places):
     ],
     ids=["dots in coordinates", "another name", "one more", "a number and a text"],
 )
-def test_sites_of_other_coordinates_are_in_other_groups(sites, names):
+def test_sites_with_different_fixed_coordinates_are_in_different_groups(sites, names):
     adapter = own("layer").bind(sites, rank=2)
     assert [group.name for group in adapter.groups] == names
     assert [group.sites for group in adapter.groups] == [(site,) for site in sites]
@@ -189,74 +189,75 @@ def test_sites_of_other_coordinates_are_in_other_groups(sites, names):
     ],
     ids=["a shape in a coordinate", "types", "names", "a coordinate in a kind", "layers of two types", "dots"],
 )
-def test_two_groups_of_one_name_are_refused(over, sites, name):
-    message = rf"its group would be named '{name}'.\nHowever, so is that of a.\nGive one of them another coordinate.$"
+def test_two_groups_with_the_same_name_are_rejected(over, sites, name):
+    message = rf"a name of its own, got '{name}', which is also that of a.\nGive one of them another coordinate.$"
     with pytest.raises(SiteError, match=message):
         own(over).bind(sites, rank=2)
 
 
-def test_coordinates_of_two_types_are_two_places():
+def test_a_number_and_a_string_are_different_coordinates():
     sites = sites_at({"layer": 1, "kind": "k"}, {"layer": "1", "kind": "k"}, {"layer": 0, "kind": "k"})
     (group,) = own("layer").bind(sites, rank=2).groups
     assert len(set(group.values["layer"])) == 3
     assert sorted(group.index(site)["layer"] for site in sites) == [0, 1, 2]
-    assert group.index(sites[2])["layer"] < group.index(sites[0])["layer"]  # numbers still rise
+    assert group.index(sites[2])["layer"] < group.index(sites[0])["layer"]  # numbers are still sorted
     assert [group.values["layer"][group.index(site)["layer"]] for site in sites] == [1, "1", 0]
 
 
-def test_two_sites_at_one_place_are_refused():
+def test_two_sites_with_the_same_coordinates_are_rejected():
     sites = [Site("a", (4, 6), {"kind": "q"}), Site("b", (4, 6), {"kind": "q"})]
-    message = (
-        r"b: two sites of one network need different coordinates along \(layer\).\nHowever, a stands at the same place"
-    )
+    message = r"b: expected different coordinates along \(layer\) for two sites of one network, got \(0,\) for this"
     with pytest.raises(SiteError, match=message):
         own("layer").bind(sites, rank=2)
-    with pytest.raises(SiteError, match="b: two sites of one network need different coordinates"):
+    with pytest.raises(SiteError, match=r"b: expected different coordinates along .* for two sites of one network"):
         families.lora().bind(sites, rank=2)
     assert len(own("site").bind(sites, rank=2).groups) == 1
 
 
-def test_a_site_given_twice_is_refused():
+def test_a_repeated_site_is_rejected():
     one, two, again = Site("a", (4, 6)), Site("b", (4, 6)), Site("a", (4, 6), {"layer": 1})
-    with pytest.raises(SiteError, match=r"^a: this site was given 2 times.\nGive it once.$"):
+    with pytest.raises(SiteError, match=r"^a: expected each site once, got this one 2 times.\nPass it once.$"):
         own("site").bind([two, one, again], rank=2)
-    with pytest.raises(SiteError, match=r"^a: this site was given 3 times.\nGive it once.$"):
+    with pytest.raises(SiteError, match=r"^a: expected each site once, got this one 3 times.\nPass it once.$"):
         own("site").bind([two, one, again, one, two], rank=2)
 
 
-def test_no_sites_are_refused():
-    with pytest.raises(SiteError, match="own: an adapter needs at least one site"):
+def test_an_empty_list_of_sites_is_rejected():
+    with pytest.raises(SiteError, match="own: expected at least one site, got none"):
         own("site").bind([], rank=2)
 
 
-def test_a_missing_coordinate_is_refused():
-    with pytest.raises(
-        SiteError, match=r"layers.0.q: the spec stacks weights over 'expert'.\nHowever, .* layer, kind."
-    ):
+def test_a_missing_coordinate_is_rejected():
+    message = (
+        r"layers.0.q: expected the coordinate 'expert', since the spec stacks weights over it, got only layer, kind\."
+    )
+    with pytest.raises(SiteError, match=message):
         own("expert").bind(MIXED, rank=2)
 
 
-def test_a_site_is_found_by_path_or_by_itself():
+def test_find_takes_a_path_or_a_site():
     adapter = own("layer").bind(MIXED, rank=2)
     group, site = adapter.find("layers.1.up")
     assert (group.name, site) == ("up", MIXED[5])
     assert adapter.find(MIXED[5]) == (group, site)
-    with pytest.raises(SiteError, match=r"layers.9.up: not a site of this adapter.\nIts 6 sites begin with layers.0.q"):
+    with pytest.raises(
+        SiteError, match=r"own: expected a site of this adapter, got 'layers.9.up'.\nIts 6 sites begin with layers.0.q"
+    ):
         adapter.find("layers.9.up")
 
 
-def test_the_first_five_sites_are_told_where_one_is_not_found():
+def test_the_message_for_an_unknown_path_lists_five_sites():
     with pytest.raises(SiteError, match=r"begin with layers.0.q, layers.0.k, layers.0.up, layers.1.q, layers.1.k.$"):
         own("").bind(MIXED, rank=2).find("layers.9.up")
 
 
-def test_a_size_that_does_not_fit_is_told_of_the_first_site():
+def test_the_message_for_a_size_that_does_not_fit_names_the_first_site():
     sites = [Site("a", (4, 6)), Site("b", (4, 6))]
-    with pytest.raises(SiteError, match=r"^a: the sizes of \(in\) must multiply to 6"):
+    with pytest.raises(SiteError, match=r"^a: expected sizes of \(in\) whose product is 6"):
         own("site").bind(sites, rank=2, sizes={"in": 5})
 
 
-def test_a_frozen_factor_without_site_mode_is_one_for_all_groups():
+def test_all_groups_share_a_frozen_factor_without_site_modes():
     adapter = families.vera().bind(MIXED, rank=2)
     assert {name: slot.shape for name, slot in adapter.slots.items() if "." not in name} == {"A": (2, 6), "B": (8, 2)}
     assert adapter.slots["0.q.b"].shape == (4,)
@@ -275,7 +276,7 @@ def test_a_frozen_factor_without_site_mode_is_one_for_all_groups():
     ],
     ids=["shapes differ", "one shape", "nothing shared", "kinds are apart anyway", "three shapes", "frozen alone"],
 )
-def test_what_shapes_keep_from_being_shared_is_told(spec, kinds, line):
+def test_factors_that_different_shapes_cannot_share_are_reported(spec, kinds, line):
     adapter = spec.bind(grid(layers=2, kinds=kinds), rank=2)
     assert line in adapter.sharing
     assert bool(adapter.sharing) == bool(line)

@@ -1,4 +1,4 @@
-"""Counts: published figures, the closed formula, and arrays that hold exactly as many numbers."""
+"""Counts: published figures, the formula, and the sizes of the actual arrays."""
 
 import math
 import time
@@ -97,7 +97,7 @@ def test_tera_counts_by_its_own_formula():
 
 
 def entries(formula, sizes):
-    """The formula read as a person would, with numbers for the modes: sums of products."""
+    """Evaluate a formula, a sum of products of modes, for these sizes."""
     return sum(math.prod(sizes[mode] for mode in term.split("*")) for term in formula.split(" + "))
 
 
@@ -135,7 +135,7 @@ def test_formulas_are_written_as_in_the_papers():
     assert (count(adapter).trainable, count(adapter).frozen) == (3, 24)
 
 
-def test_what_is_shared_counts_once_at_the_largest_size():
+def test_a_shared_factor_counts_once_at_the_largest_size():
     sites = grid(layers=2, kinds={"wide": (4, 9), "high": (7, 3)})
     counted = count(families.vera().bind(sites, rank=5))
     assert counted.frozen == 5 * (9 + 7)
@@ -153,13 +153,13 @@ def test_a_count_by_group():
 
 def test_a_long_count_prints_its_first_rows():
     text = str(count(LORA.bind(grid(layers=12, kinds={"q": (4, 6)}), rank=2)))
-    assert text.splitlines()[0] == "trainable 240  frozen 0  (a network trains r*in + out*r)"
+    assert text.splitlines()[0] == "trainable 240  frozen 0  (trainable per network: r*in + out*r)"
     assert text.splitlines()[1] == "  0.q.A  trainable  2 x 6  12"
     assert text.splitlines()[-1] == "  and 4 more"
     assert len(text.splitlines()) == 22
 
 
-def test_a_count_of_twenty_rows_is_printed_whole():
+def test_up_to_twenty_rows_are_printed():
     ten, eleven = (str(count(LORA.bind(grid(layers=layers, kinds={"q": (4, 6)}), rank=2))) for layers in (10, 11))
     assert len(ten.splitlines()) == 21
     assert "more" not in ten
@@ -194,7 +194,7 @@ def test_a_70b_model_counts_without_arrays(name, monkeypatch):
         assert counted.trainable == 80 * 64 * (2 * (8192 * 2) + 2 * (1024 + 8192) + 3 * (28672 + 8192))
 
 
-def test_counts_are_exact_far_above_the_integers_of_a_machine():
+def test_counts_are_exact_beyond_machine_integers():
     largest = 2**31 - 1
     factors = {
         "A": trainable("r in kh kw"),

@@ -1,4 +1,4 @@
-"""What is of another type than asked for is taken where its meaning is plain, else answered by the stage's error."""
+"""An argument of another type is accepted if its meaning is clear; otherwise the error of the step is raised."""
 
 import pickle
 
@@ -42,7 +42,7 @@ PARAMS = tnadapt.init(ADAPTER)
 
 CAUCHY = Slot("A", Factor(("r",), Initializer("cauchy", 1.0), True), (2,), {"r": 2}, ("r",))
 
-PARTS = {  # of a spec: what is written, and the words of the SpecError
+PARTS = {  # parts of a spec -> a call, and the words of the SpecError
     "a scale not called": (lambda: spec(scale=raw), r"the function raw; write scale=raw\(\)"),
     "a scale of text": (lambda: spec(scale="16"), r"expected a Scale or a number, got '16'"),
     "a scale of truth": (lambda: spec(scale=True), r"expected a Scale or a number, got True"),
@@ -58,7 +58,7 @@ PARTS = {  # of a spec: what is written, and the words of the SpecError
     "an initializer not called": (lambda: trainable("r", init=normal), r"function normal.\nWrite init=normal\(\)."),
     "one that needs a fan": (lambda: trainable("r", init=kaiming_uniform), r'\nWrite init=kaiming_uniform\("in"\).'),
     "an initializer of 0": (lambda: trainable("r", init=0), r"got 0.\nWrite init=normal\(\), or another of"),
-    "modes as a list": (lambda: trainable(["out", "r"]), r'as one text, got .*\nWrite trainable\("out r"\).'),
+    "modes as a list": (lambda: trainable(["out", "r"]), r'as one string, got .*\nWrite trainable\("out r"\).'),
     "no modes": (lambda: tnadapt.frozen(None), r'^frozen: .*got None.\nWrite frozen\("out r"\).'),
     "a map of no text": (lambda: trainable("a b", map=None), r"expected a map, one of rotation, .*got None"),
     "a fan by position": (lambda: normal("in"), r'^normal: .*got \'in\'.\nWrite normal\(fan="in"\).'),
@@ -70,10 +70,13 @@ PARTS = {  # of a spec: what is written, and the words of the SpecError
     "factors of text": (lambda: spec(factors={"A": "out r"}), r"factor 'A': .*got 'out r'; write trainable\(\"out r\""),
     "a factor not called": (lambda: spec(factors={"A": trainable}), r"got the function trainable; write trainable\("),
     "factors as a list": (lambda: spec(factors=[1]), r'expected factors by name, got \[1\]; write {"A": trainable'),
-    "a factor's name": (lambda: spec(factors={3: FACTORS["A"]}), r"expected names as texts, got 3 among them"),
-    "over as a list": (lambda: spec(over=["layer"]), r"over: expected one text, got \['layer'\]; write over=\"layer\""),
-    "weight as a tuple": (lambda: spec(weight=("out", "in")), r'weight: expected one text, .*write weight="out in"'),
-    "a name of 3": (lambda: spec(name=3), r'name: expected one text, got 3; write name="own"'),
+    "a factor's name": (lambda: spec(factors={3: FACTORS["A"]}), r"expected strings as names, got 3 among them"),
+    "over as a list": (
+        lambda: spec(over=["layer"]),
+        r"over: expected one string, got \['layer'\]; write over=\"layer\"",
+    ),
+    "weight as a tuple": (lambda: spec(weight=("out", "in")), r'weight: expected one string, .*write weight="out in"'),
+    "a name of 3": (lambda: spec(name=3), r'name: expected one string, got 3; write name="own"'),
     "commas": (lambda: spec(factors={"A": trainable("out,r")}), r"'out,r': .*separate modes by spaces, as in 'out r'"),
     "an arrow": (lambda: spec(over="a->b"), r"separate modes by spaces, as in 'a b'"),
     "einsum's axes": (lambda: spec(weight="oi"), r"weight 'oi': .*separate axes by spaces, as in 'out in'"),
@@ -84,18 +87,21 @@ PARTS = {  # of a spec: what is written, and the words of the SpecError
     "ties as a list": (lambda: spec(ties=["r"]), r"ties: expected bond -> mode, got \['r'\]"),
     "first gradients of a name": (lambda: tnadapt.first_gradients("lora"), r"AdapterSpec or an Adapter, got 'lora'"),
     "an unknown map": (lambda: map_factor("no_such_map", np.eye(2)), r"expected one of .*'cayley'.* got 'no_such_map'"),
-    "an unknown initializer": (lambda: sample(CAUCHY, 0), r"factor 'A' is not valid:.*unknown initializer 'cauchy'"),
+    "an unknown initializer": (
+        lambda: sample(CAUCHY, 0),
+        r"factor 'A' is not valid:.*expected a known initializer, got 'cauchy'",
+    ),
     "a map back": (lambda: pull_back("no_such_map", np.eye(2), np.eye(2)), r"expected one of .* got 'no_such_map'"),
 }
-SITED = {  # where sites, sizes or arrays are asked for: the words of the SiteError
+SITED = {  # arguments that should be sites, sizes or arrays -> a call, and the words of the SiteError
     "a host": (lambda: SPEC.bind(HOST, rank=2), r"^bind: .*the Host 'llama-2-7b'.\nPass its sites: host.sites\(\)."),
     "a path": (lambda: SPEC.bind("q_proj"), r"expected sites, got 'q_proj'.\nWrite \[Site\("),
     "a pair": (lambda: SPEC.bind([("q", (8, 8))]), r"got \('q', \(8, 8\)\) among them.\nWrite Site\('q', \(8, 8\)\)."),
     "shapes by path": (lambda: SPEC.bind({"q": (8, 8)}), r"got a dict of 'q'.\nMake sites .*: sites_of\(shapes\)."),
     "an adapter": (lambda: SPEC.bind(ADAPTER), r"got the Adapter 'x'.\nPass its sites: .sites."),
     "a path in a list": (lambda: SPEC.bind(["q"]), r"got 'q' among them.\nWrite Site\('q', \(out, in\)\)"),
-    "a rank of text": (lambda: SPEC.bind(SITES, rank="8"), r"^rank: .*got '8'.\nWrite a whole number, as 8."),
-    "a rank of 8.0": (lambda: SPEC.bind(SITES, rank=8.0), r"^rank: .*got 8.0.\nWrite a whole number, as 8."),
+    "a rank of text": (lambda: SPEC.bind(SITES, rank="8"), r"^rank: .*got '8'.\nWrite a whole number, such as 8."),
+    "a rank of 8.0": (lambda: SPEC.bind(SITES, rank=8.0), r"^rank: .*got 8.0.\nWrite a whole number, such as 8."),
     "a rank of truth": (lambda: SPEC.bind(SITES, rank=True), r"^rank: .*got True."),
     "a rank as a list": (lambda: SPEC.bind(SITES, rank=[8]), r"^rank: .*got \[8\]."),
     "a bond's rank of text": (lambda: SPEC.bind(SITES, rank={"r": "8"}), r"^rank of 'r': .*got '8'."),
@@ -119,7 +125,7 @@ SITED = {  # where sites, sizes or arrays are asked for: the words of the SiteEr
         lambda: Site("q", 8),
         r'^q: expected the shape of a weight, got 8.\nWrite Site\("q", \(out, in\)\).',
     ),
-    "a path of 3": (lambda: Site(3, (8, 8)), r"^Site: expected the path of a weight as a text, got 3."),
+    "a path of 3": (lambda: Site(3, (8, 8)), r"^Site: expected the path of a weight as a string, got 3."),
     "coordinates of text": (lambda: Site("q", (8, 8), "layer"), r"^q: expected coordinates by name, got 'layer'."),
     "kinds as a list": (lambda: grid(layers=2, kinds=["q"]), r"expected kinds by name, got \['q'\].\nWrite kinds={"),
     "a host to split": (
@@ -132,7 +138,7 @@ SITED = {  # where sites, sizes or arrays are asked for: the words of the SiteEr
     "updates": (lambda: tnadapt.compress(ADAPTER, "lora"), r"got the Adapter 'x'.\nPass low_rank_updates\(adapter, p"),
     "updates by path": (lambda: tnadapt.compress({"q": 1}, "lora"), r"^compress: expected sites, got a dict of 'q'."),
 }
-FILES = {  # the words of the FormatError
+FILES = {  # arguments of the functions for files -> a call, and the words of the FormatError
     "params of text": (lambda: tnadapt.save(ADAPTER, "f", {}), r"^save: expected params, arrays by name, got 'f'."),
     "a path of 3": (lambda: tnadapt.save(ADAPTER, PARAMS, 3), r"^save: expected the path of a file, got 3.\nWrite it"),
     "a file of 3": (lambda: tnadapt.load(3), r"^load: expected the path of a file, got 3."),
@@ -141,7 +147,7 @@ FILES = {  # the words of the FormatError
     "a slip at read_peft": (lambda: tnadapt.read_peft("f", shape={}), r"got 'shape'.\nThe nearest names are shapes"),
     "a saved alpha of 0": (
         lambda: tnadapt.from_json(tnadapt.to_json(SPEC).replace('"alpha":1.0', '"alpha":0')),
-        r"the text holds a spec that cannot be: .*expected an alpha that is not 0",
+        r"the text: expected a valid spec, got an invalid one\.\n.*expected an alpha that is not 0",
     ),
     "a text of data": (lambda: tnadapt.from_json({}), r"^from_json: expected a text that to_json wrote, got a dict."),
 }
@@ -153,7 +159,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("error", "act", "words"), MISTAKES, ids=[*PARTS, *SITED, *FILES])
-def test_a_mistake_is_answered(error, act, words):
+def test_an_argument_of_the_wrong_type_is_rejected(error, act, words):
     with pytest.raises(error, match=f"(?s){words}"):
         act()
 
@@ -181,29 +187,29 @@ IN_PLACE = {
 
 @pytest.mark.parametrize(("given", "words"), IN_PLACE.values(), ids=IN_PLACE)
 @pytest.mark.parametrize("name", ASKING)
-def test_what_is_no_adapter_is_answered(name, given, words):
+def test_a_value_that_is_not_an_adapter_is_rejected(name, given, words):
     error = FormatError if name in ("digests", "file_size", "save", "save_as_lora") else SiteError
     with pytest.raises(error, match=f"^{name}: expected an Adapter, got {words}"):
         ASKING[name](given)
 
 
-def test_what_holds_an_adapter_is_told_where_it_is():
-    with pytest.raises(SiteError, match=r"got a value of type Report.\nPass the adapter that it holds: .adapter."):
+def test_the_message_points_to_the_adapter_inside_the_value():
+    with pytest.raises(SiteError, match=r"got a value of type Report.\nPass the adapter that it contains: .adapter."):
         tnadapt.count(tnadapt.report(ADAPTER))
 
 
 @pytest.mark.parametrize("scale", [2.0, 2, raw(2)], ids=repr)
-def test_a_number_is_taken_as_the_scale(scale):
+def test_a_number_is_accepted_as_the_scale(scale):
     assert spec(scale=scale) == spec(scale=raw(2.0))
 
 
-def test_one_site_is_taken_by_itself():
+def test_a_single_site_is_accepted_as_sites():
     assert SPEC.bind(ONE, rank=2) == SPEC.bind([ONE], rank=2)
     assert tnadapt.fit_rank(SPEC, ONE, trainable=32) == 2
     assert tnadapt.split_sites(ONE) == (ONE,)
 
 
-def test_adapters_are_compared_one_by_one_or_in_a_list():
+def test_compare_takes_adapters_or_a_list_of_them():
     assert tnadapt.compare(ADAPTER, ADAPTER) == tnadapt.compare([ADAPTER, ADAPTER])
     assert len(tnadapt.compare(ADAPTER, [ADAPTER]).reports) == 2
 
@@ -212,7 +218,7 @@ def test_the_first_gradients_of_an_adapter_are_those_of_its_spec():
     assert tnadapt.first_gradients(ADAPTER) == tnadapt.first_gradients(SPEC) == ("A",)
 
 
-def test_the_error_of_a_part_survives_pickling():
+def test_a_spec_error_without_a_spec_can_be_pickled():
     with pytest.raises(SpecError, match="expected a number") as caught:
         constant("1")
     again = pickle.loads(pickle.dumps(caught.value))

@@ -1,4 +1,4 @@
-"""What a spec refuses, and what it takes."""
+"""Invalid specs and their faults, and unusual specs that are valid."""
 
 import pickle
 
@@ -13,29 +13,32 @@ NOT_BETWEEN = "factor 'A': {}: expected a {} of 0 or of 1e-30 to 1e+30 in size, 
 
 
 def spec(**changes):
-    """A small valid spec with changes; `A` and `B` replace one factor each."""
+    """Return a small valid spec with changes; `A` and `B` replace one factor each."""
     factors = {"A": changes.pop("A", A), "B": changes.pop("B", B)}
     return AdapterSpec(**({"name": "own", "weight": "out in", "factors": factors, "scale": raw()} | changes))
 
 
-REFUSED = {  # changes -> the one fault that must be named, whole
+REFUSED = {  # changes -> the only fault that is reported
     "a lonely bond": ({"B": trainable("out r q", init=zeros())}, "bond 'q': in one factor only"),
     "a site mode left out of over": ({"A": trainable("layer r in")}, "bond 'layer': in one factor only"),
     "a weight mode without factor": ({"weight": "out in kh"}, "weight mode 'kh': no factor carries it"),
-    "a mode twice in a factor": ({"A": trainable("r in r")}, "factor 'A': mode 'r' twice"),
-    "a mode twice in weight": ({"weight": "out in in"}, "mode 'in': named twice in weight and over"),
-    "a mode twice in an axis": ({"weight": "(out out) in"}, "mode 'out': named twice in weight and over"),
-    "a mode in weight and over": ({"over": "in"}, "mode 'in': named twice in weight and over"),
-    "a mode twice in over": ({"over": "layer layer"}, "mode 'layer': named twice in weight and over"),
-    "a name with a blank": ({"name": "my own"}, "spec 'my own': a name must be an identifier"),
-    "an empty name": ({"name": ""}, "spec '': a name must be an identifier"),
+    "a mode twice in a factor": ({"A": trainable("r in r")}, "factor 'A': mode 'r' occurs twice"),
+    "a mode twice in weight": ({"weight": "out in in"}, "mode 'in': occurs twice in weight and over"),
+    "a mode twice in an axis": ({"weight": "(out out) in"}, "mode 'out': occurs twice in weight and over"),
+    "a mode in weight and over": ({"over": "in"}, "mode 'in': occurs twice in weight and over"),
+    "a mode twice in over": ({"over": "layer layer"}, "mode 'layer': occurs twice in weight and over"),
+    "a name with a blank": ({"name": "my own"}, "spec 'my own': expected an identifier as its name"),
+    "an empty name": ({"name": ""}, "spec '': expected an identifier as its name"),
     "a factor named as the header of a file": (
         {"factors": {"__metadata__": A, "B": B}},
-        "factor '__metadata__': a name must not begin with '_'",
+        "factor '__metadata__': expected a name that does not begin with '_'",
     ),
-    "a factor that begins with a line": ({"factors": {"_": A, "B": B}}, "factor '_': a name must not begin with '_'"),
-    "a factor with a dot": ({"factors": {"a.b": A, "B": B}}, "factor 'a.b': a name must be an identifier"),
-    "a mode that is a number": ({"over": "3"}, "mode '3': a name must be an identifier"),
+    "a factor that begins with a line": (
+        {"factors": {"_": A, "B": B}},
+        "factor '_': expected a name that does not begin with '_'",
+    ),
+    "a factor with a dot": ({"factors": {"a.b": A, "B": B}}, "factor 'a.b': expected an identifier as its name"),
+    "a mode that is a number": ({"over": "3"}, "mode '3': expected an identifier as its name"),
     "a scale over an unknown mode": ({"scale": over_rank("z")}, "scale: unknown mode 'z'; the bonds are r"),
     "a scale over a weight mode": ({"scale": over_sqrt_rank("in")}, "scale: unknown mode 'in'; the bonds are r"),
     "a scale over nothing": ({"scale": over_rank("")}, "scale: unknown mode ''; the bonds are r"),
@@ -76,9 +79,12 @@ REFUSED = {  # changes -> the one fault that must be named, whole
         {"A": trainable("r in", init=orthogonal(-5e-324))},
         NOT_BETWEEN.format("orthogonal", "gain", "-5e-324"),
     ),
-    "a cap on no bond": ({"caps": {"out": "in"}}, "caps: 'out' must be a bond and 'in' a mode of the weight"),
-    "a cap by no mode": ({"caps": {"r": "z"}}, "caps: 'r' must be a bond and 'z' a mode of the weight"),
-    "a cap by a site mode": ({"over": "layer", "caps": {"r": "layer"}}, "caps: 'r' must be a bond and 'layer' a mode"),
+    "a cap on no bond": ({"caps": {"out": "in"}}, "caps: expected a bond and a mode of the weight, got 'out' and 'in'"),
+    "a cap by no mode": ({"caps": {"r": "z"}}, "caps: expected a bond and a mode of the weight, got 'r' and 'z'"),
+    "a cap by a site mode": (
+        {"over": "layer", "caps": {"r": "layer"}},
+        "caps: expected a bond and a mode of the weight, got 'r' and 'layer'",
+    ),
     "nothing trainable": ({"A": frozen("r in"), "B": frozen("out r", init=zeros())}, "nothing is trainable"),
     "a start that is not zero": ({"B": trainable("out r")}, "the update does not start at 0"),
     "two zeros": ({"A": trainable("r in", init=zeros())}, "dead start: A, B are all zero"),
@@ -89,7 +95,7 @@ REFUSED = {  # changes -> the one fault that must be named, whole
 
 
 @pytest.mark.parametrize(("changes", "fault"), REFUSED.values(), ids=REFUSED)
-def test_a_spec_refuses(changes, fault):
+def test_an_invalid_spec_is_rejected(changes, fault):
     with pytest.raises(SpecError, match="is not valid:\n  - ") as caught:
         spec(**changes)
     assert len(caught.value.faults) == 1, caught.value
@@ -98,7 +104,7 @@ def test_a_spec_refuses(changes, fault):
 
 
 @pytest.mark.parametrize("amount", [True, "1"], ids=repr)
-def test_an_amount_that_is_no_number_is_refused(amount):
+def test_an_amount_that_is_not_a_number_is_rejected(amount):
     with pytest.raises(SpecError, match="normal: expected a"):
         spec(A=trainable("r in", init=Initializer("normal", amount)))
 
@@ -110,7 +116,7 @@ def test_an_unknown_rule_of_the_scale_is_refused():
 
 @pytest.mark.parametrize("weight", ["", "out"])
 def test_a_weight_of_less_than_two_axes_is_refused(weight):
-    with pytest.raises(SpecError, match="needs an out axis and at least one in axis"):
+    with pytest.raises(SpecError, match="expected an out axis and at least one in axis"):
         spec(weight=weight)
 
 
@@ -126,11 +132,11 @@ def test_brackets_of_the_weight_are_faults_of_the_spec(weight, message):
 @pytest.mark.parametrize("place", ["over", "factor"])
 def test_brackets_outside_of_the_weight_are_refused(place):
     changes = {"over": "(layer kind)"} if place == "over" else {"A": trainable("(r in)")}
-    with pytest.raises(SpecError, match=r"mode '\(': a name must be an identifier"):
+    with pytest.raises(SpecError, match=r"mode '\(': expected an identifier as its name"):
         spec(**changes)
 
 
-def test_all_faults_come_at_once():
+def test_all_faults_are_reported_together():
     with pytest.raises(SpecError, match="spec 'my own' is not valid") as caught:
         AdapterSpec(
             name="my own",
@@ -144,19 +150,19 @@ def test_all_faults_come_at_once():
     assert text.splitlines()[1:] == [f"  - {fault}" for fault in caught.value.faults]
     for part in (
         "spec 'my own'",
-        "'out': named twice",
+        "'out': occurs twice",
         "weight mode 'in'",
         "bond 'p'",
         "unknown mode 'z'",
         "scale: expected a finite number as alpha, got nan",
         "scale: unknown mode 'q'",
-        "caps: 'q'",
+        "caps: expected a bond and a mode of the weight, got 'q' and 'in'",
         "does not start at 0",
     ):
         assert text.count(part) == 1 + (part == "spec 'my own'"), part  # its name is in the first line too
 
 
-def test_a_spec_error_survives_pickling():
+def test_a_spec_error_can_be_pickled():
     with pytest.raises(SpecError, match="nothing is trainable") as caught:
         spec(A=frozen("r in"), B=frozen("out r"))
     again = pickle.loads(pickle.dumps(caught.value))
@@ -165,7 +171,7 @@ def test_a_spec_error_survives_pickling():
 
 @pytest.mark.parametrize("words", [{"centered": True}, {"identity_at_start": False}])
 @pytest.mark.parametrize("law", [ones(), normal(), zeros()])
-def test_a_start_of_any_kind_is_taken_when_it_is_said(words, law):
+def test_any_start_is_valid_if_the_spec_allows_it(words, law):
     assert spec(B=trainable("out r", init=law), **words).factors["B"].init == law
 
 
@@ -195,12 +201,12 @@ TAKEN = {
 
 
 @pytest.mark.parametrize("changes", TAKEN.values(), ids=TAKEN)
-def test_a_spec_takes(changes):
+def test_an_unusual_spec_is_valid(changes):
     made = spec(**changes)
     assert made.axes == (("out",), ("in",))
 
 
-def test_bonds_are_what_is_neither_weight_nor_site():
+def test_bonds_are_the_modes_of_neither_weight_nor_sites():
     made = spec(
         over="layer",
         factors={"A": trainable("p in"), "G": trainable("q layer p"), "B": trainable("out q", init=zeros())},
@@ -220,7 +226,7 @@ def test_blanks_have_no_meaning():
         (trainable("r in"), True),
         (trainable("r in", init=orthogonal()), True),
         (frozen("r in"), False),
-        (frozen("r in", init=orthogonal()), True),  # a linear algebra library has a say in it
+        (frozen("r in", init=orthogonal()), True),  # computed by a linear algebra library
     ],
     ids=str,
 )
@@ -243,6 +249,6 @@ def test_the_table_of_a_spec_tells_what_is_shared_and_what_is_subtracted():
         "  scale 2 / p, minus the update of the starting values",
         "  shared by the sites of a network: A",
         "  one for the whole adapter: C",
-        "  a network trains out*p + site*p*q, and holds frozen in*q",
+        "  per network: out*p + site*p*q trainable, in*q frozen",
     ]
     assert "shared by" not in str(spec())

@@ -1,4 +1,4 @@
-"""Sizes: how ranks, asked sizes and even splits become a network, and what does not fit."""
+"""Sizes: a network from ranks, given sizes and even splits, and the errors for sizes that do not fit."""
 
 import itertools
 import math
@@ -17,7 +17,7 @@ from tnadapt.binding import Network
 LOTR, LORTA, LORA, TERA = families.lotr(), families.lorta(), families.lora(), families.tera()
 ONE = [Site("x", (12, 8))]
 LARGEST = 2**31 - 1
-RANKS = {  # the words of bind that say a rank of lora, and how a message about it begins
+RANKS = {  # arguments of bind that set the rank of lora, and the beginning of a message about it
     "int": (lambda rank: {"rank": rank}, "rank"),
     "dict": (lambda rank: {"rank": {"r": rank}}, "rank of 'r'"),
     "sizes": (lambda rank: {"sizes": {"r": rank}}, "size of 'r'"),
@@ -44,7 +44,7 @@ def test_weight_modes_and_site_modes_come_from_the_sites():
         ({"rank": {"p": 4}, "sizes": {"q": 3}}, (4, 3)),
         ({"sizes": {"p": 4, "q": 3}}, (4, 3)),
         ({"rank": 4, "sizes": {"q": 3}}, (4, 3)),
-        ({"rank": 50}, (50, 50)),  # above the sizes, and asked for
+        ({"rank": 50}, (50, 50)),  # above the sizes, and requested explicitly
     ],
 )
 def test_ranks(words, ranks):
@@ -54,18 +54,18 @@ def test_ranks(words, ranks):
 
 @pytest.mark.parametrize("rank", [0, -1, 2.0, 2.5, True, False, "2", [2], np.float64(2), float("nan")], ids=repr)
 @pytest.mark.parametrize("form", RANKS)
-def test_a_rank_that_is_no_positive_integer_is_refused(rank, form):
+def test_a_rank_that_is_not_a_positive_integer_is_rejected(rank, form):
     words, begins = RANKS[form]
-    with pytest.raises(SiteError, match=f"^{begins}: must be an integer of at least 1, got "):
+    with pytest.raises(SiteError, match=f"^{begins}: expected an integer of at least 1, got "):
         LORA.bind(ONE, **words(rank))
 
 
 @pytest.mark.parametrize("form", RANKS)
-def test_no_rank_is_above_the_largest_size(form):
+def test_a_rank_above_the_largest_size_is_rejected(form):
     words, begins = RANKS[form]
     assert dict(LORA.bind(ONE, **words(LARGEST), overparametrized=True).networks[0].sizes)["r"] == LARGEST
     for rank in (LARGEST + 1, 2**63, 10**400):
-        with pytest.raises(SiteError, match=f"^{begins}: must be at most 2,147,483,647, got "):
+        with pytest.raises(SiteError, match=f"^{begins}: expected at most 2,147,483,647, got "):
             LORA.bind(ONE, **words(rank))
 
 
@@ -78,48 +78,66 @@ def test_no_rank_is_above_the_largest_size(form):
     ],
     ids=["no bond", "a bond that sizes names"],
 )
-def test_a_rank_is_checked_where_nothing_needs_it(spec, sizes, rank):
-    with pytest.raises(SiteError, match=r"^rank: must be "):
+def test_a_rank_is_checked_even_if_no_bond_uses_it(spec, sizes, rank):
+    with pytest.raises(SiteError, match=r"^rank: expected (an integer of at least 1|at most 2,147,483,647), got "):
         spec.bind(ONE, rank=rank, sizes=sizes)
     assert spec.bind(ONE, rank=5, sizes=sizes).networks[0].sizes.items() >= sizes.items()
 
 
 @pytest.mark.parametrize("rank", [0, True, "2", 2**31], ids=repr)
-def test_a_rank_of_a_dict_is_checked_where_nothing_needs_it(rank):
-    with pytest.raises(SiteError, match=r"^rank of 'r': must be "):
+def test_a_rank_in_a_dict_is_checked_even_if_no_bond_uses_it(rank):
+    with pytest.raises(
+        SiteError, match=r"^rank of 'r': expected (an integer of at least 1|at most 2,147,483,647), got "
+    ):
         LORA.bind(ONE, rank={"r": rank}, sizes={"r": 3})
 
 
 @pytest.mark.parametrize(
     ("spec", "words", "message"),
     [
-        (LOTR, {"rank": {"p": 1, "z": 1}}, "lotr has no bond 'z'.\nIts bonds are p, q."),
-        (LOTR, {"rank": {"in": 1}}, "lotr has no bond 'in'"),
-        (LOTR, {"rank": 1, "sizes": {"z": 1}}, "lotr has no mode 'z' whose size is free.\nIt has in, out, p, q."),
-        (LOTR, {"rank": 1, "sizes": {"site": 1}}, "lotr has no mode 'site' whose size is free"),
-        (LOTR, {}, "However, these are open: p, q.\nPass rank=8 for all, or rank=.'p': 8. one by one"),
-        (LOTR, {"rank": {"p": 1}}, "However, these are open: q."),
-        (LOTR, {"rank": {}}, "However, these are open: p, q."),
-        (TERA, {"rank": {"r_o2": 2}}, "However, these are open: r_o1, r_o3, r_i1, r_i2, r_i3."),
-        (LORA, {"rank": 1, "sizes": {"in": 0}}, "size of 'in': must be an integer of at least 1, got 0"),
-        (LORA, {"rank": 1, "sizes": {"in": 4}}, "must multiply to 8.\nHowever, in=4 does not give 8"),
-        (LORTA, {"rank": 1, "sizes": {"head": 5}}, r"x: the sizes of \(head dim\) must multiply to 12."),
-        (LORTA, {"rank": 1, "sizes": {"head": 5}}, "head=5 does not divide 12.\nDivisors of 12: 1, 2, 3, 4, 6, 12."),
-        (LORTA, {"rank": 1, "sizes": {"head": 24}}, "head=24 does not divide 12"),
-        (LORTA, {"rank": 1, "sizes": {"head": 3, "dim": 2}}, "head=3, dim=2 does not give 12"),
-        (LORA, {"rank": 1, "seed": -1}, "seed: must be an integer of at least 0, got -1"),
-        (LORA, {"rank": 1, "seed": 0.0}, "seed: must be an integer of at least 0, got 0.0"),
-        (LORA, {"rank": 1, "seed": True}, "seed: must be an integer of at least 0, got True"),
+        (LOTR, {"rank": {"p": 1, "z": 1}}, "rank: expected bonds of lotr, got 'z'.\nIts bonds are p, q."),
+        (LOTR, {"rank": {"in": 1}}, "rank: expected bonds of lotr, got 'in'"),
+        (
+            LOTR,
+            {"rank": 1, "sizes": {"z": 1}},
+            "sizes: expected modes of lotr whose sizes are free, got 'z'.\nIt has in, out, p, q.",
+        ),
+        (LOTR, {"rank": 1, "sizes": {"site": 1}}, "sizes: expected modes of lotr whose sizes are free, got 'site'"),
+        (
+            LOTR,
+            {},
+            "expected a size for every bond, got none for p, q.\nPass rank=8 for all, or rank=.'p': 8. for each",
+        ),
+        (LOTR, {"rank": {"p": 1}}, "expected a size for every bond, got none for q."),
+        (LOTR, {"rank": {}}, "expected a size for every bond, got none for p, q."),
+        (TERA, {"rank": {"r_o2": 2}}, "expected a size for every bond, got none for r_o1, r_o3, r_i1, r_i2, r_i3."),
+        (LORA, {"rank": 1, "sizes": {"in": 0}}, "size of 'in': expected an integer of at least 1, got 0"),
+        (LORA, {"rank": 1, "sizes": {"in": 4}}, "whose product is 8, got in=4, which does not give 8"),
+        (
+            LORTA,
+            {"rank": 1, "sizes": {"head": 5}},
+            r"x: expected sizes of \(head dim\) whose product is 12, got head=5",
+        ),
+        (
+            LORTA,
+            {"rank": 1, "sizes": {"head": 5}},
+            "head=5, which does not divide 12.\nDivisors of 12: 1, 2, 3, 4, 6, 12.",
+        ),
+        (LORTA, {"rank": 1, "sizes": {"head": 24}}, "got head=24, which does not divide 12"),
+        (LORTA, {"rank": 1, "sizes": {"head": 3, "dim": 2}}, "got head=3, dim=2, which does not give 12"),
+        (LORA, {"rank": 1, "seed": -1}, "seed: expected an integer of at least 0, got -1"),
+        (LORA, {"rank": 1, "seed": 0.0}, "seed: expected an integer of at least 0, got 0.0"),
+        (LORA, {"rank": 1, "seed": True}, "seed: expected an integer of at least 0, got True"),
     ],
 )
-def test_what_does_not_fit_is_refused(spec, words, message):
+def test_ranks_sizes_and_seeds_that_do_not_fit_are_rejected(spec, words, message):
     with pytest.raises(SiteError, match=message):
         spec.bind(ONE, **words)
 
 
 @pytest.mark.parametrize(("spec", "shape", "axes"), [(LORA, (4,), 2), (LORA, (4, 3, 3), 2), (TERA, (4, 3, 2, 2), 2)])
-def test_a_weight_of_other_axes_is_refused(spec, shape, axes):
-    with pytest.raises(SiteError, match=f"conv1: this spec updates a weight of {axes} axes.\nHowever, the weight"):
+def test_a_weight_with_the_wrong_number_of_axes_is_rejected(spec, shape, axes):
+    with pytest.raises(SiteError, match=f"conv1: expected a weight of {axes} axes for this spec, got shape"):
         spec.bind([Site("conv1", shape)], rank=1)
 
 
@@ -143,13 +161,13 @@ def test_a_conv_kernel_has_four_axes():
         ((4096, 11008), {}, (16, 16, 16, 16, 16, 43)),
     ],
 )
-def test_open_modes_split_evenly(shape, asked, expected):
+def test_modes_without_a_given_size_split_evenly(shape, asked, expected):
     found = sizes(TERA, shape, rank=1, sizes=asked)
     assert tuple(found[mode] for mode in ("o1", "o2", "o3", "i1", "i2", "i3")) == expected
 
 
 @given(st.integers(1, 10**6), st.integers(1, 5))
-def test_a_split_multiplies_to_the_number_and_rises(number, parts):
+def test_a_split_is_ascending_and_has_the_right_product(number, parts):
     split = split_evenly(number, parts)
     assert math.prod(split) == number
     assert len(split) == parts
@@ -167,24 +185,24 @@ def test_divisors(number):
     assert divisors(number) == tuple(part for part in range(1, number + 1) if number % part == 0)
 
 
-def test_caps_cut_a_rank_to_its_mode():
+def test_caps_limit_a_rank_to_the_size_of_its_mode():
     found = sizes(TERA, (8, 27), rank=5)
     assert [found[f"r_{mode}"] for mode in ("o1", "o2", "o3", "i1", "i2", "i3")] == [2, 2, 2, 3, 3, 3]
     found = sizes(TERA, (8, 27), rank=dict.fromkeys(TERA.bonds, 2) | {"r_i1": 9})
     assert [found[f"r_{mode}"] for mode in ("o1", "i1", "i2")] == [2, 3, 2]
 
 
-def test_a_bond_that_sizes_names_is_not_cut():
+def test_caps_do_not_limit_a_bond_given_in_sizes():
     found = sizes(TERA, (8, 27), rank=5, sizes={"r_o1": 4})
     assert (found["r_o1"], found["r_o2"]) == (4, 2)
 
 
-def test_caps_cut_each_group_by_its_own_modes():
+def test_caps_limit_each_group_by_its_own_sizes():
     adapter = TERA.bind([Site("a", (8, 8)), Site("b", (27, 8))], rank=5)
     assert [network.sizes["r_o1"] for network in adapter.networks] == [2, 3]
 
 
-def test_the_scale_is_that_of_the_rank():
+def test_the_scale_depends_on_the_rank():
     site = [Site("x", (4, 4))]
     assert families.lora(alpha=6).bind(site, rank=4).networks[0].scale == 1.5
     assert families.lora(alpha=6, rank_stabilized=True).bind(site, rank=4).networks[0].scale == 3.0
@@ -195,34 +213,34 @@ def test_the_scale_is_that_of_the_rank():
 
 
 @pytest.mark.parametrize("size", [0, -1, 2.0, "2", True])
-def test_a_site_of_no_size_is_refused(size):
-    with pytest.raises(SiteError, match=r"h.0.q: an axis of the weight: must be an integer of at least 1, got "):
+def test_an_axis_of_invalid_size_is_rejected(size):
+    with pytest.raises(SiteError, match=r"h.0.q: an axis of the weight: expected an integer of at least 1, got "):
         Site("h.0.q", (4, size))
-    with pytest.raises(SiteError, match="mode 'in': must be an integer of at least 1, got "):
+    with pytest.raises(SiteError, match="mode 'in': expected an integer of at least 1, got "):
         Network((("out",), ("in",)), (), {"A": trainable("out in")}, {"out": 4, "in": size}, 1.0)
 
 
-def test_a_network_is_not_centered_unless_it_is_said():
+def test_a_network_is_not_centered_by_default():
     plain = Network((("out",), ("in",)), (), {"A": trainable("out in")}, {"out": 4, "in": 2}, 1.0)
     assert plain.centered is False
 
 
-def test_no_size_is_above_the_largest():
+def test_a_size_above_the_largest_is_rejected():
     site, modes = Site("h.0.q", (LARGEST, LARGEST)), (("out",), ("in",))
     assert sizes(TERA, site.shape, rank=1)["o3"] == LARGEST  # a prime
     for size in (LARGEST + 1, 2**64, 10**400):
-        with pytest.raises(SiteError, match=r"^h.0.q: an axis of the weight: must be at most 2,147,483,647, got "):
+        with pytest.raises(SiteError, match=r"^h.0.q: an axis of the weight: expected at most 2,147,483,647, got "):
             Site("h.0.q", (4, size))
-        with pytest.raises(SiteError, match=r"^mode 'in': must be at most 2,147,483,647, got "):
+        with pytest.raises(SiteError, match=r"^mode 'in': expected at most 2,147,483,647, got "):
             Network(modes, (), {"A": trainable("out in")}, {"out": 4, "in": size}, 1.0)
-        with pytest.raises(SiteError, match=r"^size of 'in': must be at most 2,147,483,647, got "):
+        with pytest.raises(SiteError, match=r"^size of 'in': expected at most 2,147,483,647, got "):
             LORA.bind([site], rank=1, sizes={"in": size})
-        with pytest.raises(SiteError, match=r"^grid: layers: must be at most 2,147,483,647, got "):
+        with pytest.raises(SiteError, match=r"^grid: layers: expected at most 2,147,483,647, got "):
             grid(layers=size, kinds={"q": (4, 6)})
 
 
 @pytest.mark.parametrize("number", [2**31 - 1, 2**30, 2_095_133_040, 1_102_701_600])  # a prime, and with most divisors
-def test_the_largest_axes_are_split_in_no_time(number):
+def test_the_largest_axes_are_split_quickly(number):
     divisors.cache_clear()
     split_evenly.cache_clear()
     start = time.perf_counter()
@@ -231,21 +249,21 @@ def test_the_largest_axes_are_split_in_no_time(number):
     assert math.prod(split) == number
 
 
-def test_a_site_without_axes_or_with_odd_coordinates_is_refused():
-    with pytest.raises(SiteError, match=r"x: a site is a weight of at least one axis.\nHowever, its shape is \(\)"):
+def test_a_site_without_axes_or_with_invalid_coordinates_is_rejected():
+    with pytest.raises(SiteError, match=r"x: expected a weight of at least one axis, got shape \(\)"):
         Site("x", ())
     for value in (1.0, None, True, (1,)):
-        with pytest.raises(SiteError, match="x: coordinate 'layer' must be an integer or a string, got "):
+        with pytest.raises(SiteError, match="x: expected an integer or a string as coordinate 'layer', got "):
             Site("x", (4, 4), {"layer": value})
 
 
-def test_a_site_fills_its_coordinates():
+def test_a_site_fills_in_its_coordinates():
     assert dict(Site("x", (4, 4)).coordinates) == {"layer": 0, "kind": "x"}
     assert dict(Site("x", [4, 4], {"layer": 3, "task": "a"}).coordinates) == {"layer": 3, "kind": "x", "task": "a"}
     assert Site("x", [4, 4]).shape == (4, 4)
 
 
-def test_a_grid_goes_layer_by_layer():
+def test_a_grid_is_ordered_by_layer():
     sites = grid(layers=2, kinds={"q": (4, 6), "up": (8, 6)})
     assert [(site.path, site.shape, dict(site.coordinates)) for site in sites] == [
         ("layers.0.q", (4, 6), {"layer": 0, "kind": "q"}),
@@ -256,6 +274,6 @@ def test_a_grid_goes_layer_by_layer():
 
 
 @pytest.mark.parametrize("layers", [0, -1, 1.0, "2", True])
-def test_a_grid_of_no_layers_is_refused(layers):
-    with pytest.raises(SiteError, match="grid: layers: must be an integer of at least 1, got "):
+def test_an_invalid_number_of_layers_is_rejected(layers):
+    with pytest.raises(SiteError, match="grid: layers: expected an integer of at least 1, got "):
         grid(layers=layers, kinds={"q": (4, 6)})

@@ -1,4 +1,4 @@
-"""Strings that name modes: what they say, and brackets that say nothing."""
+"""Strings that name modes: how they are parsed, and which brackets are invalid."""
 
 import pytest
 from hypothesis import given
@@ -23,7 +23,7 @@ AXES = st.lists(st.lists(WORDS, min_size=1, max_size=4).map(tuple), max_size=4).
         ("  (  head\tdim )\n in ", (("head", "dim"), ("in",))),
     ],
 )
-def test_axes(text, axes):
+def test_a_string_is_parsed_into_axes(text, axes):
     assert axes_of(text) == axes
 
 
@@ -39,7 +39,7 @@ def test_axes(text, axes):
         (") (", r"'\)' closes nothing"),
     ],
 )
-def test_brackets_that_do_not_match(text, message):
+def test_invalid_brackets_raise_a_value_error(text, message):
     with pytest.raises(ValueError, match=message):
         axes_of(text)
 
@@ -54,7 +54,7 @@ def test_brackets_that_do_not_match(text, message):
         ("(a b)", ("(", "a", "b", ")")),
     ],
 )
-def test_modes(text, modes):
+def test_a_string_is_parsed_into_modes(text, modes):
     assert modes_of(text) == modes
 
 
@@ -64,5 +64,5 @@ def test_text_of_is_the_inverse_of_axes_of(axes):
 
 
 @given(st.lists(WORDS, max_size=5))
-def test_modes_are_the_words(words):
+def test_words_become_modes(words):
     assert modes_of("  ".join(words)) == tuple(words)

@@ -1,4 +1,4 @@
-"""The report: every figure against the piece that it comes from, and forms that say the same."""
+"""Reports: every figure equals that of the function it comes from, and all output formats agree."""
 
 import json
 
@@ -33,7 +33,7 @@ BERT = grid(layers=12, kinds={"query": (768, 768), "value": (768, 768)})
 
 
 @pytest.mark.parametrize("name", families.__all__)
-def test_every_figure_is_that_of_the_function_it_comes_from(name):
+def test_every_figure_equals_that_of_the_function_it_comes_from(name):
     spec = getattr(families, name)()
     sizes = dict.fromkeys(spec.given.split(), 8)
     adapter = spec.bind(places(spec, layers=3, kinds=KINDS), rank=2, sizes=sizes)
@@ -62,7 +62,7 @@ def test_every_figure_is_that_of_the_function_it_comes_from(name):
     assert found.saved_bytes == pytest.approx(sum(net.sites * net.saved_bytes for net in found.networks))
 
 
-def test_lora_at_roberta_by_hand():
+def test_the_figures_of_lora_on_roberta_match_a_calculation_by_hand():
     found = report(families.lora().bind(BERT, rank=8))
     assert found.count.trainable == 294_912
     assert found.freedom.gauge == 24 * 64
@@ -74,7 +74,7 @@ def test_lora_at_roberta_by_hand():
     assert net.saved_bytes == 4 * (768 + 8)  # x and x A
 
 
-def test_the_forms_say_the_same():
+def test_all_output_formats_agree():
     found = report(families.vera().bind(SITES, rank=2))
     data, text, marks = found.to_dict(), str(found), found.to_markdown()
     assert json.loads(json.dumps(data)) == json.loads(json.dumps(found.to_dict()))
@@ -89,8 +89,8 @@ def test_the_forms_say_the_same():
     assert all(line.count("|") >= 3 for line in marks.splitlines() if line)
 
 
-def test_groups_with_different_holes_have_separate_rows():
-    """Their networks are equal, their degrees of freedom are not: two sites that share a column, or that do not."""
+def test_groups_that_lack_different_sites_have_separate_rows():
+    """Their networks are equal, but their degrees of freedom differ: sites share a row or a column in some only."""
     sites = [
         Site(f"{task}.{layer}.{kind}", (3, 3), {"task": task, "layer": layer, "kind": kind})
         for task, places in {
@@ -112,7 +112,7 @@ def test_groups_with_different_holes_have_separate_rows():
     assert found.networks[3].freedom.gauge == 2
 
 
-def test_the_factors_are_gathered_over_groups():
+def test_equal_factors_of_several_groups_share_a_row():
     rows = report(families.lora().bind(SITES, rank=2)).factors()
     assert rows == [
         ["factor", "kind", "modes", "shape", "entries"],
@@ -123,7 +123,7 @@ def test_the_factors_are_gathered_over_groups():
     ]
 
 
-def test_figures_that_take_too_much_work_are_left_out_and_marked():
+def test_figures_that_are_too_expensive_are_shown_as_unknown():
     found = report(families.loha().bind(BERT, rank=8), limit=50)
     assert found.freedom is None
     assert found.networks[0].freedom is None
@@ -140,7 +140,7 @@ def test_progress_is_reported():
     assert told == [f"lora: ranks and degrees of freedom of 0.{kind}" for kind in ("q", "up")]
 
 
-def test_zero_tokens_are_refused():
+def test_zero_tokens_are_rejected():
     with pytest.raises(PlanError, match="expected tokens to be an integer of at least 1"):
         report(families.lora().bind(SITES, rank=2), tokens=0)
 
@@ -153,7 +153,7 @@ def test_a_comparison_has_a_row_for_each_adapter():
     head, *rows = found.rows()
     assert len(rows) == 3 == len(str(found).splitlines()) - 1 == len(found.to_markdown().splitlines()) - 2
     assert rows[0][head.index("trains")] == f"{count(adapters[0]).trainable:,}"
-    assert rows[1][head.index("rank asked")] == "2"
+    assert rows[1][head.index("rank given")] == "2"
     assert "p=2 q=3" in str(compare([families.lotr().bind(SITES, rank={"p": 2, "q": 3})]))
 
 
@@ -171,12 +171,12 @@ def test_the_size_of_the_file_is_exact(name, dtype, tmp_path):
     assert file_size(adapter, dtype=dtype) == (tmp_path / "x.safetensors").stat().st_size
 
 
-def test_a_dtype_that_is_not_stored_has_no_size():
-    with pytest.raises(FormatError, match=r"dtype must be one of float16, float32, float64.\nHowever, it is 'int8'"):
+def test_file_size_rejects_a_dtype_that_files_cannot_store():
+    with pytest.raises(FormatError, match=r"file_size: expected one of float16, float32, float64 as dtype, got 'int8'"):
         file_size(families.lora().bind(SITES, rank=2), dtype="int8")
 
 
-def test_the_report_names_frozen_numbers_in_the_file():
-    """The starts of PiSSA are read from the host, as many numbers as are trained."""
+def test_the_report_counts_the_frozen_entries_that_the_file_stores():
+    """PiSSA reads its starting values from the host, one for each trainable entry, and the file stores them."""
     assert "frozen              408, of which 408 are in the file" in str(report(families.pissa().bind(SITES, rank=1)))
-    assert "drawn again from the seed" in str(report(families.vera().bind(SITES, rank=1)))
+    assert "regenerated from the seed" in str(report(families.vera().bind(SITES, rank=1)))

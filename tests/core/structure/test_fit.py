@@ -60,7 +60,7 @@ def test_a_rank_without_trainable_numbers_is_as_large_as_possible():
 @pytest.mark.parametrize("budget", [0, -1, 2.5, float("nan"), "many", None])
 def test_a_budget_that_is_not_a_positive_integer_is_refused(budget):
     with pytest.raises(
-        SiteError, match=r"lora: the budget of trainable numbers: must be an integer of at least 1, got"
+        SiteError, match=r"lora: the budget of trainable numbers: expected an integer of at least 1, got"
     ):
         fit_rank(families.lora(), SITES, trainable=budget)
 

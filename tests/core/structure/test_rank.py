@@ -256,7 +256,7 @@ def test_invalid_questions_are_refused():
         rank_bound(adapter, rows=("layer",))
     with pytest.raises(PlanError, match=r"expected open modes of one site, got 'site'.\nThe open modes are out, in"):
         generic_rank(adapter, adapter.sites[0], rows=("site",))
-    with pytest.raises(SiteError, match=r"nowhere: not a site of this adapter"):
+    with pytest.raises(SiteError, match=r"expected a site of this adapter, got 'nowhere'"):
         rank_bound(adapter, "nowhere")
     with pytest.raises(PlanError, match=r"got no site\.\nPass a site, and no rows"):
         generic_rank(adapter, frozen="drawn")

@@ -274,7 +274,7 @@ def test_a_grid_with_holes_is_refused(weights):
         (
             "",
             {"A": ("out r", tt_svd()), "B": ("q in", tt_svd()), "C": ("r q", zeros())},
-            "'A' and 'B': cores of a train",
+            "'A' and 'B': cores must share one bond with the next",
         ),
         (
             "",
@@ -308,9 +308,9 @@ def test_an_invalid_power_is_refused():
 def test_tied_bonds_take_the_size_of_another_bond():
     adapter = families.lora_pt().bind(SITES, rank={"r": 2, "q": 3})
     assert [adapter.networks[0].sizes[bond] for bond in "ghk"] == [3, 3, 3]
-    with pytest.raises(SiteError, match=r"lora_pt has no bond 'g'\.\nIts bonds are r, q"):
+    with pytest.raises(SiteError, match=r"rank: expected bonds of lora_pt, got 'g'\.\nIts bonds are r, q"):
         families.lora_pt().bind(SITES, rank={"r": 2, "q": 3, "g": 2})
-    with pytest.raises(SiteError, match=r"lora_pt has no bond 'g'"):
+    with pytest.raises(SiteError, match=r"rank: expected bonds of lora_pt, got 'g'"):
         families.lora_pt().bind(SITES, rank=2, sizes={"g": 2})
 
 

@@ -116,7 +116,7 @@ def test_files_store_the_parameters_of_a_map_and_not_its_node(tmp_path):
     [
         (
             {"A": trainable("out r", map="turn"), "B": trainable("r in", init=zeros())},
-            "'A': unknown map 'turn'; known: rot",
+            "'A': expected one of the maps rotation, householder, cayley, got 'turn'",
         ),
         (
             {"A": trainable("layer out", map="cayley"), "B": trainable("in", init=zeros())},
@@ -128,7 +128,7 @@ def test_files_store_the_parameters_of_a_map_and_not_its_node(tmp_path):
         ),
         (
             {"A": trainable("out r", map="cayley", init=orthogonal()), "B": trainable("r in", init=zeros())},
-            "'A': map cayley: starts by one of constant, normal, uniform",
+            "'A': map cayley: expected one of the initializers constant, normal, uniform",
         ),
         (
             {"A": trainable("out r", map="cayley", init=zeros()), "B": trainable("r in")},
@@ -144,9 +144,9 @@ def test_an_invalid_map_is_refused(factors, message):
 @pytest.mark.parametrize(
     ("map", "rank", "message"),
     [
-        ("rotation", 3, r"factor 'A': the sizes of 'p' and 'q', which a rotation makes, must be 2 and 2\.\nHowever"),
-        ("cayley", {"p": 3, "q": 2}, r"which a cayley makes, must be equal\.\nHowever, they are 3 and 2"),
-        ("householder", {"p": 3, "q": 2}, r"which a householder makes, must be equal"),
+        ("rotation", 3, r"factor 'A': expected 2 and 2 as the sizes of 'p' and 'q', which a rotation makes, got"),
+        ("cayley", {"p": 3, "q": 2}, r"expected equal numbers as .*, which a cayley makes, got 3 and 2"),
+        ("householder", {"p": 3, "q": 2}, r"expected equal numbers as .*, which a householder makes"),
     ],
 )
 def test_sizes_that_a_map_does_not_allow_are_reported(map, rank, message):
@@ -157,9 +157,11 @@ def test_sizes_that_a_map_does_not_allow_are_reported(map, rank, message):
 
 
 def test_axes_that_are_not_a_power_of_two_are_refused():
-    with pytest.raises(SiteError, match=r"which a rotation makes, must be 2 and 2\.\nHowever, they are"):
+    with pytest.raises(SiteError, match=r"expected 2 and 2 as .*, which a rotation makes, got"):
         QUBITS.bind([Site("w", (12, 12))])
-    with pytest.raises(SpecError, match=r"qubits: must be even, for gates on pairs, got 3; 4 is"):
+    with pytest.raises(
+        SpecError, match=r"qubits: expected an even number of at least 2, for gates on pairs, got 3; write 4"
+    ):
         families.quantum_peft(qubits=3)
 
 

@@ -82,7 +82,7 @@ def test_params_and_sites_of_another_adapter_are_refused(call, moved):
     for wrong in (params["G"][:1], params["G"].swapaxes(0, 1), params["G"][..., None], np.float64(0)):
         with pytest.raises(SiteError, match=r"params\['G'\]: expected shape \(2, 3, 3\), got "):
             call(adapter, params | {"G": wrong}, "layers.0.q")
-    with pytest.raises(SiteError, match=r"layers.2.q: not a site of this adapter"):
+    with pytest.raises(SiteError, match=r"expected a site of this adapter, got 'layers.2.q'"):
         call(adapter, params, "layers.2.q")
 
 
