@@ -1,4 +1,4 @@
-"""The table of docs/families.md is the one that its program makes: `python docs/examples/families_table.py`."""
+"""The table in docs/families.md is up to date: it is the output of `python docs/examples/families_table.py`."""
 
 import runpy
 from pathlib import Path
@@ -17,17 +17,17 @@ def table():
     return PROGRAM["table"]()
 
 
-def test_the_page_holds_the_table_that_is_made(table):
+def test_the_page_contains_the_current_table(table):
     assert PROGRAM["page"](PAGE, table) == PAGE
 
 
-def test_every_family_has_a_line_and_a_picture(table):
+def test_every_family_has_a_row_and_a_picture(table):
     for family in tnadapt.families.__all__:
         assert table.count(f"\n| `{family}` | ") == 1
         assert f"pictures/{family}.svg" in PAGE
 
 
-def test_a_page_that_is_out_of_date_is_seen(table):
+def test_an_outdated_page_is_noticed(table):
     changed = PAGE.replace("294,912", "294,913")
     assert PROGRAM["page"](changed, table) == PAGE
     assert PROGRAM["page"](changed, table) != changed

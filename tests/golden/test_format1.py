@@ -1,7 +1,7 @@
-"""Files that tnadapt 0.1.0 wrote before its folders and its initializers had their present names.
+"""Files that tnadapt 0.1.0 wrote before its folders and initializers got their present names still load.
 
-They were written at commit 0de8838 from params drawn with numpy's default_rng(3), for the adapters of tests/table.py of
-that time; deltas.json holds, by that commit's own `delta`, sum |dW| and sum n dW_n of the first six sites of each.
+They were written at commit 0de8838 with params from numpy's default_rng(3), for the adapters in tests/table.py at that
+time. deltas.json has sum |dW| and sum n dW_n of the first six sites of each, computed by `delta` of that commit.
 """
 
 import json
@@ -17,7 +17,7 @@ DELTAS = json.loads((HERE / "deltas.json").read_text())
 
 
 @pytest.mark.parametrize("name", DELTAS)
-def test_an_old_file_loads_with_its_numbers(name):
+def test_an_old_file_loads_with_the_same_updates(name):
     adapter, params = load(HERE / f"{name}.safetensors")
     for path, (total, weighted) in DELTAS[name].items():
         update = delta(adapter, params, path)
@@ -28,7 +28,7 @@ def test_an_old_file_loads_with_its_numbers(name):
 
 
 @pytest.mark.parametrize("name", DELTAS)
-def test_an_old_file_is_written_again_with_the_same_numbers_and_text(name, tmp_path):
+def test_an_old_file_is_saved_again_with_the_same_numbers_and_text(name, tmp_path):
     adapter, params = load(HERE / f"{name}.safetensors")
     save(adapter, params, tmp_path / "again.safetensors")
     again, found = load(tmp_path / "again.safetensors")
@@ -37,5 +37,5 @@ def test_an_old_file_is_written_again_with_the_same_numbers_and_text(name, tmp_p
     assert all(np.array_equal(found[key], value) for key, value in params.items())
 
 
-def test_every_file_has_its_numbers():
+def test_every_file_has_recorded_updates():
     assert {path.stem for path in HERE.glob("*.safetensors")} == DELTAS.keys()

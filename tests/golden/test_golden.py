@@ -1,4 +1,4 @@
-"""Whole answers against the texts beside this file. Each text says where it came from; none is written by this test."""
+"""Complete results compared with stored texts. Each text says where it came from; no test writes one."""
 
 import hashlib
 import json
@@ -69,7 +69,7 @@ LAWS = {
 
 
 def sections(name: str) -> dict[str, str]:
-    """The parts of a text that begin with "== title", without the lines before the first."""
+    """Return the sections of a text, which begin with "== title", without the lines before the first."""
     parts = (HERE / name).read_text(encoding="utf-8").split("\n== ")[1:]
     return {part.partition("\n")[0]: part.partition("\n")[2].rstrip("\n") for part in parts}
 
@@ -80,23 +80,23 @@ def draws() -> list[list[str]]:
 
 
 @pytest.mark.parametrize("title", TEXTS)
-def test_a_printed_text(title):
+def test_a_printed_text_is_the_stored_one(title):
     assert str(TEXTS[title]) == sections("texts.txt")[title]
 
 
-def test_every_text_is_held_against_something():
+def test_every_stored_text_is_compared():
     assert sections("texts.txt").keys() == TEXTS.keys()
 
 
-def test_the_text_of_an_adapter():
-    """adapter.json was written by tnadapt 0.1.0, spread over lines, and read line by line: texts like it are kept."""
+def test_the_text_of_an_adapter_is_the_stored_one():
+    """tnadapt 0.1.0 wrote adapter.json, reformatted here and checked line by line. Such texts must stay readable."""
     text = (HERE / "adapter.json").read_text(encoding="utf-8")
     assert from_json(text) == ADAPTER
-    assert json.dumps(json.loads(to_json(ADAPTER))) == json.dumps(json.loads(text))  # the order of the keys, too
+    assert json.dumps(json.loads(to_json(ADAPTER))) == json.dumps(json.loads(text))  # also in the order of the keys
 
 
 @pytest.mark.parametrize(("seed", "name", "law", "digest"), [row for row in draws() if "." not in row[1]])
-def test_a_draw(seed, name, law, digest):
+def test_a_draw_has_the_stored_digest(seed, name, law, digest):
     factors = {name: frozen("out in", init=LAWS[law]), "zero": trainable("", init=zeros())}
     spec = AdapterSpec(name="own", weight="out in", factors=factors, scale=raw())
     adapter = spec.bind([Site("x", (5, 7))], seed=int(seed))
@@ -104,16 +104,16 @@ def test_a_draw(seed, name, law, digest):
     assert hashlib.sha256(values.astype("<f4").tobytes()).hexdigest() == digest
 
 
-def test_the_recipe_of_the_draws_is_as_written():
-    """The five lines at the head of draws.txt, run without the library."""
+def test_the_documented_recipe_gives_the_same_draws():
+    """Run the five lines at the head of draws.txt without the library."""
     words = np.frombuffer(hashlib.sha256(b"A").digest(), dtype="<u4")
     random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([0, *(int(word) for word in words)])))
     digest = hashlib.sha256(random.standard_normal((5, 7)).astype("<f4").tobytes()).hexdigest()
     assert ["0", "A", "normal", digest] in draws()
 
 
-def test_two_groups_draw_by_the_names_in_params():
-    """A factor of one of several groups draws from the stream of its whole name."""
+def test_each_group_draws_by_its_name_in_params():
+    """If there are several groups, a factor draws from the stream of its full name in params."""
     digests = {(seed, name): digest for seed, name, law, digest in draws() if law == "normal"}
     factors = {"A": trainable("out r"), "B": trainable("in r", init=zeros())}
     spec = AdapterSpec(name="own", weight="out in", over="layer", factors=factors, scale=raw())

@@ -1,4 +1,4 @@
-"""The pictures of the docs are those that `draw` makes: `tnadapt draw FAMILY -o docs/pictures/FAMILY.svg`."""
+"""The pictures in the docs are up to date: `tnadapt draw FAMILY -o docs/pictures/FAMILY.svg` makes them."""
 
 from pathlib import Path
 
@@ -10,9 +10,9 @@ PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
 
 
 @pytest.mark.parametrize("name", families.__all__)
-def test_a_picture_is_the_one_that_is_drawn(name):
+def test_a_picture_equals_the_drawing_of_its_family(name):
     assert (PICTURES / f"{name}.svg").read_text(encoding="utf-8") == draw(getattr(families, name)()).svg()
 
 
-def test_no_other_picture_lies_there():
+def test_there_are_no_other_pictures():
     assert {path.stem for path in PICTURES.iterdir()} == set(families.__all__)

@@ -1,4 +1,4 @@
-"""The adapter of a spec that is closest to given updates: how trained adapters become smaller ones."""
+"""Compress trained adapters: find the adapter of a spec whose updates are closest to given ones."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -21,13 +21,13 @@ from tnadapt.families import SpecLike, spec_of
 __all__ = ["Compression", "Sweep", "compress"]
 
 SWEEPS, TOLERANCE = 100, 1e-5
-RACE = 5  # sweeps after which the best start goes on alone
-ROUNDED = 1e-8  # relative: a Gram matrix tells no smaller errors from 0
+RACE = 5  # sweeps of each start; then only the best one continues
+ROUNDED = 1e-8  # relative error: a Gram matrix cannot distinguish a smaller one from 0
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is told of a fit on its way: which group of how many, which sweep of how many at most, the error."""
+    """The progress of a fit: the number of the group and of the sweep, how many there are at most, and the error."""
 
     group: int
     groups: int
@@ -38,11 +38,11 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Compression:
-    """The closest adapter that was found.
+    """The closest adapter that was found, its params and its errors.
 
-    `errors` has the relative error of each site, by Frobenius norms: 0 where an update of 0 was met, infinity where it
-    was not. `history` has the relative error of each group after each sweep, the start's first; it never rises. Errors
-    of a relative size of 1e-8 are rounding.
+    `errors` has the relative error of each site in the Frobenius norm. For an update of 0 it is 0 if the fit is exact,
+    and infinity otherwise. `history` has the relative error of each group at the start and after each sweep; it never
+    rises. Relative errors of about 1e-8 are rounding.
     """
 
     adapter: Adapter
@@ -69,32 +69,32 @@ def compress(
     tolerance: float = TOLERANCE,
     tell: Callable[[Sweep], None] | None = None,
 ) -> Compression:
-    """The adapter of a spec whose updates are closest to given ones, in the Frobenius norm over all sites.
+    """Find the adapter of a spec whose updates are closest to given ones in the Frobenius norm over all sites.
 
-    Frozen factors keep the values of the seed. The problem has local minima: what is found is one of them, from the
-    start that had come farthest after a few sweeps.
+    Frozen factors keep the values of the seed. The problem has local minima. The result is one of them, reached from
+    the start whose error was lowest after a few sweeps.
 
     Args:
-        updates: site -> its update, as a `LoRA`, or dense and of the site's shape. Of LoRAs no dense update is ever
-            made. `low_rank_updates(adapter, params)` gives those of an adapter.
-        spec: the spec of the answer, or a family, or the name of one.
+        updates: site -> its update, as a `LoRA` or as a dense array of the site's shape. A LoRA is never multiplied
+            out. `low_rank_updates(adapter, params)` returns the updates of an adapter.
+        spec: the spec of the result, or a family or its name.
         rank: as for `bind`.
         sizes: as for `bind`.
-        alpha: as for `bind`; it only divides the params.
-        seed: of the frozen factors and of the random starts.
+        alpha: as for `bind`; it only rescales the params.
+        seed: the seed of the frozen factors and of the random starts.
         overparametrized: as for `bind`.
-        weights: as for `init`, where the spec's start is read from the host's.
-        start: params to begin at, in place of our own starts.
-        starts: how many starts of our own are tried; by default four, and one where the trained factors form a tree, as
-            in LoRA, in a Tucker tensor or in a train.
-        sweeps: at most so many over the factors of a group.
-        tolerance: a sweep that lowers the error by less than this part of it is the last.
-        tell: called after each sweep.
+        weights: the host's weights, as for `init`; needed if the spec's starting values are read from them.
+        start: params to start from, instead of the built-in starts.
+        starts: the number of built-in starts to try. By default it is four, or one if the trained factors form a tree,
+            as in a LoRA, a Tucker tensor or a tensor train, or if only one factor is trained.
+        sweeps: the most sweeps over the factors of a group.
+        tolerance: stop after a sweep that lowers the error by less than this fraction of it.
+        tell: a function that is called after each sweep.
 
     Raises:
         SpecError: a factor with a map.
-        SiteError: an update that is not finite or not of its site's shape; a start that is not this adapter's; sizes
-            as for `bind`.
+        SiteError: an update that is not finite or not of its site's shape; a start of another adapter; sizes as for
+            `bind`.
     """
     spec = spec_of(spec, "compress")
     if not isinstance(updates, Mapping):
@@ -102,9 +102,10 @@ def compress(
         raise mistake(SiteError, "compress", "updates by site", told(updates), todo)
     expect_sites(updates, "compress")
     if sweeps < 1 or (starts is not None and starts < 1):
-        raise SiteError(f"compress: starts and sweeps must be at least 1, got {starts} and {sweeps}.")
+        raise SiteError(f"compress: expected starts and sweeps of at least 1, got {starts} and {sweeps}.")
     if mapped := [name for name, factor in spec.factors.items() if factor.map]:
-        raise SpecError(spec.name, [f"compress: an update is not linear in what {mapped[0]!r} holds: it has a map"])
+        fault = f"compress: expected updates that are linear in every factor, got a map on {mapped[0]!r}"
+        raise SpecError(spec.name, [fault])
     checked = {site: check_update(site, update) for site, update in updates.items()}
     adapter = spec.bind(checked, rank=rank, sizes=sizes, alpha=alpha, seed=seed, overparametrized=overparametrized)
     params = init(adapter, weights) if start is None else _begin_at(adapter, start)
@@ -132,14 +133,14 @@ def compress(
 
 
 def _begin_at(adapter: Adapter, start: Mapping[str, npt.ArrayLike]) -> Params:
-    """The start as float64 arrays. Raises SiteError for one that is missing or has another shape."""
+    """Return the given start as float64 arrays. Raises SiteError for one that is missing or has the wrong shape."""
     params: Params = {}
     for name, slot in adapter.slots.items():
         if name not in start:
-            raise SiteError(f"start: {name!r} is missing.")
+            raise SiteError(f"start: expected an array {name!r}, got none.")
         params[name] = np.array(start[name], dtype=np.float64)
         if params[name].shape != slot.shape:
-            raise SiteError(f"start[{name!r}]: must have shape {slot.shape}.\nHowever, it has {params[name].shape}.")
+            raise SiteError(f"start[{name!r}]: expected shape {slot.shape}, got {params[name].shape}.")
     return params
 
 
@@ -168,7 +169,7 @@ def _descend(
     tolerance: float,
     report: Callable[[int, float], None],
 ) -> tuple[Factors, tuple[float, ...]]:
-    """The factors at the end, and the relative error after each sweep: that of the best start."""
+    """Return the final factors of the best start, and its relative error after each sweep."""
     runs: list[_Run] = []
     for start in starts:
         runs.append(_Run(problem, start))
@@ -186,7 +187,7 @@ def _descend(
 
 
 class _Run:
-    """One start on its way down."""
+    """The descent from one start."""
 
     def __init__(self, problem: Problem, factors: Factors) -> None:
         self.problem, self.factors = problem, factors
@@ -196,7 +197,7 @@ class _Run:
         self.errors = [self._error()]
 
     def sweep(self) -> None:
-        """Every pair, then every factor. A pair whose parting made it worse is not tried again."""
+        """Improve every pair, then every factor. A pair that is not better after its split is not tried again."""
         for pair in list(self.pairs):
             factors, loss, is_better = improve_pair(self.problem, self.factors, pair)
             if not is_better:
@@ -214,13 +215,13 @@ class _Run:
         return _relative(self.loss, self.whole, self.problem.square)
 
     def is_over(self, tolerance: float) -> bool:
-        """Whether the last sweep gained next to nothing, or nothing is left to gain."""
+        """Return whether the last sweep gained less than the tolerance, or the error is down to rounding."""
         last = self.errors[-1]
         return last <= ROUNDED or (len(self.errors) > 1 and self.errors[-2] - last <= tolerance * last)
 
 
 def _missed_and_whole(problem: Problem, factors: Factors) -> tuple[Array, Array]:
-    """The squared norms of what is missed and of the given update, for each place of the grid."""
+    """Return the squared norms of the residual and of the given update at each site of the grid."""
     over = problem.network.over
     term: Term = ((np.array(problem.network.scale), ()), *problem.operands(factors))
     own = problem.inner([term], [term], over)
@@ -230,7 +231,10 @@ def _missed_and_whole(problem: Problem, factors: Factors) -> tuple[Array, Array]
 
 
 def _relative(missed: float, whole: float, scale: float) -> float:
-    """The norm of what is missed over that of the whole, from squares; `scale` tells what is rounding."""
+    """Return the norm of the residual relative to that of the update, given their squares.
+
+    `scale` is the squared norm that decides what is rounding if the update is 0.
+    """
     if whole > 0.0:
         return math.sqrt(max(missed, 0.0) / whole)
     return math.inf if missed > ROUNDED**2 * scale else 0.0

@@ -1,4 +1,4 @@
-"""Where alternating least squares begin: at the leading directions of the updates, at random, and as training does."""
+"""The starts of alternating least squares: leading directions of the updates, random ones, and that of training."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
@@ -18,9 +18,9 @@ SKETCH = "(sketch)"
 def tries_of(
     problem: Problem, factors: Mapping[str, Array], count: int | None, seed: Sequence[int]
 ) -> Iterator[Factors]:
-    """So many starts: the spectral one, that of training, and random ones.
+    """Yield `count` starts: the spectral one, that of training, then random ones.
 
-    Without a count: one where the factors form a tree, or only one is trained, else four.
+    The default count is one if the factors form a tree or only one is trained, and four otherwise.
     """
     random = np.random.default_rng(seed)
     if count is None:
@@ -33,16 +33,16 @@ def tries_of(
 
 
 def random_start(problem: Problem, factors: Mapping[str, Array], random: np.random.Generator) -> Factors:
-    """Every trained factor normal, the first of them solved for."""
+    """Draw every trained factor from a normal distribution, and solve for the first of them."""
     drawn = {name: random.standard_normal(problem.network.shape(name)) for name in problem.trainable}
     return improve_factor(problem, dict(factors) | drawn, problem.trainable[0])[0]
 
 
 def spectral_start(problem: Problem, factors: Mapping[str, Array], random: np.random.Generator) -> Factors:
-    """Each leaf from the leading singular vectors of the updates along its modes, what else is trained at random.
+    """Start each leaf at the leading singular vectors of the updates along its modes. Draw the other trained factors.
 
-    A leaf carries open modes that nothing else carries, and one bond. For a Tucker network this is the truncated HOSVD,
-    for a CP network the start by singular values that is usual there.
+    A leaf is a factor with one bond and with open modes that no other factor carries. For a Tucker network this is the
+    truncated HOSVD, for a CP network the usual start from singular vectors.
     """
     start = dict(factors)
     for name in problem.trainable:
@@ -62,13 +62,13 @@ def spectral_start(problem: Problem, factors: Mapping[str, Array], random: np.ra
 
 
 def trained_start(problem: Problem, factors: Mapping[str, Array]) -> Factors:
-    """The starting values of training, the factor that is 0 solved for."""
+    """Start at the starting values of training, and solve for a factor that is 0 there."""
     zeros = [name for name in problem.trainable if not np.any(factors[name])]
     return improve_factor(problem, dict(factors), zeros[0])[0] if zeros else dict(factors)
 
 
 def _own_modes(problem: Problem, name: str) -> tuple[Modes, Modes]:
-    """The open modes that a factor alone carries, and its bonds."""
+    """Return the open modes that only this factor carries, and its bonds."""
     factors = problem.network.factors
     others = {mode for other, factor in factors.items() if other != name for mode in factor.modes}
     modes = factors[name].modes
@@ -80,7 +80,10 @@ def _own_modes(problem: Problem, name: str) -> tuple[Modes, Modes]:
 
 
 def _leading(problem: Problem, modes: Modes, count: int, random: np.random.Generator) -> Array:
-    """Leading left singular vectors of the updates unfolded along some modes: subspace iteration, (modes, count)."""
+    """Find the leading left singular vectors (modes, count) of the updates unfolded along some modes.
+
+    Uses subspace iteration.
+    """
     sizes = [problem.network.sizes[mode] for mode in modes]
     shared = set(problem.open_modes) - set(modes)
     rows = problem.network.volume(modes)

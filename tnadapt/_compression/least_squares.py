@@ -1,9 +1,10 @@
-"""Alternating least squares on any network: how its factors come closest to given updates.
+"""Alternating least squares on any network: fit its factors to given updates.
 
-An update is linear in each factor, so the best factor given the others solves normal equations: those of the network
-contracted with itself and with the updates, without that factor. Nothing is as large as the stack of the updates where
-these come as factors. Two trainable factors with a bond of their own are also solved as one and parted by singular
-values, which is what HOOI does to a Tucker tensor and DMRG to a train. No step is kept that is worse than none.
+An update is linear in each factor, so the best factor given the others solves normal equations. They come from
+contracting the network with itself and with the updates, without that factor. If the updates are given as factors, no
+array is as large as their stack. Two trainable factors that share a bond are also solved for as one factor, which is
+then split by an SVD, as HOOI does for a Tucker tensor and DMRG for a tensor train. A step that increases the error is
+not kept.
 """
 
 import math
@@ -20,20 +21,20 @@ __all__: list[str] = []
 
 Factors = dict[str, Array]
 Term = tuple[Operand, ...]
-DIRECT = 512  # unknowns that are solved together by eigenvalues; more of them by conjugate gradients
-MATRIX = 2**25  # numbers of all matrices of one system
-CUTOFF = 1e-13  # of the largest eigenvalue: what is below is rounding
-STEPS, ENOUGH = 60, 1e-12  # of conjugate gradients, and the residual that ends them
-WIDEST = 2048  # of a pair's shorter side, whose Gram matrix is diagonalised
+DIRECT = 512  # the most unknowns that are solved by an eigendecomposition; more by conjugate gradients
+MATRIX = 2**25  # the most entries of all matrices of one system
+CUTOFF = 1e-13  # relative to the largest eigenvalue; smaller ones are rounding
+STEPS, ENOUGH = 60, 1e-12  # the most steps of conjugate gradients, and the relative residual that ends them
+WIDEST = 2048  # the longest shorter side of a pair, whose Gram matrix is diagonalised
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What the factors of one network are to come close to: given updates, as a sum of terms over its grid of sites.
+    """The target of the fit of one network: given updates, as a sum of terms over its grid of sites.
 
-    The modes of a term are those of the weight, all site modes, and bonds of its own. `start` has the update of the
-    starting values where it counts as none, and then is to be met as well. `presence` has the site modes: 1 where a
-    site stands, 0 in a hole; all terms are 0 in holes.
+    A term has the modes of the weight, all site modes, and bonds of its own. `start` is the update of the starting
+    values if a centered update subtracts it; the fit then includes it. `presence` has the site modes: it is 1 where
+    there is a site and 0 in a hole. All terms are 0 in holes.
     """
 
     network: Network
@@ -43,22 +44,22 @@ class Problem:
 
     @property
     def terms(self) -> tuple[Term, ...]:
-        """All that the network itself is to come close to."""
+        """All terms that the network itself is fitted to."""
         return (*self.given, *self.start)
 
     @property
     def open_modes(self) -> Modes:
-        """Those of the sites and of the weight."""
+        """The modes of the sites and of the weight."""
         return (*self.network.over, *self.network.out_modes, *self.network.in_modes)
 
     @cached_property
     def square(self) -> float:
-        """The squared Frobenius norm of all that is to be met."""
+        """The squared Frobenius norm of the sum of all terms."""
         return float(self.inner(self.terms, self.terms, ()))
 
     @cached_property
     def trainable(self) -> tuple[str, ...]:
-        """The factors that move, those of most bonds first: a core is worth nothing before its leaves are set."""
+        """The trainable factors, most bonds first: a core has no useful values until it is fitted to its leaves."""
         outer = self.open_modes
         names = [name for name, factor in self.network.factors.items() if factor.trainable]
         return tuple(
@@ -67,7 +68,7 @@ class Problem:
 
     @cached_property
     def links(self) -> dict[tuple[str, str], Modes]:
-        """Pairs of trainable factors, and the bonds that these two alone carry."""
+        """Pairs of trainable factors -> the bonds that only these two carry."""
         found: dict[tuple[str, str], Modes] = {}
         for mode in self.network.sizes:
             carriers = [name for name, factor in self.network.factors.items() if mode in factor.modes]
@@ -78,7 +79,7 @@ class Problem:
 
     @cached_property
     def is_tree(self) -> bool:
-        """Whether all factors are trained and hang together without loops: pairs then go down to what HOOI finds."""
+        """Whether all factors are trainable and connected without loops; pairs then reach the result of HOOI."""
         factors = self.network.factors.values()
         shared = {mode for mode in self.network.sizes if sum(mode in factor.modes for factor in factors) > 1}
         in_links = {mode for bonds in self.links.values() for mode in bonds}
@@ -86,7 +87,7 @@ class Problem:
 
     @cached_property
     def mask(self) -> list[Operand]:
-        """What an inner product of two networks needs beside them: holes, and site modes that no factor carries."""
+        """The extra operands of an inner product of two networks: for holes, and for site modes without a carrier."""
         over = self.network.over
         if not self.presence.all():
             return [(self.presence, over)]
@@ -95,11 +96,11 @@ class Problem:
         return [(np.ones([self.network.sizes[mode] for mode in bare]), bare)]
 
     def operands(self, factors: Mapping[str, Array], *, without: Collection[str] = ()) -> list[Operand]:
-        """The factors with their modes, but for some."""
+        """Return the factors with their modes, except those in `without`."""
         return [(factors[name], one.modes) for name, one in self.network.factors.items() if name not in without]
 
     def inner(self, left: Sequence[Term], right: Sequence[Term], answer: Modes) -> Array:
-        """The inner products of two sums of terms; the answer may keep site modes, and then has a number a site."""
+        """Return the inner product of two sums of terms: a number, or one per index of the site modes in `answer`."""
         here = (self.presence, self.network.over)
         shape = [self.network.sizes[mode] for mode in answer]
         pairs = ([*one, *primed(other, self.open_modes), here] for one in left for other in right)
@@ -108,10 +109,11 @@ class Problem:
 
 @dataclass(frozen=True)
 class System:
-    """The squared error as a function of one block, all others held: square - 2 <x, pull> + <x, normal x>.
+    """The squared error as a function of one block, all others fixed: square - 2 <x, pull> + <x, normal x>.
 
-    A block is a factor, or two merged in one; `modes` are its modes. The normal operator has a matrix over the block's
-    bonds for each index of `batch`, the open modes that others carry, too; it is the same along its other open modes.
+    A block is one factor, or two merged into one; `modes` are its modes. The normal operator is a matrix over the
+    block's bonds for each index of `batch`, the open modes that other factors carry too. It does not depend on the
+    block's other open modes.
     """
 
     square: float
@@ -123,7 +125,7 @@ class System:
     matrix: Array | None
 
     def act(self, block: Array) -> Array:
-        """The normal operator times a block."""
+        """Apply the normal operator to a block."""
         ends = tuple(f"{mode}'" for mode in self.bonds)
         moved = (block, tuple(f"{mode}'" if mode in self.bonds else mode for mode in self.modes))
         if self.matrix is None:
@@ -131,11 +133,11 @@ class System:
         return contract([moved, (self.matrix, (*self.batch, *self.bonds, *ends))], self.modes)
 
     def loss(self, block: Array) -> float:
-        """The squared error with this block; exact up to 1e-16 of `square`."""
+        """Return the squared error with this block, up to rounding of about 1e-16 of `square`."""
         return self.square - 2.0 * float(np.vdot(block, self.pull)) + float(np.vdot(block, self.act(block)))
 
     def solve(self, block: Array) -> Array:
-        """The best block, found as a step from this one: directions that nothing tells apart stay as they are."""
+        """Find the best block as a step from this one, which leaves undetermined directions unchanged."""
         residual = self.pull - self.act(block)
         return block + (self._conjugate(residual) if self.matrix is None else self._direct(residual, self.matrix))
 
@@ -170,7 +172,7 @@ class System:
 
 
 def system_of(problem: Problem, factors: Factors, names: Sequence[str]) -> System:
-    """The squared error as a function of one factor, or of two that are merged."""
+    """Return the squared error as a function of one factor, or of two merged factors."""
     network, outer = problem.network, problem.open_modes
     modes = merged_modes(problem, names)
     rest = problem.operands(factors, without=names)
@@ -187,7 +189,7 @@ def system_of(problem: Problem, factors: Factors, names: Sequence[str]) -> Syste
 
 
 def merged_modes(problem: Problem, names: Sequence[str]) -> Modes:
-    """The modes of these factors once the bonds that they alone carry are summed."""
+    """Return the modes of the product of these factors, summed over the bonds that only they carry."""
     factors = problem.network.factors
     others = {mode for name, factor in factors.items() if name not in names for mode in factor.modes}
     modes = dict.fromkeys(mode for name in names for mode in factors[name].modes)
@@ -195,7 +197,7 @@ def merged_modes(problem: Problem, names: Sequence[str]) -> Modes:
 
 
 def improve_factor(problem: Problem, factors: Factors, name: str) -> tuple[Factors, float]:
-    """The best value of one factor, and the squared error with it."""
+    """Solve for one factor. Return the factors, and the squared error with them."""
     turned = turn_to(problem, factors, (name,))
     system = system_of(problem, turned, (name,))
     before, best = turned[name], system.solve(turned[name])
@@ -204,10 +206,11 @@ def improve_factor(problem: Problem, factors: Factors, name: str) -> tuple[Facto
 
 
 def improve_pair(problem: Problem, factors: Factors, pair: tuple[str, str]) -> tuple[Factors, float, bool]:
-    """The best pair, parted by singular values; the squared error with it; whether that was less.
+    """Solve for two factors as one and split the result by an SVD.
 
-    The parting is the best where the rest of the network keeps norms, as it does once it is turned to the pair, unless
-    it has loops, frozen factors or modes that are shared in other ways.
+    Return the factors, the squared error with them, and whether it fell. The split is optimal if the rest of the
+    network preserves norms. It does once the network is turned to the pair, unless it has loops, frozen factors or
+    modes that are shared in other ways.
     """
     turned = turn_to(problem, factors, pair)
     system = system_of(problem, turned, pair)
@@ -220,7 +223,7 @@ def improve_pair(problem: Problem, factors: Factors, pair: tuple[str, str]) -> t
 
 
 def _part(problem: Problem, merged: Array, modes: Modes, pair: tuple[str, str]) -> Factors:
-    """Two factors whose product is closest to a merged one, for each index of the modes that both carry."""
+    """Split a merged factor into the two whose product is closest to it, per index of the modes that both carry."""
     network, bonds = problem.network, problem.links[pair]
     first, second = (network.factors[name].modes for name in pair)
     both = [mode for mode in modes if mode in first and mode in second]
@@ -239,7 +242,7 @@ def _part(problem: Problem, merged: Array, modes: Modes, pair: tuple[str, str]) 
 
 
 def _leading_parts(matrix: Array, rank: int) -> tuple[Array, Array]:
-    """The best product of this rank for each of a stack of matrices, from the Gram matrix of the shorter side."""
+    """Factorize each matrix of a stack as the best product of this rank, by the Gram matrix of the shorter side."""
     if matrix.shape[1] < matrix.shape[2]:
         right, left = _leading_parts(matrix.swapaxes(1, 2), rank)
         return left.swapaxes(1, 2), right.swapaxes(1, 2)
@@ -249,7 +252,7 @@ def _leading_parts(matrix: Array, rank: int) -> tuple[Array, Array]:
 
 
 def pairs_of(problem: Problem) -> list[tuple[str, str]]:
-    """The pairs worth solving as one: whose merged block is no larger than what was given and holds it."""
+    """Return the pairs to solve as one: those whose merged block is no larger than the given updates and factors."""
     network = problem.network
     room = sum(array.size for term in problem.terms for array, _ in term)
     room += sum(network.volume(factor.modes) for factor in network.factors.values())
@@ -264,9 +267,10 @@ def pairs_of(problem: Problem) -> list[tuple[str, str]]:
 
 
 def turn_to(problem: Problem, factors: Factors, centre: Sequence[str]) -> Factors:
-    """The same update from factors that are orthonormal towards the centre, as far as bonds of two lead from there.
+    """Return factors with the same update that are orthonormal towards `centre`, as far as links reach from there.
 
-    From the farthest on, each factor is Q R along the bonds to its neighbour nearer by, and R goes there.
+    Starting at the farthest, each factor is replaced by Q of its QR decomposition along the bonds to its neighbour on
+    the path to the centre, and R is multiplied into that neighbour.
     """
     network, reached, path = problem.network, list(centre), []
     for near in reached:
@@ -283,7 +287,7 @@ def turn_to(problem: Problem, factors: Factors, centre: Sequence[str]) -> Factor
         own = tuple(mode for mode in modes if mode not in aims)
         width = network.volume(bonds)
         if network.volume(own) < width:
-            continue  # fewer rows than columns: no columns of norm 1
+            continue  # fewer rows than columns, which therefore cannot be orthonormal
         order = (*both, *own, *bonds)
         stack = turned[far].transpose([modes.index(mode) for mode in order]).reshape(-1, network.volume(own), width)
         q, r = np.linalg.qr(stack)

@@ -1,4 +1,4 @@
-"""What an adapter is made to come close to: updates of sites, dense or as LoRAs, stacked over the grid of a network."""
+"""The updates that an adapter is fitted to: dense or as LoRAs, checked and stacked over the grid of a network."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -24,9 +24,9 @@ Update = Array | LoRA
 
 @answers(SiteError)
 def low_rank_updates(adapter: Adapter, params: Mapping[str, npt.ArrayLike]) -> dict[Site, Update]:
-    """The update of every site of an adapter, as `compress` takes them: a `LoRA`, or dense where that is no larger.
+    """Return the update of every site of an adapter for `compress`: a `LoRA`, or a dense array if that is no larger.
 
-    Raises SiteError for params that are not this adapter's.
+    Raises SiteError for params that do not belong to this adapter.
     """
     expect_adapter(adapter, "low_rank_updates")
     expect_params(params, "low_rank_updates")
@@ -44,7 +44,7 @@ def low_rank_updates(adapter: Adapter, params: Mapping[str, npt.ArrayLike]) -> d
 
 
 def check_update(site: Site, update: npt.ArrayLike | LoRA) -> Update:
-    """The update as an array, or as a LoRA. Raises SiteError for one that is not finite or not of its site's shape."""
+    """Return the update as an array or a LoRA. Raises SiteError unless it is finite and fits the site's shape."""
     if not isinstance(update, LoRA):
         dense = np.asarray(update)
         _check(site, dense.shape, site.shape, dense)
@@ -52,8 +52,8 @@ def check_update(site: Site, update: npt.ArrayLike | LoRA) -> Update:
     left, right = np.asarray(update.B), np.asarray(update.A)
     if left.ndim != MATRIX or right.ndim != MATRIX or left.shape[1] != right.shape[0]:
         raise SiteError(
-            f"{site.path}: a LoRA must have a B of shape (out, rank) and an A of shape (rank, in).\n"
-            f"However, they have {left.shape} and {right.shape}."
+            f"{site.path}: expected a LoRA with a B of shape (out, rank) and an A of shape (rank, in), got "
+            f"{left.shape} and {right.shape}."
         )
     _check(site, (len(left), right.shape[1]), (site.shape[0], math.prod(site.shape[1:])), left, right, update.scale)
     return update
@@ -61,13 +61,13 @@ def check_update(site: Site, update: npt.ArrayLike | LoRA) -> Update:
 
 def _check(site: Site, shape: tuple[int, ...], wanted: tuple[int, ...], *parts: npt.ArrayLike) -> None:
     if shape != wanted:
-        raise SiteError(f"{site.path}: its update must have shape {wanted}.\nHowever, the one given has {shape}.")
+        raise SiteError(f"{site.path}: expected an update of shape {wanted}, got {shape}.")
     if not all(np.isfinite(part).all() for part in parts):
-        raise SiteError(f"{site.path}: its update must be finite.\nHowever, it holds NaN or infinity.")
+        raise SiteError(f"{site.path}: expected a finite update, got NaN or infinity.")
 
 
 def terms_of(group: Group, updates: Mapping[Site, Update]) -> tuple[Term, ...]:
-    """The updates of a group's sites, stacked over its grid: dense ones in one term, LoRAs in another."""
+    """Stack the updates of a group's sites over its grid: dense ones in one term, LoRAs in another."""
     dense: dict[Place, Array] = {}
     thin: dict[Place, LoRA] = {}
     for site in group.sites:
@@ -89,7 +89,7 @@ def _dense_term(network: Network, updates: Mapping[Place, Array]) -> Iterator[Te
 
 
 def _thin_term(network: Network, updates: Mapping[Place, LoRA]) -> Iterator[Term]:
-    """Of several ranks, the smaller ones are filled up with zeros."""
+    """Stack the LoRAs, padded with zeros to the largest of their ranks."""
     if updates:
         grid, out, inner = _shapes(network)
         width = max(update.rank for update in updates.values())
@@ -102,5 +102,5 @@ def _thin_term(network: Network, updates: Mapping[Place, LoRA]) -> Iterator[Term
 
 
 def _shapes(network: Network) -> list[list[int]]:
-    """Sizes of the site modes, of the out modes and of the in modes."""
+    """Return the sizes of the site modes, of the out modes and of the in modes."""
     return [[network.sizes[mode] for mode in modes] for modes in (network.over, network.out_modes, network.in_modes)]

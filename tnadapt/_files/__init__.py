@@ -1,4 +1,4 @@
-"""Everything read from disk or written to it: the adapter file, its JSON text, and PEFT's checkpoint folders."""
+"""Everything that is read from disk or written to it: adapter files, their JSON text, and PEFT's checkpoint folders."""
 
 from tnadapt._files.file import (
     Checkpoint,

@@ -1,4 +1,4 @@
-"""The file of an adapter: what was trained, one JSON text, and digests of everything. Loading runs no code."""
+"""The file of an adapter: the trained factors, one JSON text, and digests of everything. Loading runs no code."""
 
 import errno
 import hashlib
@@ -26,15 +26,15 @@ from tnadapt._version import __version__
 __all__ = ["Checkpoint", "digests", "file_size", "load", "params_to_store", "read_checkpoint", "save"]
 
 Array = npt.NDArray[np.floating[Any]]
-EXTRA = ":extra"  # ends the name of a tensor saved along; a slot's name ends in an identifier
+EXTRA = ":extra"  # ends the name of an extra tensor; a slot's name ends in an identifier
 DRAW_LIMIT = 2**28
-ALIGNMENT = 8  # bytes, of the length of a safetensors header and of its end
+ALIGNMENT = 8  # bytes; also the size of the field with the length of a safetensors header
 DTYPES = ("float16", "float32", "float64")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds: the adapter, its params (trained as stored, frozen drawn again), tensors saved along."""
+    """The content of a file: the adapter, its params (frozen ones drawn again), and extra tensors."""
 
     adapter: Adapter
     params: dict[str, Array]
@@ -42,7 +42,7 @@ class Checkpoint:
 
     @property
     def is_double(self) -> bool:
-        """Whether a stored factor is of float64: a binding loads all of them as float32 otherwise."""
+        """Whether a stored factor is float64. If none is, a binding loads all of them as float32."""
         slots = self.adapter.slots
         return any(value.dtype == np.float64 for name, value in self.params.items() if slots[name].is_stored)
 
@@ -55,11 +55,11 @@ def save(
     *,
     extra: Mapping[str, npt.ArrayLike] | None = None,
 ) -> None:
-    """Write one .safetensors file: the trainable factors, and all that is needed to make the rest again.
+    """Write one .safetensors file with the trainable factors and everything needed to recreate the frozen ones.
 
-    Frozen factors need not be in `params`. They are stored only where they are there and do not hold the values of the
-    seed, or where their law rests on linear algebra (orthogonal). `extra` holds arrays of the host that were trained
-    along. The file appears whole or not at all. Raises FormatError for params that are not this adapter's.
+    Frozen factors need not be in `params`. They are stored only if they are given and differ from the values of the
+    seed, or if their initializer uses linear algebra (orthogonal). `extra` holds arrays of the host that were trained
+    too. The file is written completely or not at all. Raises FormatError for params that do not belong to this adapter.
     """
     expect_adapter(adapter, "save", FormatError)
     expect_params(params, "save", FormatError)
@@ -76,7 +76,8 @@ def save(
         else:
             drawn[name] = _digest(values)
     if unknown := params.keys() - adapter.slots.keys():
-        raise FormatError(f"params: {sorted(map(str, unknown))[0]!r} is none of this adapter's.\nNothing was written.")
+        name = sorted(map(str, unknown))[0]
+        raise FormatError(f"params: expected only names of this adapter, got {name!r}.\nNothing was written.")
     tensors = stored | {name + EXTRA: _native(name, value) for name, value in (extra or {}).items()}
     write_atomically(Path(path), to_bytes(tensors, _metadata(adapter, drawn, _seal(tensors))))
 
@@ -86,16 +87,16 @@ def params_to_store(
 ) -> dict[str, npt.ArrayLike]:
     """Choose from a framework's params those that a file must hold.
 
-    A frozen factor that holds the values of its seed, rounded to its dtype, is left out: it is drawn again. So is a
-    starting value that the seed gives (a name that ends in ":start").
+    A frozen factor that has the values of its seed, rounded to its dtype, is left out, because loading draws it again.
+    So is a starting value that follows from the seed (a name that ends in ":start").
 
     Args:
-        adapter: whose params they are.
-        params: arrays by name; bfloat16 as float32.
-        dtypes: the dtype in which the framework keeps each, as "bfloat16".
+        adapter: the adapter to which the params belong.
+        params: arrays by name; bfloat16 arrays as float32.
+        dtypes: the dtype in which the framework keeps each array, such as "bfloat16".
 
     Raises:
-        FormatError: a drawn starting value that was changed, since no file keeps one.
+        FormatError: a drawn starting value that was changed, since no file stores one.
     """
     kept: dict[str, npt.ArrayLike] = {}
     for name, value in params.items():
@@ -105,8 +106,8 @@ def params_to_store(
         elif not np.array_equal(np.asarray(value), _rounded(sample(slot, adapter.seed), dtypes[name])):
             if name not in adapter.slots:
                 raise FormatError(
-                    f"params[{name!r}]: expected the starting value that the seed gives, got another.\n"
-                    "Nothing was written, since a file starts from the values of its seed."
+                    f"params[{name!r}]: expected the starting value that follows from the seed, got another.\n"
+                    "Nothing was written, since a file does not store starting values that are drawn."
                 )
             kept[name] = value
     return kept
@@ -114,7 +115,7 @@ def params_to_store(
 
 def _rounded(drawn: npt.NDArray[np.float64], dtype: str) -> npt.NDArray[np.float64]:
     """Round drawn values, which are float32 numbers, to a dtype."""
-    if dtype != "bfloat16":  # which numpy does not have: the upper half of a float32, rounded to even
+    if dtype != "bfloat16":  # numpy does not have bfloat16: it is the upper half of a float32, rounded to even
         return drawn.astype(dtype).astype(np.float64)
     bits = drawn.astype(np.float32).view(np.uint32)
     even = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
@@ -122,15 +123,15 @@ def _rounded(drawn: npt.NDArray[np.float64], dtype: str) -> npt.NDArray[np.float
 
 
 def file_size(adapter: Adapter, *, dtype: str = "float32") -> int:
-    """Bytes of the file that `save` writes of params of this dtype with the frozen factors of the seed; exact.
+    """Return the exact size in bytes of the file that `save` writes for params of this dtype.
 
-    Raises FormatError for a dtype that is not stored.
+    The frozen factors are those of the seed. Raises FormatError for a dtype that files do not store.
     """
     expect_adapter(adapter, "file_size", FormatError)
     if dtype not in DTYPES:
-        raise FormatError(f"file_size: dtype must be one of {', '.join(DTYPES)}.\nHowever, it is {dtype!r}.")
+        raise FormatError(f"file_size: expected one of {', '.join(DTYPES)} as dtype, got {dtype!r}.")
     stored = sorted(name for name, slot in adapter.slots.items() if slot.is_stored)
-    digest = _sha256("")  # all digests are of one length
+    digest = _sha256("")  # all digests have the same length
     drawn = {name: digest for name, slot in adapter.slots.items() if not slot.is_stored}
     header: dict[str, object] = {"__metadata__": _metadata(adapter, drawn, digest)}
     end = 0
@@ -143,9 +144,10 @@ def file_size(adapter: Adapter, *, dtype: str = "float32") -> int:
 
 
 def digests(adapter: Adapter, *, draw_limit: int = DRAW_LIMIT) -> dict[str, str]:
-    """SHA-256 of each frozen factor that is drawn from the seed, by its name: what stands for its values in a file.
+    """Return the SHA-256 digest of each frozen factor that is drawn from the seed: name -> digest.
 
-    Raises FormatError where that asks for more than `draw_limit` numbers to be drawn.
+    A file stores these digests instead of the values. Raises FormatError if more than `draw_limit` numbers would have
+    to be drawn.
     """
     expect_adapter(adapter, "digests", FormatError)
     slots = [slot for slot in adapter.slots.values() if not slot.is_stored]
@@ -155,7 +157,7 @@ def digests(adapter: Adapter, *, draw_limit: int = DRAW_LIMIT) -> dict[str, str]
 
 def _check_draw(where: str | Path, slots: Iterable[Slot], limit: int) -> None:
     if (entries := sum(math.prod(slot.shape) for slot in slots)) > limit:
-        raise FormatError(f"{where}: asks to draw {entries:,} frozen numbers; the limit is {limit:,}.")
+        raise FormatError(f"{where}: expected at most {limit:,} frozen numbers to draw, got {entries:,}.")
 
 
 def _metadata(adapter: Adapter, drawn: Mapping[str, str], seal: str) -> dict[str, str]:
@@ -166,16 +168,16 @@ def _metadata(adapter: Adapter, drawn: Mapping[str, str], seal: str) -> dict[str
 
 @answers(FormatError)
 def load(path: str | os.PathLike[str]) -> tuple[Adapter, dict[str, Array]]:
-    """The adapter and all its params from a file. Raises as `read_checkpoint` does."""
+    """Read the adapter and all its params from a file. Raises the errors of `read_checkpoint`."""
     checkpoint = read_checkpoint(path)
     return checkpoint.adapter, checkpoint.params
 
 
 def read_checkpoint(path: str | os.PathLike[str], *, draw_limit: int = DRAW_LIMIT) -> Checkpoint:
-    """Everything in a file, checked.
+    """Read and check everything in a file.
 
-    Raises FormatError for a file that is no adapter's, was cut or changed, is of another format version, has unknown
-    keys, or asks for more than `draw_limit` frozen numbers to be drawn; FileNotFoundError where there is none.
+    Raises FormatError for a file that is not a tnadapt file, was truncated or changed, has another format version or
+    unknown keys, or needs more than `draw_limit` frozen numbers to be drawn. Raises FileNotFoundError if there is none.
     """
     expect_path(path, "load", FormatError)
     text, tensors = _open(Path(path))
@@ -184,7 +186,9 @@ def read_checkpoint(path: str | os.PathLike[str], *, draw_limit: int = DRAW_LIMI
     seals = take("file", {key: data.pop(key, None) for key in ("library", "drawn", "stored")}, SEALS)
     adapter = adapter_of(data)
     if _seal(tensors) != seals["stored"]:
-        raise FormatError(f"{path}: the stored numbers do not have the digest that was saved with them.")
+        raise FormatError(
+            f"{path}: expected stored numbers with the digest that was saved with them, got another digest."
+        )
     extra = {name.removesuffix(EXTRA): value for name, value in tensors.items() if name.endswith(EXTRA)}
     stored = {name: value for name, value in tensors.items() if not name.endswith(EXTRA)}
     return Checkpoint(adapter, _params(Path(path), adapter, stored, seals["drawn"], draw_limit), extra)
@@ -194,7 +198,7 @@ SEALS = {"library": str, "drawn": dict, "stored": str}
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write to a neighbour of the file, then rename: readers see the old file or the new one."""
+    """Write a temporary file beside the file, then rename it, so readers see either the old file or the new one."""
     if not path.name:
         raise IsADirectoryError(errno.EISDIR, "Is a directory", str(path))
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
@@ -215,13 +219,14 @@ def _open(path: Path) -> tuple[str, dict[str, Array]]:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:  # of dtypes numpy lacks, too
-        raise FormatError(f"{path}: not a whole safetensors file: {error}") from None
+    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:  # also for dtypes numpy lacks
+        raise FormatError(f"{path}: expected a whole safetensors file, got one that cannot be read: {error}.") from None
     sealed, _, text = metadata.get("tnadapt", "").partition(" ")
     if _sha256(text) != sealed:
-        raise FormatError(f"{path}: not a tnadapt file, or its text was changed.")
+        raise FormatError(f"{path}: expected a tnadapt file, got another file, or one whose text was changed.")
     if wrong := [name for name, value in tensors.items() if value.dtype.name not in DTYPES]:
-        raise FormatError(f"{path}: {wrong[0]} is of dtype {tensors[wrong[0]].dtype}; known: {', '.join(DTYPES)}.")
+        dtype = tensors[wrong[0]].dtype
+        raise FormatError(f"{path}: expected tensors of {', '.join(DTYPES)}, got {wrong[0]} of {dtype}.")
     return text, tensors
 
 
@@ -231,35 +236,37 @@ def _params(
     wanted = {name for name, slot in adapter.slots.items() if slot.is_stored}
     missing_or_unknown = (stored.keys() | drawn.keys()) ^ adapter.slots.keys()
     if odd := sorted(missing_or_unknown | (drawn.keys() & (wanted | stored.keys()))):
-        raise FormatError(f"{path}: the factors are not those of its adapter; at odds: {', '.join(odd[:5])}.")
+        raise FormatError(
+            f"{path}: expected exactly the factors of its adapter, got a file that differs in {', '.join(odd[:5])}."
+        )
     _check_draw(path, (adapter.slots[name] for name in drawn), draw_limit)
     params: dict[str, Array] = {}
     for name, slot in adapter.slots.items():
         params[name] = stored[name] if name in stored else sample(slot, adapter.seed)
         if params[name].shape != slot.shape:
-            raise FormatError(f"{path}: {name} must have shape {slot.shape}.\nHowever, it has {params[name].shape}.")
+            raise FormatError(f"{path}: expected {name} of shape {slot.shape}, got {params[name].shape}.")
         if name in drawn and _digest(params[name]) != drawn[name]:
-            raise FormatError(f"{path}: {name} was drawn again from seed {adapter.seed}, but has another digest.")
+            raise FormatError(
+                f"{path}: expected {name}, drawn again from seed {adapter.seed}, to have its saved digest, got another."
+            )
     return params
 
 
 def _array(name: str, params: Mapping[str, npt.ArrayLike], slot: Slot) -> Array:
     if name not in params:
-        raise FormatError(f"params: {name!r} is missing.\nNothing was written.")
+        raise FormatError(f"params: expected an array {name!r}, got none.\nNothing was written.")
     array = _native(name, params[name])
     if array.shape != slot.shape:
-        raise FormatError(
-            f"params[{name!r}]: must have shape {slot.shape}.\nHowever, it has {array.shape}.\nNothing was written."
-        )
+        raise FormatError(f"params[{name!r}]: expected shape {slot.shape}, got {array.shape}.\nNothing was written.")
     return array
 
 
 def _native(name: str, value: npt.ArrayLike) -> Array:
-    """The value as a whole array in the machine's byte order. Raises FormatError for what is no float array."""
+    """Return the value as a contiguous array in native byte order. Raises FormatError unless it consists of floats."""
     array: Array = np.asarray(value)
     if array.dtype.name not in DTYPES:
         raise FormatError(
-            f"{name}: must be an array of {', '.join(DTYPES)}.\nHowever, it is of {array.dtype}.\nNothing was written."
+            f"{name}: expected an array of {', '.join(DTYPES)}, got one of {array.dtype}.\nNothing was written."
         )
     return np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
 
@@ -269,12 +276,12 @@ def _sha256(text: str) -> str:
 
 
 def _digest(drawn: Array) -> str:
-    """SHA-256 of a drawn factor, as float32."""
+    """Return the SHA-256 digest of a drawn factor as float32."""
     return hashlib.sha256(drawn.astype("<f4").tobytes()).hexdigest()
 
 
 def _seal(tensors: Mapping[str, Array]) -> str:
-    """SHA-256 of all stored tensors: their names, dtypes, shapes and values."""
+    """Return the SHA-256 digest of all stored tensors: their names, dtypes, shapes and values."""
     whole = hashlib.sha256()
     for name in sorted(tensors):
         array = tensors[name]

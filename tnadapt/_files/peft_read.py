@@ -1,4 +1,4 @@
-"""A PEFT checkpoint as an adapter of ours: LoRA, VeRA, LoHa and LoKr, each as the family of its name."""
+"""Read a PEFT checkpoint of LoRA, VeRA, LoHa or LoKr as a tnadapt adapter of the family of that name."""
 
 import math
 import os
@@ -24,7 +24,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Part:
-    """What a checkpoint holds of one module: the weight's shape, alpha, rank and scale, factors by our names."""
+    """The content of a checkpoint for one module: the weight's shape, alpha, rank, scale, and named factors."""
 
     shape: tuple[int, int]
     alpha: float
@@ -35,28 +35,28 @@ class Part:
 
 @answers(FormatError)
 def read_peft(directory: str | os.PathLike[str], *, shapes: Shapes | None = None) -> Checkpoint:
-    """The checkpoint that PEFT wrote into a folder, as an adapter and params of ours. Loading runs no code.
+    """Read a checkpoint that PEFT wrote as a tnadapt adapter and its params. Loading runs no code.
 
-    What is read are LoRA, VeRA, LoHa and LoKr on linear layers; the update is that of PEFT. One adapter has one rank:
-    where ranks differ, the smaller factors are filled with zeros; where scales differ, the difference goes into a
-    factor. In LoKr a first factor in two parts is multiplied out, and so is the second where it is whole elsewhere.
-    Modules that were trained whole are `extra`.
+    Supported are LoRA, VeRA, LoHa and LoKr on linear layers; the updates are equal to PEFT's. An adapter has one rank,
+    so if ranks differ, smaller factors are padded with zeros. If scales differ, one factor is multiplied by the ratio.
+    In LoKr, a first factor that is stored as a product is multiplied out. So is a second one if another module stores
+    its second factor whole. Fully trained modules are returned as `extra`.
 
     Args:
-        directory: holds adapter_config.json and adapter_model.safetensors.
-        shapes: path of a module -> (out, in) of its weight, of the model that the checkpoint is for. Told, the factors
-            are held against them. VeRA needs them: its files do not say what length the in axes have.
+        directory: the folder with adapter_config.json and adapter_model.safetensors.
+        shapes: path of a module -> shape (out, in) of its weight in the model of the checkpoint. If given, the factors
+            are checked against it. VeRA needs it, since its files do not contain the length of the in axes.
 
     Raises:
-        FormatError: another method; an option that changes what the factors mean, as DoRA or lora_bias; a start that
-            changed the model's weights; a pickle; a file that is damaged, misses a factor, or has one too many; a
+        FormatError: another method; an option that changes what the factors mean, such as DoRA or lora_bias; a start
+            that changed the model's weights; a pickle; a file that is damaged, or has a missing or unknown factor; a
             checkpoint of another model.
-        FileNotFoundError: no checkpoint there.
+        FileNotFoundError: no checkpoint in the folder.
     """
     expect_path(directory, "read_peft", FormatError)
     folder = open_folder(Path(directory))
     if shapes is not None and (missing := [path for path in folder.modules if len(shapes.get(path, ())) != AXES]):
-        raise folder.fault(f"was made for a model where {missing[0]} is a linear layer", "in this model it is not")
+        raise folder.fault(f"expected a model where {missing[0]} is a linear layer", "one where it is not")
     try:
         match folder.method:
             case "LORA":
@@ -70,10 +70,10 @@ def read_peft(directory: str | os.PathLike[str], *, shapes: Shapes | None = None
             case _:
                 raise folder.fault("LORA, LOHA, LOKR and VERA are read", f"this one is {folder.method}")
     except (SiteError, SpecError) as error:
-        raise folder.fault("a checkpoint becomes one adapter", f"this one cannot: {error}") from error
+        raise folder.fault("expected a checkpoint of one valid adapter", "another", str(error)) from error
     if shapes is not None and (odd := [site for site in adapter.sites if shapes[site.path] != site.shape]):
-        rule = f"was made for a model where {odd[0].path} has a weight of shape {odd[0].shape}"
-        raise folder.fault(rule, f"in this model it is {shapes[odd[0].path]}")
+        rule = f"expected a model where {odd[0].path} has a weight of shape {odd[0].shape}"
+        raise folder.fault(rule, f"{shapes[odd[0].path]}")
     return Checkpoint(adapter, params, dict(folder.extra))
 
 
@@ -95,7 +95,7 @@ def _read_loha(folder: Folder) -> Read:
         rank, alpha = folder.rank(path), folder.alpha(path, "alpha")
         shape, other = (_outer(folder, path, f"A{number}", f"B{number}", rank) for number in (1, 2))
         if shape != other:
-            raise folder.fault(f"{path}: its two products have one shape", f"they are {shape} and {other}")
+            raise folder.fault(f"{path}: expected two products of the same shape", f"{shape} and {other}")
         parts[path] = Part(shape, alpha, rank, alpha / rank, found)
     most = max(part.rank for part in parts.values())
     return _assemble(loha(alpha=_one_alpha(parts, most)), parts, scaled="A1", rank={"p": most, "q": most})
@@ -106,7 +106,7 @@ def _read_lokr(folder: Folder) -> Read:
     parts = {}
     for path, found in folder.modules.items():
         rank = folder.rank(path)
-        scale = folder.alpha(path, "alpha") / rank  # PEFT divides by the rank even where nothing has it
+        scale = folder.alpha(path, "alpha") / rank  # PEFT divides by the rank even if no factor has it
         left, right = (_product(folder, path, name, rank) for name in ("w1", "w2"))
         second = {"A": right} if is_whole else {"A": found["w2_a"], "B": found["w2_b"]}
         shape = (left.shape[0] * right.shape[0], left.shape[1] * right.shape[1])
@@ -121,28 +121,29 @@ def _read_vera(folder: Folder, shapes: Shapes | None) -> Read:
     for name in ("vera_A", "vera_B"):
         if name not in folder.shared:
             raise folder.fault(
-                "the two projections of VeRA are read from the file",
-                f"{name} is missing: PEFT draws it with torch's generator",
-                "Load it with PEFT and save it again with save_projection=True.",
+                f"expected the projection {name} of VeRA in the file",
+                "none",
+                "PEFT draws it with torch's generator. Load the checkpoint with PEFT and save it again with "
+                "save_projection=True.",
             )
     if shapes is None:
         raise folder.fault(
-            "VeRA's files do not tell the in axes of the weights", "no shapes were given", "Pass shapes."
+            "expected the shapes of the weights, since VeRA's files do not contain the in axes", "none", "Pass shapes."
         )
     parts = {}
     for path, found in folder.modules.items():
         rank, (out, into) = folder.rank(path), shapes[path]
         for name, length in (("b", out), ("d", rank)):
             if name not in found or found[name].shape != (length,):
-                came = f"it has {found[name].shape}" if name in found else "it is missing"
-                raise folder.fault(f"{path}: vera_lambda_{name} has shape ({length},)", came)
+                came = f"{found[name].shape}" if name in found else "none"
+                raise folder.fault(f"{path}: expected a vera_lambda_{name} of shape ({length},)", came)
         parts[path] = Part((out, into), 1.0, rank, 1.0, found)
     rank = max(part.rank for part in parts.values())
     out, into = (max(part.shape[axis] for part in parts.values()) for axis in (0, 1))
     down, up = folder.shared["vera_A"], folder.shared["vera_B"]
     if down[:, :into].shape != (rank, into) or up[:out].shape != (out, rank):
-        rule = f"vera_A is at least {rank} x {into}, vera_B {out} x {rank}"
-        raise folder.fault(rule, f"their shapes are {down.shape} and {up.shape}")
+        rule = f"expected a vera_A of at least {rank} x {into} and a vera_B of at least {out} x {rank}"
+        raise folder.fault(rule, f"shapes {down.shape} and {up.shape}")
     adapter, params = _assemble(vera(), parts, scaled="b", rank={"r": rank})
     return adapter, params | {"A": down[:, :into].copy(), "B": up[:out].copy()}
 
@@ -155,12 +156,12 @@ def _assemble(
     rank: Mapping[str, int],
     sizes: Mapping[str, int] | None = None,
 ) -> Read:
-    """Bind the spec, and bring every module to the adapter's one rank and one scale.
+    """Bind the spec, and convert every module to the rank and scale of the adapter.
 
-    `scaled` is the factor that takes what a module's scale differs by.
+    `scaled` is the factor that is multiplied by the ratio of a module's scale to the adapter's.
     """
     places = sites_of({path: part.shape for path, part in parts.items()})
-    adapter = spec.bind(places, rank=rank, sizes=sizes, overparametrized=True)  # PEFT asks for no less
+    adapter = spec.bind(places, rank=rank, sizes=sizes, overparametrized=True)  # PEFT allows any rank
     params: dict[str, Array] = {}
     for group in adapter.groups:
         part, scale = parts[group.sites[0].path], group.network.scale
@@ -174,7 +175,7 @@ def _assemble(
 
 
 def _one_alpha(parts: Mapping[str, Part], divisor: float) -> float:
-    """The alpha of all modules; where they differ, that of the largest scale at the largest rank."""
+    """Return the alpha of all modules. If they differ, return that of the largest scale at the largest rank."""
     first, *others = parts.values()
     if all((part.alpha, part.rank) == (first.alpha, first.rank) for part in others):
         return first.alpha
@@ -182,7 +183,7 @@ def _one_alpha(parts: Mapping[str, Part], divisor: float) -> float:
 
 
 def _split(folder: Folder, parts: Mapping[str, Part], side: str, axis: int) -> dict[str, int]:
-    """The size that splits an axis of every weight as the file has it; none where that is the even split."""
+    """Return the size that splits an axis of every weight as in the file, or no size if the split is even."""
     firsts = [part.factors["C"].shape[axis] for part in parts.values()]
     split = [(first, part.shape[axis] // first) for first, part in zip(firsts, parts.values(), strict=True)]
     if all(split_evenly(first * second, 2) == (first, second) for first, second in split):
@@ -191,18 +192,18 @@ def _split(folder: Folder, parts: Mapping[str, Part], side: str, axis: int) -> d
         if len(set(sizes)) == 1:
             return {f"{side}{number}": sizes[0]}
     raise folder.fault(
-        "one adapter splits the axes of its weights evenly, or with a part of one size",
-        f"decompose_factor={folder.config.get('decompose_factor')!r} split them into {sorted(set(split))}",
+        "expected weights whose axes are split evenly, or with a part of one size",
+        f"a split into {sorted(set(split))} by decompose_factor={folder.config.get('decompose_factor')!r}",
     )
 
 
 def _product(folder: Folder, path: str, name: str, rank: int) -> Array:
-    """One of the two matrices of a LoKr: as stored, or the product of its two parts."""
+    """Return one of the two matrices of a LoKr: as stored, or the product of its two parts."""
     pair = {f"{name}_a", f"{name}_b"}
     held = {name, *pair} & folder.modules[path].keys()
     if held not in ({name}, pair):
-        came = f"it has {', '.join(sorted(held)) or 'neither'}"
-        raise folder.fault(f"{path}: has {name}, or {name}_a and {name}_b", came)
+        came = ", ".join(sorted(held)) or "neither"
+        raise folder.fault(f"{path}: expected {name}, or {name}_a and {name}_b", came)
     if held == {name}:
         return folder.matrix(path, name)
     _outer(folder, path, f"{name}_a", f"{name}_b", rank)
@@ -212,11 +213,11 @@ def _product(folder: Folder, path: str, name: str, rank: int) -> Array:
 
 
 def _outer(folder: Folder, path: str, left: str, right: str, rank: int) -> tuple[int, int]:
-    """The shape of left @ right, which are joined by the rank."""
+    """Return the shape of left @ right. Raises FormatError unless their inner axes have the length of the rank."""
     (out, inner), (other, into) = folder.matrix(path, left).shape, folder.matrix(path, right).shape
     if (inner, other) != (rank, rank):
         raise folder.fault(
-            f"{path}: {left} and {right} are joined by its rank, {rank}",
-            f"their shapes are {(out, inner)} and {(other, into)}",
+            f"{path}: expected {left} and {right} joined by its rank, {rank}",
+            f"shapes {(out, inner)} and {(other, into)}",
         )
     return out, into

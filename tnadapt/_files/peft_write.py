@@ -1,4 +1,4 @@
-"""An adapter as a LoRA that PEFT, and every server of LoRAs, reads."""
+"""Write an adapter as a LoRA checkpoint that PEFT and servers of LoRAs can read."""
 
 import os
 from collections import Counter
@@ -21,7 +21,7 @@ __all__ = ["Written", "save_as_lora"]
 
 
 class Written(NamedTuple):
-    """What was written of one weight: the rank, and the relative error of the update, 0.0 where that is exact."""
+    """The rank that was written for one weight, and the relative error of its update, which is 0.0 if exact."""
 
     rank: int
     error: float
@@ -39,26 +39,27 @@ def save_as_lora(
     extra: Mapping[str, npt.ArrayLike] | None = None,
     modules_to_save: Collection[str] = (),
 ) -> dict[str, Written]:
-    """Write a LoRA checkpoint of PEFT with the updates of all weights, each as `to_lora` gives it, in float32.
+    """Write a LoRA checkpoint of PEFT with the updates of all weights, each as `to_lora` returns it, in float32.
 
     Args:
         adapter: any adapter.
         params: its params.
-        directory: a new folder, or one that holds an earlier checkpoint and nothing else. It appears whole or not at
-            all.
-        rank: the most that a weight may have; without it every weight is exact.
-        base_model: name or path of the model, for PEFT to find it again.
-        fan_in_fan_out: as in PEFT: the host stores its weights as (in, out), as transformers' Conv1D does.
-        extra: arrays of modules that were trained whole, by their names in the host.
+        directory: a new folder, or one that holds an earlier checkpoint and nothing else. It is written completely or
+            not at all.
+        rank: the largest rank that a weight may have. Without it, every weight is exact.
+        base_model: the name or path of the model, from which PEFT can load it.
+        fan_in_fan_out: as in PEFT: whether the host stores its weights as (in, out), like transformers' Conv1D.
+        extra: the arrays of fully trained modules, by their names in the host.
         modules_to_save: the paths of those modules.
 
     Returns:
         path -> the rank and the error of each weight.
 
     Raises:
-        PlanError: an update of full rank, and no `rank`.
-        SiteError: params that are not this adapter's; a weight of experts, or one whose sites serve several tasks.
-        FormatError: an update that is not finite in float32, or a folder that holds something else.
+        PlanError: an update of full rank without `rank`.
+        SiteError: params that do not belong to this adapter; a weight of experts, or one whose sites serve several
+            tasks.
+        FormatError: an update that is not finite in float32, or a folder that holds anything else.
     """
     expect_adapter(adapter, "save_as_lora", FormatError)
     expect_params(params, "save_as_lora", FormatError)
@@ -87,7 +88,7 @@ def save_as_lora(
 
 
 def _tensors(path: str, shape: tuple[int, ...], lora: LoRA) -> dict[str, npt.NDArray[np.float32]]:
-    """Both factors under PEFT's names; of a convolution as the kernel of A's, and one of size 1."""
+    """Return both factors under PEFT's names. For a convolution, A has the kernel and B has a kernel of size 1."""
     inner = shape[1:]
     down, up = lora.A.reshape(lora.rank, *inner), lora.B.reshape(shape[0], lora.rank, *[1] * (len(inner) - 1))
     return {
@@ -100,12 +101,14 @@ def _checked(name: str, value: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     with np.errstate(over="ignore"):
         single = np.ascontiguousarray(value, dtype=np.float32)
     if not np.isfinite(single).all():
-        raise FormatError(f"{name}: must be finite in float32.\nHowever, it is not.\nNothing was written.")
+        raise FormatError(
+            f"{name}: expected numbers that are finite in float32, got NaN or infinity.\nNothing was written."
+        )
     return single
 
 
 def _config(written: Mapping[str, Written], alphas: Mapping[str, float]) -> dict[str, Any]:
-    """PEFT's options: what most sites have, and patterns for whole paths where a site has something else."""
+    """Return PEFT's options: the rank and alpha of most weights, and patterns of whole paths for the others."""
     ranks = {path: site.rank for path, site in written.items()}
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     return {

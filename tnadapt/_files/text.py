@@ -1,4 +1,4 @@
-"""Specs and adapters as JSON text, and back. What comes back is checked key by key: nothing in a text is trusted."""
+"""Write specs and adapters as JSON text, and read them. Nothing in a text is trusted: every key and type is checked."""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ __all__ = ["from_json", "to_json"]
 
 VERSION = 1
 NUMBER = {"power": (int, float)}
-WORDS = {  # kind of an initializer -> its word in format 1, which was written before the kind had its name
+WORDS = {  # kind of an initializer -> its word in format 1, which is older than the kind's present name
     "controlled_z": "sign",
     "hosvd_core": "projection",
     "svd": "singular",
@@ -26,7 +26,7 @@ KINDS: dict[str, Any] = {word: kind for kind, word in WORDS.items()}
 
 
 def to_json(value: AdapterSpec | Adapter) -> str:
-    """The text of a spec or an adapter, one line."""
+    """Return the text of a spec or an adapter, on one line."""
     if not isinstance(value, AdapterSpec | Adapter):
         raise mistake(
             FormatError, "to_json", "an AdapterSpec or an Adapter", told(value), "Call the family, or bind it."
@@ -36,7 +36,7 @@ def to_json(value: AdapterSpec | Adapter) -> str:
 
 
 def from_json(text: str) -> AdapterSpec | Adapter:
-    """The spec or the adapter that `to_json` wrote. Raises FormatError for any other text."""
+    """Read the spec or the adapter that `to_json` wrote. Raises FormatError for any other text."""
     if not isinstance(text, str | bytes):
         raise mistake(FormatError, "from_json", "a text that to_json wrote", told(text), "Pass the text of the file.")
     data = parse(text)
@@ -45,28 +45,28 @@ def from_json(text: str) -> AdapterSpec | Adapter:
 
 
 def check_version(where: str, version: object) -> None:
-    """Raises FormatError for a format version that this release does not read."""
+    """Raise FormatError for a format version that this release does not read."""
     if type(version) is not int or version != VERSION:
-        raise FormatError(f"{where}: saved with format {version!r}.\nHowever, this release reads format {VERSION}.")
+        raise FormatError(f"{where}: expected format {VERSION}, which this release reads, got format {version!r}.")
 
 
 def dump(data: Mapping[str, Any]) -> str:
-    """JSON without blanks."""
+    """Return JSON without spaces."""
     return json.dumps(data, separators=(",", ":"), allow_nan=False)
 
 
 def parse(text: str) -> dict[str, Any]:
-    """The object in a JSON text. Raises FormatError for anything else."""
+    """Read the object in a JSON text. Raises FormatError for anything else."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"not a JSON text: {error}") from None
+        raise FormatError(f"the text: expected JSON, got text that cannot be parsed: {error}.") from None
     fields: dict[str, Any] = _typed("the text", data, dict)
     return fields
 
 
 def spec_data(spec: AdapterSpec) -> dict[str, Any]:
-    """A spec as plain data."""
+    """Return a spec as plain data."""
     factors = {
         name: {"modes": " ".join(factor.modes), "trainable": factor.trainable, "init": _initializer_data(factor.init)}
         | ({"map": factor.map} if factor.map else {})
@@ -93,7 +93,7 @@ def _initializer_data(init: Initializer) -> dict[str, Any]:
 
 
 def spec_of(data: object) -> AdapterSpec:
-    """The spec of plain data. Raises FormatError for unknown keys, wrong types, or a spec that cannot be."""
+    """Make a spec from plain data. Raises FormatError for unknown keys, wrong types, or an invalid spec."""
     kinds = {"name": str, "weight": str, "over": str, "factors": dict, "scale": dict, "centered": bool}
     fields = take("spec", data, kinds | {"identity_at_start": bool, "caps": dict}, {"given": str, "ties": dict})
     scale = take("scale", fields["scale"], {"rule": str, "alpha": (int, float), "bond": str})
@@ -104,7 +104,7 @@ def spec_of(data: object) -> AdapterSpec:
     try:
         return AdapterSpec(**(fields | {"factors": factors, "scale": Scale(**scale)}))
     except TnadaptError as error:
-        raise FormatError(f"the text holds a spec that cannot be: {error}") from error
+        raise FormatError(f"the text: expected a valid spec, got an invalid one.\n{error}") from error
 
 
 def _factor_of(name: str, data: object) -> Factor:
@@ -118,7 +118,7 @@ def _factor_of(name: str, data: object) -> Factor:
 
 
 def adapter_data(adapter: Adapter) -> dict[str, Any]:
-    """An adapter as plain data. Sites are short: a pattern of the path, and the layer's number."""
+    """Return an adapter as plain data. Each site is stored as the number of a path pattern, and its layer."""
     patterns: dict[str, int] = {}
     places = []
     for site in adapter.sites:
@@ -136,9 +136,9 @@ def adapter_data(adapter: Adapter) -> dict[str, Any]:
 
 
 def _pattern(site: Site) -> tuple[dict[str, Any], Coordinate]:
-    """What a site has in common with its like in other layers, and its layer.
+    """Return what a site has in common with the same site in other layers, and its layer.
 
-    The path is cut where the layer's number stands; the kind is left out where the path tells it.
+    The path is split at the layer's number. The kind is left out if it follows from the path.
     """
     others = dict(site.coordinates)
     layer = others.pop("layer")
@@ -164,7 +164,7 @@ def _kind_of(path: list[str]) -> str:
 
 
 def adapter_of(data: object) -> Adapter:
-    """The adapter of plain data. Raises FormatError for unknown keys, wrong types, or an adapter that cannot be."""
+    """Make an adapter from plain data. Raises FormatError for unknown keys, wrong types, or an invalid adapter."""
     kinds = {"spec": dict, "patterns": list, "sites": list, "rank": (int, dict, type(None)), "sizes": dict, "seed": int}
     fields = take("adapter", data, kinds)
     patterns = [_pattern_of(pattern) for pattern in fields["patterns"]]
@@ -173,7 +173,7 @@ def adapter_of(data: object) -> Adapter:
         spec, rank, sizes = spec_of(fields["spec"]), fields["rank"], fields["sizes"]
         return spec.bind(sites, rank=rank, sizes=sizes, seed=fields["seed"], overparametrized=True)
     except TnadaptError as error:
-        raise FormatError(f"the text holds an adapter that cannot be: {error}") from error
+        raise FormatError(f"the text: expected a valid adapter, got an invalid one.\n{error}") from error
 
 
 def _site_of(patterns: list[dict[str, Any]], place: object) -> Site:
@@ -184,7 +184,7 @@ def _site_of(patterns: list[dict[str, Any]], place: object) -> Site:
             path, shape = str(layer).join(pattern["path"]), tuple(pattern["shape"])
             return Site(path, shape, told | pattern["coordinates"], _block_of(pattern.get("block"), layer))
         case _:
-            raise FormatError(f"sites: must be [pattern, layer], got {place!r}.")
+            raise FormatError(f"sites: expected [pattern, layer], got {place!r}.")
 
 
 def _pattern_of(data: object) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def _pattern_of(data: object) -> dict[str, Any]:
         paths.append(block["weight"])
     is_cut = all(len(path) in (1, 2) and all(isinstance(part, str) for part in path) for path in paths)
     if not is_cut or "layer" in pattern["coordinates"]:
-        raise FormatError(f"pattern: must have a path of one or two strings and no layer, got {pattern!r}.")
+        raise FormatError(f"pattern: expected a path of one or two strings and no layer, got {pattern!r}.")
     return pattern
 
 
@@ -209,20 +209,24 @@ def _block_of(block: Mapping[str, Any] | None, layer: Coordinate) -> Block | Non
 def take(
     where: str, data: object, kinds: Mapping[str, Any], optional: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The fields of an object that has exactly these keys, each of its type, and may have the optional ones.
+    """Return the fields of an object after checking its keys and their types.
 
-    Raises FormatError otherwise.
+    Raises FormatError unless it has all of these keys, perhaps optional ones, no others, and each of its type.
     """
     fields = _typed(where, data, dict)
     kinds = dict(kinds) | {key: kind for key, kind in (optional or {}).items() if key in fields}
     if unknown := fields.keys() - kinds.keys():
-        raise FormatError(f"{where}: unknown keys {sorted(unknown)}.\nWas it saved by a newer release?")
+        raise FormatError(
+            f"{where}: expected no unknown keys, got {sorted(unknown)}.\nWas it saved by a newer release?"
+        )
     if missing := kinds.keys() - fields.keys():
-        raise FormatError(f"{where}: missing keys {sorted(missing)}.")
+        raise FormatError(f"{where}: expected the keys {sorted(missing)}, got none.")
     return {key: _typed(f"{where}.{key}", fields[key], kind) for key, kind in kinds.items()}
 
 
 def _typed(where: str, value: Any, kind: Any) -> Any:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise FormatError(f"{where}: a value of the wrong type, {type(value).__name__}.")
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        expected = " or ".join(one.__name__ for one in kinds)
+        raise FormatError(f"{where}: expected a value of type {expected}, got {type(value).__name__}.")
     return value

@@ -1,4 +1,4 @@
-"""What follows from structure alone: rank bounds, generic rank, degrees of freedom, the exact LoRA form."""
+"""What follows from the structure of a network: rank bounds, generic rank, degrees of freedom, the exact LoRA form."""
 
 from tnadapt._structure.fit import fit_rank
 from tnadapt._structure.freedom import Freedom, degrees_of_freedom, first_gradients

@@ -1,17 +1,19 @@
-"""How many of the trainable numbers are free: the rank of the Jacobian at generic values, and who moves first.
+"""Degrees of freedom: the rank of the Jacobian of an adapter's updates, and which factors move first in training.
 
-How large modes are cut down. Let f(d) be the rank at sizes d of some open modes, and f_S that of the entries which
-carry all modes of a set S, at one index of each of them, all other entries held.
+The Jacobian of a large adapter is too large to compute, so large modes are cut to small sizes, from which on the rank
+is a polynomial in these sizes. The proof: let f(d) be the rank at sizes d of some open modes, and f_S the rank for the
+entries that carry all modes of a set S, at one index of each of them, with all other entries fixed.
 
-* One mode i: the entries that carry i at one index act on that index alone. Eliminating them, f(d) = d f_i + rest(d),
-  where rest(d) is the rank of what d generic indices say of the other entries beyond that. rest never falls, and once
-  one more generic index adds nothing, none ever does: if f grows by just f_i from d to d + 1, it does so for ever.
-* Several: if f_S(c + e_i) = f_S(c) + f_Si(c) for every S, every i outside of S and every corner c of a unit cube at
-  some base, then f is the polynomial sum over S of f_S(base) prod over i in S of (d_i - base_i). For by the above each
-  f_S is linear in the first mode at every corner of the others; so the condition holds for the others at any size of
-  the first, and so on.
-* One corner is enough: f_S(c + e_i) is never below f_S(c) + f_Si(c), so that f at the top corner is never below the
-  sum over S of f_S(base); where it is equal, no step on any way there can be larger, and all the conditions hold.
+* One mode i. The entries that carry i at one index act on that index alone. Eliminating them gives f(d) = d f_i +
+  rest(d), where rest(d) is the rank of what d generic indices determine about the other entries beyond that. rest never
+  falls, and once one more generic index adds nothing, no later one does. So if f grows by exactly f_i from d to d + 1,
+  it does so for all larger d.
+* Several modes. If f_S(c + e_i) = f_S(c) + f_Si(c) for every S, every i outside S and every corner c of a unit cube at
+  some base, then f is the polynomial sum over S of f_S(base) prod over i in S of (d_i - base_i). By the first step each
+  f_S is linear in the first mode at every corner of the others. So the condition holds for the other modes at any size
+  of the first, and the argument repeats.
+* One corner is enough. f_S(c + e_i) is never below f_S(c) + f_Si(c), so f at the top corner is never below the sum over
+  S of f_S(base). If they are equal, no step on any path to the top corner is larger, and all conditions hold.
 """
 
 import math
@@ -37,34 +39,34 @@ Directions = frozenset[Modes]
 
 FUNCTIONAL = "(functional)"  # brackets: no mode can have this name
 LIMIT = 2_048  # trainable numbers of one Jacobian
-WORK = 2**35  # flops of all Jacobians of a network together: some ten seconds
-MOST_DIRECTIONS = 8  # of cut modes; the corners and conditions grow exponentially with them
-SMALLEST, GROWTH = 2, 1.5  # sizes that modes are cut to: the first, and by how much they grow where it will not do
+WORK = 2**35  # flops of all Jacobians of a network together: about ten seconds
+MOST_DIRECTIONS = 8  # of cut modes; the number of corners and conditions grows exponentially with them
+SMALLEST, GROWTH = 2, 1.5  # the size that modes are first cut to, and the factor by which it grows if it is too small
 
 
 @dataclass(frozen=True)
 class Freedom:
-    """Trainable numbers, and how many directions of the update they move at generic values."""
+    """The trainable numbers of an adapter, and the rank of its update's derivative at generic values."""
 
     trainable: int
     degrees: int
 
     @property
     def gauge(self) -> int:
-        """Trainable numbers that are redundant: directions that leave every update as it is."""
+        """The number of redundant trainable numbers: directions that change no update."""
         return self.trainable - self.degrees
 
     def __str__(self) -> str:
-        """As in 39 of 48 (gauge 9)."""
+        """Return text such as "39 of 48 (gauge 9)"."""
         return f"{self.degrees:,} of {self.trainable:,} (gauge {self.gauge:,})"
 
 
 @answers(SpecError)
 def first_gradients(spec: AdapterSpec | Adapter) -> tuple[str, ...]:
-    """The factors that get a gradient in the first step: those beside which no other factor starts at zero.
+    """Return the factors that get a gradient in the first step: those for which no other factor starts at zero.
 
-    Generically in the other starting values and in the loss. Of an adapter, those of its spec. Raises SpecError for
-    anything else.
+    This holds for generic starting values of the other factors and a generic loss. For an adapter, return the factors
+    of its spec. Raises SpecError for anything else.
     """
     spec = spec.spec if isinstance(spec, Adapter) else spec
     if not isinstance(spec, AdapterSpec):
@@ -78,25 +80,30 @@ def first_gradients(spec: AdapterSpec | Adapter) -> tuple[str, ...]:
 def degrees_of_freedom(
     adapter: Adapter, where: Site | Group | str | None = None, *, limit: int = LIMIT, seed: int = 0
 ) -> Freedom:
-    """The rank of the derivative of the update by its trainable numbers, modulo the prime 2^31 - 19.
+    """Return the rank of the derivative of the update by its trainable numbers, modulo the prime 2^31 - 19.
 
-    At generic values, frozen factors among them. Never too high; too low, for each of the Jacobians that are made, with
-    a probability below trainable numbers x (factors + 1) / 2^31. Modes that are large are cut to a size from which on
-    the rank is proven to be a polynomial, which is taken at their own size (the proof is in the module's docstring).
+    The values are generic, also those of frozen factors. The rank is never too high. For each Jacobian it is too low
+    with a probability below trainable numbers x (factors + 1) / 2^31. Large modes are cut to a size above which the
+    rank is proven to be a polynomial, and the polynomial is evaluated at their full size (the module's docstring has
+    the proof).
 
     Args:
-        adapter: whose updates are asked about.
-        where: a site, with what it reads of shared factors; a group with all its sites; without either the adapter.
-        limit: how many trainable numbers one Jacobian may have, after the cut.
-        seed: of the generic values.
+        adapter: the adapter whose updates are examined.
+        where: a site, with the parts of shared factors that it reads; or a group with all its sites. By default the
+            whole adapter.
+        limit: the most trainable numbers that one Jacobian may have after the cut.
+        seed: the seed of the generic values.
 
     Raises:
-        PlanError: a network that stays above the limit, or takes too much work.
-        SiteError: a site or a group that is not this adapter's.
+        PlanError: a network that stays above the limit or takes too much work, or a trainable factor with a map.
+        SiteError: a site or a group that does not belong to this adapter.
     """
     expect_adapter(adapter, "degrees_of_freedom")
     if mapped := [name for name, factor in adapter.spec.factors.items() if factor.map and factor.trainable]:
-        raise PlanError(f"degrees_of_freedom: an update is no polynomial in what {mapped[0]} holds: it has a map.")
+        raise PlanError(
+            "degrees_of_freedom: expected an update that is a polynomial in its trainable numbers, got one whose "
+            f"factor {mapped[0]} has a map."
+        )
     parts = []
     for group, site in networks_at(adapter, where):
         parts.append(_degrees(group.network, site is None, None if site is not None else group.places, limit, seed))
@@ -105,7 +112,7 @@ def degrees_of_freedom(
 
 @dataclass(frozen=True)
 class _Jacobian:
-    """The derivative of a network by some of its factors; sizes may be other than the network's."""
+    """The derivative of a network with respect to some of its factors, at any sizes of its modes."""
 
     network: Network
     is_stack: bool
@@ -124,11 +131,11 @@ class _Jacobian:
         return sum(math.prod(sizes[mode] for mode in self.modes(name)) for name in self.trained)
 
     def carriers(self, modes: Collection[str]) -> list[str]:
-        """The trainable factors that carry all these modes."""
+        """Return the trainable factors that carry all these modes."""
         return [name for name in self.trained if set(modes) <= set(self.modes(name))]
 
     def coupled(self, modes: Collection[str]) -> set[str]:
-        """These modes, and all that trainable factors join to them, directly or by others."""
+        """Return these modes and all modes that trainable factors join to them, directly or through other modes."""
         found = set(modes)
         while (
             more := {mode for name in self.trained if found & set(self.modes(name)) for mode in self.modes(name)}
@@ -138,7 +145,7 @@ class _Jacobian:
         return found
 
     def rank(self, sizes: Mapping[str, int], by: list[str]) -> int:
-        """The rank of the derivative by these factors. Raises PlanError where it is too much work."""
+        """Return the rank of the derivative with respect to these factors. Raises PlanError if it is too much work."""
         random = np.random.default_rng(self.seed)
         self.budget.spend(0, sum(math.prod(sizes[m] for m in self.modes(name)) for name in self.network.factors))
         values = {name: residues([sizes[mode] for mode in self.modes(name)], random) for name in self.network.factors}
@@ -161,7 +168,7 @@ class _Jacobian:
         return rank(np.concatenate(blocks, axis=1), self.budget)
 
     def _mask(self, shape: list[int]) -> np.ndarray:
-        """1 where a site stands, 0 elsewhere; shaped to broadcast."""
+        """Return 1 where there is a site and 0 elsewhere, in a shape that broadcasts."""
         along = len(self.network.over)
         mask = np.zeros(shape[:along], dtype=np.int64)
         for place in self.places or ():
@@ -182,19 +189,19 @@ def _degrees(network: Network, is_stack: bool, places: tuple[Place, ...] | None,
         cut = {mode: math.ceil(size) for mode, size in base.items() if full[mode] > math.ceil(size) + 1}
         if (entries := jacobian.entries({**full, **{mode: size + 1 for mode, size in cut.items()}})) > limit:
             raise PlanError(
-                f"degrees_of_freedom: a Jacobian of {entries:,} trainable numbers; the limit is {limit:,}.\n"
+                f"degrees_of_freedom: expected a Jacobian of at most {limit:,} trainable numbers, got {entries:,}.\n"
                 "Pass a larger limit, or ask about fewer sites."
             )
         polynomial = _Polynomial(jacobian, full, cut)
         if len(polynomial.directions) > MOST_DIRECTIONS:
             raise PlanError(
-                f"degrees_of_freedom: {len(polynomial.directions)} modes would have to be cut down.\n"
-                f"The limit is {MOST_DIRECTIONS}."
+                f"degrees_of_freedom: expected at most {MOST_DIRECTIONS} large modes to cut to smaller sizes, got "
+                f"{len(polynomial.directions)}."
             )
         if polynomial.fits():
             return Freedom(trainable, polynomial.at_full_size())
         unfit = polynomial.first_unfit()
-        if set(unfit) - set(network.over):  # modes of the weight grow side by side: that keeps the Jacobian small
+        if set(unfit) - set(network.over):  # modes of the weight grow together, which keeps the Jacobian small
             coupled = jacobian.coupled(unfit)
             unfit = tuple(mode for mode in cut if mode in unfit or (mode in coupled and mode not in network.over))
         smallest = min(base[mode] for mode in unfit)
@@ -202,10 +209,10 @@ def _degrees(network: Network, is_stack: bool, places: tuple[Place, ...] | None,
 
 
 class _Polynomial:
-    """The rank as a polynomial in the sizes of modes that were cut, if it is one from there on.
+    """The rank as a polynomial in the sizes of the cut modes, if it is one for all sizes above these.
 
-    A direction is one such mode; or, together, all those that no trainable factor carries: the rank never falls in any
-    of them, so that it stays as it is in each where it does in all at once.
+    A direction is one cut mode, or all cut modes together that no trainable factor carries. The rank never falls as any
+    of those grows, so if it stays the same when all grow at once, it stays the same when each grows.
     """
 
     def __init__(self, jacobian: _Jacobian, full: Mapping[str, int], cut: Mapping[str, int]) -> None:
@@ -217,14 +224,14 @@ class _Polynomial:
         self.known: dict[tuple[Directions, Directions], int] = {}
 
     def fits(self) -> bool:
-        """Whether the rank is a polynomial from the cut sizes on: seen at the top corner."""
+        """Return whether the rank is a polynomial from the cut sizes on, which the top corner shows."""
         base = sum(self.rank(fixed, frozenset()) for fixed in self.sets())
         return self.rank(frozenset(), frozenset(self.directions)) == base
 
     def first_unfit(self) -> Modes:
-        """Modes to cut less, where it does not fit: those of the first condition that does not hold.
+        """Return the modes to cut less if the rank is not a polynomial: those of the first condition that fails.
 
-        The conditions on few entries come first, then those of small corners.
+        Conditions on few entries are tried first, and among these the ones at small corners.
         """
         for fixed in reversed(self.sets()):
             for grown in self.sets():
@@ -237,7 +244,7 @@ class _Polynomial:
         return tuple(self.cut)
 
     def at_full_size(self) -> int:
-        """The polynomial at full size."""
+        """Return the value of the polynomial at the full sizes."""
         return sum(
             self.rank(fixed, frozenset())
             * math.prod(self.full[mode] - self.cut[mode] for direction in fixed for mode in direction)
@@ -245,16 +252,16 @@ class _Polynomial:
         )
 
     def sets(self) -> list[Directions]:
-        """All sets of directions, small ones first."""
+        """Return all sets of directions, small ones first."""
         sizes = range(len(self.directions) + 1)
         return [frozenset(chosen) for size in sizes for chosen in combinations(self.directions, size)]
 
     def carriers(self, fixed: Collection[Modes]) -> list[str]:
-        """The trainable factors that carry all modes of these directions."""
+        """Return the trainable factors that carry all modes of these directions."""
         return self.jacobian.carriers([mode for direction in fixed for mode in direction])
 
     def rank(self, fixed: Directions, grown: Directions) -> int:
-        """f_S at a corner: S is `fixed`, and `grown` have one index more."""
+        """Return f_S at a corner: S is `fixed`, and the directions in `grown` have one index more."""
         key = (fixed, grown)
         if key not in self.known:
             by = self.carriers(fixed)

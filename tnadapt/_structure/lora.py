@@ -1,4 +1,4 @@
-"""An update as a LoRA: the network of one site cut where it is thinnest, and each half contracted."""
+"""Write an update as a LoRA: cut the network of one site at its minimum cut, and contract each half."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -21,9 +21,9 @@ Array = npt.NDArray[np.float64]
 
 
 class LoRA(NamedTuple):
-    """An update scale * B @ A: A is (rank, in), B is (out, rank), in float64; the in axes are flattened, row-major.
+    """An update scale * B @ A in float64: A is (rank, in), B is (out, rank). The in axes are flattened, row-major.
 
-    `error` is the Frobenius norm of what was cut off, relative to that of the update; 0.0 where nothing was.
+    `error` is the Frobenius norm of the part that was truncated, relative to that of the update; 0.0 if nothing was.
     """
 
     A: Array
@@ -33,7 +33,7 @@ class LoRA(NamedTuple):
 
     @property
     def rank(self) -> int:
-        """The length of the bond."""
+        """The rank: the number of rows of A."""
         return len(self.A)
 
 
@@ -41,21 +41,21 @@ class LoRA(NamedTuple):
 def to_lora(
     adapter: Adapter, params: Mapping[str, npt.ArrayLike], site: Site | str, *, rank: int | None = None
 ) -> LoRA:
-    """The update of one site as a LoRA, exact to rounding, of the rank that `rank_bound` tells.
+    """Return the update of one site as a LoRA, exact up to rounding, of the rank that `rank_bound` returns.
 
-    The network is cut at its minimum cut between out and in, and each half is contracted: no SVD, no dense update. A
-    centered update is the difference of two networks. Where all that is trained is on one side of a cut, that half
-    is a difference; else the halves of both networks lie side by side, and the rank is twice the cut. The path of a
-    weight that several sites lie in asks for all of it: their halves lie side by side, and their ranks add up.
+    The network is cut at its minimum cut between out and in, and each half is contracted, without an SVD or a dense
+    update. A centered update is the difference of two networks. If all trained factors are on one side of the cut, that
+    half is a difference; otherwise the halves of both networks are stacked, and the rank is twice the cut. For the path
+    of a weight that contains several sites, the halves of all its sites are stacked, and their ranks add up.
 
-    A `rank` below that gives the best approximation of that rank, by QR of both halves and the SVD of a matrix of
-    the cut's size. Where the cut is not below min(out, in), a half is as large as the dense update, and so is this
-    work: such a full-rank update is exported only when told a rank.
+    A smaller `rank` gives the best approximation of that rank, by QR of both halves and the SVD of a matrix of the
+    cut's size. If the cut is not below min(out, in), a half is as large as the dense update. Such a full-rank update is
+    exported only if `rank` is given.
 
     Raises:
         PlanError: a full-rank update without `rank`.
-        SiteError: a site or params that are not this adapter's; a rank that is no positive integer; a weight of
-            experts, or one whose sites serve several tasks.
+        SiteError: a site or params that do not belong to this adapter; a rank that is not a positive integer; a weight
+            of experts, or one whose sites serve several tasks.
     """
     expect_adapter(adapter, "to_lora")
     expect_params(params, "to_lora")
@@ -67,21 +67,21 @@ def to_lora(
 
 
 def check_exportable(adapter: Adapter, sites: Sequence[Site], rank: int | None, *, is_weight: bool) -> None:
-    """Raises as `to_lora` does, for one site or for the sites of a weight, before anything is contracted."""
+    """Raise the errors of `to_lora` for one site, or for the sites of a weight, before anything is contracted."""
     if rank is not None:
         check_size("rank", rank)
     first = sites[0]
     path, shape = (first.weight, first.weight_shape) if is_weight else (first.path, first.shape)
     if len(shape) > len(first.shape):
-        raise SiteError(f"{path}: holds several weights, of shape {shape}.\nAsk for one of its sites.")
+        raise SiteError(f"{path}: expected a single weight, got several of shape {shape}.\nPass one of its sites.")
     cuts = [minimum_cut(adapter.find(site)[0].network) for site in sites]
     most, rows, columns = sum(cut.rank for cut in cuts), shape[0], math.prod(shape[1:])
     if rank is None and most >= min(rows, columns):
         told = f"its sites have ranks that add up to {most:,}" if is_weight else f"its minimum cut is {cuts[0]}"
         raise PlanError(
-            f"{path}: a LoRA is smaller than the update that it stands for.\n"
-            f"However, this update has full rank: {told}, of a weight {rows} x {columns}.\n"
-            f"Pass rank= for the best approximation of that rank; rank={most} would be exact."
+            f"{path}: expected an update of less than full rank, got full rank: {told}, of a weight {rows} x "
+            f"{columns}.\nA LoRA of full rank is no smaller than the update. Pass rank= for the best approximation of "
+            f"that rank; rank={most} would be exact."
         )
 
 
@@ -91,7 +91,10 @@ def exact_lora(
     site: Site,
     starts: Mapping[str, npt.ArrayLike] | None = None,
 ) -> LoRA:
-    """The update of one site, whatever its rank. `starts` spare the drawing of a centered adapter's starting values."""
+    """Return the update of one site as an exact LoRA, whatever its rank.
+
+    `starts` holds the starting values of a centered adapter, if they were drawn before.
+    """
     address = adapter.address(site)
     network = address.group.network
     parting = part(network)
@@ -110,7 +113,7 @@ def exact_lora(
 
 
 def join(loras: Sequence[LoRA], sites: Sequence[Site]) -> LoRA:
-    """The LoRA of a weight from those of the sites that lie in it, side by side; the largest scale is that of all."""
+    """Return the LoRA of a weight by stacking those of the sites in it. It takes the largest of their scales."""
     shape, total = sites[0].weight_shape, sum(lora.rank for lora in loras)
     scale = max((lora.scale for lora in loras), key=abs)
     A, B = np.zeros((total, *shape[1:])), np.zeros((shape[0], total))
@@ -125,7 +128,10 @@ def join(loras: Sequence[LoRA], sites: Sequence[Site]) -> LoRA:
 
 
 def shorten(lora: LoRA, rank: int | None) -> LoRA:
-    """The nearest LoRA of this rank, by the SVD of a matrix of the old rank's size; the same where it has no more."""
+    """Return the nearest LoRA of this rank, by the SVD of a matrix of the old rank's size.
+
+    A LoRA whose rank is not larger is returned as it is.
+    """
     if rank is None or rank >= lora.rank:
         return lora
     left, upper = np.linalg.qr(lora.B)
@@ -137,7 +143,7 @@ def shorten(lora: LoRA, rank: int | None) -> LoRA:
 
 
 def _halves(network: Network, row_factors: Collection[str], arrays: Mapping[str, Array]) -> tuple[Array, Array]:
-    """(out, cut) and (cut, in): the products of the factors on either side of a cut."""
+    """Return the products of the factors on either side of a cut, of shapes (out, cut) and (cut, in)."""
     sides = [[name for name in arrays if (name in row_factors) == is_row] for is_row in (True, False)]
     touched = [{mode for name in side for mode in network.local_modes(name)} for side in sides]
     rows, columns = touched[0] | {*network.out_modes}, touched[1] | {*network.in_modes}
@@ -148,9 +154,9 @@ def _halves(network: Network, row_factors: Collection[str], arrays: Mapping[str,
 
 
 def _matrix(network: Network, arrays: Mapping[str, Array], rows: tuple[str, ...], columns: tuple[str, ...]) -> Array:
-    """The product of some factors, summed over all modes that are neither rows nor columns.
+    """Return the product of some factors, summed over all modes that are neither rows nor columns.
 
-    A mode that is both, since a mode of the weight is itself cut, stands on the diagonal of the two.
+    If a mode of the weight is itself cut, it is both a row and a column mode, and the product is diagonal in it.
     """
     letters = {mode: number for number, mode in enumerate(network.sizes)}
     outer = tuple(dict.fromkeys([*rows, *columns]))
@@ -162,7 +168,7 @@ def _matrix(network: Network, arrays: Mapping[str, Array], rows: tuple[str, ...]
     if len(outer) < len(rows) + len(columns):
         whole = np.zeros([network.sizes[mode] for mode in (*rows, *columns)])
         inner, outer_letters = ([letters[mode] for mode in modes] for modes in ((*rows, *columns), outer))
-        # An einsum that takes a diagonal is a view, which can be written to.
+        # An einsum that takes a diagonal returns a writable view.
         diagonal: Array = np.einsum(whole, inner, outer_letters)  # type: ignore[arg-type]  # typed for strings alone
         diagonal[...] = product.reshape([network.sizes[mode] if mode in carried else 1 for mode in outer])
         product = whole

@@ -1,4 +1,4 @@
-"""Exact arithmetic modulo a prime: contractions and ranks without rounding, for questions about generic values."""
+"""Exact arithmetic modulo a prime: contractions and matrix ranks without rounding, at generic values."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,47 +13,55 @@ __all__: list[str] = []
 Residues = npt.NDArray[np.int64]
 
 PRIME = 2**31 - 19
-HALF = 16  # bits; products of two halves, summed over up to 2^20 terms, are whole numbers that float64 holds
+HALF = 16  # bits; a sum of up to 2^20 products of two halves is an integer that float64 represents exactly
 TERMS = 2**20
 MOST_ENTRIES = 2**26  # half a GB
-GONE = ("(gone)",)  # of an operand that another one has absorbed
+GONE = ("(gone)",)  # the modes of an operand that was multiplied into another
 PANEL = 32  # columns that are eliminated one by one
 
 
 class Budget:
-    """Work that a question may take, in flops and in entries of one array. Raises PlanError when it is spent."""
+    """A limit on work, in flops and in entries of one array. Raises PlanError when it is exceeded."""
 
     def __init__(self, what: str, *, flops: int, entries: int = MOST_ENTRIES) -> None:
-        """Args: the words that begin the message; the flops in all; the most entries of one array."""
+        """Set the limits.
+
+        Args:
+            what: the name that begins the error message.
+            flops: the most flops in total.
+            entries: the most entries of one array.
+        """
         self.what = what
         self.flops = self.left = flops
         self.entries = entries
 
     def spend(self, flops: int, entries: int = 0) -> None:
-        """Take flops off; see that an array of so many entries may be made."""
+        """Subtract flops. Raises PlanError if none are left, or if an array of `entries` entries is too large."""
         self.left -= flops
         if self.left < 0:
-            raise PlanError(f"{self.what}: takes more than {self.flops:,} flops modulo a prime, which is the limit.")
+            raise PlanError(f"{self.what}: expected at most {self.flops:,} flops modulo a prime, got more.")
         if entries > self.entries:
-            raise PlanError(f"{self.what}: takes an array of {entries:,} entries; the limit is {self.entries:,}.")
+            raise PlanError(
+                f"{self.what}: expected arrays of at most {self.entries:,} entries, got one of {entries:,}."
+            )
 
 
 def residues(shape: Sequence[int], random: np.random.Generator) -> Residues:
-    """Independent uniform residues."""
+    """Draw independent uniform residues."""
     return random.integers(0, PRIME, size=tuple(shape), dtype=np.int64)
 
 
 def question_of(inputs: Sequence[Modes], answer: Modes, sizes: Mapping[str, int]) -> Question:
-    """The question that contracts these operands, no gradient asked for."""
+    """Return the planner's question for contracting these operands without gradients."""
     nothing = (False,) * len(inputs)
     used = {mode: sizes[mode] for modes in (*inputs, answer) for mode in modes}
     return Question(tuple(inputs), answer, used, nothing, nothing)
 
 
 def contract(question: Question, operands: Sequence[Residues], budget: Budget) -> Residues:
-    """The sum over all modes but those of the answer of the product of all operands; axes in the answer's order.
+    """Return the product of all operands, summed over every mode that is not in the answer.
 
-    Raises PlanError where that takes more than is left of the budget.
+    The axes have the answer's order. Raises PlanError if this takes more work than is left of the budget.
     """
     question, values = _absorb(question, list(operands))
     pairs = search(question, OBJECTIVES["forward"]).pairs
@@ -66,9 +74,9 @@ def contract(question: Question, operands: Sequence[Residues], budget: Budget) -
 
 
 def _absorb(question: Question, values: list[Residues]) -> tuple[Question, list[Residues]]:
-    """Multiply every operand into one that has all its modes.
+    """Multiply every operand into another one that has all its modes, if there is one.
 
-    It costs one pass over the larger one, which is read at least once anyway, and leaves a shorter search.
+    This costs one pass over the larger operand, which is read at least once anyway, and shortens the search.
     """
     inputs = list(question.inputs)
     for place in sorted(range(len(inputs)), key=lambda number: len(inputs[number])):
@@ -102,7 +110,7 @@ def _contract_pair(left: Residues, left_modes: Modes, right: Residues, right_mod
 
 
 def _keep(value: Residues, modes: Modes, kept: Modes) -> Residues:
-    """The value with these axes in this order; all others are summed."""
+    """Return the value with these axes in this order, summed over all others."""
     gone = tuple(axis for axis, mode in enumerate(modes) if mode not in kept)
     if gone:
         value, modes = value.sum(axis=gone) % PRIME, tuple(mode for mode in modes if mode in kept)
@@ -110,7 +118,10 @@ def _keep(value: Residues, modes: Modes, kept: Modes) -> Residues:
 
 
 def multiply(left: Residues, right: Residues) -> Residues:
-    """The product of two matrices, or of two batches of them: halves of the numbers by float64, then put together."""
+    """Return the product of two matrices or two batches of matrices.
+
+    The 16-bit halves of the entries are multiplied in float64, and their products are then combined.
+    """
     terms = left.shape[-1]
     if terms == 1:
         return left * right % PRIME
@@ -132,9 +143,9 @@ def _halves(value: Residues) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.fl
 
 
 def rank(matrix: Residues, budget: Budget) -> int:
-    """The rank of a matrix of residues, by elimination: halves of the columns in turn, so that most is products.
+    """Return the rank of a matrix of residues, by recursive elimination, which is mostly matrix products.
 
-    Raises PlanError where that takes more than is left of the budget.
+    Raises PlanError if this takes more work than is left of the budget.
     """
     budget.spend(matrix.size * min(matrix.shape), matrix.size)
     matrix = np.array(matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T)
@@ -142,10 +153,10 @@ def rank(matrix: Residues, budget: Budget) -> int:
 
 
 def _eliminate(matrix: Residues, lower: Residues, done: int, columns: slice) -> int:
-    """Eliminate these columns below row `done`, in place, and give the number of pivots found.
+    """Eliminate these columns below row `done`, in place, and return the number of pivots found.
 
-    Column n of `lower` gets the factors by which the row of pivot n was taken from the rows below it. Rows that change
-    places do so in both.
+    Column n of `lower` receives the multiples of pivot row n that were subtracted from the rows below it. Rows are
+    swapped in both matrices.
     """
     width = columns.stop - columns.start
     if width <= PANEL or done == len(matrix):
@@ -160,7 +171,7 @@ def _eliminate(matrix: Residues, lower: Residues, done: int, columns: slice) -> 
 
 
 def _solve(lower: Residues, block: Residues) -> None:
-    """Multiply a block, in place, by the inverse of a lower triangular matrix whose diagonal is one, and not stored."""
+    """Multiply a block, in place, by the inverse of a unit lower triangular matrix whose diagonal is not stored."""
     half = len(lower) // 2
     if half:
         _solve(lower[:half, :half], block[:half])

@@ -1,4 +1,4 @@
-"""How high the rank of an update can be: a bound from the structure, and the rank at generic values."""
+"""The rank of an update: an upper bound from the structure of the network, and the rank at generic values."""
 
 import math
 from collections.abc import Collection, Iterator, Mapping
@@ -21,16 +21,16 @@ Modes = tuple[str, ...]
 Node = str | tuple[str, str]
 
 ROWS, COLUMNS, GLUE = "(rows)", "(columns)", "(glue)"  # brackets: no mode and no factor can have these names
-EMPTY = 1e-12  # of the capacity of an arc; products below 10^11 that differ, differ by more in their logarithms
-WORK = 2**33  # flops of an evaluation: some seconds
-SKETCH = 32  # columns beyond the bound, for the rank of rounded numbers
+EMPTY = 1e-12  # an arc with less capacity left is full; logarithms of different products below 10^11 differ by more
+WORK = 2**33  # flops of an evaluation: a few seconds
+SKETCH = 32  # columns beyond the bound, for a rank in floating point
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A bound on a rank: cutting `modes` parts the rows from the columns, in each of `times` networks.
+    """A bound on a rank: cutting `modes` separates the rows from the columns in each of `times` networks.
 
-    A centered update is the difference of two networks, and counts both unless all that differs is on one side.
+    A centered update is the difference of two networks. Both count, unless they differ only on one side of the cut.
     """
 
     rank: int
@@ -38,14 +38,14 @@ class Cut:
     times: int = 1
 
     def __str__(self) -> str:
-        """As in 8 (cut p)."""
+        """Return text such as "8 (cut p)"."""
         twice = f"{self.times} times " if self.times > 1 else ""
         return f"{self.rank:,} ({twice}cut {', '.join(self.modes) or 'nothing'})"
 
 
 @dataclass(frozen=True)
 class Parting:
-    """A minimum cut, and the factors on the rows' side of it; the others are on the columns' side, or on neither."""
+    """A minimum cut and the factors on its row side. The other factors are on the column side or on neither."""
 
     cut: Cut
     row_factors: frozenset[str]
@@ -53,7 +53,7 @@ class Parting:
 
 @dataclass(frozen=True)
 class Split:
-    """A network at one site, or a stack of all its sites, with its open modes parted into rows and columns."""
+    """A network at one site, or the stack of all its sites, with its open modes divided into rows and columns."""
 
     network: Network
     is_stack: bool
@@ -72,19 +72,19 @@ class Split:
 
     @property
     def columns(self) -> Modes:
-        """The open modes that are no rows."""
+        """The open modes that are not rows."""
         return tuple(mode for mode in self.open_modes if mode not in self.rows)
 
 
 def open_modes(network: Network, *, is_stack: bool) -> Modes:
-    """The modes that are not summed: those of the weight, and before them the site modes of a stack."""
+    """Return the modes that are not summed: those of the weight, preceded by the site modes of a stack."""
     return (*(network.over if is_stack else ()), *network.out_modes, *network.in_modes)
 
 
 def networks_at(adapter: Adapter, where: Site | Group | str | None) -> Iterator[tuple[Group, Site | None]]:
-    """What a question is about: a site; a group as a stack (no site), by itself or its name; without an answer all.
+    """Find the networks at `where`: of one site, of a group as a stack (without a site), or by default of all groups.
 
-    Raises SiteError for what is neither of this adapter.
+    A site may be given by its path, and a group by its name. Raises SiteError if it does not belong to this adapter.
     """
     named = {group.name: group for group in adapter.groups}
     if where is None:
@@ -96,26 +96,26 @@ def networks_at(adapter: Adapter, where: Site | Group | str | None) -> Iterator[
     elif isinstance(where, str) or (isinstance(where, Site) and adapter.find(where)[1] == where):
         yield adapter.find(where)
     else:
-        raise SiteError(f"where: must be a site of this adapter, its path, or a group.\nHowever, it is {where!r}.")
+        raise SiteError(f"where: expected a site of this adapter, its path, or a group, got {where!r}.")
 
 
 @answers(SiteError)
 def rank_bound(
     adapter: Adapter, where: Site | Group | str | None = None, *, rows: Collection[str] | None = None
 ) -> Cut:
-    """The least cut between rows and columns of an update: no values give it a higher rank.
+    """Return the minimum cut between the rows and columns of an update, an upper bound on its rank for any values.
 
-    A mode is cut at the price of its size, once, however many factors carry it (a minimum cut of the hypergraph).
+    Cutting a mode costs its size, once, however many factors carry it (a minimum cut of the hypergraph).
 
     Args:
-        adapter: whose updates are asked about.
-        where: a site; or a group, whose updates are then one tensor that has the site modes too; without either the
-            largest bound over all groups.
-        rows: the open modes that number the rows, as ("layer",); the out modes by default.
+        adapter: the adapter whose updates are examined.
+        where: a site; or a group, whose updates are then one tensor that also has the site modes. By default, the
+            largest bound over all groups is returned.
+        rows: the open modes that index the rows, such as ("layer",); by default the out modes.
 
     Raises:
-        PlanError: rows that are not open there, or a stack with holes in its grid of sites.
-        SiteError: a site or a group that is not this adapter's.
+        PlanError: rows that are not open modes, or a stack with holes in its grid of sites.
+        SiteError: a site or a group that does not belong to this adapter.
     """
     expect_adapter(adapter, "rank_bound")
     splits = {_split(group, site, rows) for group, site in networks_at(adapter, where)}
@@ -123,12 +123,12 @@ def rank_bound(
 
 
 def minimum_cut(network: Network) -> Cut:
-    """The bound on the rank of one site's update, from its network."""
+    """Return the bound on the rank of one site's update, given its network."""
     return part(network).cut
 
 
 def part(network: Network) -> "Parting":
-    """The minimum cut of one site's update, and which factors lie on its out side."""
+    """Return the minimum cut of one site's update, and the factors on its out side."""
     return _part(Split(network, is_stack=False, rows=network.out_modes))
 
 
@@ -141,31 +141,35 @@ def generic_rank(
     frozen: Literal["generic", "drawn"] = "generic",
     seed: int = 0,
 ) -> int:
-    """The rank at random values, which is that of all values but a set of measure zero.
+    """Return the rank of an update at random values, which is the rank at all values except a set of measure zero.
 
-    Computed modulo the prime p = 2^31 - 19, exactly. What comes out is never too high, and too low with a probability
-    of at most rank x (factors + 2) / p: the degree of a minor, two random sketches among its factors.
+    It is computed exactly, modulo the prime p = 2^31 - 19. The result is never too high. It is too low with a
+    probability of at most rank x (factors + 2) / p, by the degree of a minor with two random sketches among its
+    factors.
 
     Args:
-        adapter: whose updates are asked about.
-        where: as in `rank_bound`; without it the highest over all groups.
-        rows: as in `rank_bound`.
-        frozen: "generic" for random frozen factors, "drawn" for those of the adapter's seed: then in float64 by
-            singular values, one site only.
-        seed: of the random values.
+        adapter: the adapter whose updates are examined.
+        where: as for `rank_bound`; by default, the highest rank over all groups is returned.
+        rows: as for `rank_bound`.
+        frozen: "generic" for random frozen factors, or "drawn" for those of the adapter's seed. A drawn rank is that
+            of one site, by its singular values in float64.
+        seed: the seed of the random values.
 
     Raises:
         PlanError: as for `rank_bound`; "drawn" for a stack, or with rows; too much work.
-        SiteError: a site or a group that is not this adapter's.
+        SiteError: a site or a group that does not belong to this adapter.
     """
     expect_adapter(adapter, "generic_rank")
     places = list(networks_at(adapter, where))
     if frozen not in ("generic", "drawn"):
-        raise PlanError(f"generic_rank: frozen must be 'generic' or 'drawn', got {frozen!r}.")
+        raise PlanError(f"generic_rank: expected frozen to be 'generic' or 'drawn', got {frozen!r}.")
     if frozen == "drawn":
         group, site = places[0]
         if site is None or rows is not None:
-            raise PlanError("generic_rank: the rank with drawn factors is that of one site.\nPass a site, and no rows.")
+            came = "no site" if site is None else f"rows {tuple(rows or ())}"
+            raise PlanError(
+                f"generic_rank: expected one site and no rows for drawn factors, got {came}.\nPass a site, and no rows."
+            )
         return _drawn_rank(adapter, group, site, np.random.default_rng(seed))
     splits = {_split(group, site, rows) for group, site in places}
     return max(_generic(split, seed) for split in splits)
@@ -176,14 +180,13 @@ def _split(group: Group, site: Site | None, rows: Collection[str] | None) -> Spl
     chosen = group.network.out_modes if rows is None else tuple(rows)
     if unknown := [mode for mode in chosen if mode not in known]:
         raise PlanError(
-            f"rows: {unknown[0]!r} is not an open mode {'of the stack' if site is None else 'of one site'}.\n"
-            f"Open are {', '.join(known)}."
+            f"rows: expected open modes {'of the stack' if site is None else 'of one site'}, got {unknown[0]!r}.\n"
+            f"The open modes are {', '.join(known)}."
         )
     if site is None and group.places is not None:
         raise PlanError(
-            f"{group.name or 'the group'}: the rank of a stack is that of a whole grid of sites.\n"
-            f"However, its {len(group.sites)} sites leave holes along ({' '.join(group.network.over)}).\n"
-            "Ask about one site."
+            f"{group.name or 'the group'}: expected a whole grid of sites along ({' '.join(group.network.over)}) for "
+            f"the rank of a stack, got {len(group.sites)} sites, which leave holes.\nPass one site."
         )
     return Split(group.network, site is None, tuple(mode for mode in known if mode in chosen))
 
@@ -215,9 +218,9 @@ def _part(split: Split) -> Parting:
 
 
 def _least_cut(carriers: Mapping[str, list[str]], sizes: Mapping[str, int]) -> tuple[Modes, frozenset[Node]]:
-    """The modes of least product that part ROWS from COLUMNS, and all that then hangs together with ROWS.
+    """Find the modes of least product that separate ROWS from COLUMNS, and the nodes that stay connected to ROWS.
 
-    By shortest augmenting paths (Edmonds and Karp).
+    Uses shortest augmenting paths (Edmonds and Karp).
     """
     room: dict[Node, dict[Node, float]] = {ROWS: {}, COLUMNS: {}}
 
@@ -245,7 +248,7 @@ def _least_cut(carriers: Mapping[str, list[str]], sizes: Mapping[str, int]) -> t
 
 
 def _reached(room: Mapping[Node, Mapping[Node, float]]) -> dict[Node, Node]:
-    """From where each node is reached first, breadth first from ROWS over arcs with room left."""
+    """Return the parent of each node that a breadth-first search from ROWS reaches over arcs with capacity left."""
     parents: dict[Node, Node] = {ROWS: ROWS}
     waiting: list[Node] = [ROWS]
     for node in waiting:
@@ -258,7 +261,7 @@ def _reached(room: Mapping[Node, Mapping[Node, float]]) -> dict[Node, Node]:
 
 @lru_cache(maxsize=4096)
 def _generic(split: Split, seed: int) -> int:
-    """The rank modulo the prime: of the matrix itself, or of a random sketch of it that cannot have less."""
+    """Return the rank modulo the prime of the matrix, or of a random sketch large enough to keep its rank."""
     network, random = split.network, np.random.default_rng(seed)
     if network.scale == 0:
         return 0

@@ -1,4 +1,4 @@
-"""Arrays: starting values, starts read from host weights, maps on factors, and the float64 reference."""
+"""The arrays of an adapter: starting values, maps on factors, and the reference computation in numpy float64."""
 
 from tnadapt._values.einsum import Array, Modes, Operand, contract, primed
 from tnadapt._values.initialize import Params, drawn_starts, init, redraw, sample

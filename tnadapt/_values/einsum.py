@@ -1,4 +1,4 @@
-"""Contractions of arrays whose modes have names, in numpy float64, with the order searched once for each question."""
+"""Contract arrays with named modes in numpy float64. The contraction order is searched once per equation and shapes."""
 
 import math
 from collections.abc import Collection, Iterable
@@ -16,18 +16,21 @@ __all__: list[str] = []
 Array = npt.NDArray[np.float64]
 Modes = tuple[str, ...]
 Operand = tuple[Array, Modes]
-SMALL = 10**6  # flops without any order; below, the search for a good one takes longer than a bad one
+SMALL = 10**6  # terms of the whole sum; below this, a thorough search takes longer than it saves
 
 
 def contract(operands: Iterable[Operand], answer: Modes) -> Array:
-    """The product of all operands, summed over every mode that is not in the answer; each answer mode has a carrier."""
+    """Return the product of all operands, summed over every mode that is not in the answer.
+
+    Every mode of the answer must be a mode of some operand.
+    """
     arrays, modes = zip(*operands, strict=True)
     expression = _expression(modes, tuple(array.shape for array in arrays), answer)
     return np.asarray(expression(*arrays), dtype=np.float64)
 
 
 def primed(operands: Iterable[Operand], shared: Collection[str]) -> list[Operand]:
-    """The operands with every mode but the shared ones under another name: the other side of an inner product."""
+    """Return the operands with every mode renamed but the shared ones: the other side of an inner product."""
     return [(array, tuple(mode if mode in shared else f"{mode}'" for mode in modes)) for array, modes in operands]
 
 

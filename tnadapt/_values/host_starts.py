@@ -1,4 +1,4 @@
-"""Starting values that are read from the host's weights: parts of a decomposition of what a group's sites hold."""
+"""Starting values that are read from the host's weights, by a decomposition of the weights of a group's sites."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -13,18 +13,21 @@ from tnadapt._values.einsum import contract
 
 __all__: list[str] = []
 
-LARGE = 256  # up to this short side a whole decomposition is a matter of milliseconds
-FEW = 8  # from this ratio of short side to rank on, a partial decomposition is faster
+LARGE = 256  # up to this length of the short side, a full decomposition takes milliseconds
+FEW = 8  # if the short side is at least this many times the rank, a partial decomposition is faster
 
 Array = npt.NDArray[np.float64]
 Weights = Mapping[str, npt.ArrayLike]
 
 
 class Stack:
-    """The weights of a group's sites as one array (site modes, weight modes), and what was computed of it before."""
+    """The weights of a group's sites as one array (site modes, weight modes), and its decompositions so far."""
 
     def __init__(self, group: Group, weights: Weights) -> None:
-        """Raises SiteError for a weight that is missing or of another shape, and where a place has no site."""
+        """Stack the weights.
+
+        Raises SiteError for a weight that is missing or has the wrong shape, and for a grid with holes.
+        """
         self.network = group.network
         network = group.network
         self.modes = (*network.over, *network.out_modes, *network.in_modes)
@@ -34,44 +37,48 @@ class Stack:
             values[index] = _weight_of(site, weights).reshape(values.shape[len(index) :])
         if group.places is not None:
             raise SiteError(
-                f"{group.sites[0].path}: starts are read from the weights of a whole grid ({' '.join(network.over)}).\n"
-                "However, some combinations of these coordinates have no site."
+                f"{group.sites[0].path}: expected a site for every combination of ({' '.join(network.over)}), got a "
+                "grid with holes.\nStarts are read from the weights of the whole grid. Add the missing sites, or take "
+                "a drawn initializer."
             )
         self.values = values
         self.decompositions: dict[tuple[int | str, ...], tuple[Array, ...]] = {}
         self.trains: list[Array] | None = None
 
     def matrices(self, batch: tuple[str, ...], rows: tuple[str, ...]) -> Array:
-        """(batch, rows, all others) of the stack."""
+        """Return the stack as an array (batch, rows, all other modes)."""
         others = tuple(mode for mode in self.modes if mode not in batch and mode not in rows)
         turned = np.transpose(self.values, [self.modes.index(mode) for mode in (*batch, *rows, *others)])
         return turned.reshape(self.network.volume(batch), self.network.volume(rows), -1)
 
 
 def read_start(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Array:
-    """The starting values of one factor of a group, of the factor's shape.
+    """Return the starting values of one factor of a group, in the factor's shape.
 
-    `starts` gives those of the group's other factors. Raises SiteError where the weights are not all finite.
+    `starts` returns those of any other factor of the group. Raises SiteError unless all weights are finite.
     """
     if not np.isfinite(stack.values).all():
-        raise SiteError(f"{factor}: its start is read from the host's weights, which hold NaN or infinity.")
+        raise SiteError(f"{factor}: expected finite host weights to read its start from, got NaN or infinity.")
     initializer = stack.network.factors[factor].init
     read = {"svd": _svd, "tt_svd": _tt_svd, "hosvd_core": _hosvd_core, "t_svd": _t_svd, "tensor_cur": _tensor_cur}
     values = initializer.amount * read[initializer.kind](factor, stack, starts)
-    return np.array(values, order="C")  # as it lies when it comes from a file
+    return np.array(values, order="C")  # the layout of an array that was loaded from a file
 
 
 def _weight_of(site: Site, weights: Weights) -> Array:
     if site.weight not in weights:
-        raise SiteError(f"{site.path}: its start is read from the weight {site.weight}.\nHowever, that was not given.")
+        raise SiteError(
+            f"{site.path}: expected the host's weight {site.weight} to read its start from, got none.\n"
+            "Add it to the weights."
+        )
     whole = np.asarray(weights[site.weight], dtype=np.float64)
     if whole.shape != site.weight_shape:
-        raise SiteError(f"{site.weight}: must have shape {site.weight_shape}.\nHowever, it has {whole.shape}.")
+        raise SiteError(f"{site.weight}: expected shape {site.weight_shape}, got {whole.shape}.")
     return np.asarray(whole[site.rectangle])
 
 
 def _roles(network: Network, factor: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """A factor's site modes, weight modes and bonds."""
+    """Return a factor's site modes, weight modes and bonds."""
     modes = network.factors[factor].modes
     weight = {*network.out_modes, *network.in_modes}
     return (
@@ -82,16 +89,17 @@ def _roles(network: Network, factor: str) -> tuple[tuple[str, ...], tuple[str, .
 
 
 def _laid(network: Network, factor: str, values: Array, modes: tuple[str, ...]) -> Array:
-    """Values whose axes have these modes, in the order of the factor."""
+    """Return values whose axes have these modes in the factor's order of modes."""
     shaped = values.reshape([network.sizes[mode] for mode in modes])
     return np.transpose(shaped, [modes.index(mode) for mode in network.factors[factor].modes])
 
 
 def _svd(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Array:
-    """Leading singular vectors of the unfolding whose rows are the factor's weight modes, times values ** power.
+    """Return the leading singular vectors of an unfolding, scaled by the singular values ** power.
 
-    A factor of in modes alone takes the right vectors of the matrix of which a factor of the others takes the left
-    ones, so that both are of one decomposition.
+    The rows of the unfolding are the factor's weight modes. A factor that carries only in modes takes the right
+    singular vectors; the factor of the other modes takes the left ones of the same matrix, so both belong to one
+    decomposition.
     """
     network = stack.network
     batch, rows, (bond,) = _roles(network, factor)
@@ -109,9 +117,9 @@ def _svd(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Array:
 
 
 def _leading(matrix: Array, rank: int) -> tuple[Array, Array, Array]:
-    """The leading singular values and vectors: U (rows, k), s (k), V^T (k, columns), values falling.
+    """Return the leading singular vectors and values, largest first: U (rows, k), s (k), V^T (k, columns).
 
-    Where a few are asked of a large matrix, by Lanczos steps from a fixed vector, a small part of the work.
+    A few of a large matrix are found by Lanczos steps from a fixed vector, which is much less work.
     """
     short = min(matrix.shape)
     if short <= LARGE or rank * FEW > short:
@@ -125,7 +133,7 @@ def _leading(matrix: Array, rank: int) -> tuple[Array, Array, Array]:
 
 
 def _tt_svd(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Array:
-    """A core of the tensor train of the weights, whose cores are the factors of this law by order of name."""
+    """Return one core of the tensor train of the weights. Its cores are the factors with this initializer, in order."""
     network = stack.network
     cores = [name for name, other in network.factors.items() if other.init.kind == "tt_svd"]
     roles = [_roles(network, name) for name in cores]
@@ -145,7 +153,7 @@ def _tt_svd(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Array:
 
 
 def _tensor_train(tensor: Array, ranks: list[int]) -> list[Array]:
-    """The cores (rank, mode, rank) of tensorly's TT-SVD, filled with zeros up to the ranks asked for."""
+    """Return the cores (rank, mode, rank) of tensorly's TT-SVD, padded with zeros to the given ranks."""
     from tensorly.decomposition import tensor_train  # noqa: PLC0415  (half a second to import; few starts need it)
 
     most = [min(math.prod(tensor.shape[:cut]), math.prod(tensor.shape[cut:])) for cut in range(tensor.ndim + 1)]
@@ -157,7 +165,7 @@ def _tensor_train(tensor: Array, ranks: list[int]) -> list[Array]:
 
 
 def _hosvd_core(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Array:
-    """The weights contracted with all other factors: the best core where those are orthonormal."""
+    """Return the weights contracted with all other factors: the best core if those are orthonormal."""
     network = stack.network
     operands = [(stack.values, stack.modes)]
     operands += [(starts(name), other.modes) for name, other in network.factors.items() if name != factor]
@@ -165,7 +173,7 @@ def _hosvd_core(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Ar
 
 
 def _t_svd(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Array:
-    """A part of the t-SVD along the sites: the left, the right or, with no weight mode, the middle one.
+    """Return one part of the t-SVD along the sites: left, right or, for a factor without weight modes, middle.
 
     Source: Kilmer and Martin 2011, "Factorization strategies for third-order tensors".
     """
@@ -187,9 +195,11 @@ def _t_svd(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Array:
 
 
 def _tensor_cur(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Array:
-    """A part of the tensor CUR along the sites: columns, rows, or, with no weight mode, the pseudo-inverse between.
+    """Return one part of the tensor CUR decomposition along the sites.
 
-    Columns of the largest norms over all frequencies, then rows of the largest norms within these columns.
+    The part is the columns, the rows or, for a factor without weight modes, the pseudo-inverse between them. The
+    columns are those with the largest norms over all frequencies; the rows are those with the largest norms within
+    these columns.
     """
     network = stack.network
     _, weight, bonds = _roles(network, factor)
@@ -214,19 +224,19 @@ def _tensor_cur(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Ar
 
 
 def _tube(network: Network, bonds: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
-    """The bond that runs along the sites, which a frozen factor joins to them, and the others."""
+    """Return the bond that runs along the sites, which a frozen factor joins to them, and the other bonds."""
     joined = {mode for factor in network.factors.values() if factor.init.kind == "cyclic" for mode in factor.modes}
     (tube,) = [bond for bond in bonds if bond in joined]
     return tube, tuple(bond for bond in bonds if bond != tube)
 
 
 def _largest(norms: Array, number: int) -> npt.NDArray[np.intp]:
-    """Where the largest entries are, rising."""
+    """Return the indices of the largest entries in rising order."""
     return np.sort(np.argsort(-norms, kind="stable")[:number])
 
 
 def _fit(values: npt.NDArray[np.generic], axis: int, length: int) -> Array:
-    """The leading part along an axis, filled with zeros up to a length."""
+    """Return the leading part along an axis, padded with zeros to a length."""
     kept = values.take(range(min(length, values.shape[axis])), axis)
     missing = [(0, length - kept.shape[axis] if place == axis else 0) for place in range(kept.ndim)]
     padded: Array = np.pad(kept, missing)

@@ -1,4 +1,4 @@
-"""Starting values: one stream of numbers for each (seed, name in params), the same on every framework."""
+"""Starting values: one stream of random numbers per (seed, name in params), the same in every framework."""
 
 import hashlib
 import math
@@ -19,12 +19,12 @@ Params = dict[str, npt.NDArray[np.float64]]
 
 @answers(SiteError)
 def init(adapter: Adapter, weights: Mapping[str, npt.ArrayLike] | None = None) -> Params:
-    """The starting values of every factor, frozen ones too: name -> float64 array of the slot's shape.
+    """Return the starting values of every factor, frozen ones included: name -> float64 array of the slot's shape.
 
-    Every value is a float32 number, so that a framework that keeps float32 parameters holds exactly these. A factor's
-    values follow from (seed, its name) alone: another factor moves nothing. `weights` are those of the host by path,
-    (out, in): only laws that are read from them ask for them.
-    Raises SiteError where one is needed and missing, or not of its site's shape, or holds NaN.
+    Every value is a float32 number, so a framework with float32 parameters holds exactly these values. The values of
+    a factor depend only on the seed and its name, not on the other factors. `weights` are the host's weights by path,
+    of shape (out, in); only initializers that are read from the host need them.
+    Raises SiteError if a weight that is needed is missing, has the wrong shape, or holds NaN or infinity.
     """
     expect_adapter(adapter, "init")
     if not isinstance(weights, Mapping | None):
@@ -35,21 +35,21 @@ def init(adapter: Adapter, weights: Mapping[str, npt.ArrayLike] | None = None) -
         reader = _Reader(adapter, group, weights, params)
         for name in group.network.factors:
             reader.value(name)
-    for name in adapter.slots.keys() - params.keys():  # starts that are kept: a copy, since the others are trained
+    for name in adapter.slots.keys() - params.keys():  # starts that are kept: copied, because the originals are trained
         params[name] = params[name.removesuffix(START)].copy()
     return {name: params[name] for name in adapter.slots}
 
 
 def redraw(adapter: Adapter) -> Params:
-    """The starting values that the seed gives again, of frozen and of trainable factors; none that is read."""
+    """Draw again the starting values of all factors, frozen and trainable, except those read from the host."""
     expect_adapter(adapter, "redraw")
     return {name: sample(slot, adapter.seed) for name, slot in adapter.slots.items() if not slot.factor.init.is_read}
 
 
 def drawn_starts(adapter: Adapter) -> Params:
-    """Draw again the starting values that a centered update subtracts, of every trainable factor that is not read.
+    """Draw again the starting values that a centered update subtracts: those of the trainable factors.
 
-    A start that is read from the host is an entry of params under the factor's name and ":start".
+    Starts that are read from the host are left out; they are entries of params whose names end in ":start".
     """
     if not adapter.spec.centered:
         return {}
@@ -57,7 +57,7 @@ def drawn_starts(adapter: Adapter) -> Params:
 
 
 class _Reader:
-    """Makes the starting values of one group, its host's weights stacked at the first law that asks for them."""
+    """Makes the starting values of one group. The host's weights are stacked when an initializer first needs them."""
 
     def __init__(
         self, adapter: Adapter, group: Group, weights: Mapping[str, npt.ArrayLike] | None, known: Params
@@ -66,7 +66,7 @@ class _Reader:
         self.stack: Stack | None = None
 
     def value(self, factor: str) -> npt.NDArray[np.float64]:
-        """The starting values of one factor of the group, made once."""
+        """Return the starting values of one factor of the group, which are made once."""
         key = self.adapter.slot_name(self.group, factor)
         if key not in self.known:
             self.known[key] = self._make(factor, key)
@@ -78,18 +78,21 @@ class _Reader:
             return sample(slot, self.adapter.seed)
         if self.weights is None:
             raise SiteError(
-                f"{self.adapter.spec.name}: the start of {key} is read from the host's weights.\n"
-                "However, none were given.\nPass init(adapter, weights), a mapping from paths to arrays (out, in)."
+                f"{self.adapter.spec.name}: expected the host's weights to read the start of {key} from, got none.\n"
+                "Pass init(adapter, weights), with a mapping from paths to arrays (out, in)."
             )
         self.stack = self.stack or Stack(self.group, self.weights)
         return _rounded(read_start(factor, self.stack, self.value))
 
 
 def sample(slot: Slot, seed: int) -> npt.NDArray[np.float64]:
-    """The starting values of one slot. Raises SiteError for one that is read from the host's weights."""
+    """Return the starting values of one slot. Raises SiteError for a start that is read from the host's weights."""
     initializer = slot.factor.init
     if initializer.is_read:
-        raise SiteError(f"{slot.name}: is read from the host's weights, and cannot be drawn from a seed.")
+        raise SiteError(
+            f"{slot.name}: expected an initializer that is drawn from a seed, got {initializer.kind}, which is read "
+            "from the host's weights."
+        )
     amount = initializer.amount / math.sqrt(math.prod(slot.sizes[mode] for mode in initializer.fan))
     match initializer.kind:
         case "identity" | "cyclic" | "controlled_z":
@@ -103,17 +106,21 @@ def sample(slot: Slot, seed: int) -> npt.NDArray[np.float64]:
         case "orthogonal":
             values = amount * _orthogonal(slot, stream(seed, slot.name))
         case _:
-            raise SpecError(slot.name, [f"unknown initializer {initializer.kind!r}"], "factor")
+            raise SpecError(slot.name, [f"expected a known initializer, got {initializer.kind!r}"], "factor")
     return _rounded(values)
 
 
 def _rounded(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The nearest float32 numbers, as float64."""
+    """Return the nearest float32 numbers, as float64."""
     return np.asarray(values, dtype=np.float64).astype(np.float32).astype(np.float64)
 
 
 def _pattern(slot: Slot) -> npt.NDArray[np.float64]:
-    """1 where a slot's law says so: equal indices (identity), a first that is the others' sum (cyclic); or signs."""
+    """Return the fixed values of a slot.
+
+    identity: 1 where the indices of the inner modes are equal, else 0. cyclic: 1 where the first index is the sum of
+    the others modulo its size, else 0. controlled_z: -1 where every inner index is the last, else 1.
+    """
     index = np.indices(slot.shape)
     if slot.factor.init.kind == "cyclic":
         return np.asarray((index[0] - index[1:].sum(axis=0)) % slot.shape[0] == 0, dtype=np.float64)
@@ -125,13 +132,13 @@ def _pattern(slot: Slot) -> npt.NDArray[np.float64]:
 
 
 def stream(seed: int, name: str) -> np.random.RandomState:
-    """Random numbers for (seed, name). numpy promises never to change the values of RandomState and SeedSequence."""
+    """Return the random stream of (seed, name). numpy promises stable values of RandomState and SeedSequence."""
     words = np.frombuffer(hashlib.sha256(name.encode()).digest(), dtype="<u4")
     return np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed, *words.tolist()])))
 
 
 def _orthogonal(slot: Slot, random: np.random.RandomState) -> npt.NDArray[np.float64]:
-    """Orthogonal rows or columns, whichever are fewer; one matrix for each index of the site modes."""
+    """Draw one matrix per index of the site modes, with orthogonal rows or columns, whichever are fewer."""
     inner = [place for place, mode in enumerate(slot.factor.modes) if mode in slot.inner]
     outer = [place for place in range(len(slot.shape)) if place not in inner]
     shape = [slot.shape[place] for place in inner]

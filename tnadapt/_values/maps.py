@@ -1,6 +1,6 @@
-"""Maps on factors: what a factor's numbers are before they are a node of the network. In numpy, with their pull-backs.
+"""Maps from a factor's parameters to its node in the network, and their pull-backs, in numpy.
 
-A map acts on the last modes of a factor; all before them are a batch.
+A map acts on the last modes of a factor; all modes before them are batch modes.
 """
 
 import numpy as np
@@ -16,12 +16,12 @@ Array = npt.NDArray[np.float64]
 
 
 def map_factor(name: str, held: Array) -> Array:
-    """The node that a factor's numbers stand for; themselves where there is no map.
+    """Return the node of the network that a factor's parameters define. Without a map, return the parameters.
 
     rotation: angles t (...) -> [[cos t/2, -sin t/2], [sin t/2, cos t/2]] (..., 2, 2), a qubit's gate RY.
-    householder: vectors v (..., n) -> 1 - 2 v v^T / |v|^2 (..., n, n); a zero vector gives 1.
-    cayley: matrices X (..., n, n) -> (1 - S) (1 + S)^-1 with S = X - X^T, orthogonal of determinant 1.
-    Raises SpecError for another name.
+    householder: vectors v (..., n) -> 1 - 2 v v^T / |v|^2 (..., n, n); a zero vector gives the identity.
+    cayley: matrices X (..., n, n) -> (1 - S) (1 + S)^-1 with S = X - X^T, orthogonal with determinant 1.
+    Raises SpecError for an unknown name.
     """
     held = np.asarray(held)
     match name:
@@ -44,15 +44,15 @@ def map_factor(name: str, held: Array) -> Array:
 
 
 def unknown_map(name: object) -> TnadaptError:
-    """What to raise for a map that there is none of."""
+    """Return the error for an unknown map."""
     known = ", ".join(repr(one) for one in MAPS)
     return mistake(SpecError, "map_factor", f"one of {known}, or '' for none", told(name), "Take one of these.")
 
 
 def pull_back(name: str, held: Array, gradient: Array) -> Array:
-    """The gradient by a factor's numbers from that by its node, of the shape of the numbers; 0 at a zero vector.
+    """Return the gradient with respect to a factor's parameters, given the gradient with respect to its node.
 
-    Raises SpecError for a name that is no map's.
+    It has the shape of the parameters, and is 0 at a zero vector. Raises SpecError for an unknown name.
     """
     match name:
         case "rotation":

@@ -1,4 +1,4 @@
-"""The reference: what an adapter does to a weight, in numpy float64. Slow, obvious, the oracle of everything else."""
+"""The reference: what an adapter does to a weight, in numpy float64. It is slow and simple; tests compare with it."""
 
 from collections.abc import Mapping
 
@@ -20,10 +20,11 @@ Array = npt.NDArray[np.float64]
 
 @answers(SiteError)
 def delta(adapter: Adapter, params: Mapping[str, npt.ArrayLike], site: Site | str) -> Array:
-    """The dense update of one site, of the site's shape (out axis first), scale included.
+    """Return the dense update of one site, in the site's shape (out axis first), scale included.
 
-    The path of a weight that several sites lie in asks for all of that weight's update; it is 0 where no site lies.
-    Raises SiteError for a site or params that are not this adapter's, or for a weight whose sites serve several tasks.
+    For the path of a weight that contains several sites, return the update of the whole weight, which is 0 outside the
+    sites. Raises SiteError for a site or params that do not belong to this adapter, and for a weight whose sites serve
+    several tasks.
     """
     expect_adapter(adapter, "delta")
     expect_params(params, "delta")
@@ -43,21 +44,23 @@ def delta(adapter: Adapter, params: Mapping[str, npt.ArrayLike], site: Site | st
 
 @answers(SiteError)
 def apply(adapter: Adapter, params: Mapping[str, npt.ArrayLike], site: Site | str, x: npt.ArrayLike) -> Array:
-    """What the update adds to the output of one site: x times the transposed update.
+    """Return what the update adds to the output of one site: x times the transposed update.
 
-    x has the shape (..., in axes of the weight), the answer (..., out). Raises SiteError where x does not fit, and as
-    `delta` does.
+    x has the shape (..., in axes of the weight), the answer (..., out). Raises SiteError for an x of another shape, and
+    in the cases of `delta`.
     """
     expect_adapter(adapter, "apply")
     expect_params(params, "apply")
     weight = delta(adapter, params, site)
     if weight.ndim > len(adapter.spec.axes):
-        raise SiteError(f"{site}: holds several weights, of shape {weight.shape}.\nApply one of its sites to x.")
+        raise SiteError(
+            f"{site}: expected a single weight, got several of shape {weight.shape}.\nApply one of its sites to x."
+        )
     values = np.asarray(x, dtype=np.float64)
     inner = weight.shape[1:]
     if values.shape[max(values.ndim - len(inner), 0) :] != inner:
         path = site if isinstance(site, str) else site.path
-        raise SiteError(f"{path}: x must end in the in axes {inner}.\nHowever, it has shape {values.shape}.")
+        raise SiteError(f"{path}: expected an x that ends in the in axes {inner}, got shape {values.shape}.")
     lead = values.shape[: values.ndim - len(inner)]
     rows = int(np.prod(inner))
     return values.reshape(*lead, rows) @ weight.reshape(-1, rows).T
@@ -65,9 +68,9 @@ def apply(adapter: Adapter, params: Mapping[str, npt.ArrayLike], site: Site | st
 
 @answers(SiteError)
 def merge(weight: npt.NDArray[np.floating], update: npt.ArrayLike) -> npt.NDArray[np.floating]:
-    """A new weight with the update added: in float32 or better, then rounded once to the weight's dtype.
+    """Return a new weight with the update added in float32 or better, then rounded once to the weight's dtype.
 
-    Raises SiteError for another shape, or an update or a sum that is not finite; the given weight stays as it was.
+    The given weight is not changed. Raises SiteError if the shapes differ, or if the update or the sum is not finite.
     """
     weight = np.asarray(weight)
     if weight.dtype.kind in "OSUbiu":
@@ -76,20 +79,26 @@ def merge(weight: npt.NDArray[np.floating], update: npt.ArrayLike) -> npt.NDArra
     change = np.asarray(update)
     if change.shape != weight.shape:
         raise SiteError(
-            f"merge: weight and update must have one shape.\nHowever, they have {weight.shape} and {change.shape}."
+            f"merge: expected a weight and an update of the same shape, got {weight.shape} and {change.shape}."
         )
     if not np.isfinite(change).all():
-        raise SiteError("merge: the update must be finite.\nHowever, it holds NaN or infinity.\nNothing was merged.")
+        raise SiteError("merge: expected a finite update, got NaN or infinity.\nNothing was merged.")
     wide = np.promote_types(np.float32, np.promote_types(weight.dtype, change.dtype))
     with np.errstate(over="ignore"):
         merged: npt.NDArray[np.floating] = (weight.astype(wide) + change.astype(wide)).astype(weight.dtype)
     if not np.isfinite(merged).all():
-        raise SiteError(f"merge: weight plus update is not finite in {weight.dtype}.\nNothing was merged.")
+        raise SiteError(
+            f"merge: expected weight plus update to be finite in {weight.dtype}, got NaN or infinity.\n"
+            "Nothing was merged."
+        )
     return merged
 
 
 def starts_of(adapter: Adapter, params: Mapping[str, npt.ArrayLike], group: Group) -> dict[str, npt.ArrayLike]:
-    """The starting values of what a group reads, by name in params: drawn again, or from params where they are read."""
+    """Return the starting values of a group's factors by name in params: drawn again, or taken from params.
+
+    Those taken from params were read from the host. Raises SiteError if one of them is missing.
+    """
     found: dict[str, npt.ArrayLike] = {}
     for factor in group.network.factors:
         name = adapter.slot_name(group, factor)
@@ -99,31 +108,35 @@ def starts_of(adapter: Adapter, params: Mapping[str, npt.ArrayLike], group: Grou
         elif slot.name in params:
             found[name] = params[slot.name]
         else:
-            raise SiteError(f"params: {slot.name!r} is missing.\nIt was read from the host, and cannot be drawn again.")
+            raise SiteError(
+                f"params: expected an array {slot.name!r}, got none.\n"
+                "It was read from the host and cannot be drawn again: pass it in params."
+            )
     return found
 
 
 def arrays_at(adapter: Adapter, params: Mapping[str, npt.ArrayLike], address: Address) -> dict[str, Array]:
-    """Read one site's part of every factor from params, through the factor's map, as float64.
+    """Read one site's part of every factor from params as float64, and apply the factor's map.
 
-    Raises SiteError for one that is missing or has another shape.
+    Raises SiteError for an array that is missing or has the wrong shape.
     """
     arrays = {}
     for factor, part in address.parts.items():
         if part.name not in params:
             raise SiteError(
-                f"params: {part.name!r} is missing.\nThis adapter has {', '.join(list(adapter.slots)[:6])}."
+                f"params: expected an array {part.name!r}, got none.\n"
+                f"This adapter has {', '.join(list(adapter.slots)[:6])}."
             )
         value, wanted = np.asarray(params[part.name]), adapter.slots[part.name].shape
         if value.shape != wanted:
-            raise SiteError(f"params[{part.name!r}]: must have shape {wanted}.\nHowever, it has {value.shape}.")
-        # Cut first, and only then converted: a stack has as many rows as there are sites.
+            raise SiteError(f"params[{part.name!r}]: expected shape {wanted}, got {value.shape}.")
+        # Cut before converting: a stack has as many rows as there are sites.
         arrays[factor] = map_factor(part.factor.map, np.asarray(value[part.cut], dtype=np.float64))
     return arrays
 
 
 def _contract(network: Network, arrays: Mapping[str, Array]) -> Array:
-    """The sum over all bonds of the product of all factors at one site, without the scale."""
+    """Return the product of all factors at one site, summed over all bonds, without the scale."""
     order = plan(network, "delta")
     operands = [Labeled(arrays[name], modes) for name, modes in zip(order.operands, order.inputs, strict=True)]
     dense: Array = run(order, operands, NumpyBackend()).array

@@ -1,4 +1,4 @@
-"""Projection onto a spec: against exact forms, tensorly, dense linear algebra, and what must never happen."""
+"""Compression compared with exact adapters, tensorly and dense linear algebra."""
 
 from itertools import pairwise
 
@@ -33,14 +33,14 @@ from tnadapt.binding import LoRA
 from tnadapt.testing import adapters, dense, random_params
 
 KINDS = {"query": (12, 8), "value": (12, 8), "up": (8, 12)}
-# Where the closest member is found for certain: every factor of the truth can be told by singular values or linearly.
+# Families for which the closest adapter is always found: singular values or linear equations determine every factor.
 LINEAR = ("lora", "lora frozen a", "lora_xs", "mtlora", "tlora", "lokr whole", "krona", "gralora", "monarch", "btt")
 TRAINS = ("lotr", "lotr by layer", "lotr_tt", "flora kernel", "fact_tk", "fact_tt", "tenslora", "metatt", "tt_lora")
 CENTERED = ("tt_lora centered", "loretta centered", "quanta 2")
 
 
 @pytest.mark.parametrize("name", LINEAR + TRAINS + CENTERED)
-def test_an_update_that_a_family_has_is_found_again(name):
+def test_updates_that_a_family_can_represent_are_recovered(name):
     case = FAMILIES[name]
     adapter = case.bind(layers=2, kinds=KINDS, seed=5)
     updates = low_rank_updates(adapter, random_params(adapter, np.random.default_rng(0)))
@@ -50,11 +50,11 @@ def test_an_update_that_a_family_has_is_found_again(name):
     assert found.error < 1e-6
 
 
-def test_the_update_of_any_family_stays_where_it_is_met(adapter, moved):
+def test_a_fit_that_starts_at_the_exact_params_stays_there(adapter, moved):
     params = moved(adapter)
     updates = low_rank_updates(adapter, params)
     if any(factor.map for factor in adapter.spec.factors.values()):
-        with pytest.raises(SpecError, match=r"an update is not linear in what '.*' holds: it has a map"):
+        with pytest.raises(SpecError, match=r"expected updates that are linear in every factor, got a map on '.*'"):
             compress(updates, adapter.spec)
         return
     found = compress(
@@ -62,7 +62,7 @@ def test_the_update_of_any_family_stays_where_it_is_met(adapter, moved):
     )
     for site, update in dense_of(updates).items():
         np.testing.assert_allclose(delta(adapter, params, site), update, atol=1e-10 * np.abs(update).max())
-    assert relative_error(updates, found) < 1e-7  # the root of the rounding of a square
+    assert relative_error(updates, found) < 1e-7  # the square root of a rounding error
     for name, slot in adapter.slots.items():
         if not slot.factor.trainable:
             np.testing.assert_array_equal(found.params[name], params[name])
@@ -70,7 +70,7 @@ def test_the_update_of_any_family_stays_where_it_is_met(adapter, moved):
 
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(adapter=st.booleans().flatmap(lambda centered: adapters(centered=centered)), seed=st.integers(0, 99))
-def test_errors_never_rise_and_are_those_of_the_definition(adapter, seed):
+def test_errors_never_rise_and_agree_with_their_definition(adapter, seed):
     random = np.random.default_rng(seed)
     updates = {site: random.standard_normal(site.shape) for site in adapter.sites}
     found = compress(
@@ -86,7 +86,7 @@ def test_errors_never_rise_and_are_those_of_the_definition(adapter, seed):
     assert falls(found)
     whole = np.linalg.norm([np.linalg.norm(update) for update in updates.values()])
     missed = {site: np.linalg.norm(dense(found.adapter, found.params, site) - updates[site]) for site in updates}
-    rounding = 1e-6  # of squares whose rounding is 1e-15 of the largest, the starting values' among them
+    rounding = 1e-6  # squares are rounded at 1e-15 of the largest one, which may be that of the starting values
     np.testing.assert_allclose(found.error, np.linalg.norm(list(missed.values())) / whole, atol=rounding)
     for site, update in updates.items():
         np.testing.assert_allclose(found.errors[site], missed[site] / np.linalg.norm(update), atol=10 * rounding)
@@ -94,10 +94,10 @@ def test_errors_never_rise_and_are_those_of_the_definition(adapter, seed):
     drawn = init(found.adapter)
     assert all(np.array_equal(found.params[name], drawn[name]) for name in frozen_ones)
     if not adapter.spec.centered:
-        assert found.error <= 1 + 1e-12  # no update at all has the error 1
+        assert found.error <= 1 + 1e-12  # an update of 0 has the error 1
 
 
-def test_a_lora_is_cut_to_the_best_of_a_rank():
+def test_a_lora_is_truncated_to_its_best_approximation():
     sites = grid(layers=2, kinds={"q": (24, 20), "v": (12, 20)})
     updates = random_updates(sites, rank=6)
     found = compress(updates, families.lora(), rank=3)
@@ -107,8 +107,8 @@ def test_a_lora_is_cut_to_the_best_of_a_rank():
         np.testing.assert_allclose(found.errors[site], best, rtol=1e-8)
 
 
-def test_a_fit_stops_by_what_a_sweep_gains_of_the_error_that_is_left():
-    """The noise is small: all that can be gained is a small part of the update."""
+def test_a_fit_stops_when_a_sweep_lowers_the_remaining_error_too_little():
+    """The noise is small, so the remaining error is a small part of the update."""
     sites = grid(layers=3, kinds={"q": (12, 10)})
     truth = families.lorta().bind(sites, rank=3, sizes={"head": 2}, seed=1)
     random = np.random.default_rng(0)
@@ -123,7 +123,7 @@ def test_a_fit_stops_by_what_a_sweep_gains_of_the_error_that_is_left():
     assert min(gains[:-1]) > 0.01 >= gains[-1]
 
 
-def test_an_exact_lotr_of_rank_16_is_found_again():
+def test_an_exact_lotr_of_rank_16_is_recovered():
     sites = grid(layers=4, kinds={"query": (64, 48), "value": (64, 48)})
     truth = families.lotr().bind(sites, rank=16, seed=1)
     updates = low_rank_updates(truth, random_params(truth, np.random.default_rng(0)))
@@ -141,7 +141,7 @@ def test_lotr_is_as_close_as_tucker_by_hooi():
     updates = random_updates(grid(layers=4, kinds={"q": (20, 16), "v": (20, 16)}), rank=5)
     found = compress(updates, families.lotr(), rank={"p": 6, "q": 4}, tolerance=1e-9)
     stack = stacked(updates)
-    for rounds, slack in ((0, 0.0), (500, 1e-6)):  # HOSVD; HOOI, to its end
+    for rounds, slack in ((0, 0.0), (500, 1e-6)):  # HOSVD, and HOOI until it converges
         (core, parts), _ = decomposition.partial_tucker(
             stack, rank=[6, 4], modes=[1, 2], n_iter_max=max(rounds, 1), tol=1e-12 if rounds else 1e9
         )
@@ -160,7 +160,7 @@ def test_a_train_is_as_close_as_tt_svd():
 
 
 def test_cp_tensors_are_as_close_as_those_of_parafac():
-    """Both stop in local minima, now in the better, now in the worse: in the mean of five tensors."""
+    """Both stop in local minima, and either may find the better one, so the means over five tensors are compared."""
     ours, theirs = [], []
     for seed in range(5):
         updates = random_updates(grid(layers=4, kinds=dict.fromkeys("qkv", (9, 5))), rank=3, seed=seed)
@@ -172,7 +172,7 @@ def test_cp_tensors_are_as_close_as_those_of_parafac():
 
 
 @pytest.mark.parametrize("name", ["lotr", "lorta", "tt_lora centered", "vera", "flora kernel"])
-def test_low_rank_and_dense_updates_have_one_answer(name):
+def test_low_rank_and_dense_updates_give_the_same_result(name):
     case = FAMILIES[name]
     adapter = case.bind(layers=2, kinds=KINDS)
     updates = random_updates(adapter.sites, rank=2)
@@ -188,8 +188,8 @@ def test_low_rank_and_dense_updates_have_one_answer(name):
             np.testing.assert_allclose(other, thin, atol=1e-10 * np.abs(thin).max())
 
 
-def test_no_dense_update_is_made_of_low_rank_ones(monkeypatch):
-    """No contraction on the way is as large as one update, though there are errors left and pairs are tried."""
+def test_low_rank_updates_are_never_multiplied_out(monkeypatch):
+    """No contraction is as large as one update, although the fits are inexact and pairs are tried."""
     sites = grid(layers=2, kinds={"q": (400, 300)})
     updates = random_updates(sites, rank=4)
     largest = 0
@@ -222,7 +222,7 @@ def test_a_site_mode_that_no_factor_carries_gets_the_mean():
         np.testing.assert_allclose(delta(found.adapter, found.params, site), mean, atol=1e-10)
 
 
-def test_updates_of_zero_are_met_exactly():
+def test_updates_of_zero_are_fitted_exactly():
     sites = grid(layers=2, kinds={"q": (6, 5)})
     still = compress({site: np.zeros(site.shape) for site in sites}, families.lora(), rank=2)
     assert still.error == 0.0
@@ -241,7 +241,7 @@ def test_updates_of_zero_are_met_exactly():
     assert compress(half, spec).errors[sites[1]] == np.inf
 
 
-def test_what_is_told_on_the_way():
+def test_progress_is_reported_after_each_sweep():
     updates = random_updates(grid(layers=2, kinds={"q": (6, 5)}), rank=4)
     told = []
     found = compress(updates, families.lora(), rank=2, sweeps=7, tell=told.append)
@@ -251,7 +251,7 @@ def test_what_is_told_on_the_way():
     assert told[-1].error == found.history["1.q"][-1]
 
 
-def test_one_seed_has_one_answer_and_its_file_is_its_adapters(tmp_path):
+def test_equal_seeds_give_equal_results_which_can_be_saved_and_merged(tmp_path):
     updates = random_updates(grid(layers=2, kinds={"q": (6, 5)}), rank=4)
     one, two = (compress(updates, families.vera(), rank=2, seed=3) for _ in range(2))
     assert all(np.array_equal(one.params[name], two.params[name]) for name in one.params)
@@ -260,8 +260,8 @@ def test_one_seed_has_one_answer_and_its_file_is_its_adapters(tmp_path):
     assert merge(np.zeros((6, 5)), delta(one.adapter, one.params, site)).shape == (6, 5)
 
 
-def test_a_start_that_is_read_from_the_host_is_met_as_well():
-    """PiSSA's update is a difference: what is to be met has the rank of both, and so has the best answer."""
+def test_a_start_that_is_read_from_the_host_is_part_of_the_fit():
+    """PiSSA's update is a difference of two products, so the target of the fit has the rank of both."""
     sites = grid(layers=2, kinds={"q": (8, 6)})
     random = np.random.default_rng(0)
     weights = {site.path: random.standard_normal(site.shape) for site in sites}
@@ -272,7 +272,7 @@ def test_a_start_that_is_read_from_the_host_is_met_as_well():
     for site in sites:
         update = delta(truth, moved, site)
         np.testing.assert_allclose(delta(found.adapter, found.params, site), update, atol=1e-6 * np.abs(update).max())
-    with pytest.raises(SiteError, match="is read from the host's weights"):
+    with pytest.raises(SiteError, match=r"pissa: expected the host's weights to read the start of \S+ from, got none"):
         compress(low_rank_updates(truth, moved), families.pissa(), rank=2)
 
 
@@ -282,21 +282,21 @@ SITE = Site("layers.0.q", (6, 5))
 @pytest.mark.parametrize(
     ("updates", "words", "match"),
     [
-        ({SITE: np.zeros((5, 6))}, {}, r"layers.0.q: its update must have shape \(6, 5\)"),
-        ({SITE: np.full((6, 5), np.nan)}, {}, "layers.0.q: its update must be finite"),
-        ({SITE: LoRA(np.full((1, 5), np.inf), np.zeros((6, 1)), 1.0)}, {}, "layers.0.q: its update must be finite"),
-        ({SITE: LoRA(np.zeros((1, 5)), np.zeros((6, 1)), np.nan)}, {}, "layers.0.q: its update must be finite"),
-        ({SITE: LoRA(np.zeros((1, 6)), np.zeros((5, 1)), 1.0)}, {}, r"its update must have shape \(6, 5\)"),
-        ({SITE: LoRA(np.zeros((2, 5)), np.zeros((6, 1)), 1.0)}, {}, "layers.0.q: a LoRA must have a B of shape"),
-        ({SITE: LoRA(np.zeros(5), np.zeros((6, 1)), 1.0)}, {}, "layers.0.q: a LoRA must have a B of shape"),
-        ({SITE: np.zeros((6, 5))}, {"sweeps": 0}, "sweeps must be at least 1"),
-        ({SITE: np.zeros((6, 5))}, {"starts": 0}, "starts and sweeps must be at least 1"),
-        ({SITE: np.zeros((6, 5))}, {"start": {}}, "start: 'A' is missing"),
-        ({SITE: np.zeros((6, 5))}, {"start": {"A": np.zeros(3), "B": np.zeros(3)}}, "must have shape"),
+        ({SITE: np.zeros((5, 6))}, {}, r"layers.0.q: expected an update of shape \(6, 5\), got \(5, 6\)"),
+        ({SITE: np.full((6, 5), np.nan)}, {}, "layers.0.q: expected a finite update, got"),
+        ({SITE: LoRA(np.full((1, 5), np.inf), np.zeros((6, 1)), 1.0)}, {}, "layers.0.q: expected a finite update, got"),
+        ({SITE: LoRA(np.zeros((1, 5)), np.zeros((6, 1)), np.nan)}, {}, "layers.0.q: expected a finite update, got"),
+        ({SITE: LoRA(np.zeros((1, 6)), np.zeros((5, 1)), 1.0)}, {}, r"expected an update of shape \(6, 5\)"),
+        ({SITE: LoRA(np.zeros((2, 5)), np.zeros((6, 1)), 1.0)}, {}, "layers.0.q: expected a LoRA with a B of shape"),
+        ({SITE: LoRA(np.zeros(5), np.zeros((6, 1)), 1.0)}, {}, "layers.0.q: expected a LoRA with a B of shape"),
+        ({SITE: np.zeros((6, 5))}, {"sweeps": 0}, "expected starts and sweeps of at least 1, got None and 0"),
+        ({SITE: np.zeros((6, 5))}, {"starts": 0}, "expected starts and sweeps of at least 1, got 0 and 100"),
+        ({SITE: np.zeros((6, 5))}, {"start": {}}, "start: expected an array 'A', got none"),
+        ({SITE: np.zeros((6, 5))}, {"start": {"A": np.zeros(3), "B": np.zeros(3)}}, r"start\['A'\]: expected shape"),
         ({SITE: np.zeros((6, 5))}, {"rank": {"x": 2}}, "expected bonds of lora, got 'x'"),
         ({}, {}, "expected at least one site, got none"),
     ],
 )
-def test_what_cannot_be_projected_is_refused(updates, words, match):
+def test_invalid_arguments_are_refused(updates, words, match):
     with pytest.raises(SiteError, match=match):
         compress(updates, families.lora(), **({"rank": 2} | words))

@@ -1,4 +1,4 @@
-"""Where alternating least squares begin."""
+"""The starts of alternating least squares."""
 
 import numpy as np
 import pytest
@@ -25,13 +25,13 @@ def random():
         (families.lotr(), 2, 2),
     ],
 )
-def test_how_many_starts_are_tried(spec, starts, tried):
+def test_the_number_of_starts_is_the_one_asked_for_or_the_default(spec, starts, tried):
     updates = random_updates(grid(layers=1, kinds={"q": (8, 6)}), rank=6)
     told = []
     found = compress(updates, spec, rank=2, starts=starts, sweeps=1, tell=told.append)
     begun = [one.error for one in told if one.number == 0]
     assert len(begun) == tried
-    assert begun == sorted(begun, reverse=True)  # each is told with the best so far
+    assert begun == sorted(begun, reverse=True)  # each report has the lowest error so far
     assert next(iter(found.history.values()))[-1] <= begun[-1]
 
 

@@ -150,7 +150,7 @@ def test_a_tree_has_trained_factors_alone_and_no_loop(spec, is_tree):
 
 
 def turned_everywhere(name):
-    """A family on one shape, params as after training, its problem, and its factors turned to each of them."""
+    """Return an adapter, random params, its problem, and its factors turned to each factor as the centre."""
     adapter = FAMILIES[name].bind(layers=3, kinds={"q": (8, 12), "v": (8, 12)})
     group, params = adapter.groups[0], random_params(adapter, np.random.default_rng(0))
     factors = {factor: params[adapter.slot_name(group, factor)] for factor in group.network.factors}
@@ -159,7 +159,7 @@ def turned_everywhere(name):
 
 
 @pytest.mark.parametrize("name", ["lora", "mtlora", "lotr", "lotr_tt", "fact_tk", "loha", "superlora", "metatt heads"])
-def test_turning_changes_no_update(name):
+def test_turning_does_not_change_the_updates(name):
     adapter, params, _, turned = turned_everywhere(name)
     group = adapter.groups[0]
     for factors in turned.values():
@@ -169,7 +169,7 @@ def test_turning_changes_no_update(name):
 
 
 @pytest.mark.parametrize("name", ["lora", "lotr", "fact_tk", "metatt heads"])
-def test_turning_makes_normal_equations_trivial(name):
+def test_turning_makes_the_normal_matrix_the_identity(name):
     _, _, problem, turned = turned_everywhere(name)
     assert problem.is_tree
     for centre, factors in turned.items():
@@ -179,7 +179,7 @@ def test_turning_makes_normal_equations_trivial(name):
         np.testing.assert_allclose(matrices, np.broadcast_to(np.eye(width), matrices.shape), atol=1e-10)
 
 
-def test_a_large_core_is_solved_without_its_matrix(monkeypatch):
+def test_a_large_core_is_solved_by_conjugate_gradients(monkeypatch):
     updates = random_updates(grid(layers=3, kinds={"q": (12, 10)}), rank=4)
     direct = compress(updates, families.lora_xs(), rank=4, sweeps=1)
     monkeypatch.setattr("tnadapt._compression.least_squares.DIRECT", 1)
@@ -187,8 +187,8 @@ def test_a_large_core_is_solved_without_its_matrix(monkeypatch):
     np.testing.assert_allclose(other.error, direct.error, rtol=1e-9)
 
 
-def test_directions_of_very_different_size_are_all_fitted():
-    """The frozen side has singular values 1 and 1e-4, so that the normal equations have eigenvalues 1 and 1e-8."""
+def test_directions_of_very_different_scales_are_all_fitted():
+    """The frozen factor has singular values 1 and 1e-4, so the normal equations have eigenvalues 1 and 1e-8."""
     spec = AdapterSpec(
         name="own",
         weight="out in",

@@ -1,4 +1,4 @@
-"""What the tests of compression share: random updates, a problem of one network, and errors by their definition."""
+"""Shared by the tests of compression: random updates, a problem of one network, and errors by their definition."""
 
 import math
 from itertools import pairwise
@@ -31,7 +31,7 @@ def dense_of(updates):
 
 
 def relative_error(updates, found):
-    """By the definition, from dense updates."""
+    """Return the relative error by its definition, from dense updates."""
     whole = dense_of(updates)
     missed = {site: np.linalg.norm(delta(found.adapter, found.params, site) - one) for site, one in whole.items()}
     return np.linalg.norm(list(missed.values())) / np.linalg.norm([np.linalg.norm(one) for one in whole.values()])

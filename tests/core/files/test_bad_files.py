@@ -1,4 +1,4 @@
-"""Files that were cut, changed, forged or never were ours: each is refused, none gives a wrong number."""
+"""Files that were truncated, changed, forged or written by other programs: each is refused, and none is misread."""
 
 import hashlib
 import json
@@ -30,14 +30,14 @@ def params_of(adapter, seed=0):
 
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory):
-    """A file as it should be, as bytes, and a place for changed ones."""
+    """The bytes of a valid file, and a path for changed copies."""
     path = tmp_path_factory.mktemp("files") / "a.safetensors"
     save(VERA, params_of(VERA), path, extra=EXTRA)
     return path.read_bytes(), path
 
 
 def outcome(content, path):
-    """What reading these bytes gives: the checkpoint as plain values, or None where the file is refused."""
+    """Return the checkpoint in these bytes as plain values, or None if the file is refused."""
     path.write_bytes(content)
     try:
         checkpoint = read_checkpoint(path)
@@ -51,19 +51,19 @@ def outcome(content, path):
     return checkpoint.adapter, arrays
 
 
-def test_the_whole_file_is_read(saved):
+def test_a_valid_file_is_read(saved):
     content, path = saved
     assert outcome(content, path)[0] == VERA
 
 
-def test_every_cut_is_refused(saved):
+def test_every_truncated_file_is_refused(saved):
     content, path = saved
     lengths = {*range(0, len(content), 17), *range(12), *range(len(content) - 12, len(content))}
     assert [length for length in sorted(lengths) if outcome(content[:length], path) is not None] == []
 
 
 @pytest.mark.parametrize("tail", [b"\0", b" ", b"}", b"\0" * 4096])
-def test_a_tail_is_refused(saved, tail):
+def test_a_file_with_bytes_at_its_end_is_refused(saved, tail):
     content, path = saved
     assert outcome(content + tail, path) is None
 
@@ -73,7 +73,7 @@ def flipped(content, place, bits):
 
 
 @pytest.mark.parametrize("bits", [1, 4, 32])
-def test_no_flip_in_the_header_gives_another_result(saved, bits):
+def test_no_bit_flip_in_the_header_changes_the_result(saved, bits):
     content, path = saved
     whole = outcome(content, path)
     end = 8 + struct.unpack("<Q", content[:8])[0]
@@ -82,14 +82,14 @@ def test_no_flip_in_the_header_gives_another_result(saved, bits):
 
 
 @given(data=st.data(), bits=st.integers(1, 255))
-def test_no_flip_anywhere_gives_another_result(saved, data, bits):
+def test_no_bit_flip_anywhere_changes_the_result(saved, data, bits):
     content, path = saved
     place = data.draw(st.integers(0, len(content) - 1))
     assert outcome(flipped(content, place, bits), path) in (None, outcome(content, path))
 
 
 @given(data=st.data())
-def test_every_flip_in_the_numbers_is_refused(saved, data):
+def test_every_bit_flip_in_the_numbers_is_refused(saved, data):
     content, path = saved
     start = 8 + struct.unpack("<Q", content[:8])[0]
     place = data.draw(st.integers(start, len(content) - 1))
@@ -108,7 +108,7 @@ def sha256(text):
 
 
 def seal(arrays):
-    """The digest of all stored tensors, written down a second time."""
+    """Return the digest of all stored tensors, by code that is independent of the library."""
     parts = [
         f"{name} {array.dtype.name} {array.shape}\n".encode() + array.tobytes()
         for name, array in sorted(arrays.items())
@@ -117,9 +117,9 @@ def seal(arrays):
 
 
 def forge(path, edit=lambda data: None, swap=lambda arrays: None, *, resealed=False):
-    """Change a saved file as somebody would who knows the format: the digest of its text is made anew.
+    """Change a saved file like somebody who knows the format, with a new digest of its text.
 
-    The digest of its tensors is so on request.
+    If `resealed`, the digest of its tensors is new too.
     """
     with safe_open(path, framework="np") as file:
         data = json.loads(file.metadata()["tnadapt"].partition(" ")[2])
@@ -134,49 +134,53 @@ def forge(path, edit=lambda data: None, swap=lambda arrays: None, *, resealed=Fa
 
 @pytest.fixture
 def path(tmp_path):
-    """A small saved file that a test may change."""
+    """The path of a small saved file that a test may change."""
     save(VERA, params_of(VERA), tmp_path / "a.safetensors", extra=EXTRA)
     return tmp_path / "a.safetensors"
 
 
+ANOTHER_DRAW = "expected A, drawn again from seed 3, to have its saved digest, got another"
+DIGEST = "expected stored numbers with the digest that was saved with them, got another"
+FACTORS = "expected exactly the factors of its adapter, got a file that differs in "
+VERSION = "expected format 1, which this release reads, got format "
 FORGED = {
-    "another version": (lambda d: d.update(format=2), "saved with format 2.\nHowever, this release reads format 1"),
-    "a version of truth": (lambda d: d.update(format=True), "a.safetensors: saved with format True"),
-    "a version of text": (lambda d: d.update(format="1"), "a.safetensors: saved with format '1'"),
-    "no version": (lambda d: d.pop("format"), "saved with format None"),
-    "an unknown key": (lambda d: d.update(dora=True), "adapter: unknown keys .'dora'."),
-    "an unknown key of the spec": (lambda d: d["spec"].update(dora=True), "spec: unknown keys .'dora'."),
-    "no seed": (lambda d: d.pop("seed"), "adapter: missing keys .'seed'."),
-    "no digests": (lambda d: d.pop("drawn"), "file.drawn: a value of the wrong type, NoneType"),
-    "no digest of the numbers": (lambda d: d.pop("stored"), "file.stored: a value of the wrong type"),
-    "a wrong digest of the numbers": (lambda d: d.update(stored="0" * 64), "stored numbers do not have the digest"),
-    "a wrong digest of a draw": (
-        lambda d: d["drawn"].update(A="0" * 64),
-        "A was drawn again from seed 3, but has another",
+    "another version": (lambda d: d.update(format=2), VERSION + "2"),
+    "a version that is a boolean": (lambda d: d.update(format=True), "a.safetensors: " + VERSION + "True"),
+    "a version that is a string": (lambda d: d.update(format="1"), "a.safetensors: " + VERSION + "'1'"),
+    "no version": (lambda d: d.pop("format"), VERSION + "None"),
+    "an unknown key": (lambda d: d.update(dora=True), "adapter: expected no unknown keys, got .'dora'."),
+    "an unknown key of the spec": (
+        lambda d: d["spec"].update(dora=True),
+        "spec: expected no unknown keys, got .'dora'.",
     ),
-    "a digest of no text": (lambda d: d["drawn"].update(A=3), "A was drawn again from seed 3, but has another"),
-    "another seed": (lambda d: d.update(seed=4), "A was drawn again from seed 4, but has another digest"),
-    "a digest too many": (lambda d: d["drawn"].update(C=""), "the factors are not those of its adapter; at odds: C"),
-    "a digest too few": (lambda d: d["drawn"].pop("A"), "the factors are not those of its adapter; at odds: A"),
-    "another rank": (lambda d: d.update(rank=3), r"A|d must have shape|another digest"),
-    "a site less": (lambda d: d["sites"].pop(), r"the factors are not those of its adapter; at odds: 1.up.b, 1.up.d"),
-    "another law": (lambda d: d["spec"]["factors"]["A"]["init"].update(amount=1), "A was drawn again from seed 3"),
-    "frozen told trainable": (
-        lambda d: d["spec"]["factors"]["A"].update(trainable=True),
-        "the factors are not those of its adapter",
+    "no seed": (lambda d: d.pop("seed"), "adapter: expected the keys .'seed'."),
+    "no digests": (lambda d: d.pop("drawn"), "file.drawn: expected a value of type .+, got NoneType"),
+    "no digest of the numbers": (lambda d: d.pop("stored"), "file.stored: expected a value of type str, got NoneType"),
+    "a wrong digest of the numbers": (lambda d: d.update(stored="0" * 64), DIGEST),
+    "a wrong digest of a drawn factor": (lambda d: d["drawn"].update(A="0" * 64), ANOTHER_DRAW),
+    "a digest that is not a string": (lambda d: d["drawn"].update(A=3), ANOTHER_DRAW),
+    "another seed": (
+        lambda d: d.update(seed=4),
+        "expected A, drawn again from seed 4, to have its saved digest, got another",
     ),
-    "trainable told frozen": (
-        lambda d: d["spec"]["factors"]["d"].update(trainable=False),
-        "the factors are not those of its adapter",
+    "an extra digest": (lambda d: d["drawn"].update(C=""), FACTORS + "C"),
+    "a missing digest": (lambda d: d["drawn"].pop("A"), FACTORS + "A"),
+    "another rank": (lambda d: d.update(rank=3), r"expected (A|\S+\.d) of shape|to have its saved digest, got another"),
+    "a missing site": (lambda d: d["sites"].pop(), FACTORS + "1.up.b, 1.up.d"),
+    "another initializer": (lambda d: d["spec"]["factors"]["A"]["init"].update(amount=1), ANOTHER_DRAW),
+    "a frozen factor declared trainable": (lambda d: d["spec"]["factors"]["A"].update(trainable=True), FACTORS),
+    "a trainable factor declared frozen": (lambda d: d["spec"]["factors"]["d"].update(trainable=False), FACTORS),
+    "an invalid spec": (
+        lambda d: d["spec"].update(weight="out"),
+        "the text: expected a valid spec, got an invalid one",
     ),
-    "a spec that cannot be": (lambda d: d["spec"].update(weight="out"), "the text holds a spec that cannot be"),
-    "a factor named as the header": (
+    "a factor with the name of the header": (
         lambda d: d["spec"]["factors"].update(__metadata__=d["spec"]["factors"].pop("A")),
         "factor '__metadata__': expected a name that does not begin with '_'",
     ),
     "a layer in a pattern": (
         lambda d: d["patterns"][0]["coordinates"].update(layer=1),
-        "pattern: must have a path of one or two strings and no layer",
+        "pattern: expected a path of one or two strings and no layer",
     ),
     "a site twice": (
         lambda d: d["sites"].append(d["sites"][0]),
@@ -192,7 +196,7 @@ def test_a_forged_text_is_refused(edit, message, path):
         load(path)
 
 
-def test_a_text_written_anew_without_change_is_read(path):
+def test_a_file_rewritten_without_changes_is_read(path):
     before = outcome(path.read_bytes(), path)
     forge(path, resealed=True)
     assert outcome(path.read_bytes(), path) == before
@@ -200,57 +204,63 @@ def test_a_text_written_anew_without_change_is_read(path):
 
 
 BIAS = "head.bias:extra"
-SWAPS = {  # none of these moves a byte of the numbers, but for the last two
-    "two names": lambda a: a.update({"0.q.b": a["1.q.b"], "1.q.b": a["0.q.b"]}),
+SWAPS = {  # only the last two change a byte of the numbers
+    "two swapped names": lambda a: a.update({"0.q.b": a["1.q.b"], "1.q.b": a["0.q.b"]}),
     "the name of an extra": lambda a: a.update({"head.bias2:extra": a.pop(BIAS)}),
-    "an extra told a factor": lambda a: a.update({"head.bias": a.pop(BIAS)}),
+    "an extra named like a factor": lambda a: a.update({"head.bias": a.pop(BIAS)}),
     "a shape": lambda a: a.update({BIAS: a[BIAS].reshape(4)}),
-    "a shape of the same axes": lambda a: a.update({BIAS: a[BIAS].reshape(1, 4)}),
+    "a shape with the same number of axes": lambda a: a.update({BIAS: a[BIAS].reshape(1, 4)}),
     "a wider dtype": lambda a: a.update({BIAS: a[BIAS].view(np.float64)}),
     "a narrower dtype": lambda a: a.update({BIAS: a[BIAS].view(np.float16)}),
-    "an empty extra more": lambda a: a.update({"none:extra": np.zeros(0, np.float32)}),
-    "an extra more": lambda a: a.update({"more:extra": np.zeros(1, np.float32)}),
-    "an extra less": lambda a: a.pop(BIAS),
+    "an added empty extra": lambda a: a.update({"none:extra": np.zeros(0, np.float32)}),
+    "an added extra": lambda a: a.update({"more:extra": np.zeros(1, np.float32)}),
+    "a removed extra": lambda a: a.pop(BIAS),
 }
 
 
 @pytest.mark.parametrize("swap", SWAPS.values(), ids=SWAPS)
 def test_the_digest_of_the_numbers_covers_names_and_dtypes_and_shapes(swap, path):
     forge(path, swap=swap)
-    with pytest.raises(FormatError, match="the stored numbers do not have the digest that was saved with them"):
+    with pytest.raises(FormatError, match=DIGEST):
         load(path)
 
 
 @pytest.mark.parametrize("name", ["A", "0.q.c", "Z", "head.bias"])
 @pytest.mark.parametrize("resealed", [False, True])
-def test_a_tensor_too_many_is_refused(name, resealed, path):
+def test_an_unknown_tensor_is_refused(name, resealed, path):
     forge(path, swap=lambda arrays: arrays.update({name: np.zeros((2, 8), np.float32)}), resealed=resealed)
-    odd = f"the factors are not those of its adapter; at odds: {name}"
-    with pytest.raises(FormatError, match=odd if resealed else "do not have the digest"):
+    odd = FACTORS + name
+    with pytest.raises(FormatError, match=odd if resealed else DIGEST):
         load(path)
 
 
 @pytest.mark.parametrize(
     ("swap", "message"),
     [
-        (lambda a: a.pop("0.q.b"), "the factors are not those of its adapter; at odds: 0.q.b"),
-        (lambda a: a.update({"0.q.b:extra": a.pop("0.q.b")}), "the factors are not those of its adapter; at odds: 0.q"),
-        (lambda a: a.update({"0.q.b": a["0.q.b"][:5]}), r"0.q.b must have shape \(6,\).\nHowever, it has \(5,\)"),
-        (lambda a: a.update({"0.q.b": a["0.q.b"][None]}), r"0.q.b must have shape \(6,\).\nHowever, it has \(1, 6\)"),
-        (lambda a: a.update({"0.q.b": np.zeros(6, int)}), "0.q.b is of dtype int64; known: float16, float32, float64"),
-        (lambda a: a.update({"steps:extra": np.arange(3)}), "steps:extra is of dtype int64; known: float16, float32"),
+        (lambda a: a.pop("0.q.b"), FACTORS + "0.q.b"),
+        (lambda a: a.update({"0.q.b:extra": a.pop("0.q.b")}), FACTORS + "0.q"),
+        (lambda a: a.update({"0.q.b": a["0.q.b"][:5]}), r"expected 0.q.b of shape \(6,\), got \(5,\)"),
+        (lambda a: a.update({"0.q.b": a["0.q.b"][None]}), r"expected 0.q.b of shape \(6,\), got \(1, 6\)"),
+        (
+            lambda a: a.update({"0.q.b": np.zeros(6, int)}),
+            "expected tensors of float16, float32, float64, got 0.q.b of int64",
+        ),
+        (
+            lambda a: a.update({"steps:extra": np.arange(3)}),
+            "expected tensors of float16, float32, float64, got steps:extra of int64",
+        ),
     ],
 )
-def test_tensors_that_do_not_fit_are_refused_though_sealed(swap, message, path):
+def test_tensors_that_do_not_fit_are_refused_even_with_a_valid_digest(swap, message, path):
     forge(path, swap=swap, resealed=True)
     with pytest.raises(FormatError, match=message):
         load(path)
 
 
-def test_a_trained_factor_that_is_told_drawn_is_refused(path):
-    zeros = hashlib.sha256(np.zeros(6, "<f4").tobytes()).hexdigest()  # as its seed would draw it
+def test_a_trained_factor_declared_as_drawn_is_refused(path):
+    zeros = hashlib.sha256(np.zeros(6, "<f4").tobytes()).hexdigest()  # as drawn from its seed
     forge(path, lambda d: d["drawn"].update({"0.q.b": zeros}), lambda a: a.pop("0.q.b"), resealed=True)
-    with pytest.raises(FormatError, match=r"the factors are not those of its adapter; at odds: 0.q.b"):
+    with pytest.raises(FormatError, match=FACTORS + "0.q.b"):
         load(path)
 
 
@@ -258,7 +268,7 @@ LARGEST = 2**31 - 1
 
 
 def claim(shape, rank):
-    """An edit of the text: every site of this shape, every bond of this size."""
+    """Return an edit of the text that gives every site this shape and every bond this size."""
 
     def edit(data):
         data["rank"] = rank
@@ -269,16 +279,16 @@ def claim(shape, rank):
 
 
 @pytest.mark.parametrize("shape", [(LARGEST, LARGEST), (LARGEST, 2), (2, LARGEST)])
-def test_huge_claims_are_refused_before_anything_is_drawn(shape, path):
-    # no machine can hold these: if the limit were gone, the test would fail at once and not fill the memory
+def test_huge_sizes_are_refused_before_anything_is_drawn(shape, path):
+    # no machine can hold these, so without the limit the test would fail at once instead of filling the memory
     forge(path, claim(shape, LARGEST))
     entries = f"{LARGEST * sum(shape):,}"
-    with pytest.raises(FormatError, match=f"asks to draw {entries} frozen numbers; the limit is 268,435,456"):
+    with pytest.raises(FormatError, match=f"expected at most 268,435,456 frozen numbers to draw, got {entries}"):
         load(path)
 
 
 @pytest.mark.parametrize(("shape", "rank"), [((2**31, 4), 2), ((6, 2**62), 2), ((6, 2**64), 2), ((6, 4), 2**31)])
-def test_claims_of_sizes_that_no_mode_has_are_refused(shape, rank, path):
+def test_sizes_above_the_largest_mode_size_are_refused(shape, rank, path):
     forge(path, claim(shape, rank))
     with pytest.raises(FormatError, match=f"expected at most 2,147,483,647, got {max(*shape, rank):,}"):
         load(path)
@@ -287,11 +297,11 @@ def test_claims_of_sizes_that_no_mode_has_are_refused(shape, rank, path):
 def test_the_limit_of_drawn_numbers_can_be_set(path):
     frozen = 2 * (4 + 8)
     assert read_checkpoint(path, draw_limit=frozen).adapter == VERA
-    with pytest.raises(FormatError, match=f"asks to draw {frozen} frozen numbers; the limit is {frozen - 1}"):
+    with pytest.raises(FormatError, match=f"expected at most {frozen - 1} frozen numbers to draw, got {frozen}"):
         read_checkpoint(path, draw_limit=frozen - 1)
 
 
-def test_a_missing_file_is_missing(tmp_path):
+def test_a_missing_file_raises_file_not_found(tmp_path):
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(FileNotFoundError, match=path.name):
             load(path)
@@ -300,32 +310,32 @@ def test_a_missing_file_is_missing(tmp_path):
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        (None, "not a tnadapt file, or its text was changed"),
-        ({"format": "pt"}, "not a tnadapt file"),
-        ({"tnadapt": ""}, "not a tnadapt file"),
-        ({"tnadapt": "{}"}, "not a tnadapt file"),
-        ({"tnadapt": " {}"}, "not a tnadapt file"),
-        ({"tnadapt": sha256("{}")}, "not a tnadapt file"),
-        ({"tnadapt": sha256("{}").upper() + " {}"}, "not a tnadapt file"),
-        ({"tnadapt": "{}", "sha256": sha256("{}")}, "not a tnadapt file"),
-        ({"sha256": sha256("")}, "not a tnadapt file"),
-        ({"tnadapt": sha256("")}, "not a JSON text"),
-        ({"tnadapt": sha256("lora") + " lora"}, "not a JSON text"),
-        ({"tnadapt": sha256("{}") + " {}"}, "saved with format None"),
+        (None, "expected a tnadapt file, got another file, or one whose text was changed"),
+        ({"format": "pt"}, "expected a tnadapt file"),
+        ({"tnadapt": ""}, "expected a tnadapt file"),
+        ({"tnadapt": "{}"}, "expected a tnadapt file"),
+        ({"tnadapt": " {}"}, "expected a tnadapt file"),
+        ({"tnadapt": sha256("{}")}, "expected a tnadapt file"),
+        ({"tnadapt": sha256("{}").upper() + " {}"}, "expected a tnadapt file"),
+        ({"tnadapt": "{}", "sha256": sha256("{}")}, "expected a tnadapt file"),
+        ({"sha256": sha256("")}, "expected a tnadapt file"),
+        ({"tnadapt": sha256("")}, "the text: expected JSON, got text that cannot be parsed"),
+        ({"tnadapt": sha256("lora") + " lora"}, "the text: expected JSON, got text that cannot be parsed"),
+        ({"tnadapt": sha256("{}") + " {}"}, VERSION + "None"),
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_a_file_of_somebody_else_is_refused(metadata, message, tmp_path):
+def test_a_file_of_another_program_is_refused(metadata, message, tmp_path):
     save_file({"weight": np.ones((2, 3), np.float32)}, tmp_path / "a", metadata=metadata)
     with pytest.raises(FormatError, match=message):
         load(tmp_path / "a")
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F8_E4M3", "F8_E5M2", "I8", "I64", "BOOL", "C64", "F4", "F8_E8M0"])
-def test_a_file_of_other_numbers_is_refused(dtype, tmp_path):
+def test_a_file_of_an_unsupported_dtype_is_refused(dtype, tmp_path):
     header = json.dumps({"w": {"dtype": dtype, "shape": [8], "data_offsets": [0, 64]}})
     width = {"BF16": 2, "I64": 8, "C64": 8, "F4": 0.5}.get(dtype, 1)
     header = header.replace("64]", f"{int(8 * width)}]").encode()
     (tmp_path / "a").write_bytes(struct.pack("<Q", len(header)) + header + bytes(int(8 * width)))
-    with pytest.raises(FormatError, match=r"a: not a (whole safetensors|tnadapt) file"):
+    with pytest.raises(FormatError, match=r"a: expected a (whole safetensors|tnadapt) file"):
         load(tmp_path / "a")

@@ -1,4 +1,4 @@
-"""A folder of PEFT as it is read: which options mean which module."""
+"""Reading a PEFT folder: which modules the patterns of an option match."""
 
 import json
 

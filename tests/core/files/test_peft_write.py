@@ -1,4 +1,4 @@
-"""The folder that PEFT loads as a LoRA: what is in it, and that it is there whole or not at all."""
+"""Writing a LoRA folder for PEFT: its content, and that it is written completely or not at all."""
 
 import json
 
@@ -25,7 +25,7 @@ def config_in(folder):
 
 
 @pytest.mark.parametrize("name", ["lotr", "lorta", "vera", "fact_tt", "loha", "tt_lora centered", "tlora"])
-def test_what_is_written_is_the_update(name, tmp_path):
+def test_the_written_lora_has_the_update_of_the_adapter(name, tmp_path):
     case = FAMILIES[name]
     adapter = case.bind(layers=2, kinds=KINDS, seed=1)
     params = random_params(adapter, np.random.default_rng(0))
@@ -39,7 +39,7 @@ def test_what_is_written_is_the_update(name, tmp_path):
         )
 
 
-def test_ranks_and_scales_that_differ_are_told_by_patterns(tmp_path):
+def test_different_ranks_and_scales_are_written_as_patterns(tmp_path):
     """The bond p is cut to the out axis of a weight with fewer rows, and the scale is alpha / p."""
     sites = [Site("h.1.q", (12, 8)), Site("h.11.q", (12, 8)), Site("x.h.1.q", (3, 20)), Site("h-1.q", (3, 20))]
     spec = families.lora()
@@ -56,7 +56,7 @@ def test_ranks_and_scales_that_differ_are_told_by_patterns(tmp_path):
     assert config["target_modules"] == ["h.1.q", "x.h.1.q", "h-1.q"]
 
 
-def test_blocks_are_written_as_the_weight_that_they_lie_in(tmp_path):
+def test_blocks_of_one_weight_are_written_as_one_lora(tmp_path):
     sites = grid(layers=2, kinds={"qkv": (24, 16), "up": (16, 12)}, fused={"qkv": ["q", "k", None]})
     adapter, params = trained(families.lotr(), 2, sites)
     written = save_as_lora(adapter, params, tmp_path / "lora")
@@ -75,14 +75,14 @@ def test_a_lower_rank_is_written_with_its_error(tmp_path):
     assert all(0 < error < 1 for _, error in written.values())
 
 
-def test_a_kernel_is_written_as_peft_writes_that_of_a_convolution(tmp_path):
+def test_a_convolution_is_written_in_the_layout_of_peft(tmp_path):
     adapter, params = trained(families.flora(kernel_axes=2), 2, [Site("conv", (12, 8, 3, 2))])
     save_as_lora(adapter, params, tmp_path / "lora")
     shapes = {name: value.shape for name, value in load_file(tmp_path / "lora" / "adapter_model.safetensors").items()}
     assert shapes == {f"{PREFIX}conv.lora_A.weight": (2, 8, 3, 2), f"{PREFIX}conv.lora_B.weight": (12, 2, 1, 1)}
 
 
-def test_what_was_trained_along_is_written_too(tmp_path):
+def test_fully_trained_modules_are_written_too(tmp_path):
     adapter, params = trained(families.lora())
     head = {"head.weight": np.ones((2, 3), np.float32)}
     save_as_lora(adapter, params, tmp_path / "lora", extra=head, modules_to_save=["head"])
@@ -102,15 +102,15 @@ def test_an_earlier_checkpoint_is_replaced(tmp_path):
 def test_a_folder_with_anything_else_is_left_alone(tmp_path):
     adapter, params = trained(families.lora())
     (tmp_path / "README.md").write_text("mine")
-    with pytest.raises(FormatError, match=r"(?s)this one holds README.md.*Nothing was written"):
+    with pytest.raises(FormatError, match=r"(?s)got one that holds README.md.*Nothing was written"):
         save_as_lora(adapter, params, tmp_path)
-    with pytest.raises(FormatError, match=r"(?s)this is a file.*Nothing was written"):
+    with pytest.raises(FormatError, match=r"(?s)expected a folder for the checkpoint, got a file.*Nothing was written"):
         save_as_lora(adapter, params, tmp_path / "README.md")
     assert [entry.name for entry in tmp_path.iterdir()] == ["README.md"]
 
 
 @pytest.mark.parametrize("moment", ["tnadapt._files.peft_folder.save_file", "pathlib.Path.rename"])
-def test_a_write_that_fails_leaves_the_earlier_one(moment, tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_earlier_checkpoint(moment, tmp_path, monkeypatch):
     adapter, params = trained(families.lora())
     save_as_lora(adapter, params, tmp_path / "lora")
     calls = []
@@ -129,13 +129,15 @@ def test_a_write_that_fails_leaves_the_earlier_one(moment, tmp_path, monkeypatch
     assert [entry.name for entry in tmp_path.iterdir()] == ["lora"]
 
 
-def test_what_cannot_be_written_leaves_no_folder(tmp_path):
+def test_an_adapter_that_cannot_be_written_leaves_no_folder(tmp_path):
     adapter, params = trained(families.lora())
-    with pytest.raises(SiteError, match="is missing"):
+    with pytest.raises(SiteError, match=r"params: expected an array '[^']+', got none"):
         save_as_lora(adapter, {}, tmp_path / "lora")
-    with pytest.raises(FormatError, match=r"(?s)must be finite in float32.*Nothing was written"):
+    with pytest.raises(
+        FormatError, match=r"(?s)expected numbers that are finite in float32, got NaN.*Nothing was written"
+    ):
         save_as_lora(adapter, params | {"1.up.B": np.full((16, 2), 1e200)}, tmp_path / "lora")
     adapter, params = trained(families.krona(), rank=None)
-    with pytest.raises(PlanError, match="has full rank"):
+    with pytest.raises(PlanError, match="expected an update of less than full rank, got full rank"):
         save_as_lora(adapter, params, tmp_path / "lora")
     assert list(tmp_path.iterdir()) == []

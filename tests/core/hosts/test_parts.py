@@ -164,7 +164,9 @@ def test_a_weight_of_several_experts_cannot_be_applied_to_an_input():
     adapter = families.lora().bind(split_sites([EXPERTS], experts=["up"]), rank=2)
     params = random_params(adapter, np.random.default_rng(0))
     assert delta(adapter, params, EXPERTS.path).shape == (3, 8, 4)
-    with pytest.raises(SiteError, match=r"h\.0\.experts\.up: holds several weights, of shape \(3, 8, 4\)"):
+    with pytest.raises(
+        SiteError, match=r"h\.0\.experts\.up: expected a single weight, got several of shape \(3, 8, 4\)"
+    ):
         apply(adapter, params, EXPERTS.path, np.ones((2, 4)))
 
 
@@ -199,7 +201,7 @@ def test_blocks_are_saved_as_json_and_checked_when_read():
         ('"start":[4,0]', '"start":[40,0]', "expected a block inside the weight"),
         ('"start":[4,0]', '"start":[0,0]', "expected sites of one weight that do not overlap"),
         ('"start":[4,0]', '"begin":[4,0]', "unknown keys"),
-        ('"weight":["h.",".attn.c_attn"]', '"weight":[1]', "must have a path of one or two strings"),
+        ('"weight":["h.",".attn.c_attn"]', '"weight":[1]', "pattern: expected a path of one or two strings"),
     ]:
         assert old in text
         with pytest.raises(FormatError, match=message):

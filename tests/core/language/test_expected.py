@@ -87,7 +87,10 @@ PARTS = {  # parts of a spec -> a call, and the words of the SpecError
     "ties as a list": (lambda: spec(ties=["r"]), r"ties: expected bond -> mode, got \['r'\]"),
     "first gradients of a name": (lambda: tnadapt.first_gradients("lora"), r"AdapterSpec or an Adapter, got 'lora'"),
     "an unknown map": (lambda: map_factor("no_such_map", np.eye(2)), r"expected one of .*'cayley'.* got 'no_such_map'"),
-    "an unknown initializer": (lambda: sample(CAUCHY, 0), r"factor 'A' is not valid:.*unknown initializer 'cauchy'"),
+    "an unknown initializer": (
+        lambda: sample(CAUCHY, 0),
+        r"factor 'A' is not valid:.*expected a known initializer, got 'cauchy'",
+    ),
     "a map back": (lambda: pull_back("no_such_map", np.eye(2), np.eye(2)), r"expected one of .* got 'no_such_map'"),
 }
 SITED = {  # arguments that should be sites, sizes or arrays -> a call, and the words of the SiteError
@@ -144,7 +147,7 @@ FILES = {  # arguments of the functions for files -> a call, and the words of th
     "a slip at read_peft": (lambda: tnadapt.read_peft("f", shape={}), r"got 'shape'.\nThe nearest names are shapes"),
     "a saved alpha of 0": (
         lambda: tnadapt.from_json(tnadapt.to_json(SPEC).replace('"alpha":1.0', '"alpha":0')),
-        r"the text holds a spec that cannot be: .*expected an alpha that is not 0",
+        r"the text: expected a valid spec, got an invalid one\.\n.*expected an alpha that is not 0",
     ),
     "a text of data": (lambda: tnadapt.from_json({}), r"^from_json: expected a text that to_json wrote, got a dict."),
 }

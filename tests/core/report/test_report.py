@@ -172,7 +172,7 @@ def test_the_size_of_the_file_is_exact(name, dtype, tmp_path):
 
 
 def test_file_size_rejects_a_dtype_that_files_cannot_store():
-    with pytest.raises(FormatError, match=r"dtype must be one of float16, float32, float64.\nHowever, it is 'int8'"):
+    with pytest.raises(FormatError, match=r"file_size: expected one of float16, float32, float64 as dtype, got 'int8'"):
         file_size(families.lora().bind(SITES, rank=2), dtype="int8")
 
 

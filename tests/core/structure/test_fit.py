@@ -41,13 +41,13 @@ def test_the_fitted_rank_is_the_largest_within_the_budget(name, budget):
         assert count(bound(rank - 1)).trainable < found
 
 
-def test_a_budget_that_is_too_small_and_a_spec_without_rank():
+def test_too_small_a_budget_and_a_spec_without_a_free_bond_are_refused():
     with pytest.raises(
-        SiteError, match=r"lora: rank 1 trains 408 numbers at these 9 sites.\nHowever, the budget is 407"
+        SiteError, match=r"lora: expected a budget of at least 408 trainable .* at these 9 sites, got 407\.\nRaise it"
     ):
         fit_rank(families.lora(), SITES, trainable=407)
     assert fit_rank(families.lora(), SITES, trainable=408) == 1
-    with pytest.raises(SiteError, match="has no bond whose size is free"):
+    with pytest.raises(SiteError, match="expected a spec with a bond whose size is free, got none"):
         fit_rank(families.lokr(low_rank=False), SITES, trainable=10**6)
 
 
@@ -58,7 +58,7 @@ def test_a_rank_without_trainable_numbers_is_as_large_as_possible():
 
 
 @pytest.mark.parametrize("budget", [0, -1, 2.5, float("nan"), "many", None])
-def test_a_budget_is_a_whole_number(budget):
+def test_a_budget_that_is_not_a_positive_integer_is_refused(budget):
     with pytest.raises(
         SiteError, match=r"lora: the budget of trainable numbers: expected an integer of at least 1, got"
     ):

@@ -1,4 +1,4 @@
-"""Arithmetic modulo a prime, against python's own integers."""
+"""Arithmetic modulo a prime, compared with Python's integers."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_the_modulus_is_a_prime():
 
 
 @given(shape=st.tuples(*[st.integers(0, 6)] * 3), seed=st.integers(0, 99))
-def test_a_product_is_that_of_whole_numbers(shape, seed):
+def test_a_matrix_product_equals_that_of_python_integers(shape, seed):
     rows, terms, columns = shape
     random = np.random.default_rng(seed)
     left, right = residues((rows, terms), random), residues((terms, columns), random)
@@ -42,12 +42,12 @@ def test_the_largest_residues_do_not_overflow():
 
 
 def test_a_sum_of_millions_of_terms_is_exact():
-    terms, value = 3 * 2**20 + 1, 2**16 - 1  # the sum is odd and over 2^53: as one float64 it would be rounded
+    terms, value = 3 * 2**20 + 1, 2**16 - 1  # the sum is odd and above 2^53, so a single float64 would round it
     left = np.full((1, terms), value)
     assert multiply(left, left.T).tolist() == [[terms * value**2 % PRIME]]
 
 
-def test_a_long_sum_is_made_in_parts(monkeypatch):
+def test_a_long_sum_is_computed_in_parts(monkeypatch):
     random = np.random.default_rng(0)
     left, right = residues((3, 11), random), residues((11, 2), random)
     monkeypatch.setattr("tnadapt._structure.modular.TERMS", 4)
@@ -62,7 +62,7 @@ def test_the_rank_of_a_product_is_its_inner_size(sizes, part, seed):
     assert rank(of_rank(rows, columns, wanted, seed), ample()) == wanted
 
 
-def test_known_ranks():
+def test_the_rank_of_simple_matrices():
     assert rank(np.eye(70, dtype=np.int64)[:, ::-1], ample()) == 70
     assert rank(np.zeros((5, 3), dtype=np.int64), ample()) == 0
     assert rank(np.zeros((0, 3), dtype=np.int64), ample()) == 0
@@ -72,7 +72,7 @@ def test_known_ranks():
     )  # zero columns in a panel
 
 
-def test_the_matrix_is_unchanged():
+def test_rank_does_not_change_the_matrix():
     matrix = of_rank(40, 50, 7, 0)
     before = matrix.copy()
     rank(matrix, ample())
@@ -82,7 +82,7 @@ def test_the_matrix_is_unchanged():
 @pytest.mark.parametrize(
     "equation", ["ab,bc,cd->ad", "abr,rb,r->ra", "ar,br,cr->abc", "ab,c->bca", "a,a,a->", "abc->ca"]
 )
-def test_a_contraction_is_einsum(equation):
+def test_a_contraction_equals_einsum(equation):
     random = np.random.default_rng(3)
     inputs, answer = equation.split("->")
     modes = [tuple(words) for words in inputs.split(",")]
@@ -92,16 +92,16 @@ def test_a_contraction_is_einsum(equation):
     np.testing.assert_array_equal(contract(question_of(modes, tuple(answer), sizes), small, ample()), wanted)
 
 
-def test_a_budget_is_kept():
+def test_work_beyond_the_budget_is_refused():
     random = np.random.default_rng(0)
     question = question_of([("a", "b"), ("b", "c")], ("a", "c"), {"a": 3, "b": 4, "c": 5})
     operands = [residues((3, 4), random), residues((4, 5), random)]
     budget = Budget("a test", flops=2 * 120 + 119)
     contract(question, operands, budget)
     contract(question, operands, budget)
-    with pytest.raises(PlanError, match=r"a test: takes more than 359 flops modulo a prime, which is the limit"):
+    with pytest.raises(PlanError, match=r"a test: expected at most 359 flops modulo a prime, got more"):
         contract(question, operands, budget)
-    with pytest.raises(PlanError, match=r"takes more than 10 flops"):
+    with pytest.raises(PlanError, match=r"expected at most 10 flops"):
         rank(residues((3, 4), random), Budget("a test", flops=10))
-    with pytest.raises(PlanError, match=r"a test: takes an array of 15 entries; the limit is 14"):
+    with pytest.raises(PlanError, match=r"a test: expected arrays of at most 14 entries, got one of 15"):
         contract(question, operands, Budget("a test", flops=10**6, entries=14))

@@ -1,4 +1,4 @@
-"""Rank bounds against the oracle that tries every partition, and generic ranks against singular values."""
+"""Rank bounds compared with a search of every partition, and generic ranks compared with singular values."""
 
 import math
 import time
@@ -43,7 +43,7 @@ LLAMA_70B = {
 
 
 def by_every_partition(network, rows):
-    """The least product of the modes that have carriers on both sides, over all ways to part the factors."""
+    """Return the least product of modes with carriers on both sides, over all ways to divide the factors in two."""
     names = list(network.factors)
     columns = set(network.out_modes + network.in_modes) - set(rows)
     best = math.inf
@@ -66,7 +66,7 @@ def test_the_bound_is_the_least_over_all_partitions(adapter, data):
 
 
 def stacked(adapter, group, params):
-    """All updates of a group as one array: site modes, then the axes of the weight."""
+    """Return all updates of a group as one array: site modes, then the axes of the weight."""
     lengths = [group.network.sizes[mode] for mode in group.network.over]
     stack = np.zeros([*lengths, *group.network.weight_shape])
     for site in group.sites:
@@ -101,7 +101,7 @@ def test_a_stack_has_at_most_the_rank_of_its_cut(spec, modes):
     assert found == generic_rank(adapter, group, rows=modes) <= rank_bound(adapter, group, rows=modes).rank
 
 
-def test_a_stack_over_a_mode_that_no_factor_carries():
+def test_a_site_mode_that_no_factor_carries_adds_no_rank():
     factors = {"A": trainable("out r"), "B": trainable("r in", init=zeros())}
     spec = AdapterSpec(name="own", weight="out in", over="layer", factors=factors, scale=raw())
     for layers in (1, 4):
@@ -118,7 +118,7 @@ def test_lotr_spans_one_space_of_rows_and_one_of_columns():
     assert rank_bound(adapter, rows=("site",)).modes == ("p", "q")
 
 
-RANKS = [  # family, sizes: the bound that its docstring states
+RANKS = [  # family, sizes, the bound that the family's docstring states
     (families.lora(), {}, 3),
     (families.lotr(), {}, 3),
     (families.lorta(), {"head": 4}, 3),
@@ -131,7 +131,7 @@ RANKS = [  # family, sizes: the bound that its docstring states
 
 
 @pytest.mark.parametrize(("spec", "sizes", "bound"), RANKS, ids=[spec.name for spec, _, _ in RANKS])
-def test_the_bound_of_a_family(spec, sizes, bound):
+def test_the_bound_of_a_family_is_the_one_in_its_docstring(spec, sizes, bound):
     adapter = spec.bind(grid(layers=2, kinds=KINDS), rank=3, sizes=sizes)
     site = adapter.sites[1]
     assert rank_bound(adapter, site).rank == bound == generic_rank(adapter, site)
@@ -140,7 +140,7 @@ def test_the_bound_of_a_family(spec, sizes, bound):
 
 
 def test_a_hyperedge_is_cut_once():
-    """The bond r joins four factors; a cut that counted it for each would say 2 x 2 x 2."""
+    """The bond r joins four factors; counting it more than once would give 2 x 2 x 2."""
     factors = {name: trainable(f"{mode} r") for name, mode in zip("ABCD", ("o1", "o2", "i1", "i2"), strict=True)}
     spec = AdapterSpec(name="cp", weight="(o1 o2) (i1 i2)", factors=factors, scale=raw(), identity_at_start=False)
     adapter = spec.bind([Site("w", (36, 36))], rank=2)
@@ -148,7 +148,7 @@ def test_a_hyperedge_is_cut_once():
 
 
 def test_the_bound_is_not_always_reached():
-    """Frozen ones are no generic factor: the bound knows the structure alone, the drawn rank the values."""
+    """A frozen factor of ones is not generic: the bound depends on structure alone, the drawn rank on the values."""
     spec = AdapterSpec(
         name="flat",
         weight="out in",
@@ -161,8 +161,8 @@ def test_the_bound_is_not_always_reached():
     assert generic_rank(adapter, "w", frozen="drawn") == 1
 
 
-def test_the_cut_was_reached_in_some_hundred_random_networks():
-    """An observation and no law: the same networks each time, and exceptions are known (arXiv:1508.04644)."""
+def test_the_generic_rank_reaches_the_bound_in_300_random_networks():
+    """An observation on the same networks each time, not a theorem: exceptions are known (arXiv:1508.04644)."""
     tried = []
 
     @settings(max_examples=300, database=None, derandomize=True, phases=[Phase.generate])
@@ -209,8 +209,8 @@ def test_a_cut_counts_one_network_by_default():
 
 @settings(max_examples=20)
 @given(out=st.tuples(*[st.integers(2, 4)] * 3), seed=st.integers(0, 99))
-def test_tera_reaches_full_rank_with_a_small_part_of_the_trainables_of_lora(out, seed):
-    """arXiv:2509.03234 claims it of its network: the rank does not depend on the count."""
+def test_tera_reaches_full_rank_with_a_fraction_of_the_numbers_of_lora(out, seed):
+    """arXiv:2509.03234 claims this for its network: the rank does not depend on the number of trainable numbers."""
     size = math.prod(out)
     sites = grid(layers=1, kinds={"q": (size, size)})
     sizes = dict(zip(("o1", "o2", "o3", "i1", "i2", "i3"), (*out, *reversed(out)), strict=True))
@@ -224,7 +224,7 @@ def test_tera_reaches_full_rank_with_a_small_part_of_the_trainables_of_lora(out,
 
 
 def test_every_site_of_a_70b_model_takes_under_two_seconds_for_all_families():
-    """Processor time, since other tests run beside this one."""
+    """The test measures processor time, since other tests may run at the same time."""
     specs = [getattr(families, name)() for name in families.__all__]
     bound = [
         spec.bind(places(spec, layers=80, kinds=LLAMA_70B), rank=8, sizes=dict.fromkeys(spec.given.split(), 64))
@@ -237,12 +237,12 @@ def test_every_site_of_a_70b_model_takes_under_two_seconds_for_all_families():
     assert time.process_time() - start < 2.0
 
 
-def test_a_thousand_by_a_thousand_is_ranked_exactly():
+def test_the_rank_of_a_1024_by_1024_update_is_exact():
     adapter = families.tera().bind(grid(layers=1, kinds={"q": (1024, 1024)}), rank=16)
     assert generic_rank(adapter, adapter.sites[0]) == 1024
 
 
-def test_without_a_site_the_largest_rank_of_all_groups_is_given():
+def test_without_a_site_the_largest_rank_of_all_groups_is_returned():
     adapter = families.lokr().bind(grid(layers=1, kinds={"a": (4, 4), "b": (36, 36)}), rank=2)
     assert rank_bound(adapter).rank == rank_bound(adapter, "layers.0.b").rank > rank_bound(adapter, "layers.0.a").rank
     assert generic_rank(adapter) == rank_bound(adapter).rank
@@ -252,27 +252,29 @@ def test_without_a_site_the_largest_rank_of_all_groups_is_given():
 
 def test_invalid_questions_are_refused():
     adapter = families.lotr().bind(grid(layers=2, kinds=KINDS), rank=2)
-    with pytest.raises(PlanError, match=r"'layer' is not an open mode of the stack.\nOpen are site, out, in"):
+    with pytest.raises(PlanError, match=r"expected open modes of the stack, got 'layer'.\nThe open modes are site,"):
         rank_bound(adapter, rows=("layer",))
-    with pytest.raises(PlanError, match=r"'site' is not an open mode of one site.\nOpen are out, in"):
+    with pytest.raises(PlanError, match=r"expected open modes of one site, got 'site'.\nThe open modes are out, in"):
         generic_rank(adapter, adapter.sites[0], rows=("site",))
     with pytest.raises(SiteError, match=r"expected a site of this adapter, got 'nowhere'"):
         rank_bound(adapter, "nowhere")
-    with pytest.raises(PlanError, match=r"Pass a site, and no rows"):
+    with pytest.raises(PlanError, match=r"got no site\.\nPass a site, and no rows"):
         generic_rank(adapter, frozen="drawn")
 
 
 def test_a_stack_with_holes_has_no_rank_of_its_own():
     sites = [Site("a", (4, 4), {"layer": 0, "kind": "a"}), Site("b", (4, 4), {"layer": 1, "kind": "b"})]
     adapter = families.lorta().bind(sites, rank=2, sizes={"head": 2})
-    message = r"4x4: the rank of a stack is that of a whole grid of sites.\nHowever, its 2 sites leave holes along"
+    message = (
+        r"4x4: expected a whole grid of sites along \(.*\) for the rank of a stack, got 2 sites, which leave holes"
+    )
     for ask in (rank_bound, generic_rank):
         with pytest.raises(PlanError, match=message):
             ask(adapter, rows=("layer",))
         assert ask(adapter, sites[0]) in (2, rank_bound(adapter, sites[0]))
 
 
-def test_a_mode_of_size_one_is_no_cut():
+def test_a_mode_of_size_one_is_not_listed_in_a_cut():
     spec = AdapterSpec(
         name="ones",
         weight="(o1 o2) in",
@@ -288,14 +290,14 @@ def test_a_mode_of_size_one_is_no_cut():
 
 def test_too_much_work_is_refused():
     adapter = families.lora().bind([Site("w", (1024, 1024))], rank=10**5, overparametrized=True)
-    with pytest.raises(PlanError, match=r"generic_rank: takes an array of [\d,]+ entries; the limit is"):
+    with pytest.raises(PlanError, match=r"generic_rank: expected arrays of at most [\d,]+ entries, got one of [\d,]+"):
         generic_rank(adapter, "w")
-    with pytest.raises(PlanError, match=r"frozen must be 'generic' or 'drawn', got 'foo'"):
+    with pytest.raises(PlanError, match=r"expected frozen to be 'generic' or 'drawn', got 'foo'"):
         generic_rank(adapter, "w", frozen="foo")
 
 
 def test_the_rank_is_zero_at_scale_zero():
-    adapter = families.lora(alpha=5e-324).bind(grid(layers=1, kinds=KINDS), rank=4)  # alpha / 4 is no float but 0
+    adapter = families.lora(alpha=5e-324).bind(grid(layers=1, kinds=KINDS), rank=4)  # alpha / 4 underflows to 0
     assert adapter.networks[0].scale == 0
     assert generic_rank(adapter, adapter.sites[0]) == 0
 

@@ -35,25 +35,25 @@ def test_a_contraction_is_that_of_numpy(small, contraction):
     np.testing.assert_allclose(found, wanted, atol=1e-12)
 
 
-def test_modes_are_matched_by_name():
+def test_operands_are_contracted_over_modes_of_the_same_name():
     left, right = RANDOM.standard_normal((3, 4)), RANDOM.standard_normal((5, 4))
     found = contract([(left, ("out", "r")), (right, ("in", "r"))], ("in", "out"))
     np.testing.assert_allclose(found, (left @ right.T).T, atol=1e-12)
 
 
-def test_a_mode_of_three_arrays_is_a_diagonal():
+def test_a_mode_of_three_arrays_is_summed_once():
     a, b, c = RANDOM.standard_normal((3, 2)), RANDOM.standard_normal(2), RANDOM.standard_normal((4, 2))
     found = contract([(a, ("o", "r")), (b, ("r",)), (c, ("i", "r"))], ("o", "i"))
     np.testing.assert_allclose(found, a @ np.diag(b) @ c.T, atol=1e-12)
 
 
-def test_more_modes_than_letters():
+def test_there_may_be_more_modes_than_letters():
     names = [f"m{number}" for number in range(60)]
     arrays = [(np.full((1, 1), 2.0), (one, other)) for one, other in pairwise(names)]
     assert contract(arrays, (names[0], names[-1])).tolist() == [[2.0**59]]
 
 
-def test_a_scalar_is_an_operand():
+def test_a_scalar_may_be_an_operand():
     assert contract([(np.array(3.0), ()), (np.ones(2), ("a",))], ("a",)).tolist() == [3.0, 3.0]
 
 

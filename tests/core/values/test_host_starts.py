@@ -1,4 +1,4 @@
-"""Starts that are read from the host's weights: each decomposition against another way to it; what the file holds."""
+"""Starts that are read from the host's weights, compared with other ways to compute them; and how files store them."""
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def moved(adapter, params):
     }
 
 
-def test_pissa_starts_in_the_principal_part(weights):
+def test_pissa_starts_at_the_principal_part_of_the_weight(weights):
     adapter = families.pissa(alpha=6).bind(SITES, rank=3)
     start = init(adapter, weights)
     for layer, site in enumerate(SITES):
@@ -61,7 +61,7 @@ def test_pissa_starts_in_the_principal_part(weights):
         np.testing.assert_allclose(b @ a, truncated(weights[site.path], 3), **CLOSE)
         np.testing.assert_allclose(
             np.linalg.norm(b, axis=0), np.linalg.norm(a, axis=1), **CLOSE
-        )  # the root on both sides
+        )  # each factor takes the square root of the singular values
         now = moved(adapter, start)
         wanted = 6 / 3 * (now[f"{layer}.q.B"] @ now[f"{layer}.q.A"] - b @ a)
         np.testing.assert_allclose(delta(adapter, now, site), wanted, rtol=0, atol=1e-10)
@@ -69,7 +69,7 @@ def test_pissa_starts_in_the_principal_part(weights):
         assert not np.shares_memory(a, start[f"{layer}.q.A:start"])
 
 
-def test_the_leading_part_of_a_large_weight_is_that_of_the_whole_decomposition():
+def test_the_partial_svd_of_a_large_weight_equals_the_leading_part_of_the_full_one():
     weight = np.random.default_rng(0).standard_normal((300, 280))
     adapter = families.pissa().bind([Site("w", weight.shape)], rank=5)
     one, two = (init(adapter, {"w": weight}) for _ in range(2))
@@ -77,7 +77,7 @@ def test_the_leading_part_of_a_large_weight_is_that_of_the_whole_decomposition()
     assert all((one[name] == two[name]).all() for name in one)
 
 
-def test_the_pair_of_lora_xs_is_the_svd(weights):
+def test_the_frozen_factors_of_lora_xs_come_from_the_svd(weights):
     adapter = families.lora_xs(start="svd").bind(SITES, rank={"p": 2, "q": 2})
     start = init(adapter, weights)
     for row, site in enumerate(SITES):
@@ -86,13 +86,13 @@ def test_the_pair_of_lora_xs_is_the_svd(weights):
 
 
 @pytest.mark.parametrize("rank", [{"p": 2, "q": 3}, {"p": 3, "q": 2}], ids=str)
-def test_two_ranks_may_be_read_from_one_weight(rank, weights):
+def test_factors_of_two_ranks_may_be_read_from_one_weight(rank, weights):
     adapter = families.lora_xs(start="svd").bind(SITES, rank=rank)
     start = init(adapter, weights)
     for row, site in enumerate(SITES):
         u, s, vt = np.linalg.svd(weights[site.path], full_matrices=False)
         p, q = rank["p"], rank["q"]
-        np.testing.assert_allclose(np.abs(start["B"][row]), np.abs(u[:, :p]), **CLOSE)  # signs are free
+        np.testing.assert_allclose(np.abs(start["B"][row]), np.abs(u[:, :p]), **CLOSE)  # the signs are arbitrary
         np.testing.assert_allclose(np.abs(start["A"][row]), np.abs(s[:q, None] * vt[:q]), **CLOSE)
 
 
@@ -107,8 +107,8 @@ def test_abba_starts_at_zero_beside_the_principal_part(weights):
 
 
 @pytest.mark.parametrize("rank", [2, 5, 40])
-def test_dota_starts_at_the_operator_of_tensorly(weights, rank):
-    """The weight as a train of (o_k, i_k) pairs, put together by loops over the cores."""
+def test_dota_starts_at_the_tensor_train_of_tensorly(weights, rank):
+    """The weight is a tensor train of (o_k, i_k) pairs, contracted in a loop over the cores."""
     adapter = families.dota(order=2).bind(SITES, rank=rank, overparametrized=True)
     start, sizes = init(adapter, weights), adapter.networks[0].sizes
     shape = [sizes[mode] for mode in ("o1", "o2", "i1", "i2")]
@@ -125,7 +125,7 @@ def test_dota_starts_at_the_operator_of_tensorly(weights, rank):
 
 
 def convolved(*parts):
-    """The t-product of stacks of matrices, tube by tube."""
+    """Return the t-product of stacks of matrices, computed tube by tube."""
     found = parts[0]
     for other in parts[1:]:
         found = np.stack(
@@ -135,7 +135,7 @@ def convolved(*parts):
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_lora_pt_starts_at_the_principal_part_of_every_frequency(weights, layers):
+def test_lora_pt_starts_at_the_principal_part_at_every_frequency(weights, layers):
     sites = SITES[:layers]
     adapter = families.lora_pt().bind(sites, rank=3)
     start = init(adapter, weights)
@@ -152,7 +152,7 @@ def test_lora_pt_starts_at_the_principal_part_of_every_frequency(weights, layers
     assert count(adapter).trainable == layers * (3 * 12 + 9 + 3 * 8)
 
 
-def test_tcurlora_starts_at_columns_and_rows_of_the_host(weights):
+def test_tcurlora_starts_at_columns_and_rows_of_the_weights(weights):
     adapter = families.tcurlora().bind(SITES, rank={"p": 3, "q": 4})
     start, whole = init(adapter, weights), stack(weights)
     spectrum = np.fft.fft(whole, axis=0)
@@ -171,7 +171,7 @@ def test_tcurlora_starts_at_columns_and_rows_of_the_host(weights):
         np.testing.assert_allclose(delta(adapter, now, site), update[layer], rtol=0, atol=1e-9)
 
 
-def test_a_full_tensor_cur_is_the_weight(weights):
+def test_a_tensor_cur_of_full_rank_is_exact(weights):
     adapter = families.tcurlora().bind(SITES, rank=8)
     start = init(adapter, weights)
     np.testing.assert_allclose(convolved(start["C"], start["U"], start["R"]), stack(weights), rtol=0, atol=1e-4)
@@ -188,7 +188,7 @@ def test_lotr_starts_at_the_hosvd(weights):
     assert not any(delta(adapter, start, site).any() for site in SITES)
 
 
-def test_the_neutral_start_of_lotr(weights):
+def test_the_neutral_start_of_lotr_has_no_update(weights):
     start = init(families.lotr(start="neutral").bind(SITES, rank=3), weights)
     assert not start["A"].any()
     assert all((core == np.eye(3)).all() for core in start["G"])
@@ -200,7 +200,7 @@ READ |= {family: {"start": "svd"} for family in ("lora_xs", "lotr")}
 
 
 @pytest.mark.parametrize("family", READ)
-def test_the_file_holds_what_cannot_be_drawn_again(family, weights, tmp_path):
+def test_a_file_stores_the_starts_that_cannot_be_drawn_again(family, weights, tmp_path):
     adapter = getattr(families, family)(**READ[family]).bind(SITES, rank=2)
     params = moved(adapter, init(adapter, weights))
     save(adapter, params, tmp_path / "a")
@@ -214,7 +214,7 @@ def test_the_file_holds_what_cannot_be_drawn_again(family, weights, tmp_path):
     assert starts == ([f"{name}:start" for name in trained] if adapter.spec.centered else [])
 
 
-def test_blocks_and_experts_are_read_where_they_lie(weights):
+def test_the_start_of_a_block_is_read_from_its_part_of_the_weight(weights):
     whole = np.random.default_rng(2).standard_normal((12, 8))
     sites = split_sites([Site("w", (12, 8))], blocks={"w": (1, 2)})
     start = init(families.pissa().bind(sites, rank=4), {"w": whole})
@@ -226,19 +226,25 @@ def test_blocks_and_experts_are_read_where_they_lie(weights):
     [
         (
             lambda found: None,
-            r"the start of 0\.q\.A is read from the host's weights\.\nHowever, none were given",
+            r"pissa: expected the host's weights to read the start of 0\.q\.A from, got none\.\nPass init\(adapter, w",
         ),
-        (lambda found: {}, r"layers\.0\.q: its start is read from the weight layers\.0\.q\.\nHowever, that was not"),
-        (lambda found: found | {"layers.1.q": np.ones((8, 12))}, r"layers\.1\.q: must have shape \(12, 8\)\.\nHowever"),
-        (lambda found: found | {"layers.0.q": np.full((12, 8), np.nan)}, r"A: its start is read .* NaN or infinity"),
+        (lambda found: {}, r"layers\.0\.q: expected the host's weight layers\.0\.q to read its start from, got none"),
+        (
+            lambda found: found | {"layers.1.q": np.ones((8, 12))},
+            r"layers\.1\.q: expected shape \(12, 8\), got \(8, 12\)",
+        ),
+        (
+            lambda found: found | {"layers.0.q": np.full((12, 8), np.nan)},
+            "A: expected finite host weights to read its start from, got NaN or infinity",
+        ),
     ],
 )
-def test_weights_that_are_not_there_are_told(change, message, weights):
+def test_missing_and_invalid_weights_are_reported(change, message, weights):
     with pytest.raises(SiteError, match=message):
         init(families.pissa().bind(SITES, rank=2), change(weights))
 
 
-def test_a_grid_with_holes_has_no_one_stack(weights):
+def test_a_grid_with_holes_is_refused(weights):
     sites = [Site(f"{layer}.{kind}", (4, 4), {"layer": layer, "kind": kind}) for layer, kind in ((0, "q"), (1, "k"))]
     spec = AdapterSpec(
         name="own",
@@ -247,7 +253,7 @@ def test_a_grid_with_holes_has_no_one_stack(weights):
         factors={"A": trainable("out r", init=svd()), "B": trainable("layer kind r in", init=zeros())},
         scale=raw(),
     )
-    with pytest.raises(SiteError, match=r"0\.q: starts are read from the weights of a whole grid \(layer kind\)"):
+    with pytest.raises(SiteError, match=r"0\.q: expected a site for every combination of \(layer kind\), got a grid"):
         init(spec.bind(sites, rank=2), {site.path: np.ones((4, 4)) for site in sites})
 
 
@@ -277,7 +283,7 @@ def test_a_grid_with_holes_has_no_one_stack(weights):
         ),
     ],
 )
-def test_a_factor_without_the_modes_for_its_start_is_refused(over, factors, message):
+def test_a_factor_without_the_modes_that_its_start_needs_is_refused(over, factors, message):
     with pytest.raises(SpecError, match=message):
         AdapterSpec(
             name="own",
@@ -288,7 +294,7 @@ def test_a_factor_without_the_modes_for_its_start_is_refused(over, factors, mess
         )
 
 
-def test_a_power_that_is_none_is_refused():
+def test_an_invalid_power_is_refused():
     with pytest.raises(SpecError, match=r"expected a power of the singular values of 0, 0\.5 or 1, got 2"):
         AdapterSpec(
             name="own",
@@ -299,7 +305,7 @@ def test_a_power_that_is_none_is_refused():
         )
 
 
-def test_ties_and_ranks():
+def test_tied_bonds_take_the_size_of_another_bond():
     adapter = families.lora_pt().bind(SITES, rank={"r": 2, "q": 3})
     assert [adapter.networks[0].sizes[bond] for bond in "ghk"] == [3, 3, 3]
     with pytest.raises(SiteError, match=r"rank: expected bonds of lora_pt, got 'g'\.\nIts bonds are r, q"):
@@ -308,7 +314,7 @@ def test_ties_and_ranks():
         families.lora_pt().bind(SITES, rank=2, sizes={"g": 2})
 
 
-def test_the_kit_draws_weights_where_a_spec_reads_them():
+def test_random_params_draws_weights_for_a_spec_that_reads_them():
     adapter = families.pissa().bind(SITES, rank=2, seed=3)
     one, two = (random_params(adapter, np.random.default_rng(0)) for _ in range(2))
     assert all((one[name] == two[name]).all() for name in one)

@@ -1,4 +1,4 @@
-"""Starting values: their laws, their streams, and that they hold still."""
+"""Starting values: their distributions, their random streams, and their reproducibility."""
 
 import math
 
@@ -21,7 +21,7 @@ def normal_law(variance):
     return lambda values: (values.mean() + 1, values.var()), (1, variance)
 
 
-# For each law of a start, one family that has it.
+# One family for each initializer.
 STARTS = (
     "lora",  # uniform, constant
     "lora stabilized",  # normal
@@ -38,7 +38,7 @@ every_start = pytest.mark.parametrize("adapter", STARTS, indirect=True)
 representative = pytest.mark.parametrize("adapter", REPRESENTATIVES, indirect=True)
 
 
-def test_the_list_of_starts_is_complete():
+def test_the_list_covers_every_initializer():
     kinds = {name: {factor.init.kind for factor in case.spec.factors.values()} for name, case in FAMILIES.items()}
     assert set().union(*(kinds[name] for name in STARTS)) == set().union(*kinds.values())
 
@@ -65,11 +65,11 @@ FIXED = {
     "cyclic",
     "controlled_z",
     "t_svd",
-}  # the middle of a t-SVD is diagonal, its zeros are everywhere
+}  # the middle factor of a t-SVD is diagonal and mostly 0
 
 
 @every_start
-def test_another_seed_gives_other_values(adapter):
+def test_another_seed_gives_different_values(adapter):
     random = [name for name, slot in adapter.slots.items() if slot.factor.init.kind not in FIXED]
     one, two = (
         start_params(adapter),
@@ -77,12 +77,12 @@ def test_another_seed_gives_other_values(adapter):
             adapter.spec.bind(adapter.sites, rank=adapter.rank, sizes=adapter.sizes, seed=6, overparametrized=True)
         ),
     )
-    assert random or adapter.spec.name in {"mora", "lora_pt"}  # none of theirs are drawn
+    assert random or adapter.spec.name in {"mora", "lora_pt"}  # these families draw nothing at random
     for name in random:
         assert not np.isin(one[name], two[name]).any()
 
 
-def test_two_factors_of_one_law_differ():
+def test_two_factors_with_the_same_initializer_differ():
     params = init(families.lotr().bind(grid(layers=2, kinds={"q": (8, 8)}), rank=4))
     assert not np.isin(params["A"], params["B"]).any()
 
@@ -95,7 +95,7 @@ def test_neighbouring_seeds_give_different_values(seed):
     assert not np.isin(one, two).any()
 
 
-def test_another_factor_does_not_change_the_values_of_the_rest():
+def test_an_additional_factor_does_not_change_the_values_of_the_others():
     few = {"A": trainable("r in"), "B": trainable("out r", init=zeros())}
     many = {"first": frozen("r"), **few, "last": trainable("r out", init=uniform())}
     one, two = (
@@ -107,7 +107,7 @@ def test_another_factor_does_not_change_the_values_of_the_rest():
         np.testing.assert_array_equal(two[name], value)
 
 
-def test_other_sites_do_not_change_a_shared_frozen_factor():
+def test_additional_sites_do_not_change_a_shared_frozen_factor():
     spec = families.vera()
     one = init(spec.bind(grid(layers=2, kinds={"q": (6, 4)}), rank=3))
     two = init(spec.bind(grid(layers=5, kinds={"key": (6, 4), "query": (6, 4)}), rank=3))
@@ -116,7 +116,7 @@ def test_other_sites_do_not_change_a_shared_frozen_factor():
 
 
 LAW_SITES = grid(layers=40, kinds={"q": (96, 64), "k": (96, 64), "v": (96, 64)})
-LAWS = {  # family, its rank, factor -> law, each from the paper's code as the family's docstring says
+LAWS = {  # family, its rank, factor -> distribution, taken from the paper's code as the family's docstring says
     "lora": (families.lora(), 32, {"A": uniform_law(1 / 8)}),
     "lora gaussian": (families.lora(gaussian=True), 32, {"A": normal_law(1 / 32**2)}),
     "lotr": (families.lotr(), 32, {"A": normal_law(1), "B": normal_law(1)}),
@@ -168,7 +168,7 @@ LAWS = {  # family, its rank, factor -> law, each from the paper's code as the f
 
 
 @pytest.mark.parametrize(("spec", "rank", "laws"), LAWS.values(), ids=LAWS)
-def test_the_laws_of_a_family(spec, rank, laws):
+def test_the_factors_of_a_family_have_the_stated_distributions(spec, rank, laws):
     adapter = spec.bind(
         LAW_SITES, rank=rank, sizes={"head": 48} if "head" in spec.weight else None, overparametrized=True
     )
@@ -178,9 +178,9 @@ def test_the_laws_of_a_family(spec, rank, laws):
     for factor, (statistics, expected) in laws.items():
         values = np.concatenate([params[name].ravel() for name in named if name.split(".")[-1] == factor])
         found = statistics(values)
-        error = 6 / math.sqrt(values.size)  # more than four standard deviations of a variance or a mean
+        error = 6 / math.sqrt(values.size)  # more than four standard deviations of the estimated variance or mean
         assert found == pytest.approx(expected, rel=error), factor
-        if expected[0] != 1:  # a uniform law ends at its bound; float32 may round up to it
+        if expected[0] != 1:  # a uniform distribution; rounding to float32 may exceed its bound slightly
             assert found[0] <= expected[0] * (1 + 2**-23)
 
 
@@ -213,7 +213,7 @@ CONSTANTS = {
 
 
 @pytest.mark.parametrize("name", CONSTANTS)
-def test_the_constants_of_a_family(name):
+def test_the_constant_factors_of_a_family_have_the_stated_values(name):
     spec = getattr(families, name)()
     adapter = spec.bind(SITES, rank=2, sizes=dict.fromkeys(spec.given.split(), 2))
     params = start_params(adapter)
@@ -226,7 +226,7 @@ def test_the_constants_of_a_family(name):
 @pytest.mark.parametrize(
     ("spec", "variance"),
     [
-        (families.tt_lora(start="random"), 2 / (9 * 64)),  # of a matrix drawn by Kaiming's law with slope sqrt(8)
+        (families.tt_lora(start="random"), 2 / (9 * 64)),  # a matrix drawn by Kaiming's initializer with slope sqrt(8)
         (families.loretta(start="random"), 16**2 / 4 / 64 / 96),  # (alpha / r)^2 r / (in out)
     ],
 )
@@ -234,10 +234,10 @@ def test_the_update_of_a_tensor_train_has_the_stated_variance(spec, variance):
     adapter = spec.bind(LAW_SITES, rank=4, overparametrized=True)
     params = start_params(adapter)
     values = np.stack([delta(adapter, params, site) for site in adapter.sites])
-    assert values.var() == pytest.approx(variance, rel=0.2)  # entries of one train lean on each other
+    assert values.var() == pytest.approx(variance, rel=0.2)  # the entries of a train are correlated
 
 
-def test_the_factors_of_a_decomposition_start_orthogonal():
+def test_the_factors_of_a_decomposition_start_orthonormal():
     cara = init(families.cara().bind(SITES[:1], rank=2, sizes={"head": 3}))
     np.testing.assert_allclose(cara["H"].T @ cara["H"], np.eye(2), atol=1e-6)
     params = init(families.tenslora().bind(LAW_SITES, rank=3))
@@ -248,12 +248,12 @@ def test_the_factors_of_a_decomposition_start_orthogonal():
         np.testing.assert_allclose(within[:, layer] @ within[:, layer].T, np.eye(3), atol=1e-6)
 
 
-def test_the_start_of_d_of_vera_is_an_option():
+def test_vera_has_an_option_for_the_starting_value_of_d():
     assert init(families.vera(d_initial=0.25).bind(SITES[:1], rank=2))["d"].tolist() == [0.25, 0.25]
 
 
 def drawn(law, modes="layer r q in", rank=5):
-    """F of a spec that has room for any modes, at 3 layers, q = 2, in = 24, out = 4."""
+    """Return the factor F with these modes, for sizes layer = 3, q = 2, in = 24, out = 4."""
     factors = {"F": frozen(modes, init=law), "Y": trainable("out r q in"), "Z": trainable("r q")}
     words = {"weight": "out in", "over": "layer", "scale": raw(), "identity_at_start": False}
     spec = AdapterSpec(name="own", factors=factors, **words)
@@ -275,7 +275,7 @@ def drawn(law, modes="layer r q in", rank=5):
         (kaiming_normal("q", slope=0), 5, 1),
     ],
 )
-def test_a_law(law, bound, variance):
+def test_a_random_initializer_has_the_stated_bound_and_variance(law, bound, variance):
     values = drawn(law, rank=50)  # 7,200 entries
     assert abs(values).max() <= bound * (1 + 2**-23)
     assert values.var() == pytest.approx(variance, rel=0.07)
@@ -283,13 +283,13 @@ def test_a_law(law, bound, variance):
 
 
 @pytest.mark.parametrize(("law", "value"), [(zeros(), 0), (ones(), 1), (constant(-2.5), -2.5)])
-def test_a_constant_law(law, value):
+def test_a_constant_initializer_gives_its_value(law, value):
     assert (drawn(law) == value).all()
 
 
 @pytest.mark.parametrize("amount", [1e30, 1e-30, -1e-30])
 @pytest.mark.parametrize("law", [constant, normal, uniform, orthogonal])
-def test_very_large_and_very_small_amounts_fit_in_float32(law, amount):
+def test_very_large_and_very_small_amounts_are_finite_and_nonzero_in_float32(law, amount):
     values = drawn(law(amount))
     assert np.isfinite(values).all()
     assert (values != 0).all()
@@ -301,7 +301,7 @@ def test_very_large_and_very_small_amounts_fit_in_float32(law, amount):
 
 @pytest.mark.parametrize("modes", ["layer r q in", "r layer q in", "r q in layer"])
 @pytest.mark.parametrize(("rank", "gain"), [(5, 1.0), (60, 0.5), (48, 2.0)])
-def test_orthogonal_is_orthogonal_at_each_site(modes, rank, gain):
+def test_orthogonal_gives_an_orthogonal_matrix_at_each_site(modes, rank, gain):
     values = np.moveaxis(drawn(orthogonal(gain), modes, rank), modes.split().index("layer"), 0)
     for matrix in values.reshape(3, rank, 48):
         small = matrix @ matrix.T if rank <= 48 else matrix.T @ matrix
@@ -315,7 +315,7 @@ def test_orthogonal_draws_both_signs():
 
 
 @pytest.mark.parametrize(("modes", "shape"), [("", ()), ("layer", (3,)), ("r", (5,)), ("r layer", (5, 3))])
-def test_orthogonal_has_the_shape_of_its_slot(modes, shape):
+def test_orthogonal_gives_the_shape_of_its_slot(modes, shape):
     values = drawn(orthogonal(), modes)
     assert values.shape == shape
     squares = (values**2).sum(axis=0) if "r" in modes.split() else values**2

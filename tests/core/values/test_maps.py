@@ -1,4 +1,4 @@
-"""Maps on factors: what they make, their pull-backs, zero vectors, sizes that do not fit."""
+"""Maps on factors: their values, their pull-backs, zero vectors, and invalid sizes."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def test_every_node_is_orthogonal(name):
     np.testing.assert_allclose(np.linalg.det(node), -1 if name == "householder" else 1, rtol=1e-12)
 
 
-def test_the_nodes_by_their_formulas():
+def test_the_nodes_equal_their_formulas():
     t, v, x = 0.7, np.array([1.0, 2.0, -2.0]), np.arange(9.0).reshape(3, 3)
     np.testing.assert_allclose(map_factor("rotation", np.array(t)) @ [1, 0], [np.cos(t / 2), np.sin(t / 2)])
     np.testing.assert_allclose(map_factor("householder", v) @ v, -v)
@@ -69,7 +69,7 @@ def test_a_zero_vector_reflects_nothing_and_has_no_gradient():
     assert not pull_back("householder", np.zeros((2, 3)), np.ones((2, 3, 3))).any()
 
 
-def test_zero_vectors_are_safe_in_the_frameworks():
+def test_zero_vectors_have_zero_gradients_in_the_frameworks():
     torch = pytest.importorskip("torch")
     from tnadapt_torch._run.maps import map_factor as by_torch
 
@@ -84,8 +84,8 @@ def test_zero_vectors_are_safe_in_the_frameworks():
 
 @pytest.mark.parametrize("qubits", [2, 4, 6])
 @pytest.mark.parametrize("layers", [0, 1, 2])
-def test_a_circuit_is_orthogonal_and_has_the_angles_of_the_paper(qubits, layers):
-    """(2 L + 1) q - 2 L for each of the two (arXiv:2503.05431, by a digest)."""
+def test_circuits_are_orthogonal_and_have_as_many_angles_as_in_the_paper(qubits, layers):
+    """Each of the two circuits has (2 L + 1) q - 2 L angles (arXiv:2503.05431, according to a summary of the paper)."""
     size = 2**qubits
     adapter = families.quantum_peft(qubits=qubits, layers=layers).bind([Site("w", (size, size))])
     assert count(adapter).trainable == 2 * ((2 * layers + 1) * qubits - 2 * layers) + size
@@ -95,12 +95,12 @@ def test_a_circuit_is_orthogonal_and_has_the_angles_of_the_paper(qubits, layers)
     assert not delta(adapter, init(adapter), "w").any()
 
 
-def test_many_qubits_are_planned():
+def test_a_circuit_of_many_qubits_is_planned():
     made = plan(families.quantum_peft(qubits=10).bind([Site("w", (1024, 1024))]).networks[0])
     assert not made.exact
 
 
-def test_a_file_and_a_text_hold_what_is_held(tmp_path):
+def test_files_store_the_parameters_of_a_map_and_not_its_node(tmp_path):
     adapter = families.householder().bind([Site("w", (6, 4))], rank=3)
     assert from_json(to_json(adapter)) == adapter
     params = random_params(adapter, np.random.default_rng(0))
@@ -136,7 +136,7 @@ def test_a_file_and_a_text_hold_what_is_held(tmp_path):
         ),
     ],
 )
-def test_a_map_that_cannot_be_is_refused(factors, message):
+def test_an_invalid_map_is_refused(factors, message):
     with pytest.raises(SpecError, match=message):
         AdapterSpec(name="own", weight="out in", over="layer", factors=factors, scale=raw())
 
@@ -149,14 +149,14 @@ def test_a_map_that_cannot_be_is_refused(factors, message):
         ("householder", {"p": 3, "q": 2}, r"expected equal numbers as .*, which a householder makes"),
     ],
 )
-def test_sizes_that_a_map_does_not_make_are_told(map, rank, message):
+def test_sizes_that_a_map_does_not_allow_are_reported(map, rank, message):
     factors = {"O": trainable("out p", init=zeros()), "A": trainable("p q", map=map), "B": trainable("q in")}
     spec = AdapterSpec(name="own", weight="out in", factors=factors, scale=raw())
     with pytest.raises(SiteError, match=message):
         spec.bind([Site("w", (6, 4))], rank=rank)
 
 
-def test_axes_that_are_no_power_of_two_are_told():
+def test_axes_that_are_not_a_power_of_two_are_refused():
     with pytest.raises(SiteError, match=r"expected 2 and 2 as .*, which a rotation makes, got"):
         QUBITS.bind([Site("w", (12, 12))])
     with pytest.raises(
@@ -165,8 +165,8 @@ def test_axes_that_are_no_power_of_two_are_told():
         families.quantum_peft(qubits=3)
 
 
-def test_freedom_is_for_polynomials_and_the_report_leaves_it_out():
+def test_degrees_of_freedom_refuses_maps_and_the_report_omits_them():
     adapter = families.householder().bind([Site("w", (6, 4))], rank=3)
-    with pytest.raises(PlanError, match="an update is no polynomial in what u holds"):
+    with pytest.raises(PlanError, match=r"expected an update that is a polynomial .*, got one whose factor u has a m"):
         degrees_of_freedom(adapter)
     assert report(adapter).networks[0].freedom is None

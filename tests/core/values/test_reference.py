@@ -1,4 +1,4 @@
-"""The reference against formulas written by hand, and against tensorly."""
+"""The reference compared with formulas written by hand and with tensorly."""
 
 import itertools
 
@@ -10,7 +10,7 @@ from tnadapt import AdapterSpec, families, frozen, grid, over_rank, raw, trainab
 from tnadapt import delta as delta_of
 
 SITES = grid(layers=3, kinds={"q": (12, 8), "k": (12, 8)})
-PLACES = [(layer, kind) for layer in range(3) for kind in range(2)]  # of site n, in the order of the grid
+PLACES = [(layer, kind) for layer in range(3) for kind in range(2)]  # of each site, in the order of the grid
 
 
 def close(found, wanted):
@@ -40,7 +40,7 @@ def test_lotr_is_a_core_between_two_shared_matrices(moved):
         close(found, 6 / 3 * whole[number])
 
 
-def test_lotr_over_layers_has_one_network_a_kind(moved):
+def test_lotr_over_layers_has_one_network_per_kind(moved):
     adapter = families.lotr(over="layer").bind(SITES, rank=3)
     params = moved(adapter)
     for site, (layer, kind) in zip(SITES, PLACES, strict=True):
@@ -50,7 +50,7 @@ def test_lotr_over_layers_has_one_network_a_kind(moved):
 
 @pytest.mark.parametrize(("words", "scale"), [({}, 8 / 5), ({"alpha": 2, "rank_stabilized": True}, 2 / 5**0.5)])
 @pytest.mark.parametrize("heads", ["out", "in"])
-def test_lorta_is_a_sum_of_five_vectors(heads, words, scale, moved):
+def test_lorta_is_a_sum_of_products_of_five_vectors(heads, words, scale, moved):
     adapter = families.lorta(heads=heads, **words).bind(SITES, rank=5, sizes={"head": 4})
     params = moved(adapter)
     a, b, h, by_layer, by_kind = (params[name] for name in "ABHLM")
@@ -73,7 +73,7 @@ def test_lorta_is_a_sum_of_five_vectors(heads, words, scale, moved):
 @pytest.mark.parametrize(
     ("over", "prefix", "used"), [("layer", "{1}.", "L"), ("kind", "{0}.", "M"), ("", "{0}.{1}.", "")]
 )
-def test_lorta_without_a_site_mode_has_more_tensors(over, prefix, used, moved):
+def test_lorta_without_a_site_mode_has_one_tensor_per_value_of_it(over, prefix, used, moved):
     adapter = families.lorta(over=over).bind(SITES, rank=5, sizes={"head": 4})
     params = moved(adapter)
     for site, (layer, kind) in zip(SITES, PLACES, strict=True):
@@ -116,12 +116,12 @@ def test_tera_is_a_tucker_network_with_diagonals(orders, moved):
         close(delta_of(adapter, params, site), 3 * whole.reshape(site.shape))
 
 
-def test_tera_reads_slices_where_shapes_differ(moved):
+def test_tera_reads_slices_if_shapes_differ(moved):
     sites = grid(layers=2, kinds={"q": (12, 8), "up": (20, 5)})
     spec = families.tera(out_order=2, in_order=1)
     adapter = spec.bind(sites, rank={"r_o1": 4, "r_o2": 4, "r_i1": 6})
     params = moved(adapter)
-    assert params["G"].shape == (4, 4, 6)  # of (3, 4, 6) and (4, 4, 5)
+    assert params["G"].shape == (4, 4, 6)  # the groups read (3, 4, 6) and (4, 4, 5) of it
     for site in sites:
         group, _ = adapter.find(site)
         number, sizes = group.sites.index(site), group.network.sizes
@@ -135,7 +135,7 @@ def test_tera_reads_slices_where_shapes_differ(moved):
         close(delta_of(adapter, params, site), whole.reshape(site.shape))
 
 
-def test_tera_starts_with_the_variance_that_it_states(moved):
+def test_tera_starts_with_the_stated_variance(moved):
     adapter = families.tera().bind(grid(layers=2, kinds={"q": (64, 27)}), rank=4)
     squares = []
     for seed in range(60):
@@ -170,7 +170,7 @@ def by_hand(name, p):
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_a_custom_spec(name, moved):
+def test_a_custom_spec_equals_its_formula(name, moved):
     modes, weight = OWN[name]
     factors = {key: trainable(text, **({"init": zeros()} if key == "B" else {})) for key, text in modes.items()}
     spec = AdapterSpec(name=name, weight=weight, factors=factors, scale=raw(0.5))
@@ -191,7 +191,7 @@ def test_sites_with_gaps_read_their_own_rows(moved):
         close(delta_of(adapter, params, site), wanted)
 
 
-def test_sites_share_an_update_along_a_site_mode_in_no_factor(moved):
+def test_sites_share_an_update_along_a_site_mode_that_no_factor_carries(moved):
     factors = {"A": frozen("out r"), "B": trainable("layer r in", init=zeros())}
     spec = AdapterSpec(name="own", weight="out in", over="layer kind", factors=factors, scale=over_rank("r"))
     adapter = spec.bind(SITES, rank=2)

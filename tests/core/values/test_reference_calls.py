@@ -1,4 +1,4 @@
-"""Running an adapter: apply, centered updates, merge, and params or inputs that do not fit."""
+"""Running an adapter: apply, centered updates, merge, and invalid params or inputs."""
 
 import numpy as np
 import pytest
@@ -68,7 +68,7 @@ def test_apply_takes_all_in_axes_of_a_kernel(lead, moved):
 @pytest.mark.parametrize("shape", [(), (4,), (3, 2), (5, 4, 3, 1), (24,), (4, 3, 2, 1)])
 def test_x_of_another_shape_is_refused(shape, moved):
     adapter, params = conv(moved)
-    message = r"layers.0.conv: x must end in the in axes \(4, 3, 2\).\nHowever, it has shape "
+    message = r"layers.0.conv: expected an x that ends in the in axes \(4, 3, 2\), got shape "
     with pytest.raises(SiteError, match=message):
         apply(adapter, params, CONV[0], np.zeros(shape))
 
@@ -77,16 +77,16 @@ def test_x_of_another_shape_is_refused(shape, moved):
 def test_params_and_sites_of_another_adapter_are_refused(call, moved):
     adapter = families.lotr().bind(grid(layers=2, kinds={"q": (12, 8)}), rank=3)
     params = moved(adapter)
-    with pytest.raises(SiteError, match=r"params: 'G' is missing.\nThis adapter has A, G, B"):
+    with pytest.raises(SiteError, match=r"params: expected an array 'G', got none.\nThis adapter has A, G, B"):
         call(adapter, {name: value for name, value in params.items() if name != "G"}, "layers.0.q")
     for wrong in (params["G"][:1], params["G"].swapaxes(0, 1), params["G"][..., None], np.float64(0)):
-        with pytest.raises(SiteError, match=r"params\['G'\]: must have shape \(2, 3, 3\).\nHowever, it has "):
+        with pytest.raises(SiteError, match=r"params\['G'\]: expected shape \(2, 3, 3\), got "):
             call(adapter, params | {"G": wrong}, "layers.0.q")
     with pytest.raises(SiteError, match=r"expected a site of this adapter, got 'layers.2.q'"):
         call(adapter, params, "layers.2.q")
 
 
-def test_params_of_any_float_are_read_in_float64(moved):
+def test_params_of_any_float_dtype_are_read_as_float64(moved):
     adapter = families.lotr().bind(grid(layers=1, kinds={"q": (12, 8)}), rank=3)
     params = {name: value.astype(np.float32) for name, value in moved(adapter).items()}
     found = delta(adapter, params, "layers.0.q")
@@ -142,29 +142,30 @@ def test_merge_gives_a_new_weight_of_the_same_dtype(dtype):
 
 @pytest.mark.parametrize("update_dtype", [np.float32, np.float64])
 def test_merge_rounds_once(update_dtype):
-    # half a step of float16 at 1 is 2^-11; a little more has to go up, but is lost if the update is rounded first
+    # half a step of float16 at 1 is 2^-11; slightly more must round up, but is lost if the update is rounded first
     update = np.array([2.0**-11 + 2.0**-22], dtype=update_dtype)
     assert merge(np.ones(1, np.float16), update)[0] == 1 + 2**-10
     assert np.float16(1) + update.astype(np.float16)[0] == 1
 
 
-def test_merge_adds_in_float64_where_the_update_is():
+def test_merge_adds_in_float64_if_the_update_is_float64():
     update = np.array([2.0**-24 + 2.0**-40])  # just above half a step of float32 at 1
     assert merge(np.ones(1, np.float32), update)[0] == 1 + 2**-23
     assert merge(np.ones(1, np.float64), np.full(1, 1e-12))[0] == 1 + 1e-12
 
 
 @pytest.mark.parametrize("shape", [(3, 2), (2, 3, 1), (3,), (1, 3), ()])
-def test_merge_refuses_another_shape(shape):
-    with pytest.raises(SiteError, match=r"merge: weight and update must have one shape.\nHowever, they have \(2, 3\)"):
+def test_merge_refuses_an_update_of_another_shape(shape):
+    message = r"merge: expected a weight and an update of the same shape, got \(2, 3\) and "
+    with pytest.raises(SiteError, match=message):
         merge(np.ones((2, 3)), np.ones(shape))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_merge_refuses_what_is_not_finite(bad):
+def test_merge_refuses_an_update_that_is_not_finite(bad):
     weight, update = np.ones((2, 3), np.float32), np.zeros((2, 3))
     update[1, 2] = bad
-    with pytest.raises(SiteError, match=r"merge: the update must be finite.\nHowever, it holds NaN or infinity."):
+    with pytest.raises(SiteError, match=r"merge: expected a finite update, got NaN or infinity.\nNothing was merged."):
         merge(weight, update)
     np.testing.assert_array_equal(weight, 1)
 
@@ -175,8 +176,8 @@ def test_merge_refuses_what_is_not_finite(bad):
 def test_merge_refuses_a_sum_that_the_dtype_cannot_hold(dtype, update_dtype, sign):
     weight = np.array([0, sign * np.finfo(dtype).max], dtype)
     before, update = weight.copy(), weight.astype(update_dtype or dtype)
-    message = f"^merge: weight plus update is not finite in {np.dtype(dtype)}.\nNothing was merged.$"
-    with pytest.raises(SiteError, match=message):  # and no warning: pytest makes errors of them
+    message = f"^merge: expected weight plus update to be finite in {np.dtype(dtype)}, got NaN.*\nNothing was merged.$"
+    with pytest.raises(SiteError, match=message):  # without a warning, which pytest would turn into an error
         merge(weight, update)
     np.testing.assert_array_equal(weight, before)
     np.testing.assert_array_equal(merge(weight, -update), 0)
@@ -184,7 +185,7 @@ def test_merge_refuses_a_sum_that_the_dtype_cannot_hold(dtype, update_dtype, sig
 
 
 def test_merge_refuses_an_update_that_the_dtype_cannot_hold():
-    with pytest.raises(SiteError, match="weight plus update is not finite in float32"):
+    with pytest.raises(SiteError, match="expected weight plus update to be finite in float32, got NaN or infinity"):
         merge(np.ones(2, np.float32), np.array([0.0, 1e300]))
 
 
