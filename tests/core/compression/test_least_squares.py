@@ -2,23 +2,151 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tests.core.compression.updates import random_updates
+from tests.core.compression.updates import dense_of, problem_of, random_updates, squared_error
 from tests.table import FAMILIES
-from tnadapt import (
-    AdapterSpec,
-    Site,
-    compress,
-    delta,
-    families,
-    frozen,
-    grid,
-    raw,
-    trainable,
-    zeros,
+from tnadapt import AdapterSpec, Site, compress, delta, families, frozen, grid, raw, trainable, zeros
+from tnadapt._compression.least_squares import (
+    Problem,
+    improve_factor,
+    improve_pair,
+    merged_modes,
+    pairs_of,
+    system_of,
+    turn_to,
 )
-from tnadapt._compression.least_squares import Problem, system_of, turn_to
 from tnadapt.testing import random_params
+
+HOLES = [site for site in grid(layers=2, kinds={"q": (8, 6), "v": (8, 6)}) if site.path != "layers.1.v"]
+
+
+def moved(adapter, updates):
+    """The problem of an adapter, and its factors as after training."""
+    problem, _ = problem_of(adapter, updates)
+    return problem, random_params(adapter, np.random.default_rng(1))
+
+
+SPECS = {
+    "lora": (families.lora(), HOLES[:1], 2),
+    "lotr": (families.lotr(), HOLES, {"p": 3, "q": 2}),
+    "with holes": (families.tenslora(), HOLES, 2),
+    "a hyperedge": (families.loha(), HOLES[:1], 2),
+    "frozen factors": (families.vera(), HOLES[:1], 3),
+    "a train": (families.lotr_tt(), HOLES, 2),
+}
+every_spec = pytest.mark.parametrize(("spec", "sites", "rank"), SPECS.values(), ids=SPECS)
+
+
+@every_spec
+def test_a_system_has_the_squared_error_of_any_block(spec, sites, rank):
+    adapter, updates = spec.bind(sites, rank=rank), random_updates(sites, rank=3)
+    problem, factors = moved(adapter, updates)
+    random = np.random.default_rng(2)
+    for name in problem.trainable:
+        block = random.standard_normal(factors[name].shape)
+        wanted = squared_error(adapter, factors | {name: block}, updates)
+        assert system_of(problem, factors, (name,)).loss(block) == pytest.approx(wanted, rel=1e-9)
+
+
+@every_spec
+def test_no_factor_is_better_than_the_improved_one(spec, sites, rank):
+    """The derivative by each of its numbers is 0 there, and the error is the one that is told."""
+    adapter, updates = spec.bind(sites, rank=rank), random_updates(sites, rank=3)
+    problem, factors = moved(adapter, updates)
+    for name in problem.trainable:
+        found, loss = improve_factor(problem, factors, name)
+        before, after = (squared_error(adapter, one, updates) for one in (factors, found))
+        assert loss == pytest.approx(after, rel=1e-8, abs=1e-10 * problem.square)
+        assert after <= before * (1 + 1e-12)
+        system = system_of(problem, found, (name,))
+        pull = system.pull - system.act(found[name])
+        assert np.abs(pull).max() < 1e-8 * np.abs(system.pull).max()
+
+
+@every_spec
+def test_conjugate_gradients_find_what_eigenvalues_find(spec, sites, rank, monkeypatch):
+    adapter, updates = spec.bind(sites, rank=rank), random_updates(sites, rank=3)
+    problem, factors = moved(adapter, updates)
+    for name in problem.trainable:
+        direct = system_of(problem, factors, (name,))
+        with monkeypatch.context() as patch:
+            patch.setattr("tnadapt._compression.least_squares.MATRIX", 0)
+            other = system_of(problem, factors, (name,))
+        assert direct.matrix is not None
+        assert other.matrix is None
+        losses = [system.loss(system.solve(factors[name])) for system in (direct, other)]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_a_pair_is_the_best_matrix_of_its_rank():
+    sites = HOLES[:1]
+    adapter, updates = families.lora().bind(sites, rank=2), random_updates(sites, rank=5)
+    problem, factors = moved(adapter, updates)
+    (pair,) = pairs_of(problem)
+    found, loss, is_better = improve_pair(problem, factors, pair)
+    values = np.linalg.svd(dense_of(updates)[sites[0]], compute_uv=False)
+    assert is_better
+    assert loss == pytest.approx(np.sum(values[2:] ** 2))
+    assert squared_error(adapter, found, updates) == pytest.approx(loss)
+    again, same, is_better = improve_pair(problem, found, pair)
+    assert same <= loss * (1 + 1e-12)
+    assert squared_error(adapter, again, updates) == pytest.approx(loss)
+
+
+@given(seed=st.integers(0, 999), name=st.sampled_from(["lotr", "with holes", "a hyperedge", "a train"]))
+def test_no_step_is_worse_than_none(seed, name):
+    spec, sites, rank = SPECS[name]
+    adapter, updates = spec.bind(sites, rank=rank), random_updates(sites, rank=2, seed=seed)
+    problem, _ = problem_of(adapter, updates)
+    factors = random_params(adapter, np.random.default_rng(seed))
+    before = squared_error(adapter, factors, updates)
+    for pair in pairs_of(problem):
+        found, loss, _ = improve_pair(problem, factors, pair)
+        after = squared_error(adapter, found, updates)
+        assert after <= before * (1 + 1e-9)
+        assert loss == pytest.approx(after, rel=1e-6, abs=1e-10 * problem.square)
+
+
+def test_a_pair_that_is_worse_once_it_is_parted_is_left_as_it_was():
+    """At the end of a descent of a Hadamard product the merged pair is better, and its best parting is not."""
+    adapter, updates = families.loha().bind(HOLES[:1], rank=1), random_updates(HOLES[:1], rank=4)
+    problem, factors = moved(adapter, updates)
+    for _ in range(200):
+        for name in problem.trainable:
+            factors, _ = improve_factor(problem, factors, name)
+    before = squared_error(adapter, factors, updates)
+    for pair in pairs_of(problem):
+        found, loss, is_better = improve_pair(problem, factors, pair)
+        assert not is_better
+        assert squared_error(adapter, found, updates) == pytest.approx(loss) == pytest.approx(before)
+
+
+def test_merged_factors_have_the_modes_that_others_carry_too():
+    sites = grid(layers=2, kinds={"q": (8, 6)})
+    problem, _ = problem_of(families.lotr().bind(sites, rank=2), random_updates(sites, rank=2))
+    assert merged_modes(problem, ("A",)) == ("out", "p")
+    assert merged_modes(problem, ("A", "G")) == ("out", "site", "q")
+    assert merged_modes(problem, ("A", "B", "G")) == ("out", "in", "site")
+    assert problem.links == {("A", "G"): ("p",), ("B", "G"): ("q",)}
+
+
+def test_a_pair_whose_block_is_larger_than_all_that_is_given_is_not_solved():
+    """Two matrices of rank 1 for a weight of 40 x 30: their product has 1,200 numbers, the update 70 and they 70."""
+    sites = [Site("w", (40, 30))]
+    adapter, thin = families.lora().bind(sites, rank=1), random_updates(sites, rank=1)
+    assert pairs_of(problem_of(adapter, thin)[0]) == []
+    assert pairs_of(problem_of(adapter, dense_of(thin))[0]) == [("A", "B")]
+
+
+@pytest.mark.parametrize(
+    ("spec", "is_tree"),
+    [(families.lora(), True), (families.lotr(), True), (families.loha(), False), (families.lora_xs(), False)],
+)
+def test_a_tree_has_trained_factors_alone_and_no_loop(spec, is_tree):
+    problem, _ = problem_of(spec.bind(HOLES[:1], rank=2), random_updates(HOLES[:1], rank=2))
+    assert problem.is_tree == is_tree
 
 
 def turned_everywhere(name):

@@ -1,13 +1,13 @@
-"""Shared by the tests of compression: random updates, and errors computed by their definition."""
+"""Shared by the tests of compression: random updates, a problem of one network, and errors by their definition."""
 
 import math
 from itertools import pairwise
 
 import numpy as np
 
-from tnadapt import (
-    delta,
-)
+from tnadapt import delta, init
+from tnadapt._compression.least_squares import Problem
+from tnadapt._compression.updates import terms_of
 from tnadapt.binding import LoRA
 
 
@@ -39,3 +39,18 @@ def relative_error(updates, found):
 
 def falls(found):
     return all(now <= before for errors in found.history.values() for before, now in pairwise(errors))
+
+
+def problem_of(adapter, updates):
+    """The problem of an adapter's one network, and its starting factors by name."""
+    (group,) = adapter.groups
+    network = group.network
+    presence = np.zeros([network.sizes[mode] for mode in network.over])
+    for site in group.sites:
+        presence[tuple(group.index(site).values())] = 1.0
+    return Problem(network, terms_of(group, updates), (), presence), init(adapter)
+
+
+def squared_error(adapter, factors, updates):
+    """The squared norm of what the factors miss, from dense updates."""
+    return sum(np.sum((delta(adapter, factors, site) - one) ** 2) for site, one in dense_of(updates).items())

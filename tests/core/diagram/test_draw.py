@@ -214,16 +214,6 @@ def test_an_edge_of_other_networks_ends_at_its_factors(other):
     assert_joined(other)
 
 
-@pytest.mark.parametrize("name", ["lora", "lotr", "vera", "tlora"])
-def test_a_product_of_matrices_lies_on_one_line_from_out_to_in(name):
-    spec = getattr(families, name)()
-    boxes = {box.of: box for box in draw(spec).boxes if box.kind in ("factor", "end")}
-    line = ["out", *[factor for factor in "BACG" if factor in boxes], "in"]
-    assert len({boxes[one].y + boxes[one].height / 2 for one in line}) == 1
-    for box in boxes.values():
-        assert box.of in ("out", "in") or boxes["out"].x + boxes["out"].width < box.x < boxes["in"].x
-
-
 def test_a_product_operator_is_one_column_with_upright_bonds():
     diagram = draw(OTHERS["product operator"])
     boxes = [box for box in diagram.boxes if box.kind == "factor"]
@@ -279,22 +269,10 @@ def test_a_centered_network_is_cut_twice():
     assert lines[3] == "centered: minus the same network at its starting values"
 
 
-def test_a_site_mode_that_no_factor_carries_is_shown():
-    spec = replace(families.lora(), over="layer")
-    assert "layer (in no factor)" in [box.text for box in draw(spec).boxes if box.kind == "site"]
-
-
 def test_a_network_says_its_sizes_and_counts():
     diagram = draw(families.vera().bind(grid(layers=1, kinds={"q": (12, 8)}), rank=3).networks[0])
     assert {"out = 12", "in = 8", "r = 3"} <= {box.text for box in diagram.boxes}
     assert "trains 15 entries, holds 60 frozen" in str(diagram).splitlines()
-
-
-def test_a_split_axis_is_bracketed():
-    texts = [box.text for box in draw(families.tera(out_order=2, in_order=1)).boxes if box.kind == "axis"]
-    assert texts == ["out"]
-    network = bound(families.tera(out_order=1, in_order=2)).networks[0]
-    assert [box.text for box in draw(network).boxes if box.kind == "axis"] == ["in = 16"]
 
 
 def test_names_are_escaped_in_the_picture():

@@ -49,16 +49,43 @@ def test_kaiming_bounds_follow_their_slope():
     assert initializers.kaiming_normal("in", slope=0).amount == math.sqrt(2)
 
 
-@pytest.mark.parametrize(
-    ("made", "word"),
-    [
-        (Initializer("cauchy", 1.0), "'cauchy'"),
-        (Initializer("normal", 1e31), "1e+31"),
-        (Initializer("normal", "1"), "'1'"),
-        (Initializer("svd", 1.0, power=2), "got 2"),
-        (Initializer("svd", 1.0, power=True), "got True"),
-    ],
-)
-def test_an_invalid_initializer_says_what_is_wrong(made, word):
-    (fault,) = made.faults()
+def test_a_fan_is_a_list_of_modes():
+    assert initializers.normal(fan=" in r ").fan == initializers.kaiming_uniform("in r").fan == ("in", "r")
+    assert initializers.uniform().fan == ()
+
+
+AMOUNTS = [("constant", "value"), ("normal", "std"), ("uniform", "bound"), ("orthogonal", "gain"), ("svd", "gain")]
+NO_AMOUNTS = [float("nan"), float("inf"), 1.1e30, -1e31, 9e-31, -5e-324, True, "1", None, 10**400]
+
+
+@pytest.mark.parametrize(("kind", "word"), AMOUNTS)
+@pytest.mark.parametrize("amount", NO_AMOUNTS, ids=lambda amount: repr(amount)[:8])
+def test_an_amount_that_float32_cannot_use_is_a_fault(kind, word, amount):
+    (fault,) = Initializer(kind, amount).faults()
+    assert fault.startswith(f"{kind}: ")
     assert word in fault
+    assert repr(amount) in fault
+
+
+@pytest.mark.parametrize(("kind", "word"), AMOUNTS)
+@pytest.mark.parametrize("amount", [0, 0.0, 1, 1e30, -1e30, 1e-30, -1e-30])
+def test_other_amounts_are_valid(kind, word, amount):
+    assert Initializer(kind, amount).faults() == []
+    assert Initializer(kind, amount).is_zero == (amount == 0)
+
+
+@pytest.mark.parametrize("power", [0, 0.5, 1, 1.0])
+def test_a_power_of_singular_values(power):
+    assert initializers.svd(power).faults() == initializers.t_svd(power).faults() == []
+
+
+@pytest.mark.parametrize("power", [2, -0.5, True, False, "1", float("nan")])
+def test_any_other_power_is_a_fault(power):
+    (fault,) = initializers.svd(power).faults()
+    assert fault.startswith("svd: ")
+    assert f"got {power!r}" in fault
+
+
+def test_an_unknown_kind_is_the_one_fault():
+    (fault,) = Initializer("cauchy", float("nan"), power=7).faults()
+    assert "'cauchy'" in fault

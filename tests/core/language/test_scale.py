@@ -9,8 +9,11 @@ from tnadapt.initializers import Scale, over_rank, over_sqrt_rank, raw
     ("scale", "value", "text"),
     [
         (over_rank("r", alpha=16), 4.0, "16 / r"),
+        (over_rank("p"), 0.25, "1 / p"),
         (over_sqrt_rank("r", alpha=16), 8.0, "16 / sqrt(r)"),
+        (over_sqrt_rank("p"), 0.5, "1 / sqrt(p)"),
         (raw(0.5), 0.5, "0.5"),
+        (raw(-3), -3.0, "-3"),
         (raw(), 1.0, "1"),
     ],
 )
@@ -21,17 +24,35 @@ def test_a_scale_at_rank_4(scale, value, text):
     assert scale.faults() == []
 
 
+def test_a_scale_names_its_bond():
+    assert [scale.bond for scale in (over_rank("p"), over_sqrt_rank("q"), raw())] == ["p", "q", ""]
+
+
+@pytest.mark.parametrize("alpha", [-2, 1e30, -(10**30), 5e-324])
+def test_any_finite_alpha_but_0_is_valid(alpha):
+    assert raw(alpha).faults() == []
+
+
 @pytest.mark.parametrize(
-    ("scale", "word"),
+    ("alpha", "word"),
     [
-        (Scale("twice", 1.0), "got 'twice'"),
-        (Scale("raw", float("nan")), "got nan"),
-        (Scale("raw", float("inf")), "got inf"),
-        (Scale("raw", True), "got True"),
-        (Scale("raw", 1e31), "got 1e+31"),
+        (float("nan"), "got nan"),
+        (float("inf"), "got inf"),
+        ("16", "got '16'"),
+        (True, "got True"),
+        (10**400, "got 1000"),
+        (1e31, "got 1e+31"),
+        (-1e31, "got -1e+31"),
+        (0, "got 0"),
     ],
 )
-def test_an_invalid_scale_says_what_is_wrong(scale, word):
-    (fault,) = scale.faults()
+@pytest.mark.parametrize("rule", ["raw", "over_rank", "over_sqrt_rank"])
+def test_an_invalid_alpha_is_the_one_fault(rule, alpha, word):
+    (fault,) = Scale(rule, alpha, "r").faults()
     assert fault.startswith("scale: ")
     assert word in fault
+
+
+def test_an_unknown_rule_is_a_fault_beside_that_of_alpha():
+    assert [word in fault for word, fault in zip(["'twice'"], Scale("twice", 1.0).faults(), strict=True)] == [True]
+    assert len(Scale("twice", float("nan")).faults()) == 2
