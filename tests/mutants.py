@@ -41,14 +41,7 @@ COPIED = ("tnadapt", "tnadapt_torch", "tnadapt_jax", "tests", "docs")
 SKIPPED = ("__init__.py", "__main__.py", "tnadapt/_version.py", "_hosts/configs.py", "tnadapt_torch/trainer.py")
 
 # Tests of demos, of benchmarks, of a compiler and of several processes. `_starts_one` finds single tests of processes.
-LEFT_OUT = (
-    "test_demo.py",
-    "test_benchmark.py",
-    "test_compile.py",
-    "test_distributed.py",
-    "test_processes.py",
-    "test_sharding.py",
-)
+LEFT_OUT = ["demo", "benchmark", "compile", "distributed", "processes", "sharding"]
 
 # Files of the core whose tests do not lie in the folder of their name.
 ELSEWHERE = {
@@ -59,12 +52,11 @@ ELSEWHERE = {
     "tnadapt/initializers.py": "core/language/test_initializer.py core/language",
 }
 
-# Tests of the PyTorch binding lie by subject, not by file: those that ask a file, its likely killers first.
+# Tests of the PyTorch binding lie by subject: those of a file, likely killers first, where it has none of its own name.
 TORCH = {
     "_attach": "attach mistakes several starts",
     "_files": "files peft_folder starts",
     "_host/find": "find attach blocks",
-    "_host/fold": "fold",
     "_host/merge": "merge merge_order",
     "_host/saved": "files identity",
     "_host/weight": "find merge inputs blocks",
@@ -74,9 +66,7 @@ TORCH = {
     "_run/maps": "starts attach blocks",
     "_run/site": "inputs rows blocks cost",
     "_state/factors": "identity rows",
-    "_state/groups": "groups",
     "_state/hooks": "attach several identity",
-    "_state/norms": "norms",
     "_state/state": "several identity rows files",
 }
 
@@ -124,9 +114,8 @@ def main() -> None:
 
 def _asked() -> argparse.Namespace:
     words = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    default = sum(SAMPLE.values())
     words.add_argument("--packages", nargs="+", choices=SAMPLE, default=list(SAMPLE), help="default: all three")
-    words.add_argument("--sample", type=int, default=default, help="mutants over all packages (default: %(default)s)")
+    words.add_argument("--sample", type=int, default=sum(SAMPLE.values()), help="mutants in all (default: %(default)s)")
     words.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
     words.add_argument("--only", nargs="+", metavar="FILE:LINE:COLUMN", help="judge the mutants of these places only")
     return words.parse_args()
@@ -233,7 +222,7 @@ def _stages(path: Path) -> tuple[tuple[str, ...], ...]:
     if package == "tnadapt_torch":
         if rest[0] == "peft":
             return (_files("tests/peft", first="test_bridge.py"),)
-        subjects = TORCH["/".join(rest).removesuffix(".py")].split()
+        subjects = TORCH.get("/".join(rest).removesuffix(".py"), path.stem).split()
         near = tuple(f"tests/torch/test_{subject}.py" for subject in subjects)
         return near, tuple(one for one in _files("tests/torch") if one not in near)
     if package == "tnadapt_jax":
@@ -260,7 +249,7 @@ def _files(*places: str, first: str = "") -> tuple[str, ...]:
     found = [
         path for place in map(Path, places) for path in ([place] if place.suffix else sorted(place.glob("test_*.py")))
     ]
-    asked = dict.fromkeys(path.as_posix() for path in found if path.name not in LEFT_OUT)
+    asked = dict.fromkeys(path.as_posix() for path in found if path.stem.removeprefix("test_") not in LEFT_OUT)
     return tuple(sorted(asked, key=lambda name: not name.endswith(f"/{first}")))
 
 
