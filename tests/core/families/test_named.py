@@ -65,6 +65,12 @@ def test_a_family_rejects_arguments_of_the_wrong_type(make, words):
         make()
 
 
+@pytest.mark.parametrize("name", families.__all__)
+def test_every_family_answers_a_word_that_it_does_not_have(name):
+    with pytest.raises(SpecError, match=rf"^{name}: .*'?rang'?"):
+        getattr(families, name)(rang=4)
+
+
 def test_draw_takes_an_adapter():
     assert str(draw(ADAPTER)) == str(draw(ADAPTER.networks[0]))  # all its groups have one network
     mixed = families.lora().bind(grid(layers=1, kinds={"q": (8, 8), "k": (4, 8)}), rank=2)
