@@ -130,7 +130,8 @@ def _fault(
         return name, "a known argument", repr(wrong[0]), _remedy(name, wrong[0], list(taken))
     if given > len(placed):
         named = ", ".join(f"{word}=" for word in taken if word not in placed)
-        todo = f"Pass the others by name: {named}." if named else f"Write {name}({', '.join(placed)})."
+        others = "the others" if placed else "all arguments"
+        todo = f"Pass {others} by name: {named}." if named else f"Write {name}({', '.join(placed)})."
         most = f"at most {len(placed)}" if placed else "no"
         return name, f"{most} positional argument{'s' * (len(placed) != 1)}", str(given), todo
     needed = [word for word, one in taken.items() if one.default is one.empty and one.kind is not one.VAR_POSITIONAL]

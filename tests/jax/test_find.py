@@ -78,11 +78,11 @@ def test_an_axis_can_be_split_in_the_leaf():
 
 BAD = {
     "name": (FLAT, {"target": ["querry"]}, r"target: expected names of leaves, got 'querry'.*nearest names are query"),
-    "one of two names": (FLAT, {"target": ["query", "value"]}, r"got 'value', which names none"),
+    "one of two names": (FLAT, {"target": ["query", "value"]}, r"got 'value', which matches none"),
     "rule": (FLAT, {"target": r"encoder\.query"}, r"which matches none.*nearest names are encoder"),
     "no rule": (FLAT, {"target": []}, r"expected names of leaves, got \[\]"),
     "no regular expression": (FLAT, {"target": "("}, r"expected a regular expression, got"),
-    "empty tree": ({"name": "x"}, {"target": ["q"]}, r"which names none.*There is no name"),
+    "empty tree": ({"name": "x"}, {"target": ["q"]}, r"which matches none.*There is no name"),
     "layout": (
         FLAT,
         {"target": ["query"], "layout": "torch"},

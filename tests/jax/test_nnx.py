@@ -117,5 +117,5 @@ def test_an_optimizer_trains_only_the_factors():
 
 
 def test_attach_rejects_a_target_that_matches_nothing():
-    with pytest.raises(SiteError, match=r"got 'q', which names none.*\n.*nearest names are"):
+    with pytest.raises(SiteError, match=r"got 'q', which matches none.*\n.*nearest names are"):
         tnadapt_nnx.attach(Net(4, 1, nnx.Rngs(0)), families.lora(), target=["q"], rank=2, seed=0)

@@ -155,14 +155,14 @@ NO_PLACE = Spec(
         ({"dropout": 1.0}, r"dropout: expected a number of at least 0 and below 1, got 1.0"),
         ({"dropout": -0.1}, r"below 1, got -0.1"),
         ({"dropout": float("nan")}, r"below 1, got nan"),
-        ({"modules_to_save": ["scor"]}, r"got 'scor', which names none"),
+        ({"modules_to_save": ["scor"]}, r"got 'scor', which matches none"),
         (
             {"modules_to_save": ["layers.1"]},
             r"got layers.1, which holds layers.1.self_attn.k_proj.\nA weight cannot be both adapted",
         ),
         ({"modules_to_save": ["k_proj"]}, r"A weight cannot be both adapted and trained in full"),
         ({"modules_to_save": ["norm", "score"]}, r"expected modules that no other adapter trains, got score"),
-        ({"target_modules": ["dwn"]}, r"which names none"),
+        ({"target_modules": ["dwn"]}, r"which matches none"),
     ],
 )
 def test_an_attach_that_fails_leaves_the_model_unchanged(arguments, message):

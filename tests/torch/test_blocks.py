@@ -221,8 +221,8 @@ def test_a_weight_without_a_site_for_the_task_gets_no_update():
         ),
         ({"target_parameters": {"up.weight": "out in out"}}, r"expected a layout of the words out and in"),
         ({"target_parameters": {"up.weight": "expert out in"}}, r"with the 3 axes of .*, got one of shape \(16, 4\)"),
-        ({"target_parameters": {"up.weights": "out in"}}, r"got 'up\.weights', which names none"),
-        ({}, r"target_modules: expected names of modules, got \(\)"),
+        ({"target_parameters": {"up.weights": "out in"}}, r"got 'up\.weights', which matches none"),
+        ({}, r"attach: expected target_modules, got none"),
     ],
     ids=str,
 )

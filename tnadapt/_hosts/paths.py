@@ -55,7 +55,7 @@ def match(
     for name in names:
         if not any(is_named(path, name) for path in paths):
             raise SiteError(
-                f"{what}: expected names of {things}, got {name!r}, which names none.{nearest(name, hints)}"
+                f"{what}: expected names of {things}, got {name!r}, which matches none.{nearest(name, hints)}"
             )
     return [path for path in paths if any(is_named(path, name) for name in names)]
 

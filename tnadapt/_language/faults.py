@@ -81,7 +81,7 @@ def _mode_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
     carried = [mode for factor in spec.factors.values() for mode in dict.fromkeys(factor.modes)]
     bonds = [mode for mode in dict.fromkeys(carried) if mode not in weight and mode not in over]
     known = {*weight, *over, *carried}
-    faults = [f"weight mode {mode!r}: no factor carries it" for mode in weight if mode not in carried]
+    faults = [f"weight mode {mode!r}: no factor has it" for mode in weight if mode not in carried]
     faults += [
         f"bond {mode!r}: in one factor only; a mode that is neither in the weight {spec.weight!r} "
         f"nor in over={spec.over!r} must join two"
@@ -171,7 +171,7 @@ def _start_faults(spec: Table) -> list[str]:
             "or write centered=True or identity_at_start=False"
         ]
     if len(zero) > 1:
-        return [f"dead start: {', '.join(zero)} are all zero, so no factor gets a gradient; keep one zero"]
+        return [f"{' and '.join(zero)} all start at 0, so that no factor ever gets a gradient; let only one start at 0"]
     if zero[0] not in trained:
-        return [f"dead start: {zero[0]} is zero and frozen, so the update stays 0; make it trainable"]
+        return [f"{zero[0]} starts at 0 and is frozen, so that the update stays 0; make it trainable"]
     return []

@@ -59,6 +59,9 @@ def find_weights(
     """
     linear = [path for path, module in modules.items() if path and is_linear(module)]
     named = find_parameters(modules, target_parameters or {})
+    if target_modules is None and not named:
+        todo = 'Write target_modules="all-linear", or a list of names.'
+        raise mistake(SiteError, "attach", "target_modules", "none", todo)
     if target_modules is None and named:
         chosen: list[str] = []
     elif target_modules == ALL_LINEAR:
@@ -73,9 +76,13 @@ def find_weights(
         chosen, named = [path for path in chosen if path in kept], {p: w for p, w in named.items() if p in kept}
     check_linear({path: modules[path] for path in chosen})
     if not chosen and not named:
+        hint = (
+            nearest("", linear)
+            if linear
+            else "\nThe model has no linear layer inside it: wrap a single layer in a module."
+        )
         raise SiteError(
-            f"target_modules: expected a rule that leaves something to adapt, got {target_modules!r}."
-            f"{nearest('', linear)}"
+            f"target_modules: expected a rule that leaves something to adapt, got {target_modules!r}.{hint}"
         )
     return {path: linear_weight(modules[path]) for path in chosen} | named
 
@@ -107,7 +114,7 @@ def check_linear(modules: Mapping[str, nn.Module]) -> None:
         if not is_linear(module):
             raise SiteError(
                 f"{path}: expected nn.Linear or transformers' Conv1D, called as a module, "
-                f"got {type(module).__name__}.\nTake it out with exclude_modules."
+                f"got {type(module).__name__}.\nRemove it from target_modules, or name it in exclude_modules."
             )
 
 

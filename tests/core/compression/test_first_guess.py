@@ -35,7 +35,7 @@ def test_the_number_of_starts_is_the_one_asked_for_or_the_default(spec, starts, 
     assert next(iter(found.history.values()))[-1] <= begun[-1]
 
 
-def test_the_first_try_is_spectral_and_the_second_that_of_training():
+def test_the_first_start_is_spectral_and_the_second_is_that_of_training():
     problem, factors = problem_of(families.loha().bind(ONE, rank=2), random_updates(ONE, rank=4))
     first, second, *others = tries_of(problem, factors, 4, [0, 0])
     for found, wanted in (
@@ -47,16 +47,16 @@ def test_the_first_try_is_spectral_and_the_second_that_of_training():
 
 
 @pytest.mark.parametrize("shape", [(8, 6), (6, 8)])
-def test_the_spectral_start_of_a_lora_is_the_best_of_its_rank(shape):
+def test_the_spectral_start_of_a_lora_is_its_best_approximation(shape):
     sites = [Site("w", shape)]
     updates, adapter = random_updates(sites, rank=5), families.lora().bind(sites, rank=3)
     found = spectral_start(*problem_of(adapter, updates), random())
     values = np.linalg.svd(dense_of(updates)[sites[0]], compute_uv=False)
-    assert squared_error(adapter, found, updates) == pytest.approx(np.sum(values[3:] ** 2), rel=1e-6)  # Eckart, Young
+    assert squared_error(adapter, found, updates) == pytest.approx(np.sum(values[3:] ** 2), rel=1e-6)  # Eckart-Young
 
 
 def test_the_spectral_start_of_a_tucker_network_is_the_hosvd():
-    """With as many directions as the updates have, nothing is missed; with fewer, what the two projections miss."""
+    """At the rank of the updates the error is 0; below it, the error is that of the two projections."""
     sites = grid(layers=3, kinds={"q": (8, 6)})
     updates = random_updates(sites, rank=2)
     adapter = families.lotr().bind(sites, rank={"p": 6, "q": 6})
@@ -71,7 +71,7 @@ def test_the_spectral_start_of_a_tucker_network_is_the_hosvd():
     assert squared_error(adapter, found, updates) == pytest.approx(np.sum(stack**2) - np.sum(kept**2), rel=1e-6)
 
 
-def test_the_start_of_training_is_kept_but_for_the_zero_which_is_solved():
+def test_the_start_of_training_is_kept_except_for_a_zero_factor_which_is_solved():
     updates, adapter = random_updates(ONE, rank=4), families.lora().bind(ONE, rank=2)
     problem, factors = problem_of(adapter, updates)
     found = trained_start(problem, factors)
@@ -80,11 +80,11 @@ def test_the_start_of_training_is_kept_but_for_the_zero_which_is_solved():
     np.testing.assert_allclose(problem.network.scale * found["B"] @ found["A"], best, atol=1e-10)
     moved = factors | {"B": np.ones((8, 2))}
     again = trained_start(problem, moved)
-    assert all(again[name] is moved[name] for name in moved)  # there is no zero
+    assert all(again[name] is moved[name] for name in moved)  # no factor is 0
 
 
 @pytest.mark.parametrize("start", [random_start, spectral_start])
-def test_a_start_follows_from_its_random_numbers_and_leaves_what_is_frozen(start):
+def test_a_start_is_reproducible_and_keeps_the_frozen_factors(start):
     updates, adapter = random_updates(ONE, rank=4), families.vera().bind(ONE, rank=3)
     problem, factors = problem_of(adapter, updates)
     one, two = (start(problem, factors, random()) for _ in range(2))

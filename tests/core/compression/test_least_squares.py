@@ -23,7 +23,7 @@ HOLES = [site for site in grid(layers=2, kinds={"q": (8, 6), "v": (8, 6)}) if si
 
 
 def moved(adapter, updates):
-    """The problem of an adapter, and its factors as after training."""
+    """Return the problem of an adapter, and random values of its factors."""
     problem, _ = problem_of(adapter, updates)
     return problem, random_params(adapter, np.random.default_rng(1))
 
@@ -40,7 +40,7 @@ every_spec = pytest.mark.parametrize(("spec", "sites", "rank"), SPECS.values(), 
 
 
 @every_spec
-def test_a_system_has_the_squared_error_of_any_block(spec, sites, rank):
+def test_the_loss_of_a_system_is_the_squared_error_for_any_block(spec, sites, rank):
     adapter, updates = spec.bind(sites, rank=rank), random_updates(sites, rank=3)
     problem, factors = moved(adapter, updates)
     random = np.random.default_rng(2)
@@ -51,8 +51,8 @@ def test_a_system_has_the_squared_error_of_any_block(spec, sites, rank):
 
 
 @every_spec
-def test_no_factor_is_better_than_the_improved_one(spec, sites, rank):
-    """The derivative by each of its numbers is 0 there, and the error is the one that is told."""
+def test_an_improved_factor_is_optimal(spec, sites, rank):
+    """The derivative with respect to each of its numbers is 0, and the returned error is the actual one."""
     adapter, updates = spec.bind(sites, rank=rank), random_updates(sites, rank=3)
     problem, factors = moved(adapter, updates)
     for name in problem.trainable:
@@ -66,7 +66,7 @@ def test_no_factor_is_better_than_the_improved_one(spec, sites, rank):
 
 
 @every_spec
-def test_conjugate_gradients_find_what_eigenvalues_find(spec, sites, rank, monkeypatch):
+def test_conjugate_gradients_agree_with_the_eigendecomposition(spec, sites, rank, monkeypatch):
     adapter, updates = spec.bind(sites, rank=rank), random_updates(sites, rank=3)
     problem, factors = moved(adapter, updates)
     for name in problem.trainable:
@@ -80,7 +80,7 @@ def test_conjugate_gradients_find_what_eigenvalues_find(spec, sites, rank, monke
         assert losses[1] == pytest.approx(losses[0], rel=1e-6)
 
 
-def test_a_pair_is_the_best_matrix_of_its_rank():
+def test_an_improved_pair_is_the_best_matrix_of_its_rank():
     sites = HOLES[:1]
     adapter, updates = families.lora().bind(sites, rank=2), random_updates(sites, rank=5)
     problem, factors = moved(adapter, updates)
@@ -96,7 +96,7 @@ def test_a_pair_is_the_best_matrix_of_its_rank():
 
 
 @given(seed=st.integers(0, 999), name=st.sampled_from(["lotr", "with holes", "a hyperedge", "a train"]))
-def test_no_step_is_worse_than_none(seed, name):
+def test_improving_a_pair_never_increases_the_error(seed, name):
     spec, sites, rank = SPECS[name]
     adapter, updates = spec.bind(sites, rank=rank), random_updates(sites, rank=2, seed=seed)
     problem, _ = problem_of(adapter, updates)
@@ -109,8 +109,8 @@ def test_no_step_is_worse_than_none(seed, name):
         assert loss == pytest.approx(after, rel=1e-6, abs=1e-10 * problem.square)
 
 
-def test_a_pair_that_is_worse_once_it_is_parted_is_left_as_it_was():
-    """At the end of a descent of a Hadamard product the merged pair is better, and its best parting is not."""
+def test_a_pair_that_is_worse_after_its_split_is_left_unchanged():
+    """After a long descent for a Hadamard product, the merged pair is better, but its best split is not."""
     adapter, updates = families.loha().bind(HOLES[:1], rank=1), random_updates(HOLES[:1], rank=4)
     problem, factors = moved(adapter, updates)
     for _ in range(200):
@@ -123,7 +123,7 @@ def test_a_pair_that_is_worse_once_it_is_parted_is_left_as_it_was():
         assert squared_error(adapter, found, updates) == pytest.approx(loss) == pytest.approx(before)
 
 
-def test_merged_factors_have_the_modes_that_others_carry_too():
+def test_merged_factors_lose_only_the_bonds_between_them():
     sites = grid(layers=2, kinds={"q": (8, 6)})
     problem, _ = problem_of(families.lotr().bind(sites, rank=2), random_updates(sites, rank=2))
     assert merged_modes(problem, ("A",)) == ("out", "p")
@@ -132,8 +132,8 @@ def test_merged_factors_have_the_modes_that_others_carry_too():
     assert problem.links == {("A", "G"): ("p",), ("B", "G"): ("q",)}
 
 
-def test_a_pair_whose_block_is_larger_than_all_that_is_given_is_not_solved():
-    """Two matrices of rank 1 for a weight of 40 x 30: their product has 1,200 numbers, the update 70 and they 70."""
+def test_a_pair_whose_block_is_larger_than_the_updates_and_factors_is_not_solved():
+    """For a weight of 40 x 30 at rank 1, the block has 1,200 numbers, the update 70 and the two factors 70."""
     sites = [Site("w", (40, 30))]
     adapter, thin = families.lora().bind(sites, rank=1), random_updates(sites, rank=1)
     assert pairs_of(problem_of(adapter, thin)[0]) == []
@@ -144,7 +144,7 @@ def test_a_pair_whose_block_is_larger_than_all_that_is_given_is_not_solved():
     ("spec", "is_tree"),
     [(families.lora(), True), (families.lotr(), True), (families.loha(), False), (families.lora_xs(), False)],
 )
-def test_a_tree_has_trained_factors_alone_and_no_loop(spec, is_tree):
+def test_a_tree_has_only_trainable_factors_and_no_loop(spec, is_tree):
     problem, _ = problem_of(spec.bind(HOLES[:1], rank=2), random_updates(HOLES[:1], rank=2))
     assert problem.is_tree == is_tree
 

@@ -17,7 +17,7 @@ KERNEL = Site("layers.0.conv", (6, 5, 2))
 @pytest.mark.parametrize(
     ("name", "rank", "is_thin"), [("lora", 2, True), ("lora", 3, False), ("lotr", 2, True), ("loha", 2, False)]
 )
-def test_an_update_is_low_rank_where_that_holds_fewer_numbers(name, rank, is_thin):
+def test_an_update_is_returned_as_a_lora_if_that_has_fewer_numbers(name, rank, is_thin):
     """A weight of 6 x 5 has 30 numbers, a LoRA of rank 2 has 22 and one of rank 3 has 33."""
     adapter = getattr(families, name)().bind(grid(layers=2, kinds={"q": (6, 5)}), rank=rank)
     params = random_params(adapter, np.random.default_rng(0))
@@ -29,7 +29,7 @@ def test_an_update_is_low_rank_where_that_holds_fewer_numbers(name, rank, is_thi
 
 
 @pytest.mark.parametrize("centered", ["tt_lora", "loretta"])
-def test_a_centered_update_is_low_rank_too(centered):
+def test_a_centered_update_may_be_returned_as_a_lora(centered):
     spec = getattr(families, centered)(out_order=1, in_order=1, start="centered")
     adapter = spec.bind([Site("w", (30, 20))], rank=2)
     params = random_params(adapter, np.random.default_rng(0))
@@ -38,11 +38,11 @@ def test_a_centered_update_is_low_rank_too(centered):
     np.testing.assert_allclose(dense_of({site: update})[site], delta(adapter, params, site), atol=1e-12)
 
 
-def test_an_update_that_fits_is_taken_as_it_is():
+def test_a_valid_update_is_returned_unchanged():
     thin = LoRA(A=np.ones((1, 5)), B=np.ones((6, 1)), scale=2.0)
     assert check_update(SITE, thin) is thin
     assert check_update(SITE, np.ones((6, 5)).tolist()).shape == (6, 5)
-    kernel = LoRA(A=np.ones((3, 10)), B=np.ones((6, 3)), scale=2.0)  # its axes behind the first are one
+    kernel = LoRA(A=np.ones((3, 10)), B=np.ones((6, 3)), scale=2.0)  # the in axes of a kernel are flattened
     assert check_update(KERNEL, kernel) is kernel
 
 
@@ -61,14 +61,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("site", "update", "words"), REFUSED.values(), ids=REFUSED)
-def test_an_update_that_does_not_fit_is_refused_with_its_path(site, update, words):
+def test_an_invalid_update_is_refused_with_its_path(site, update, words):
     with pytest.raises(SiteError, match=rf"^{site.path}: (.|\n)*{words}"):
         check_update(site, update)
 
 
 @pytest.mark.parametrize("kind", ["dense", "thin", "mixed"])
 @pytest.mark.parametrize("shape", [(6, 4), (6, 4, 3)])
-def test_the_terms_of_a_group_are_the_stack_of_its_updates_with_zeros_in_the_holes(kind, shape):
+def test_the_terms_of_a_group_are_its_stacked_updates_with_zeros_in_holes(kind, shape):
     sites = [site for site in grid(layers=2, kinds={"q": shape, "v": shape}) if site.path != "layers.1.q"]
     adapter = families.tenslora().bind(sites, rank=2) if len(shape) == 2 else conv(sites)
     updates = {site: random_updates([site], rank=rank)[site] for rank, site in enumerate(sites, 1)}
@@ -86,7 +86,7 @@ def test_the_terms_of_a_group_are_the_stack_of_its_updates_with_zeros_in_the_hol
 
 
 def conv(sites):
-    """An adapter of kernels, stacked over layers and kinds."""
+    """Return an adapter of convolution kernels, stacked over layers and kinds."""
     spec = AdapterSpec(
         name="conv",
         weight="out in k",

@@ -42,7 +42,7 @@ def falls(found):
 
 
 def problem_of(adapter, updates):
-    """The problem of an adapter's one network, and its starting factors by name."""
+    """Return the problem of an adapter with one network, and its starting factors by name."""
     (group,) = adapter.groups
     network = group.network
     presence = np.zeros([network.sizes[mode] for mode in network.over])
@@ -52,5 +52,5 @@ def problem_of(adapter, updates):
 
 
 def squared_error(adapter, factors, updates):
-    """The squared norm of what the factors miss, from dense updates."""
+    """Return the squared norm of the residual, from dense updates."""
     return sum(np.sum((delta(adapter, factors, site) - one) ** 2) for site, one in dense_of(updates).items())

@@ -213,7 +213,7 @@ SPEC_EDITS = [
     ("spec.factors.A.init.amount", True, "factor A: init.amount: expected a value of type .+, got bool"),
     ("spec.factors.A.init.fan", "z", INVALID + "unknown mode 'z'"),
     ("spec.factors.A.init.mean", 0, "factor A: init: expected no unknown keys, got .'mean'."),
-    ("spec.factors.A", GONE, INVALID + "weight mode 'in': no factor carries it"),
+    ("spec.factors.A", GONE, INVALID + "weight mode 'in': no factor has it"),
     (
         "spec.factors._",
         {"modes": "r", "trainable": True, "init": ONES},

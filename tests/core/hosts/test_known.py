@@ -342,11 +342,11 @@ def test_an_arbitrary_text_is_found_or_rejected(text):
     [
         (
             ["q_pro"],
-            r"in the blocks of .*, got 'q_pro', which names none.\nThe nearest names are q_proj, ",
+            r"in the blocks of .*, got 'q_pro', which matches none.\nThe nearest names are q_proj, ",
         ),
-        (["q_proj", "lm_head"], "got 'lm_head', which names none"),
-        (["proj"], "got 'proj', which names none"),
-        (["self_attn"], "got 'self_attn', which names none"),
+        (["q_proj", "lm_head"], "got 'lm_head', which matches none"),
+        (["proj"], "got 'proj', which matches none"),
+        (["self_attn"], "got 'self_attn', which matches none"),
         (
             "q_proj",
             r"expected a regular expression .* got 'q_proj', which matches none.\n.*\nPass a list",

@@ -118,7 +118,7 @@ def test_sites_are_unchanged_if_no_split_is_requested():
     [
         (
             {"fused": {"attn": ["q"]}},
-            r"fused: expected names of the adapted weights, got 'attn', which names none\.\nThe nearest names are c",
+            r"fused: expected names of the adapted weights, got 'attn', which matches none\.\nThe nearest names are c",
         ),
         ({"fused": {"c_attn": ["q", "k", "v", "o", "p"]}}, r"different names and 12 rows in total, got q: 2"),
         ({"fused": {"c_attn": {"q": 8, "k": 2}}}, r"rows in total, got q: 8, k: 2\.\nGive name -> rows"),

@@ -42,8 +42,8 @@ def test_a_list_names_suffixes_and_a_string_is_a_regular_expression(rule, found)
     [
         ("query", "expected a regular expression that matches whole paths of modules, got 'query', which matches none"),
         ("(", "expected a regular expression, got '('"),
-        (["uery"], "expected names of modules, got 'uery', which names none.\nThe nearest names are query"),
-        (["query", "value"], "expected names of modules, got 'value', which names none"),
+        (["uery"], "expected names of modules, got 'uery', which matches none.\nThe nearest names are query"),
+        (["query", "value"], "expected names of modules, got 'value', which matches none"),
         ([], "expected names of modules, got []"),
         ([3], "expected names of modules, got [3]"),
         (3, "expected names of modules, got 3"),

@@ -21,7 +21,7 @@ def spec(**changes):
 REFUSED = {  # changes -> the only fault that is reported
     "a lonely bond": ({"B": trainable("out r q", init=zeros())}, "bond 'q': in one factor only"),
     "a site mode left out of over": ({"A": trainable("layer r in")}, "bond 'layer': in one factor only"),
-    "a weight mode without factor": ({"weight": "out in kh"}, "weight mode 'kh': no factor carries it"),
+    "a weight mode without factor": ({"weight": "out in kh"}, "weight mode 'kh': no factor has it"),
     "a mode twice in a factor": ({"A": trainable("r in r")}, "factor 'A': mode 'r' occurs twice"),
     "a mode twice in weight": ({"weight": "out in in"}, "mode 'in': occurs twice in weight and over"),
     "a mode twice in an axis": ({"weight": "(out out) in"}, "mode 'out': occurs twice in weight and over"),
@@ -60,10 +60,10 @@ REFUSED = {  # changes -> the only fault that is reported
     ),
     "nothing trainable": ({"A": frozen("r in"), "B": frozen("out r", init=zeros())}, "nothing is trainable"),
     "a start that is not zero": ({"B": trainable("out r")}, "the update does not start at 0"),
-    "two zeros": ({"A": trainable("r in", init=zeros())}, "dead start: A, B are all zero"),
-    "two zeros, one frozen": ({"A": frozen("r in", init=zeros())}, "dead start: A, B are all zero"),
-    "two zeros by other words": ({"A": trainable("r in", init=normal(0))}, "dead start: A, B are all zero"),
-    "a frozen zero": ({"B": frozen("out r", init=constant(0))}, "dead start: B is zero and frozen"),
+    "two zeros": ({"A": trainable("r in", init=zeros())}, "A and B all start at 0"),
+    "two zeros, one frozen": ({"A": frozen("r in", init=zeros())}, "A and B all start at 0"),
+    "two zeros by other words": ({"A": trainable("r in", init=normal(0))}, "A and B all start at 0"),
+    "a frozen zero": ({"B": frozen("out r", init=constant(0))}, "B starts at 0 and is frozen"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Contractions of arrays whose modes have names."""
+"""Contractions of arrays with named modes."""
 
 from itertools import pairwise
 
@@ -15,16 +15,16 @@ SIZES = {"a": 1, "b": 2, "c": 3, "d": 2, "e": 1}
 
 @st.composite
 def contractions(draw):
-    """Some operands, and some of their modes in any order."""
+    """Draw the modes of some operands, and some of these modes in any order as the answer."""
     modes = draw(st.lists(st.lists(st.sampled_from(sorted(SIZES)), unique=True, max_size=4), min_size=1, max_size=4))
     carried = sorted(set().union(*modes))
     answer = draw(st.permutations(carried))[: draw(st.integers(0, len(carried)))]
     return [tuple(one) for one in modes], tuple(answer)
 
 
-@pytest.mark.parametrize("small", [einsum.SMALL, 0], ids=["any order", "a searched order"])
+@pytest.mark.parametrize("small", [einsum.SMALL, 0], ids=["a simple search", "a thorough search"])
 @given(contraction=contractions())
-def test_a_contraction_is_that_of_numpy(small, contraction):
+def test_a_contraction_equals_einsum_of_numpy(small, contraction):
     modes, answer = contraction
     operands = [(RANDOM.standard_normal([SIZES[mode] for mode in one]), one) for one in modes]
     with pytest.MonkeyPatch.context() as patch:
@@ -72,7 +72,7 @@ def test_the_answer_is_float64(dtype):
         (("out", "r"), lambda array: (array**2).sum()),
     ],
 )
-def test_an_inner_product_with_primed_operands_pairs_the_shared_modes_only(shared, wanted):
+def test_an_inner_product_with_primed_operands_pairs_only_the_shared_modes(shared, wanted):
     array = RANDOM.standard_normal((3, 4))
     one = [(array, ("out", "r"))]
     assert contract([*one, *primed(one, shared)], ()) == pytest.approx(wanted(array))
