@@ -23,7 +23,6 @@ flat = AdapterSpec(name="flat", weight="out in", scale=raw(),
                    factors={"a": trainable("out", init=zeros()), "b": frozen("in")})
 def made():
     return mine
-number = 3
 """
 REFUSED = OWN + "bad = AdapterSpec(name='bad', weight='out in', scale=raw(), factors={'A': trainable('out r')})\n"
 GPT2 = ("--sites", "gpt2", "--rank", "2")
@@ -34,12 +33,8 @@ def run(capsys, monkeypatch, tmp_path):
     """A function: the status, output and errors of a command, run in a folder with files of one's own."""
     (tmp_path / "own.py").write_text(OWN)
     (tmp_path / "refused.py").write_text(REFUSED)
-    (tmp_path / "syntax.py").write_text("def (:\n")
-    (tmp_path / "broken.py").write_text("1 / 0\n")
     (tmp_path / "loud.py").write_text(f"print('loud')\n{OWN}")
-    (tmp_path / "exits.py").write_text("import sys\nsys.exit(0)\n")
     (tmp_path / "lines.py").write_text("raise ValueError('one\\ntwo')\n")
-    (tmp_path / "keys.py").write_text("{}['gone']\n")
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     monkeypatch.chdir(tmp_path)
 
@@ -189,27 +184,14 @@ WRONG = [
     ),
     (("show", "lora", "--sites", "config.json"), "expected the key 'hidden_size' in a config of type 'bert', got none"),
     (("show", "nothing", *GPT2), "expected a family or file.py:name, got 'nothing'; the families are"),
-    (("show", "syntax.py:x", *GPT2), "syntax.py: SyntaxError"),
-    (("show", "broken.py:x", *GPT2), "broken.py: ZeroDivisionError: division by zero"),
-    (("show", "none.py:x", *GPT2), "none.py: No such file"),
-    (
-        ("show", "own.py:none", *GPT2),
-        "own.py: expected a name that it defines, got 'none'; its specs are mine, small, flat",
-    ),
-    (("show", "own.py:number", *GPT2), "own.py:number: expected an AdapterSpec or a function that returns one, got 3"),
     (("show", "refused.py:bad", *GPT2), "weight mode 'in': no factor has it"),
     (("show", "lora", "--sites", "gpt2", "--rank", "q=2"), "rank: expected bonds of lora, got 'q'"),
     (("show", "lora", "--sites", "gpt2", "--rank", "many"), "expected a whole number, got 'many'"),
-    (("show", "lora", "--sites", "gpt2", "--rank", "0"), "expected 1 or more, got 0"),
-    (("show", "lora", *GPT2, "--sizes", "head"), "expected name=size"),
     (("show", "lora", *GPT2, "--target-modules", "foo"), "got 'foo', which matches none"),
     (("compare", *GPT2), "the following arguments are required"),
     (("draw", "lora", "-o", "nowhere/x.svg"), "nowhere/x.svg: expected a writable path, got error 'No such file"),
     (("draw", "lora", "-o", "."), ".: expected a writable path, got error 'Is a directory"),
-    (("show", "exits.py:x", *GPT2), "exits.py: SystemExit: 0"),
     (("show", "lines.py:x", *GPT2), "lines.py: ValueError: one two"),
-    (("show", "keys.py:x", *GPT2), "keys.py: KeyError: 'gone'"),
-    (("show", "lora", "--sites", "gpt2", "--rank", "r=2,r=3"), "expected each name once, got r twice"),
     (("compare", "lora", *GPT2, "--budget", "9"), "not allowed with argument"),
     (
         ("compare", "lora", "lotr", *GPT2, "--sizes", "head=2"),

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.table import FAMILIES
-from tnadapt import SiteError, families, grid
+from tnadapt import AdapterSpec, SiteError, families, frozen, grid, trainable, zeros
+from tnadapt.initializers import orthogonal
 from tnadapt.testing import adapters
 
 KINDS = {"query": (12, 8), "value": (12, 8), "up": (8, 12)}
@@ -94,3 +95,19 @@ def test_a_starting_value_is_kept_of_what_is_read_from_the_host():
 def test_an_unknown_site_is_refused(site):
     with pytest.raises(SiteError, match=rf"{site}.*\n.*begin with layers\.0\.q"):
         families.lora().bind(SITES, rank=2).address(site)
+
+
+@pytest.mark.parametrize(
+    ("factor", "stored"),
+    [
+        (trainable("r in"), True),
+        (trainable("r in", init=orthogonal()), True),
+        (frozen("r in"), False),
+        (frozen("r in", init=orthogonal()), True),  # computed by a linear algebra library
+    ],
+    ids=str,
+)
+def test_a_file_holds_what_is_not_drawn_again(factor, stored):
+    factors = {"A": factor, "B": trainable("out r", init=zeros())}
+    adapter = AdapterSpec(name="own", weight="out in", factors=factors).bind(SITES[:1], rank=2)
+    assert adapter.slots["A"].is_stored is stored
