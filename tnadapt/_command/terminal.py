@@ -20,7 +20,7 @@ def output() -> Console:
 
 def print_lines(console: Console, *lines: str) -> None:
     """Print lines unchanged, without interpreting any text in them as markup."""
-    console.print(*lines, sep="\n", markup=False, highlight=False)
+    console.print(*lines, sep="\n", markup=False, highlight=False, emoji=False)
 
 
 def print_json(data: Any) -> int:
