@@ -4,7 +4,7 @@ import difflib
 import functools
 import inspect
 import reprlib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 from tnadapt._errors import SpecError, TnadaptError
@@ -80,7 +80,7 @@ def mistake(error: type[TnadaptError], where: str, expected: str, given: str, to
 
 def expect_names(given: object, where: str, word: str, error: type[TnadaptError]) -> list[str]:
     """Return the names in a collection. Raises `error` for anything else, including a single string."""
-    if isinstance(given, Iterable) and not isinstance(given, str | bytes):
+    if isinstance(given, Collection) and not isinstance(given, str | bytes):
         names = list(given)
         if all(isinstance(name, str) for name in names):
             return names

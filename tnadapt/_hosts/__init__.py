@@ -15,7 +15,17 @@ from tnadapt._hosts.paths import (
     places_of,
     sites_of,
 )
-from tnadapt._hosts.site import EXPERT, RUNNING, TASK, Block, Coordinate, Site, check_size, divisors
+from tnadapt._hosts.site import (
+    EXPERT,
+    RUNNING,
+    TASK,
+    Block,
+    Coordinate,
+    Site,
+    as_integers,
+    check_size,
+    divisors,
+)
 
 __all__ = [
     "CONFIGS",
@@ -28,6 +38,7 @@ __all__ = [
     "Place",
     "Rule",
     "Site",
+    "as_integers",
     "check_parts",
     "check_size",
     "coordinates_of",

@@ -1,12 +1,15 @@
 """Paths of modules: which of them a rule matches, and which layer and kind each path stands for."""
 
 import difflib
+import operator
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from tnadapt._errors import SiteError
 from tnadapt._hosts.site import Coordinate, Site
+from tnadapt._signature import answers, mistake, told
 
 __all__ = ["Place", "Rule", "coordinates_of", "in_layers", "is_named", "match", "nearest", "places_of", "sites_of"]
 
@@ -134,9 +137,18 @@ def coordinates_of(places: Mapping[str, Place]) -> dict[str, dict[str, Coordinat
     """Return the coordinates `layer` and `kind` of each path.
 
     The kind is the path inside the layer. If there are several stacks (an encoder and a decoder), it begins with the
-    path of the stack. Outside a stack, the layer is 0 and the kind is the whole path.
+    path of the stack. Outside a stack, the layer is 0 and the kind is the whole path. No two paths have the same layer
+    and kind: where they would, the kind begins with the path of the stack, and if that does not help it is the path.
     """
-    several = len({place.stack for place in places.values() if place.layer is not None}) > 1
+    stacks = {place.stack for place in places.values() if place.layer is not None}
+    found = _coordinates(places, several=len(stacks) > 1)
+    if _shared(found):  # "blocks.0.fc" beside "fc"
+        found = _coordinates(places, several=True)
+    return found | {path: found[path] | {"kind": path} for path in _shared(found)}
+
+
+def _coordinates(places: Mapping[str, Place], *, several: bool) -> dict[str, dict[str, Coordinate]]:
+    """Return the coordinates of each path; with `several`, a kind begins with the path of its stack."""
     return {
         path: {
             "layer": place.layer or 0,
@@ -148,6 +160,13 @@ def coordinates_of(places: Mapping[str, Place]) -> dict[str, dict[str, Coordinat
     }
 
 
+def _shared(coordinates: Mapping[str, Mapping[str, Coordinate]]) -> list[str]:
+    """Return the paths whose coordinates another path has too."""
+    often = Counter((at["layer"], at["kind"]) for at in coordinates.values())
+    return [path for path, at in coordinates.items() if often[at["layer"], at["kind"]] > 1]
+
+
+@answers(SiteError)
 def sites_of(shapes: Mapping[str, tuple[int, ...]], *, among: Iterable[str] | None = None) -> tuple[Site, ...]:
     """Make one site per weight from the path of its module and its shape (out axis first).
 
@@ -159,6 +178,10 @@ def sites_of(shapes: Mapping[str, tuple[int, ...]], *, among: Iterable[str] | No
     Raises:
         SiteError: a shape is not a tuple of positive integers.
     """
+    if not isinstance(shapes, Mapping) or not all(isinstance(path, str) for path in shapes):
+        raise mistake(SiteError, "sites_of", "shapes by path", told(shapes), 'Write {"h.0.q_proj": (out, in)}.')
+    if isinstance(among, str) or not isinstance(among, Iterable | None):
+        raise mistake(SiteError, "sites_of", "paths as among", told(among), 'Write among=["h.0.q_proj", ...].')
     coordinates = coordinates_of(places_of(shapes, among))
     return tuple(Site(path, shape, coordinates[path]) for path, shape in shapes.items())
 
@@ -168,7 +191,8 @@ def in_layers(paths: Iterable[str], layers: int | Collection[int], *, among: Ite
 
     Raises SiteError for a layer that contains none of the paths.
     """
-    wanted = {layers} if isinstance(layers, int) else set(layers)
+    asked = layers if isinstance(layers, Collection) else [layers]
+    wanted = {operator.index(layer) for layer in asked}
     places = places_of(paths, among)
     if missing := wanted - {place.layer for place in places.values()}:
         known = sorted({place.layer for place in places.values() if place.layer is not None})

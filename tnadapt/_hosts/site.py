@@ -1,9 +1,11 @@
 """Sites: the weights to adapt, or blocks of a weight, each with its shape and its coordinates in the host."""
 
 import math
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 from tnadapt._errors import SiteError
 from tnadapt._frozen import FrozenMap
@@ -63,9 +65,7 @@ class Site:
         if not isinstance(self.coordinates, Mapping):
             todo = 'Write {"layer": 0, "kind": "q_proj"}.'
             raise mistake(SiteError, self.path, "coordinates by name", told(self.coordinates), todo)
-        shape = tuple(self.shape)
-        for size in shape:
-            check_size(f"{self.path}: an axis of the weight", size)
+        shape = tuple(check_size(f"{self.path}: an axis of the weight", size) for size in self.shape)
         if not shape:
             raise SiteError(f"{self.path}: expected a weight of at least one axis, got shape ().")
         for name, value in self.coordinates.items():
@@ -132,8 +132,21 @@ def divisors(number: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(low + [number // part for part in reversed(low)]))
 
 
+def as_integer(value: object) -> object:
+    """Return an integer of any library, such as numpy's, as a Python int; anything else as it is."""
+    return operator.index(value) if hasattr(value, "__index__") and not isinstance(value, bool) else value
+
+
+def as_integers(value: object) -> Any:
+    """Return an integer of any library, or a mapping of such, as Python ints; anything else as it is."""
+    if isinstance(value, Mapping):
+        return FrozenMap({name: as_integer(size) for name, size in value.items()})
+    return as_integer(value)
+
+
 def check_size(what: str, size: object) -> int:
     """Return the size. Raises SiteError unless it is an integer from 1 to `LARGEST`; `what` begins the message."""
+    size = as_integer(size)
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise SiteError(f"{what}: expected an integer of at least 1, got {size!r}.\nWrite a whole number, such as 8.")
     if size > LARGEST:

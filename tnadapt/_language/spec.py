@@ -8,7 +8,7 @@ from functools import cached_property
 
 from tnadapt._errors import SiteError, SpecError
 from tnadapt._frozen import FrozenMap
-from tnadapt._hosts import TASK, Site, check_parts, check_size, expect_site, expect_sites
+from tnadapt._hosts import TASK, Site, as_integers, check_parts, check_size, expect_site, expect_sites
 from tnadapt._language.address import START, Address, Part, Slot
 from tnadapt._language.factor import Factor
 from tnadapt._language.faults import find_faults
@@ -115,10 +115,9 @@ class AdapterSpec:
             SiteError: a size is missing, not a positive integer, or does not fit a weight; or no update has the rank.
             SpecError: alpha is 0 or not a finite number.
         """
-        found, told = expect_sites(sites, "bind"), expect_sizes(sizes)
+        found, told = expect_sites(sites, "bind"), as_integers(expect_sizes(sizes))
         spec = self if alpha is None else replace(self, scale=replace(self.scale, alpha=alpha))
-        ranks = FrozenMap(rank) if isinstance(rank, Mapping) else rank
-        adapter = Adapter(spec=spec, sites=found, rank=ranks, sizes=FrozenMap(told), seed=seed)
+        adapter = Adapter(spec=spec, sites=found, rank=as_integers(rank), sizes=told, seed=as_integers(seed))
         if not overparametrized:
             _check_ranks(adapter)
         return adapter
@@ -235,7 +234,7 @@ class Adapter:
             )
             for name, factor in group.network.factors.items()
         }
-        return Address(place, group, index, parts)
+        return Address(place, group, FrozenMap(index), FrozenMap(parts))
 
     @cached_property
     def weights(self) -> dict[str, tuple[Site, ...]]:

@@ -12,6 +12,7 @@ from tnadapt._language import Adapter, AdapterSpec, Network
 from tnadapt._planning.cost import OBJECTIVES, Cost, Modes, Objective, Order, Question, measure
 from tnadapt._planning.equation import equation_of
 from tnadapt._planning.search import search
+from tnadapt._signature import answers
 
 __all__ = ["BUCKETS", "Plan", "Step", "bucket", "plan"]
 
@@ -169,6 +170,7 @@ def bucket(tokens: int) -> int:
     return max((size for size in BUCKETS if size <= tokens), default=BUCKETS[0])
 
 
+@answers(PlanError)
 def plan(
     network: Network,
     ask: Ask = "apply",
@@ -202,7 +204,7 @@ def plan(
     if not isinstance(goal, Objective):
         raise PlanError(
             f"plan: expected objective to be one of {', '.join(OBJECTIVES)}, or an Objective, got {objective!r}.\n"
-            f"Pass one of these names, or tnadapt.Objective(name, backward=..., saved=..., moved=...)."
+            f"Pass one of these names, or tnadapt.binding.Objective(name, backward=..., saved=..., moved=...)."
         )
     if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
         raise PlanError(

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 import tnadapt
 from tnadapt import Adapter, AdapterSpec, SiteError
-from tnadapt.binding import Written, drawn_starts
+from tnadapt.binding import START, Written, drawn_starts
 from tnadapt_torch._host import Merged, SavedModules, Weight, find_tie, unfold
 from tnadapt_torch._run import Hook, Stack
 from tnadapt_torch._state.factors import Factors, leaf_of, plant, stored_factors, to_numpy
@@ -201,9 +201,11 @@ class AdapterState(nn.Module):
         """Save the trained factors and the modules_to_save to a file. bfloat16 is stored as float32.
 
         A frozen factor is stored only if it differs from the values of its seed by more than the rounding of its dtype.
+        Raises FormatError for a starting value of a centered spec that differs so: it is not stored.
         """
         extra = {key: to_numpy(value) for key, value in self.saved.values().items()}
-        tnadapt.save(self.adapter, stored_factors(self.adapter, self.params()), path, extra=extra)
+        starts = {key + START: getattr(*leaf_of(self.start, key)) for key in drawn_starts(self.adapter)}
+        tnadapt.save(self.adapter, stored_factors(self.adapter, self.params() | starts), path, extra=extra)
 
     def parameter_groups(self, *, lr: float | Mapping[str, float], ratio: float = 1.0) -> list[dict[str, Any]]:
         """Make parameter groups for a torch optimizer, one per trainable factor, since the factors differ in scale.

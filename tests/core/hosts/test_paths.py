@@ -2,11 +2,12 @@
 
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tnadapt import SiteError, sites_of
+from tnadapt import SiteError, families, sites_of
 from tnadapt.binding import in_layers, match, places_of
 
 PATHS = ["encoder.layer.0.query", "encoder.layer.0.key", "encoder.layer.1.query", "pooler", "query_norm"]
@@ -151,3 +152,33 @@ def test_a_path_can_be_rebuilt_from_its_place(paths):
             heads = (f"{place.stack}.", f"{place.stack}_") if place.stack else ("",)
             assert path in {f"{head}{place.layer}{end}" for head in heads for end in ends}
     assert places_of(paths[::-1]) == found
+
+
+@pytest.mark.parametrize(
+    ("paths", "found"),
+    [
+        (["blocks.0.fc", "blocks.1.fc", "fc"], [(0, "blocks.fc"), (1, "blocks.fc"), (0, "fc")]),
+        (["h.0.q", "h_0.q", "h_1.q"], [(0, "h.0.q"), (0, "h_0.q"), (1, "h.q")]),
+        (["a.1", "a.01", "a.2"], [(1, "a.1"), (1, "a.01"), (2, "a.a")]),
+    ],
+)
+def test_no_two_paths_have_the_same_layer_and_kind(paths, found):
+    assert places(*paths) == found
+    assert len(set(places(*paths))) == len(paths)
+    families.lora().bind(sites_of(dict.fromkeys(paths, (4, 4))), rank=1)
+
+
+@given(st.lists(st.lists(WORDS, min_size=1, max_size=4).map(".".join), unique=True, min_size=1, max_size=8))
+def test_the_coordinates_of_different_paths_differ(paths):
+    assert len(set(places(*paths))) == len(paths)
+
+
+def test_a_layer_may_be_an_integer_of_any_library():
+    assert in_layers(["h.0.q", "h.1.q"], np.int64(1)) == ["h.1.q"]
+    assert in_layers(["h.0.q", "h.1.q"], [np.int64(1)]) == ["h.1.q"]
+
+
+@pytest.mark.parametrize("given", [None, ["h.0.q"], "h.0.q", {0: (4, 4)}])
+def test_shapes_come_by_path(given):
+    with pytest.raises(SiteError, match=r"^sites_of: expected shapes by path, got .*\nWrite"):
+        sites_of(given)

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import pickle
 
+import numpy as np
 import pytest
 
 from tnadapt import (
@@ -14,6 +15,7 @@ from tnadapt import (
     TnadaptError,
     count,
     families,
+    from_json,
     frozen,
     generic_rank,
     grid,
@@ -22,6 +24,7 @@ from tnadapt import (
     plan,
     rank_bound,
     raw,
+    to_json,
     trainable,
     zeros,
 )
@@ -189,3 +192,13 @@ def test_arguments_after_the_first_are_keyword_only(name):
 
 def test_the_repr_of_an_adapter_leaves_out_the_groups():
     assert "groups=" not in repr(own().bind(SITES, rank=2))
+
+
+def test_integers_of_any_library_are_taken_as_python_integers():
+    sites = [Site("q", (np.int64(6), np.int32(4)))]
+    spec = families.lora()
+    adapter = spec.bind(sites, rank=np.int64(2), seed=np.uint8(3))
+    assert adapter == spec.bind([Site("q", (6, 4))], rank=2, seed=3)
+    assert from_json(to_json(adapter)) == adapter
+    mapped = families.lotr().bind(sites, rank={"p": np.int64(2), "q": 1}, sizes={"in": np.int64(4)})
+    assert to_json(mapped) == to_json(families.lotr().bind(sites, rank={"p": 2, "q": 1}, sizes={"in": 4}))
