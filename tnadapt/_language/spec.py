@@ -1,6 +1,5 @@
 """Specs and adapters: an adapter written without sizes, and the same bound to the sites of one host."""
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,8 +11,9 @@ from tnadapt._hosts import TASK, Site, as_integers, check_parts, check_size, exp
 from tnadapt._language.address import START, Address, Part, Slot
 from tnadapt._language.factor import Factor
 from tnadapt._language.faults import find_faults
+from tnadapt._language.groups import check_ranks, group_of
 from tnadapt._language.kinds import expect_sizes, find_kind_faults, scale_of
-from tnadapt._language.network import Group, Network, most_shapes, sizes_of, stacks_of, values_of
+from tnadapt._language.network import Group, Network, most_shapes, stacks_of
 from tnadapt._language.notation import Axis, axes_of, modes_of, text_of
 from tnadapt._language.scale import Scale, raw
 from tnadapt._signature import answers, answers_when_made
@@ -73,17 +73,17 @@ class AdapterSpec:
         object.__setattr__(self, "over", " ".join(modes_of(self.over)))
         object.__setattr__(self, "given", " ".join(modes_of(self.given)))
 
-    @property
+    @cached_property
     def axes(self) -> tuple[Axis, ...]:
         """The axes of the weight, each a tuple of modes, the out axis first."""
         return axes_of(self.weight)
 
-    @property
+    @cached_property
     def site_modes(self) -> tuple[str, ...]:
         """The modes that the weights are stacked over."""
         return modes_of(self.over)
 
-    @property
+    @cached_property
     def bonds(self) -> tuple[str, ...]:
         """The modes that are summed over, in order of appearance; their sizes are the ranks."""
         outer = {*self.site_modes, *(mode for axis in self.axes for mode in axis)}
@@ -119,7 +119,7 @@ class AdapterSpec:
         spec = self if alpha is None else replace(self, scale=replace(self.scale, alpha=alpha))
         adapter = Adapter(spec=spec, sites=found, rank=as_integers(rank), sizes=told, seed=as_integers(seed))
         if not overparametrized:
-            _check_ranks(adapter)
+            check_ranks(adapter)
         return adapter
 
     def formula(self, *, trainable: bool = True) -> str:
@@ -178,7 +178,8 @@ class Adapter:
         for weight, parts in self.weights.items():
             check_parts(weight, parts)
         stacks = stacks_of(self.sites, self.spec.site_modes)
-        groups = tuple(_group(self, name, stack) for name, stack in stacks.items())
+        networks: dict[object, Network] = {}  # groups of equal sizes share one
+        groups = tuple(group_of(self, name, stack, networks) for name, stack in stacks.items())
         object.__setattr__(self, "groups", groups)
 
     @property
@@ -289,60 +290,3 @@ class Adapter:
         if shapes == 1 or not split or not outer:
             return ""
         return f"not shared across weight shapes: {', '.join(split)} (an array for each of {shapes} shapes)"
-
-
-def _check_ranks(adapter: Adapter) -> None:
-    """Raise SiteError for a rank that no update can have, in a network with more parameters than its weights."""
-    for group in adapter.groups:
-        network = group.network
-        trained = sum(network.volume(factor.held) for factor in network.factors.values() if factor.trainable)
-        dense = len(group.sites) * math.prod(network.weight_shape)
-        highest = min(network.volume(network.out_modes), network.volume(network.in_modes))
-        free = (bond for bond in adapter.spec.bonds if bond not in adapter.spec.ties)
-        above = [bond for bond in free if network.sizes[bond] > highest]
-        if above and trained > dense:
-            raise SiteError(
-                f"{group.sites[0].path}: expected a rank of at most {highest} for a weight {network.weight_shape}, got "
-                f"{above[0]!r} of {network.sizes[above[0]]}, with which {adapter.spec.name} would train {trained:,} "
-                f"numbers for {dense:,} of the weights.\nChoose a smaller rank, or pass overparametrized=True."
-            )
-
-
-def _group(adapter: Adapter, name: str, stack: tuple[Site, ...]) -> Group:
-    spec = adapter.spec
-    known = {*spec.bonds, *(mode for axis in spec.axes for mode in axis)}
-    if wrong := [mode for mode in adapter.sizes if mode not in known]:
-        raise SiteError(
-            f"sizes: expected modes of {spec.name} whose sizes are free, got {wrong[0]!r}.\n"
-            f"It has {', '.join(sorted(known))}."
-        )
-    outer = sizes_of(stack[0].path, stack[0].shape, spec.axes, adapter.sizes, modes_of(spec.given))
-    values = {mode: values_of(stack, mode) for mode in spec.site_modes}
-    outer |= {mode: len(along) for mode, along in values.items()}
-    sizes = outer | _bond_sizes(adapter, outer)
-    scale = spec.scale.at(sizes.get(spec.scale.bond, 1))
-    network = Network(spec.axes, spec.site_modes, spec.factors, sizes, scale, spec.centered)
-    return Group(name, network, stack, FrozenMap(values))
-
-
-def _bond_sizes(adapter: Adapter, outer: Mapping[str, int]) -> dict[str, int]:
-    spec, rank = adapter.spec, adapter.rank
-    if not isinstance(rank, Mapping | None):
-        check_size("rank", rank)
-    free = [bond for bond in spec.bonds if bond not in spec.ties]
-    ranks = rank if isinstance(rank, Mapping) else dict.fromkeys(free if rank is not None else (), rank)
-    if wrong := [
-        bond for bond in (*ranks, *adapter.sizes) if bond in spec.ties or (bond in ranks and bond not in free)
-    ]:
-        raise SiteError(
-            f"rank: expected bonds of {spec.name}, got {wrong[0]!r}.\nIts bonds are {', '.join(free) or 'none'}."
-        )
-    if missing := [bond for bond in free if bond not in ranks and bond not in adapter.sizes]:
-        raise SiteError(
-            f"{spec.name}: expected a size for every bond, got none for {', '.join(missing)}.\n"
-            f"Pass rank=8 for all, or rank={{{missing[0]!r}: 8}} for each."
-        )
-    asked = {bond: check_size(f"rank of {bond!r}", size) for bond, size in ranks.items()}
-    cut = {bond: min(size, outer[spec.caps[bond]]) if bond in spec.caps else size for bond, size in asked.items()}
-    tied = {bond: outer[mode] for bond, mode in spec.ties.items()}
-    return {bond: (tied | cut | dict(adapter.sizes))[bond] for bond in spec.bonds}

@@ -281,3 +281,10 @@ def test_factors_that_different_shapes_cannot_share_are_reported(spec, kinds, li
     assert line in adapter.sharing
     assert bool(adapter.sharing) == bool(line)
     assert str(adapter).endswith(adapter.sharing)
+
+
+def test_groups_of_equal_sizes_share_one_network():
+    sites = grid(layers=3, kinds={"q": (4, 4), "v": (4, 4), "up": (8, 4)})
+    networks = families.lora().bind(sites, rank=2).networks
+    assert len(networks) == 9
+    assert len({id(network) for network in networks}) == 2

@@ -1,0 +1,121 @@
+"""The groups of an adapter and the sizes of their networks, from what was asked at bind."""
+
+import math
+from collections.abc import Mapping
+from typing import Protocol
+
+from tnadapt._errors import SiteError
+from tnadapt._frozen import FrozenMap
+from tnadapt._hosts import Site, check_size
+from tnadapt._language.factor import Factor
+from tnadapt._language.network import Group, Network, sizes_of, values_of
+from tnadapt._language.notation import Axis, modes_of
+from tnadapt._language.scale import Scale
+
+__all__: list[str] = []
+
+
+class Spec(Protocol):
+    """A valid spec, as far as sizes follow from it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def axes(self) -> tuple[Axis, ...]: ...
+    @property
+    def site_modes(self) -> tuple[str, ...]: ...
+    @property
+    def bonds(self) -> tuple[str, ...]: ...
+    @property
+    def factors(self) -> Mapping[str, Factor]: ...
+    @property
+    def scale(self) -> Scale: ...
+    @property
+    def centered(self) -> bool: ...
+    @property
+    def caps(self) -> Mapping[str, str]: ...
+    @property
+    def given(self) -> str: ...
+    @property
+    def ties(self) -> Mapping[str, str]: ...
+
+
+class Asked(Protocol):
+    """An adapter before its groups are formed."""
+
+    @property
+    def spec(self) -> Spec: ...
+    @property
+    def rank(self) -> int | Mapping[str, int] | None: ...
+    @property
+    def sizes(self) -> Mapping[str, int]: ...
+
+
+class Bound(Asked, Protocol):
+    """An adapter with its groups."""
+
+    @property
+    def groups(self) -> tuple[Group, ...]: ...
+
+
+def check_ranks(adapter: Bound) -> None:
+    """Raise SiteError for a rank that no update can have, in a network with more parameters than its weights."""
+    for group in adapter.groups:
+        network = group.network
+        trained = sum(network.volume(factor.held) for factor in network.factors.values() if factor.trainable)
+        dense = len(group.sites) * math.prod(network.weight_shape)
+        highest = min(network.volume(network.out_modes), network.volume(network.in_modes))
+        free = (bond for bond in adapter.spec.bonds if bond not in adapter.spec.ties)
+        above = [bond for bond in free if network.sizes[bond] > highest]
+        if above and trained > dense:
+            raise SiteError(
+                f"{group.sites[0].path}: expected a rank of at most {highest} for a weight {network.weight_shape}, got "
+                f"{above[0]!r} of {network.sizes[above[0]]}, with which {adapter.spec.name} would train {trained:,} "
+                f"numbers for {dense:,} of the weights.\nChoose a smaller rank, or pass overparametrized=True."
+            )
+
+
+def group_of(adapter: Asked, name: str, stack: tuple[Site, ...], networks: dict[object, Network]) -> Group:
+    values = {mode: values_of(stack, mode) for mode in adapter.spec.site_modes}
+    lengths = {mode: len(along) for mode, along in values.items()}
+    key = (stack[0].shape, *lengths.values())
+    if key not in networks:
+        networks[key] = _network(adapter, stack[0], lengths)
+    return Group(name, networks[key], stack, FrozenMap(values))
+
+
+def _network(adapter: Asked, site: Site, lengths: Mapping[str, int]) -> Network:
+    spec = adapter.spec
+    known = {*spec.bonds, *(mode for axis in spec.axes for mode in axis)}
+    if wrong := [mode for mode in adapter.sizes if mode not in known]:
+        raise SiteError(
+            f"sizes: expected modes of {spec.name} whose sizes are free, got {wrong[0]!r}.\n"
+            f"It has {', '.join(sorted(known))}."
+        )
+    outer = sizes_of(site.path, site.shape, spec.axes, adapter.sizes, modes_of(spec.given)) | dict(lengths)
+    sizes = outer | _bond_sizes(adapter, outer)
+    scale = spec.scale.at(sizes.get(spec.scale.bond, 1))
+    return Network(spec.axes, spec.site_modes, spec.factors, sizes, scale, spec.centered)
+
+
+def _bond_sizes(adapter: Asked, outer: Mapping[str, int]) -> dict[str, int]:
+    spec, rank = adapter.spec, adapter.rank
+    if not isinstance(rank, Mapping | None):
+        check_size("rank", rank)
+    free = [bond for bond in spec.bonds if bond not in spec.ties]
+    ranks = rank if isinstance(rank, Mapping) else dict.fromkeys(free if rank is not None else (), rank)
+    if wrong := [
+        bond for bond in (*ranks, *adapter.sizes) if bond in spec.ties or (bond in ranks and bond not in free)
+    ]:
+        raise SiteError(
+            f"rank: expected bonds of {spec.name}, got {wrong[0]!r}.\nIts bonds are {', '.join(free) or 'none'}."
+        )
+    if missing := [bond for bond in free if bond not in ranks and bond not in adapter.sizes]:
+        raise SiteError(
+            f"{spec.name}: expected a size for every bond, got none for {', '.join(missing)}.\n"
+            f"Pass rank=8 for all, or rank={{{missing[0]!r}: 8}} for each."
+        )
+    asked = {bond: check_size(f"rank of {bond!r}", size) for bond, size in ranks.items()}
+    cut = {bond: min(size, outer[spec.caps[bond]]) if bond in spec.caps else size for bond, size in asked.items()}
+    tied = {bond: outer[mode] for bond, mode in spec.ties.items()}
+    return {bond: (tied | cut | dict(adapter.sizes))[bond] for bond in spec.bonds}
