@@ -102,7 +102,7 @@ def test_an_earlier_checkpoint_is_replaced(tmp_path):
 def test_a_folder_with_anything_else_is_left_alone(tmp_path):
     adapter, params = trained(families.lora())
     (tmp_path / "README.md").write_text("mine")
-    with pytest.raises(FormatError, match=r"(?s)this one holds README.md.*Nothing was written"):
+    with pytest.raises(FormatError, match=r"this one holds README.md\.\nName a new folder\. Nothing was written"):
         save_as_lora(adapter, params, tmp_path)
     with pytest.raises(FormatError, match=r"(?s)this is a file.*Nothing was written"):
         save_as_lora(adapter, params, tmp_path / "README.md")
