@@ -145,6 +145,13 @@ def test_merging_is_undone_bit_for_bit_and_unload_gives_the_base_model_back(name
     close(logits(merged), wanted, 1e-5)
 
 
+def test_a_second_unmerge_warns_where_it_was_asked():
+    layer = next(module for module in adapted("lora").modules() if isinstance(module, TnLinear))
+    with pytest.warns(UserWarning, match="^Already unmerged") as told:
+        layer.unmerge()
+    assert told[0].filename == __file__
+
+
 @every_spec
 def test_convert_to_lora(name):
     model = adapted(name)
