@@ -119,3 +119,9 @@ def test_an_optimizer_trains_the_factors_and_nothing_else():
 def test_what_does_not_match_is_refused():
     with pytest.raises(SiteError, match=r"got 'q', which names none.*\n.*nearest names are"):
         tnadapt_nnx.attach(Net(4, 1, nnx.Rngs(0)), families.lora(), target=["q"], rank=2, seed=0)
+
+
+def test_a_rank_above_that_of_any_update_is_to_be_asked_for():
+    with pytest.raises(SiteError, match=r"pass overparametrized=True\.$"):
+        attached(families.lora, rank=9)
+    assert attached(families.lora, rank=9, overparametrized=True).adapter.rank == 9

@@ -416,7 +416,10 @@ DAMAGE = {
     "missing": (lambda folder: rewrite_factors(folder, lambda values: values.pop(keyed(values, "c"))), "is missing"),
     "unknown": (lambda folder: rewrite_factors(folder, lambda values: values.update(stranger(values))), "none of this"),
     "shape": (lambda folder: rewrite_factors(folder, shrink), "must have shape"),
-    "stranger": (lambda folder: rewrite_factors(folder, lambda values: values.update(x=torch.ones(1))), "which this"),
+    "stranger": (
+        lambda folder: rewrite_factors(folder, lambda values: values.update(x=torch.ones(1), y=torch.ones(1))),
+        "holds x, which this",
+    ),
 }
 
 
