@@ -431,6 +431,10 @@ def stranger(values):
     return {"base_model.tnadapt_states.W": torch.ones(2)}
 
 
+def two_strangers(values):
+    values.update(x=torch.ones(1), y=torch.ones(1))
+
+
 def shrink(values):
     values[keyed(values, "c")] = torch.ones(2, 2)
 
