@@ -47,7 +47,7 @@ LEFT_OUT = ["demo", "benchmark", "compile", "distributed", "processes", "shardin
 ELSEWHERE = {
     "tnadapt/_errors.py": "core/language core/hosts",
     "tnadapt/_frozen.py": "core/language",
-    "tnadapt/_signature.py": "core/test_signature.py core/hosts core/language",
+    "tnadapt/_signature.py": "core/hosts core/language",
     "tnadapt/_table.py": "core/report core/language",
     "tnadapt/initializers.py": "core/language/test_initializer.py core/language",
 }
@@ -70,8 +70,9 @@ TORCH = {
     "_state/state": "several identity rows files",
 }
 
-# What every file of the core is asked last: all laws on ten random specs.
+# What every file of the core is asked last: the words of every public function, all laws on ten random specs.
 LAST = (
+    "tests/core/test_signature.py",
     "tests/golden",
     "tests/laws/test_laws.py::test_a_random_spec",
     "tests/laws/test_laws.py::test_a_random_centered_spec",

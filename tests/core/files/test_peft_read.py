@@ -164,6 +164,13 @@ def test_a_lokr_that_splits_all_weights_by_one_size_is_read(axis, tmp_path):
         close(delta(checkpoint.adapter, checkpoint.params, f"h.{number}.q"), wanted)
 
 
+@pytest.mark.parametrize("module", [{"w1": (2, 4), "w2": (3, 9)}, {"w1": (4, 2), "w2": (9, 3)}], ids=["in", "out"])
+def test_a_lokr_may_split_one_axis_evenly_and_the_other_not(module, tmp_path):
+    checkpoint = read_peft(lokr(tmp_path, module))
+    wanted = 3 * np.kron(drawn(*module["w1"]), drawn(*module["w2"]))
+    close(delta(checkpoint.adapter, checkpoint.params, "h.0.q"), wanted)
+
+
 def test_a_lokr_that_splits_by_no_one_rule_is_refused(tmp_path):
     modules = [{"w1": (2, 2), "w2": (18, 2)}, {"w1": (3, 2), "w2": (27, 2)}]
     with pytest.raises(FormatError, match=r"(?s)with a part of one size.*decompose_factor=5 split them"):
