@@ -2,8 +2,7 @@
 
 `make mutants` runs it; docs/mutants.md explains it. Cosmic Ray makes the mutants, in temporary copies of the tree. A
 place is a token that it can change; one change of each drawn place is judged. Changes of annotations and those that are
-no Python are left out, since no test is needed to kill them. The sample is the same at every run of one seed, until the
-code or Cosmic Ray changes.
+no Python are left out. A seed gives the same sample until the code or Cosmic Ray changes.
 """
 
 import argparse
