@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from tnadapt import SpecError, binding
+import tnadapt
+from tnadapt import SpecError, binding, families
+from tnadapt_torch import attach
 from tnadapt_torch._run.maps import map_factor
 
 SHAPES = {"": (3,), "rotation": (3,), "householder": (3,), "cayley": (3, 3)}
@@ -34,3 +36,16 @@ def test_a_zero_vector_reflects_nothing_and_has_no_gradient():
 def test_an_unknown_map_is_refused():
     with pytest.raises(SpecError, match="no_such_map"):
         map_factor("no_such_map", torch.eye(2))
+
+
+def test_an_attached_factor_is_mapped():
+    host = torch.nn.Sequential(torch.nn.Linear(4, 6, bias=False))
+    state = attach(host, families.householder(), target_modules=["0"], rank=3, seed=0)
+    with torch.no_grad():
+        for value in state.parameters():
+            value.normal_(generator=torch.Generator().manual_seed(0))
+    wanted = tnadapt.delta(state.adapter, {name: value.detach().numpy() for name, value in state.params().items()}, "0")
+    x = torch.ones(2, 4)
+    found = (host(x) - x @ host[0].weight.T).detach()
+    np.testing.assert_allclose(found, x.numpy() @ wanted.T, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    np.testing.assert_allclose(state.delta("0").detach(), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
