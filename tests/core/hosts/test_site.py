@@ -8,7 +8,14 @@ from tnadapt.binding import Block
 
 @pytest.mark.parametrize(
     ("shape", "start"),
-    [((8, 4), (5, 0)), ((12, 5), (0, 0)), ((4, 4), (0,)), ((4, 4), (-1, 0)), ((1, 12, 4), (0, 0, 0))],
+    [
+        ((8, 4), (5, 0)),
+        ((12, 5), (0, 0)),
+        ((4, 4), (0,)),
+        ((4, 4), (-1, 0)),
+        ((1, 12, 4), (0, 0, 0)),
+        ((1, 12, 4), (0, 0)),
+    ],
 )
 def test_a_block_lies_inside_its_weight(shape, start):
     with pytest.raises(SiteError, match=r"must lie inside its weight w\.\nHowever, that has shape \(12, 4\)"):
