@@ -64,7 +64,9 @@ def test_a_lora_checkpoint_becomes_the_lotr_that_it_is(shared, tmp_path, capsys)
     assert {value.dtype.name for name, value in params.items()} == {"float32"}
     assert f"{6 * 4 * (16 + 12):,}" in told
     assert f"{6 * 4 * 4 + 4 * (16 + 12):,}" in told
+    before = (folder / "adapter_model.safetensors").stat().st_size
     assert f"{out.stat().st_size:,}" in told
+    assert f"{out.stat().st_size / before:.1%}" in told
     assert "16 x 12" in told
 
 
