@@ -30,6 +30,7 @@ from tnadapt import FormatError, SiteError, SpecError, families
 from tnadapt_torch import load
 from tnadapt_torch.peft import TnConfig, TnLinear
 from tnadapt_torch.peft._config import check_release
+from tnadapt_torch.peft._tuner import _put_back
 
 # transformers' own: PEFT 0.21.2 asks its models for `is_gradient_checkpointing`, which they deprecate
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -312,6 +313,15 @@ def test_what_fails_on_the_way_leaves_the_model_as_it_was(monkeypatch):
         get_peft_model(model, config("lora"))
     assert list(model.named_modules()) == modules
     assert [each.requires_grad for each in model.parameters()] == flags
+
+
+def test_a_module_that_got_a_second_name_loses_it_again():
+    model = torch.nn.Module()
+    model.old = torch.nn.Linear(2, 2)
+    before = dict(model.named_modules(remove_duplicate=False))
+    model.new = model.old
+    _put_back(model, before)
+    assert list(model._modules) == ["old"]
 
 
 def test_modules_to_save_are_put_back_where_the_last_step_fails(monkeypatch):

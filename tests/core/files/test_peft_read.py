@@ -153,6 +153,13 @@ def test_whole_factors_of_scales_that_differ_take_the_largest(tmp_path):
     close(delta(checkpoint.adapter, checkpoint.params, "h.1.q"), 0.5 * np.kron(drawn(2, 2), drawn(3, 4)))
 
 
+def test_the_first_weight_of_another_shape_is_told(tmp_path):
+    folder = lora(tmp_path, more={f"{PREFIX}h.1.q.lora_B.weight": drawn(7, 2)})
+    told = r"h\.0\.q has a weight of shape \(6, 4\)\.\nHowever, in this model it is \(6, 5\)"
+    with pytest.raises(FormatError, match=told):
+        read_peft(folder, shapes={"h.0.q": (6, 5), "h.1.q": (7, 5)})
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_a_lokr_that_splits_all_weights_by_one_size_is_read(axis, tmp_path):
     """Parts of 4 x 4 beside what is left, on whichever side they are; 32 would be split evenly as 4 x 8."""

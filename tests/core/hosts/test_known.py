@@ -372,3 +372,7 @@ def test_a_target_that_matches_nothing_is_told_the_nearest(place, target_modules
 def test_a_host_that_cannot_be_is_refused(changes, message):
     with pytest.raises(SiteError, match=message):
         Host(**(HERE | changes))
+
+
+def test_heads_of_keys_are_told_only_where_they_are_fewer():
+    assert str(find_host("gpt2")).splitlines()[0].endswith(", 12 heads")

@@ -1,6 +1,7 @@
 """Which paths a rule names, and which layer and kind a path tells: one reading for the core, torch and JAX."""
 
 import re
+from dataclasses import FrozenInstanceError
 
 import pytest
 from hypothesis import given
@@ -151,3 +152,10 @@ def test_a_place_gives_its_path_back(paths):
             heads = (f"{place.stack}.", f"{place.stack}_") if place.stack else ("",)
             assert path in {f"{head}{place.layer}{end}" for head in heads for end in ends}
     assert places_of(paths[::-1]) == found
+
+
+def test_a_place_is_a_value():
+    one, other = places_of(["h.0.q"])["h.0.q"], places_of(["h.0.q", "h.1.q"])["h.0.q"]
+    assert len({one, other}) == 1
+    with pytest.raises(FrozenInstanceError, match="cannot assign to field 'layer'"):
+        one.layer = 3
