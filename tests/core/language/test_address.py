@@ -1,6 +1,7 @@
 """Where a site's part of each factor lies in params: one answer, which every reader takes."""
 
 import math
+from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
@@ -77,3 +78,10 @@ def test_a_trainable_factor_has_a_start_and_a_frozen_one_is_its_own():
 def test_an_unknown_site_is_refused():
     with pytest.raises(SiteError, match=r"layers\.9\.q(.|\n)*layers\.0\.q"):
         families.lora().bind(SITES, rank=2).address("layers.9.q")
+
+
+def test_an_address_and_its_parts_are_values():
+    address = families.lora().bind(SITES, rank=2).address(SITES[0])
+    for value, field in ((address, "index"), (address.parts["A"], "cut")):
+        with pytest.raises(FrozenInstanceError, match=f"cannot assign to field '{field}'"):
+            setattr(value, field, ())
