@@ -1,6 +1,7 @@
 """A network as text: three families, whole, and a table that is too wide."""
 
 from tnadapt import draw, families, grid
+from tnadapt._diagram.score import _short
 
 LOTR = """\
 lotr
@@ -58,3 +59,8 @@ def test_a_wide_text_continues_below():
     text = str(draw(families.tera(out_order=5, in_order=5)))
     assert text.count("▒ U_o1  shared") == 2
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_a_name_of_24_columns_is_whole_and_a_longer_one_is_cut():
+    assert _short("x" * 24) == "x" * 24
+    assert _short("x" * 25) == "x" * 23 + "…"
