@@ -5,7 +5,19 @@ import inspect
 import pytest
 
 import tnadapt
-from tnadapt import AdapterSpec, FormatError, SiteError, SpecError, families, grid, normal, trainable, zeros
+from tnadapt import (
+    AdapterSpec,
+    FormatError,
+    SiteError,
+    SpecError,
+    TnadaptError,
+    families,
+    grid,
+    initializers,
+    normal,
+    trainable,
+    zeros,
+)
 from tnadapt._signature import answers, told
 from tnadapt.initializers import kaiming_uniform
 
@@ -80,6 +92,21 @@ MISTAKES = {  # what is written -> the error, and its words
 def test_a_call_that_does_not_match_the_signature_raises_the_error_of_its_step(act, error, words):
     with pytest.raises(error, match=f"(?s){words}"):
         act()
+
+
+PLAIN = {"find_host", "from_json", "plan", "sites_of", "to_json"}  # of one or two plain arguments: Python's own answer
+ANSWERING = {
+    name: getattr(place, name)
+    for place in (tnadapt, initializers)
+    for name in place.__all__
+    if inspect.isfunction(getattr(place, name)) and name not in PLAIN
+}
+
+
+@pytest.mark.parametrize("name", ANSWERING)
+def test_every_public_function_answers_a_word_that_it_does_not_have(name):
+    with pytest.raises(TnadaptError, match=f"^{name}: expected .*, got 'rang'.\n"):
+        ANSWERING[name](rang=2)
 
 
 def test_a_type_error_inside_the_function_is_not_changed():

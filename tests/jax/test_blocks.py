@@ -45,6 +45,18 @@ def test_updates_outputs_and_merged_weights_agree_with_the_reference():
     assert merged["layers"][0]["ex"] is WEIGHTS["layers"][0]["ex"] or (merged["layers"][0]["ex"] == 1).all()
 
 
+def test_one_part_of_a_weight_alone():
+    leaves = tnadapt_jax.find_sites(WEIGHTS, target=["qkv"], layout="linen", fused=FUSED)
+    adapter = families.lora().bind(leaves.sites[1:2], rank=2)
+    numbers = random_params(adapter, np.random.default_rng(0))
+    params = {"trainable": {name: jnp.asarray(value, jnp.float32) for name, value in numbers.items()}, "frozen": {}}
+    x = jnp.ones((3, 4))
+    found = tnadapt_jax.apply(adapter, params, "layers.0.qkv", x)
+    wanted = tnadapt.delta(adapter, numbers, "layers.0.qkv")
+    np.testing.assert_allclose(found, np.asarray(x) @ wanted.T, rtol=0, atol=1e-4)
+    assert not found[:, :8].any()
+
+
 def test_every_expert_of_a_leaf_is_a_site():
     leaves = tnadapt_jax.find_sites(WEIGHTS, target=["ex"], layout="expert in out")
     assert [site.path for site in leaves.sites[:3]] == [f"layers.0.ex[{n}]" for n in range(3)]

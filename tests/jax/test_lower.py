@@ -97,6 +97,21 @@ def test_only_small_arrays_are_transposed(spec, sizes):
     assert all(equation.outvars[0].aval.size <= 12 * 3 for equation in turned)
 
 
+def test_an_activation_between_two_products_is_not_transposed():
+    spec = AdapterSpec(
+        name="own",
+        weight="(o1 o2) (i1 i2)",
+        factors={"A": trainable("o1 i1"), "B": trainable("o2 i2")},
+        scale=raw(1.0),
+        identity_at_start=False,
+    )
+    adapter = spec.bind(SITES, sizes={"o1": 2, "i1": 2})
+    params = tnadapt_jax.init(adapter)
+    jaxpr = jax.make_jaxpr(lambda p, x: tnadapt_jax.apply(adapter, p, SITES[0], x))(params, jnp.ones((2, 8)))
+    assert sum(equation.primitive.name == "dot_general" for equation in jaxpr.jaxpr.eqns) == 2  # x with A, then with B
+    assert "transpose" not in str(jaxpr)
+
+
 def test_the_scale_multiplies_the_smallest_factor_unless_it_is_one():
     spec = AdapterSpec(
         name="own",

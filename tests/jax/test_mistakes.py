@@ -90,6 +90,13 @@ def test_a_wrong_argument_gives_a_helpful_error(act, error, words):
         act()
 
 
+@pytest.mark.parametrize("name", ["adapt", "find_sites", "init", "load", "merge", "save"])
+def test_a_word_that_a_function_does_not_have_is_answered(name):
+    error = FormatError if name in ("load", "save") else SiteError
+    with pytest.raises(error, match=f"^{name}: expected .*, got 'rang'.\n"):
+        getattr(tj, name)(rang=2)
+
+
 def nnx_model():
     nnx = pytest.importorskip("flax.nnx")
 

@@ -119,3 +119,9 @@ def test_an_optimizer_trains_only_the_factors():
 def test_attach_rejects_a_target_that_matches_nothing():
     with pytest.raises(SiteError, match=r"got 'q', which matches none.*\n.*nearest names are"):
         tnadapt_nnx.attach(Net(4, 1, nnx.Rngs(0)), families.lora(), target=["q"], rank=2, seed=0)
+
+
+def test_a_rank_above_that_of_any_update_is_to_be_asked_for():
+    with pytest.raises(SiteError, match=r"pass overparametrized=True\.$"):
+        attached(families.lora, rank=9)
+    assert attached(families.lora, rank=9, overparametrized=True).adapter.rank == 9

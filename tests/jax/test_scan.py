@@ -11,6 +11,7 @@ import tnadapt
 import tnadapt_jax
 from tests.table import FAMILIES, REPRESENTATIVES
 from tnadapt import AdapterSpec, Site, SiteError, families, grid, raw, trainable
+from tnadapt_jax._scan import _rows
 
 KINDS = {"q": (6, 4), "v": (6, 4), "up": (4, 6)}
 SITES = grid(layers=3, kinds=KINDS)
@@ -191,3 +192,28 @@ def test_apply_in_layer_rejects_invalid_arguments():
         tnadapt_jax.apply_in_layer(adapter, shared, per_layer, "q", x)
     with pytest.raises(SiteError, match=r"params\['trainable'\]: expected the array '6x4\.A', got none"):
         tnadapt_jax.scan_split(adapter, {"trainable": {}, "frozen": {}})
+
+
+def test_layers_scan_over_a_factor_of_which_each_kind_reads_a_part():
+    spec = AdapterSpec(
+        name="own",
+        weight="out in",
+        over="layer kind",
+        factors={"A": trainable("out r"), "G": trainable("layer kind r"), "B": trainable("r in")},
+        scale=raw(1.0),
+        identity_at_start=False,
+    )
+    adapter = spec.bind([site for site in SITES if site.coordinates["kind"] != "up"], rank=2)
+    params, x = tnadapt_jax.init(adapter), jnp.ones((2, 4))
+    assert shapes(tnadapt_jax.scan_split(adapter, params)[1]) == {"G": (3, 2, 2)}
+    for found, wanted in zip(run_in_scan(adapter, params, x), run_by_layer(adapter, params, x), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rows", "how"), [([1, 3, 5], "slice"), ([2], "slice"), ([3, 1], "gather"), ([0, 1, 3], "gather")]
+)
+def test_rows_that_are_evenly_spaced_are_a_slice(rows, how):
+    value = jnp.arange(12.0).reshape(2, 6)
+    np.testing.assert_array_equal(_rows(value, rows, 1), np.asarray(value)[:, rows])
+    assert f" {how}[" in str(jax.make_jaxpr(lambda value: _rows(value, rows, 1))(value))

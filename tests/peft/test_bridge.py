@@ -30,6 +30,7 @@ from tnadapt import FormatError, SiteError, SpecError, families
 from tnadapt_torch import load
 from tnadapt_torch.peft import TnConfig, TnLinear
 from tnadapt_torch.peft._config import check_release
+from tnadapt_torch.peft._tuner import _put_back
 
 # PEFT 0.21.2 reads `is_gradient_checkpointing` of the models, which transformers deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -143,6 +144,13 @@ def test_unmerge_restores_every_bit_and_unload_returns_the_base_model(name):
     assert type(merged) is type(llama())
     assert merged.state_dict().keys() == before.keys()
     close(logits(merged), wanted, 1e-5)
+
+
+def test_a_second_unmerge_warns_where_it_was_asked():
+    layer = next(module for module in adapted("lora").modules() if isinstance(module, TnLinear))
+    with pytest.warns(UserWarning, match="^Already unmerged") as told:
+        layer.unmerge()
+    assert told[0].filename == __file__
 
 
 @every_spec
@@ -307,6 +315,15 @@ def test_an_injection_that_fails_halfway_leaves_the_model_unchanged(monkeypatch)
     assert [each.requires_grad for each in model.parameters()] == flags
 
 
+def test_a_module_that_got_a_second_name_loses_it_again():
+    model = torch.nn.Module()
+    model.old = torch.nn.Linear(2, 2)
+    before = dict(model.named_modules(remove_duplicate=False))
+    model.new = model.old
+    _put_back(model, before)
+    assert list(model._modules) == ["old"]
+
+
 def test_modules_to_save_are_restored_if_the_last_step_fails(monkeypatch):
     place = "peft.tuners.tuners_utils.set_additional_trainable_modules"
     wrap = peft.tuners.tuners_utils.set_additional_trainable_modules
@@ -424,7 +441,7 @@ DAMAGE = {
     ),
     "shape": (lambda folder: rewrite_factors(folder, shrink), "with shape .*, got"),
     "stranger": (
-        lambda folder: rewrite_factors(folder, lambda values: values.update(x=torch.ones(1))),
+        lambda folder: rewrite_factors(folder, lambda values: values.update(x=torch.ones(1), y=torch.ones(1))),
         "expected keys of this model, got x",
     ),
 }
@@ -436,6 +453,10 @@ def keyed(values, factor):
 
 def stranger(values):
     return {"base_model.tnadapt_states.W": torch.ones(2)}
+
+
+def two_strangers(values):
+    values.update(x=torch.ones(1), y=torch.ones(1))
 
 
 def shrink(values):
@@ -457,12 +478,12 @@ def test_values_that_do_not_fit_are_not_loaded():
     model = adapted("own")
     wanted, good = logits(model), peft.get_peft_model_state_dict(model)
     first = next(iter(good))
-    cases = {
-        "got none named": {name: value for name, value in good.items() if name != first},
-        "which is not one of them": good | stranger(good),
-        "with shape .*, got": good | {first: torch.ones(3, 4, 5)},
-    }
-    for told, values in cases.items():
+    cases = [
+        ("got none named", {name: value for name, value in good.items() if name != first}),
+        ("which is not one of them", good | stranger(good)),
+        *(("with shape .*, got", good | {first: torch.ones(shape)}) for shape in ((3, 4, 5), (99, 99))),
+    ]
+    for told, values in cases:
         with pytest.raises(FormatError, match=told):
             peft.set_peft_model_state_dict(model, {name: value + 1 for name, value in values.items()})
     assert torch.equal(logits(model), wanted)

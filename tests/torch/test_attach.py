@@ -301,3 +301,10 @@ def test_a_factor_name_that_a_module_cannot_hold_raises(name):
     with pytest.raises(SiteError, match="expected a name that a torch module can hold, got"):
         attach(model, spec, target_modules=hosts.TARGETS, rank=2, seed=0)
     assert hosts.photo(model).keys() == before.keys()
+
+
+def test_a_rank_above_that_of_any_update_is_to_be_asked_for():
+    model = nn.Sequential(nn.Linear(4, 6))
+    with pytest.raises(SiteError, match=r"pass overparametrized=True\.$"):
+        attach(model, families.lora(), target_modules=["0"], rank=9)
+    assert attach(model, families.lora(), target_modules=["0"], rank=9, overparametrized=True).adapter.rank == 9

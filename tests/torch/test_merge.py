@@ -7,6 +7,7 @@ from torch import nn
 from tests.torch import hosts
 from tnadapt import AdapterSpec, SiteError, raw, trainable
 from tnadapt_torch import attach
+from tnadapt_torch._host import check_weights
 
 representative = pytest.mark.parametrize("family", hosts.REPRESENTATIVES)
 PATH = "layers.0.self_attn.v_proj"
@@ -135,6 +136,14 @@ def test_an_update_that_is_not_finite_changes_no_weight(value):
     assert state.merged is None
     with state.disabled():
         assert torch.isfinite(model(hosts.words())).all()
+
+
+@pytest.mark.parametrize("weight", [torch.ones(4, 4, dtype=torch.int8), torch.ones(4)], ids=["integers", "a vector"])
+def test_what_is_no_plain_matrix_is_not_merged_into(weight):
+    host = torch.nn.Module()
+    host.weight = torch.nn.Parameter(weight, requires_grad=False)
+    with pytest.raises(SiteError, match=r"^q: expected a plain floating-point matrix to merge into, got a torch\."):
+        check_weights(host, {"q": host.weight})
 
 
 def test_a_sum_that_overflows_float16_changes_no_weight():

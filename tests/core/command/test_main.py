@@ -255,3 +255,8 @@ def test_a_reader_that_leaves_is_no_error():
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         running.stdout.close()
         assert b"Traceback" not in running.stderr.read()
+
+
+def test_the_rank_is_8_where_none_is_asked(run):
+    found = json.loads(run("show", "lora", "--sites", "gpt2", "--limit", "1", "--json")[1])["report"]
+    assert found["trainable"] == 12 * 8 * (2304 + 768)

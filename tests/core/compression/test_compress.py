@@ -250,6 +250,15 @@ def test_progress_is_reported_after_each_sweep():
     assert told[-1].error == found.history["1.q"][-1]
 
 
+def test_each_sweep_after_the_race_is_told_by_its_number():
+    told = []
+    updates = random_updates(grid(layers=4, kinds={"q": (6, 5)}), rank=4)
+    history = compress(updates, families.lotr(), rank=2, sweeps=30, tolerance=0, tell=told.append).history["6x5"]
+    swept = [one for one in told if 0 < one.number < 30]
+    assert len(swept) > 3
+    assert [one.error for one in swept] == [history[one.number] for one in swept]
+
+
 def test_equal_seeds_give_equal_results_which_can_be_saved_and_merged(tmp_path):
     updates = random_updates(grid(layers=2, kinds={"q": (6, 5)}), rank=4)
     one, two = (compress(updates, families.vera(), rank=2, seed=3) for _ in range(2))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tnadapt import draw, families, frozen, grid, trainable
-from tnadapt._diagram.score import LONGEST, WIDTH, score
+from tnadapt._diagram.score import LONGEST, WIDTH, _short, score
 from tnadapt._diagram.subject import Subject
 from tnadapt.testing import adapters, specs
 
@@ -140,3 +140,8 @@ def test_names_of_modes_that_are_too_long_make_more_tables():
     assert max(map(columns_of, lines)) <= WIDTH
     assert sum(line.count("●") for line in lines) == 10
     assert len(blocks_of(lines)) == 3
+
+
+def test_a_name_of_24_columns_is_whole_and_a_longer_one_is_cut():
+    assert _short("x" * 24) == "x" * 24
+    assert _short("x" * 25) == "x" * 23 + "…"

@@ -153,6 +153,13 @@ def test_whole_factors_with_different_scales_take_the_largest_scale(tmp_path):
     close(delta(checkpoint.adapter, checkpoint.params, "h.1.q"), 0.5 * np.kron(drawn(2, 2), drawn(3, 4)))
 
 
+def test_the_first_weight_of_another_shape_is_told(tmp_path):
+    folder = lora(tmp_path, more={f"{PREFIX}h.1.q.lora_B.weight": drawn(7, 2)})
+    told = r"h\.0\.q has a weight of shape \(6, 4\), got \(6, 5\)"
+    with pytest.raises(FormatError, match=told):
+        read_peft(folder, shapes={"h.0.q": (6, 5), "h.1.q": (7, 5)})
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_a_lokr_that_splits_all_weights_by_one_size_is_read(axis, tmp_path):
     """The 4 x 4 factor may be on either side. An even split of 32 would be 4 x 8."""
@@ -162,6 +169,13 @@ def test_a_lokr_that_splits_all_weights_by_one_size_is_read(axis, tmp_path):
     for number, module in enumerate(turned if axis else modules):
         wanted = 3 * np.kron(drawn(*module["w1"]), drawn(*module["w2"]))
         close(delta(checkpoint.adapter, checkpoint.params, f"h.{number}.q"), wanted)
+
+
+@pytest.mark.parametrize("module", [{"w1": (2, 4), "w2": (3, 9)}, {"w1": (4, 2), "w2": (9, 3)}], ids=["in", "out"])
+def test_a_lokr_may_split_one_axis_evenly_and_the_other_not(module, tmp_path):
+    checkpoint = read_peft(lokr(tmp_path, module))
+    wanted = 3 * np.kron(drawn(*module["w1"]), drawn(*module["w2"]))
+    close(delta(checkpoint.adapter, checkpoint.params, "h.0.q"), wanted)
 
 
 def test_a_lokr_without_one_rule_for_its_splits_is_refused(tmp_path):

@@ -378,3 +378,7 @@ def test_a_target_that_matches_nothing_gets_the_nearest_names(place, target_modu
 def test_an_invalid_host_is_rejected(changes, message):
     with pytest.raises(SiteError, match=message):
         Host(**(HERE | changes))
+
+
+def test_heads_of_keys_are_told_only_where_they_are_fewer():
+    assert str(find_host("gpt2")).splitlines()[0].endswith(", 12 heads")

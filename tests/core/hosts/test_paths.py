@@ -1,6 +1,7 @@
 """Which paths a rule matches, and which layer and kind are read from a path, for the core, torch and JAX alike."""
 
 import re
+from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
@@ -182,3 +183,10 @@ def test_a_layer_may_be_an_integer_of_any_library():
 def test_shapes_come_by_path(given):
     with pytest.raises(SiteError, match=r"^sites_of: expected shapes by path, got .*\nWrite"):
         sites_of(given)
+
+
+def test_a_place_is_a_value():
+    one, other = places_of(["h.0.q"])["h.0.q"], places_of(["h.0.q", "h.1.q"])["h.0.q"]
+    assert len({one, other}) == 1
+    with pytest.raises(FrozenInstanceError, match="cannot assign to field 'layer'"):
+        one.layer = 3

@@ -8,7 +8,14 @@ from tnadapt.binding import Block
 
 @pytest.mark.parametrize(
     ("shape", "start"),
-    [((8, 4), (5, 0)), ((12, 5), (0, 0)), ((4, 4), (0,)), ((4, 4), (-1, 0)), ((1, 12, 4), (0, 0, 0))],
+    [
+        ((8, 4), (5, 0)),
+        ((12, 5), (0, 0)),
+        ((4, 4), (0,)),
+        ((4, 4), (-1, 0)),
+        ((1, 12, 4), (0, 0, 0)),
+        ((1, 2, 2), (0, 0)),
+    ],
 )
 def test_a_block_outside_its_weight_is_rejected(shape, start):
     with pytest.raises(SiteError, match=r"expected a block inside the weight w of shape \(12, 4\), got one of shape"):

@@ -1,5 +1,7 @@
 """Where a site's part of each factor lies in params: one answer, which every reader takes."""
 
+from dataclasses import FrozenInstanceError
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -111,3 +113,10 @@ def test_a_file_holds_what_is_not_drawn_again(factor, stored):
     factors = {"A": factor, "B": trainable("out r", init=zeros())}
     adapter = AdapterSpec(name="own", weight="out in", factors=factors).bind(SITES[:1], rank=2)
     assert adapter.slots["A"].is_stored is stored
+
+
+def test_an_address_and_its_parts_are_values():
+    address = families.lora().bind(SITES, rank=2).address(SITES[0])
+    for value, field in ((address, "index"), (address.parts["A"], "cut")):
+        with pytest.raises(FrozenInstanceError, match=f"cannot assign to field '{field}'"):
+            setattr(value, field, ())

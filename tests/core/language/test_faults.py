@@ -5,7 +5,16 @@ import pickle
 import pytest
 
 from tnadapt import AdapterSpec, SpecError, TnadaptError, frozen, normal, over_rank, raw, trainable, zeros
-from tnadapt.initializers import Initializer, constant, ones, over_sqrt_rank
+from tnadapt.initializers import (
+    Initializer,
+    constant,
+    ones,
+    over_sqrt_rank,
+    svd,
+    t_svd,
+    tensor_cur,
+    tt_svd,
+)
 
 A, B = trainable("r in"), trainable("out r", init=zeros())
 INF, NAN = float("inf"), float("nan")
@@ -194,3 +203,40 @@ def test_the_table_of_a_spec_tells_what_is_shared_and_what_is_subtracted():
         "  per network: out*p + site*p*q trainable, in*q frozen",
     ]
     assert "shared by" not in str(spec())
+
+
+@pytest.mark.parametrize(
+    ("over", "factors", "message"),
+    [
+        ("", {"A": ("out r q", svd()), "B": ("r q in", zeros())}, "'A': svd needs one bond and a mode"),
+        (
+            "layer",
+            {"A": ("out r", t_svd()), "B": ("layer r in", zeros())},
+            "'A': t_svd needs one site mode, and one",
+        ),
+        (
+            "",
+            {"A": ("out r", tensor_cur()), "B": ("r in", zeros())},
+            "'A': tensor_cur needs one site mode, and one",
+        ),
+        (
+            "",
+            {"A": ("out r", tt_svd()), "B": ("q in", tt_svd()), "C": ("r q", zeros())},
+            "'A' and 'B': cores must share one bond with the next",
+        ),
+        (
+            "",
+            {"A": ("out r", tt_svd()), "B": ("r in", zeros())},
+            "tt_svd: its cores must carry every mode of the weight",
+        ),
+    ],
+)
+def test_a_factor_without_the_modes_for_its_start_is_refused(over, factors, message):
+    with pytest.raises(SpecError, match=message):
+        AdapterSpec(
+            name="own",
+            weight="out in",
+            over=over,
+            factors={name: trainable(modes, init=law) for name, (modes, law) in factors.items()},
+            scale=raw(),
+        )

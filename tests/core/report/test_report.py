@@ -4,10 +4,9 @@ import json
 
 import pytest
 
-from tests.table import REPRESENTATIVES, places
+from tests.table import places
 from tnadapt import (
     AdapterSpec,
-    FormatError,
     PlanError,
     Site,
     compare,
@@ -20,12 +19,10 @@ from tnadapt import (
     rank_bound,
     raw,
     report,
-    save,
     trainable,
     zeros,
 )
 from tnadapt.binding import file_size
-from tnadapt.testing import start_params
 
 KINDS = {"q": (24, 16), "v": (24, 16), "up": (32, 24)}
 SITES = grid(layers=3, kinds=KINDS)
@@ -155,25 +152,6 @@ def test_a_comparison_has_a_row_for_each_adapter():
     assert rows[0][head.index("trains")] == f"{count(adapters[0]).trainable:,}"
     assert rows[1][head.index("rank given")] == "2"
     assert "p=2 q=3" in str(compare([families.lotr().bind(SITES, rank={"p": 2, "q": 3})]))
-
-
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [(name, "float32") for name in families.__all__]
-    + [(name, dtype) for name in REPRESENTATIVES for dtype in ("float64", "float16")],
-)
-def test_the_size_of_the_file_is_exact(name, dtype, tmp_path):
-    spec = getattr(families, name)()
-    adapter = spec.bind(places(spec, layers=3, kinds=KINDS), rank=2, sizes=dict.fromkeys(spec.given.split(), 8), seed=3)
-    params = start_params(adapter)
-    stored = {key: value.astype(dtype) for key, value in params.items() if adapter.slots[key].is_stored}
-    save(adapter, stored, tmp_path / "x.safetensors")
-    assert file_size(adapter, dtype=dtype) == (tmp_path / "x.safetensors").stat().st_size
-
-
-def test_file_size_rejects_a_dtype_that_files_cannot_store():
-    with pytest.raises(FormatError, match=r"file_size: expected one of float16, float32, float64 as dtype, got 'int8'"):
-        file_size(families.lora().bind(SITES, rank=2), dtype="int8")
 
 
 def test_the_report_counts_the_frozen_entries_that_the_file_stores():

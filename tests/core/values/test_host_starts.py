@@ -23,7 +23,7 @@ from tnadapt import (
     trainable,
     zeros,
 )
-from tnadapt.initializers import hosvd_core, svd, t_svd, tensor_cur, tt_svd
+from tnadapt.initializers import hosvd_core, svd
 from tnadapt.testing import random_params
 
 SITES = grid(layers=3, kinds={"q": (12, 8)})
@@ -257,44 +257,7 @@ def test_a_grid_with_holes_is_refused(weights):
         init(spec.bind(sites, rank=2), {site.path: np.ones((4, 4)) for site in sites})
 
 
-@pytest.mark.parametrize(
-    ("over", "factors", "message"),
-    [
-        ("", {"A": ("out r q", svd()), "B": ("r q in", zeros())}, "'A': svd needs one bond and a mode"),
-        (
-            "layer",
-            {"A": ("out r", t_svd()), "B": ("layer r in", zeros())},
-            "'A': t_svd needs one site mode, and one",
-        ),
-        (
-            "",
-            {"A": ("out r", tensor_cur()), "B": ("r in", zeros())},
-            "'A': tensor_cur needs one site mode, and one",
-        ),
-        (
-            "",
-            {"A": ("out r", tt_svd()), "B": ("q in", tt_svd()), "C": ("r q", zeros())},
-            "'A' and 'B': cores must share one bond with the next",
-        ),
-        (
-            "",
-            {"A": ("out r", tt_svd()), "B": ("r in", zeros())},
-            "tt_svd: its cores must carry every mode of the weight",
-        ),
-    ],
-)
-def test_a_factor_without_the_modes_that_its_start_needs_is_refused(over, factors, message):
-    with pytest.raises(SpecError, match=message):
-        AdapterSpec(
-            name="own",
-            weight="out in",
-            over=over,
-            factors={name: trainable(modes, init=law) for name, (modes, law) in factors.items()},
-            scale=raw(),
-        )
-
-
-def test_an_invalid_power_is_refused():
+def test_a_power_that_is_none_is_refused():
     with pytest.raises(SpecError, match=r"expected a power of the singular values of 0, 0\.5 or 1, got 2"):
         AdapterSpec(
             name="own",

@@ -1,0 +1,30 @@
+"""The size of a file, told before it is written."""
+
+import pytest
+
+from tests.table import REPRESENTATIVES, places
+from tnadapt import FormatError, families, grid, save
+from tnadapt.binding import file_size
+from tnadapt.testing import start_params
+
+KINDS = {"q": (24, 16), "v": (24, 16), "up": (32, 24)}
+SITES = grid(layers=3, kinds=KINDS)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, "float32") for name in families.__all__]
+    + [(name, dtype) for name in REPRESENTATIVES for dtype in ("float64", "float16")],
+)
+def test_the_size_of_the_file_is_exact(name, dtype, tmp_path):
+    spec = getattr(families, name)()
+    adapter = spec.bind(places(spec, layers=3, kinds=KINDS), rank=2, sizes=dict.fromkeys(spec.given.split(), 8), seed=3)
+    params = start_params(adapter)
+    stored = {key: value.astype(dtype) for key, value in params.items() if adapter.slots[key].is_stored}
+    save(adapter, stored, tmp_path / "x.safetensors")
+    assert file_size(adapter, dtype=dtype) == (tmp_path / "x.safetensors").stat().st_size
+
+
+def test_a_dtype_that_is_not_stored_has_no_size():
+    with pytest.raises(FormatError, match=r"file_size: expected one of float16, float32, float64 as dtype, got 'int8'"):
+        file_size(families.lora().bind(SITES, rank=2), dtype="int8")
