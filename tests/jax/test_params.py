@@ -18,5 +18,7 @@ def test_six_names_are_told():
     six = ", ".join(names[1:7])
     with pytest.raises(SiteError, match=rf"{names[0]!r}, got none\.\nIt holds {six}\.$"):
         check_params(ADAPTER, PARAMS | {TREE: {name: PARAMS[TREE][name] for name in names[1:]}})
-    with pytest.raises(SiteError, match=rf"'Z' is none of this adapter's.\nIt has {', '.join(names[:6])} there"):
+    with pytest.raises(
+        SiteError, match=rf"only arrays of this adapter, got 'Z'\.\nIts arrays there are {', '.join(names[:6])}"
+    ):
         check_params(ADAPTER, PARAMS | {TREE: PARAMS[TREE] | {"Z": ANOTHER}})
