@@ -16,6 +16,7 @@ from tnadapt_torch._host import Flags, Merged, SavedModules, Weight, find_tie, m
 from tnadapt_torch._run import Hook, Stack
 from tnadapt_torch._state.factors import Factors, leaf_of, plant, stored_factors, to_numpy
 from tnadapt_torch._state.groups import parameter_groups
+from tnadapt_torch._state.hooks import follow
 from tnadapt_torch._state.known import enter, states_of
 from tnadapt_torch._state.marks import MERGED, ORIGINAL, marks_of
 from tnadapt_torch._state.norms import norms
@@ -325,6 +326,13 @@ class AdapterState(nn.Module):
         marks = {prefix + MERGED, prefix + ORIGINAL}  # `MarksCheck` on the host has read them
         plain = {key: value for key, value in state_dict.items() if key not in marks}
         super()._load_from_state_dict(plain, prefix, *rest)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "AdapterState":
+        for stack in self.stacks.values():
+            stack.forget()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        follow(self.hooks.values())
+        return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
