@@ -37,7 +37,11 @@ def modules_of(model: nn.Module, *, without: Collection[int] = ()) -> dict[str, 
 
     Left out are those of these ids, and what computes a parametrized weight, which is a part of the weight.
     """
-    return {plain_path(path): module for path, module in model.named_modules() if id(module) not in without}
+    return {
+        plain_path(path): module
+        for path, module in model.named_modules()
+        if id(module) not in without and "parametrizations" not in path.split(".")
+    }
 
 
 def plain_path(path: str) -> str:

@@ -78,7 +78,7 @@ PROTOCOLS = range(2, pickle.HIGHEST_PROTOCOL + 1)
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_layer_is_pickled_by_its_own_class(protocol):
-    model, state = one()
+    model, _ = one()
     data = pickle.dumps(model, protocol)
     twin = pickle.loads(data)
     assert torch.equal(twin(x()), model(x()))
@@ -125,7 +125,7 @@ def with_own_forward(layer):
 def with_closure(layer):
     """Give the instance a forward that holds the bound method, out of sight."""
     old = layer.forward
-    layer.forward = lambda *args: old(*args)
+    layer.forward = functools.partial(lambda call, *args: call(*args), old)
 
 
 def nothing(layer):
@@ -141,8 +141,7 @@ def test_a_wrapper_before_and_one_after_attach(first, later):
     if (
         {first, later} >= {parametrized, normed}
         or first == later != nothing
-        or (pruned in (first, later))
-        and (parametrized in (first, later) or normed in (first, later))
+        or ((pruned in (first, later)) and (parametrized in (first, later) or normed in (first, later)))
     ):
         pytest.skip("torch itself does not allow these two on one weight")
     torch.manual_seed(0)
