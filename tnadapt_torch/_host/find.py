@@ -84,7 +84,7 @@ def find_weights(
         raise SiteError(
             f"target_modules: expected a rule that leaves something to adapt, got {target_modules!r}.{hint}"
         )
-    return {path: linear_weight(modules[path]) for path in chosen} | named
+    return {path: linear_weight(modules[path], path) for path in chosen} | named
 
 
 def find_parameters(modules: Mapping[str, nn.Module], layouts: Mapping[str, str]) -> dict[str, Weight]:

@@ -1,4 +1,4 @@
-"""The forward hook of a weight that holds several sites: each block gets its rows and columns."""
+"""The update of a weight that holds several sites: each block gets its rows and columns."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -14,7 +14,7 @@ __all__: list[str] = []
 
 
 class BlocksHook:
-    """A forward hook that adds the update of each block of a weight, from its columns of x to its rows of the output.
+    """Adds the update of each block of a weight, from its columns of x to its rows of the output.
 
     If the blocks belong to several tasks, only those of the owner's task are used. A weight without a block for that
     task gets no update.
