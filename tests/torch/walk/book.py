@@ -55,7 +55,8 @@ class Book:
         self.flags = {key: value.requires_grad for key, value in held.items() if isinstance(value, nn.Parameter)}
         self.before: dict[str, bool] = {}  # flags from before the first adapter over the parameter
         self.unfrozen: set[str] = set()  # what the user unfroze since
-        self.loose: set[str] = set()  # parameters that the user made under an adapter: their flags are anyone's
+        self.refrozen: set[str] = set()  # what the user froze of modules trained in full
+        self.loose: set[str] = set()  # parameters whose flags may be either
         self.wraps: dict[str, list[str]] = {}  # parametrizations of a weight in order: "scaled", "normed", an adapter
         self.hooks: dict[str, list[tuple[str, float]]] = {}  # the user's own hooks by module: ("before" | "after", x)
         self.entries: dict[str, Entry] = {}
@@ -132,6 +133,8 @@ class Book:
                 before = self.before.pop(key)
                 self.flags[key] = before or key in self.unfrozen
                 self.unfrozen.discard(key)
+                if key in self.refrozen:  # as before the adapter, or as the user left it: both can be meant
+                    self.loose.add(key)
 
     def swap(self, entry: Entry) -> None:
         """Exchange the trained and the original values of the modules trained in full."""
@@ -175,11 +178,14 @@ class Book:
         """Note that the user asked for a gradient. Only a change is seen: asking where one is wanted says nothing."""
         if not self.flags[key]:
             self.flags[key] = True
-            if key in self.before:
+            if key in self.refrozen:
+                self.refrozen.discard(key)
+            elif key in self.before:
                 self.unfrozen.add(key)
 
     def freeze(self) -> None:
-        """Note that the user froze the whole model, its adapters included."""
+        """Note that the user froze the whole model, its adapters included. What was frozen anyhow says nothing."""
+        self.refrozen |= {key for key in self.saved() if self.flags[key] and key in self.before} - self.unfrozen
         self.flags = dict.fromkeys(self.flags, False)
         self.unfrozen.clear()
 
@@ -212,3 +218,4 @@ class Book:
                 if old in table:
                     table[new] = table.pop(old)
             self.unfrozen = {new if one == old else one for one in self.unfrozen}
+            self.refrozen = {new if one == old else one for one in self.refrozen}

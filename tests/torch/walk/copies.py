@@ -92,7 +92,10 @@ def assign(walk: Walk, rng: random.Random) -> str | None:
         return None
     whole = rng.random() < 0.5
     values = {key: value for key, value in clone(walk.model.state_dict()).items() if whole or not is_ours(key)}
-    walk.model.load_state_dict(values, strict=whole, assign=True)
+    is_marked = any(entry.merge or not entry.is_trained for entry in walk.book.entries.values())
+    refusal = "maybe" if is_marked and not whole else "never"  # the host's tensors alone do not say what is in them
+    if not walk.attempt(lambda: walk.model.load_state_dict(values, strict=whole, assign=True), refusal):
+        return "refused"
     walk.compiled = []
     walk.note_idents()
     return "everything" if whole else "the host"

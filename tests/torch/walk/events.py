@@ -117,9 +117,8 @@ def run(kind: str, steps: Sequence[tuple[int, str]], seed: int, folder: Path) ->
         WalkError: a check failed, or an event raised an error that it must not raise.
     """
     log = [f"host: {kind}"]
-    torch.compiler.reset()
+    walk = Walk(kind, seed, folder)
     try:
-        walk = Walk(kind, seed, folder)
         walk.check(random.Random(0))
         for number, name in steps:
             rng = random.Random(f"{seed} {number} {name}")
@@ -139,7 +138,8 @@ def run(kind: str, steps: Sequence[tuple[int, str]], seed: int, folder: Path) ->
         told = f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
         raise WalkError("\n".join([*log, told])) from error
     finally:
-        torch.compiler.reset()
+        if walk.has_compiled:
+            torch.compiler.reset()
     return log
 
 

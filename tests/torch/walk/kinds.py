@@ -26,6 +26,7 @@ class Kind:
     aliases: Mapping[str, str] = field(default_factory=dict)  # further names of a tied tensor -> the first one
     transposed: tuple[str, ...] = ()  # names of layers that store their weight as (in, out)
     reads_ids: bool = False
+    is_small: bool = True  # enough to be compiled as a whole in a walk
     most_axes: int = 4  # of an input, without its last one
 
     def layout(self, key: str) -> tuple[str, ...]:
@@ -57,6 +58,7 @@ _LLAMA: dict[str, Any] = {
     "parents": ("", "model"),
     "saveable": ("model.norm", "model.embed", "lm_head"),
     "reads_ids": True,
+    "is_small": False,
 }
 KINDS = {
     "mlp": Kind(
@@ -78,6 +80,7 @@ KINDS = {
         saveable=("shared", "lm_head"),
         aliases=dict.fromkeys(("encoder.embed.weight", "decoder.embed.weight", "lm_head.weight"), "shared.weight"),
         reads_ids=True,
+        is_small=False,
     ),
     "encoder": Kind(
         hosts.Encoder,

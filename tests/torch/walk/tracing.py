@@ -20,11 +20,13 @@ SHAPE = (2, 3)  # of most inputs of compiled code, since code for any shape take
 # ---- compile
 
 
-def compile_whole(walk: Walk, rng: random.Random) -> str:
+def compile_whole(walk: Walk, rng: random.Random) -> str | None:
     """Compile the model, call it, and keep what was compiled for later calls."""
+    if not walk.kind.is_small and rng.random() < 0.9:  # a large one takes seconds each time that something changed
+        return None
     walk.uncompile_blocks()
     backend = "aot_eager" if walk.kind is KINDS["mlp"] and rng.random() < 0.2 else "eager"  # aot takes seconds
-    walk.compiled = [*walk.compiled, torch.compile(walk.model, backend=backend)][-2:]
+    walk.compiled, walk.has_compiled = [torch.compile(walk.model, backend=backend)], True
     return f"{backend}, {call_compiled(walk, rng)}"
 
 
@@ -44,8 +46,8 @@ def call_compiled(walk: Walk, rng: random.Random) -> str | None:
 
 
 def compile_blocks(walk: Walk, rng: random.Random) -> str:
-    """Compile each block in place; from then on the model runs the compiled blocks."""
-    walk.compile_blocks(SHAPE)
+    """Compile blocks in place, as trainers do; from then on the model runs the compiled blocks."""
+    walk.compile_blocks(walk.kind.blocks if walk.kind.is_small else rng.sample(walk.kind.blocks, 1), SHAPE)
     walk.check(rng)
     return train(walk, rng, update=False)
 

@@ -65,8 +65,9 @@ def unhook(walk: Walk, rng: random.Random) -> str | None:
 def forget_compiled(walk: Walk) -> None:
     """Drop compiled code: torch.compile does not see that the user's hooks changed."""
     walk.uncompile_blocks()
-    walk.compiled = []
-    torch.compiler.reset()
+    if walk.has_compiled:
+        walk.compiled = []
+        torch.compiler.reset()
 
 
 # ---- flags

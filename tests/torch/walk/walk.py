@@ -1,7 +1,7 @@
 """One walk: a host, what the book expects of it, and the checks after every event."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Walk:
         self.snapshots: list[Any] = []
         self.idents: dict[str, int] = {}
         self.count = 0  # of adapters so far, for their names
+        self.has_compiled = False
         self.shape: tuple[int, ...] | None = None  # of inputs, while blocks are compiled
         self.is_over = False
         self.note_idents()
@@ -56,10 +57,10 @@ class Walk:
     def wanted(self, x: Tensor) -> Tensor:
         return oracle.output(self.book, self.states(), x)
 
-    def compile_blocks(self, shape: tuple[int, ...]) -> None:
-        """Compile each block in place, for inputs of one shape."""
-        self.shape = shape
-        for path in self.kind.blocks:
+    def compile_blocks(self, paths: Sequence[str], shape: tuple[int, ...]) -> None:
+        """Compile blocks in place, for inputs of one shape."""
+        self.shape, self.has_compiled = shape, True
+        for path in paths:
             self.host(path).compile(backend="eager")
 
     def uncompile_blocks(self) -> None:

@@ -145,8 +145,10 @@ def cast_low(walk: Walk, rng: random.Random) -> str:
     return "there and back"
 
 
-def cast_rebinding(walk: Walk, rng: random.Random) -> str:
+def cast_rebinding(walk: Walk, rng: random.Random) -> str | None:
     """Cast with new parameters in place of the old ones, as torch does on request."""
+    if walk.kind.aliases:  # torch then unties what is tied
+        return None
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:
         dtype = torch.float32 if walk.book.dtype == torch.float64 else torch.float64
