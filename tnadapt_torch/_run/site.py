@@ -1,7 +1,7 @@
 """The update of one site, added to the output of its module: a plain object, pickled and copied with the model."""
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -206,8 +206,7 @@ class SiteHook:
         x = see_x(self.owner, args, kwargs, output)
         if x.ndim == 2:  # noqa: PLR2004  (a view costs as much as a small product)
             return self.add(output, x)
-        flat = self.add(output.reshape(-1, output.shape[-1]), x.reshape(-1, self.width))
-        return flat.reshape(output.shape)
+        return add_by_rows(self.add, output, x)
 
     def add(self, output: Tensor, x: Tensor) -> Tensor:
         """Return the output (token, out) with the update of x (token, in) added."""
@@ -257,6 +256,19 @@ class SiteHook:
         self._forget_code()
         if is_dense:
             self.write_dense()
+
+
+def add_by_rows(add: Callable[[Tensor, Tensor], Tensor], output: Tensor, x: Tensor) -> Tensor:
+    """Add an update to an output of any number of axes; `add` takes matrices (token, out) and (token, in)."""
+    if not output.is_nested:
+        return add(output.reshape(-1, output.shape[-1]), x.reshape(-1, x.shape[-1])).reshape(output.shape)
+    if output.layout is not torch.jagged or output.lengths() is not None:
+        raise SiteError(
+            "x: expected a nested tensor of layout torch.jagged without holes, got another nested tensor.\n"
+            "Make it with torch.nested.nested_tensor(..., layout=torch.jagged), or pad the batch."
+        )
+    total = add(output.values(), x.values())
+    return torch.nested.nested_tensor_from_jagged(total, output.offsets())
 
 
 def see_x(owner: Owner, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ class AdapterState(nn.Module):
         self.watch: Removable | None = None
         self.weights: dict[str, Weight] = {}
         self.folded: dict[str, Weight] = {}  # weights that take the update themselves, instead of their module's output
-        self.turn = 0  # the position of the attach among those of this process
+        self.turn = 0  # the position of the attach among those on the host; a copy keeps it
         self.host: tuple[
             nn.Module, ...
         ] = ()  # a tuple, since a module attribute would make the host a child of its own child

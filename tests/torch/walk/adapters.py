@@ -26,7 +26,9 @@ def join(*path: str) -> str:
 
 def below(host: str, paths: Any) -> list[str]:
     """Return the paths that lie under a host, relative to it."""
-    return [path.removeprefix(f"{host}.") if host else path for path in paths if not host or path.startswith(f"{host}.")]
+    return [
+        path.removeprefix(f"{host}.") if host else path for path in paths if not host or path.startswith(f"{host}.")
+    ]
 
 
 # ---- drawing the arguments
@@ -37,7 +39,10 @@ def draw_targets(walk: Walk, rng: random.Random, host: str) -> tuple[Any, list[s
     taken = walk.book.saved()
     free = [path for path in walk.kind.linears if not taken & set(walk.book.stored(f"{path}.weight"))]
     known, allowed = below(host, walk.kind.linears), below(host, free)
-    ends = sorted({path.rpartition(".")[2] for path in allowed} - {path.rpartition(".")[2] for path in known if path not in allowed})
+    ends = sorted(
+        {path.rpartition(".")[2] for path in allowed}
+        - {path.rpartition(".")[2] for path in known if path not in allowed}
+    )
     chosen = rng.sample(ends, rng.randint(1, min(3, len(ends))))
     named = [path for path in known if path.rpartition(".")[2] in chosen]
     if rng.random() < 0.3:
@@ -55,7 +60,8 @@ def draw_saved(walk: Walk, rng: random.Random, host: str, adapted: set[str]) -> 
     free = [
         path
         for path in walk.kind.saveable
-        if not taken & set(walk.book.module_keys(path)) and not any(key.startswith(f"{path}.") for key in walk.book.wraps)
+        if not taken & set(walk.book.module_keys(path))
+        and not any(key.startswith(f"{path}.") for key in walk.book.wraps)
     ]
     return rng.sample(below(host, free), 1) if below(host, free) else []
 
@@ -125,7 +131,11 @@ def attach(walk: Walk, rng: random.Random, want: str = "", host: str = "") -> st
         weights=keys,
         layouts={key: walk.kind.layout(key) for key in keys.values()},
         folded={key for key in keys.values() if words.get("fold") or key in walk.kind.parameters},
-        saved={key: walk.book.tensors[key] for path in words.get("modules_to_save", ()) for key in walk.book.module_keys(join(host, path))},
+        saved={
+            key: walk.book.tensors[key]
+            for path in words.get("modules_to_save", ())
+            for key in walk.book.module_keys(join(host, path))
+        },
         tasks=tuple(words.get("tasks", ("",))),
     )
     entry.task = entry.tasks[0]
@@ -135,7 +145,13 @@ def attach(walk: Walk, rng: random.Random, want: str = "", host: str = "") -> st
 
     def act() -> None:
         state = tnadapt_torch.attach(
-            walk.host(host), case.spec, rank=case.rank, sizes=case.sizes, overparametrized=True, adapter_name=name, **words
+            walk.host(host),
+            case.spec,
+            rank=case.rank,
+            sizes=case.sizes,
+            overparametrized=True,
+            adapter_name=name,
+            **words,
         )
         assert set(state.adapter.weights) == set(keys), f"adapted {sorted(state.adapter.weights)}, not {sorted(keys)}"
 

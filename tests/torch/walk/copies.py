@@ -125,7 +125,11 @@ def load_snapshot(walk: Walk, rng: random.Random) -> str | None:
         return None
     (old,) = walk.snapshots
     book, was = walk.book, old.book
-    if old.values.keys() != walk.model.state_dict().keys() or was.entries.keys() != book.entries.keys() or was.wraps != book.wraps:
+    if (
+        old.values.keys() != walk.model.state_dict().keys()
+        or was.entries.keys() != book.entries.keys()
+        or was.wraps != book.wraps
+    ):
         return None
     merged = [name for name, entry in book.entries.items() if entry.merge]
     if merged and merged == old.merged:
@@ -141,10 +145,14 @@ def load_snapshot(walk: Walk, rng: random.Random) -> str | None:
         same_task = all(len(entry.tasks) == 1 for entry in was.entries.values())
         wanted = oracle.output(was, walk.states(), x, old.params)
         if same_task:
-            oracle.assert_close(walk.model(x), wanted, max(walk.tolerance(), 1e-4), "output after loading a merged state")
+            oracle.assert_close(
+                walk.model(x), wanted, max(walk.tolerance(), 1e-4), "output after loading a merged state"
+            )
         walk.is_over = True
         return f"loaded: merged {merged}, then {old.merged}"
-    book.tensors = {key: value.to(dtype) if value.is_floating_point() else value.clone() for key, value in was.tensors.items()}
+    book.tensors = {
+        key: value.to(dtype) if value.is_floating_point() else value.clone() for key, value in was.tensors.items()
+    }
     return f"merged: {merged}"
 
 
@@ -176,7 +184,9 @@ def compare_fresh(walk: Walk, model: nn.Module, name: str, error: float, rng: ra
         found = oracle.update_of(entry, path, new.adapter, oracle.values_of({"": new})[""])
         oracle.assert_close(found, wanted, error + entry.error, f"update of {path} from the file")
     book = Book(walk.kind, walk.kind.make())
-    host = {key: value for key, value in model.state_dict().items() if not is_ours(key) and key not in walk.book.aliases}
+    host = {
+        key: value for key, value in model.state_dict().items() if not is_ours(key) and key not in walk.book.aliases
+    }
     folded = {key for key in entry.folded if key in walk.kind.parameters}  # `load` folds nothing else
     twin = Entry(name, entry.host, entry.weights, entry.layouts, folded, {}, entry.tasks, entry.task, error=error)
     book.attach(twin)
@@ -229,4 +239,3 @@ def save_as_lora(walk: Walk, rng: random.Random) -> str | None:
     tnadapt_torch.load_peft(model.get_submodule(entry.host), folder, adapter_name=name)
     compare_fresh(walk, model, name, max(precision(walk, name), 1e-5), rng)
     return name
-

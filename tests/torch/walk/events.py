@@ -13,7 +13,14 @@ from tests.torch.walk.kinds import KINDS
 from tests.torch.walk.walk import Walk
 
 Event = Callable[[Walk, random.Random], str | None]
-INSIDE: tuple[Event, ...] = (calls.train, weights.merge, user.delta, copies.state_dict, tracing.call_compiled, weights.cast)
+INSIDE: tuple[Event, ...] = (
+    calls.train,
+    weights.merge,
+    user.delta,
+    copies.state_dict,
+    tracing.call_compiled,
+    weights.cast,
+)
 
 
 def disable(walk: Walk, rng: random.Random) -> str | None:

@@ -112,7 +112,9 @@ def functional(walk: Walk, rng: random.Random) -> str | None:
     for (who, key), gradient in wanted.factors.items():
         value = walk.states()[who].params()[key]
         scale = max(one.abs().max().item() for one in wanted.factors.values())
-        oracle.assert_close(found[names[id(value)]] / scale, gradient / scale, 1e-3, f"functional gradient of {who} {key}")
+        oracle.assert_close(
+            found[names[id(value)]] / scale, gradient / scale, 1e-3, f"functional gradient of {who} {key}"
+        )
     return ", ".join(walk.book.entries)
 
 

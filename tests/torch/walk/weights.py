@@ -63,7 +63,9 @@ def merge_and_back(walk: Walk, rng: random.Random) -> str | None:
     return name
 
 
-def disable(walk: Walk, rng: random.Random, inner: Callable[[Walk, random.Random], str | None] | None = None) -> str | None:
+def disable(
+    walk: Walk, rng: random.Random, inner: Callable[[Walk, random.Random], str | None] | None = None
+) -> str | None:
     """Disable an adapter in a block, sometimes twice, and do something else inside."""
     if (name := pick(walk, rng)) is None:
         return None
@@ -102,7 +104,9 @@ def set_task(walk: Walk, rng: random.Random) -> str | None:
         walk.book.unmerge(name)
         values = oracle.values_of(walk.states())[name]
         entry.task = task
-        walk.book.merge(name, {key: oracle.update_of(entry, path, state.adapter, values) for path, key in entry.weights.items()})
+        walk.book.merge(
+            name, {key: oracle.update_of(entry, path, state.adapter, values) for path, key in entry.weights.items()}
+        )
     entry.task = task
     return f"{name} {task}"
 
