@@ -262,13 +262,14 @@ def add_by_rows(add: Callable[[Tensor, Tensor], Tensor], output: Tensor, x: Tens
     """Add an update to an output of any number of axes; `add` takes matrices (token, out) and (token, in)."""
     if not output.is_nested:
         return add(output.reshape(-1, output.shape[-1]), x.reshape(-1, x.shape[-1])).reshape(output.shape)
-    if output.layout is not torch.jagged or output.lengths() is not None:
+    ragged = cast("Any", output)  # the annotations of torch know no nested tensor
+    if ragged.layout is not torch.jagged or ragged.lengths() is not None:
         raise SiteError(
             "x: expected a nested tensor of layout torch.jagged without holes, got another nested tensor.\n"
             "Make it with torch.nested.nested_tensor(..., layout=torch.jagged), or pad the batch."
         )
     total = add(output.values(), x.values())
-    return torch.nested.nested_tensor_from_jagged(total, output.offsets())
+    return torch.nested.nested_tensor_from_jagged(total, ragged.offsets())
 
 
 def see_x(owner: Owner, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
