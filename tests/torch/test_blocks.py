@@ -259,6 +259,6 @@ def test_a_parameter_has_no_lora_folder(tmp_path):
     model = torch.nn.Module()
     model.weight_in = nn.Parameter(torch.randn(4, 8))
     state = attach(model, families.lora(), target_parameters={"weight_in": "out in"}, rank=2)
-    with pytest.raises(SiteError, match=r"save_as_lora: expected the weights of linear layers, got the parameter weight"):
+    with pytest.raises(SiteError, match=r"save_as_lora: expected the weights of linear layers, got the parameter"):
         state.save_as_lora(tmp_path / "lora")
     assert not (tmp_path / "lora").exists()
