@@ -3,13 +3,15 @@
 from tnadapt_torch._host.find import (
     check_linear,
     check_model,
+    check_present,
     check_rules,
     find_parameters,
     find_weights,
     parameter_paths,
 )
 from tnadapt_torch._host.fold import check_foldable, fold_in, unfold
-from tnadapt_torch._host.merge import Merged, check_weights
+from tnadapt_torch._host.merge import Merged, check_storage, check_weights
+from tnadapt_torch._host.quantized import check_trainable, count_parameters
 from tnadapt_torch._host.saved import SavedModules, find_tie
 from tnadapt_torch._host.weight import HostWeights, Weight, is_linear, linear_weight
 
@@ -21,8 +23,12 @@ __all__ = [
     "check_foldable",
     "check_linear",
     "check_model",
+    "check_present",
     "check_rules",
+    "check_storage",
+    "check_trainable",
     "check_weights",
+    "count_parameters",
     "find_parameters",
     "find_tie",
     "find_weights",

@@ -6,6 +6,7 @@ from torch import nn
 
 from tnadapt import SiteError
 from tnadapt.binding import Rule, expect_names, in_layers, match, mistake, nearest, told
+from tnadapt_torch._host.quantized import is_unknown_linear
 from tnadapt_torch._host.weight import Weight, is_linear, linear_weight, named_weight
 
 __all__: list[str] = []
@@ -65,7 +66,8 @@ def find_weights(
     if target_modules is None and named:
         chosen: list[str] = []
     elif target_modules == ALL_LINEAR:
-        chosen = _without_head(model, linear)
+        unknown = [path for path, module in modules.items() if path and is_unknown_linear(module)]
+        chosen = _without_head(model, [*linear, *unknown])  # unknown ones raise below, unless they are excluded
     else:
         chosen = match(modules, target_modules or (), what="target_modules", things="modules", known=linear)
     if exclude_modules is not None:
@@ -116,6 +118,27 @@ def check_linear(modules: Mapping[str, nn.Module]) -> None:
                 f"{path}: expected nn.Linear or transformers' Conv1D, called as a module, "
                 f"got {type(module).__name__}.\nRemove it from target_modules, or name it in exclude_modules."
             )
+
+
+def check_present(host: nn.Module, weights: Mapping[str, Weight]) -> None:
+    """Raise SiteError for a weight whose module is no longer in the host, since another one has taken its place."""
+    for path, weight in weights.items():
+        owner = path if weight.is_called else path.rpartition(".")[0]
+        if _module_at(host, owner) is weight.module:
+            continue
+        if not any(module is weight.module for module in host.modules()):  # a wrapper may have moved it
+            raise SiteError(
+                f"{path}: expected the {type(weight.module).__name__} that the adapter was attached to, got a model in "
+                "which it has been replaced.\nThe update no longer reaches the outputs. Replace or quantize layers "
+                "first, then attach or load the adapter."
+            )
+
+
+def _module_at(host: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return host.get_submodule(path)
+    except AttributeError:
+        return None
 
 
 def _without_head(model: nn.Module, paths: Iterable[str]) -> list[str]:

@@ -72,6 +72,22 @@ def _merged(path: str, weight: Tensor, delta: Callable[[], Tensor]) -> Tensor:
     return total
 
 
+def check_storage(storages: Mapping[str, str], *, merged: bool = False) -> None:
+    """Raise SiteError for a weight that is not stored as plain floating-point numbers, before or after a merge."""
+    for path, storage in storages.items():
+        if storage and merged:
+            raise SiteError(
+                f"{path}: expected the plain floating-point matrix that was merged into, got {storage}.\n"
+                "A weight that is quantized after a merge keeps the update. Detach the adapter, or reload the model."
+            )
+        if storage:
+            raise SiteError(
+                f"{path}: expected a plain floating-point matrix to merge into, got {storage}.\n"
+                "The update would be lost to the rounding of a quantized weight. Save the adapter, load its file onto "
+                "the model without quantization, and merge there."
+            )
+
+
 def check_weights(host: nn.Module, weights: Mapping[str, nn.Parameter]) -> None:
     """Raise SiteError if other modules of the host share a weight, or a weight is not a plain floating-point matrix."""
     owners: dict[int, list[str]] = {}

@@ -12,6 +12,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
 from tnadapt import SiteError
+from tnadapt_torch._host.quantized import device_of, is_fused, is_packed_linear, read_dense, storage_of, wide_dtype
 
 __all__: list[str] = []
 
@@ -45,10 +46,30 @@ class Weight:
         return self.module.get_parameter(f"parametrizations.{self.name}.original" if self.is_folded else self.name)
 
     @property
+    def stored(self) -> Tensor | None:
+        """The tensor that holds the weight, packed or not; None if the module packs it under another name."""
+        if self.is_folded:
+            return self.parameter
+        found = getattr(self.module, self.name, None)
+        return found if isinstance(found, Tensor) and not is_packed_linear(self.module) else None
+
+    @property
+    def storage(self) -> str:
+        """How the weight is stored, such as "Params4bit"; "" for plain floating-point numbers."""
+        return storage_of(self.module, self.name, self.stored)
+
+    @property
+    def like(self) -> Tensor:
+        """An empty tensor on the device of the weight and of the dtype for a dense update, float32 or better."""
+        stored = self.stored
+        dtype = torch.float32 if stored is None else wide_dtype(stored.dtype)
+        return torch.empty((), dtype=dtype, device=device_of(self.module, stored))
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """The shape in the axis order of a site: (out, in), or (expert, out, in)."""
-        if isinstance(self.module, nn.Linear):  # a quantized weight is stored in another shape
-            return self.module.out_features, self.module.in_features
+        if isinstance(self.module, nn.Linear) or is_packed_linear(self.module):  # a packed weight has another shape
+            return int(self.module.out_features), int(self.module.in_features)  # type: ignore[arg-type]
         sizes = self.parameter.shape
         return tuple(math.prod(s for s, r in zip(sizes, self.layout, strict=True) if r == role) for role in self.roles)
 
@@ -78,12 +99,7 @@ class HostWeights(Mapping[str, npt.NDArray[np.generic]]):
 
     def __getitem__(self, path: str) -> npt.NDArray[np.generic]:
         weight = self.weights[path]
-        stored = weight.parameter.detach()
-        if not stored.is_floating_point():
-            raise SiteError(
-                f"{path}: expected a floating-point weight to compute starting values from, got {stored.dtype}."
-            )
-        return weight.unlay(stored).cpu().to(torch.promote_types(stored.dtype, torch.float32)).numpy()
+        return weight.unlay(read_dense(path, weight.module, weight.name, weight.stored)).cpu().numpy()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.weights)
@@ -121,9 +137,9 @@ def is_linear(module: nn.Module) -> bool:
 
     The output projection of nn.MultiheadAttention does not count: it is never called, so a hook on it would never run.
     """
-    if isinstance(module, NonDynamicallyQuantizableLinear):
+    if isinstance(module, NonDynamicallyQuantizableLinear) or is_fused(module):
         return False
-    return isinstance(module, nn.Linear) or is_conv1d(module)
+    return isinstance(module, nn.Linear) or is_conv1d(module) or is_packed_linear(module)
 
 
 def is_conv1d(module: nn.Module) -> bool:

@@ -23,6 +23,7 @@ class BlocksHook:
     def __init__(self, owner: Owner, hooks: Mapping[Site, SiteHook]) -> None:
         """Store the adapter and the hook of each site. Raise SiteError for blocks whose rows overlap only in part."""
         self.owner = owner
+        self.unproven = False
         self.shape = next(iter(hooks)).weight_shape
         self.by_task: dict[str, dict[Site, SiteHook]] = {}
         for site, hook in hooks.items():
@@ -33,7 +34,7 @@ class BlocksHook:
         """Return the output with the updates added, as a new tensor."""
         if not self.owner.active:
             return output
-        x = see_x(self.owner, args, kwargs, output)
+        x = see_x(self, args, kwargs, output)
         flat, seen = output.reshape(-1, output.shape[-1]), x.reshape(-1, x.shape[-1])
         done, parts = 0, []
         for rows, hooks in self.bands.get(self.owner.task, ()):

@@ -1,7 +1,7 @@
 """The forward hook of one site: a plain object, so that it can be pickled and copied with the model."""
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tnadapt.binding import BUCKETS, Network
+from tnadapt_torch._run.gradient import Watched, check_gradient
 from tnadapt_torch._run.lower import Code, lower_apply, lower_delta
 from tnadapt_torch._run.maps import map_factor
 
@@ -138,6 +139,11 @@ class Owner(Protocol):
         """The task whose sites are used; "" if the adapter has no tasks."""
         ...
 
+    @property
+    def hooks(self) -> Mapping[str, object]:
+        """The hooks of all sites and weights, by path."""
+        ...
+
 
 class SiteHook:
     """A forward hook that adds the update of one site to the output of its module, unless disabled or merged."""
@@ -148,6 +154,7 @@ class SiteHook:
         self.network = network
         self.refs = tuple(refs)
         self.width = network.volume(network.in_modes)
+        self.unproven = False  # whether the layer is quantized and no call has yet shown that it passes the gradient on
         self._code: list[Code | None] = []
         self._forget_code()
 
@@ -155,7 +162,7 @@ class SiteHook:
         """Return the output with the update added, as a new tensor."""
         if not self.owner.active:
             return output
-        x = see_x(self.owner, args, kwargs, output)
+        x = see_x(self, args, kwargs, output)
         if x.ndim == 2:  # noqa: PLR2004  (a view costs as much as a small product)
             return self.add(output, x)
         flat = self.add(output.reshape(-1, output.shape[-1]), x.reshape(-1, self.width))
@@ -196,11 +203,22 @@ class SiteHook:
         self._forget_code()
 
 
-def see_x(owner: Owner, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-    """Return the input of the adapter: x after dropout, in the dtype of the output."""
+class Seeing(Watched, Protocol):
+    """The attributes of a hook that reads the input of its layer."""
+
+    owner: Owner
+
+
+def see_x(hook: Seeing, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+    """Return the input of the adapter: x after dropout, in the dtype of the output.
+
+    Raise SiteError if x requires a gradient that the layer does not pass on.
+    """
     x: Tensor = args[0] if args else next(iter(kwargs.values()))
-    if owner.dropout and owner.training:
-        x = torch.nn.functional.dropout(x, owner.dropout)
+    if x.requires_grad and (hook.unproven or not output.requires_grad):
+        check_gradient(hook, x, output)
+    if hook.owner.dropout and hook.owner.training:
+        x = torch.nn.functional.dropout(x, hook.owner.dropout)
     return x if x.dtype == output.dtype else x.to(output.dtype)
 
 

@@ -13,7 +13,16 @@ from torch.utils.hooks import RemovableHandle
 import tnadapt
 from tnadapt import Adapter, AdapterSpec, SiteError
 from tnadapt.binding import START, Written, drawn_starts
-from tnadapt_torch._host import Merged, SavedModules, Weight, find_tie, unfold
+from tnadapt_torch._host import (
+    Merged,
+    SavedModules,
+    Weight,
+    check_present,
+    check_storage,
+    count_parameters,
+    find_tie,
+    unfold,
+)
 from tnadapt_torch._run import Hook, Stack
 from tnadapt_torch._state.factors import Factors, leaf_of, plant, stored_factors, to_numpy
 from tnadapt_torch._state.groups import parameter_groups
@@ -124,14 +133,13 @@ class AdapterState(nn.Module):
                 weight is that of the current task.
 
         Raises:
-            SiteError: the adapter does not adapt this path, or it is detached.
+            SiteError: the adapter does not adapt this path, or it is detached, or the layer has been replaced.
         """
-        _ = self.model
-        weight = self.weights[path if path in self.weights else self.adapter.find(path)[1].weight]
-        stored = weight.parameter
-        wide = torch.promote_types(stored.dtype, torch.float32) if stored.is_floating_point() else torch.float32
-        update = self.hooks[path].delta(torch.empty((), dtype=wide, device=stored.device))
-        return weight.lay(update)
+        host = self.model
+        owner = path if path in self.weights else self.adapter.find(path)[1].weight
+        weight = self.weights[owner]
+        check_present(host, {owner: weight})
+        return weight.lay(self.hooks[path].delta(weight.like))
 
     def merge(self) -> None:
         """Add every update to its weight, in float32 or better and rounded once. A merge that fails changes no weight.
@@ -143,6 +151,8 @@ class AdapterState(nn.Module):
         if self.merged is not None:
             raise SiteError(f"adapter {self.name!r}: expected an adapter that is not merged, got one already merged.")
         number = 1 + max((other.merged.number for other in states_of(host) if other.merged), default=0)
+        check_present(host, self.weights)
+        check_storage({path: weight.storage for path, weight in self.weights.items()})
         deltas = {path: partial(self.delta, path) for path in self.weights}
         parameters = {path: weight.parameter for path, weight in self.weights.items()}
         self.merged = Merged.write(host, parameters, deltas, number)
@@ -168,8 +178,14 @@ class AdapterState(nn.Module):
                 f"got an earlier one: {self.merged.buried_by!r} was merged later and detached.\n"
                 f"The update of {self.merged.buried_by!r} stays, so the earlier weights can no longer be restored."
             )
+        check_present(host, self.weights)
+        check_storage({path: self.weights[path].storage for path in self.merged.weights}, merged=True)
         self.merged.restore()
         self.merged = None
+
+    def _check_present(self) -> None:
+        for host in self.host:
+            check_present(host, self.weights)
 
     def detach(self) -> None:
         """Remove the adapter from the host and restore the host. A merged update stays in the weights.
@@ -201,8 +217,10 @@ class AdapterState(nn.Module):
         """Save the trained factors and the modules_to_save to a file. bfloat16 is stored as float32.
 
         A frozen factor is stored only if it differs from the values of its seed by more than the rounding of its dtype.
-        Raises FormatError for a starting value of a centered spec that differs so: it is not stored.
+        Raises FormatError for a starting value of a centered spec that differs so: it is not stored. Raises SiteError
+        if an adapted layer of the host has been replaced.
         """
+        self._check_present()
         extra = {key: to_numpy(value) for key, value in self.saved.values().items()}
         starts = {key + START: getattr(*leaf_of(self.start, key)) for key in drawn_starts(self.adapter)}
         tnadapt.save(self.adapter, stored_factors(self.adapter, self.params() | starts), path, extra=extra)
@@ -230,7 +248,11 @@ class AdapterState(nn.Module):
         The norm of a factor is over all groups, and that of dW over all sites. The norm of dW is computed from the
         factors, in float64, for all sites of a group at once. Only a centered spec needs the dense update of each site,
         which is computed one site at a time.
+
+        Raises:
+            SiteError: an adapted layer of the host has been replaced.
         """
+        self._check_present()
         return norms(self.adapter, self.params(), self.hooks)
 
     def save_as_lora(self, directory: str | os.PathLike[str], *, rank: int | None = None) -> dict[str, Written]:
@@ -245,9 +267,10 @@ class AdapterState(nn.Module):
 
         Raises:
             SiteError: a module of modules_to_save shares a parameter with another module, so that PEFT would load its
-                values into a copy; or the adapter is detached.
+                values into a copy; or the adapter is detached, or an adapted layer has been replaced.
             TnadaptError: as `tnadapt.save_as_lora` raises it.
         """
+        self._check_present()
         extra = {key: to_numpy(value) for key, value in self.saved.values().items()}
         if pair := find_tie(self.model, extra):
             raise SiteError(
@@ -270,8 +293,7 @@ class AdapterState(nn.Module):
         """Print one line: the numbers of trainable and of all parameters, frozen factors included, and their ratio."""
         host = self.model
         trained = sum(parameter.numel() for parameter in host.parameters() if parameter.requires_grad)
-        whole = sum(parameter.numel() for parameter in host.parameters())
-        whole += sum(buffer.numel() for buffer in self.factors.buffers())
+        whole = count_parameters(host) + sum(buffer.numel() for buffer in self.factors.buffers())
         print(f"trainable params: {trained:,} || all params: {whole:,} || trainable%: {100 * trained / whole:.4f}")
 
     def table(self) -> str:

@@ -9,7 +9,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
 from tnadapt import SiteError
-from tnadapt_torch._host import Merged, linear_weight
+from tnadapt_torch._host import Merged, check_storage, linear_weight
 from tnadapt_torch._run import Hook
 
 __all__ = ["TnLinear"]
@@ -72,11 +72,8 @@ class TnLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         if adapter not in self.tnadapt_hooks:
             raise SiteError(f"{self.path}: expected one of its adapters {list(self.tnadapt_hooks)}, got {adapter!r}.")
         base = linear_weight(self.get_base_layer())
-        weight = base.parameter
-        wide = torch.promote_types(weight.dtype, torch.float32) if weight.is_floating_point() else torch.float32
         with torch.no_grad():
-            update = self.tnadapt_hooks[adapter].delta(torch.empty((), dtype=wide, device=weight.device))
-        return base.lay(update)
+            return base.lay(self.tnadapt_hooks[adapter].delta(base.like))
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add updates to the base weight, in float32 or better, each rounded once.
@@ -92,6 +89,7 @@ class TnLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             for name in check_adapters_to_merge(self, adapter_names):
                 if name in self.tnadapt_hooks:
                     delta = partial(self.get_delta_weight, name)
+                    check_storage({self.path: linear_weight(base).storage})
                     weights = {self.path: linear_weight(base).parameter}
                     self.merges.append(Merged.write(base, weights, {self.path: delta}, len(self.merges)))
                     self.merged_adapters.append(name)
@@ -100,9 +98,11 @@ class TnLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             raise
 
     def unmerge(self) -> None:
-        """Restore the base weight, bit for bit."""
+        """Restore the base weight, bit for bit. Raise SiteError if it was quantized after the merge."""
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+        else:
+            check_storage({self.path: linear_weight(self.get_base_layer()).storage}, merged=True)
         self.unmerge_to(0)
 
     def unmerge_to(self, number: int) -> None:
@@ -118,7 +118,7 @@ class TnLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         """Move an adapter but keep its dtype: factors stay float32 beside a half-precision weight."""
         if adapter_name in self.tnadapt_states:
-            self.tnadapt_states[adapter_name].to(device or linear_weight(self.get_base_layer()).parameter.device)
+            self.tnadapt_states[adapter_name].to(device or linear_weight(self.get_base_layer()).like.device)
 
     def __repr__(self) -> str:
         """Return the repr with the method's name in front, as PEFT's layers do."""

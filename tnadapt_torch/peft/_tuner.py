@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tnadapt import Adapter, FormatError, SiteError, init, sites_of
 from tnadapt.binding import redraw
-from tnadapt_torch._host import HostWeights, Weight, check_linear, check_weights, linear_weight
+from tnadapt_torch._host import HostWeights, Weight, check_linear, check_storage, check_weights, linear_weight
 from tnadapt_torch._state import AdapterState, make_hooks, stored_factors
 from tnadapt_torch.peft._config import PREFIX, STEM, PeftType, TnConfig, check_factors
 from tnadapt_torch.peft._layer import TnLinear
@@ -82,7 +82,7 @@ class TnModel(BaseTuner):  # type: ignore[misc]
             seed=config.seed,
         )
         config.check(adapter)
-        device = next(iter(weights.values())).parameter.device
+        device = next(iter(weights.values())).like.device
         device = torch.device("cpu") if device.type == "meta" else device
         start = init(adapter, HostWeights(weights))
         params = {name: torch.from_numpy(value).float().to(device) for name, value in start.items()}
@@ -153,6 +153,7 @@ class TnModel(BaseTuner):  # type: ignore[misc]
         """
         layers = self._layers(self.model)
         weights = {path: linear_weight(layer.get_base_layer()) for path, layer in layers.items()}
+        check_storage({path: weight.storage for path, weight in weights.items()})
         check_weights(self.model, {path: weight.parameter for path, weight in weights.items()})
         done = {path: len(layer.merges) for path, layer in layers.items()}
         try:
