@@ -32,7 +32,7 @@ def wake(state, seed=7):
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in state.parameters():
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=random))
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=random))
     return state
 
 
@@ -59,6 +59,23 @@ def assert_same_photo(before, after):
         assert same(value, after[0][key]), key
 
 
+def pickled(model):
+    """Return a copy of a model by way of a file."""
+    stream = io.BytesIO()
+    torch.save(model, stream)
+    stream.seek(0)
+    return torch.load(stream, weights_only=False)
+
+
+def can(way, model):
+    """Return whether a host without an adapter can be copied in this way; not every library allows it."""
+    try:
+        way(model)
+    except Exception:
+        return False
+    return True
+
+
 def same(one, other):
     """Compare tensors of any kind bit for bit, by the values they stand for."""
     bits = io.BytesIO(), io.BytesIO()
@@ -67,19 +84,16 @@ def same(one, other):
     return bits[0].getvalue() == bits[1].getvalue()
 
 
-def with_deltas(model, deltas):
-    """Return the outputs of a host whose layers add x dW^T to what they return: the oracle of a forward pass."""
-    handles = [
-        model.get_submodule(path).register_forward_hook(
-            lambda layer, args, output, delta=delta: output + args[0] @ delta.to(output.dtype).T
-        )
-        for path, delta in deltas.items()
-    ]
+def assert_adds(model, other, deltas):
+    """Assert that each layer of a host returns what it returns on another host, plus x dW^T.
+
+    Layers are compared one by one: where x is rounded, a difference in its last bit can be one of a whole step.
+    """
     with torch.no_grad():
-        output = model(normal(5, WIDTH))
-    for handle in handles:
-        handle.remove()
-    return output
+        for path, delta in deltas.items():
+            layer, bare = model.get_submodule(path), other.get_submodule(path)
+            x = normal(5, delta.shape[1])
+            close(layer(x), bare(x) + x @ delta.T)
 
 
 @every_way
@@ -107,10 +121,9 @@ def test_the_outputs_gain_the_update(name, spec):
     state = wake(attach(model, spec, **ARGUMENTS, **sizes))
     deltas = {path: state.delta(path).detach() for path in PATHS}
     assert all(delta.dtype == torch.float32 and delta.any() for delta in deltas.values())
-    with torch.no_grad():
-        close(model(normal(5, WIDTH)), with_deltas(other, deltas))
-        with state.disabled():
-            close(model(normal(5, WIDTH)), with_deltas(other, {}))
+    assert_adds(model, other, deltas)
+    with state.disabled():
+        assert_adds(model, other, {path: torch.zeros_like(delta) for path, delta in deltas.items()})
 
 
 @pytest.mark.parametrize("name", [name for name, way in WAYS.items() if way.passes])
@@ -139,8 +152,9 @@ def test_training_is_that_of_the_dequantized_host(name, family):
 def test_a_layer_that_stops_the_gradient_is_refused_when_it_is_needed(name):
     model = quantized(WAYS[name])
     state = wake(attach(model, families.lora(), **ARGUMENTS))
-    before = {key: value.detach().clone() for key, value in state.params().items()}
-    with pytest.raises(SiteError, match=r"^0\.down: expected a layer that passes the gradient on to its input, got one"):
+    with pytest.raises(
+        SiteError, match=r"^0\.down: expected a layer that passes the gradient on to its input, got one"
+    ):
         model(normal(5, WIDTH))
     with torch.no_grad():
         assert torch.isfinite(model(normal(5, WIDTH))).all()
@@ -148,7 +162,6 @@ def test_a_layer_that_stops_the_gradient_is_refused_when_it_is_needed(name):
     state = wake(attach(model, families.lora(), target_modules=["2.down"], rank=2, seed=3))
     model(normal(5, WIDTH)).square().mean().backward()  # no earlier layer is trained: nothing is missing
     assert all(factor.grad is not None for factor in state.parameters())
-    assert before.keys()
 
 
 @pytest.mark.parametrize("name", [name for name, way in WAYS.items() if not way.passes])
@@ -224,19 +237,19 @@ def test_starting_values_are_those_of_the_dequantized_weights(name, family):
         assert_same_photo(shot, photo(model))
         return
     weights = {path: way.dense(model.get_submodule(path)).detach().float().numpy() for path in PATHS}
-    before = model.eval()(normal(5, WIDTH)).detach()
-    state = attach(model, READ[family], target_modules=["up"], rank=2, seed=0)
+    state = attach(model.eval(), READ[family], target_modules=["up"], rank=2, seed=0)
     for key, value in tnadapt.init(state.adapter, weights).items():
         np.testing.assert_allclose(state.params()[key].detach(), value, rtol=1e-5, atol=1e-6 * np.abs(value).max())
-    with torch.no_grad():
-        close(model(normal(5, WIDTH)), before)
+    assert_adds(model, quantized(way).eval(), {path: torch.zeros(INNER, WIDTH) for path in PATHS if path[2:] == "up"})
 
 
 @every_way
 def test_folding_is_refused(name):
     model = quantized(WAYS[name])
     shot = photo(model)
-    with pytest.raises(SiteError, match=r"^0\.up: expected a plain float32 or float64 weight to fold an update into, g"):
+    with pytest.raises(
+        SiteError, match=r"^0\.up: expected a plain float32 or float64 weight to fold an update into, g"
+    ):
         attach(model, families.lora(), **ARGUMENTS, fold=True)
     assert_same_photo(shot, photo(model))
 
@@ -245,7 +258,9 @@ def test_folding_is_refused(name):
 def test_training_a_quantized_module_in_full_is_refused(name):
     model = quantized(WAYS[name])
     shot = photo(model)
-    with pytest.raises(SiteError, match=r"^modules_to_save: expected modules that can be trained in full, got 2\.down, w"):
+    with pytest.raises(
+        SiteError, match=r"^modules_to_save: expected modules that can be trained in full, got 2\.down, w"
+    ):
         attach(model, families.lora(), target_modules=["up"], rank=2, seed=0, modules_to_save=["2.down"])
     assert_same_photo(shot, photo(model))
 
@@ -267,21 +282,19 @@ def test_the_factors_stay_float32_beside_half_precision(name):
 @every_way
 def test_a_copy_and_a_pickled_host_keep_the_adapter(name):
     model = quantized(WAYS[name]).eval()
+    ways = [way for way in (copy.deepcopy, pickled) if can(way, model)]
     state = wake(attach(model, families.lora(), **ARGUMENTS))
     with torch.no_grad():
         before = model(normal(5, WIDTH))
-        stream = io.BytesIO()
-        twins = [copy.deepcopy(model)]
-        if name != "float8 by hooks":  # its hooks are local functions
-            torch.save(model, stream)
-            stream.seek(0)
-            twins.append(torch.load(stream, weights_only=False))
-        for twin in twins:
+        for way in ways:
+            twin = way(model)
             assert torch.equal(twin(normal(5, WIDTH)), before)
+            assert torch.equal(twin.tnadapt_default.delta("0.up"), state.delta("0.up"))
             wake(twin.tnadapt_default, seed=8)
             assert not torch.equal(twin(normal(5, WIDTH)), before)
         assert torch.equal(model(normal(5, WIDTH)), before)
-    assert torch.equal(state.delta("0.up"), model.tnadapt_default.delta("0.up"))
+    if not ways:
+        pytest.skip("this host can neither be copied nor pickled, adapted or not")
 
 
 @every_way
@@ -299,5 +312,4 @@ def test_blocks_of_a_quantized_weight(name):
     model, other = quantized(way).eval(), quantized(way).eval()
     state = wake(attach(model, families.lora(), target_modules=["up"], blocks={"up": (2, 2)}, rank=2, seed=0))
     deltas = {path: state.delta(path).detach() for path in PATHS if path.endswith("up")}
-    with torch.no_grad():
-        close(model(normal(5, WIDTH)), with_deltas(other, deltas))
+    assert_adds(model, other, deltas)

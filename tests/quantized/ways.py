@@ -1,6 +1,5 @@
 """Ways to quantize a host, with what each allows; and stand-ins for layers of libraries that need a GPU."""
 
-import copy
 import importlib
 import warnings
 from collections.abc import Callable
@@ -10,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-WIDTH, INNER, LAYERS = 64, 128, 3
+WIDTH, INNER, LAYERS = 64, 256, 3
 PATHS = [f"{layer}.{name}" for layer in range(LAYERS) for name in ("up", "down")]
 
 
@@ -162,7 +161,7 @@ def torchao_nf4(model: nn.Module) -> nn.Module:
     from torchao.quantization import to_nf4
 
     def make(linear: nn.Linear) -> nn.Module:
-        linear.weight = nn.Parameter(to_nf4(linear.weight.detach(), 32, 2), requires_grad=False)
+        linear.weight = nn.Parameter(to_nf4(linear.weight.detach()), requires_grad=False)
         return linear
 
     return replace(model, make)
@@ -194,9 +193,10 @@ def hqq(bits: int) -> Callable[[nn.Module], nn.Module]:
         from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
 
         config = BaseQuantizeConfig(nbits=bits, group_size=64)
-        return replace(
-            model, lambda linear: HQQLinear(linear, config, compute_dtype=linear.weight.dtype, device="cpu")
-        )
+        with torch.no_grad():  # else its bias, a copy, is no leaf
+            return replace(
+                model, lambda linear: HQQLinear(linear, config, compute_dtype=linear.weight.dtype, device="cpu")
+            )
 
     return quantize
 
@@ -219,6 +219,7 @@ def dynamic(dtype: torch.dtype) -> Callable[[nn.Module], nn.Module]:
     """Return a function that quantizes a host by the dynamic quantization of torch.ao."""
 
     def quantize(model: nn.Module) -> nn.Module:
+        model.requires_grad_(False)  # float16 keeps its bias where no switch of the model reaches it
         return torch.ao.quantization.quantize_dynamic(model, dtype=dtype)
 
     return quantize
@@ -325,7 +326,3 @@ def dense_host(way: Way, model: nn.Module) -> nn.Module:
     for path in PATHS:
         made.get_submodule(path).weight.data = way.dense(model.get_submodule(path)).detach().float().clone()
     return made
-
-
-def clone(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model)

@@ -121,6 +121,7 @@ def count_parameters(model: nn.Module) -> int:
             if "weight" not in own or own["weight"].numel() != size:
                 seen[id(module)] = size
                 own = {name: tensor for name, tensor in own.items() if name == "bias"}
+            own = {name: tensor for name, tensor in own.items() if not any(part in name for part in SCALES)}
         seen |= {id(tensor): tensor.numel() for tensor in own.values()}
     return sum(seen.values())
 

@@ -10,7 +10,7 @@ from tnadapt import SiteError
 
 __all__: list[str] = []
 
-ENDS = ("NotImplemented", "WarnNotImplemented")  # nodes of operations without a derivative: an error, or a warning
+DEAD_END = "NotImplemented"  # ends the names of nodes without a derivative: the backward pass raises there, or warns
 
 
 class Watched(Protocol):
@@ -60,7 +60,7 @@ def _reaches(output: Tensor, x: Tensor) -> bool:
     waiting, seen = [output.grad_fn], set()
     while waiting:
         node = waiting.pop()
-        if node is None or node in seen or node.name() in ENDS:
+        if node is None or node in seen or node.name().endswith(DEAD_END):
             continue
         if node is x.grad_fn or getattr(node, "variable", None) is x:
             return True
