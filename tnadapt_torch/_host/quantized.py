@@ -14,7 +14,7 @@ __all__: list[str] = []
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NEVER_PACKED = (*FLOATS, torch.int64, torch.bool, torch.complex64, torch.complex128)
-LIBRARIES = ("bitsandbytes", "torchao", "hqq", "optimum.quanto", "torch.ao")
+LIBRARIES = ("bitsandbytes", "torchao", "hqq", "optimum.quanto", "torch.ao", "transformers.integrations")
 DYNAMIC = "torch.ao.nn.quantized.dynamic.modules.linear"
 SCALES = ("scale", "zero", "packed")  # in the names of tensors that a layer combines its weight with
 
@@ -138,7 +138,7 @@ def _dequantize(module: nn.Module, name: str, stored: Tensor | None) -> Tensor |
     others = [other for other, _ in _own_tensors(module) if other not in {name, "bias"}]
     if stored.dtype not in FLOATS:  # float8 is its own value if the layer holds nothing to scale it by
         return None if others else stored
-    return stored if library or not _scale_of(module, name) else None
+    return stored if library == "optimum.quanto" or not _scale_of(module, name) else None  # its scales are of x and y
 
 
 def _unpack(module: nn.Module) -> Tensor | None:
