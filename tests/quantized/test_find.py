@@ -1,5 +1,7 @@
 """Which quantized layers can be adapted, which are refused by name, and which are no linear layers at all."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -125,17 +127,66 @@ class ScaledLinear(nn.Linear):
         return super().forward(x) * self.weight_scale
 
 
-ROUNDING = {"qat": qat, "reference": reference, "scaled": ScaledLinear}
+def torchao(build):
+    """Return a function that makes one layer by torchao, which keeps its weight in float32."""
+
+    def make():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the import, for kernels that this machine cannot load
+            pytest.importorskip("torchao", reason="torchao is not installed; `make quantized` installs it")
+        return build(nn.Sequential(nn.Linear(WIDTH, INNER)))[0]
+
+    return make
+
+
+def torchao_qat(model):
+    from torchao.quantization import IntxWeightOnlyConfig, quantize_
+    from torchao.quantization.qat import QATConfig
+
+    quantize_(model, QATConfig(IntxWeightOnlyConfig(weight_dtype=torch.int4), step="prepare"))
+    return model
+
+
+def torchao_float8(model):
+    from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+
+    return convert_to_float8_training(model, config=Float8LinearConfig(emulate=True))
+
+
+def quanto():
+    """Make a layer of quanto before its weight is frozen."""
+    optimum = pytest.importorskip("optimum.quanto", reason="quanto is not installed; `make quantized` installs it")
+    model = nn.Sequential(nn.Linear(WIDTH, INNER))
+    optimum.quantize(model, weights=optimum.qint8)
+    return model[0]
+
+
+def bitnet():
+    transformers = pytest.importorskip("transformers.integrations.bitnet", reason="transformers is not installed")
+    return transformers.AutoBitLinear(WIDTH, INNER, online_quant=True)
+
+
+ROUNDING = {
+    "qat": qat,
+    "reference": reference,
+    "scaled": ScaledLinear,
+    "torchao qat": torchao(torchao_qat),
+    "torchao float8": torchao(torchao_float8),
+    "quanto": quanto,
+    "bitnet": bitnet,
+}
 
 
 @pytest.mark.parametrize("make", ROUNDING.values(), ids=ROUNDING)
 def test_a_layer_that_changes_its_float_weight_at_each_call_is_not_merged_into(make):
     model = with_first(make())
-    state = attach(model, families.lora(), target_modules=["0.up"], rank=2, seed=0)
     with torch.no_grad():
-        state.params()["0.up.B" if "0.up.B" in state.params() else list(state.params())[-1]].fill_(0.1)
-        bare = nn.Module.__call__(make(), normal(2, WIDTH)).shape
-        assert model[0].up(normal(2, WIDTH)).shape == bare
+        before = model[0].up(normal(2, WIDTH))
+        state = attach(model, families.lora(), target_modules=["0.up"], rank=2, seed=0)
+        for factor in state.parameters():
+            factor.fill_(0.1)
+        found, wanted = model[0].up(normal(2, WIDTH)), before + normal(2, WIDTH) @ state.delta("0.up").T
+        assert torch.allclose(found, wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
     with pytest.raises(
         SiteError, match=r"^0\.up: expected a plain floating-point matrix to merge into, got torch\.float"
     ):
@@ -149,11 +200,65 @@ def test_codes_beside_a_scale_are_not_taken_for_the_weight():
         attach(with_first(ScaledLinear()), families.pissa(), target_modules=["0.up"], rank=2, seed=0)
 
 
-def test_a_float_weight_that_is_rounded_at_each_call_is_read_as_it_is():
-    layer = qat()
+@pytest.mark.parametrize("kind", [kind for kind in ROUNDING if kind not in ("reference", "scaled")])
+def test_a_float_weight_that_is_rounded_at_each_call_is_read_as_it_is(kind):
+    layer = ROUNDING[kind]()
     state = attach(with_first(layer), families.pissa(), target_modules=["0.up"], rank=2, seed=0)
     plain = nn.Linear(WIDTH, INNER)
     plain.weight.data = layer.weight.data.clone()
     wanted = attach(with_first(plain), families.pissa(), target_modules=["0.up"], rank=2, seed=0)
     for key, value in wanted.params().items():
         assert torch.equal(state.params()[key], value)
+
+
+LAYERS = {  # transformers' own, by the module that has them: most run on a GPU only
+    "finegrained_fp8.FP8Linear": (WIDTH, INNER, (32, 32)),
+    "fbgemm_fp8.FbgemmFp8Linear": (WIDTH, INNER, True),
+    "bitnet.BitLinear": (WIDTH, INNER, True),
+    "bitnet.AutoBitLinear": (WIDTH, INNER),
+    "metal_quantization.MetalLinear": (WIDTH, INNER),
+    "compressed_tensors.CompressedTensorsFP8Linear": (WIDTH, INNER),
+    "gguf.utils.GgufLinear": (WIDTH, INNER, 2),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_quantized_layers_of_transformers_are_adapted_but_neither_read_nor_merged_into(name):
+    place, kind = name.rsplit(".", 1)
+    library = pytest.importorskip(f"transformers.integrations.{place}", reason="transformers is not installed")
+    model = with_first(getattr(library, kind)(*LAYERS[name]))
+    with pytest.raises(SiteError, match=r"^0\.up: expected a floating-point weight or one with a known dequantization"):
+        attach(model, families.pissa(), target_modules="all-linear", rank=2, seed=0)
+    state = attach(model, families.lora(), target_modules="all-linear", rank=2, seed=0)
+    assert state.delta("0.up").shape == (INNER, WIDTH)
+    with pytest.raises(SiteError, match=r"^0\.up: expected a plain floating-point matrix to merge into, got "):
+        state.merge()
+
+
+def test_a_layer_of_transformers_without_sizes_is_named():
+    library = pytest.importorskip("transformers.integrations.eetq", reason="transformers is not installed")
+    model = with_first(library.EetqLinear(WIDTH, INNER))
+    with pytest.raises(SiteError, match=r"^0\.up: expected nn\.Linear .*, got EetqLinear"):
+        attach(model, families.lora(), target_modules="all-linear", rank=2, seed=0)
+
+
+def test_the_update_sees_the_input_that_quanto_rounded():
+    optimum = pytest.importorskip("optimum.quanto", reason="quanto is not installed; `make quantized` installs it")
+    model = nn.Sequential(nn.Linear(WIDTH, INNER))
+    optimum.quantize(model, weights=optimum.qint8, activations=optimum.qint8)
+    with torch.no_grad(), optimum.Calibration():
+        model(normal(5, WIDTH))
+    optimum.freeze(model)
+    bare = model(normal(5, WIDTH)).detach()
+    seen = []
+    handle = model[0].register_forward_hook(lambda layer, args, output: seen.append(args[0].dequantize()))
+    state = attach(model, families.lora(), target_modules=["0"], rank=2, seed=0)
+    for factor in state.parameters():
+        factor.data.fill_(0.1)
+    found = model(normal(5, WIDTH))
+    handle.remove()
+    assert (seen[0] - normal(5, WIDTH)).abs().max() > 1e-4
+    wanted = bare + seen[0] @ state.delta("0").T
+    assert torch.allclose(found, wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
+    found.square().mean().backward()
+    assert all(factor.grad.any() for factor in state.parameters())

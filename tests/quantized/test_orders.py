@@ -65,7 +65,7 @@ def test_a_layer_replaced_by_a_quantized_one_is_noticed(name, deed, tmp_path):
         "merge": state.merge,
     }
     with pytest.raises(
-        SiteError, match=r"^0\.up: expected the Linear that the adapter was attached to, got a model in"
+        SiteError, match=r"^0\.up: expected the weight of shape .* that the adapter was attached to, got "
     ):
         deeds[deed]()
     assert not list(tmp_path.iterdir())
@@ -79,18 +79,8 @@ def test_only_the_replaced_layer_is_named():
     state = attached(model)
     model[1].up = nn.Linear(WIDTH, INNER)
     assert state.delta("0.up").any()
-    with pytest.raises(SiteError, match=r"^1\.up: expected the Linear that the adapter was attached to"):
+    with pytest.raises(SiteError, match=r"^1\.up: expected the weight of .* that the adapter was attached to, got "):
         state.norms()
-
-
-def test_a_layer_inside_a_wrapper_is_not_replaced(tmp_path):
-    model = host()
-    state = attached(model)
-    before = state.norms()
-    model[1].up = nn.Sequential(model[1].up)
-    assert state.norms() == before
-    assert state.delta("1.up").any()
-    state.save(tmp_path / "a")
 
 
 @pytest.mark.parametrize("name", IN_PLACE)

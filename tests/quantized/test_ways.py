@@ -313,3 +313,31 @@ def test_blocks_of_a_quantized_weight(name):
     state = wake(attach(model, families.lora(), target_modules=["up"], blocks={"up": (2, 2)}, rank=2, seed=0))
     deltas = {path: state.delta(path).detach() for path in PATHS if path.endswith("up")}
     assert_adds(model, other, deltas)
+
+
+UNCOMPILED = ("torchao int4 for CPUs", "dynamic int8", "dynamic float16", "float8 by hooks")  # torch cannot trace them
+
+
+@pytest.mark.parametrize("name", [name for name in WAYS if name not in UNCOMPILED])
+def test_a_compiled_host(name):
+    way = WAYS[name]
+    torch.compiler.reset()
+    model = quantized(way).eval()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        compiled(normal(5, WIDTH))
+    state = wake(attach(model, families.lora(), **ARGUMENTS))
+    with torch.no_grad():
+        close(compiled(normal(5, WIDTH)), model(normal(5, WIDTH)))
+    if not way.passes:  # the compiler itself refuses an operator without a derivative
+        refusal = r"^0\.down: expected a layer that passes the gradient on|derivative for .* is not implemented"
+        with pytest.raises(Exception, match=refusal):
+            torch.compile(model, backend="aot_eager")(normal(5, WIDTH))
+        return
+    grads = []
+    for one in (compiled, model):
+        one(normal(5, WIDTH)).square().mean().backward()
+        grads.append([factor.grad for factor in state.parameters()])
+        state.zero_grad()
+    for found, wanted in zip(*grads, strict=True):
+        close(found, wanted, 1e-4)

@@ -245,6 +245,22 @@ class Way:
     passes: bool = True
 
 
+def compressed_float8(model: nn.Module) -> nn.Module:
+    """Use the layer of transformers for models of compressed-tensors; of its float8 layers, this one runs on a CPU."""
+    from transformers.integrations.compressed_tensors import CompressedTensorsFP8Linear
+
+    def make(linear: nn.Linear) -> nn.Module:
+        made = CompressedTensorsFP8Linear(linear.in_features, linear.out_features)
+        scale = linear.weight.detach().float().abs().amax(1) / 448
+        stored = (linear.weight.detach().float() / scale[:, None]).to(torch.float8_e4m3fn)
+        made.weight = nn.Parameter(stored, requires_grad=False)
+        made.weight_scale = nn.Parameter(scale[None], requires_grad=False)
+        made.bias = linear.bias
+        return made
+
+    return replace(model, make)
+
+
 INT4_CPU = "torchao.prototype.quantization.int4"
 WAYS = {
     "fp4": Way("bitsandbytes, 4 bit", bnb_4bit, bnb_4bit_dense, "bitsandbytes"),
@@ -305,6 +321,14 @@ WAYS = {
         lambda model: replace(model, ScaledFloat8Linear),
         lambda layer: layer.weight.float() * layer.weight_scale_inv,
         reads=False,
+    ),
+    "scaled float8 of activations too": Way(
+        "float8 with a scale and for activations too (CompressedTensorsFP8Linear, ...)",
+        compressed_float8,
+        lambda layer: layer.weight.float() * layer.weight_scale.T,
+        "transformers",
+        reads=False,
+        passes=False,
     ),
     "float8": Way("float8", lambda model: replace(model, Float8Linear), lambda layer: layer.weight.float()),
     "float8 by hooks": Way("float8", cast_weights, lambda layer: layer.weight.float()),

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from tnadapt import SiteError
 from tnadapt.binding import Rule, expect_names, in_layers, match, mistake, nearest, told
@@ -86,7 +87,7 @@ def find_weights(
         raise SiteError(
             f"target_modules: expected a rule that leaves something to adapt, got {target_modules!r}.{hint}"
         )
-    return {path: linear_weight(modules[path]) for path in chosen} | named
+    return {path: linear_weight(modules[path], path) for path in chosen} | named
 
 
 def find_parameters(modules: Mapping[str, nn.Module], layouts: Mapping[str, str]) -> dict[str, Weight]:
@@ -111,34 +112,17 @@ def parameter_paths(modules: Mapping[str, nn.Module]) -> Iterator[str]:
 
 
 def check_linear(modules: Mapping[str, nn.Module]) -> None:
-    """Raise SiteError unless every module is a linear layer."""
+    """Raise SiteError unless every module is a linear layer with a weight of known shape."""
     for path, module in modules.items():
+        if isinstance(getattr(module, "weight", None), UninitializedParameter):
+            raise SiteError(
+                f"{path}: expected a layer whose weight has a shape, got a lazy one.\nCall the model once, then attach."
+            )
         if not is_linear(module):
             raise SiteError(
                 f"{path}: expected nn.Linear or transformers' Conv1D, called as a module, "
                 f"got {type(module).__name__}.\nRemove it from target_modules, or name it in exclude_modules."
             )
-
-
-def check_present(host: nn.Module, weights: Mapping[str, Weight]) -> None:
-    """Raise SiteError for a weight whose module is no longer in the host, since another one has taken its place."""
-    for path, weight in weights.items():
-        owner = path if weight.is_called else path.rpartition(".")[0]
-        if _module_at(host, owner) is weight.module:
-            continue
-        if not any(module is weight.module for module in host.modules()):  # a wrapper may have moved it
-            raise SiteError(
-                f"{path}: expected the {type(weight.module).__name__} that the adapter was attached to, got a model in "
-                "which it has been replaced.\nThe update no longer reaches the outputs. Replace or quantize layers "
-                "first, then attach or load the adapter."
-            )
-
-
-def _module_at(host: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return host.get_submodule(path)
-    except AttributeError:
-        return None
 
 
 def _without_head(model: nn.Module, paths: Iterable[str]) -> list[str]:

@@ -44,8 +44,8 @@ def read_dense(path: str, module: nn.Module, name: str, stored: Tensor | None) -
     """
     if stored is not None and stored.is_meta:
         raise SiteError(
-            f"{path}: expected a weight with values to compute starting values from, got one on the meta device.\n"
-            "Load the model without offloading."
+            f"{path}: expected a weight with values to compute starting values from, "
+            "got one on the meta device, as offloaded weights are.\nAttach before the model is offloaded."
         )
     storage = storage_of(module, name, stored)
     dense = _dequantize(module, name, stored) if storage else stored

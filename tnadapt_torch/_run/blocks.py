@@ -1,4 +1,4 @@
-"""The forward hook of a weight that holds several sites: each block gets its rows and columns."""
+"""The update of a weight that holds several sites: each block gets its rows and columns."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -14,7 +14,7 @@ __all__: list[str] = []
 
 
 class BlocksHook:
-    """A forward hook that adds the update of each block of a weight, from its columns of x to its rows of the output.
+    """Adds the update of each block of a weight, from its columns of x to its rows of the output.
 
     If the blocks belong to several tasks, only those of the owner's task are used. A weight without a block for that
     task gets no update.
@@ -48,6 +48,12 @@ class BlocksHook:
         if done < flat.shape[1]:
             parts.append(flat[:, done:])
         return torch.cat(parts, 1).reshape(output.shape)
+
+    def write_dense(self) -> None:
+        """Write the code of the dense update of each site, as `SiteHook.write_dense`."""
+        for hooks in self.by_task.values():
+            for hook in hooks.values():
+                hook.write_dense()
 
     def delta(self, like: Tensor) -> Tensor:
         """Return the dense update of the weight, 0 outside the blocks, in the dtype and on the device of `like`."""

@@ -9,7 +9,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
 from tnadapt import SiteError
-from tnadapt_torch._host import Merged, check_storage, linear_weight
+from tnadapt_torch._host import Merged, linear_weight
 from tnadapt_torch._run import Hook
 
 __all__ = ["TnLinear"]
@@ -89,8 +89,7 @@ class TnLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             for name in check_adapters_to_merge(self, adapter_names):
                 if name in self.tnadapt_hooks:
                     delta = partial(self.get_delta_weight, name)
-                    check_storage({self.path: linear_weight(base).storage})
-                    weights = {self.path: linear_weight(base).parameter}
+                    weights = {self.path: linear_weight(base, self.path)}
                     self.merges.append(Merged.write(base, weights, {self.path: delta}, len(self.merges)))
                     self.merged_adapters.append(name)
         except BaseException:
@@ -101,14 +100,13 @@ class TnLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         """Restore the base weight, bit for bit. Raise SiteError if it was quantized after the merge."""
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
-        else:
-            check_storage({self.path: linear_weight(self.get_base_layer()).storage}, merged=True)
         self.unmerge_to(0)
 
     def unmerge_to(self, number: int) -> None:
         """Undo the latest merges until this many are left."""
         while len(self.merges) > number:
-            self.merges.pop().restore()
+            self.merges[-1].restore()
+            self.merges.pop()
             self.merged_adapters.pop()
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
