@@ -6,7 +6,7 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo demo-quick demo-jax test lint format types laws mutants bench docs clean
+.PHONY: demo demo-quick demo-jax test quantized lint format types laws mutants bench docs clean
 .NOTPARALLEL:
 
 demo: .venv/.demo
@@ -21,6 +21,9 @@ demo-jax: .venv/.demo-jax
 test: export HYPOTHESIS_PROFILE ?= $(if $(CI),ci,dev)
 test: .venv/.dev
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+quantized: .venv/.quantized
+	$(BIN)/python -m pytest -n 2 tests/quantized $(ARGS)
 
 lint: .venv/.dev
 	$(BIN)/ruff check
@@ -64,6 +67,10 @@ clean:
 .venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) -e ".[dev]"
 	@touch $@ .venv/.demo .venv/.demo-jax # dev holds all that the demos need
+
+.venv/.quantized: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) -e ".[dev,quantized]"
+	@touch $@ .venv/.dev .venv/.demo .venv/.demo-jax # it installs dev, too
 
 .venv/.bench: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) -e ".[bench]"

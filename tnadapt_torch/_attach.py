@@ -14,6 +14,7 @@ from tnadapt_torch._host import (
     check_foldable,
     check_model,
     check_rules,
+    check_trainable,
     find_weights,
     fold_in,
     parameter_paths,
@@ -134,6 +135,7 @@ def install(
     """
     _check_name(model, state.name)
     _check_saved(model, saved, weights)
+    check_trainable(saved)
     if isinstance(state.dropout, bool | str) or not 0.0 <= state.dropout < 1.0:
         raise SiteError(
             f"dropout: expected a number of at least 0 and below 1, got {state.dropout!r}.\nWrite dropout=0.1."
@@ -152,6 +154,7 @@ def install(
             if path in folded:
                 fold_in(weight, state.hooks[path])
             else:
+                state.hooks[path].unproven = bool(weight.storage)
                 state.handles.append(serve(weight.module, state.hooks[path]))
         slow_down(model, [weight.module for weight in weights.values()])
         check = model.register_load_state_dict_pre_hook(MarksCheck(state))  # type: ignore[no-untyped-call]

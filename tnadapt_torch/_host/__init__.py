@@ -13,6 +13,7 @@ from tnadapt_torch._host.find import (
 from tnadapt_torch._host.flags import Flags
 from tnadapt_torch._host.fold import check_foldable, fold_in, unfold
 from tnadapt_torch._host.merge import Merged, check_weights
+from tnadapt_torch._host.quantized import check_trainable, count_parameters
 from tnadapt_torch._host.read import weights_to_fold
 from tnadapt_torch._host.saved import SavedModules, find_tie
 from tnadapt_torch._host.served import Service, serve, updates_of
@@ -30,7 +31,9 @@ __all__ = [
     "check_linear",
     "check_model",
     "check_rules",
+    "check_trainable",
     "check_weights",
+    "count_parameters",
     "find_parameters",
     "find_tie",
     "find_weights",

@@ -16,10 +16,9 @@ def place_params(adapter: Adapter, weights: Mapping[str, Weight], params: Mappin
 
     Weights on the meta device, as offloaded ones are, do not say where they will be used. Their factors stay.
     """
-    here = {path: device for path, weight in weights.items() if (device := weight.tensor.device).type != "meta"}
-    if len(set(here.values())) <= 1:
-        (device,) = {*here.values()} or {None}
-        return {name: value.to(device) for name, value in params.items()}
+    here = {path: device for path, weight in weights.items() if (device := weight.like.device).type != "meta"}
+    if len(found := set(here.values())) <= 1:
+        return {name: value.to(*found) for name, value in params.items()} if found else dict(params)
     devices: dict[str, torch.device] = {}
     for path, device in here.items():
         for site in adapter.weights[path]:

@@ -7,6 +7,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from tnadapt import SiteError
 from tnadapt.binding import Rule, expect_names, in_layers, match, mistake, nearest, told
+from tnadapt_torch._host.quantized import is_unknown_linear
 from tnadapt_torch._host.weight import Weight, is_linear, linear_weight, named_weight
 
 __all__: list[str] = []
@@ -66,7 +67,8 @@ def find_weights(
     if target_modules is None and named:
         chosen: list[str] = []
     elif target_modules == ALL_LINEAR:
-        chosen = _without_head(model, linear)
+        unknown = [path for path, module in modules.items() if path and is_unknown_linear(module)]
+        chosen = _without_head(model, [*linear, *unknown])  # unknown ones raise below, unless they are excluded
     else:
         chosen = match(modules, target_modules or (), what="target_modules", things="modules", known=linear)
     if exclude_modules is not None:

@@ -24,6 +24,12 @@ def check_foldable(weights: Mapping[str, Weight], dropout: float) -> None:
             "A folded update has no input of its own to apply dropout to. Leave out dropout."
         )
     for path, weight in weights.items():
+        if storage := weight.storage:
+            raise SiteError(
+                f"{path}: expected a plain float32 or float64 weight to fold an update into, got {storage}.\n"
+                "The update would be lost to the rounding of a quantized weight. Attach without folding, or to the "
+                "model without quantization."
+            )
         if weight.is_parametrized:
             raise SiteError(
                 f"{path}: expected a weight without a parametrization, got one that is already parametrized.\n"

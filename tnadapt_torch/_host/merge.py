@@ -61,6 +61,13 @@ class Merged:
 
     def restore(self) -> None:
         """Restore the weights from before the merge: all of them or, with a SiteError, none."""
+        for path in self.originals:
+            if storage := self.weights[path].storage:
+                raise SiteError(
+                    f"{path}: expected the plain floating-point matrix that was merged into, got {storage}.\n"
+                    "A weight that is quantized after a merge keeps the update. Detach the adapter, or load the model "
+                    "again."
+                )
         parameters = {path: self.weights[path].parameter for path in self.originals}
         with torch.no_grad():
             for path, original in self.originals.items():
@@ -84,6 +91,12 @@ def check_weights(host: nn.Module, weights: Mapping[str, Weight]) -> None:
     for name, parameter in host.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(name)
     for path, weight in weights.items():
+        if storage := weight.storage:
+            raise SiteError(
+                f"{path}: expected a plain floating-point matrix to merge into, got {storage}.\n"
+                "The update would be lost to the rounding of a quantized weight. Save the adapter, load its file onto "
+                "the model without quantization, and merge there."
+            )
         parameter = weight.parameter
         if len(names := owners.get(id(parameter), [])) > 1:
             raise SiteError(
@@ -95,7 +108,7 @@ def check_weights(host: nn.Module, weights: Mapping[str, Weight]) -> None:
                 f"{path}: expected a weight with values, got one on the meta device, as offloaded weights are.\n"
                 "Load the whole model into memory, attach or load the adapter there, and merge."
             )
-        if not parameter.is_floating_point() or parameter.ndim == 1:
+        if parameter.ndim == 1:
             raise SiteError(
                 f"{path}: expected a plain floating-point matrix to merge into, "
                 f"got a {parameter.dtype} tensor of {parameter.ndim} axes."

@@ -44,7 +44,8 @@ def weights_to_fold(
     """
     found = {}
     for path, weight in weights.items():
-        is_foldable = not dropout and not weight.is_parametrized and weight.tensor.dtype in FULL_PRECISION
+        is_plain = not weight.storage and not weight.is_parametrized and weight.tensor.dtype in FULL_PRECISION
+        is_foldable = is_plain and not dropout
         is_read = weight.is_called and _is_in(model, weight, READ)
         if is_read and not is_foldable and not all_of_them:
             raise SiteError(

@@ -13,6 +13,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
 from tnadapt import SiteError
+from tnadapt_torch._host.quantized import device_of, is_fused, is_packed_linear, read_dense, storage_of, wide_dtype
 from tnadapt_torch._host.wrappers import module_at
 from tnadapt_torch._run import Hook
 
@@ -79,10 +80,30 @@ class Weight:
         return cast("parametrize.ParametrizationList", self.module.get_submodule(f"parametrizations.{self.name}"))
 
     @property
+    def held(self) -> Tensor | None:
+        """As `tensor`, but None if the module packs the weight under another name."""
+        if is_packed_linear(self.module):
+            return None
+        found = self.parameter if self.is_stored else getattr(self.module, self.name, None)
+        return found if isinstance(found, Tensor) else None
+
+    @property
+    def storage(self) -> str:
+        """How the weight is stored, such as "Params4bit"; "" for plain floating-point numbers."""
+        return storage_of(self.module, self.name, self.held)
+
+    @property
+    def like(self) -> Tensor:
+        """An empty tensor on the device of the weight and of the dtype for its dense update, float32 or better."""
+        held = self.held
+        dtype = torch.float32 if held is None else wide_dtype(held.dtype)
+        return torch.empty((), dtype=dtype, device=device_of(self.module, held))
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """The shape in the axis order of a site: (out, in), or (expert, out, in)."""
-        if isinstance(self.module, nn.Linear):  # a quantized weight is stored in another shape
-            return self.module.out_features, self.module.in_features
+        if isinstance(self.module, nn.Linear) or is_packed_linear(self.module):  # a packed weight has another shape
+            return int(self.module.out_features), int(self.module.in_features)  # type: ignore[arg-type]
         sizes = self.tensor.shape
         return tuple(math.prod(s for s, r in zip(sizes, self.layout, strict=True) if r == role) for role in self.roles)
 
@@ -143,17 +164,7 @@ class HostWeights(Mapping[str, npt.NDArray[np.generic]]):
 
     def __getitem__(self, path: str) -> npt.NDArray[np.generic]:
         weight = self.weights[path]
-        stored = weight.tensor.detach()
-        if stored.is_meta:
-            raise SiteError(
-                f"{path}: expected a weight with values to compute starting values from, "
-                "got one on the meta device, as offloaded weights are.\nAttach before the model is offloaded."
-            )
-        if not stored.is_floating_point():
-            raise SiteError(
-                f"{path}: expected a floating-point weight to compute starting values from, got {stored.dtype}."
-            )
-        return weight.unlay(stored).cpu().to(torch.promote_types(stored.dtype, torch.float32)).numpy()
+        return weight.unlay(read_dense(path, weight.module, weight.name, weight.held)).cpu().numpy()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.weights)
@@ -191,9 +202,9 @@ def is_linear(module: nn.Module) -> bool:
 
     The output projection of nn.MultiheadAttention does not count: it is never called, so a hook on it would never run.
     """
-    if isinstance(module, NonDynamicallyQuantizableLinear):
+    if isinstance(module, NonDynamicallyQuantizableLinear) or is_fused(module):
         return False
-    return isinstance(module, nn.Linear) or is_conv1d(module)
+    return isinstance(module, nn.Linear) or is_conv1d(module) or is_packed_linear(module)
 
 
 def is_conv1d(module: nn.Module) -> bool:

@@ -23,6 +23,7 @@ class BlocksHook:
     def __init__(self, owner: Owner, hooks: Mapping[Site, SiteHook]) -> None:
         """Store the adapter and the hook of each site. Raise SiteError for blocks whose rows overlap only in part."""
         self.owner = owner
+        self.unproven = False
         self.shape = next(iter(hooks)).weight_shape
         self.by_task: dict[str, dict[Site, SiteHook]] = {}
         for site, hook in hooks.items():
@@ -33,7 +34,7 @@ class BlocksHook:
         """Return the output with the updates added, as a new tensor."""
         if not self.owner.active:
             return output
-        return add_by_rows(self.add, output, see_x(self.owner, args, kwargs, output))
+        return add_by_rows(self.add, output, see_x(self, args, kwargs, output))
 
     def add(self, flat: Tensor, seen: Tensor) -> Tensor:
         """Return the output (token, out) with the updates of x (token, in) added."""

@@ -1,7 +1,7 @@
 """The update of one site, added to the output of its module: a plain object, pickled and copied with the model."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tnadapt import SiteError
 from tnadapt.binding import BUCKETS, Network
+from tnadapt_torch._run.gradient import Watched, check_gradient
 from tnadapt_torch._run.lower import Code, lower_apply, lower_delta
 from tnadapt_torch._run.maps import map_factor
 
@@ -105,7 +106,10 @@ class Stack:
         tensor = self.held.read()
         device = torch.device("cpu") if tensor.is_meta else tensor.device
         if self._places is None or self._places[0] != device:
-            self._places = device, [torch.arange(tensor.shape[axis], device=device).split(1) for axis in self.axes]
+            self._places = (
+                device,
+                [torch.split(torch.arange(tensor.shape[axis], device=device), 1) for axis in self.axes],
+            )
         return tuple(places[at] for places, at in zip(self._places[1], index, strict=True))
 
     def forget(self) -> None:
@@ -193,6 +197,11 @@ class Owner(Protocol):
         """The task whose sites are used; "" if the adapter has no tasks."""
         ...
 
+    @property
+    def hooks(self) -> Mapping[str, object]:
+        """The hooks of all sites and weights, by path."""
+        ...
+
 
 class SiteHook:
     """Adds the update of one site to the output of its module, unless the adapter is disabled or merged."""
@@ -203,6 +212,7 @@ class SiteHook:
         self.network = network
         self.refs = tuple(refs)
         self.width = network.volume(network.in_modes)
+        self.unproven = False  # whether the layer is quantized and no call has yet shown that it passes the gradient on
         self._code: list[Code | None] = []
         self._dense: Code | None = None
         self._forget_code()
@@ -211,7 +221,7 @@ class SiteHook:
         """Return the output with the update added, as a new tensor."""
         if not self.owner.active:
             return output
-        x = see_x(self.owner, args, kwargs, output)
+        x = see_x(self, args, kwargs, output)
         if x.ndim == 2:  # noqa: PLR2004  (a view costs as much as a small product)
             return self.add(output, x)
         return add_by_rows(self.add, output, x)
@@ -280,11 +290,22 @@ def add_by_rows(add: Callable[[Tensor, Tensor], Tensor], output: Tensor, x: Tens
     return torch.nested.nested_tensor_from_jagged(total, ragged.offsets())
 
 
-def see_x(owner: Owner, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-    """Return the input of the adapter: x after dropout, in the dtype of the output."""
+class Seeing(Watched, Protocol):
+    """The attributes of a hook that reads the input of its layer."""
+
+    owner: Owner
+
+
+def see_x(hook: Seeing, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+    """Return the input of the adapter: x after dropout, in the dtype of the output.
+
+    Raise SiteError if x requires a gradient that the layer does not pass on.
+    """
     x: Tensor = args[0] if args else next(iter(kwargs.values()))
-    if owner.dropout and owner.training:
-        x = torch.nn.functional.dropout(x, owner.dropout)
+    if x.requires_grad and (hook.unproven or not output.requires_grad):
+        check_gradient(hook, x, output)
+    if hook.owner.dropout and hook.owner.training:
+        x = torch.nn.functional.dropout(x, hook.owner.dropout)
     return x if x.dtype == output.dtype else x.to(output.dtype)
 
 

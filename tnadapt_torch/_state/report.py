@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from tnadapt_torch._host import count_parameters
 from tnadapt_torch._state.known import states_of
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ def totals(state: "AdapterState") -> str:
     """Return one line on the host with all its adapters: trainable and all parameters, frozen factors included."""
     host = state.model
     trained = sum(parameter.numel() for parameter in host.parameters() if parameter.requires_grad)
-    whole = sum(parameter.numel() for parameter in host.parameters())
+    whole = count_parameters(host)
     whole += sum(value.numel() for each in states_of(host) for value in each.factors.buffers())
     return f"trainable params: {trained:,} || all params: {whole:,} || trainable%: {100 * trained / whole:.4f}"
 

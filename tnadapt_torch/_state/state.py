@@ -157,12 +157,10 @@ class AdapterState(nn.Module):
         _ = self.model
         name = path if path in self.weights else self.adapter.find(path)[1].weight
         self.check_host(name)
-        weight = self.weights[name]
-        stored = weight.tensor
-        wide = torch.promote_types(stored.dtype, torch.float32) if stored.is_floating_point() else torch.float32
-        device = next(iter(self.params().values())).device if stored.is_meta else stored.device
-        update = self.hooks[path].delta(torch.empty((), dtype=wide, device=device))
-        return weight.lay(update)
+        like = self.weights[name].like
+        if like.is_meta:
+            like = torch.empty_like(like, device=next(iter(self.params().values())).device)
+        return self.weights[name].lay(self.hooks[path].delta(like))
 
     def merge(self) -> None:
         """Add every update to its weight, in float32 or better and rounded once. A merge that fails changes no weight.

@@ -72,11 +72,8 @@ class TnLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         if adapter not in self.tnadapt_hooks:
             raise SiteError(f"{self.path}: expected one of its adapters {list(self.tnadapt_hooks)}, got {adapter!r}.")
         base = linear_weight(self.get_base_layer())
-        weight = base.parameter
-        wide = torch.promote_types(weight.dtype, torch.float32) if weight.is_floating_point() else torch.float32
         with torch.no_grad():
-            update = self.tnadapt_hooks[adapter].delta(torch.empty((), dtype=wide, device=weight.device))
-        return base.lay(update)
+            return base.lay(self.tnadapt_hooks[adapter].delta(base.like))
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add updates to the base weight, in float32 or better, each rounded once.
@@ -100,7 +97,7 @@ class TnLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             raise
 
     def unmerge(self) -> None:
-        """Restore the base weight, bit for bit."""
+        """Restore the base weight, bit for bit. Raise SiteError if it was quantized after the merge."""
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
         self.unmerge_to(0)
@@ -108,7 +105,8 @@ class TnLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     def unmerge_to(self, number: int) -> None:
         """Undo the latest merges until this many are left."""
         while len(self.merges) > number:
-            self.merges.pop().restore()
+            self.merges[-1].restore()
+            self.merges.pop()
             self.merged_adapters.pop()
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
@@ -118,7 +116,7 @@ class TnLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         """Move an adapter but keep its dtype: factors stay float32 beside a half-precision weight."""
         if adapter_name in self.tnadapt_states:
-            self.tnadapt_states[adapter_name].to(device or linear_weight(self.get_base_layer()).parameter.device)
+            self.tnadapt_states[adapter_name].to(device or linear_weight(self.get_base_layer()).like.device)
 
     def __repr__(self) -> str:
         """Return the repr with the method's name in front, as PEFT's layers do."""

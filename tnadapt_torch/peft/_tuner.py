@@ -82,7 +82,7 @@ class TnModel(BaseTuner):  # type: ignore[misc]
             seed=config.seed,
         )
         config.check(adapter)
-        device = next(iter(weights.values())).parameter.device
+        device = next(iter(weights.values())).like.device
         device = torch.device("cpu") if device.type == "meta" else device
         start = init(adapter, HostWeights(weights))
         params = {name: torch.from_numpy(value).float().to(device) for name, value in start.items()}
