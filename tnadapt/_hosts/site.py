@@ -70,12 +70,12 @@ class Site:
         shape = tuple(check_size(f"{self.path}: an axis of the weight", size) for size in self.shape)
         if not shape:
             raise SiteError(f"{self.path}: expected a weight of at least one axis, got shape ().")
-        _check_text(self.path, self.path)
         for name, value in self.coordinates.items():
             if type(value) not in (int, str):
                 raise SiteError(f"{self.path}: expected an integer or a string as coordinate {name!r}, got {value!r}.")
-            _check_text(self.path, name)
-            _check_text(self.path, value)
+        for text in (self.path, *self.coordinates, *self.coordinates.values()):
+            if type(text) is str and not text.isascii():
+                _check_text(self.path, text)
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "coordinates", FrozenMap({"layer": 0, "kind": self.path} | dict(self.coordinates)))
         if self.block is not None:
@@ -115,16 +115,15 @@ class Site:
         return self.coordinates[mode]
 
 
-def _check_text(path: str, text: object) -> None:
+def _check_text(path: str, text: str) -> None:
     """Raise SiteError for a string with half of a surrogate pair: no file and no stream of random numbers takes it."""
-    if isinstance(text, str) and not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise SiteError(
-                f"{ascii(path)[1:-1]}: expected names that UTF-8 can encode, got {text!a}.\n"
-                "Rename the module or the coordinate."
-            ) from None
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise SiteError(
+            f"{ascii(path)[1:-1]}: expected names that UTF-8 can encode, got {text!a}.\n"
+            "Rename the module or the coordinate."
+        ) from None
 
 
 def _check_block(path: str, shape: tuple[int, ...], block: Block) -> None:

@@ -197,15 +197,16 @@ class Adapter:
         slots: dict[str, Slot] = {}
         largest = self._largest_sizes
         shared = {name for name in self.spec.factors if self.spec.is_global(name)}
-        over = {*self.spec.site_modes}
+        over, is_single = {*self.spec.site_modes}, len(self.groups) == 1
+        held = {name: factor.held for name, factor in self.spec.factors.items()}
         inner = {name: tuple(m for m in factor.modes if m not in over) for name, factor in self.spec.factors.items()}
         for group in self.groups:
             for name, factor in self.spec.factors.items():
                 if name in shared and name in slots:
                     continue
                 sizes = largest if name in shared else group.network.sizes
-                key = self.slot_name(group, name)
-                shape = tuple(sizes[mode] for mode in factor.held)
+                key = name if name in shared or is_single else f"{group.name}.{name}"
+                shape = tuple(sizes[mode] for mode in held[name])
                 slots[key] = Slot(key, factor, shape, sizes, inner[name], "" if key == name else group.name)
         if self.spec.centered:
             kept = [slot for slot in slots.values() if slot.factor.trainable and slot.factor.init.is_read]
