@@ -92,7 +92,7 @@ class TnLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             for name in check_adapters_to_merge(self, adapter_names):
                 if name in self.tnadapt_hooks:
                     delta = partial(self.get_delta_weight, name)
-                    weights = {self.path: linear_weight(base).parameter}
+                    weights = {self.path: linear_weight(base, self.path)}
                     self.merges.append(Merged.write(base, weights, {self.path: delta}, len(self.merges)))
                     self.merged_adapters.append(name)
         except BaseException:

@@ -111,7 +111,7 @@ class TnModel(BaseTuner):  # type: ignore[misc]
                 f"got {config.target_modules!r}."
             )
         check_linear(found)
-        return {path: linear_weight(module) for path, module in found.items()}
+        return {path: linear_weight(module, path) for path, module in found.items()}
 
     def _check_names(self, name: str, state: AdapterState) -> None:
         """Raise SiteError if an adapter has the name of a factor or a group, since PEFT finds keys by such names."""
@@ -152,8 +152,8 @@ class TnModel(BaseTuner):  # type: ignore[misc]
             SiteError: a sum is not finite, or a weight is shared or quantized.
         """
         layers = self._layers(self.model)
-        weights = {path: linear_weight(layer.get_base_layer()) for path, layer in layers.items()}
-        check_weights(self.model, {path: weight.parameter for path, weight in weights.items()})
+        weights = {path: linear_weight(layer.get_base_layer(), path) for path, layer in layers.items()}
+        check_weights(self.model, weights)
         done = {path: len(layer.merges) for path, layer in layers.items()}
         try:
             super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
