@@ -1,5 +1,6 @@
 """The PyTorch model under an adapter: its adapted weights, modules trained in full, merging and folding."""
 
+from tnadapt_torch._host.encoders import slow_down, speed_up
 from tnadapt_torch._host.find import (
     check_linear,
     check_model,
@@ -30,5 +31,7 @@ __all__ = [
     "is_linear",
     "linear_weight",
     "parameter_paths",
+    "slow_down",
+    "speed_up",
     "unfold",
 ]

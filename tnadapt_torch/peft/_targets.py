@@ -1,0 +1,93 @@
+"""The weights that an adapter of PEFT updates: what PEFT's rules match, and parameters by name."""
+
+from collections.abc import Callable, Iterator
+
+from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+
+from tnadapt import SiteError
+from tnadapt.binding import in_layers
+from tnadapt_torch._host import (
+    Weight,
+    check_linear,
+    find_parameters,
+    is_linear,
+    linear_weight,
+    parameter_paths,
+)
+from tnadapt_torch.peft._config import TnConfig
+from tnadapt_torch.peft._layer import TnLayer, TnLinear
+
+__all__: list[str] = []
+
+ALL_LINEAR = "all-linear"
+
+
+def find_targets(
+    model: nn.Module, config: TnConfig, matches: Callable[[TnConfig, str], object]
+) -> dict[str, Weight]:
+    """Find the weights of the base layers that the rules of PEFT match, then the named parameters, by path.
+
+    Raises:
+        SiteError: nothing matches, or a module that matches is not a linear layer.
+    """
+    modules = base_modules(model)
+    spell_out(model, config)
+    chosen: dict[str, nn.Module] = {}
+    if config.target_modules is not None:
+        chosen = {path: module for path, module in modules.items() if path and matches(config, path)}
+    named = find_parameters(modules, config.target_parameters or {})
+    if config.layers_to_transform is not None and named:
+        kept = in_layers(named, config.layers_to_transform, among=parameter_paths(modules))
+        named = {path: weight for path, weight in named.items() if path in kept}
+    if not chosen and not named:
+        raise SiteError(
+            f"target_modules: expected a rule that matches a module and does not exclude it, "
+            f"got {config.target_modules!r}."
+        )
+    check_linear(chosen)
+    for path in named:
+        if path.rpartition(".")[0] in chosen or "." not in path:
+            raise SiteError(
+                f"target_parameters: expected parameters of modules below the model that are not in target_modules, "
+                f"got {path}.\nName it once."
+            )
+    return {path: linear_weight(module) for path, module in chosen.items()} | named
+
+
+def spell_out(model: nn.Module, config: TnConfig) -> None:
+    """Replace "all-linear" in a config by the paths that PEFT chooses for it, without layers that are never called.
+
+    Those are the output projections of nn.MultiheadAttention, and copies of modules that are trained in full.
+    """
+    rule = config.target_modules
+    if not isinstance(rule, str) or rule.lower() != ALL_LINEAR:
+        return
+    copies = [f"{path}." for path, module in model.named_modules() if isinstance(module, AuxiliaryTrainingWrapper)]
+    found = _maybe_include_all_linear_layers(config, model).target_modules
+    config.target_modules = {
+        path
+        for path in found
+        if not path.startswith(tuple(copies)) and is_linear(_base_of(model.get_submodule(path)))
+    }
+
+
+def base_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules of a model by path as they are without our layers; the layers of PEFT's methods stay closed."""
+    return dict(_walk("", model, set()))
+
+
+def _walk(path: str, module: nn.Module, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
+    base = _base_of(module)
+    if id(base) in seen:
+        return
+    seen.add(id(base))
+    yield path, base
+    if not isinstance(base, BaseTunerLayer):
+        for name, child in base.named_children():
+            yield from _walk(f"{path}.{name}" if path else name, child, seen)
+
+
+def _base_of(module: nn.Module) -> nn.Module:
+    return module.base_layer if isinstance(module, TnLayer) else module
