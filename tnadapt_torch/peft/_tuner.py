@@ -12,6 +12,7 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 
 from tnadapt import FormatError, SiteError
+from tnadapt.binding import answers
 from tnadapt_torch._host import check_weights, slow_down, speed_up
 from tnadapt_torch._state import AdapterState, stored_factors
 from tnadapt_torch.peft._checkpoint import SEED, STATES, STEM, check_factors, drawn_factors, is_drawn, read_seed
@@ -19,6 +20,7 @@ from tnadapt_torch.peft._config import PREFIX, TnConfig
 from tnadapt_torch.peft._flags import flags_of, put_flags
 from tnadapt_torch.peft._layer import TnLayer, TnLinear, TnParameters
 from tnadapt_torch.peft._rows import expect_rows, repeats, use_rows
+from tnadapt_torch.peft._sum import check_weights_of_sum, config_of_sum, fill
 from tnadapt_torch.peft._states import check_name, new_state, reseed
 from tnadapt_torch.peft._targets import find_targets
 
@@ -148,6 +150,33 @@ class TnModel(BaseTuner):  # type: ignore[misc]
         del self.tnadapt_states[adapter_name]
         put_flags(self, flags, without=[f"{STATES}.{name}" for name in {*self.active_adapters} - active])
         speed_up(self.model, [layer for layer in self._layers().values() if layer.tnadapt_hooks])
+
+    @answers(SiteError)
+    def add_weighted_adapter(
+        self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "cat"
+    ) -> None:
+        """Add an adapter whose update is exactly the weighted sum of those of others. It is not made active.
+
+        Args:
+            adapters: the names of the adapters to sum. They have one spec; their ranks, alphas and targets may differ.
+            weights: the weight of each adapter, of any sign.
+            adapter_name: the name of the new adapter.
+            combination_type: "cat", as PEFT calls this sum; the only type.
+
+        Raises:
+            SiteError: an argument is not valid, or a sum of updates of this spec is not an update of this spec.
+        """
+        check_weights_of_sum(adapters, weights, self.states(), combination_type)
+        if adapter_name in self.peft_config:
+            raise SiteError(f"adapter_name: expected a name that is not in use, got {adapter_name!r}.")
+        configs, states = ([group[name] for name in adapters] for group in (self.peft_config, self.states()))
+        self.peft_config[adapter_name] = config_of_sum(configs, states)
+        try:
+            self.inject_adapter(self.model, adapter_name)
+        except BaseException:
+            del self.peft_config[adapter_name]
+            raise
+        fill(self.states()[adapter_name], states, weights)
 
     # ------------------------------------------------------------------ which adapters are in use
 
