@@ -15,7 +15,7 @@ __all__: list[str] = []
 
 
 class Front:
-    """The base of each class that is put in front. (No __slots__: with them, a class could not be exchanged.)"""
+    """The base of each class that is put in front. It has no __slots__, which would forbid the exchange."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Reduce to the module's own class, which can be found by its name, and the fronts to put on it again."""
@@ -56,7 +56,7 @@ def with_front(cls: type, front: type[Front]) -> type:
         return _over(cls, (with_front(cls.__bases__[0], front),))  # such a class belongs to one module
     if (front, cls) not in _made:
         names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-        _made[front, cls] = type(cls)(cls.__name__, (front, cls), names)
+        _made[front, cls] = type(cls)(cls.__name__, (front, cls), names)  # type: ignore[misc]
     return _made[front, cls]
 
 
@@ -95,7 +95,7 @@ def _remake(fronts: list[type[Front]], make: Callable[..., nn.Module], args: tup
 
 
 def _exchange(module: nn.Module, cls: type) -> None:
-    """Exchange the class. What is bound to the old one's forward and kept on the module, as accelerate does, follows."""
+    """Exchange the class, also of methods that are bound to the old one's forward and kept on the module."""
     old = type(module)
     if cls is old:
         return

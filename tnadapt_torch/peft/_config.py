@@ -105,7 +105,9 @@ class TnConfig(peft.PeftConfig):  # type: ignore[misc]
         self._sealed: dict[str, Any] = {}
         for word, given in (("rank", rank_pattern), ("alpha", alpha_pattern)):
             if given:
-                raise mistake(SiteError, f"{word}_pattern", f"one {word} for the sites of a network", told(given), APART)
+                raise mistake(
+                    SiteError, f"{word}_pattern", f"one {word} for the sites of a network", told(given), APART
+                )
         if self.adapter is not None:
             self._take(self.adapter)
         if inspect.isfunction(self.spec) or (isinstance(self.spec, str) and self.spec.isidentifier()):

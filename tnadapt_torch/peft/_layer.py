@@ -61,9 +61,9 @@ class TnLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     def _in_use(self) -> list[str]:
         """Return the adapters whose updates a call adds. If adapters are disabled, unmerge them first, as PEFT does."""
-        if self.disable_adapters and self.merged:
-            self.unmerge()
-        if self.disable_adapters or self.merged:
+        if self._disable_adapters or self.merged_adapters:
+            if self._disable_adapters and self.merged_adapters:
+                self.unmerge()
             return []
         return [name for name in self.active_adapters if name in self.tnadapt_hooks]
 
@@ -172,10 +172,10 @@ class TnLinear(TnLayer):
         """Return the output of the base layer with the updates of the active adapters added."""
         if self.rows is not None and not self.disable_adapters:
             return self._forward_rows(self.rows, args, kwargs)
-        names = self._in_use()
-        output = self._call(args, kwargs, *(name for name in names if name in self.folded))
+        names, folded = self._in_use(), self.folded
+        output = self._call(args, kwargs, *(name for name in names if name in folded) if folded else ())
         for name in names:
-            if name not in self.folded:
+            if name not in folded:
                 output = self.tnadapt_hooks[name][self.path](self, args, kwargs, output)
         return output
 

@@ -32,7 +32,7 @@ class Rows:
             for place, name in enumerate(self.names):
                 groups.setdefault(name, []).append(place)
             order = torch.tensor([place for places in groups.values() for place in places], dtype=torch.long)
-            at = order.to(device).split([len(places) for places in groups.values()])
+            at = torch.split(order.to(device), [len(places) for places in groups.values()])
             self._split[device] = list(zip(groups, at, strict=True)), order.argsort().to(device)
         return self._split[device]
 
@@ -40,7 +40,7 @@ class Rows:
         """Raise SiteError unless there is one name for each row of the input of a layer, and no adapter is merged."""
         if merged:
             raise SiteError(
-                f"adapter_names: expected a model without merged adapters, got {', '.join(merged)} merged into {path}.\n"
+                f"adapter_names: expected a model without merged adapters, got {', '.join(merged)} in {path}.\n"
                 "Call unmerge_adapter() first."
             )
         if len(x) != len(self.names):
@@ -57,7 +57,9 @@ def expect_rows(given: object, known: Collection[str], *, is_training: bool) -> 
         SiteError: they are not a list of names of adapters, or the model is in training mode.
     """
     if isinstance(given, str) or not isinstance(given, Sequence) or not all(isinstance(name, str) for name in given):
-        raise SiteError(f'adapter_names: expected a list of names, got {told(given)}.\nWrite adapter_names=["default"].')
+        raise SiteError(
+            f'adapter_names: expected a list of names, got {told(given)}.\nWrite adapter_names=["default"].'
+        )
     if is_training:
         raise SiteError(
             "adapter_names: expected a model in evaluation mode, got one in training mode.\nCall model.eval() first."
@@ -74,7 +76,7 @@ def repeats(words: Mapping[str, Any]) -> int:
     """Return how many times `generate` repeats each row, for beams or for several answers."""
     config = words.get("generation_config")
     asked = [words.get(word, getattr(config, word, None)) for word in ("num_beams", "num_return_sequences")]
-    return max(number for number in (*asked, 1) if number is not None)
+    return max(int(number) for number in (*asked, 1) if number is not None)
 
 
 @contextmanager

@@ -61,7 +61,11 @@ def draw_seed() -> int:
     """Draw a seed from torch's generator; if there are several processes, return 0, since theirs may differ."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return 0
-    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+    if (
+        torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    ):
         return 0
     return int(torch.randint(DRAWN, (), device="cpu"))
 

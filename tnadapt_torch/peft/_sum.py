@@ -35,7 +35,7 @@ def config_of_sum(configs: Sequence[TnConfig], states: Sequence[AdapterState]) -
     """Return the config of the sum of these adapters, for the weights that any of them updates.
 
     Raises:
-        SiteError: they differ in more than their seeds, ranks, alphas and targets, or no network of their spec is a sum.
+        SiteError: they differ in more than seed, rank, alpha and targets, or no network of their spec is a sum.
     """
     spec = states[0].spec
     _check_alike(configs, states)

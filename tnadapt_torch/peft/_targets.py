@@ -17,16 +17,14 @@ from tnadapt_torch._host import (
     parameter_paths,
 )
 from tnadapt_torch.peft._config import TnConfig
-from tnadapt_torch.peft._layer import TnLayer, TnLinear
+from tnadapt_torch.peft._layer import TnLayer
 
 __all__: list[str] = []
 
 ALL_LINEAR = "all-linear"
 
 
-def find_targets(
-    model: nn.Module, config: TnConfig, matches: Callable[[TnConfig, str], object]
-) -> dict[str, Weight]:
+def find_targets(model: nn.Module, config: TnConfig, matches: Callable[[TnConfig, str], object]) -> dict[str, Weight]:
     """Find the weights of the base layers that the rules of PEFT match, then the named parameters, by path.
 
     Raises:
@@ -67,14 +65,12 @@ def spell_out(model: nn.Module, config: TnConfig) -> None:
     copies = [f"{path}." for path, module in model.named_modules() if isinstance(module, AuxiliaryTrainingWrapper)]
     found = _maybe_include_all_linear_layers(config, model).target_modules
     config.target_modules = {
-        path
-        for path in found
-        if not path.startswith(tuple(copies)) and is_linear(_base_of(model.get_submodule(path)))
+        path for path in found if not path.startswith(tuple(copies)) and is_linear(_base_of(model.get_submodule(path)))
     }
 
 
 def base_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules of a model by path as they are without our layers; the layers of PEFT's methods stay closed."""
+    """Return the modules of a model by path as without our layers; the layers of other methods of PEFT stay closed."""
     return dict(_walk("", model, set()))
 
 

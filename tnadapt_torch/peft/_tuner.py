@@ -7,8 +7,7 @@ from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
-from peft.utils import _get_submodules
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, _get_submodules
 from torch import Tensor, nn
 
 from tnadapt import FormatError, SiteError
@@ -20,8 +19,8 @@ from tnadapt_torch.peft._config import PREFIX, TnConfig
 from tnadapt_torch.peft._flags import flags_of, put_flags
 from tnadapt_torch.peft._layer import TnLayer, TnLinear, TnParameters
 from tnadapt_torch.peft._rows import expect_rows, repeats, use_rows
-from tnadapt_torch.peft._sum import check_weights_of_sum, config_of_sum, fill
 from tnadapt_torch.peft._states import check_name, new_state, reseed
+from tnadapt_torch.peft._sum import check_weights_of_sum, config_of_sum, fill
 from tnadapt_torch.peft._targets import find_targets
 
 __all__ = ["TnModel"]
@@ -46,7 +45,9 @@ class TnModel(BaseTuner):  # type: ignore[misc]
 
     def _pre_injection_hook(self, model: nn.Module, config: TnConfig, adapter_name: str) -> None:
         self.tnadapt_states = nn.ModuleDict()
-        self.flags_away: dict[str, bool] | None = None  # the flags of adapters and saved modules while they are disabled
+        self.flags_away: dict[str, bool] | None = (
+            None  # the flags of adapters and saved modules while they are disabled
+        )
 
     # ------------------------------------------------------------------ adapters come and go
 
@@ -86,7 +87,7 @@ class TnModel(BaseTuner):  # type: ignore[misc]
 
     def _new_state(self, model: nn.Module, adapter_name: str) -> AdapterState:
         config: TnConfig = self.peft_config[adapter_name]
-        check_name(adapter_name, self.tnadapt_states, self.states().values())
+        check_name(adapter_name, self.states(), self.states().values())
         config = self._prepare_adapter_config(config, self.get_model_config(model))
         weights = find_targets(model, config, self._check_target_module_exists)
         if config.reads_weights and any(layer.merged for layer in self._layers().values()):
@@ -95,7 +96,7 @@ class TnModel(BaseTuner):  # type: ignore[misc]
                 "got one with merged adapters.\nCall unmerge_adapter() first."
             )
         state = new_state(config, weights, [name for name, _ in model.named_parameters()], adapter_name)
-        check_name(adapter_name, self.tnadapt_states, [state])
+        check_name(adapter_name, self.states(), [state])
         return state.train(model.training)
 
     def _prepare_adapter_config(self, peft_config: TnConfig, model_config: dict[str, Any]) -> TnConfig:
@@ -169,8 +170,8 @@ class TnModel(BaseTuner):  # type: ignore[misc]
         check_weights_of_sum(adapters, weights, self.states(), combination_type)
         if adapter_name in self.peft_config:
             raise SiteError(f"adapter_name: expected a name that is not in use, got {adapter_name!r}.")
-        configs, states = ([group[name] for name in adapters] for group in (self.peft_config, self.states()))
-        self.peft_config[adapter_name] = config_of_sum(configs, states)
+        states = [self.states()[name] for name in adapters]
+        self.peft_config[adapter_name] = config_of_sum([self.peft_config[name] for name in adapters], states)
         try:
             self.inject_adapter(self.model, adapter_name)
         except BaseException:
@@ -192,12 +193,14 @@ class TnModel(BaseTuner):  # type: ignore[misc]
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Make adapters active: they are trained, unless `inference_mode` is True, and all others are frozen."""
         super().set_adapter(adapter_name, inference_mode)
-        self.flags_away = None
+        if self.flags_away is not None:
+            self.flags_away = flags_of(self, STATES, SAVED)
 
     def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
         """Train or freeze adapters."""
         super().set_requires_grad(adapter_names, requires_grad)
-        self.flags_away = None
+        if self.flags_away is not None:
+            self.flags_away |= flags_of(self, *([adapter_names] if isinstance(adapter_names, str) else adapter_names))
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -211,7 +214,7 @@ class TnModel(BaseTuner):  # type: ignore[misc]
         if (given := kwargs.get("adapter_names")) is None:
             yield
             return
-        names = expect_rows(given, self.tnadapt_states, is_training=self.training)
+        names = expect_rows(given, self.states(), is_training=self.training)
         with use_rows(self.model, self._layers(), names, repeats(kwargs)):
             yield
 
@@ -232,8 +235,7 @@ class TnModel(BaseTuner):  # type: ignore[misc]
             if dtypes & HALF:
                 state.to(torch.float32)
             return
-        layers = [layer for layer in self._layers().values() if adapter_name in layer.tnadapt_hooks]
-        stored = [layer._get_base_layer_device_and_dtype(layer.get_base_layer())[1] for layer in layers]
+        stored = [getattr(each.module, "compute_dtype", each.parameter.dtype) for each in state.weights.values()]
         floats = [dtype for dtype in stored if dtype is not None and dtype.is_floating_point]
         if floats:
             state.to(reduce(torch.promote_types, floats))
