@@ -190,6 +190,7 @@ class TnConfig(peft.PeftConfig):  # type: ignore[misc]
         plain["spec"] = to_json(self.spec)  # type: ignore[arg-type]  # __post_init__ made it a spec
         if self._loaded is not None:
             plain |= dict.fromkeys(("spec", "rank", "alpha", "sizes"))
+        plain |= {name: _pairs(plain[name]) for name in MAPPINGS if plain[name] is not None}
         return {name: _plain(value) for name, value in plain.items()} | self._sealed
 
     @classmethod
@@ -219,7 +220,7 @@ class TnConfig(peft.PeftConfig):  # type: ignore[misc]
                 raise FormatError(f"{path}: expected another type of value for {name}, got {type(value).__name__}.")
         if data.get("adapter") is not None:
             check_folder(path.parent, from_json(data["adapter"]))
-        return data
+        return data | {name: _unpaired(path, name, data[name]) for name in MAPPINGS if data.get(name) is not None}
 
 
 TnConfig.__init__ = answers(SiteError, "TnConfig")(TnConfig.__init__)  # type: ignore[method-assign]
@@ -231,6 +232,7 @@ MAPPINGS = {
     "fused": '{"c_attn": ["q", "k", "v"]}',
 }
 NONE = type(None)
+PAIR = 2
 KINDS: dict[str, tuple[type, ...]] = {
     "inference_mode": (bool,),
     "auto_mapping": (dict, NONE),
@@ -244,9 +246,9 @@ KINDS: dict[str, tuple[type, ...]] = {
     "layers_to_transform": (list, int, NONE),
     "layers_pattern": (list, str, NONE),
     "modules_to_save": (list, NONE),
-    "target_parameters": (dict, NONE),
-    "blocks": (dict, NONE),
-    "fused": (dict, NONE),
+    "target_parameters": (list, NONE),
+    "blocks": (list, NONE),
+    "fused": (list, NONE),
     "tasks": (list,),
     "fold": (bool,),
     "overparametrized": (bool,),
@@ -259,6 +261,22 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _plain(each) for name, each in value.items()}
     return sorted(value) if isinstance(value, set) else list(value) if isinstance(value, tuple) else value
+
+
+def _pairs(given: Mapping[str, Any]) -> list[Any]:
+    """Return a mapping as a list of pairs: its order counts, and PEFT sorts the keys of the mappings that it writes."""
+    return [[name, _pairs(value) if isinstance(value, Mapping) else _plain(value)] for name, value in given.items()]
+
+
+def _unpaired(path: Path, name: str, pairs: list[Any]) -> dict[str, Any]:
+    """Return the mapping of a list of pairs. Raise FormatError for any other list."""
+    for pair in pairs:
+        if not (isinstance(pair, list) and len(pair) == PAIR and isinstance(pair[0], str)):
+            raise FormatError(f"{path}: expected a list of pairs for {name}, got {told(pair)} in it.")
+    return {
+        key: _unpaired(path, name, value) if isinstance(value, list) and value and isinstance(value[0], list) else value
+        for key, value in pairs
+    }
 
 
 def _shape(sites: Mapping[str, Any], odd: list[str]) -> str:

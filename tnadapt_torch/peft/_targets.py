@@ -1,6 +1,6 @@
 """The weights that an adapter of PEFT updates: what PEFT's rules match, and parameters by name."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -17,7 +17,7 @@ from tnadapt_torch._host import (
     parameter_paths,
 )
 from tnadapt_torch.peft._config import TnConfig
-from tnadapt_torch.peft._layer import TnLayer
+from tnadapt_torch.peft._layer import TnLayer, TnLinear, TnParameters
 
 __all__: list[str] = []
 
@@ -45,13 +45,23 @@ def find_targets(model: nn.Module, config: TnConfig, matches: Callable[[TnConfig
             f"got {config.target_modules!r}."
         )
     check_linear(chosen)
-    for path in named:
-        if path.rpartition(".")[0] in chosen or "." not in path:
-            raise SiteError(
-                f"target_parameters: expected parameters of modules below the model that are not in target_modules, "
-                f"got {path}.\nName it once."
-            )
+    _check_nesting(model, chosen, named)
     return {path: linear_weight(module) for path, module in chosen.items()} | named
+
+
+def _check_nesting(model: nn.Module, chosen: Collection[str], named: Collection[str]) -> None:
+    """Raise SiteError for an adapted layer that is, or is inside, a module with adapted parameters: PEFT wraps one."""
+    layers = [module for module in model.modules() if isinstance(module, TnLayer)]
+    linear = [*chosen, *(layer.path for layer in layers if isinstance(layer, TnLinear))]
+    owners = [path.rpartition(".")[0] for path in named]
+    for owner in [*owners, *(layer.path for layer in layers if isinstance(layer, TnParameters))]:
+        inside = [path for path in linear if f"{path}.".startswith(f"{owner}.")]
+        if inside or not owner:
+            given = f"{inside[0]} in {owner}" if owner else "one of the model itself"
+            raise SiteError(
+                "target_parameters: expected parameters of modules below the model, without adapted layers inside, "
+                f"got {given}.\nUse tnadapt_torch.attach, or adapt one of the two."
+            )
 
 
 def spell_out(model: nn.Module, config: TnConfig) -> None:

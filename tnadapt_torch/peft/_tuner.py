@@ -72,6 +72,7 @@ class TnModel(BaseTuner):  # type: ignore[misc]
         self.tnadapt_states[adapter_name] = state
         try:
             super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
+            self._check_all_served(state)
             put_flags(self, others)
             slow_down(model, self._layers().values())
         except BaseException:
@@ -98,6 +99,15 @@ class TnModel(BaseTuner):  # type: ignore[misc]
         state = new_state(config, weights, [name for name, _ in model.named_parameters()], adapter_name)
         check_name(adapter_name, self.states(), [state])
         return state.train(model.training)
+
+    def _check_all_served(self, state: AdapterState) -> None:
+        """Raise SiteError unless each weight of an adapter has a layer."""
+        served = {path for layer in self._layers().values() for path in layer.tnadapt_hooks.get(state.name, ())}
+        if missing := [path for path in state.weights if path not in served]:
+            raise SiteError(
+                f"{missing[0]}: expected a module that PEFT replaces by a layer of this method, got one that it left.\n"
+                "Remove it from target_modules."
+            )
 
     def _prepare_adapter_config(self, peft_config: TnConfig, model_config: dict[str, Any]) -> TnConfig:
         """Fill in the default targets of PEFT for this model type, unless parameters are named."""
