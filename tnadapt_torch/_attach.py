@@ -17,9 +17,13 @@ from tnadapt_torch._host import (
     find_weights,
     fold_in,
     parameter_paths,
-    unfold,
+    place_params,
+    serve,
+    slow_down,
+    unwrapped,
+    weights_to_fold,
 )
-from tnadapt_torch._state import AdapterState, child_name, host_modules, make_hooks, states_of
+from tnadapt_torch._state import AdapterState, MarksCheck, Watch, enter, host_modules, make_hooks, states_of
 
 __all__ = ["attach"]
 
@@ -84,6 +88,7 @@ def attach(
         SpecError: the spec is not valid, or alpha is 0.
     """
     check_model(model, "attach")
+    model = unwrapped(model)
     table = spec_of(spec, "attach")
     rules = {"target_modules": target_modules, "exclude_modules": exclude_modules}
     check_rules(rules, layers_to_transform, target_parameters, modules_to_save)
@@ -104,7 +109,7 @@ def attach(
     params = {name: torch.from_numpy(value).float() for name, value in init(adapter, HostWeights(weights)).items()}
     paths = match(known, list(modules_to_save), what="modules_to_save", things="modules") if modules_to_save else []
     saved = {path: known[path] for path in paths}
-    state = AdapterState(adapter, params, name=adapter_name, dropout=dropout)
+    state = AdapterState(adapter, place_params(adapter, weights, params), name=adapter_name, dropout=dropout)
     return install(model, state, weights, saved, fold=fold)
 
 
@@ -133,50 +138,44 @@ def install(
         raise SiteError(
             f"dropout: expected a number of at least 0 and below 1, got {state.dropout!r}.\nWrite dropout=0.1."
         )
-    folded = {path: weight for path, weight in weights.items() if fold or not weight.is_called}
+    folded = weights_to_fold(model, weights, state.dropout, all_of_them=fold)
     if folded:
         check_foldable(folded, state.dropout)
-    state.host, state.weights, state.saved = (model,), dict(weights), SavedModules(saved)
-    state.hooks, state.folded = make_hooks(state), list(folded.values())
+    others = states_of(model)
+    state.host, state.weights, state.saved, state.folded = (model,), dict(weights), SavedModules(saved), folded
+    state.hooks = make_hooks(state)
     state.train(model.training)
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    earlier = states_of(model)
-    state.host_flags = earlier[0].host_flags if earlier else flags
     try:
-        _set_flags(model, earlier, saved)
-        model.add_module(child_name(state.name), state)
+        state.flags.freeze(model, state.saved.parameters(), _kept(others))
+        model.add_module(state.child_name, state)
         for path, weight in weights.items():
             if path in folded:
                 fold_in(weight, state.hooks[path])
             else:
-                state.handles.append(weight.module.register_forward_hook(state.hooks[path], with_kwargs=True))
+                state.handles.append(serve(weight.module, state.hooks[path]))
+        slow_down(model, [weight.module for weight in weights.values()])
+        check = model.register_load_state_dict_pre_hook(MarksCheck(state))  # type: ignore[no-untyped-call]
+        state.handles.append(check)
+        state.watch = model.register_forward_hook(Watch(state))
     except BaseException:
-        for handle in state.handles:
-            handle.remove()
-        for weight in folded.values():
-            unfold(weight)
-        model._modules.pop(child_name(state.name), None)
-        for parameter, before in flags:
-            parameter.requires_grad_(before)
+        state.release()
+        model._modules.pop(state.child_name, None)
+        state.flags.restore(model)
         raise
+    state.turn = 1 + max((other.turn for other in others), default=0)
+    enter(state)
     return state
 
 
-def _set_flags(model: nn.Module, earlier: list[AdapterState], saved: Mapping[str, nn.Module]) -> None:
-    """Freeze the host, except for the modules trained in full and the parameters of earlier adapters."""
-    owners = [owner for state in earlier for owner in (state, *state.saved.modules.values())]
-    kept = {id(parameter) for owner in owners for parameter in owner.parameters()}
-    for parameter in model.parameters():
-        if id(parameter) not in kept:
-            parameter.requires_grad_(False)
-    for module in saved.values():
-        module.requires_grad_(True)
+def _kept(others: Collection[AdapterState]) -> list[nn.Parameter]:
+    """Return the parameters whose flags other adapters have set, or the user after them."""
+    return [parameter for other in others for parameter in other.model.parameters()]
 
 
 def _check_name(model: nn.Module, name: str) -> None:
     if not isinstance(name, str) or not name.isidentifier():
         raise SiteError(f'adapter_name: expected an identifier, got {name!r}.\nWrite adapter_name="default".')
-    if hasattr(model, child_name(name)):
+    if hasattr(model, f"tnadapt_{name}"):
         raise SiteError(
             f"adapter_name: expected a name that is not in use on the model, got {name!r}.\n"
             "Detach the adapter of this name, or give the new one another adapter_name."

@@ -10,7 +10,16 @@ from torch import nn
 from tnadapt import Adapter, FormatError, read_peft
 from tnadapt.binding import Checkpoint, answers, expect_path, read_checkpoint
 from tnadapt_torch._attach import install
-from tnadapt_torch._host import Weight, check_model, find_parameters, find_tie, is_linear, linear_weight
+from tnadapt_torch._host import (
+    Weight,
+    check_model,
+    find_parameters,
+    find_tie,
+    is_linear,
+    linear_weight,
+    place_params,
+    unwrapped,
+)
 from tnadapt_torch._state import AdapterState, host_modules
 
 __all__ = ["load", "load_peft"]
@@ -45,6 +54,7 @@ def load(
         SiteError: the name is in use on the model, or another argument is not valid.
     """
     check_model(model, "load")
+    model = unwrapped(model)
     expect_path(path, "load", FormatError)
     return _attach(
         model, read_checkpoint(path), path, layouts=target_parameters or {}, dropout=dropout, adapter_name=adapter_name
@@ -73,6 +83,7 @@ def load_peft(
         SiteError: the name is in use on the model, or another argument is not valid.
     """
     check_model(model, "load_peft")
+    model = unwrapped(model)
     expect_path(directory, "load_peft", FormatError)
     shapes = {path: linear_weight(module).shape for path, module in host_modules(model).items() if is_linear(module)}
     checkpoint = read_peft(directory, shapes=shapes)
@@ -99,6 +110,7 @@ def _attach(
     saved = _saved_of(model, checkpoint.extra, path)
     dtype = torch.float64 if checkpoint.is_double else torch.float32
     params = {name: torch.from_numpy(value).to(dtype) for name, value in checkpoint.params.items()}
+    params = place_params(checkpoint.adapter, weights, params)
     state = AdapterState(checkpoint.adapter, params, name=adapter_name, dropout=dropout)
     install(model, state, weights, saved)
     with torch.no_grad():
@@ -112,7 +124,7 @@ def _weights_of(
 ) -> dict[str, Weight]:
     """Find the weights of an adapter's sites. Raise FormatError for one that is missing or differs in shape."""
     modules = host_modules(model)
-    known = {name: linear_weight(module) for name, module in modules.items() if is_linear(module)}
+    known = {name: linear_weight(module, name) for name, module in modules.items() if is_linear(module)}
     known |= find_parameters(modules, layouts)
     for name, (site, *_) in adapter.weights.items():
         found = known[name].shape if name in known else type(modules[name]).__name__ if name in modules else "missing"

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("tnadapt", "tnadapt_torch", "tnadapt_jax")
 MAX_FILE_LINES = 350
 MAX_FUNCTION_LINES = 60
-HANDED_ON = {"forward", "_enable_peft_forward_hooks"}  # torch and PEFT call these with what the user passed, as it is
+HANDED_ON = {"forward", "_enable_peft_forward_hooks"}  # torch and PEFT call these with what the user passed
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -33,12 +33,7 @@ def faults(source: str) -> Iterator[str]:
     if len(lines) > MAX_FILE_LINES:
         yield f"the file has {len(lines)} lines, more than {MAX_FILE_LINES}"
     for node in ast.walk(ast.parse(source)):
-        if (
-            isinstance(node, Function | ast.Lambda)
-            and node.args.kwarg is not None
-            and not is_passed_on(node.args.kwarg)
-            and getattr(node, "name", "") not in HANDED_ON
-        ):
+        if isinstance(node, Function | ast.Lambda) and node.args.kwarg is not None and not is_passed_on(node):
             yield f"line {node.lineno}: takes **{node.args.kwarg.arg}"
         if isinstance(node, Function):
             if node.returns is None:
@@ -47,9 +42,15 @@ def faults(source: str) -> Iterator[str]:
                 yield f"line {node.lineno}: {node.name} has {length} lines, more than {MAX_FUNCTION_LINES}"
 
 
-def is_passed_on(kwarg: ast.arg) -> bool:
-    """Return whether the argument is `**kwargs: P.kwargs`, which passes on the arguments of a decorated function."""
-    return kwarg.annotation is not None and ast.unparse(kwarg.annotation) == "P.kwargs"
+def is_passed_on(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> bool:
+    """Return whether a function passes on the arguments of a function it decorates, or of a class it stands before."""
+    kwarg = node.args.kwarg
+    if kwarg.annotation is not None and ast.unparse(kwarg.annotation) == "P.kwargs":
+        return True
+    if getattr(node, "name", "") in HANDED_ON:
+        return True
+    calls = {ast.unparse(call) for call in ast.walk(node) if isinstance(call, ast.Call)}
+    return f"super().{getattr(node, 'name', '')}(*args, **{kwarg.arg})" in calls
 
 
 def bare_raises(source: str) -> Iterator[str]:
@@ -93,6 +94,12 @@ def test_a_violation_is_found(source, fault):
 
 def test_the_arguments_of_a_decorated_function_may_be_passed_on():
     assert list(faults("def f(*args: P.args, **kwargs: P.kwargs) -> None:\n    pass\n")) == []
+
+
+def test_a_method_may_pass_on_the_arguments_of_the_class_behind():
+    method = "def forward(*args, **kwargs) -> None:\n    super().{}(*args, **kwargs)\n"
+    assert list(faults(method.format("forward"))) == []
+    assert list(faults(method.format("other"))) == ["line 1: takes **kwargs"]
 
 
 def test_docstrings_comments_and_blank_lines_do_not_count():

@@ -198,14 +198,15 @@ def test_an_adapter_cannot_take_the_name_of_an_attribute_of_the_model():
     assert model.tnadapt_default == "mine"
 
 
-def test_a_hook_that_cannot_be_registered_leaves_the_model_unchanged(monkeypatch):
+@pytest.mark.parametrize("step", ["register_load_state_dict_pre_hook", "register_forward_hook"])
+def test_an_attach_that_fails_at_its_last_steps_leaves_the_model_unchanged(step, monkeypatch):
     model = hosts.toy()
     before = hosts.photo(model)
 
     def refuse(*_, **__):
         raise RuntimeError("no hooks here")
 
-    monkeypatch.setattr(model.layers[1].mlp.down, "register_forward_hook", refuse)
+    monkeypatch.setattr(model, step, refuse)
     with pytest.raises(RuntimeError, match="no hooks here"):
         hosts.adapt(model)
     monkeypatch.undo()

@@ -68,11 +68,8 @@ def put(host, state, spec=None, **words):
     state_of = {name: value for name, value in other.named_parameters() if "tnadapt" not in name}
     for path in state.adapter.weights:
         state_of[f"{path}.weight"].data += torch.from_numpy(tnadapt.delta(state.adapter, params, path))
-    for child in [name for name, _ in other.named_children() if name.startswith("tnadapt")]:
-        delattr(other, child)
-    for layer in other["layers"]:
-        for module in layer.children():
-            module._forward_hooks.clear()
+    for child in [child for name, child in other.named_children() if name.startswith("tnadapt")]:
+        child.detach()
     return other
 
 

@@ -254,7 +254,7 @@ def test_a_bad_argument_leaves_the_model_unchanged(make, arguments, message, fil
     nudge(trained.score)
     state.save(file)
     model = make()
-    before, wanted = hosts.photo(model), model(hosts.words())
+    wanted, before = model(hosts.words()), hosts.photo(model)
     with pytest.raises(SiteError, match=message):
         load(model, file, **arguments)
     hosts.assert_same_photo(before, hosts.photo(model))

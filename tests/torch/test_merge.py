@@ -7,7 +7,7 @@ from torch import nn
 from tests.torch import hosts
 from tnadapt import AdapterSpec, SiteError, raw, trainable
 from tnadapt_torch import attach
-from tnadapt_torch._host import check_weights
+from tnadapt_torch._host import Weight, check_weights
 
 representative = pytest.mark.parametrize("family", hosts.REPRESENTATIVES)
 PATH = "layers.0.self_attn.v_proj"
@@ -143,7 +143,7 @@ def test_what_is_no_plain_matrix_is_not_merged_into(weight):
     host = torch.nn.Module()
     host.weight = torch.nn.Parameter(weight, requires_grad=False)
     with pytest.raises(SiteError, match=r"^q: expected a plain floating-point matrix to merge into, got a torch\."):
-        check_weights(host, {"q": host.weight})
+        check_weights(host, {"q": Weight(host, path="q")})
 
 
 def test_a_sum_that_overflows_float16_changes_no_weight():

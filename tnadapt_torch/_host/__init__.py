@@ -1,5 +1,6 @@
-"""The PyTorch model under an adapter: its adapted weights, modules trained in full, merging and folding."""
+"""The PyTorch model under an adapter: its adapted weights, how they are served, merged and folded, and its flags."""
 
+from tnadapt_torch._host.devices import place_params
 from tnadapt_torch._host.encoders import slow_down, speed_up
 from tnadapt_torch._host.find import (
     check_linear,
@@ -9,15 +10,21 @@ from tnadapt_torch._host.find import (
     find_weights,
     parameter_paths,
 )
+from tnadapt_torch._host.flags import Flags
 from tnadapt_torch._host.fold import check_foldable, fold_in, unfold
 from tnadapt_torch._host.merge import Merged, check_weights
+from tnadapt_torch._host.read import weights_to_fold
 from tnadapt_torch._host.saved import SavedModules, find_tie
+from tnadapt_torch._host.served import Service, serve, updates_of
 from tnadapt_torch._host.weight import HostWeights, Weight, is_linear, linear_weight
+from tnadapt_torch._host.wrappers import modules_of, plain_path, unwrapped
 
 __all__ = [
+    "Flags",
     "HostWeights",
     "Merged",
     "SavedModules",
+    "Service",
     "Weight",
     "check_foldable",
     "check_linear",
@@ -30,8 +37,15 @@ __all__ = [
     "fold_in",
     "is_linear",
     "linear_weight",
+    "modules_of",
     "parameter_paths",
+    "place_params",
+    "plain_path",
+    "serve",
     "slow_down",
     "speed_up",
     "unfold",
+    "unwrapped",
+    "updates_of",
+    "weights_to_fold",
 ]

@@ -27,7 +27,7 @@ class _Stored:
 
 
 class Unfused(Front):
-    """The front of an encoder that calls its layers one by one, with answers to what it asks before it fuses them."""
+    """The front of an encoder that calls its layers one by one: each question before it fuses is answered with no."""
 
     activation_relu_or_gelu = _Stored(0)
     use_nested_tensor = _Stored(False)

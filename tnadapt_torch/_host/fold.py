@@ -1,34 +1,18 @@
 """Fold an update into its weight, x (W + dW), by a torch parametrization: faster for full-rank specs at many tokens."""
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
-from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tnadapt import SiteError
-from tnadapt_torch._host.weight import Weight
+from tnadapt_torch._host.weight import Folded, Weight
 from tnadapt_torch._run import Hook
 
 __all__: list[str] = []
 
 FULL_PRECISION = (torch.float32, torch.float64)
-
-
-class Folded(nn.Module):
-    """The parametrization of a weight: it adds the update while the adapter is active."""
-
-    def __init__(self, hook: Hook, weight: Weight) -> None:
-        """Store the hook that computes the update of the weight, and the weight."""
-        super().__init__()
-        self.hook = hook
-        self.weight = weight
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """Return the weight that the module uses."""
-        if not self.hook.owner.active:
-            return weight
-        return weight + self.weight.lay(self.hook.delta(weight))
 
 
 def check_foldable(weights: Mapping[str, Weight], dropout: float) -> None:
@@ -39,7 +23,7 @@ def check_foldable(weights: Mapping[str, Weight], dropout: float) -> None:
             "A folded update has no input of its own to apply dropout to. Leave out dropout."
         )
     for path, weight in weights.items():
-        if weight.is_folded:
+        if weight.is_parametrized:
             raise SiteError(
                 f"{path}: expected a weight without a parametrization, got one that is already parametrized.\n"
                 "Only one update can be folded into a weight."
@@ -53,10 +37,20 @@ def check_foldable(weights: Mapping[str, Weight], dropout: float) -> None:
 
 def fold_in(weight: Weight, hook: Hook) -> None:
     """Parametrize the weight of a module so that the module uses it with the update added."""
+    hook.write_dense()
     parametrize.register_parametrization(weight.module, weight.name, Folded(hook, weight), unsafe=True)
 
 
-def unfold(weight: Weight) -> None:
-    """Restore the weight of a module: the same parameter object as before."""
-    if weight.is_folded:
+def unfold(weight: Weight, hook: Hook) -> None:
+    """Take the update of a hook out of a weight. Alone, it leaves the same parameter object as before it came.
+
+    What the user registered on the weight in the meantime stays.
+    """
+    if not weight.is_parametrized:
+        return
+    changes = cast("parametrize.ParametrizationList", weight.module.get_submodule(f"parametrizations.{weight.name}"))
+    mine = [number for number, change in enumerate(changes) if isinstance(change, Folded) and change.hook is hook]
+    if mine and len(changes) == 1:
         parametrize.remove_parametrizations(weight.module, weight.name, leave_parametrized=False)
+    elif mine:
+        del changes[mine[0]]

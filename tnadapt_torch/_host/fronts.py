@@ -15,7 +15,7 @@ __all__: list[str] = []
 
 
 class Front:
-    """The base of each class that is put in front. It has no __slots__, which would forbid the exchange."""
+    """The base of each class that is put in front. It has no __slots__: with them, a class could not be exchanged."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Reduce to the module's own class, which can be found by its name, and the fronts to put on it again."""
@@ -56,7 +56,8 @@ def with_front(cls: type, front: type[Front]) -> type:
         return _over(cls, (with_front(cls.__bases__[0], front),))  # such a class belongs to one module
     if (front, cls) not in _made:
         names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-        _made[front, cls] = type(cls)(cls.__name__, (front, cls), names)  # type: ignore[misc]
+        make: Callable[..., type] = type(cls)
+        _made[front, cls] = make(cls.__name__, (front, cls), names)
     return _made[front, cls]
 
 
@@ -95,7 +96,7 @@ def _remake(fronts: list[type[Front]], make: Callable[..., nn.Module], args: tup
 
 
 def _exchange(module: nn.Module, cls: type) -> None:
-    """Exchange the class, also of methods that are bound to the old one's forward and kept on the module."""
+    """Exchange the class. Methods bound to the old forward that are kept on the module, as by accelerate, follow."""
     old = type(module)
     if cls is old:
         return

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tnadapt import SiteError
+from tnadapt_torch._host.weight import Weight
 
 __all__: list[str] = []
 
@@ -15,22 +16,26 @@ __all__: list[str] = []
 class Merged:
     """The weights before a merge, and the position of this merge among the merges on the host.
 
-    `buried_by` is the name of an adapter that was merged later and then detached. Its update stays in the weights, so
-    this merge can no longer be undone.
+    A weight's parameter is looked up when it is needed, since loads and casts may replace it. `buried_by` is the name
+    of an adapter that was merged later and then detached. Its update stays in the weights, so this merge can no longer
+    be undone.
     """
 
-    weights: dict[str, nn.Parameter]
+    weights: dict[str, Weight]
     originals: dict[str, Tensor]
     number: int
     buried_by: str = ""
 
     def is_over(self, other: "Merged") -> bool:
         """Return whether this merge came later than the other and changed one of its weights."""
-        return self.number > other.number and bool(self.weights.keys() & other.weights.keys())
+        ours, theirs = (
+            {(id(weight.module), weight.name) for weight in merged.weights.values()} for merged in (self, other)
+        )
+        return self.number > other.number and bool(ours & theirs)
 
     @staticmethod
     def write(
-        host: nn.Module, weights: dict[str, nn.Parameter], deltas: Mapping[str, Callable[[], Tensor]], number: int
+        host: nn.Module, weights: Mapping[str, Weight], deltas: Mapping[str, Callable[[], Tensor]], number: int
     ) -> "Merged":
         """Add each delta to its weight. Every sum is checked before the first one is written.
 
@@ -41,50 +46,57 @@ class Merged:
         check_weights(host, weights)
         with torch.no_grad():
             for path, weight in weights.items():
-                _merged(path, weight, deltas[path])
-            originals: dict[str, Tensor] = {}
-            merged = Merged(weights, originals, number)
+                _sum(path, weight.parameter, deltas[path])
+            merged = Merged(dict(weights), {}, number)
             try:
                 for path, weight in weights.items():
-                    total = _merged(path, weight, deltas[path])
-                    originals[path] = weight.detach().clone()
-                    weight.copy_(total)
+                    parameter = weight.parameter
+                    total = _sum(path, parameter, deltas[path])
+                    merged.originals[path] = parameter.detach().clone()
+                    parameter.copy_(total)
             except BaseException:
                 merged.restore()
                 raise
         return merged
 
     def restore(self) -> None:
-        """Restore the weights from before the merge."""
+        """Restore the weights from before the merge: all of them or, with a SiteError, none."""
+        parameters = {path: self.weights[path].parameter for path in self.originals}
         with torch.no_grad():
             for path, original in self.originals.items():
-                self.weights[path].copy_(original)
+                parameters[path].copy_(original)
 
 
-def _merged(path: str, weight: Tensor, delta: Callable[[], Tensor]) -> Tensor:
+def _sum(path: str, parameter: Tensor, delta: Callable[[], Tensor]) -> Tensor:
     update = delta()
-    total = (weight.to(update.dtype) + update).to(weight.dtype)
+    total = (parameter.to(update.dtype) + update).to(parameter.dtype)
     if not torch.isfinite(total).all():
         raise SiteError(
-            f"{path}: expected a finite sum of weight and update, got NaN or infinity in {weight.dtype}.\n"
+            f"{path}: expected a finite sum of weight and update, got NaN or infinity in {parameter.dtype}.\n"
             "Nothing was merged."
         )
     return total
 
 
-def check_weights(host: nn.Module, weights: Mapping[str, nn.Parameter]) -> None:
-    """Raise SiteError if other modules of the host share a weight, or a weight is not a plain floating-point matrix."""
+def check_weights(host: nn.Module, weights: Mapping[str, Weight]) -> None:
+    """Raise SiteError if modules share a weight, or a weight is not a stored, plain floating-point matrix."""
     owners: dict[int, list[str]] = {}
     for name, parameter in host.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(name)
     for path, weight in weights.items():
-        if len(names := owners[id(weight)]) > 1:
+        parameter = weight.parameter
+        if len(names := owners.get(id(parameter), [])) > 1:
             raise SiteError(
                 f"{path}: expected a weight that no other module shares, got one shared by {', '.join(names)}.\n"
                 "A merge would change them all."
             )
-        if not weight.is_floating_point() or weight.ndim == 1:
+        if parameter.is_meta:
+            raise SiteError(
+                f"{path}: expected a weight with values, got one on the meta device, as offloaded weights are.\n"
+                "Load the whole model into memory, attach or load the adapter there, and merge."
+            )
+        if not parameter.is_floating_point() or parameter.ndim == 1:
             raise SiteError(
                 f"{path}: expected a plain floating-point matrix to merge into, "
-                f"got a {weight.dtype} tensor of {weight.ndim} axes."
+                f"got a {parameter.dtype} tensor of {parameter.ndim} axes."
             )

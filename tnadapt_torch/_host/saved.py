@@ -1,6 +1,6 @@
 """Modules of the model that are trained in full along with the factors, and their original values."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from torch import Tensor, nn
 
@@ -8,13 +8,19 @@ __all__: list[str] = []
 
 
 class SavedModules:
-    """Modules that an adapter trains in full. The host holds either their trained or their original values."""
+    """Modules that an adapter trains in full. The host holds either their trained or their original values.
+
+    Modules may share a tensor, such as a tied embedding and head. It has a value under each of its names, and it is
+    swapped once.
+    """
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
         """Store the modules by path and copy their present values as the original ones."""
         self.modules = dict(modules)
         self.is_trained = True
-        self._away = {key: value.detach().clone() for key, value in self._here().items()}
+        self._away: dict[str, Tensor] = {}
+        for names, value in self._tensors():
+            self._away |= dict.fromkeys(names, value.detach().clone())
 
     def values(self) -> dict[str, Tensor]:
         """Return the trained floating-point tensors by name, whether or not the host holds them now."""
@@ -22,11 +28,24 @@ class SavedModules:
 
     def swap(self) -> None:
         """Swap trained and original values. Storages are swapped, so autograd graphs that hold them stay valid."""
-        for key, value in self._here().items():
+        for names, value in self._tensors():
             here = value.data
-            value.data = self._away[key].to(device=here.device, dtype=here.dtype)
-            self._away[key] = here
+            value.data = self._away[names[0]].to(device=here.device, dtype=here.dtype)
+            self._away |= dict.fromkeys(names, here)
         self.is_trained = not self.is_trained
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that the modules have now, each once."""
+        return list(dict.fromkeys(each for module in self.modules.values() for each in module.parameters()))
+
+    def _tensors(self) -> Iterator[tuple[list[str], Tensor]]:
+        """Yield each tensor once, with all its names."""
+        names: dict[int, list[str]] = {}
+        here = self._here()
+        for key, value in here.items():
+            names.setdefault(id(value), []).append(key)
+        for keys in names.values():
+            yield keys, here[keys[0]]
 
     def _here(self) -> dict[str, Tensor]:
         return {

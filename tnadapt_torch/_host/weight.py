@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,8 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
 from tnadapt import SiteError
+from tnadapt_torch._host.wrappers import module_at
+from tnadapt_torch._run import Hook
 
 __all__: list[str] = []
 
@@ -22,12 +25,15 @@ ROLES = ("expert", "out", "in")
 class Weight:
     """The weight of a linear layer, or a named parameter whose layout the user gave.
 
-    `layout` gives the role of each stored axis, such as ("expert", "in", "out").
+    `layout` gives the role of each stored axis, such as ("expert", "in", "out"). `path` is that of the weight's sites,
+    and `owner` is the path of the module.
     """
 
     module: nn.Module
     name: str = "weight"
     layout: tuple[str, ...] = ("out", "in")
+    path: str = ""
+    owner: str = ""
 
     @property
     def is_called(self) -> bool:
@@ -35,27 +41,65 @@ class Weight:
         return self.name == "weight" and is_linear(self.module)
 
     @property
-    def is_folded(self) -> bool:
-        """Whether the weight is parametrized, so that something is added each time it is read."""
+    def is_parametrized(self) -> bool:
+        """Whether something is computed each time the weight is read: a folded update, or another change."""
         return parametrize.is_parametrized(self.module, self.name)
 
     @property
+    def is_stored(self) -> bool:
+        """Whether the module holds the weight as a parameter, below nothing but folded updates."""
+        if not self.is_parametrized:
+            return self.module._parameters.get(self.name) is not None
+        return all(isinstance(change, Folded) for change in self._changes)
+
+    @property
     def parameter(self) -> nn.Parameter:
-        """The stored parameter, without what is folded into it."""
-        return self.module.get_parameter(f"parametrizations.{self.name}.original" if self.is_folded else self.name)
+        """The stored parameter, without what is folded into it. Raises SiteError for a weight that is computed."""
+        if not self.is_stored:
+            raise SiteError(
+                f"{self.path}: expected a weight that is stored as a parameter, got one that is computed: "
+                "parametrized, normed or pruned.\nMake it a plain parameter first, "
+                "with torch.nn.utils.parametrize.remove_parametrizations or prune.remove."
+            )
+        found = self._changes.original if self.is_parametrized else self.module._parameters[self.name]
+        return cast("nn.Parameter", found)
+
+    @property
+    def tensor(self) -> Tensor:
+        """The stored parameter, or the value of a weight that is computed."""
+        return self.parameter if self.is_stored else getattr(self.module, self.name)
+
+    @property
+    def _changes(self) -> parametrize.ParametrizationList:
+        return cast("parametrize.ParametrizationList", self.module.get_submodule(f"parametrizations.{self.name}"))
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape in the axis order of a site: (out, in), or (expert, out, in)."""
         if isinstance(self.module, nn.Linear):  # a quantized weight is stored in another shape
             return self.module.out_features, self.module.in_features
-        sizes = self.parameter.shape
+        sizes = self.tensor.shape
         return tuple(math.prod(s for s, r in zip(sizes, self.layout, strict=True) if r == role) for role in self.roles)
 
     @property
     def roles(self) -> tuple[str, ...]:
         """The roles of the axes, in the axis order of a site."""
         return tuple(role for role in ROLES if role in self.layout)
+
+    def check(self, host: nn.Module, shape: tuple[int, ...]) -> None:
+        """Raise SiteError unless the host still has this module in its place, with a weight of this shape."""
+        found = module_at(host, self.owner)
+        if found is not self.module:
+            here = "none" if found is None else f"another {type(found).__name__}"
+        elif self.shape != shape:
+            here = f"one of shape {self.shape}"
+        else:
+            return
+        raise SiteError(
+            f"{self.path}: expected the weight of shape {shape} that the adapter was attached to, got {here}.\n"
+            "The model changed after the adapter was attached. Put the module back, or detach the adapter, "
+            "and attach or load it again."
+        )
 
     def lay(self, update: Tensor) -> Tensor:
         """Permute an update, of the weight or of one expert, from the axis order of a site to the stored order."""
@@ -69,6 +113,22 @@ class Weight:
         return stored.permute([self.layout.index(role) for role in self.roles])
 
 
+class Folded(nn.Module):
+    """The parametrization of a weight that takes the update itself: it adds the update while the adapter is active."""
+
+    def __init__(self, hook: Hook, weight: Weight) -> None:
+        """Store the hook that computes the update of the weight, and the weight."""
+        super().__init__()
+        self.hook = hook
+        self.weight = weight
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the weight that the module uses."""
+        if not self.hook.owner.active:
+            return weight
+        return weight + self.weight.lay(self.hook.delta(weight))
+
+
 class HostWeights(Mapping[str, npt.NDArray[np.generic]]):
     """The weights of a host by path, as arrays (out, in). Each is read when it is looked up."""
 
@@ -78,7 +138,12 @@ class HostWeights(Mapping[str, npt.NDArray[np.generic]]):
 
     def __getitem__(self, path: str) -> npt.NDArray[np.generic]:
         weight = self.weights[path]
-        stored = weight.parameter.detach()
+        stored = weight.tensor.detach()
+        if stored.is_meta:
+            raise SiteError(
+                f"{path}: expected a weight with values to compute starting values from, "
+                "got one on the meta device, as offloaded weights are.\nAttach before the model is offloaded."
+            )
         if not stored.is_floating_point():
             raise SiteError(
                 f"{path}: expected a floating-point weight to compute starting values from, got {stored.dtype}."
@@ -92,9 +157,9 @@ class HostWeights(Mapping[str, npt.NDArray[np.generic]]):
         return len(self.weights)
 
 
-def linear_weight(module: nn.Module) -> Weight:
-    """Return the weight of a linear layer."""
-    return Weight(module, layout=("in", "out") if is_conv1d(module) else ("out", "in"))
+def linear_weight(module: nn.Module, path: str = "") -> Weight:
+    """Return the weight of a linear layer at this path."""
+    return Weight(module, layout=("in", "out") if is_conv1d(module) else ("out", "in"), path=path, owner=path)
 
 
 def named_weight(path: str, module: nn.Module, name: str, layout: str) -> Weight:
@@ -113,7 +178,7 @@ def named_weight(path: str, module: nn.Module, name: str, layout: str) -> Weight
             f"{path}: expected a parameter with the {len(roles)} axes of the layout {layout!r}, "
             f"got one of shape {tuple(parameter.shape)}."
         )
-    return Weight(module, name, roles)
+    return Weight(module, name, roles, path, path.rpartition(".")[0])
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -1,13 +1,14 @@
-"""The forward hook of one site: a plain object, so that it can be pickled and copied with the model."""
+"""The update of one site, added to the output of its module: a plain object, pickled and copied with the model."""
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
+from tnadapt import SiteError
 from tnadapt.binding import BUCKETS, Network
 from tnadapt_torch._run.lower import Code, lower_apply, lower_delta
 from tnadapt_torch._run.maps import map_factor
@@ -15,15 +16,12 @@ from tnadapt_torch._run.maps import map_factor
 __all__: list[str] = []
 
 NEEDS = ("nothing", "factors", "factors and x")  # what needs a gradient: one row of codes each, one column per bucket
-COMPILED = 2 * len(BUCKETS) + BUCKETS.index(1024)  # torch.compile gets one code: choosing by tokens would recompile
+COMPILED = len(NEEDS) * len(BUCKETS)  # torch.compile gets one code: choosing by tokens would recompile
+COMPILED_FOR = 2 * len(BUCKETS) + BUCKETS.index(1024)
 
 
 class Ref(Protocol):
-    """A reference to a site's part of a factor.
-
-    It is looked up in the owner's table of parameters or buffers at every call, since a move or a cast may replace a
-    buffer, and FSDP a parameter. (The table is read directly: a module attribute takes as long as a small product.)
-    """
+    """A reference to a site's part of a factor, which is looked up at every call."""
 
     def read(self) -> Tensor:
         """Return the part, in the dtype and on the device of the factor."""
@@ -31,16 +29,33 @@ class Ref(Protocol):
 
 
 @dataclass(frozen=True)
+class Held:
+    """A parameter or buffer of a module, by name.
+
+    A move or a cast may replace a buffer, FSDP a parameter, and DeepSpeed the table of parameters, so only the module
+    is held. (Its tables are read directly: a module attribute takes as long as a small product.)
+    """
+
+    module: nn.Module
+    name: str
+    is_parameter: bool
+
+    def read(self) -> Tensor:
+        """Return the tensor."""
+        table = self.module._parameters if self.is_parameter else self.module._buffers
+        return cast("Tensor", table[self.name])
+
+
+@dataclass(frozen=True)
 class Leading:
     """A shared factor: the whole of it, or the leading part of one that was drawn at the largest sizes."""
 
-    table: dict[str, Any]
-    name: str
+    held: Held
     lengths: tuple[slice, ...] | None
 
     def read(self) -> Tensor:
         """Return the part, as `Ref` says."""
-        tensor: Tensor = self.table[self.name]
+        tensor = self.held.read()
         return tensor if self.lengths is None else tensor[self.lengths]
 
 
@@ -51,24 +66,22 @@ class Stack:
     quadratic in the number of sites. Rows that are unbound together share one backward step, at linear cost. The rows
     are views of the factor, so their values are never stale. They are unbound again after the factor is replaced,
     moved or changed, and when the autograd mode changes.
+
+    What is kept is one tuple, replaced as a whole, so that a thread that evaluates beside the training never sees half
+    of it. Nothing is kept of a pass that is traced: fake and wrapped tensors must not outlive it.
     """
 
-    def __init__(self, table: dict[str, Any], name: str, axes: tuple[int, ...]) -> None:
-        """Store the table that holds the factor, its name in that table, and which of its axes are site modes."""
-        self.table = table
-        self.name = name
+    def __init__(self, held: Held, axes: tuple[int, ...]) -> None:
+        """Store where the factor is held, and which of its axes are site modes."""
+        self.held = held
         self.axes = axes
-        self._tensor: Tensor | None = None
-        self._key: tuple[Any, ...] = ()
-        self._rows: Any = None
+        self._kept: tuple[Tensor, tuple[Any, ...], Any] | None = None
 
     def read(self, index: tuple[int, ...]) -> Tensor:
         """Return the row at an index of the site modes."""
-        tensor: Tensor = self.table[self.name]
-        if type(tensor) is not nn.Parameter or torch.compiler.is_compiling() or tensor.is_inference():
-            for axis, place in zip(reversed(self.axes), reversed(index), strict=True):
-                tensor = tensor.select(axis, place)
-            return tensor
+        tensor = self.held.read()
+        if type(tensor) is not nn.Parameter or tensor.is_inference() or _is_traced():
+            return self._select(tensor, index)
         key = (
             tensor._version,
             tensor.data_ptr(),
@@ -76,31 +89,65 @@ class Stack:
             torch.is_grad_enabled(),
             torch.is_inference_mode_enabled(),
         )
-        if tensor is not self._tensor or key != self._key:
-            self._tensor, self._key, self._rows = tensor, key, _unbind(tensor, self.axes)
-        row = self._rows
+        kept = self._kept
+        if kept is None or kept[0] is not tensor or kept[1] != key:
+            if torch._C._functorch.peek_interpreter_stack() is not None:  # a transform, such as vmap
+                return self._select(tensor, index)
+            self._kept = kept = tensor, key, _unbind(tensor, self.axes)
+        row = kept[2]
         for place in index:
             row = row[place]
         return cast("Tensor", row)
 
+    def forget(self) -> None:
+        """Drop the rows, which hold the factor: a conversion that swaps parameters needs it to be held by none."""
+        self._kept = None
+
+    def _select(self, tensor: Tensor, index: tuple[int, ...]) -> Tensor:
+        for axis, place in zip(reversed(self.axes), reversed(index), strict=True):
+            tensor = tensor.select(axis, place)
+        return tensor
+
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the rows, which cannot be copied and are unbound again."""
-        return {"table": self.table, "name": self.name, "axes": self.axes}
+        return {"held": self.held, "axes": self.axes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
 
-@dataclass(frozen=True)
-class Row:
-    """A site's row of a stacked factor."""
+def _is_traced() -> bool:
+    """Return whether a mode sees every operation, such as FakeTensorMode or that of make_fx."""
+    return torch._C._len_torch_dispatch_stack() > 0
 
-    stack: Stack
-    index: tuple[int, ...]
+
+class Row:
+    """A site's row of a stacked factor.
+
+    `index` is its place along each site mode. Compiled code reads the same numbers from tensors, on the device of the
+    factor: a number would be a constant of the graph, and each layer that is compiled by itself would need its own.
+    """
+
+    def __init__(self, stack: Stack, index: tuple[int, ...]) -> None:
+        """Store the stack and the place of the row."""
+        self.stack = stack
+        self.index = index
+        self.places = tuple(torch.tensor([place]) for place in index)
 
     def read(self) -> Tensor:
         """Return the part, as `Ref` says."""
-        return self.stack.read(self.index)
+        if not torch.compiler.is_compiling():
+            return self.stack.read(self.index)
+        tensor = self.stack.held.read()
+        for axis, place in zip(reversed(self.stack.axes), reversed(self.places), strict=True):
+            here = place if place.device == tensor.device else place.to(tensor.device)
+            tensor = tensor.index_select(axis, here).squeeze(axis)
+        return tensor
+
+    def follow(self) -> None:
+        """Move the tensors of the place to the device of the factor."""
+        device = self.stack.held.read().device
+        self.places = tuple(place.to(device) for place in self.places) if device.type != "meta" else self.places
 
 
 @dataclass(frozen=True)
@@ -140,7 +187,7 @@ class Owner(Protocol):
 
 
 class SiteHook:
-    """A forward hook that adds the update of one site to the output of its module, unless disabled or merged."""
+    """Adds the update of one site to the output of its module, unless the adapter is disabled or merged."""
 
     def __init__(self, owner: Owner, network: Network, refs: Iterable[Ref]) -> None:
         """Store the factors in the order of the network, followed by the starting values if the network is centered."""
@@ -149,6 +196,7 @@ class SiteHook:
         self.refs = tuple(refs)
         self.width = network.volume(network.in_modes)
         self._code: list[Code | None] = []
+        self._dense: Code | None = None
         self._forget_code()
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
@@ -158,8 +206,7 @@ class SiteHook:
         x = see_x(self.owner, args, kwargs, output)
         if x.ndim == 2:  # noqa: PLR2004  (a view costs as much as a small product)
             return self.add(output, x)
-        flat = self.add(output.reshape(-1, output.shape[-1]), x.reshape(-1, self.width))
-        return flat.reshape(output.shape)
+        return add_by_rows(self.add, output, x)
 
     def add(self, output: Tensor, x: Tensor) -> Tensor:
         """Return the output (token, out) with the update of x (token, in) added."""
@@ -173,27 +220,55 @@ class SiteHook:
 
     def delta(self, like: Tensor) -> Tensor:
         """Return the dense update, of shape (out, in), in the dtype and on the device of `like`."""
-        return lower_delta(self.network)(*_read(self.refs, like))
+        code = self._dense or self.write_dense()
+        return code(*_read(self.refs, like))
+
+    def write_dense(self) -> Code:
+        """Write the code of the dense update. Tracing cannot do it, so an update that is folded does it at attach."""
+        self._dense = code = lower_delta(self.network)
+        return code
 
     def _write_code(self, place: int) -> Code:
         """Write the code for a bucket of tokens and the gradients needed, at the first call that needs it."""
-        need, bucket = divmod(place, len(BUCKETS))
+        need, bucket = divmod(COMPILED_FOR if place == COMPILED else place, len(BUCKETS))
         code = lower_apply(self.network, BUCKETS[bucket], training=need > 0, x_needs_grad=need > 1)
         self._code[place] = code
         return code
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether the site was never called, except under torch.compile."""
+        return not any(self._code[:COMPILED])
+
     def _forget_code(self) -> None:
         """Drop all code except the code that torch.compile traces, which cannot be written during tracing."""
-        self._code = [None] * (len(NEEDS) * len(BUCKETS))
+        self._code = [None] * (COMPILED + 1)
+        self._dense = None
         self._write_code(COMPILED)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the code, which is written again from the network."""
-        return {name: value for name, value in self.__dict__.items() if name != "_code"}
+        return {name: value for name, value in self.__dict__.items() if name != "_code"} | {"_dense": bool(self._dense)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        is_dense = self._dense
         self._forget_code()
+        if is_dense:
+            self.write_dense()
+
+
+def add_by_rows(add: Callable[[Tensor, Tensor], Tensor], output: Tensor, x: Tensor) -> Tensor:
+    """Add an update to an output of any number of axes; `add` takes matrices (token, out) and (token, in)."""
+    if not output.is_nested:
+        return add(output.reshape(-1, output.shape[-1]), x.reshape(-1, x.shape[-1])).reshape(output.shape)
+    if output.layout is not torch.jagged or output.lengths() is not None:
+        raise SiteError(
+            "x: expected a nested tensor of layout torch.jagged without holes, got another nested tensor.\n"
+            "Make it with torch.nested.nested_tensor(..., layout=torch.jagged), or pad the batch."
+        )
+    total = add(output.values(), x.values())
+    return torch.nested.nested_tensor_from_jagged(total, output.offsets())
 
 
 def see_x(owner: Owner, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
@@ -208,4 +283,13 @@ def _read(refs: Iterable[Ref], like: Tensor) -> list[Tensor]:
     """Read the factors of a site, in the dtype and on the device of `like`."""
     dtype, device = like.dtype, like.device
     parts = [ref.read() for ref in refs]
-    return [part if part.dtype == dtype and part.device == device else part.to(device, dtype) for part in parts]
+    return [part if part.dtype == dtype and part.device == device else _moved(part, like) for part in parts]
+
+
+def _moved(part: Tensor, like: Tensor) -> Tensor:
+    if part.is_meta and not like.is_meta:
+        raise SiteError(
+            "factor: expected a factor with values, got one on the meta device: the adapter was offloaded with its "
+            "model.\nAttach or load the adapter after the model is offloaded."
+        )
+    return part.to(like.device, like.dtype)

@@ -1,7 +1,10 @@
-"""The trained and saved state of an adapter: its factors, hooks, parameter groups and norms."""
+"""The trained and saved state of an adapter: its factors, what it knows of its host, parameter groups and norms."""
 
 from tnadapt_torch._state.factors import stored_factors
 from tnadapt_torch._state.hooks import make_hooks
-from tnadapt_torch._state.state import AdapterState, child_name, host_modules, states_of
+from tnadapt_torch._state.known import enter, states_of
+from tnadapt_torch._state.marks import MarksCheck
+from tnadapt_torch._state.state import AdapterState, host_modules
+from tnadapt_torch._state.watch import Watch
 
-__all__ = ["AdapterState", "child_name", "host_modules", "make_hooks", "states_of", "stored_factors"]
+__all__ = ["AdapterState", "MarksCheck", "Watch", "enter", "host_modules", "make_hooks", "states_of", "stored_factors"]

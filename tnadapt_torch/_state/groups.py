@@ -28,7 +28,7 @@ def parameter_groups(
         if factor.trainable
     }
     zero = [name for name in members if factors[name].init.is_zero]
-    whole = [value for value in saved.values() if value.requires_grad]
+    whole = list(dict.fromkeys(value for value in saved.values() if value.requires_grad))  # a tied one has two names
     rates = _rates([*members, SAVED] if whole else list(members), zero, lr, ratio)
     groups = members | ({SAVED: whole} if whole else {})
     return [{"name": name, "params": tensors, "lr": rates[name]} for name, tensors in groups.items()]

@@ -1,10 +1,11 @@
-"""Make the forward hooks of an adapter, one per site, with references to the factors of each."""
+"""Make the hooks of an adapter, one per site, with references to the factors of each."""
 
+from collections.abc import Iterable
 from typing import Protocol
 
 from tnadapt import Adapter, Site
 from tnadapt.binding import Part
-from tnadapt_torch._run import BlocksHook, Hook, Leading, Mapped, Owner, Ref, Row, SiteHook, Stack
+from tnadapt_torch._run import BlocksHook, Held, Hook, Leading, Mapped, Owner, Ref, Row, SiteHook, Stack
 from tnadapt_torch._state.factors import Factors, leaf_of
 
 __all__: list[str] = []
@@ -29,6 +30,15 @@ def make_hooks(state: Trees) -> dict[str, Hook]:
     return hooks
 
 
+def follow(hooks: Iterable[Hook]) -> None:
+    """Move what the hooks hold beside the factors to the devices of the factors."""
+    for hook in hooks:
+        if isinstance(hook, SiteHook):
+            for ref in hook.refs:
+                if isinstance(row := ref.ref if isinstance(ref, Mapped) else ref, Row):
+                    row.follow()
+
+
 def _hook_of(state: Trees, site: Site) -> SiteHook:
     address = state.adapter.address(site)
     network, parts = address.group.network, address.parts.values()
@@ -42,16 +52,16 @@ def _ref(state: Trees, part: Part, *, name: str = "", is_start: bool = False) ->
     """Make the reference to a site's part of a factor. All sites of a stacked factor share one `Stack`."""
     key = name or part.name
     owner, leaf = leaf_of(state.start if is_start else state.factors, key)
-    table = owner._parameters if leaf in owner._parameters else owner._buffers
+    held = Held(owner, leaf, leaf in owner._parameters)
     places = [(axis, at) for axis, at in enumerate(part.cut) if isinstance(at, int)]
     found: Ref
     if places:
         axes = tuple(axis for axis, _ in places)
-        stack = state.stacks.setdefault((is_start, key), Stack(table, leaf, axes))
+        stack = state.stacks.setdefault((is_start, key), Stack(held, axes))
         found = Row(stack, tuple(at for _, at in places))
     else:
         whole = tuple(at.stop for at in part.stack) == state.adapter.slots[part.name].shape
-        found = Leading(table, leaf, None if whole else part.stack)
+        found = Leading(held, None if whole else part.stack)
     return Mapped(found, part.factor.map) if part.factor.map else found
 
 

@@ -4,22 +4,34 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 import tnadapt
 from tnadapt import Adapter, AdapterSpec, SiteError
 from tnadapt.binding import START, Written, drawn_starts
-from tnadapt_torch._host import Merged, SavedModules, Weight, find_tie, unfold
+from tnadapt_torch._host import Flags, Merged, SavedModules, Weight, modules_of, speed_up, unfold
 from tnadapt_torch._run import Hook, Stack
 from tnadapt_torch._state.factors import Factors, leaf_of, plant, stored_factors, to_numpy
 from tnadapt_torch._state.groups import parameter_groups
+from tnadapt_torch._state.hooks import follow
+from tnadapt_torch._state.known import enter, states_of
+from tnadapt_torch._state.lora import save_as_lora
+from tnadapt_torch._state.marks import MERGED, ORIGINAL, marks_of
 from tnadapt_torch._state.norms import norms
+from tnadapt_torch._state.report import table, totals
 
 __all__ = ["AdapterState"]
+
+
+class Removable(Protocol):
+    """What an attach leaves on the host."""
+
+    def remove(self) -> None:
+        """Take it off."""
+        ...
 
 
 class AdapterState(nn.Module):
@@ -42,25 +54,32 @@ class AdapterState(nn.Module):
         self.tasks = list(dict.fromkeys(str(site.coordinates.get("task", "")) for site in adapter.sites))
         self.task = self.tasks[0]
         self.hooks: dict[str, Hook] = {}  # by the path of each weight and of each block
-        self.handles: list[RemovableHandle] = []
+        self.handles: list[Removable] = []  # what serves the modules of the host
+        self.watch: Removable | None = None
         self.weights: dict[str, Weight] = {}
-        self.folded: list[Weight] = []  # weights that take the update themselves, instead of the output of their module
+        self.folded: dict[str, Weight] = {}  # weights that take the update themselves, instead of their module's output
+        self.turn = 0  # the position of the attach among those on the host; a copy keeps it
         self.host: tuple[
             nn.Module, ...
         ] = ()  # a tuple, since a module attribute would make the host a child of its own child
-        self.host_flags: list[tuple[nn.Parameter, bool]] = []
+        self.flags = Flags()
         self.factors = Factors()
         self.start = Factors()
         for key, slot in adapter.slots.items():
             plant(self.factors, key, params[key], trainable=slot.factor.trainable)
         for key, value in drawn_starts(adapter).items():
-            start = torch.from_numpy(value).to(params[key].dtype)
+            start = torch.from_numpy(value).to(params[key])
             plant(self.start, key, start, trainable=False, persistent=False)
 
     @property
     def spec(self) -> AdapterSpec:
         """The spec of the adapter."""
         return self.adapter.spec
+
+    @property
+    def child_name(self) -> str:
+        """The name of this module among the children of its host."""
+        return f"tnadapt_{self.name}"
 
     @property
     def active(self) -> bool:
@@ -127,10 +146,13 @@ class AdapterState(nn.Module):
             SiteError: the adapter does not adapt this path, or it is detached.
         """
         _ = self.model
-        weight = self.weights[path if path in self.weights else self.adapter.find(path)[1].weight]
-        stored = weight.parameter
+        name = path if path in self.weights else self.adapter.find(path)[1].weight
+        self.check_host(name)
+        weight = self.weights[name]
+        stored = weight.tensor
         wide = torch.promote_types(stored.dtype, torch.float32) if stored.is_floating_point() else torch.float32
-        update = self.hooks[path].delta(torch.empty((), dtype=wide, device=stored.device))
+        device = next(iter(self.params().values())).device if stored.is_meta else stored.device
+        update = self.hooks[path].delta(torch.empty((), dtype=wide, device=device))
         return weight.lay(update)
 
     def merge(self) -> None:
@@ -142,10 +164,10 @@ class AdapterState(nn.Module):
         host = self.model
         if self.merged is not None:
             raise SiteError(f"adapter {self.name!r}: expected an adapter that is not merged, got one already merged.")
+        self.check_host()
         number = 1 + max((other.merged.number for other in states_of(host) if other.merged), default=0)
         deltas = {path: partial(self.delta, path) for path in self.weights}
-        parameters = {path: weight.parameter for path, weight in self.weights.items()}
-        self.merged = Merged.write(host, parameters, deltas, number)
+        self.merged = Merged.write(host, self.weights, deltas, number)
 
     def unmerge(self) -> None:
         """Restore the weights from before the merge, bit for bit.
@@ -168,6 +190,7 @@ class AdapterState(nn.Module):
                 f"got an earlier one: {self.merged.buried_by!r} was merged later and detached.\n"
                 f"The update of {self.merged.buried_by!r} stays, so the earlier weights can no longer be restored."
             )
+        self.check_host()
         self.merged.restore()
         self.merged = None
 
@@ -180,22 +203,40 @@ class AdapterState(nn.Module):
         host = self.model
         if self.merged is None and self.saved.is_trained:
             self.saved.swap()
-        for handle in self.handles:
-            handle.remove()
-        for weight in self.folded:
-            unfold(weight)
-        delattr(host, child_name(self.name))
+        self.release()
+        delattr(host, self.child_name)
         others = states_of(host)
         for other in others:
             if self.merged and other.merged and self.merged.is_over(other.merged):
                 other.merged.buried_by = self.name
-        if others:
-            for module in self.saved.modules.values():
-                module.requires_grad_(False)
-        else:
-            for parameter, before in self.host_flags:
-                parameter.requires_grad_(before)
-        self.host, self.handles = (), []
+        rest = [(other.model, other.flags, other.turn > self.turn) for other in others if other is not self]
+        self.flags.restore(host, rest)
+        self.host = ()
+
+    def release(self) -> None:
+        """Take the updates of this adapter off the modules of the host."""
+        self.end_watch()
+        for handle in self.handles:
+            handle.remove()
+        for path, weight in self.folded.items():
+            unfold(weight, self.hooks[path])
+        served = [
+            weight.module for each in states_of(self.model) if each is not self for weight in each.weights.values()
+        ]
+        speed_up(self.model, served)
+        self.handles, self.folded = [], {}
+
+    def end_watch(self) -> None:
+        """Stop waiting for the first training forward."""
+        if self.watch is not None:
+            self.watch.remove()
+            self.watch = None
+
+    def check_host(self, *paths: str) -> None:
+        """Raise SiteError unless the host has these adapted weights, or all, where they were at attach."""
+        host = self.model
+        for path in paths or self.weights:
+            self.weights[path].check(host, self.adapter.weights[path][0].weight_shape)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save the trained factors and the modules_to_save to a file. bfloat16 is stored as float32.
@@ -203,6 +244,8 @@ class AdapterState(nn.Module):
         A frozen factor is stored only if it differs from the values of its seed by more than the rounding of its dtype.
         Raises FormatError for a starting value of a centered spec that differs so: it is not stored.
         """
+        if self.host:  # a detached adapter can be saved, too
+            self.check_host()
         extra = {key: to_numpy(value) for key, value in self.saved.values().items()}
         starts = {key + START: getattr(*leaf_of(self.start, key)) for key in drawn_starts(self.adapter)}
         tnadapt.save(self.adapter, stored_factors(self.adapter, self.params() | starts), path, extra=extra)
@@ -231,6 +274,8 @@ class AdapterState(nn.Module):
         factors, in float64, for all sites of a group at once. Only a centered spec needs the dense update of each site,
         which is computed one site at a time.
         """
+        if self.host:
+            self.check_host()
         return norms(self.adapter, self.params(), self.hooks)
 
     def save_as_lora(self, directory: str | os.PathLike[str], *, rank: int | None = None) -> dict[str, Written]:
@@ -248,42 +293,35 @@ class AdapterState(nn.Module):
                 values into a copy; or the adapter is detached.
             TnadaptError: as `tnadapt.save_as_lora` raises it.
         """
-        extra = {key: to_numpy(value) for key, value in self.saved.values().items()}
-        if pair := find_tie(self.model, extra):
-            raise SiteError(
-                f"modules_to_save: expected {pair[0]} to be a separate parameter, "
-                f"got a model in which {pair[1]} is the same parameter.\n"
-                f"PEFT loads {pair[0]} into a copy, but {pair[1]} was trained with it. Nothing was written."
-            )
-        return tnadapt.save_as_lora(
-            self.adapter,
-            {key: to_numpy(value) for key, value in self.params().items()},
-            directory,
-            rank=rank,
-            base_model=getattr(getattr(self.model, "config", None), "name_or_path", None) or None,
-            fan_in_fan_out=any(weight.layout == ("in", "out") for weight in self.weights.values()),
-            extra=extra,
-            modules_to_save=list(self.saved.modules),
-        )
+        return save_as_lora(self, directory, rank)
 
     def print_trainable_parameters(self) -> None:
-        """Print one line: the numbers of trainable and of all parameters, frozen factors included, and their ratio."""
-        host = self.model
-        trained = sum(parameter.numel() for parameter in host.parameters() if parameter.requires_grad)
-        whole = sum(parameter.numel() for parameter in host.parameters())
-        whole += sum(buffer.numel() for buffer in self.factors.buffers())
-        print(f"trainable params: {trained:,} || all params: {whole:,} || trainable%: {100 * trained / whole:.4f}")
+        """Print one line on the host with all its adapters: trainable and all parameters, with the frozen factors."""
+        print(totals(self))
 
     def table(self) -> str:
         """Return a table of the adapted sites, one line per site."""
-        rows = [("path", "layer", "kind", "weight", "module")]
-        for site in self.adapter.sites:
-            module = type(self.weights[site.weight].module).__name__
-            weight = " x ".join(map(str, site.shape))
-            rows.append((site.path, str(site.coordinates["layer"]), str(site.coordinates["kind"]), weight, module))
-        widths = [max(len(row[column]) for row in rows) for column in range(5)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        return "\n".join([*lines, *([self.adapter.sharing] if self.adapter.sharing else [])])
+        return table(self)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.update({prefix + key: value for key, value in marks_of(self).items()})
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        marks = {prefix + MERGED, prefix + ORIGINAL}  # `MarksCheck` on the host has read them
+        plain = {key: value for key, value in state_dict.items() if key not in marks}
+        super()._load_from_state_dict(plain, prefix, *rest)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "AdapterState":
+        for stack in self.stacks.values():
+            stack.forget()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        follow(self.hooks.values())
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        enter(self)
 
     def extra_repr(self) -> str:
         """Return the spec, the number of sites and the parameter count, for print(model)."""
@@ -291,17 +329,7 @@ class AdapterState(nn.Module):
         return f"{self.adapter.spec.name}, name={self.name!r}, sites={len(self.adapter.sites)}, trainable={trained:,}"
 
 
-def child_name(name: str) -> str:
-    """Return the name of an adapter's state among the children of its host."""
-    return f"tnadapt_{name}"
-
-
-def states_of(host: nn.Module) -> list[AdapterState]:
-    """Return the adapters on a host."""
-    return [child for child in host.children() if isinstance(child, AdapterState)]
-
-
 def host_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Return all modules of a model by path, except its adapters and the modules inside them."""
     inside = {id(module) for state in model.modules() if isinstance(state, AdapterState) for module in state.modules()}
-    return {path: module for path, module in model.named_modules() if id(module) not in inside}
+    return modules_of(model, without=inside)

@@ -71,14 +71,18 @@ class TnLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         """Call the base layer, with the updates of these adapters added to its weights."""
         if not folded:
             return cast("Tensor", self.base_layer(*args, **kwargs))
+        return cast("Tensor", functional_call(self.base_layer, self._folded(*folded), args, kwargs))
+
+    def _folded(self, *names: str) -> dict[str, Tensor]:
+        """Return the weights of the base layer, by name, with the updates of these adapters added."""
         values: dict[str, Tensor] = {}
         weights = self.weights
-        for name in folded:
+        for name in names:
             for path, hook in self.tnadapt_hooks[name].items():
                 weight = weights[path]
                 stored: Tensor = values.get(weight.name, weight.parameter)
                 values[weight.name] = stored + weight.lay(hook.delta(stored))
-        return cast("Tensor", functional_call(self.base_layer, values, args, kwargs))
+        return values
 
     def delta(self, adapter: str, path: str) -> Tensor:
         """Return the dense update of a weight in float32 or better, in the layout of the stored weight.
@@ -89,7 +93,7 @@ class TnLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         if adapter not in self.tnadapt_hooks:
             raise SiteError(f"{self.path}: expected one of its adapters {list(self.tnadapt_hooks)}, got {adapter!r}.")
         weight = self.weights[path]
-        stored = weight.parameter
+        stored = weight.tensor
         wide = torch.promote_types(stored.dtype, torch.float32) if stored.is_floating_point() else torch.float32
         with torch.no_grad():
             update = self.tnadapt_hooks[adapter][path].delta(torch.empty((), dtype=wide, device=stored.device))
@@ -109,7 +113,7 @@ class TnLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             for name in check_adapters_to_merge(self, adapter_names):
                 if name in self.tnadapt_hooks:
                     paths = self.tnadapt_hooks[name]
-                    weights = {path: weight.parameter for path, weight in self.weights.items() if path in paths}
+                    weights = {path: weight for path, weight in self.weights.items() if path in paths}
                     deltas = {path: partial(self.delta, name, path) for path in weights}
                     self.merges.append(Merged.write(base, weights, deltas, len(self.merges)))
                     self.merged_adapters.append(name)
@@ -132,7 +136,7 @@ class TnLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         """Move an adapter but keep its dtype: factors stay float32 beside a half-precision weight."""
         if adapter_name in self.tnadapt_states:
-            stored = next(iter(self.weights.values())).parameter
+            stored = next(iter(self.weights.values())).tensor
             self.tnadapt_states[adapter_name].to(device or stored.device)
 
     def __repr__(self) -> str:
@@ -154,9 +158,25 @@ class TnLinear(TnLayer):
         self.out_features, self.in_features = linear_weight(self.get_base_layer()).shape
 
     @property
+    def weight(self) -> Tensor:
+        """The weight of the base layer, with the updates of adapters in use that fold theirs into it.
+
+        Raises:
+            SiteError: the rows of the batch use different adapters, one of which has its update in the weight.
+        """
+        names = self.folded and self._in_use()
+        if names and self.rows is not None:
+            raise SiteError(
+                f"adapter_names: expected layers that are called, got {self.path}, whose weight was read.\n"
+                "One weight cannot serve rows with different adapters. Call the model once for each adapter."
+            )
+        names = [name for name in names if name in self.folded]
+        return self._folded(*names)["weight"] if names else cast("Tensor", super().weight)
+
+    @property
     def weights(self) -> dict[str, Weight]:
         """The weight of the base layer, by path."""
-        return {self.path: linear_weight(self.get_base_layer())}
+        return {self.path: linear_weight(self.get_base_layer(), self.path)}
 
     def drop(self, name: str) -> None:
         """Remove an adapter from this layer, active or not."""
@@ -225,7 +245,7 @@ class TnParameters(TnLayer):
     def weights(self) -> dict[str, Weight]:
         """The adapted parameters of the base layer, by path."""
         base = self.get_base_layer()
-        return {path: Weight(base, name, layout) for path, (name, layout) in self.layouts.items()}
+        return {path: Weight(base, name, layout, path, self.path) for path, (name, layout) in self.layouts.items()}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the base layer with the updates of the active adapters added to its parameters.

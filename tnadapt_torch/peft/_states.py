@@ -9,7 +9,7 @@ from torch import nn
 
 from tnadapt import SiteError, init, sites_of, split_sites
 from tnadapt.binding import drawn_starts
-from tnadapt_torch._host import HostWeights, Weight, check_foldable
+from tnadapt_torch._host import HostWeights, Weight, check_foldable, place_params, plain_path, weights_to_fold
 from tnadapt_torch._state import AdapterState, make_hooks
 from tnadapt_torch.peft._checkpoint import SEED, STEM
 from tnadapt_torch.peft._config import TnConfig
@@ -20,8 +20,8 @@ __all__: list[str] = []
 DRAWN = 2**31  # seeds that are drawn are below this
 
 
-def new_state(config: TnConfig, weights: Mapping[str, Weight], parameters: Iterable[str], name: str) -> AdapterState:
-    """Make the state of an adapter for these weights of a model, whose parameters have these paths.
+def new_state(model: nn.Module, config: TnConfig, weights: Mapping[str, Weight], name: str) -> AdapterState:
+    """Make the state of an adapter for these weights of a model.
 
     Raises:
         SiteError: the config does not fit the weights.
@@ -29,7 +29,7 @@ def new_state(config: TnConfig, weights: Mapping[str, Weight], parameters: Itera
     """
     shapes = {path: weight.shape for path, weight in weights.items()}
     sites = split_sites(
-        sites_of(shapes, among=parameters),
+        sites_of(shapes, among=[plain_path(path) for path, _ in model.named_parameters()]),
         blocks=config.blocks,
         fused=config.fused,
         experts=[path for path, weight in weights.items() if "expert" in weight.layout],
@@ -45,15 +45,13 @@ def new_state(config: TnConfig, weights: Mapping[str, Weight], parameters: Itera
     )
     config.check(adapter)
     config.seal(None)
-    folded = {path: weight for path, weight in weights.items() if config.fold or not weight.is_called}
+    folded = weights_to_fold(model, weights, config.dropout, all_of_them=config.fold)
     if folded:
         check_foldable(folded, config.dropout)
-    device = next(iter(weights.values())).parameter.device
-    device = torch.device("cpu") if device.type == "meta" else device
     start = init(adapter, HostWeights(weights))
-    params = {key: torch.from_numpy(value).float().to(device) for key, value in start.items()}
-    state = AdapterState(adapter, params, name=name, dropout=config.dropout)
-    state.hooks, state.weights = make_hooks(state), dict(weights)
+    params = {key: torch.from_numpy(value).float() for key, value in start.items()}
+    state = AdapterState(adapter, place_params(adapter, weights, params), name=name, dropout=config.dropout)
+    state.hooks, state.weights, state.folded = make_hooks(state), dict(weights), folded
     return state
 
 

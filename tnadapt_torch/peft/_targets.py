@@ -15,6 +15,8 @@ from tnadapt_torch._host import (
     is_linear,
     linear_weight,
     parameter_paths,
+    plain_path,
+    unwrapped,
 )
 from tnadapt_torch.peft._config import TnConfig
 from tnadapt_torch.peft._layer import TnLayer, TnLinear, TnParameters
@@ -27,14 +29,18 @@ ALL_LINEAR = "all-linear"
 def find_targets(model: nn.Module, config: TnConfig, matches: Callable[[TnConfig, str], object]) -> dict[str, Weight]:
     """Find the weights of the base layers that the rules of PEFT match, then the named parameters, by path.
 
+    The paths are those of the plain model, without the names that a compiler puts in.
+
     Raises:
-        SiteError: nothing matches, or a module that matches is not a linear layer.
+        SiteError: nothing matches, a module that matches is not a linear layer, or the model is data-parallel.
     """
-    modules = base_modules(model)
+    unwrapped(model)
     spell_out(model, config)
+    found = base_modules(model)
+    modules = {plain_path(path): module for path, module in found.items()}
     chosen: dict[str, nn.Module] = {}
     if config.target_modules is not None:
-        chosen = {path: module for path, module in modules.items() if path and matches(config, path)}
+        chosen = {plain_path(path): module for path, module in found.items() if path and matches(config, path)}
     named = find_parameters(modules, config.target_parameters or {})
     if config.layers_to_transform is not None and named:
         kept = in_layers(named, config.layers_to_transform, among=parameter_paths(modules))
@@ -46,7 +52,7 @@ def find_targets(model: nn.Module, config: TnConfig, matches: Callable[[TnConfig
         )
     check_linear(chosen)
     _check_nesting(model, chosen, named)
-    return {path: linear_weight(module) for path, module in chosen.items()} | named
+    return {path: linear_weight(module, path) for path, module in chosen.items()} | named
 
 
 def _check_nesting(model: nn.Module, chosen: Collection[str], named: Collection[str]) -> None:

@@ -6,22 +6,24 @@ from functools import reduce
 from typing import Any, cast
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, _get_submodules
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from tnadapt import FormatError, SiteError
+from tnadapt import SiteError
 from tnadapt.binding import answers
-from tnadapt_torch._host import check_weights, slow_down, speed_up
-from tnadapt_torch._state import AdapterState, stored_factors
-from tnadapt_torch.peft._checkpoint import SEED, STATES, STEM, check_factors, drawn_factors, is_drawn, read_seed
+from tnadapt_torch._host import check_weights, plain_path, slow_down, speed_up
+from tnadapt_torch._state import AdapterState
+from tnadapt_torch.peft._checkpoint import STATES
 from tnadapt_torch.peft._config import PREFIX, TnConfig
 from tnadapt_torch.peft._flags import flags_of, put_flags
 from tnadapt_torch.peft._layer import TnLayer, TnLinear, TnParameters
 from tnadapt_torch.peft._rows import expect_rows, repeats, use_rows
-from tnadapt_torch.peft._states import check_name, new_state, reseed
+from tnadapt_torch.peft._states import check_name, new_state
+from tnadapt_torch.peft._stored import StoredTuner
 from tnadapt_torch.peft._sum import check_weights_of_sum, config_of_sum, fill
 from tnadapt_torch.peft._targets import find_targets
+from tnadapt_torch.peft._watch import Watch
 
 __all__ = ["TnModel"]
 
@@ -29,7 +31,7 @@ HALF = {torch.float16, torch.bfloat16}
 SAVED = "modules_to_save"  # PEFT's word in the paths of modules that are trained in full
 
 
-class TnModel(BaseTuner):  # type: ignore[misc]
+class TnModel(StoredTuner):
     """A model with tnadapt adapters under PEFT: `peft_model.base_model`.
 
     `tnadapt_states` holds the `AdapterState` of each adapter by name. Each state is registered as a child once; the
@@ -45,9 +47,9 @@ class TnModel(BaseTuner):  # type: ignore[misc]
 
     def _pre_injection_hook(self, model: nn.Module, config: TnConfig, adapter_name: str) -> None:
         self.tnadapt_states = nn.ModuleDict()
-        self.flags_away: dict[str, bool] | None = (
-            None  # the flags of adapters and saved modules while they are disabled
-        )
+        self.flags_away: dict[str, bool] | None = None  # those of adapters and saved modules while they are disabled
+        self.unwatched: set[str] = set()  # the adapters that have not trained yet
+        self.watch: RemovableHandle | None = None
 
     # ------------------------------------------------------------------ adapters come and go
 
@@ -75,6 +77,8 @@ class TnModel(BaseTuner):  # type: ignore[misc]
             self._check_all_served(state)
             put_flags(self, others)
             slow_down(model, self._layers().values())
+            self.unwatched.add(adapter_name)
+            self.start_watch()
         except BaseException:
             for layer in self._layers().values():
                 layer.drop(adapter_name)
@@ -96,7 +100,7 @@ class TnModel(BaseTuner):  # type: ignore[misc]
                 f"adapter {adapter_name!r}: expected a model without merged adapters to read starting values from, "
                 "got one with merged adapters.\nCall unmerge_adapter() first."
             )
-        state = new_state(config, weights, [name for name, _ in model.named_parameters()], adapter_name)
+        state = new_state(model, config, weights, adapter_name)
         check_name(adapter_name, self.states(), [state])
         return state.train(model.training)
 
@@ -126,14 +130,15 @@ class TnModel(BaseTuner):  # type: ignore[misc]
         parameter_name: str | None = None,
     ) -> None:
         """Add the adapter to a linear layer, or to the parameter with this name of another module."""
-        path = current_key if parameter_name is None else f"{current_key}.{parameter_name}"
+        key = plain_path(current_key)
+        path = key if parameter_name is None else f"{key}.{parameter_name}"
         if isinstance(target, TnLayer):
             layer = target
         else:
-            layer = (TnLinear if parameter_name is None else TnParameters)(target, current_key)
+            layer = (TnLinear if parameter_name is None else TnParameters)(target, key)
             setattr(parent, target_name, layer)
         state = self.states()[adapter_name]
-        if isinstance(layer, TnLinear) and peft_config.fold:
+        if isinstance(layer, TnLinear) and path in state.folded:
             layer.folded.add(adapter_name)
         if isinstance(layer, TnParameters):
             weight = state.weights[path]
@@ -143,12 +148,13 @@ class TnModel(BaseTuner):  # type: ignore[misc]
     def _inject_parameters(
         self, peft_config: TnConfig, model: nn.Module, adapter_name: str, low_cpu_mem_usage: bool
     ) -> list[str]:
-        named = [path for path, weight in self.states()[adapter_name].weights.items() if not weight.is_called]
-        for path in named:
-            key, _, name = path.rpartition(".")
-            parent, target, target_name = _get_submodules(model, key)
-            self._create_and_replace(peft_config, adapter_name, target, target_name, parent, key, name)
-        return named
+        weights = self.states()[adapter_name].weights
+        named = {path: weight for path, weight in weights.items() if not weight.is_called}
+        for weight in named.values():
+            keys = [key for key, module in model.named_modules() if key and _is_or_wraps(module, weight.module)]
+            parent, target, target_name = _get_submodules(model, keys[0])
+            self._create_and_replace(peft_config, adapter_name, target, target_name, parent, keys[0], weight.name)
+        return list(named)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         """Put a module in place of another, as it is: ours own nothing that would have to follow the device."""
@@ -158,6 +164,7 @@ class TnModel(BaseTuner):  # type: ignore[misc]
         """Remove an adapter from every layer, and its factors from the model. The flags of the others stay."""
         flags, active = flags_of(self, STATES), set(self.active_adapters)
         super().delete_adapter(adapter_name)
+        self.unwatched.discard(adapter_name)
         del self.tnadapt_states[adapter_name]
         put_flags(self, flags, without=[f"{STATES}.{name}" for name in {*self.active_adapters} - active])
         speed_up(self.model, [layer for layer in self._layers().values() if layer.tnadapt_hooks])
@@ -203,6 +210,7 @@ class TnModel(BaseTuner):  # type: ignore[misc]
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Make adapters active: they are trained, unless `inference_mode` is True, and all others are frozen."""
         super().set_adapter(adapter_name, inference_mode)
+        self.start_watch()
         if self.flags_away is not None:
             self.flags_away = flags_of(self, STATES, SAVED)
 
@@ -235,6 +243,17 @@ class TnModel(BaseTuner):  # type: ignore[misc]
         with self._enable_peft_forward_hooks(*args, **kwargs):
             return self.model(*args, **{word: value for word, value in kwargs.items() if word != "adapter_names"})
 
+    def start_watch(self) -> None:
+        """Wait for the first training forward of the active adapters, if one of them has had none."""
+        if self.watch is None and self.unwatched.intersection(self.active_adapters):
+            self.watch = self.model.register_forward_hook(Watch(self))
+
+    def end_watch(self) -> None:
+        """Stop waiting for the first training forward."""
+        if self.watch is not None:
+            self.watch.remove()
+            self.watch = None
+
     # ------------------------------------------------------------------ values
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
@@ -245,7 +264,7 @@ class TnModel(BaseTuner):  # type: ignore[misc]
             if dtypes & HALF:
                 state.to(torch.float32)
             return
-        stored = [getattr(each.module, "compute_dtype", each.parameter.dtype) for each in state.weights.values()]
+        stored = [getattr(each.module, "compute_dtype", each.tensor.dtype) for each in state.weights.values()]
         floats = [dtype for dtype in stored if dtype is not None and dtype.is_floating_point]
         if floats:
             state.to(reduce(torch.promote_types, floats))
@@ -257,8 +276,7 @@ class TnModel(BaseTuner):  # type: ignore[misc]
             SiteError: a sum is not finite, or a weight is shared or quantized.
         """
         layers = self._layers()
-        weights = {path: weight for layer in layers.values() for path, weight in layer.weights.items()}
-        check_weights(self.model, {path: weight.parameter for path, weight in weights.items()})
+        check_weights(self.model, {path: weight for each in layers.values() for path, weight in each.weights.items()})
         done = {path: len(layer.merges) for path, layer in layers.items()}
         try:
             super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
@@ -277,6 +295,7 @@ class TnModel(BaseTuner):  # type: ignore[misc]
         """Merge into every layer or none, then restore the base layers."""
         if merge:
             self.merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+        self.end_watch()
         host: nn.Module = super()._unload_and_optionally_merge(merge=False, progressbar=progressbar)
         speed_up(host, [])
         return host
@@ -288,57 +307,9 @@ class TnModel(BaseTuner):  # type: ignore[misc]
     def _layers(self) -> dict[str, TnLayer]:
         return {path: module for path, module in self.model.named_modules() if isinstance(module, TnLayer)}
 
-    # ------------------------------------------------------------------ the file
 
-    @classmethod
-    def _get_adapter_state_dict(
-        cls,
-        model: nn.Module,
-        config: TnConfig,
-        adapter_name: str,
-        state_dict: dict[str, Tensor],
-        unwanted_adapter_names: list[str],
-    ) -> dict[str, Tensor]:
-        """Select the factors that a file must hold; the adapter itself is stored in adapter_config.json."""
-        state = cls._state_of(model, adapter_name)
-        config.seal(state.adapter)
-        found = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
-        stored = {f"{STEM}{adapter_name}.factors.{name}" for name in stored_factors(state.adapter, state.params())}
-        kept = {key: value for key, value in found.items() if key in stored}
-        return kept | ({SEED: torch.tensor(state.adapter.seed)} if is_drawn(state.adapter) else {})
-
-    @classmethod
-    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        """Turn "base_model.tnadapt_states.default.factors.A" into "base_model.tnadapt_states.A"."""
-        here = f"{STEM}{adapter_name}.factors."
-        if key.startswith(here):
-            return f"{STEM}{key.removeprefix(here)}"
-        other: str = super()._remove_adapter_name_from_key(key, adapter_name)
-        return other
-
-    @classmethod
-    def _remap_adapter_state_dict_for_load(
-        cls, model: nn.Module, config: TnConfig, adapter_name: str, state_dict: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Map the keys of a file to those of the model. Raise FormatError unless keys and shapes fit this adapter."""
-        state = cls._state_of(model, adapter_name)
-        shapes = {key: tuple(value.shape) for key, value in state_dict.items() if key.startswith(STEM)}
-        check_factors("the checkpoint", state.adapter, shapes)
-        known = model.state_dict().keys()
-        if odd := sorted(key for key in state_dict if not key.startswith(STEM) and key not in known and key != SEED):
-            raise FormatError(f"the checkpoint: expected keys of this model, got {odd[0]}.\nNothing was loaded.")
-        seed = read_seed(state_dict, state.adapter, is_known=config.seed is not None)
-        if seed != state.adapter.seed:
-            reseed(state, seed)
-        whole = drawn_factors(state.adapter) | state_dict
-        whole.pop(SEED, None)
-        mapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, whole)
-        return mapped
-
-    @staticmethod
-    def _state_of(model: nn.Module, adapter_name: str) -> AdapterState:
-        tuner = next(module for module in model.modules() if isinstance(module, TnModel))
-        return tuner.states()[adapter_name]
+def _is_or_wraps(module: nn.Module, other: nn.Module) -> bool:
+    return module is other or (isinstance(module, TnParameters) and module.base_layer is other)
 
 
 def _put_back(model: nn.Module, before: dict[str, nn.Module]) -> None:

@@ -1,0 +1,63 @@
+"""Freeze a host for training and put its flags back: by path, since loads, casts and wrappers replace parameters."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+__all__: list[str] = []
+
+
+@dataclass
+class Flags:
+    """The flags of `requires_grad` that an attach set, by the path of the parameter: what it was before, what was set.
+
+    A flag that the user changed since then stays as the user left it.
+    """
+
+    set: dict[str, tuple[bool, bool]] = field(default_factory=dict)
+
+    def freeze(self, host: nn.Module, trained: Iterable[nn.Parameter], kept: Iterable[nn.Parameter]) -> None:
+        """Freeze a host, except for the parameters that are trained in full and those whose flags others set."""
+        on, skipped = {id(each) for each in trained}, {id(each) for each in kept}
+        for path, parameter in _parameters(host):
+            if id(parameter) in on or id(parameter) not in skipped:
+                self.set[path] = parameter.requires_grad, id(parameter) in on
+        for path, parameter in _by_path(host, self.set):
+            parameter.requires_grad_(self.set[path][1])
+
+    def restore(self, host: nn.Module, others: Iterable[tuple[nn.Module, "Flags", bool]] = ()) -> None:
+        """Put the flags back. A parameter that another adapted host has too stays frozen until that one is restored.
+
+        Args:
+            host: the model whose flags were set.
+            others: the other adapted hosts, their flags, and whether each was set after this one. What was there before
+                these flags is then what was there before the later ones.
+        """
+        owners = [
+            (flags, is_later, {id(value): path for path, value in _parameters(other)})
+            for other, flags, is_later in others
+        ]
+        for path, parameter in list(_by_path(host, self.set)):
+            before, present = self.set[path]
+            frozen = False
+            for flags, is_later, paths in owners:
+                if there := paths.get(id(parameter)):
+                    known, frozen = flags.set.get(there), True
+                    if is_later or not known:
+                        flags.set[there] = before, bool(known and known[1])
+            if parameter.requires_grad == present:
+                parameter.requires_grad_(before and not frozen)
+
+
+def _parameters(host: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the parameters under all their names; a parametrized one has the name of the weight that it belongs to."""
+    for path, parameter in host.named_parameters(remove_duplicate=False):
+        yield path.replace("parametrizations.", "").removesuffix(".original"), parameter
+
+
+def _by_path(host: nn.Module, paths: Mapping[str, object]) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the parameters that a host has now under these names."""
+    for path, parameter in _parameters(host):
+        if path in paths:
+            yield path, parameter

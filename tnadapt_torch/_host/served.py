@@ -1,0 +1,81 @@
+"""Serve a module: its forward, then the updates of the adapters on it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from tnadapt_torch._host.fronts import Front, drop_front, put_front
+
+__all__: list[str] = []
+
+Update = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], Tensor]
+
+PLACE = (
+    "_tnadapt"  # a module's updates: a tuple in its __dict__, a new one at each change, since the compiler guards it
+)
+
+
+class Served(Front):
+    """The front of a module with updates."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the output of the module with all updates added."""
+        if not isinstance(self, Served):  # detached; a closure still holds the method of before
+            return type(self).forward(self, *args, **kwargs)
+        output = super().forward(*args, **kwargs)  # type: ignore[misc]  # the class behind has it
+        for update in vars(self).get(PLACE, ()):
+            output = update(self, args, kwargs, output)
+        return output
+
+
+@dataclass(frozen=True)
+class Service:
+    """One update on one module, until it is removed."""
+
+    module: nn.Module
+    update: Update
+
+    def remove(self) -> None:
+        """Remove the update, and the front with the last one. Where a wrapper forbids that, an idle front stays."""
+        left = tuple(update for update in updates_of(self.module) if update is not self.update)
+        if left:
+            vars(self.module)[PLACE] = left
+        elif PLACE in vars(self.module):
+            del vars(self.module)[PLACE]
+            drop_front(self.module, Served)
+
+
+def serve(module: nn.Module, update: Update) -> Service | RemovableHandle:
+    """Add an update to the outputs of a module, until what is returned is removed.
+
+    The class of the module is exchanged. A forward hook serves a module whose class forbids subclasses, or whose own
+    `forward` does not lead to that of its class. Code that was compiled before the attach does not see such a hook.
+    """
+    if not isinstance(module, Served):
+        try:
+            if not _is_reached(module):
+                raise TypeError(f"{type(module).__name__}.forward is not called")
+            put_front(module, Served)
+        except TypeError:
+            return module.register_forward_hook(update, with_kwargs=True)
+    vars(module)[PLACE] = (*updates_of(module), update)
+    return Service(module, update)
+
+
+def updates_of(module: nn.Module) -> tuple[Update, ...]:
+    """Return the updates that serve a module, in the order in which they are added."""
+    found: tuple[Update, ...] = vars(module).get(PLACE, ())
+    return found
+
+
+def _is_reached(module: nn.Module) -> bool:
+    """Return whether a call gets to the forward of the module's class.
+
+    accelerate gives a module a `forward` of its own, which calls the method that it keeps beside it.
+    """
+    kept = [value for value in vars(module).values() if isinstance(value, MethodType) and value.__self__ is module]
+    return "forward" not in vars(module) or any(value.__func__ is type(module).forward for value in kept)

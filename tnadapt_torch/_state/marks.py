@@ -1,0 +1,82 @@
+"""What a state dict says about the weights beside it: whether updates are merged, and which values modules hold.
+
+Without it, a state dict of a merged model would be loaded as a plain one, and every update would count twice.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from tnadapt import SiteError
+from tnadapt_torch._host import plain_path
+
+if TYPE_CHECKING:
+    from tnadapt_torch._state.state import AdapterState
+
+__all__: list[str] = []
+
+MERGED, ORIGINAL = "merged", "original_modules"  # keys beside those of the factors, in these two cases only
+
+
+def marks_of(state: "AdapterState") -> dict[str, Tensor]:
+    """Return the entries that a state dict of this moment needs."""
+    found = {}
+    if state.merged is not None:
+        found[MERGED] = torch.tensor(state.merged.number)
+    if not state.saved.is_trained:
+        found[ORIGINAL] = torch.tensor(1)
+    return found
+
+
+class MarksCheck:
+    """A hook on the host that refuses a state dict whose weights do not fit the adapter, before anything is loaded."""
+
+    def __init__(self, state: "AdapterState") -> None:
+        """Store the state."""
+        self.state = state
+
+    def __call__(
+        self,
+        host: nn.Module,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        metadata: Any,
+        strict: bool,
+        *lists: list[str],
+    ) -> None:
+        """Raise SiteError for a state dict of a merged model and a model that is not, or the reverse."""
+        state = self.state
+        given = {plain_path(key.removeprefix(prefix)): key for key in state_dict if key.startswith(prefix)}
+        weights = {
+            given[key]: weight
+            for weight in state.weights.values()
+            for key in (f"{weight.owner}.{weight.name}", f"{weight.owner}.parametrizations.{weight.name}.original")
+            if key in given
+        }
+        is_marked, is_merged = f"{state.child_name}.{MERGED}" in given, state.merged is not None
+        if weights and is_marked != is_merged:
+            self._refuse("with" if is_merged else "without", "merged updates", "unmerge()" if is_merged else "merge()")
+        if is_marked and is_merged:
+            for key, weight in weights.items():
+                if not _equal(state_dict[key], weight.parameter):
+                    raise SiteError(
+                        f"load_state_dict: expected the merged weights of this model, got another {key}.\n"
+                        f"Call unmerge() on adapter {state.name!r}, and load a state dict that was taken unmerged."
+                    )
+        saved = [key for key in state.saved.values() if key in given]
+        if saved and (f"{state.child_name}.{ORIGINAL}" in given) == state.saved.is_trained:
+            self._refuse("with" if state.saved.is_trained else "without", "the trained modules_to_save", "disabled()")
+
+    def _refuse(self, wanted: str, what: str, how: str) -> None:
+        other = "without" if wanted == "with" else "with"
+        raise SiteError(
+            f"load_state_dict: expected a state dict {wanted} {what} of adapter {self.state.name!r}, "
+            f"as this model has now, got one {other} them.\n"
+            f"Nothing of this model was loaded. Take both in the same state: inside or outside {how}."
+        )
+
+
+def _equal(given: Any, here: Tensor) -> bool:
+    return isinstance(given, Tensor) and given.shape == here.shape and torch.equal(given.to(here), here)
