@@ -18,7 +18,7 @@ def place_params(adapter: Adapter, weights: Mapping[str, Weight], params: Mappin
     """
     here = {path: device for path, weight in weights.items() if (device := weight.like.device).type != "meta"}
     if len(found := set(here.values())) <= 1:
-        return {name: value.to(*found) for name, value in params.items()} if found else dict(params)
+        return {name: value.to(next(iter(found), value.device)) for name, value in params.items()}
     devices: dict[str, torch.device] = {}
     for path, device in here.items():
         for site in adapter.weights[path]:
