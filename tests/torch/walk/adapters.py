@@ -161,7 +161,7 @@ def wake(state: AdapterState, entry: Entry, rng: random.Random) -> None:
         values = oracle.values_of({"": state})[""]
         largest = max(oracle.update_of(entry, path, state.adapter, values).abs().max().item() for path in entry.weights)
         if not state.spec.centered and not any(factor.map for factor in state.spec.factors.values()):
-            trained[0].mul_(min(max(0.3 / max(largest, 1e-3), 1e-2), 1e2))
+            trained[0].mul_(min(0.3 / max(largest, 1e-3), 1e2))
 
 
 def attach_second(walk: Walk, rng: random.Random) -> str | None:

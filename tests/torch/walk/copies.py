@@ -158,13 +158,11 @@ def fresh(walk: Walk, entry: Entry) -> nn.Module | None:
     if any(wraps != [entry.name] for wraps in walk.book.wraps.values()):
         return None
     model = walk.kind.make().to(walk.book.dtype)
-    values = {}
-    for key, value in walk.book.tensors.items():
-        name = key.replace("parametrizations.", "").removesuffix(".original")
-        values |= dict.fromkeys(walk.book.names_of(name), value)
+    values = {name: value for key, value in walk.book.tensors.items() for name in walk.book.names_of(key)}
     for key, original in (entry.merge.originals if entry.merge else {}).items():
-        values |= dict.fromkeys(walk.book.names_of(key), original.to(walk.book.dtype))
-    model.load_state_dict(values)
+        values |= {name: original for place in walk.book.stored(key) for name in walk.book.names_of(place)}
+    plain = {key.replace("parametrizations.", "").removesuffix(".original"): value for key, value in values.items()}
+    model.load_state_dict(plain)
     return model
 
 
@@ -222,7 +220,8 @@ def save_as_lora(walk: Walk, rng: random.Random) -> str | None:
     entry, state = walk.book.entries[name], walk.states()[name]
     has_others = len(entry.tasks) > 1 or any(key in walk.kind.parameters for key in entry.weights.values())
     tied = any(walk.book.is_shared(key) for key in entry.saved)
-    refusal = "always" if has_others or tied else "never" if state.spec.name in THIN else "maybe"
+    is_thin = state.spec.name in THIN and all(site.block is None for site in state.adapter.sites)
+    refusal = "always" if has_others or tied else "never" if is_thin else "maybe"
     folder = walk.folder / f"lora{rng.getrandbits(32)}"
     if not walk.attempt(lambda: state.save_as_lora(folder), refusal, (SiteError, PlanError, FormatError)):
         return f"{name} refused"

@@ -56,7 +56,7 @@ _LLAMA: dict[str, Any] = {
     ),
     "blocks": ("model.layers.0", "model.layers.1"),
     "parents": ("", "model"),
-    "saveable": ("model.norm", "model.embed", "lm_head"),
+    "saveable": ("model.ln_f", "model.embed", "lm_head"),
     "reads_ids": True,
     "is_small": False,
 }

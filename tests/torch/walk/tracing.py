@@ -26,7 +26,8 @@ def compile_whole(walk: Walk, rng: random.Random) -> str | None:
         return None
     walk.uncompile_blocks()
     backend = "aot_eager" if walk.kind is KINDS["mlp"] and rng.random() < 0.2 else "eager"  # aot takes seconds
-    walk.compiled, walk.has_compiled = [torch.compile(walk.model, backend=backend)], True
+    walk.compiled = [torch.compile(walk.model, backend=backend)]
+    walk.has_compiled = walk.has_traced = True
     return f"{backend}, {call_compiled(walk, rng)}"
 
 
@@ -57,6 +58,7 @@ def compile_blocks(walk: Walk, rng: random.Random) -> str:
 
 def fake(walk: Walk, rng: random.Random) -> str:
     """Run the model on tensors without numbers, then on real ones."""
+    walk.has_traced = True
     walk.uncompile_blocks()
     x = walk.input(rng)
     wanted = walk.wanted(x)
@@ -70,6 +72,7 @@ def fake(walk: Walk, rng: random.Random) -> str:
 
 def trace(walk: Walk, rng: random.Random) -> str:
     """Trace the model by make_fx; the graph gives the same numbers, also for another input of the same shape."""
+    walk.has_traced = True
     walk.uncompile_blocks()
     way = rng.choice(["real", "fake", "symbolic"])
     with rng.choice([torch.no_grad, torch.enable_grad])():

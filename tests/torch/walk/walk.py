@@ -35,6 +35,7 @@ class Walk:
         self.idents: dict[str, int] = {}
         self.count = 0  # of adapters so far, for their names
         self.has_compiled = False
+        self.has_traced = False
         self.shape: tuple[int, ...] | None = None  # of inputs, while blocks are compiled
         self.is_over = False
         self.note_idents()
@@ -59,7 +60,7 @@ class Walk:
 
     def compile_blocks(self, paths: Sequence[str], shape: tuple[int, ...]) -> None:
         """Compile blocks in place, for inputs of one shape."""
-        self.shape, self.has_compiled = shape, True
+        self.shape, self.has_compiled, self.has_traced = shape, True, True
         for path in paths:
             self.host(path).compile(backend="eager")
 

@@ -160,8 +160,10 @@ def cast_rebinding(walk: Walk, rng: random.Random) -> str | None:
     return str(dtype)
 
 
-def cast_swapping(walk: Walk, rng: random.Random) -> str:
+def cast_swapping(walk: Walk, rng: random.Random) -> str | None:
     """Cast with the tensors swapped under their objects, as torch does on request."""
+    if walk.has_traced:  # torch holds on to what it traced, and then swaps nothing, on a model without adapters too
+        return None
     walk.model.zero_grad(set_to_none=True)
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
