@@ -37,6 +37,7 @@ def check_foldable(weights: Mapping[str, Weight], dropout: float) -> None:
 
 def fold_in(weight: Weight, hook: Hook) -> None:
     """Parametrize the weight of a module so that the module uses it with the update added."""
+    hook.write_dense()
     parametrize.register_parametrization(weight.module, weight.name, Folded(hook, weight), unsafe=True)
 
 

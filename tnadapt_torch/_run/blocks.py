@@ -48,6 +48,12 @@ class BlocksHook:
             parts.append(flat[:, done:])
         return torch.cat(parts, 1).reshape(output.shape)
 
+    def write_dense(self) -> None:
+        """Write the code of the dense update of each site, as `SiteHook.write_dense`."""
+        for hooks in self.by_task.values():
+            for hook in hooks.values():
+                hook.write_dense()
+
     def delta(self, like: Tensor) -> Tensor:
         """Return the dense update of the weight, 0 outside the blocks, in the dtype and on the device of `like`."""
         whole = torch.zeros(self.shape, dtype=like.dtype, device=like.device)

@@ -80,7 +80,7 @@ class Stack:
     def read(self, index: tuple[int, ...]) -> Tensor:
         """Return the row at an index of the site modes."""
         tensor = self.held.read()
-        if type(tensor) is not nn.Parameter or torch.compiler.is_compiling() or tensor.is_inference() or _is_traced():
+        if type(tensor) is not nn.Parameter or tensor.is_inference() or _is_traced():
             return self._select(tensor, index)
         key = (
             tensor._version,
@@ -98,6 +98,10 @@ class Stack:
         for place in index:
             row = row[place]
         return cast("Tensor", row)
+
+    def forget(self) -> None:
+        """Drop the rows, which hold the factor: a conversion that swaps parameters needs it to be held by none."""
+        self._kept = None
 
     def _select(self, tensor: Tensor, index: tuple[int, ...]) -> Tensor:
         for axis, place in zip(reversed(self.axes), reversed(index), strict=True):
@@ -117,16 +121,33 @@ def _is_traced() -> bool:
     return torch._C._len_torch_dispatch_stack() > 0
 
 
-@dataclass(frozen=True)
 class Row:
-    """A site's row of a stacked factor."""
+    """A site's row of a stacked factor.
 
-    stack: Stack
-    index: tuple[int, ...]
+    `index` is its place along each site mode. Compiled code reads the same numbers from tensors, on the device of the
+    factor: a number would be a constant of the graph, and each layer that is compiled by itself would need its own.
+    """
+
+    def __init__(self, stack: Stack, index: tuple[int, ...]) -> None:
+        """Store the stack and the place of the row."""
+        self.stack = stack
+        self.index = index
+        self.places = tuple(torch.tensor([place]) for place in index)
 
     def read(self) -> Tensor:
         """Return the part, as `Ref` says."""
-        return self.stack.read(self.index)
+        if not torch.compiler.is_compiling():
+            return self.stack.read(self.index)
+        tensor = self.stack.held.read()
+        for axis, place in zip(reversed(self.stack.axes), reversed(self.places), strict=True):
+            here = place if place.device == tensor.device else place.to(tensor.device)
+            tensor = tensor.index_select(axis, here).squeeze(axis)
+        return tensor
+
+    def follow(self) -> None:
+        """Move the tensors of the place to the device of the factor."""
+        device = self.stack.held.read().device
+        self.places = tuple(place.to(device) for place in self.places) if device.type != "meta" else self.places
 
 
 @dataclass(frozen=True)
@@ -175,6 +196,7 @@ class SiteHook:
         self.refs = tuple(refs)
         self.width = network.volume(network.in_modes)
         self._code: list[Code | None] = []
+        self._dense: Code | None = None
         self._forget_code()
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
@@ -199,7 +221,13 @@ class SiteHook:
 
     def delta(self, like: Tensor) -> Tensor:
         """Return the dense update, of shape (out, in), in the dtype and on the device of `like`."""
-        return lower_delta(self.network)(*_read(self.refs, like))
+        code = self._dense or self.write_dense()
+        return code(*_read(self.refs, like))
+
+    def write_dense(self) -> Code:
+        """Write the code of the dense update. Tracing cannot do it, so an update that is folded does it at attach."""
+        self._dense = code = lower_delta(self.network)
+        return code
 
     def _write_code(self, place: int) -> Code:
         """Write the code for a bucket of tokens and the gradients needed, at the first call that needs it."""
@@ -216,15 +244,19 @@ class SiteHook:
     def _forget_code(self) -> None:
         """Drop all code except the code that torch.compile traces, which cannot be written during tracing."""
         self._code = [None] * (COMPILED + 1)
+        self._dense = None
         self._write_code(COMPILED)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the code, which is written again from the network."""
-        return {name: value for name, value in self.__dict__.items() if name != "_code"}
+        return {name: value for name, value in self.__dict__.items() if name != "_code"} | {"_dense": bool(self._dense)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        is_dense = self._dense
         self._forget_code()
+        if is_dense:
+            self.write_dense()
 
 
 def see_x(owner: Owner, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 import tnadapt
 from tnadapt import Adapter, AdapterSpec, SiteError
 from tnadapt.binding import START, Written, drawn_starts
-from tnadapt_torch._host import Flags, Merged, SavedModules, Weight, find_tie, modules_of, speed_up, unfold
+from tnadapt_torch._host import Flags, Merged, SavedModules, Weight, modules_of, speed_up, unfold
 from tnadapt_torch._run import Hook, Stack
 from tnadapt_torch._state.factors import Factors, leaf_of, plant, stored_factors, to_numpy
 from tnadapt_torch._state.groups import parameter_groups
+from tnadapt_torch._state.hooks import follow
 from tnadapt_torch._state.known import enter, states_of
+from tnadapt_torch._state.lora import save_as_lora
 from tnadapt_torch._state.marks import MERGED, ORIGINAL, marks_of
 from tnadapt_torch._state.norms import norms
 from tnadapt_torch._state.report import table, totals
@@ -291,23 +293,7 @@ class AdapterState(nn.Module):
                 values into a copy; or the adapter is detached.
             TnadaptError: as `tnadapt.save_as_lora` raises it.
         """
-        extra = {key: to_numpy(value) for key, value in self.saved.values().items()}
-        if pair := find_tie(self.model, extra):
-            raise SiteError(
-                f"modules_to_save: expected {pair[0]} to be a separate parameter, "
-                f"got a model in which {pair[1]} is the same parameter.\n"
-                f"PEFT loads {pair[0]} into a copy, but {pair[1]} was trained with it. Nothing was written."
-            )
-        return tnadapt.save_as_lora(
-            self.adapter,
-            {key: to_numpy(value) for key, value in self.params().items()},
-            directory,
-            rank=rank,
-            base_model=getattr(getattr(self.model, "config", None), "name_or_path", None) or None,
-            fan_in_fan_out=any(weight.layout == ("in", "out") for weight in self.weights.values()),
-            extra=extra,
-            modules_to_save=list(self.saved.modules),
-        )
+        return save_as_lora(self, directory, rank)
 
     def print_trainable_parameters(self) -> None:
         """Print one line on the host with all its adapters: trainable and all parameters, with the frozen factors."""
@@ -325,6 +311,13 @@ class AdapterState(nn.Module):
         marks = {prefix + MERGED, prefix + ORIGINAL}  # `MarksCheck` on the host has read them
         plain = {key: value for key, value in state_dict.items() if key not in marks}
         super()._load_from_state_dict(plain, prefix, *rest)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "AdapterState":
+        for stack in self.stacks.values():
+            stack.forget()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        follow(self.hooks.values())
+        return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
