@@ -82,7 +82,7 @@ def state_dict(walk: Walk, rng: random.Random) -> str:
             for value in state.params().values():
                 value.mul_(-0.5)
     result = walk.model.load_state_dict(clone(before), strict=True)
-    assert not result.missing_keys and not result.unexpected_keys
+    assert result.missing_keys == result.unexpected_keys == []
     return f"{len(before)} keys"
 
 
@@ -120,12 +120,16 @@ def take_snapshot(walk: Walk, rng: random.Random) -> str:
 
 
 def load_snapshot(walk: Walk, rng: random.Random) -> str | None:
-    """Load an earlier state dict. If other adapters were merged then, this is right, or an error that changes nothing."""
+    """Load an earlier state dict. If other adapters were merged then, this is right or an error."""
     if not walk.snapshots:
         return None
     (old,) = walk.snapshots
     book, was = walk.book, old.book
-    if old.values.keys() != walk.model.state_dict().keys() or was.entries.keys() != book.entries.keys() or was.wraps != book.wraps:
+    if (
+        old.values.keys() != walk.model.state_dict().keys()
+        or was.entries.keys() != book.entries.keys()
+        or was.wraps != book.wraps
+    ):
         return None
     merged = [name for name, entry in book.entries.items() if entry.merge]
     if merged and merged == old.merged:
@@ -141,10 +145,16 @@ def load_snapshot(walk: Walk, rng: random.Random) -> str | None:
         same_task = all(len(entry.tasks) == 1 for entry in was.entries.values())
         wanted = oracle.output(was, walk.states(), x, old.params)
         if same_task:
-            oracle.assert_close(walk.model(x), wanted, max(walk.tolerance(), 1e-4), "output after loading a merged state")
+            oracle.assert_close(
+                walk.model(x), wanted, max(walk.tolerance(), 1e-4), "output after loading a merged state"
+            )
         walk.is_over = True
         return f"loaded: merged {merged}, then {old.merged}"
-    book.tensors = {key: value.to(dtype) if value.is_floating_point() else value.clone() for key, value in was.tensors.items()}
+    for name, entry in book.entries.items():
+        entry.values = {key: value.to(entry.values[key].dtype) for key, value in was.entries[name].values.items()}
+    book.tensors = {
+        key: value.to(dtype) if value.is_floating_point() else value.clone() for key, value in was.tensors.items()
+    }
     return f"merged: {merged}"
 
 
@@ -174,10 +184,13 @@ def compare_fresh(walk: Walk, model: nn.Module, name: str, error: float, rng: ra
         found = oracle.update_of(entry, path, new.adapter, oracle.values_of({"": new})[""])
         oracle.assert_close(found, wanted, error + entry.error, f"update of {path} from the file")
     book = Book(walk.kind, walk.kind.make())
-    host = {key: value for key, value in model.state_dict().items() if not is_ours(key) and key not in walk.book.aliases}
+    host = {
+        key: value for key, value in model.state_dict().items() if not is_ours(key) and key not in walk.book.aliases
+    }
     folded = {key for key in entry.folded if key in walk.kind.parameters}  # `load` folds nothing else
     twin = Entry(name, entry.host, entry.weights, entry.layouts, folded, {}, entry.tasks, entry.task, error=error)
     book.attach(twin)
+    twin.values = {key: value.detach().clone() for key, value in new.params().items()}
     book.tensors = {key: value.detach().clone() for key, value in host.items()}
     for key, away in entry.saved.items():
         trained = walk.book.tensors[key] if entry.is_trained else away
@@ -228,4 +241,3 @@ def save_as_lora(walk: Walk, rng: random.Random) -> str | None:
     tnadapt_torch.load_peft(model.get_submodule(entry.host), folder, adapter_name=name)
     compare_fresh(walk, model, name, max(precision(walk, name), 1e-5), rng)
     return name
-

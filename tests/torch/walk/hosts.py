@@ -1,7 +1,7 @@
 """The hosts of the walk: six small models, and beside each the same computation written out by hand.
 
-The second form reads its weights from the oracle (`Plain` of `oracle.py`) and calls no module, so that nothing an adapter
-does to a module can reach it.
+The second form reads its weights from the oracle (`Plain` of `oracle.py`) and calls no module, so that nothing that an
+adapter does to a module can reach it.
 """
 
 from typing import Any

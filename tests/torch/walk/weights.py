@@ -63,7 +63,9 @@ def merge_and_back(walk: Walk, rng: random.Random) -> str | None:
     return name
 
 
-def disable(walk: Walk, rng: random.Random, inner: Callable[[Walk, random.Random], str | None] | None = None) -> str | None:
+def disable(
+    walk: Walk, rng: random.Random, inner: Callable[[Walk, random.Random], str | None] | None = None
+) -> str | None:
     """Disable an adapter in a block, sometimes twice, and do something else inside."""
     if (name := pick(walk, rng)) is None:
         return None
@@ -95,6 +97,9 @@ def set_task(walk: Walk, rng: random.Random) -> str | None:
     entry, state = walk.book.entries[name := rng.choice(having)], walk.states()[name]
     walk.attempt(lambda: state.set_task("unknown"), "always")
     task = rng.choice(entry.tasks)
+    if entry.merge and task == entry.task:
+        state.set_task(task)
+        return f"{name} {task}, as before"
     # Of a merged adapter the weights hold the update of the old task: an error, unless the new one takes its place.
     if not walk.attempt(lambda: state.set_task(task), "maybe" if entry.merge else "never"):
         return f"{name} refused"
@@ -102,7 +107,9 @@ def set_task(walk: Walk, rng: random.Random) -> str | None:
         walk.book.unmerge(name)
         values = oracle.values_of(walk.states())[name]
         entry.task = task
-        walk.book.merge(name, {key: oracle.update_of(entry, path, state.adapter, values) for path, key in entry.weights.items()})
+        walk.book.merge(
+            name, {key: oracle.update_of(entry, path, state.adapter, values) for path, key in entry.weights.items()}
+        )
     entry.task = task
     return f"{name} {task}"
 
@@ -176,5 +183,5 @@ def cast_swapping(walk: Walk, rng: random.Random) -> str | None:
 
 
 def move(walk: Walk, rng: random.Random) -> str:
-    rng.choice([lambda: walk.model.to("cpu"), lambda: walk.model.cpu(), lambda: walk.model.to(torch.device("cpu"))])()
+    rng.choice([lambda: walk.model.to("cpu"), walk.model.cpu, lambda: walk.model.to(torch.device("cpu"))])()
     return "cpu"
