@@ -66,7 +66,9 @@ def draw_saved(walk: Walk, rng: random.Random, host: str, adapted: set[str]) -> 
     return rng.sample(below(host, free), 1) if below(host, free) else []
 
 
-def add_special(walk: Walk, rng: random.Random, want: str, host: str, words: dict[str, Any], named: list[str]) -> bool:
+def add_special(
+    walk: Walk, rng: random.Random, want: str, host: str, *, words: dict[str, Any], named: list[str]
+) -> bool:
     """Add the special argument that is wanted. Return False if this host has nothing for it."""
     if want == "tasks":
         words["tasks"] = list(TASKS[: rng.randint(2, 3)])
@@ -118,7 +120,7 @@ def attach(walk: Walk, rng: random.Random, want: str = "", host: str = "") -> st
     case = FAMILIES[family := rng.choice(families)]
     target, named = draw_targets(walk, rng, host)
     words: dict[str, Any] = {"target_modules": target, "seed": rng.randrange(100)}
-    if not add_special(walk, rng, want, host, words, named):
+    if not add_special(walk, rng, want, host, words=words, named=named):
         return None
     if words["target_modules"] is None:
         named = []
@@ -159,10 +161,12 @@ def attach(walk: Walk, rng: random.Random, want: str = "", host: str = "") -> st
         return f"{family} refused: {words}"
     walk.count += 1
     walk.book.attach(entry)
+    walk.note_values()
     walk.check(rng)  # at its start an adapter changes nothing, or what the oracle says
     wake(walk.states()[name], entry, rng)
     if rng.random() < 0.5:
         walk.states()[name].double()
+    walk.note_values()
     walk.note_idents()
     return f"{name} = {family} on {host or 'the whole'}: {words}"
 
@@ -177,7 +181,7 @@ def wake(state: AdapterState, entry: Entry, rng: random.Random) -> None:
         values = oracle.values_of({"": state})[""]
         largest = max(oracle.update_of(entry, path, state.adapter, values).abs().max().item() for path in entry.weights)
         if not state.spec.centered and not any(factor.map for factor in state.spec.factors.values()):
-            trained[0].mul_(min(max(0.3 / max(largest, 1e-3), 1e-2), 1e2))
+            trained[0].mul_(min(0.3 / max(largest, 1e-3), 1e2))
 
 
 def attach_second(walk: Walk, rng: random.Random) -> str | None:

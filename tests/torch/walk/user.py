@@ -193,17 +193,21 @@ def replace_module(walk: Walk, rng: random.Random) -> str | None:
     }
     try:
         for what, act in acts.items():
-            try:
-                act()
-            except SiteError as error:
-                assert relative in str(error), f"{what} does not name {relative}: {error}"
-            else:
-                raise AssertionError(f"{what} does not notice that {path} is another module")
+            error = error_of(act)
+            assert relative in error, f"{what} does not say that {path} is another module: {error or 'no error'}"
     finally:
         with contextlib.suppress(SiteError):  # a merge that was not refused
             state.unmerge()
         setattr(walk.host(owner), word, old)
     return path
+
+
+def error_of(act: Callable[[], Any]) -> str:
+    try:
+        act()
+    except SiteError as error:
+        return str(error)
+    return ""
 
 
 # ---- what the state tells

@@ -97,6 +97,9 @@ def set_task(walk: Walk, rng: random.Random) -> str | None:
     entry, state = walk.book.entries[name := rng.choice(having)], walk.states()[name]
     walk.attempt(lambda: state.set_task("unknown"), "always")
     task = rng.choice(entry.tasks)
+    if entry.merge and task == entry.task:
+        state.set_task(task)
+        return f"{name} {task}, as before"
     # Of a merged adapter the weights hold the update of the old task: an error, unless the new one takes its place.
     if not walk.attempt(lambda: state.set_task(task), "maybe" if entry.merge else "never"):
         return f"{name} refused"
@@ -164,8 +167,10 @@ def cast_rebinding(walk: Walk, rng: random.Random) -> str | None:
     return str(dtype)
 
 
-def cast_swapping(walk: Walk, rng: random.Random) -> str:
+def cast_swapping(walk: Walk, rng: random.Random) -> str | None:
     """Cast with the tensors swapped under their objects, as torch does on request."""
+    if walk.has_traced:  # torch holds on to what it traced, and then swaps nothing, on a model without adapters too
+        return None
     walk.model.zero_grad(set_to_none=True)
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
@@ -178,5 +183,5 @@ def cast_swapping(walk: Walk, rng: random.Random) -> str:
 
 
 def move(walk: Walk, rng: random.Random) -> str:
-    rng.choice([lambda: walk.model.to("cpu"), lambda: walk.model.cpu(), lambda: walk.model.to(torch.device("cpu"))])()
+    rng.choice([lambda: walk.model.to("cpu"), walk.model.cpu, lambda: walk.model.to(torch.device("cpu"))])()
     return "cpu"
