@@ -38,7 +38,8 @@ def deepcopy(walk: Walk, rng: random.Random) -> str:
 
 def deepcopy_both(walk: Walk, rng: random.Random) -> str | None:
     """Go on with a copy or with the model; the other one must not change until the end."""
-    if walk.book.wraps or len(walk.others) > 1:  # copies of a parametrized module share its class, as torch made it
+    users = any({"scaled", "normed"} & set(wraps) for wraps in walk.book.wraps.values())
+    if users or len(walk.others) > 1:  # copies of what the user parametrized share a class, as torch made it
         return None
     twin = copy.deepcopy(walk.model), copy.deepcopy(walk.book)
     if rng.random() < 0.5:

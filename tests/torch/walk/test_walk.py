@@ -15,6 +15,7 @@ from tests.torch.walk.kinds import KINDS
 pytestmark = [
     pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
 ]
 IS_THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "laws"
 COUNT = int(os.environ.get("WALKS", "0")) or {"laws": 2000, "mutants": 10}.get(
