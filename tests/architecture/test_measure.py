@@ -97,8 +97,8 @@ def test_the_arguments_of_a_decorated_function_may_be_passed_on():
 
 
 def test_a_method_may_pass_on_the_arguments_of_the_class_behind():
-    method = "def forward(*args, **kwargs) -> None:\n    super().{}(*args, **kwargs)\n"
-    assert list(faults(method.format("forward"))) == []
+    method = "def call(*args, **kwargs) -> None:\n    super().{}(*args, **kwargs)\n"
+    assert list(faults(method.format("call"))) == []
     assert list(faults(method.format("other"))) == ["line 1: takes **kwargs"]
 
 
