@@ -43,6 +43,7 @@ class Flags:
                     known, frozen = flags.set.get(there), True
                     if is_later or not known:
                         flags.set[there] = before, bool(known and known[1])
+            can = parameter.is_floating_point() or parameter.is_complex()  # not if quantized in the meantime
             if parameter.requires_grad == present:
                 parameter.requires_grad_(before and not frozen and can)
 
