@@ -16,12 +16,13 @@ def place_params(adapter: Adapter, weights: Mapping[str, Weight], params: Mappin
 
     Weights on the meta device, as offloaded ones are, do not say where they will be used. Their factors stay.
     """
+    here = {path: device for path, weight in weights.items() if (device := weight.tensor.device).type != "meta"}
+    if len(set(here.values())) <= 1:
+        (device,) = {*here.values()} or {None}
+        return {name: value.to(device) for name, value in params.items()}
     devices: dict[str, torch.device] = {}
-    for path, sites in adapter.weights.items():
-        device = weights[path].tensor.device
-        if device.type == "meta":
-            continue
-        for site in sites:
+    for path, device in here.items():
+        for site in adapter.weights[path]:
             for part in adapter.address(site).parts.values():
                 devices.setdefault(part.name, device)
     return {name: value.to(devices.get(name, value.device)) for name, value in params.items()}

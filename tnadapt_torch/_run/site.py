@@ -76,6 +76,7 @@ class Stack:
         self.held = held
         self.axes = axes
         self._kept: tuple[Tensor, tuple[Any, ...], Any] | None = None
+        self._places: tuple[torch.device, list[tuple[Tensor, ...]]] | None = None
 
     def read(self, index: tuple[int, ...]) -> Tensor:
         """Return the row at an index of the site modes."""
@@ -98,6 +99,14 @@ class Stack:
         for place in index:
             row = row[place]
         return cast("Tensor", row)
+
+    def places(self, index: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """Return an index as tensors on the device of the factor, views of one range for each axis."""
+        tensor = self.held.read()
+        device = torch.device("cpu") if tensor.is_meta else tensor.device
+        if self._places is None or self._places[0] != device:
+            self._places = device, [torch.arange(tensor.shape[axis], device=device).split(1) for axis in self.axes]
+        return tuple(places[at] for places, at in zip(self._places[1], index, strict=True))
 
     def forget(self) -> None:
         """Drop the rows, which hold the factor: a conversion that swaps parameters needs it to be held by none."""
@@ -132,7 +141,7 @@ class Row:
         """Store the stack and the place of the row."""
         self.stack = stack
         self.index = index
-        self.places = tuple(torch.tensor([place]) for place in index)
+        self.places = stack.places(index)
 
     def read(self) -> Tensor:
         """Return the part, as `Ref` says."""
@@ -146,8 +155,7 @@ class Row:
 
     def follow(self) -> None:
         """Move the tensors of the place to the device of the factor."""
-        device = self.stack.held.read().device
-        self.places = tuple(place.to(device) for place in self.places) if device.type != "meta" else self.places
+        self.places = self.stack.places(self.index)
 
 
 @dataclass(frozen=True)
@@ -262,13 +270,14 @@ def add_by_rows(add: Callable[[Tensor, Tensor], Tensor], output: Tensor, x: Tens
     """Add an update to an output of any number of axes; `add` takes matrices (token, out) and (token, in)."""
     if not output.is_nested:
         return add(output.reshape(-1, output.shape[-1]), x.reshape(-1, x.shape[-1])).reshape(output.shape)
-    if output.layout is not torch.jagged or output.lengths() is not None:
+    ragged = cast("Any", output)  # the annotations of torch know no nested tensor
+    if ragged.layout is not torch.jagged or ragged.lengths() is not None:
         raise SiteError(
             "x: expected a nested tensor of layout torch.jagged without holes, got another nested tensor.\n"
             "Make it with torch.nested.nested_tensor(..., layout=torch.jagged), or pad the batch."
         )
     total = add(output.values(), x.values())
-    return torch.nested.nested_tensor_from_jagged(total, output.offsets())
+    return torch.nested.nested_tensor_from_jagged(total, ragged.offsets())
 
 
 def see_x(owner: Owner, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
