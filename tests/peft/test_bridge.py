@@ -301,7 +301,7 @@ def test_a_second_adapter_that_does_not_fit_leaves_the_first_unchanged():
     wanted, keys = logits(model), model.state_dict().keys()
     with pytest.raises(SiteError, match="rank"):
         model.add_adapter("second", config("lotr", rank=None))
-    with pytest.raises(SiteError, match="expected a name that no factor or group has, got 'G'"):
+    with pytest.raises(SiteError, match="expected a name that no factor, group or module has, got 'G'"):
         model.add_adapter("G", config("lotr"))
     assert model.state_dict().keys() == keys
     assert torch.equal(logits(model), wanted)

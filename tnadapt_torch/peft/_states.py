@@ -79,19 +79,24 @@ def reseed(state: AdapterState, seed: int) -> None:
             buffer.copy_(torch.from_numpy(value))
 
 
-def check_name(name: object, taken: Collection[str], states: Iterable[AdapterState]) -> None:
+def check_name(name: object, taken: Collection[str], states: Iterable[AdapterState], saved: Iterable[str]) -> None:
     """Raise SiteError for the name of an adapter that PEFT could not hold or tell from other words in the keys.
 
-    `states` are those of all adapters, the new one included, and `taken` are the names of the others.
+    Args:
+        name: the name of the new adapter.
+        taken: the names of the others.
+        states: the states of all of them.
+        saved: keys of the model, if any adapter trains modules in full, whose keys PEFT also tells apart by such names.
     """
-    if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict, name) or name == BASE:
+    if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict(), name) or name == BASE:
         raise SiteError(
             f"adapter_name: expected a name without dots that is no word of torch or PEFT, got {name!r}.\n"
             'Write adapter_name="default".'
         )
     keys = [key for state in states for key in state.adapter.slots]
-    words = {part for key in [f"{STEM}factors", SEED, *keys] for part in key.split(".")}
+    words = {part for key in [f"{STEM}factors", SEED, *keys, *saved] for part in key.split(".")}
     if wrong := sorted({name, *taken} & words):
         raise SiteError(
-            f"adapter_name: expected a name that no factor or group has, got {wrong[0]!r}.\nChoose another name."
+            f"adapter_name: expected a name that no factor, group or module has, got {wrong[0]!r}.\n"
+            "Choose another name."
         )

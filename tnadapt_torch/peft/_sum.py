@@ -128,7 +128,7 @@ def check_weights_of_sum(adapters: object, weights: object, known: Mapping[str, 
 
 def _check_alike(configs: Sequence[TnConfig], states: Sequence[AdapterState]) -> None:
     """Raise SiteError unless the adapters can be summed."""
-    specs = {replace(state.spec, scale=replace(state.spec.scale, alpha=1.0)) for state in states}
+    specs = list(dict.fromkeys(replace(each.spec, scale=replace(each.spec.scale, alpha=1.0)) for each in states))
     if len(specs) > 1:
         names = ", ".join(dict.fromkeys(spec.name for spec in specs))
         raise SiteError(f"adapters: expected adapters of one spec, got several ({names}).\n{REMEDY}")

@@ -1,6 +1,6 @@
 """The weights that an adapter of PEFT updates: what PEFT's rules match, and parameters by name."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -24,6 +24,7 @@ from tnadapt_torch.peft._layer import TnLayer, TnLinear, TnParameters
 __all__: list[str] = []
 
 ALL_LINEAR = "all-linear"
+SAVED = "modules_to_save"  # PEFT's word in the paths of modules that are trained in full
 
 
 def find_targets(model: nn.Module, config: TnConfig, matches: Callable[[TnConfig, str], object]) -> dict[str, Weight]:
@@ -83,6 +84,14 @@ def spell_out(model: nn.Module, config: TnConfig) -> None:
     config.target_modules = {
         path for path in found if not path.startswith(tuple(copies)) and is_linear(_base_of(model.get_submodule(path)))
     }
+
+
+def keys_in_full(model: nn.Module, configs: Iterable[TnConfig]) -> list[str]:
+    """Return the keys of the modules that any of these configs trains in full, by PEFT's rule, without its copies."""
+    names = tuple(name for config in configs for name in config.modules_to_save or ())
+    paths = tuple(f"{path}." for path, _ in model.named_modules() if names and path.endswith(names))
+    keys = [key for key in model.state_dict() if key.startswith(paths) and SAVED not in key.split(".")]
+    return [f"base_model.model.{key}" for key in keys]
 
 
 def base_modules(model: nn.Module) -> dict[str, nn.Module]:

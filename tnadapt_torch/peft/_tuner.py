@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, _get_submodules
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -22,13 +23,12 @@ from tnadapt_torch.peft._rows import expect_rows, repeats, use_rows
 from tnadapt_torch.peft._states import check_name, new_state
 from tnadapt_torch.peft._stored import StoredTuner
 from tnadapt_torch.peft._sum import check_weights_of_sum, config_of_sum, fill
-from tnadapt_torch.peft._targets import find_targets
+from tnadapt_torch.peft._targets import SAVED, find_targets, keys_in_full
 from tnadapt_torch.peft._watch import Watch
 
 __all__ = ["TnModel"]
 
 HALF = {torch.float16, torch.bfloat16}
-SAVED = "modules_to_save"  # PEFT's word in the paths of modules that are trained in full
 
 
 class TnModel(StoredTuner):
@@ -50,6 +50,7 @@ class TnModel(StoredTuner):
         self.flags_away: dict[str, bool] | None = None  # those of adapters and saved modules while they are disabled
         self.unwatched: set[str] = set()  # the adapters that have not trained yet
         self.watch: RemovableHandle | None = None
+        self.copies: tuple[str, ...] = ()  # the beginnings of paths inside of modules that are trained in full
 
     # ------------------------------------------------------------------ adapters come and go
 
@@ -68,6 +69,7 @@ class TnModel(StoredTuner):
             FormatError: the adapter was saved from another model.
         """
         before = dict(model.named_modules(remove_duplicate=False))
+        self.copies = tuple(f"{path}." for path, each in before.items() if isinstance(each, AuxiliaryTrainingWrapper))
         flags, away = flags_of(self), self.flags_away
         others = flags_of(self, STATES)
         state = self._new_state(model, adapter_name)
@@ -92,7 +94,8 @@ class TnModel(StoredTuner):
 
     def _new_state(self, model: nn.Module, adapter_name: str) -> AdapterState:
         config: TnConfig = self.peft_config[adapter_name]
-        check_name(adapter_name, self.states(), self.states().values())
+        saved = keys_in_full(model, self.peft_config.values())
+        check_name(adapter_name, self.states(), self.states().values(), saved)
         config = self._prepare_adapter_config(config, self.get_model_config(model))
         weights = find_targets(model, config, self._check_target_module_exists)
         if config.reads_weights and any(layer.merged for layer in self._layers().values()):
@@ -101,7 +104,7 @@ class TnModel(StoredTuner):
                 "got one with merged adapters.\nCall unmerge_adapter() first."
             )
         state = new_state(model, config, weights, adapter_name)
-        check_name(adapter_name, self.states(), [state])
+        check_name(adapter_name, self.states(), [state], saved)
         return state.train(model.training)
 
     def _check_all_served(self, state: AdapterState) -> None:
@@ -112,6 +115,10 @@ class TnModel(StoredTuner):
                 f"{missing[0]}: expected a module that PEFT replaces by a layer of this method, got one that it left.\n"
                 "Remove it from target_modules."
             )
+
+    def _check_target_module_exists(self, peft_config: TnConfig, key: str) -> object:
+        """Match a path as PEFT does, but not inside of modules that are trained in full: each adapter has a copy."""
+        return not key.startswith(self.copies) and super()._check_target_module_exists(peft_config, key)
 
     def _prepare_adapter_config(self, peft_config: TnConfig, model_config: dict[str, Any]) -> TnConfig:
         """Fill in the default targets of PEFT for this model type, unless parameters are named."""
@@ -140,6 +147,8 @@ class TnModel(StoredTuner):
         state = self.states()[adapter_name]
         if isinstance(layer, TnLinear) and path in state.folded:
             layer.folded.add(adapter_name)
+        if path in state.folded:
+            state.hooks[path].write_dense()  # the compiler cannot trace how it is written
         if isinstance(layer, TnParameters):
             weight = state.weights[path]
             layer.layouts[path] = weight.name, weight.layout
