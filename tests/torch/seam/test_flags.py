@@ -153,7 +153,7 @@ def test_a_tied_module_keeps_its_trained_values_through_disabled(tmp_path):
     assert torch.equal(model.emb.weight, before)
 
 
-@pytest.mark.parametrize("order", itertools.permutations(range(2)))
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_the_flag_of_a_tied_parameter_comes_back_from_a_part_and_the_whole(order):
     model = nn.ModuleDict({"part": nn.ModuleDict({"q": nn.Linear(4, 4), "emb": nn.Embedding(5, 4)})})
     model["head"] = nn.Linear(4, 5, bias=False)
