@@ -7,6 +7,7 @@ import torch
 from torch.nn.utils import parametrize
 
 from tnadapt import SiteError
+from tnadapt_torch._host.parallel import managed
 from tnadapt_torch._host.weight import Folded, Weight
 from tnadapt_torch._run import Hook
 
@@ -16,11 +17,16 @@ FULL_PRECISION = (torch.float32, torch.float64)
 
 
 def check_foldable(weights: Mapping[str, Weight], dropout: float) -> None:
-    """Raise SiteError for dropout, for a low-precision weight and for a weight that is already parametrized."""
+    """Raise SiteError for dropout, and for a weight of low precision, already parametrized, or held by fully_shard."""
     if dropout:
         raise SiteError(
             f"fold: expected dropout=0, got dropout={dropout}.\n"
             "A folded update has no input of its own to apply dropout to. Leave out dropout."
+        )
+    for path in managed(weights):
+        raise SiteError(
+            f"{path}: expected a weight to fold an update into before fully_shard took it over, got one after that.\n"
+            "Attach or load the adapter first, then call fully_shard. Or attach it without fold."
         )
     for path, weight in weights.items():
         if weight.is_parametrized:
@@ -33,6 +39,15 @@ def check_foldable(weights: Mapping[str, Weight], dropout: float) -> None:
                 f"{path}: expected a float32 or float64 weight to fold an update into, got {dtype}.\n"
                 "An update would be lost to rounding."
             )
+
+
+def check_unfoldable(weights: Mapping[str, Weight]) -> None:
+    """Raise SiteError for a weight that fully_shard took over after an update was folded into it."""
+    for path in managed(weights):
+        raise SiteError(
+            f"{path}: expected a weight to take an update out of, got one that fully_shard holds where it was folded.\n"
+            "Save the adapter, and load it onto the model before it is sharded."
+        )
 
 
 def fold_in(weight: Weight, hook: Hook) -> None:

@@ -2,7 +2,10 @@
 
 from collections.abc import Collection, Iterator, Mapping
 
+import torch
 from torch import Tensor, nn
+
+from tnadapt_torch._sharded import is_sharded, laid_like, reshard, sharding
 
 __all__: list[str] = []
 
@@ -27,12 +30,29 @@ class SavedModules:
         return self._here() if self.is_trained else dict(self._away)
 
     def swap(self) -> None:
-        """Swap trained and original values. Storages are swapped, so autograd graphs that hold them stay valid."""
+        """Swap trained and original values. Storages are swapped, so autograd graphs that hold them stay valid.
+
+        Only where `is_copied` says so, values are copied instead.
+        """
+        reshard(list(self.modules.values()))
+        is_copied = self.is_copied
         for names, value in self._tensors():
-            here = value.data
-            value.data = self._away[names[0]].to(device=here.device, dtype=here.dtype)
-            self._away |= dict.fromkeys(names, here)
+            away = laid_like(self._away[names[0]].to(device=value.device, dtype=value.dtype), value)
+            here = value.detach()
+            self._away |= dict.fromkeys(names, here.clone() if is_copied else here)
+            if is_copied:
+                with torch.no_grad():
+                    value.copy_(away)
+            elif is_sharded(value) and is_sharded(away):
+                value._local_tensor.data = away._local_tensor
+            else:
+                value.data = away
         self.is_trained = not self.is_trained
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether fully_shard holds the modules. Then its storages stay, and a backward pass gathers them again."""
+        return bool(self.modules and sharding(list(self.modules.values())))
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the parameters that the modules have now, each once."""

@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 from tnadapt import SiteError
 from tnadapt_torch._host.wrappers import module_at
 from tnadapt_torch._run import Hook
+from tnadapt_torch._sharded import whole
 
 __all__: list[str] = []
 
@@ -148,7 +149,7 @@ class HostWeights(Mapping[str, npt.NDArray[np.generic]]):
             raise SiteError(
                 f"{path}: expected a floating-point weight to compute starting values from, got {stored.dtype}."
             )
-        return weight.unlay(stored).cpu().to(torch.promote_types(stored.dtype, torch.float32)).numpy()
+        return weight.unlay(whole(stored)).cpu().to(torch.promote_types(stored.dtype, torch.float32)).numpy()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.weights)

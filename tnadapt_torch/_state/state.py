@@ -11,15 +11,17 @@ from torch import Tensor, nn
 
 import tnadapt
 from tnadapt import Adapter, AdapterSpec, SiteError
-from tnadapt.binding import START, Written, drawn_starts
-from tnadapt_torch._host import Flags, Merged, SavedModules, Weight, find_tie, modules_of, speed_up, unfold
+from tnadapt.binding import Written, drawn_starts
+from tnadapt_torch._host import Flags, Merged, SavedModules, Weight, check_unfoldable, modules_of, speed_up, unfold
 from tnadapt_torch._run import Hook, Stack
-from tnadapt_torch._state.factors import Factors, leaf_of, plant, stored_factors, to_numpy
+from tnadapt_torch._state.factors import Factors, leaf_of, plant
 from tnadapt_torch._state.groups import parameter_groups
 from tnadapt_torch._state.known import enter, states_of
 from tnadapt_torch._state.marks import MERGED, ORIGINAL, marks_of
 from tnadapt_torch._state.norms import norms
+from tnadapt_torch._state.replicas import own_factors, settle
 from tnadapt_torch._state.report import table, totals
+from tnadapt_torch._state.store import write_file, write_lora
 
 __all__ = ["AdapterState"]
 
@@ -115,6 +117,11 @@ class AdapterState(nn.Module):
                 f"adapter {self.name!r}: expected an adapter that is not merged, got a merged one.\n"
                 "Its update is in the weights. Call unmerge() first."
             )
+        if self.enabled and torch.is_grad_enabled() and self.saved.is_copied:
+            raise SiteError(
+                "disabled: expected no gradients, since fully_shard holds modules_to_save, got them enabled.\n"
+                "A backward pass would see the trained values. Write `with torch.no_grad(), state.disabled():`."
+            )
         before, self.enabled = self.enabled, False
         if before:
             self.saved.swap()
@@ -144,9 +151,12 @@ class AdapterState(nn.Module):
             SiteError: the adapter does not adapt this path, or it is detached.
         """
         _ = self.model
+        settle(self)
         name = path if path in self.weights else self.adapter.find(path)[1].weight
         self.check_host(name)
-        weight = self.weights[name]
+        return self._update_of(path, self.weights[name])
+
+    def _update_of(self, path: str, weight: Weight) -> Tensor:
         stored = weight.tensor
         wide = torch.promote_types(stored.dtype, torch.float32) if stored.is_floating_point() else torch.float32
         device = next(iter(self.params().values())).device if stored.is_meta else stored.device
@@ -162,9 +172,10 @@ class AdapterState(nn.Module):
         host = self.model
         if self.merged is not None:
             raise SiteError(f"adapter {self.name!r}: expected an adapter that is not merged, got one already merged.")
+        settle(self)
         self.check_host()
         number = 1 + max((other.merged.number for other in states_of(host) if other.merged), default=0)
-        deltas = {path: partial(self.delta, path) for path in self.weights}
+        deltas = {path: partial(self._update_of, path, weight) for path, weight in self.weights.items()}
         self.merged = Merged.write(host, self.weights, deltas, number)
 
     def unmerge(self) -> None:
@@ -196,9 +207,11 @@ class AdapterState(nn.Module):
         """Remove the adapter from the host and restore the host. A merged update stays in the weights.
 
         Raises:
-            SiteError: the adapter is already detached.
+            SiteError: the adapter is already detached, or fully_shard holds weights that updates are folded into.
         """
         host = self.model
+        settle(self)
+        check_unfoldable(self.folded)
         if self.merged is None and self.saved.is_trained:
             self.saved.swap()
         self.release()
@@ -210,6 +223,7 @@ class AdapterState(nn.Module):
         rest = [(other.model, other.flags, other.turn > self.turn) for other in others if other is not self]
         self.flags.restore(host, rest)
         self.host = ()
+        own_factors(self)
 
     def release(self) -> None:
         """Take the updates of this adapter off the modules of the host."""
@@ -241,12 +255,13 @@ class AdapterState(nn.Module):
 
         A frozen factor is stored only if it differs from the values of its seed by more than the rounding of its dtype.
         Raises FormatError for a starting value of a centered spec that differs so: it is not stored.
+
+        If processes share the host by fully_shard or tensor parallelism, call this on each. The first one writes.
         """
+        settle(self)
         if self.host:  # a detached adapter can be saved, too
             self.check_host()
-        extra = {key: to_numpy(value) for key, value in self.saved.values().items()}
-        starts = {key + START: getattr(*leaf_of(self.start, key)) for key in drawn_starts(self.adapter)}
-        tnadapt.save(self.adapter, stored_factors(self.adapter, self.params() | starts), path, extra=extra)
+        write_file(self, path)
 
     def parameter_groups(self, *, lr: float | Mapping[str, float], ratio: float = 1.0) -> list[dict[str, Any]]:
         """Make parameter groups for a torch optimizer, one per trainable factor, since the factors differ in scale.
@@ -263,6 +278,7 @@ class AdapterState(nn.Module):
         Raises:
             SiteError: a rate is not a positive number, a name is unknown or missing, or the ratio would have no effect.
         """
+        settle(self)
         return parameter_groups(self.adapter, self.params(), self.saved.values(), lr, ratio)
 
     def norms(self) -> dict[str, float]:
@@ -272,6 +288,7 @@ class AdapterState(nn.Module):
         factors, in float64, for all sites of a group at once. Only a centered spec needs the dense update of each site,
         which is computed one site at a time.
         """
+        settle(self)
         if self.host:
             self.check_host()
         return norms(self.adapter, self.params(), self.hooks)
@@ -291,23 +308,9 @@ class AdapterState(nn.Module):
                 values into a copy; or the adapter is detached.
             TnadaptError: as `tnadapt.save_as_lora` raises it.
         """
-        extra = {key: to_numpy(value) for key, value in self.saved.values().items()}
-        if pair := find_tie(self.model, extra):
-            raise SiteError(
-                f"modules_to_save: expected {pair[0]} to be a separate parameter, "
-                f"got a model in which {pair[1]} is the same parameter.\n"
-                f"PEFT loads {pair[0]} into a copy, but {pair[1]} was trained with it. Nothing was written."
-            )
-        return tnadapt.save_as_lora(
-            self.adapter,
-            {key: to_numpy(value) for key, value in self.params().items()},
-            directory,
-            rank=rank,
-            base_model=getattr(getattr(self.model, "config", None), "name_or_path", None) or None,
-            fan_in_fan_out=any(weight.layout == ("in", "out") for weight in self.weights.values()),
-            extra=extra,
-            modules_to_save=list(self.saved.modules),
-        )
+        _ = self.model
+        settle(self)
+        return write_lora(self, directory, rank=rank)
 
     def print_trainable_parameters(self) -> None:
         """Print one line on the host with all its adapters: trainable and all parameters, with the frozen factors."""

@@ -1,0 +1,52 @@
+"""Write an adapter: its own file, or a LoRA that PEFT can load. The first of the processes that share it writes."""
+
+import os
+from functools import partial
+from typing import TYPE_CHECKING
+
+import tnadapt
+from tnadapt import SiteError
+from tnadapt.binding import START, Written, drawn_starts
+from tnadapt_torch._host import find_tie
+from tnadapt_torch._sharded import once
+from tnadapt_torch._state.factors import leaf_of, stored_factors, to_numpy
+from tnadapt_torch._state.replicas import shared_by
+
+if TYPE_CHECKING:
+    from tnadapt_torch._state.state import AdapterState
+
+__all__: list[str] = []
+
+
+def write_file(state: "AdapterState", path: str | os.PathLike[str]) -> None:
+    """Write the file of `AdapterState.save`."""
+    params, saved = state.params(), state.saved.values()
+    extra = {key: to_numpy(value) for key, value in saved.items()}
+    starts = {key + START: getattr(*leaf_of(state.start, key)) for key in drawn_starts(state.adapter)}
+    stored = stored_factors(state.adapter, params | starts)
+    once(shared_by(state), partial(tnadapt.save, state.adapter, stored, path, extra=extra))
+
+
+def write_lora(
+    state: "AdapterState", directory: str | os.PathLike[str], *, rank: int | None = None
+) -> dict[str, Written]:
+    """Write the folder of `AdapterState.save_as_lora`."""
+    params, saved = state.params(), state.saved.values()
+    if pair := find_tie(state.model, saved):
+        raise SiteError(
+            f"modules_to_save: expected {pair[0]} to be a separate parameter, "
+            f"got a model in which {pair[1]} is the same parameter.\n"
+            f"PEFT loads {pair[0]} into a copy, but {pair[1]} was trained with it. Nothing was written."
+        )
+    write = partial(
+        tnadapt.save_as_lora,
+        state.adapter,
+        {key: to_numpy(value) for key, value in params.items()},
+        directory,
+        rank=rank,
+        base_model=getattr(getattr(state.model, "config", None), "name_or_path", None) or None,
+        fan_in_fan_out=any(weight.layout == ("in", "out") for weight in state.weights.values()),
+        extra={key: to_numpy(value) for key, value in saved.items()},
+        modules_to_save=list(state.saved.modules),
+    )
+    return once(shared_by(state), write)
