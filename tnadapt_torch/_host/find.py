@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from tnadapt import SiteError
 from tnadapt.binding import Rule, expect_names, in_layers, match, mistake, nearest, told
@@ -109,8 +110,12 @@ def parameter_paths(modules: Mapping[str, nn.Module]) -> Iterator[str]:
 
 
 def check_linear(modules: Mapping[str, nn.Module]) -> None:
-    """Raise SiteError unless every module is a linear layer."""
+    """Raise SiteError unless every module is a linear layer with a weight of known shape."""
     for path, module in modules.items():
+        if isinstance(getattr(module, "weight", None), UninitializedParameter):
+            raise SiteError(
+                f"{path}: expected a layer whose weight has a shape, got a lazy one.\nCall the model once, then attach."
+            )
         if not is_linear(module):
             raise SiteError(
                 f"{path}: expected nn.Linear or transformers' Conv1D, called as a module, "

@@ -1,6 +1,6 @@
 """Freeze a host for training and put its flags back: by path, since loads, casts and wrappers replace parameters."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -20,7 +20,7 @@ class Flags:
     def freeze(self, host: nn.Module, trained: Iterable[nn.Parameter], kept: Iterable[nn.Parameter]) -> None:
         """Freeze a host, except for the parameters that are trained in full and those whose flags others set."""
         on, skipped = {id(each) for each in trained}, {id(each) for each in kept}
-        for path, parameter in host.named_parameters(remove_duplicate=False):
+        for path, parameter in _parameters(host):
             if id(parameter) in on or id(parameter) not in skipped:
                 self.set[path] = parameter.requires_grad, id(parameter) in on
         for path, parameter in _by_path(host, self.set):
@@ -35,10 +35,10 @@ class Flags:
                 these flags is then what was there before the later ones.
         """
         owners = [
-            (flags, is_later, {id(value): path for path, value in other.named_parameters(remove_duplicate=False)})
+            (flags, is_later, {id(value): path for path, value in _parameters(other)})
             for other, flags, is_later in others
         ]
-        for path, parameter in _by_path(host, self.set):
+        for path, parameter in list(_by_path(host, self.set)):
             before, present = self.set[path]
             frozen = False
             for flags, is_later, paths in owners:
@@ -50,11 +50,14 @@ class Flags:
                 parameter.requires_grad_(before and not frozen)
 
 
-def _by_path(host: nn.Module, paths: Iterable[str]) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the parameters that a host has now at these paths, or below a parametrization at them."""
-    found = dict(host.named_parameters(remove_duplicate=False))
-    for path in paths:
-        owner, _, name = path.rpartition(".")
-        for key in (path, f"{owner}.parametrizations.{name}.original".lstrip(".")):
-            if key in found:
-                yield path, found[key]
+def _parameters(host: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the parameters under all their names; a parametrized one has the name of the weight that it belongs to."""
+    for path, parameter in host.named_parameters(remove_duplicate=False):
+        yield path.replace("parametrizations.", "").removesuffix(".original"), parameter
+
+
+def _by_path(host: nn.Module, paths: Mapping[str, object]) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the parameters that a host has now under these names."""
+    for path, parameter in _parameters(host):
+        if path in paths:
+            yield path, parameter

@@ -52,6 +52,7 @@ def check_unfoldable(weights: Mapping[str, Weight]) -> None:
 
 def fold_in(weight: Weight, hook: Hook) -> None:
     """Parametrize the weight of a module so that the module uses it with the update added."""
+    hook.write_dense()
     parametrize.register_parametrization(weight.module, weight.name, Folded(hook, weight), unsafe=True)
 
 

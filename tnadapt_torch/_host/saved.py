@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from tnadapt import SiteError
 from tnadapt_torch._sharded import is_sharded, laid_like, reshard, sharding
 
 __all__: list[str] = []
@@ -53,6 +54,14 @@ class SavedModules:
     def is_copied(self) -> bool:
         """Whether fully_shard holds the modules. Then its storages stay, and a backward pass gathers them again."""
         return bool(self.modules and sharding(list(self.modules.values())))
+
+    def check_gradients(self) -> None:
+        """Raise SiteError where a backward pass would see the trained values after a pass with the original ones."""
+        if torch.is_grad_enabled() and self.is_copied:
+            raise SiteError(
+                "disabled: expected gradients to be off, since fully_shard holds modules_to_save, got them enabled.\n"
+                "Write `with torch.no_grad(), state.disabled():`."
+            )
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the parameters that the modules have now, each once."""

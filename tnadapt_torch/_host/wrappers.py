@@ -33,8 +33,15 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def modules_of(model: nn.Module, *, without: Collection[int] = ()) -> dict[str, nn.Module]:
-    """Return all modules of a model by path, except those of these ids. The names of wrappers are not in the paths."""
-    return {plain_path(path): module for path, module in model.named_modules() if id(module) not in without}
+    """Return all modules of a model by path, without the names of wrappers.
+
+    Left out are those of these ids, and what computes a parametrized weight, which is a part of the weight.
+    """
+    return {
+        plain_path(path): module
+        for path, module in model.named_modules()
+        if id(module) not in without and "parametrizations" not in path.split(".")
+    }
 
 
 def plain_path(path: str) -> str:

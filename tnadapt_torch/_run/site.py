@@ -1,7 +1,7 @@
 """The update of one site, added to the output of its module: a plain object, pickled and copied with the model."""
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -41,10 +41,15 @@ class Held:
     name: str
     is_parameter: bool
 
+    @property
+    def stored(self) -> Tensor:
+        """The tensor, or the part of it that this process holds."""
+        table = self.module._parameters if self.is_parameter else self.module._buffers
+        return cast("Tensor", table[self.name])
+
     def read(self) -> Tensor:
         """Return the tensor, with all its values."""
-        table = self.module._parameters if self.is_parameter else self.module._buffers
-        tensor = cast("Tensor", table[self.name])
+        tensor = self.stored
         return tensor if type(tensor) is nn.Parameter or type(tensor) is Tensor else whole(tensor)
 
 
@@ -82,7 +87,7 @@ class Stack:
     def read(self, index: tuple[int, ...]) -> Tensor:
         """Return the row at an index of the site modes."""
         tensor = self.held.read()
-        if type(tensor) is not nn.Parameter or torch.compiler.is_compiling() or tensor.is_inference() or _is_traced():
+        if type(tensor) is not nn.Parameter or tensor.is_inference() or _is_traced():
             return self._select(tensor, index)
         key = (
             tensor._version,
@@ -100,6 +105,10 @@ class Stack:
         for place in index:
             row = row[place]
         return cast("Tensor", row)
+
+    def forget(self) -> None:
+        """Drop the rows, which hold the factor: a conversion that swaps parameters needs it to be held by none."""
+        self._kept = None
 
     def _select(self, tensor: Tensor, index: tuple[int, ...]) -> Tensor:
         for axis, place in zip(reversed(self.axes), reversed(index), strict=True):
@@ -119,16 +128,33 @@ def _is_traced() -> bool:
     return torch._C._len_torch_dispatch_stack() > 0
 
 
-@dataclass(frozen=True)
 class Row:
-    """A site's row of a stacked factor."""
+    """A site's row of a stacked factor.
 
-    stack: Stack
-    index: tuple[int, ...]
+    `index` is its place along each site mode. Compiled code reads the same numbers from tensors, on the device of the
+    factor: a number would be a constant of the graph, and each layer that is compiled by itself would need its own.
+    """
+
+    def __init__(self, stack: Stack, index: tuple[int, ...]) -> None:
+        """Store the stack and the place of the row."""
+        self.stack = stack
+        self.index = index
+        self.places = tuple(torch.tensor([place]) for place in index)
 
     def read(self) -> Tensor:
         """Return the part, as `Ref` says."""
-        return self.stack.read(self.index)
+        if not torch.compiler.is_compiling():
+            return self.stack.read(self.index)
+        tensor = self.stack.held.read()
+        for axis, place in zip(reversed(self.stack.axes), reversed(self.places), strict=True):
+            here = place if place.device == tensor.device else place.to(tensor.device)
+            tensor = tensor.index_select(axis, here).squeeze(axis)
+        return tensor
+
+    def follow(self) -> None:
+        """Move the tensors of the place to the device of the factor."""
+        device = self.stack.held.stored.device
+        self.places = tuple(place.to(device) for place in self.places) if device.type != "meta" else self.places
 
 
 @dataclass(frozen=True)
@@ -177,6 +203,7 @@ class SiteHook:
         self.refs = tuple(refs)
         self.width = network.volume(network.in_modes)
         self._code: list[Code | None] = []
+        self._dense: Code | None = None
         self._forget_code()
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
@@ -186,8 +213,7 @@ class SiteHook:
         x = see_x(self.owner, args, kwargs, output)
         if x.ndim == 2:  # noqa: PLR2004  (a view costs as much as a small product)
             return self.add(output, x)
-        flat = self.add(output.reshape(-1, output.shape[-1]), x.reshape(-1, self.width))
-        return flat.reshape(output.shape)
+        return add_by_rows(self.add, output, x)
 
     def add(self, output: Tensor, x: Tensor) -> Tensor:
         """Return the output (token, out) with the update of x (token, in) added."""
@@ -201,7 +227,13 @@ class SiteHook:
 
     def delta(self, like: Tensor) -> Tensor:
         """Return the dense update, of shape (out, in), in the dtype and on the device of `like`."""
-        return lower_delta(self.network)(*_read(self.refs, like))
+        code = self._dense or self.write_dense()
+        return code(*_read(self.refs, like))
+
+    def write_dense(self) -> Code:
+        """Write the code of the dense update. Tracing cannot do it, so an update that is folded does it at attach."""
+        self._dense = code = lower_delta(self.network)
+        return code
 
     def _write_code(self, place: int) -> Code:
         """Write the code for a bucket of tokens and the gradients needed, at the first call that needs it."""
@@ -218,15 +250,32 @@ class SiteHook:
     def _forget_code(self) -> None:
         """Drop all code except the code that torch.compile traces, which cannot be written during tracing."""
         self._code = [None] * (COMPILED + 1)
+        self._dense = None
         self._write_code(COMPILED)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the code, which is written again from the network."""
-        return {name: value for name, value in self.__dict__.items() if name != "_code"}
+        return {name: value for name, value in self.__dict__.items() if name != "_code"} | {"_dense": bool(self._dense)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        is_dense = self._dense
         self._forget_code()
+        if is_dense:
+            self.write_dense()
+
+
+def add_by_rows(add: Callable[[Tensor, Tensor], Tensor], output: Tensor, x: Tensor) -> Tensor:
+    """Add an update to an output of any number of axes; `add` takes matrices (token, out) and (token, in)."""
+    if not output.is_nested:
+        return add(output.reshape(-1, output.shape[-1]), x.reshape(-1, x.shape[-1])).reshape(output.shape)
+    if output.layout is not torch.jagged or output.lengths() is not None:
+        raise SiteError(
+            "x: expected a nested tensor of layout torch.jagged without holes, got another nested tensor.\n"
+            "Make it with torch.nested.nested_tensor(..., layout=torch.jagged), or pad the batch."
+        )
+    total = add(output.values(), x.values())
+    return torch.nested.nested_tensor_from_jagged(total, output.offsets())
 
 
 def see_x(owner: Owner, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Make the hooks of an adapter, one per site, with references to the factors of each."""
 
+from collections.abc import Iterable
 from typing import Protocol
 
 from tnadapt import Adapter, Site
@@ -27,6 +28,15 @@ def make_hooks(state: Trees) -> dict[str, Hook]:
         if path not in hooks:
             hooks[path] = BlocksHook(state, {site: by_site[site] for site in sites})
     return hooks
+
+
+def follow(hooks: Iterable[Hook]) -> None:
+    """Move what the hooks hold beside the factors to the devices of the factors."""
+    for hook in hooks:
+        if isinstance(hook, SiteHook):
+            for ref in hook.refs:
+                if isinstance(row := ref.ref if isinstance(ref, Mapped) else ref, Row):
+                    row.follow()
 
 
 def _hook_of(state: Trees, site: Site) -> SiteHook:

@@ -16,6 +16,7 @@ from tnadapt_torch._host import Flags, Merged, SavedModules, Weight, check_unfol
 from tnadapt_torch._run import Hook, Stack
 from tnadapt_torch._state.factors import Factors, leaf_of, plant
 from tnadapt_torch._state.groups import parameter_groups
+from tnadapt_torch._state.hooks import follow
 from tnadapt_torch._state.known import enter, states_of
 from tnadapt_torch._state.marks import MERGED, ORIGINAL, marks_of
 from tnadapt_torch._state.norms import norms
@@ -58,7 +59,7 @@ class AdapterState(nn.Module):
         self.watch: Removable | None = None
         self.weights: dict[str, Weight] = {}
         self.folded: dict[str, Weight] = {}  # weights that take the update themselves, instead of their module's output
-        self.turn = 0  # the position of the attach among those of this process
+        self.turn = 0  # the position of the attach among those on the host; a copy keeps it
         self.host: tuple[
             nn.Module, ...
         ] = ()  # a tuple, since a module attribute would make the host a child of its own child
@@ -109,7 +110,8 @@ class AdapterState(nn.Module):
         """Disable the adapter in a `with` block: no update, and the original modules_to_save.
 
         Raises:
-            SiteError: the adapter is merged, so that the weights hold the update, or it is detached.
+            SiteError: the adapter is merged, so that the weights hold the update, or it is detached; or fully_shard
+                holds modules_to_save, and gradients are enabled.
         """
         _ = self.model
         if self.merged is not None:
@@ -117,11 +119,8 @@ class AdapterState(nn.Module):
                 f"adapter {self.name!r}: expected an adapter that is not merged, got a merged one.\n"
                 "Its update is in the weights. Call unmerge() first."
             )
-        if self.enabled and torch.is_grad_enabled() and self.saved.is_copied:
-            raise SiteError(
-                "disabled: expected no gradients, since fully_shard holds modules_to_save, got them enabled.\n"
-                "A backward pass would see the trained values. Write `with torch.no_grad(), state.disabled():`."
-            )
+        if self.enabled:
+            self.saved.check_gradients()
         before, self.enabled = self.enabled, False
         if before:
             self.saved.swap()
@@ -308,9 +307,7 @@ class AdapterState(nn.Module):
                 values into a copy; or the adapter is detached.
             TnadaptError: as `tnadapt.save_as_lora` raises it.
         """
-        _ = self.model
-        settle(self)
-        return write_lora(self, directory, rank=rank)
+        return write_lora(self, directory, rank)
 
     def print_trainable_parameters(self) -> None:
         """Print one line on the host with all its adapters: trainable and all parameters, with the frozen factors."""
@@ -328,6 +325,13 @@ class AdapterState(nn.Module):
         marks = {prefix + MERGED, prefix + ORIGINAL}  # `MarksCheck` on the host has read them
         plain = {key: value for key, value in state_dict.items() if key not in marks}
         super()._load_from_state_dict(plain, prefix, *rest)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "AdapterState":
+        for stack in self.stacks.values():
+            stack.forget()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        follow(self.hooks.values())
+        return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]

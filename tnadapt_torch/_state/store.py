@@ -10,7 +10,7 @@ from tnadapt.binding import START, Written, drawn_starts
 from tnadapt_torch._host import find_tie
 from tnadapt_torch._sharded import once
 from tnadapt_torch._state.factors import leaf_of, stored_factors, to_numpy
-from tnadapt_torch._state.replicas import shared_by
+from tnadapt_torch._state.replicas import settle, shared_by
 
 if TYPE_CHECKING:
     from tnadapt_torch._state.state import AdapterState
@@ -27,11 +27,11 @@ def write_file(state: "AdapterState", path: str | os.PathLike[str]) -> None:
     once(shared_by(state), partial(tnadapt.save, state.adapter, stored, path, extra=extra))
 
 
-def write_lora(
-    state: "AdapterState", directory: str | os.PathLike[str], *, rank: int | None = None
-) -> dict[str, Written]:
-    """Write the folder of `AdapterState.save_as_lora`."""
-    params, saved = state.params(), state.saved.values()
+def write_lora(state: "AdapterState", directory: str | os.PathLike[str], rank: int | None) -> dict[str, Written]:
+    """Write the folder of `AdapterState.save_as_lora`. Raise SiteError, with nothing written, where that says so."""
+    state.check_host()
+    settle(state)
+    saved = state.saved.values()
     if pair := find_tie(state.model, saved):
         raise SiteError(
             f"modules_to_save: expected {pair[0]} to be a separate parameter, "
@@ -41,7 +41,7 @@ def write_lora(
     write = partial(
         tnadapt.save_as_lora,
         state.adapter,
-        {key: to_numpy(value) for key, value in params.items()},
+        {key: to_numpy(value) for key, value in state.params().items()},
         directory,
         rank=rank,
         base_model=getattr(getattr(state.model, "config", None), "name_or_path", None) or None,

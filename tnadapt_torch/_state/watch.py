@@ -45,9 +45,21 @@ class Watch:
 def idle_sites(state: "AdapterState") -> list[str]:
     """Return the paths of the weights with a site of the current task whose module was never called."""
     found = []
-    for path in state.weights:
+    compiled = _compiled(state.model)
+    for path, weight in state.weights.items():
         hook = state.hooks[path]
         sites = list(hook.by_task.get(state.task, {}).values()) if isinstance(hook, BlocksHook) else [hook]
-        if path not in state.folded and sites and all(site.is_idle for site in sites):
+        if (
+            path not in state.folded
+            and sites
+            and all(site.is_idle for site in sites)
+            and id(weight.module) not in compiled
+        ):
             found.append(path)
     return found
+
+
+def _compiled(host: nn.Module) -> set[int]:
+    """Return the ids of the modules inside compiled ones, whose sites leave no trace when they run."""
+    tops = [module for module in host.modules() if module._compiled_call_impl or hasattr(module, "_orig_mod")]
+    return {id(module) for top in tops for module in top.modules()}

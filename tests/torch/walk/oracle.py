@@ -1,0 +1,164 @@
+"""The oracle of the walk: outputs and gradients of a host with adapters, in float64.
+
+It takes one thing from the code under test: the present values of the factors. Their dense updates come from the numpy
+reference, all else from the book, and the host is written out by hand (`hosts.py`).
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import tnadapt
+from tests.torch.walk.book import Book, Entry
+from tnadapt.testing import gradients
+from tnadapt_torch import AdapterState
+
+States = Mapping[str, AdapterState]
+Params = Mapping[str, Mapping[str, np.ndarray]]  # the factors of each adapter by name
+AXES = {"expert": 0, "out": 1, "in": 2}
+SCALED = 1.5  # what the user's own parametrization multiplies a weight by
+
+
+def updates(book: Book, states: States, params: Params | None = None) -> dict[tuple[str, str], Tensor]:
+    """Return the dense update of every weight, as stored, by adapter and name, of all adapters that are active."""
+    active = {name: entry for name, entry in book.entries.items() if entry.is_active}
+    values = params or values_of(states)
+    return {
+        (name, key): update_of(entry, path, states[name].adapter, values[name])
+        for name, entry in active.items()
+        for path, key in entry.weights.items()
+    }
+
+
+def output(book: Book, states: States, x: Tensor, params: Params | None = None) -> Tensor:
+    """Return the output of the host with its adapters, in float64."""
+    with torch.no_grad():
+        return Plain(book, updates(book, states, params)).run(x)
+
+
+def differentiate(book: Book, states: States, x: Tensor, pull: Tensor) -> "Gradients":
+    """Return the gradients of (output * pull).sum() by everything that could have one."""
+    plain = Plain(book, updates(book, states), with_gradients=True)
+    x = x.detach().double().requires_grad_() if x.is_floating_point() else x
+    with torch.enable_grad():
+        (plain.run(x) * pull).sum().backward()
+    values, factors = values_of(states), {}
+    for name, entry in book.entries.items():
+        if entry.is_active:
+            pulls = {}
+            for path, key in entry.weights.items():
+                whole = _unlaid(plain.deltas[name, key].grad.numpy(), entry.layouts[key])
+                pulls |= {site.path: whole[site.rectangle] for site in _sites(entry, path, states[name].adapter)}
+            found = gradients(states[name].adapter, values[name], pulls)
+            factors |= {(name, factor): torch.from_numpy(value) for factor, value in found.items()}
+    held = {key: leaf.grad for key, leaf in plain.leaves.items() if leaf.grad is not None}
+    return Gradients(factors, held, x.grad if x.is_floating_point() else None)
+
+
+@dataclass
+class Gradients:
+    """The gradients of factors by adapter and name, of the host's tensors by name, and of x if it holds numbers."""
+
+    factors: dict[tuple[str, str], Tensor]
+    held: dict[str, Tensor]
+    x: Tensor | None
+
+
+class Plain:
+    """A host with its updates in float64: the values that the forms written out by hand in `hosts.py` read."""
+
+    def __init__(self, book: Book, updates: dict[tuple[str, str], Tensor], *, with_gradients: bool = False) -> None:
+        self.book = book
+        self.deltas = {at: update.requires_grad_(with_gradients) for at, update in updates.items()}
+        wide = {key: value.double() if value.is_floating_point() else value for key, value in book.tensors.items()}
+        self.leaves = {
+            key: value.detach().clone().requires_grad_(with_gradients and value.is_floating_point())
+            for key, value in wide.items()
+        }
+
+    def run(self, x: Tensor) -> Tensor:
+        return self.book.kind.plain(self, x.double() if x.is_floating_point() else x)
+
+    def value(self, key: str) -> Tensor:
+        """Return a tensor of the host with everything that the user and the adapters add to it where it is read."""
+        wraps = self.book.wraps.get(key, [])
+        parts = [self.leaves[name] for name in self.book.stored(key)]
+        value = parts[0] if len(parts) == 1 else parts[1] * (parts[0] / parts[1].norm(dim=1, keepdim=True))
+        for wrap in wraps:
+            if wrap == "scaled":
+                value = SCALED * value
+            elif (wrap, key) in self.deltas:
+                value = value + self.deltas[wrap, key]
+        for (name, at), delta in self.deltas.items():
+            value = value + delta if at == key and name not in wraps else value
+        return value
+
+    def linear(self, path: str, x: Tensor) -> Tensor:
+        return self.block(path, self._linear, x)
+
+    def _linear(self, path: str, x: Tensor) -> Tensor:
+        weight, bias = self.value(f"{path}.weight"), f"{path}.bias"
+        turned = self.book.kind.layout(f"{path}.weight") == ("in", "out")
+        y = x @ (weight if turned else weight.T)
+        return y + self.value(bias) if bias in self.leaves else y
+
+    def norm(self, path: str, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], self.value(f"{path}.weight"), self.value(f"{path}.bias"))
+
+    def block(self, path: str, compute: object, x: Tensor) -> Tensor:
+        """Compute a module between the user's own hooks on it."""
+        hooks = self.book.hooks.get(path, [])
+        for factor in (factor for when, factor in hooks if when == "before"):
+            x = x * factor
+        x = compute(path, x)
+        for factor in (factor for when, factor in hooks if when == "after"):
+            x = x * factor + 0.25
+        return x
+
+
+def values_of(states: States) -> dict[str, dict[str, np.ndarray]]:
+    """Return the present values of all factors in float64."""
+    return {
+        name: {key: value.detach().double().numpy() for key, value in state.params().items()}
+        for name, state in states.items()
+    }
+
+
+def update_of(entry: Entry, path: str, adapter: tnadapt.Adapter, values: Mapping[str, np.ndarray]) -> Tensor:
+    """Return the dense update of one weight for the present task, in the stored layout."""
+    whole = np.zeros(adapter.weights[path][0].weight_shape)
+    for site in _sites(entry, path, adapter):
+        whole[site.rectangle] = tnadapt.delta(adapter, values, site)
+    return torch.from_numpy(np.ascontiguousarray(whole.transpose(_order(entry.layouts[entry.weights[path]]))))
+
+
+def _sites(entry: Entry, path: str, adapter: tnadapt.Adapter) -> list[tnadapt.Site]:
+    return [site for site in adapter.weights[path] if site.coordinates.get("task", "") == entry.task]
+
+
+def _order(layout: Iterable[str]) -> list[int]:
+    """Return the axes of (expert, out, in), without those that the layout lacks, in the stored order."""
+    layout = list(layout)
+    present = sorted(layout, key=AXES.__getitem__)
+    return [present.index(role) for role in layout]
+
+
+def _unlaid(stored: np.ndarray, layout: Iterable[str]) -> np.ndarray:
+    return stored.transpose(np.argsort(_order(layout)))
+
+
+def assert_close(found: Tensor, wanted: Tensor, tolerance: float, what: str) -> None:
+    """Compare relative to the largest wanted entry, or absolutely where that is small."""
+    assert isinstance(found, Tensor), f"{what}: expected a tensor, got {type(found).__name__}"
+    assert type(found) in (Tensor, nn.Parameter), f"{what}: expected a plain tensor, got {type(found).__name__}"
+    assert found.shape == wanted.shape, f"{what}: expected the shape {tuple(wanted.shape)}, got {tuple(found.shape)}"
+    if wanted.numel():
+        largest = max(wanted.abs().max().item(), 1e-3)
+        error = (found.detach().double() - wanted.double()).abs().max().item()
+        assert math.isfinite(error), f"{what}: not finite"
+        assert error <= tolerance * largest, f"{what}: off by {error / largest:.3g} of the largest entry"
