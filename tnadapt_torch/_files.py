@@ -112,7 +112,7 @@ def _attach(
     settle_weights(model, weights)
     saved = _saved_of(model, checkpoint.extra, path)
     dtype = torch.float64 if checkpoint.is_double else torch.float32
-    params = {name: torch.from_numpy(value).to(dtype) for name, value in checkpoint.params.items()}
+    params = {name: torch.from_numpy(value).to(dtype, copy=True) for name, value in checkpoint.params.items()}
     params = place_params(checkpoint.adapter, weights, params)
     state = AdapterState(checkpoint.adapter, params, name=adapter_name, dropout=dropout)
     install(model, state, weights, saved)

@@ -8,6 +8,7 @@ from torch.nn.utils import parametrize
 
 from tnadapt import SiteError
 from tnadapt_torch._host.parallel import managed
+from tnadapt_torch._host.saved import is_offloaded
 from tnadapt_torch._host.weight import Folded, Weight
 from tnadapt_torch._run import Hook
 
@@ -29,6 +30,11 @@ def check_foldable(weights: Mapping[str, Weight], dropout: float) -> None:
             "Attach or load the adapter first, then call fully_shard. Or attach it without fold."
         )
     for path, weight in weights.items():
+        if weight.tensor.is_meta and is_offloaded(weight.module):
+            raise SiteError(
+                f"{path}: expected a weight with values to fold an update into, got one that is offloaded.\n"
+                "Attach or load the adapter before the model is offloaded, or without fold."
+            )
         if weight.is_parametrized:
             raise SiteError(
                 f"{path}: expected a weight without a parametrization, got one that is already parametrized.\n"
@@ -48,6 +54,12 @@ def check_unfoldable(weights: Mapping[str, Weight]) -> None:
             f"{path}: expected a weight to take an update out of, got one that fully_shard holds where it was folded.\n"
             "Save the adapter, and load it onto the model before it is sharded."
         )
+    for path, weight in weights.items():
+        if weight.tensor.is_meta and is_offloaded(weight.module):
+            raise SiteError(
+                f"{path}: expected a weight to take an update out of, got one that is offloaded.\n"
+                "Bring the model back first, with accelerate.hooks.remove_hook_from_submodules(model)."
+            )
 
 
 def fold_in(weight: Weight, hook: Hook) -> None:

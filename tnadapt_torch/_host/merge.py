@@ -65,6 +65,12 @@ class Merged:
         """Restore the weights from before the merge: all of them or, with a SiteError, none."""
         reshard([weight.module for weight in self.weights.values()])
         parameters = {path: self.weights[path].parameter for path in self.originals}
+        for path, parameter in parameters.items():
+            if parameter.is_meta:
+                raise SiteError(
+                    f"{path}: expected a weight with values, got one on the meta device, as offloaded weights are.\n"
+                    "Bring the model back first, with accelerate.hooks.remove_hook_from_submodules(model)."
+                )
         with torch.no_grad():
             for path, original in self.originals.items():
                 parameters[path].copy_(laid_like(original, parameters[path]))

@@ -149,7 +149,8 @@ class HostWeights(Mapping[str, npt.NDArray[np.generic]]):
             raise SiteError(
                 f"{path}: expected a floating-point weight to compute starting values from, got {stored.dtype}."
             )
-        return weight.unlay(whole(stored)).cpu().to(torch.promote_types(stored.dtype, torch.float32)).numpy()
+        wide = torch.promote_types(stored.dtype, torch.float32)
+        return weight.unlay(whole(stored)).to("cpu", wide, copy=True).numpy()  # a shared storage could not be freed
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.weights)

@@ -49,6 +49,10 @@ def stored_factors(adapter: Adapter, params: Mapping[str, Tensor]) -> dict[str, 
 
 
 def to_numpy(tensor: Tensor) -> npt.NDArray[np.generic]:
-    """Copy a tensor, with the parts of all processes, to an array. bfloat16 becomes float32."""
+    """Copy a tensor, with the parts of all processes, to an array. bfloat16 becomes float32.
+
+    A storage that an array shares can no longer be freed, as FullyShardedDataParallel frees what it gathered.
+    """
     full = whole(tensor.detach())
-    return (full.float() if full.dtype == torch.bfloat16 else full).cpu().numpy()
+    dtype = torch.float32 if full.dtype == torch.bfloat16 else full.dtype
+    return full.to("cpu", dtype, copy=True).numpy()

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tnadapt import SiteError
 from tnadapt_torch._host import flattened, managed
-from tnadapt_torch._sharded import average, is_sharded, mesh_of, reshard, sharding, trained_by, whole
+from tnadapt_torch._sharded import average, is_partitioned, is_sharded, mesh_of, reshard, sharding, trained_by, whole
 from tnadapt_torch._state.factors import Factors, leaf_of, plant, to_numpy
 from tnadapt_torch._state.hooks import make_hooks
 
@@ -43,8 +43,10 @@ class Replicas:
         """Raise SiteError if the factors are not here, or if each process would train its own adapter."""
         if torch.compiler.is_compiling():
             return
-        if hasattr(next(self.state.parameters(), None), "ds_id"):
-            check_shapes(self.state)
+        saved = self.state.saved.parameters()
+        first = next(self.state.parameters(), None)
+        if hasattr(first, "ds_id") or any(parameter.is_meta for parameter in saved):
+            check_factors(self.state)
         if self.state.active and torch.is_grad_enabled():
             self.look()
 
@@ -158,28 +160,27 @@ def settle(state: "AdapterState") -> None:
     """Let sharded modules hold their shards before values are read: what was gathered for a pass is a copy.
 
     Raises:
-        SiteError: DeepSpeed or FullyShardedDataParallel holds factors in flat parts.
+        SiteError: values are not on this process, or not outside a pass.
     """
     reshard([state, *state.host])
-    first = next(state.parameters(), None)
-    if hasattr(first, "ds_id") or hasattr(first, "_fsdp_flattened"):
-        check_shapes(state)
+    check_factors(state)
 
 
-def check_shapes(state: "AdapterState") -> None:
-    """Raise SiteError for a factor of which this process holds only a flat part."""
-    for key, value in state.params().items():
-        wanted = state.adapter.slots[key].shape
-        if tuple(value.shape) != wanted:
-            how = (
-                "Use stage 2 of DeepSpeed."
-                if hasattr(value, "ds_id")
-                else "Call this inside `with FullyShardedDataParallel.summon_full_params(model):`, on every process."
-            )
-            raise SiteError(
-                f"{key}: expected a factor of shape {wanted}, got a part of shape {tuple(value.shape)}: "
-                f"the library that wraps the model holds the rest.\n{how}"
-            )
+def check_factors(state: "AdapterState") -> None:
+    """Raise SiteError for a factor whose values are not on this process, or not outside a pass."""
+    for key, value in (state.params() | state.saved.values()).items():
+        slot = state.adapter.slots.get(key)
+        wanted = slot.shape if slot else tuple(value.shape)
+        if value.is_meta:
+            got = "one on the meta device: it was offloaded with its model"
+            how = "Bring the model back first, with accelerate.hooks.remove_hook_from_submodules(model)."
+        elif tuple(value.shape) != wanted or is_partitioned(value):
+            got = f"a part of shape {tuple(value.shape)}: the library that wraps the model holds the rest"
+            how = "Call this inside `with FullyShardedDataParallel.summon_full_params(model):`, on every process."
+            how = "Use stage 2 of DeepSpeed." if hasattr(value, "ds_id") else how
+        else:
+            continue
+        raise SiteError(f"{key}: expected values of shape {wanted}, got {got}.\n{how}")
 
 
 def own_factors(state: "AdapterState") -> None:

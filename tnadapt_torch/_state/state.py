@@ -14,6 +14,7 @@ from tnadapt import Adapter, AdapterSpec, SiteError
 from tnadapt.binding import Written, drawn_starts
 from tnadapt_torch._host import Flags, Merged, SavedModules, Weight, check_unfoldable, modules_of, speed_up, unfold
 from tnadapt_torch._run import Hook, Stack
+from tnadapt_torch._sharded import reshard
 from tnadapt_torch._state.factors import Factors, leaf_of, plant
 from tnadapt_torch._state.groups import parameter_groups
 from tnadapt_torch._state.hooks import follow
@@ -110,8 +111,8 @@ class AdapterState(nn.Module):
         """Disable the adapter in a `with` block: no update, and the original modules_to_save.
 
         Raises:
-            SiteError: the adapter is merged, so that the weights hold the update, or it is detached; or fully_shard
-                holds modules_to_save, and gradients are enabled.
+            SiteError: the adapter is merged, so that the weights hold the update, or it is detached; or modules_to_save
+                are offloaded, or fully_shard holds them and gradients are enabled.
         """
         _ = self.model
         if self.merged is not None:
@@ -120,7 +121,7 @@ class AdapterState(nn.Module):
                 "Its update is in the weights. Call unmerge() first."
             )
         if self.enabled:
-            self.saved.check_gradients()
+            self.saved.check_swap(gradients=torch.is_grad_enabled())
         before, self.enabled = self.enabled, False
         if before:
             self.saved.swap()
@@ -209,8 +210,9 @@ class AdapterState(nn.Module):
             SiteError: the adapter is already detached, or fully_shard holds weights that updates are folded into.
         """
         host = self.model
-        settle(self)
+        reshard([host])
         check_unfoldable(self.folded)
+        self.saved.check_swap(gradients=False)
         if self.merged is None and self.saved.is_trained:
             self.saved.swap()
         self.release()
@@ -257,7 +259,6 @@ class AdapterState(nn.Module):
 
         If processes share the host by fully_shard or tensor parallelism, call this on each. The first one writes.
         """
-        settle(self)
         if self.host:  # a detached adapter can be saved, too
             self.check_host()
         write_file(self, path)

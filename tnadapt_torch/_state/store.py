@@ -20,6 +20,7 @@ __all__: list[str] = []
 
 def write_file(state: "AdapterState", path: str | os.PathLike[str]) -> None:
     """Write the file of `AdapterState.save`."""
+    settle(state)
     params, saved = state.params(), state.saved.values()
     extra = {key: to_numpy(value) for key, value in saved.items()}
     starts = {key + START: getattr(*leaf_of(state.start, key)) for key in drawn_starts(state.adapter)}

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[3]))
 from tests.torch import hosts  # needs the line above
 from tnadapt import families
 from tnadapt_torch import AdapterState, attach, load
@@ -338,31 +338,3 @@ class Life:
         self.state.save(self.folder / "detached.safetensors")
         if (self.folder / "detached.safetensors").read_bytes() != (self.folder / "sharded.safetensors").read_bytes():
             self.failed.append("save after detach: another file")
-
-
-def main() -> None:
-    folder, rank, world, *plans = sys.argv[1:]
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=int(rank), world_size=int(world))
-    kinds = list(KINDS)
-    found = {}
-    for words in plans:
-        plan = Plan(tuple(words.split(",")))
-        chosen = [word for word in plan.words if word in KINDS] or kinds
-        if (
-            plan.is_split != plan.is_first
-        ):  # torch does not split a parametrized weight; after fully_shard it is refused
-            chosen = [kind for kind in chosen if kind != "fold"]
-        for kind in chosen:
-            place = Path(folder) / f"{words}-{kind}"
-            place.mkdir(exist_ok=True)
-            dist.barrier()
-            found[words, kind] = Life(kind, plan, int(rank), int(world), place).run()
-            if found[words, kind] and rank == "0":
-                print(words, kind, *found[words, kind], sep="\n   ", flush=True)
-    torch.save(found, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()
