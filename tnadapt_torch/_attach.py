@@ -20,11 +20,12 @@ from tnadapt_torch._host import (
     parameter_paths,
     place_params,
     serve,
+    settle_weights,
     slow_down,
     unwrapped,
     weights_to_fold,
 )
-from tnadapt_torch._state import AdapterState, MarksCheck, Watch, enter, host_modules, make_hooks, states_of
+from tnadapt_torch._state import AdapterState, MarksCheck, Replicas, Watch, enter, host_modules, make_hooks, states_of
 
 __all__ = ["attach"]
 
@@ -97,6 +98,7 @@ def attach(
     weights = find_weights(
         model, known, target_modules, exclude_modules, layers_to_transform, target_parameters=target_parameters
     )
+    settle_weights(model, weights)
     experts = [path for path, weight in weights.items() if "expert" in weight.layout]
     shapes = {path: weight.shape for path, weight in weights.items()}
     sites = split_sites(
@@ -159,6 +161,9 @@ def install(
         slow_down(model, [weight.module for weight in weights.values()])
         check = model.register_load_state_dict_pre_hook(MarksCheck(state))  # type: ignore[no-untyped-call]
         state.handles.append(check)
+        replicas = Replicas(state, model)
+        state.handles.append(replicas)
+        replicas.look()
         state.watch = model.register_forward_hook(Watch(state))
     except BaseException:
         state.release()

@@ -18,8 +18,10 @@ from tnadapt_torch._host import (
     is_linear,
     linear_weight,
     place_params,
+    settle_weights,
     unwrapped,
 )
+from tnadapt_torch._sharded import laid_like
 from tnadapt_torch._state import AdapterState, host_modules
 
 __all__ = ["load", "load_peft"]
@@ -107,15 +109,16 @@ def _attach(
     adapter_name: str,
 ) -> AdapterState:
     weights = _weights_of(model, checkpoint.adapter, path, layouts)
+    settle_weights(model, weights)
     saved = _saved_of(model, checkpoint.extra, path)
     dtype = torch.float64 if checkpoint.is_double else torch.float32
-    params = {name: torch.from_numpy(value).to(dtype) for name, value in checkpoint.params.items()}
+    params = {name: torch.from_numpy(value).to(dtype, copy=True) for name, value in checkpoint.params.items()}
     params = place_params(checkpoint.adapter, weights, params)
     state = AdapterState(checkpoint.adapter, params, name=adapter_name, dropout=dropout)
     install(model, state, weights, saved)
     with torch.no_grad():
         for key, value in state.saved.values().items():
-            value.copy_(torch.from_numpy(checkpoint.extra[key]))
+            value.copy_(laid_like(torch.from_numpy(checkpoint.extra[key]), value))
     return state
 
 

@@ -33,6 +33,13 @@ def test_a_zero_vector_reflects_nothing_and_has_no_gradient():
     assert torch.equal(torch.autograd.grad(node.sum(), held)[0], torch.zeros(3))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_node_in_half_precision_is_that_of_float32_rounded_once(name, dtype):
+    held = torch.randn(2, *SHAPES[name], generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert torch.equal(map_factor(name, held), map_factor(name, held.float()).to(dtype))
+
+
 def test_an_unknown_map_is_refused():
     with pytest.raises(SpecError, match="no_such_map"):
         map_factor("no_such_map", torch.eye(2))

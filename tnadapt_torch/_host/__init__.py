@@ -11,12 +11,13 @@ from tnadapt_torch._host.find import (
     parameter_paths,
 )
 from tnadapt_torch._host.flags import Flags
-from tnadapt_torch._host.fold import check_foldable, fold_in, unfold
+from tnadapt_torch._host.fold import check_foldable, check_unfoldable, fold_in, unfold
 from tnadapt_torch._host.merge import Merged, check_weights
+from tnadapt_torch._host.parallel import flattened, managed, settle_weights
 from tnadapt_torch._host.quantized import check_trainable, count_parameters
 from tnadapt_torch._host.read import weights_to_fold
 from tnadapt_torch._host.saved import SavedModules, find_tie
-from tnadapt_torch._host.served import Service, serve, updates_of
+from tnadapt_torch._host.served import Removable, serve, updates_of
 from tnadapt_torch._host.weight import HostWeights, Weight, is_linear, linear_weight
 from tnadapt_torch._host.wrappers import modules_of, plain_path, unwrapped
 
@@ -24,27 +25,31 @@ __all__ = [
     "Flags",
     "HostWeights",
     "Merged",
+    "Removable",
     "SavedModules",
-    "Service",
     "Weight",
     "check_foldable",
     "check_linear",
     "check_model",
     "check_rules",
     "check_trainable",
+    "check_unfoldable",
     "check_weights",
     "count_parameters",
     "find_parameters",
     "find_tie",
     "find_weights",
+    "flattened",
     "fold_in",
     "is_linear",
     "linear_weight",
+    "managed",
     "modules_of",
     "parameter_paths",
     "place_params",
     "plain_path",
     "serve",
+    "settle_weights",
     "slow_down",
     "speed_up",
     "unfold",

@@ -8,6 +8,8 @@ from torch.nn.utils import parametrize
 
 from tnadapt import SiteError
 from tnadapt_torch._host.fronts import unshare
+from tnadapt_torch._host.parallel import managed
+from tnadapt_torch._host.saved import is_offloaded
 from tnadapt_torch._host.weight import Folded, Weight
 from tnadapt_torch._run import Hook
 
@@ -17,11 +19,16 @@ FULL_PRECISION = (torch.float32, torch.float64)
 
 
 def check_foldable(weights: Mapping[str, Weight], dropout: float) -> None:
-    """Raise SiteError for dropout, for a low-precision weight and for a weight that is already parametrized."""
+    """Raise SiteError for dropout, and for a weight of low precision, already parametrized, or held by fully_shard."""
     if dropout:
         raise SiteError(
             f"fold: expected dropout=0, got dropout={dropout}.\n"
             "A folded update has no input of its own to apply dropout to. Leave out dropout."
+        )
+    for path in managed(weights):
+        raise SiteError(
+            f"{path}: expected a weight to fold an update into before fully_shard took it over, got one after that.\n"
+            "Attach or load the adapter first, then call fully_shard. Or attach it without fold."
         )
     for path, weight in weights.items():
         if storage := weight.storage:
@@ -29,6 +36,11 @@ def check_foldable(weights: Mapping[str, Weight], dropout: float) -> None:
                 f"{path}: expected a plain float32 or float64 weight to fold an update into, got {storage}.\n"
                 "The update would be lost to the rounding of a quantized weight. Attach without folding, or to the "
                 "model without quantization."
+            )
+        if weight.tensor.is_meta and is_offloaded(weight.module):
+            raise SiteError(
+                f"{path}: expected a weight with values to fold an update into, got one that is offloaded.\n"
+                "Attach or load the adapter before the model is offloaded, or without fold."
             )
         if weight.is_parametrized:
             raise SiteError(
@@ -39,6 +51,21 @@ def check_foldable(weights: Mapping[str, Weight], dropout: float) -> None:
             raise SiteError(
                 f"{path}: expected a float32 or float64 weight to fold an update into, got {dtype}.\n"
                 "An update would be lost to rounding."
+            )
+
+
+def check_unfoldable(weights: Mapping[str, Weight]) -> None:
+    """Raise SiteError for a weight that fully_shard took over after an update was folded into it."""
+    for path in managed(weights):
+        raise SiteError(
+            f"{path}: expected a weight to take an update out of, got one that fully_shard holds where it was folded.\n"
+            "Save the adapter, and load it onto the model before it is sharded."
+        )
+    for path, weight in weights.items():
+        if weight.tensor.is_meta and is_offloaded(weight.module):
+            raise SiteError(
+                f"{path}: expected a weight to take an update out of, got one that is offloaded.\n"
+                "Bring the model back first, with accelerate.hooks.remove_hook_from_submodules(model)."
             )
 
 

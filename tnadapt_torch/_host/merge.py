@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from tnadapt import SiteError
 from tnadapt_torch._host.weight import Weight
+from tnadapt_torch._sharded import laid_like, reshard, whole
 
 __all__: list[str] = []
 
@@ -43,6 +44,7 @@ class Merged:
             SiteError: several modules share a weight, a weight is not a plain floating-point matrix, or a sum is not
                 finite. No weight is changed.
         """
+        reshard([weight.module for weight in weights.values()])
         check_weights(host, weights)
         with torch.no_grad():
             for path, weight in weights.items():
@@ -68,16 +70,23 @@ class Merged:
                     "A weight that is quantized after a merge keeps the update. Detach the adapter, or load the model "
                     "again."
                 )
+        reshard([weight.module for weight in self.weights.values()])
         parameters = {path: self.weights[path].parameter for path in self.originals}
+        for path, parameter in parameters.items():
+            if parameter.is_meta:
+                raise SiteError(
+                    f"{path}: expected a weight with values, got one on the meta device, as offloaded weights are.\n"
+                    "Bring the model back first, with accelerate.hooks.remove_hook_from_submodules(model)."
+                )
         with torch.no_grad():
             for path, original in self.originals.items():
-                parameters[path].copy_(original)
+                parameters[path].copy_(laid_like(original, parameters[path]))
 
 
 def _sum(path: str, parameter: Tensor, delta: Callable[[], Tensor]) -> Tensor:
     update = delta()
-    total = (parameter.to(update.dtype) + update).to(parameter.dtype)
-    if not torch.isfinite(total).all():
+    total = (parameter.to(update.dtype) + laid_like(update, parameter)).to(parameter.dtype)
+    if whole((~torch.isfinite(total)).sum()):
         raise SiteError(
             f"{path}: expected a finite sum of weight and update, got NaN or infinity in {parameter.dtype}.\n"
             "Nothing was merged."

@@ -2,7 +2,11 @@
 
 from collections.abc import Collection, Iterator, Mapping
 
+import torch
 from torch import Tensor, nn
+
+from tnadapt import SiteError
+from tnadapt_torch._sharded import is_sharded, laid_like, reshard, sharding
 
 __all__: list[str] = []
 
@@ -15,7 +19,12 @@ class SavedModules:
     """
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
-        """Store the modules by path and copy their present values as the original ones."""
+        """Store the modules by path and copy their present values as the original ones.
+
+        Raises:
+            SiteError: a module is offloaded.
+        """
+        check_present(modules)
         self.modules = dict(modules)
         self.is_trained = True
         self._away: dict[str, Tensor] = {}
@@ -27,12 +36,38 @@ class SavedModules:
         return self._here() if self.is_trained else dict(self._away)
 
     def swap(self) -> None:
-        """Swap trained and original values. Storages are swapped, so autograd graphs that hold them stay valid."""
+        """Swap trained and original values. Storages are swapped, so autograd graphs that hold them stay valid.
+
+        Only where `is_copied` says so, values are copied instead.
+        """
+        reshard(list(self.modules.values()))
+        is_copied = self.is_copied
         for names, value in self._tensors():
-            here = value.data
-            value.data = self._away[names[0]].to(device=here.device, dtype=here.dtype)
-            self._away |= dict.fromkeys(names, here)
+            away = laid_like(self._away[names[0]].to(device=value.device, dtype=value.dtype), value)
+            here = value.detach()
+            self._away |= dict.fromkeys(names, here.clone() if is_copied else here)
+            if is_copied:
+                with torch.no_grad():
+                    value.copy_(away)
+            elif is_sharded(value) and is_sharded(away):
+                value._local_tensor.data = away._local_tensor
+            else:
+                value.data = away
         self.is_trained = not self.is_trained
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether fully_shard holds the modules. Then its storages stay, and a backward pass gathers them again."""
+        return bool(self.modules and sharding(list(self.modules.values())))
+
+    def check_swap(self, *, gradients: bool) -> None:
+        """Raise SiteError for offloaded values, and where a backward pass would gather the values of after the swap."""
+        if gradients and self.is_copied:
+            raise SiteError(
+                "disabled: expected gradients to be off, since fully_shard holds modules_to_save, got them enabled.\n"
+                "Write `with torch.no_grad(), state.disabled():`."
+            )
+        check_present(self.modules)
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the parameters that the modules have now, each once."""
@@ -54,6 +89,21 @@ class SavedModules:
             for key, value in module.state_dict(keep_vars=True).items()
             if value.is_floating_point()
         }
+
+
+def check_present(modules: Mapping[str, nn.Module]) -> None:
+    """Raise SiteError for a module that accelerate offloaded: its values are elsewhere, and it is not trained."""
+    for path, module in modules.items():
+        if any(parameter.is_meta for parameter in module.parameters()) and is_offloaded(module):
+            raise SiteError(
+                f"{path}: expected a module of modules_to_save with its values, got one that is offloaded.\n"
+                "Keep it on a device, or call accelerate.hooks.remove_hook_from_submodules(model) first."
+            )
+
+
+def is_offloaded(module: nn.Module) -> bool:
+    """Return whether accelerate brings the values of a module only when it is called."""
+    return any("_hf_hook" in vars(inner) for inner in module.modules())
 
 
 def find_tie(model: nn.Module, keys: Collection[str]) -> tuple[str, str] | None:

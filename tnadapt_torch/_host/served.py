@@ -3,10 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import MethodType
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from tnadapt_torch._host.fronts import Front, drop_front, put_front
 
@@ -17,6 +16,14 @@ Update = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], Tensor]
 PLACE = (
     "_tnadapt"  # a module's updates: a tuple in its __dict__, a new one at each change, since the compiler guards it
 )
+
+
+class Removable(Protocol):
+    """What an attach leaves on the host."""
+
+    def remove(self) -> None:
+        """Take it off."""
+        ...
 
 
 class Served(Front):
@@ -49,7 +56,7 @@ class Service:
             drop_front(self.module, Served)
 
 
-def serve(module: nn.Module, update: Update) -> Service | RemovableHandle:
+def serve(module: nn.Module, update: Update) -> Removable:
     """Add an update to the outputs of a module, until what is returned is removed.
 
     The class of the module is exchanged. A forward hook serves a module whose class forbids subclasses, or whose own

@@ -16,6 +16,7 @@ from tnadapt import SiteError
 from tnadapt_torch._host.quantized import device_of, is_fused, is_packed_linear, read_dense, storage_of, wide_dtype
 from tnadapt_torch._host.wrappers import module_at
 from tnadapt_torch._run import Hook
+from tnadapt_torch._sharded import whole
 
 __all__: list[str] = []
 
@@ -164,7 +165,9 @@ class HostWeights(Mapping[str, npt.NDArray[np.generic]]):
 
     def __getitem__(self, path: str) -> npt.NDArray[np.generic]:
         weight = self.weights[path]
-        return weight.unlay(read_dense(path, weight.module, weight.name, weight.held)).cpu().numpy()
+        held = None if weight.held is None else whole(weight.held.detach())
+        dense = weight.unlay(read_dense(path, weight.module, weight.name, held))
+        return dense.to("cpu", copy=True).numpy()  # a storage that is shared with an array could not be freed
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.weights)

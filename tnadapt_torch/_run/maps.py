@@ -15,6 +15,8 @@ def map_factor(name: str, held: Tensor) -> Tensor:
     """
     if not name:
         return held
+    if held.dtype in (torch.bfloat16, torch.float16):  # in which a rotation is far from one, and nothing is solved
+        return map_factor(name, held.float()).to(held.dtype)
     if name == "rotation":
         cos, sin = torch.cos(held / 2), torch.sin(held / 2)
         return torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)

@@ -1,7 +1,7 @@
 """The update of one site, added to the output of its module: a plain object, pickled and copied with the model."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -13,6 +13,7 @@ from tnadapt.binding import BUCKETS, Network
 from tnadapt_torch._run.gradient import Watched, check_gradient
 from tnadapt_torch._run.lower import Code, lower_apply, lower_delta
 from tnadapt_torch._run.maps import map_factor
+from tnadapt_torch._sharded import beside, whole
 
 __all__: list[str] = []
 
@@ -41,10 +42,16 @@ class Held:
     name: str
     is_parameter: bool
 
-    def read(self) -> Tensor:
-        """Return the tensor."""
+    @property
+    def stored(self) -> Tensor:
+        """The tensor, or the part of it that this process holds."""
         table = self.module._parameters if self.is_parameter else self.module._buffers
         return cast("Tensor", table[self.name])
+
+    def read(self) -> Tensor:
+        """Return the tensor, with all its values."""
+        tensor = self.stored
+        return tensor if type(tensor) is nn.Parameter or type(tensor) is Tensor else whole(tensor)
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,7 @@ class Stack:
 
     def places(self, index: tuple[int, ...]) -> tuple[Tensor, ...]:
         """Return an index as tensors on the device of the factor, views of one range for each axis."""
-        tensor = self.held.read()
+        tensor = self.held.stored
         device = torch.device("cpu") if tensor.is_meta else tensor.device
         if self._places is None or self._places[0] != device:
             self._places = (
@@ -309,11 +316,12 @@ def see_x(hook: Seeing, args: tuple[Any, ...], kwargs: dict[str, Any], output: T
     return x if x.dtype == output.dtype else x.to(output.dtype)
 
 
-def _read(refs: Iterable[Ref], like: Tensor) -> list[Tensor]:
-    """Read the factors of a site, in the dtype and on the device of `like`."""
+def _read(refs: Iterable[Ref], like: Tensor) -> Sequence[Tensor]:
+    """Read the factors of a site, in the dtype and on the device of `like`, and as copies if that is sharded."""
     dtype, device = like.dtype, like.device
     parts = [ref.read() for ref in refs]
-    return [part if part.dtype == dtype and part.device == device else _moved(part, like) for part in parts]
+    parts = [part if part.dtype == dtype and part.device == device else _moved(part, like) for part in parts]
+    return parts if type(like) is Tensor else beside(parts, like)
 
 
 def _moved(part: Tensor, like: Tensor) -> Tensor:

@@ -4,7 +4,18 @@ from tnadapt_torch._state.factors import stored_factors
 from tnadapt_torch._state.hooks import make_hooks
 from tnadapt_torch._state.known import enter, states_of
 from tnadapt_torch._state.marks import MarksCheck
+from tnadapt_torch._state.replicas import Replicas
 from tnadapt_torch._state.state import AdapterState, host_modules
 from tnadapt_torch._state.watch import Watch
 
-__all__ = ["AdapterState", "MarksCheck", "Watch", "enter", "host_modules", "make_hooks", "states_of", "stored_factors"]
+__all__ = [
+    "AdapterState",
+    "MarksCheck",
+    "Replicas",
+    "Watch",
+    "enter",
+    "host_modules",
+    "make_hooks",
+    "states_of",
+    "stored_factors",
+]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tnadapt import Adapter, SiteError
 from tnadapt.binding import params_to_store
+from tnadapt_torch._sharded import whole
 
 __all__: list[str] = []
 
@@ -48,6 +49,10 @@ def stored_factors(adapter: Adapter, params: Mapping[str, Tensor]) -> dict[str, 
 
 
 def to_numpy(tensor: Tensor) -> npt.NDArray[np.generic]:
-    """Copy a tensor to an array. bfloat16 becomes float32."""
-    wide = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
-    return wide.detach().cpu().numpy()
+    """Copy a tensor, with the parts of all processes, to an array. bfloat16 becomes float32.
+
+    A storage that an array shares can no longer be freed, as FullyShardedDataParallel frees what it gathered.
+    """
+    full = whole(tensor.detach())
+    dtype = torch.float32 if full.dtype == torch.bfloat16 else full.dtype
+    return full.to("cpu", dtype, copy=True).numpy()

@@ -6,6 +6,9 @@ from weakref import WeakSet
 
 from torch import nn
 
+from tnadapt import SiteError
+from tnadapt_torch._host import Merged
+
 if TYPE_CHECKING:
     from tnadapt_torch._state.state import AdapterState
 
@@ -31,3 +34,16 @@ def states_of(model: nn.Module) -> list["AdapterState"]:
 
 def _overlap(here: set[int], modules: Iterable[nn.Module]) -> bool:
     return any(id(module) in here for module in modules)
+
+
+def check_latest(state: "AdapterState", merged: Merged) -> None:
+    """Raise SiteError if another adapter was merged into the weights of a state after it."""
+    where = f"adapter {state.name!r}: expected the latest merge on its weights, got an earlier one"
+    later = [other.name for other in states_of(state.model) if other.merged and other.merged.is_over(merged)]
+    if later:
+        raise SiteError(f"{where}: {later[-1]!r} was merged later.\nUnmerge {later[-1]!r} first.")
+    if merged.buried_by:
+        raise SiteError(
+            f"{where}: {merged.buried_by!r} was merged later and detached.\n"
+            f"The update of {merged.buried_by!r} stays, so the earlier weights can no longer be restored."
+        )

@@ -10,13 +10,14 @@ from torch import Tensor
 from tnadapt import Adapter
 from tnadapt.binding import Group, Network, equation_of
 from tnadapt_torch._run import Hook, map_factor
+from tnadapt_torch._sharded import whole
 
 __all__: list[str] = []
 
 
 def norms(adapter: Adapter, params: Mapping[str, Tensor], hooks: Mapping[str, Hook]) -> dict[str, float]:
     """Compute the norms of `AdapterState.norms`; `hooks` are the hooks of the sites by path."""
-    wide = {name: _wide(value) for name, value in params.items()}
+    wide = {name: whole(value.detach()).double() for name, value in params.items()}
     squares = {name: 0.0 for name, factor in adapter.spec.factors.items() if factor.trainable}
     total = 0.0
     for group in adapter.groups:
@@ -24,7 +25,8 @@ def norms(adapter: Adapter, params: Mapping[str, Tensor], hooks: Mapping[str, Ho
             squares[name] += wide[adapter.slot_name(group, name)].square().sum().item()
         if group.network.centered:  # a small difference of two updates would be lost in the products of their factors
             like = next(iter(wide.values()))
-            total += sum(hooks[site.path].delta(like).square().sum().item() for site in group.sites)
+            with torch.no_grad():
+                total += sum(hooks[site.path].delta(like).square().sum().item() for site in group.sites)
         else:
             total += _square(adapter, group, wide)
     return {name: math.sqrt(square) for name, square in squares.items()} | {"dW": math.sqrt(max(total, 0.0))}
@@ -55,10 +57,3 @@ def contraction(network: Network) -> tuple[str, tuple[str, ...]]:
     second = [tuple(mode if mode in outer else f"{mode}'" for mode in modes) for modes in first]
     kept = tuple(mode for mode in network.over if any(mode in modes for modes in first))
     return equation_of([*first, *second], kept), kept
-
-
-def _wide(value: Tensor) -> Tensor:
-    from torch.distributed.tensor import DTensor  # noqa: PLC0415  (it takes a second; `import tnadapt_torch` stays fast)
-
-    whole = value.full_tensor() if isinstance(value, DTensor) else value
-    return whole.detach().double()

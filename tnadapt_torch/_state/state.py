@@ -4,34 +4,38 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import tnadapt
 from tnadapt import Adapter, AdapterSpec, SiteError
-from tnadapt.binding import START, Written, drawn_starts
-from tnadapt_torch._host import Flags, Merged, SavedModules, Weight, modules_of, speed_up, unfold
+from tnadapt.binding import Written, drawn_starts
+from tnadapt_torch._host import (
+    Flags,
+    Merged,
+    Removable,
+    SavedModules,
+    Weight,
+    check_unfoldable,
+    modules_of,
+    speed_up,
+    unfold,
+)
 from tnadapt_torch._run import Hook, Stack
-from tnadapt_torch._state.factors import Factors, leaf_of, plant, stored_factors, to_numpy
+from tnadapt_torch._sharded import reshard
+from tnadapt_torch._state.factors import Factors, leaf_of, plant
 from tnadapt_torch._state.groups import parameter_groups
 from tnadapt_torch._state.hooks import follow
-from tnadapt_torch._state.known import enter, states_of
-from tnadapt_torch._state.lora import save_as_lora
+from tnadapt_torch._state.known import check_latest, enter, states_of
 from tnadapt_torch._state.marks import MERGED, ORIGINAL, marks_of
 from tnadapt_torch._state.norms import norms
+from tnadapt_torch._state.replicas import own_factors, settle
 from tnadapt_torch._state.report import table, totals
+from tnadapt_torch._state.store import write_file, write_lora
 
 __all__ = ["AdapterState"]
-
-
-class Removable(Protocol):
-    """What an attach leaves on the host."""
-
-    def remove(self) -> None:
-        """Take it off."""
-        ...
 
 
 class AdapterState(nn.Module):
@@ -109,7 +113,8 @@ class AdapterState(nn.Module):
         """Disable the adapter in a `with` block: no update, and the original modules_to_save.
 
         Raises:
-            SiteError: the adapter is merged, so that the weights hold the update, or it is detached.
+            SiteError: the adapter is merged, so that the weights hold the update, or it is detached; or modules_to_save
+                are offloaded, or fully_shard holds them and gradients are enabled.
         """
         _ = self.model
         if self.merged is not None:
@@ -117,6 +122,8 @@ class AdapterState(nn.Module):
                 f"adapter {self.name!r}: expected an adapter that is not merged, got a merged one.\n"
                 "Its update is in the weights. Call unmerge() first."
             )
+        if self.enabled:
+            self.saved.check_swap(gradients=torch.is_grad_enabled())
         before, self.enabled = self.enabled, False
         if before:
             self.saved.swap()
@@ -155,12 +162,16 @@ class AdapterState(nn.Module):
             SiteError: the adapter does not adapt this path, or it is detached.
         """
         _ = self.model
+        settle(self)
         name = path if path in self.weights else self.adapter.find(path)[1].weight
         self.check_host(name)
-        like = self.weights[name].like
+        return self._update_of(path, self.weights[name])
+
+    def _update_of(self, path: str, weight: Weight) -> Tensor:
+        like = weight.like
         if like.is_meta:
             like = torch.empty_like(like, device=next(iter(self.params().values())).device)
-        return self.weights[name].lay(self.hooks[path].delta(like))
+        return weight.lay(self.hooks[path].delta(like))
 
     def merge(self) -> None:
         """Add every update to its weight, in float32 or better and rounded once. A merge that fails changes no weight.
@@ -171,9 +182,10 @@ class AdapterState(nn.Module):
         host = self.model
         if self.merged is not None:
             raise SiteError(f"adapter {self.name!r}: expected an adapter that is not merged, got one already merged.")
+        settle(self)
         self.check_host()
         number = 1 + max((other.merged.number for other in states_of(host) if other.merged), default=0)
-        deltas = {path: partial(self.delta, path) for path in self.weights}
+        deltas = {path: partial(self._update_of, path, weight) for path, weight in self.weights.items()}
         self.merged = Merged.write(host, self.weights, deltas, number)
 
     def unmerge(self) -> None:
@@ -182,21 +194,10 @@ class AdapterState(nn.Module):
         Raises:
             SiteError: the adapter is not merged, or another adapter was merged into its weights later.
         """
-        host = self.model
+        _ = self.model
         if self.merged is None:
             raise SiteError(f"adapter {self.name!r}: expected a merged adapter, got one that is not merged.")
-        later = [other.name for other in states_of(host) if other.merged and other.merged.is_over(self.merged)]
-        if later:
-            raise SiteError(
-                f"adapter {self.name!r}: expected the latest merge on its weights, "
-                f"got an earlier one: {later[-1]!r} was merged later.\nUnmerge {later[-1]!r} first."
-            )
-        if self.merged.buried_by:
-            raise SiteError(
-                f"adapter {self.name!r}: expected the latest merge on its weights, "
-                f"got an earlier one: {self.merged.buried_by!r} was merged later and detached.\n"
-                f"The update of {self.merged.buried_by!r} stays, so the earlier weights can no longer be restored."
-            )
+        check_latest(self, self.merged)
         self.check_host()
         self.merged.restore()
         self.merged = None
@@ -205,9 +206,12 @@ class AdapterState(nn.Module):
         """Remove the adapter from the host and restore the host. A merged update stays in the weights.
 
         Raises:
-            SiteError: the adapter is already detached.
+            SiteError: the adapter is already detached, or fully_shard holds weights that updates are folded into.
         """
         host = self.model
+        reshard([host])
+        check_unfoldable(self.folded)
+        self.saved.check_swap(gradients=False)
         if self.merged is None and self.saved.is_trained:
             self.saved.swap()
         self.release()
@@ -219,6 +223,7 @@ class AdapterState(nn.Module):
         rest = [(other.model, other.flags, other.turn > self.turn) for other in others if other is not self]
         self.flags.restore(host, rest)
         self.host = ()
+        own_factors(self)
 
     def release(self) -> None:
         """Take the updates of this adapter off the modules of the host."""
@@ -250,12 +255,12 @@ class AdapterState(nn.Module):
 
         A frozen factor is stored only if it differs from the values of its seed by more than the rounding of its dtype.
         Raises FormatError for a starting value of a centered spec that differs so: it is not stored.
+
+        If processes share the host by fully_shard or tensor parallelism, call this on each. The first one writes.
         """
         if self.host:  # a detached adapter can be saved, too
             self.check_host()
-        extra = {key: to_numpy(value) for key, value in self.saved.values().items()}
-        starts = {key + START: getattr(*leaf_of(self.start, key)) for key in drawn_starts(self.adapter)}
-        tnadapt.save(self.adapter, stored_factors(self.adapter, self.params() | starts), path, extra=extra)
+        write_file(self, path)
 
     def parameter_groups(self, *, lr: float | Mapping[str, float], ratio: float = 1.0) -> list[dict[str, Any]]:
         """Make parameter groups for a torch optimizer, one per trainable factor, since the factors differ in scale.
@@ -272,6 +277,7 @@ class AdapterState(nn.Module):
         Raises:
             SiteError: a rate is not a positive number, a name is unknown or missing, or the ratio would have no effect.
         """
+        settle(self)
         return parameter_groups(self.adapter, self.params(), self.saved.values(), lr, ratio)
 
     def norms(self) -> dict[str, float]:
@@ -281,6 +287,7 @@ class AdapterState(nn.Module):
         factors, in float64, for all sites of a group at once. Only a centered spec needs the dense update of each site,
         which is computed one site at a time.
         """
+        settle(self)
         if self.host:
             self.check_host()
         return norms(self.adapter, self.params(), self.hooks)
@@ -300,7 +307,7 @@ class AdapterState(nn.Module):
                 values into a copy; or the adapter is detached.
             TnadaptError: as `tnadapt.save_as_lora` raises it.
         """
-        return save_as_lora(self, directory, rank)
+        return write_lora(self, directory, rank)
 
     def print_trainable_parameters(self) -> None:
         """Print one line on the host with all its adapters: trainable and all parameters, with the frozen factors."""

@@ -1,13 +1,16 @@
-"""Write an adapter and its modules_to_save as a LoRA in a folder that PEFT can load."""
+"""Write an adapter: its own file, or a LoRA that PEFT can load. The first of the processes that share it writes."""
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 import tnadapt
 from tnadapt import SiteError
-from tnadapt.binding import Written
+from tnadapt.binding import START, Written, drawn_starts
 from tnadapt_torch._host import find_tie
-from tnadapt_torch._state.factors import to_numpy
+from tnadapt_torch._sharded import once
+from tnadapt_torch._state.factors import leaf_of, stored_factors, to_numpy
+from tnadapt_torch._state.replicas import settle, shared_by
 
 if TYPE_CHECKING:
     from tnadapt_torch._state.state import AdapterState
@@ -15,7 +18,17 @@ if TYPE_CHECKING:
 __all__: list[str] = []
 
 
-def save_as_lora(state: "AdapterState", directory: str | os.PathLike[str], rank: int | None) -> dict[str, Written]:
+def write_file(state: "AdapterState", path: str | os.PathLike[str]) -> None:
+    """Write the file of `AdapterState.save`."""
+    settle(state)
+    params, saved = state.params(), state.saved.values()
+    extra = {key: to_numpy(value) for key, value in saved.items()}
+    starts = {key + START: getattr(*leaf_of(state.start, key)) for key in drawn_starts(state.adapter)}
+    stored = stored_factors(state.adapter, params | starts)
+    once(shared_by(state), partial(tnadapt.save, state.adapter, stored, path, extra=extra))
+
+
+def write_lora(state: "AdapterState", directory: str | os.PathLike[str], rank: int | None) -> dict[str, Written]:
     """Write the folder of `AdapterState.save_as_lora`. Raise SiteError, with nothing written, where that says so."""
     state.check_host()
     if named := [path for path, weight in state.weights.items() if not weight.is_module]:
@@ -23,20 +36,23 @@ def save_as_lora(state: "AdapterState", directory: str | os.PathLike[str], rank:
             f"save_as_lora: expected the weights of linear layers, got the parameter {named[0]}.\n"
             "A LoRA folder names modules. Save the adapter with state.save(path)."
         )
-    extra = {key: to_numpy(value) for key, value in state.saved.values().items()}
-    if pair := find_tie(state.model, extra):
+    settle(state)
+    saved = state.saved.values()
+    if pair := find_tie(state.model, saved):
         raise SiteError(
             f"modules_to_save: expected {pair[0]} to be a separate parameter, "
             f"got a model in which {pair[1]} is the same parameter.\n"
             f"PEFT loads {pair[0]} into a copy, but {pair[1]} was trained with it. Nothing was written."
         )
-    return tnadapt.save_as_lora(
+    write = partial(
+        tnadapt.save_as_lora,
         state.adapter,
         {key: to_numpy(value) for key, value in state.params().items()},
         directory,
         rank=rank,
         base_model=getattr(getattr(state.model, "config", None), "name_or_path", None) or None,
         fan_in_fan_out=any(weight.layout == ("in", "out") for weight in state.weights.values()),
-        extra=extra,
+        extra={key: to_numpy(value) for key, value in saved.items()},
         modules_to_save=list(state.saved.modules),
     )
+    return once(shared_by(state), write)

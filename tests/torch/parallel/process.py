@@ -1,0 +1,49 @@
+"""One process of several: run `process.py FOLDER RANK WORLD WHAT ...`, where WHAT is a scene or PLAN-KIND of a life."""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+sys.path.insert(0, str(Path(__file__).parents[3]))
+from tests.torch.parallel.life import Life, Plan  # needs the line above
+from tests.torch.parallel.scenes import SCENES
+
+
+def play(what: str, rank: int, world: int) -> list[str]:
+    """Return what went wrong."""
+    folder = Path(what)
+    folder.mkdir(exist_ok=True)
+    dist.barrier()
+    os.chdir(folder)
+    try:
+        if what in SCENES:
+            SCENES[what]()
+            return []
+        words, kind = what.split("-")
+        return Life(kind, Plan(tuple(words.split(","))), rank, world, Path()).run()
+    except BaseException as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return [f"{type(error).__name__}: {str(error)[:500]} ({where.filename}:{where.lineno})"]
+    finally:
+        os.chdir("..")
+
+
+def main() -> None:
+    folder, rank, world, *whats = sys.argv[1:]
+    torch.set_num_threads(1)
+    os.chdir(folder)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=int(rank), world_size=int(world))
+    found = {}
+    for what in whats:
+        found[what] = play(what, int(rank), int(world))
+        print(what, *found[what], sep="\n   ", file=sys.stderr, flush=True)
+    torch.save(found, f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
