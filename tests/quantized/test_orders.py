@@ -150,3 +150,40 @@ def test_a_weight_on_the_meta_device_has_no_values_to_start_from():
     model[1].up.to("meta")
     with pytest.raises(SiteError, match=r"^1\.up: expected a weight with values .*, got one on the meta device"):
         attach(model, families.pissa(), target_modules=["up"], rank=2, seed=0)
+
+
+def test_a_weight_that_bitsandbytes_parametrizes_is_read_but_not_merged_into():
+    library = pytest.importorskip("bitsandbytes.nn.parametrize", reason="`make quantized` installs it")
+    model = host()
+    for layer in range(3):
+        library.replace_parameter_4bit(model[layer].up, "weight")
+    weight = model[0].up.weight.detach()
+    state = attach(model, families.pissa(), target_modules=["up"], rank=2, seed=0)
+    plain = host()
+    plain[0].up.weight.data = weight.clone()
+    wanted = attach(plain, families.pissa(), target_modules=["0.up"], rank=2, seed=0)
+    found = {key: value for key, value in state.params().items() if key.startswith("0.up")}
+    assert len(found) == len(wanted.params()) == 2
+    for key, value in wanted.params().items():
+        assert torch.equal(found[key], value)
+    with pytest.raises(
+        SiteError, match=r"^0\.up: expected a weight that is stored as a parameter, got one that is comp"
+    ):
+        state.merge()
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_a_parameter_with_a_layout_is_not_folded_into_if_it_is_quantized(name):
+    model = host()
+    model.register_parameter("expert", quantized(WAYS[name])[0].up.weight)
+    with pytest.raises(
+        SiteError, match=r"^expert: expected a plain float32 or float64 weight to fold an .*, got \w+Te"
+    ):
+        attach(model, families.lora(), target_parameters={"expert": "out in"}, rank=2, seed=0)
+
+
+def test_a_folded_weight_is_counted_once(capsys):
+    for fold in (False, True):
+        attach(host(), families.lora(), **ARGUMENTS, fold=fold).print_trainable_parameters()
+    found, wanted = capsys.readouterr().out.splitlines()
+    assert found == wanted

@@ -315,10 +315,18 @@ def test_blocks_of_a_quantized_weight(name):
     assert_adds(model, other, deltas)
 
 
-UNCOMPILED = ("torchao int4 for CPUs", "dynamic int8", "dynamic float16", "float8 by hooks")  # torch cannot trace them
+COMPILED = (
+    "nf4",
+    "int8",
+    "torchao int8",
+    "torchao int8 dynamic",
+    "quanto int8",
+    "packed",
+    "scaled float8 of activations too",
+)
 
 
-@pytest.mark.parametrize("name", [name for name in WAYS if name not in UNCOMPILED])
+@pytest.mark.parametrize("name", COMPILED)
 def test_a_compiled_host(name):
     way = WAYS[name]
     torch.compiler.reset()
