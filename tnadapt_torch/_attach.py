@@ -165,6 +165,7 @@ def install(
         model._modules.pop(state.child_name, None)
         state.flags.restore(model)
         raise
+    state.turn = 1 + max((other.turn for other in others), default=0)
     enter(state)
     return state
 

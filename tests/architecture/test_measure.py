@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("tnadapt", "tnadapt_torch", "tnadapt_jax")
 MAX_FILE_LINES = 350
 MAX_FUNCTION_LINES = 60
+HANDED_ON = {"forward", "_enable_peft_forward_hooks"}  # torch and PEFT call these with what the user passed
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -45,6 +46,8 @@ def is_passed_on(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> b
     """Return whether a function passes on the arguments of a function it decorates, or of a class it stands before."""
     kwarg = node.args.kwarg
     if kwarg.annotation is not None and ast.unparse(kwarg.annotation) == "P.kwargs":
+        return True
+    if getattr(node, "name", "") in HANDED_ON:
         return True
     calls = {ast.unparse(call) for call in ast.walk(node) if isinstance(call, ast.Call)}
     return f"super().{getattr(node, 'name', '')}(*args, **{kwarg.arg})" in calls
@@ -94,8 +97,8 @@ def test_the_arguments_of_a_decorated_function_may_be_passed_on():
 
 
 def test_a_method_may_pass_on_the_arguments_of_the_class_behind():
-    method = "def forward(*args, **kwargs) -> None:\n    super().{}(*args, **kwargs)\n"
-    assert list(faults(method.format("forward"))) == []
+    method = "def call(*args, **kwargs) -> None:\n    super().{}(*args, **kwargs)\n"
+    assert list(faults(method.format("call"))) == []
     assert list(faults(method.format("other"))) == ["line 1: takes **kwargs"]
 
 

@@ -90,6 +90,8 @@ def test_a_saved_adapter_has_one_key_per_stored_factor_and_can_be_loaded(name, t
     model.save_pretrained(tmp_path)
     adapter = state_of(model).adapter
     stored = {f"base_model.tnadapt_states.{key}" for key, slot in adapter.slots.items() if slot.is_stored}
+    if len(stored) < len(adapter.slots):
+        stored.add("base_model.tnadapt_seed")
     assert load_file(tmp_path / "adapter_model.safetensors").keys() == stored
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # PEFT warns about missing keys
@@ -188,7 +190,9 @@ def test_factors_stay_shared_after_casts_and_copies(name):
     assert torch.equal(logits(model), wanted)
     model.to(torch.bfloat16)
     assert [id(value) for value in state_of(model).parameters()] == idents
-    assert all(hook.owner is state_of(model) for layer in layers(model) for hook in layer.tnadapt_hooks.values())
+    hooks = [hook for layer in layers(model) for found in layer.tnadapt_hooks.values() for hook in found.values()]
+    assert hooks
+    assert all(hook.owner is state_of(model) for hook in hooks)
     assert logits(model).dtype == torch.bfloat16
 
 
@@ -297,7 +301,7 @@ def test_a_second_adapter_that_does_not_fit_leaves_the_first_unchanged():
     wanted, keys = logits(model), model.state_dict().keys()
     with pytest.raises(SiteError, match="rank"):
         model.add_adapter("second", config("lotr", rank=None))
-    with pytest.raises(SiteError, match="expected a name that no factor or group has, got 'G'"):
+    with pytest.raises(SiteError, match="expected a name that no factor, group or module has, got 'G'"):
         model.add_adapter("G", config("lotr"))
     assert model.state_dict().keys() == keys
     assert torch.equal(logits(model), wanted)

@@ -241,3 +241,24 @@ def test_blocks_whose_rows_overlap_only_in_part_raise():
     spec.bind(sites)
     with pytest.raises(SiteError, match=r"w: expected blocks with equal or disjoint rows, got row 4 in two"):
         BlocksHook(None, dict.fromkeys(sites))
+
+
+def test_the_task_of_a_merged_adapter_cannot_be_changed(host):
+    state = attach(host, families.lora(), target_modules=["up"], tasks=["a", "b"], rank=2)
+    moved(state)
+    state.merge()
+    state.set_task("a")
+    with pytest.raises(SiteError, match=r"task: expected an adapter that is not merged, got one with task 'a'"):
+        state.set_task("b")
+    state.unmerge()
+    state.set_task("b")
+    assert state.task == "b"
+
+
+def test_a_parameter_has_no_lora_folder(tmp_path):
+    model = torch.nn.Module()
+    model.weight_in = nn.Parameter(torch.randn(4, 8))
+    state = attach(model, families.lora(), target_parameters={"weight_in": "out in"}, rank=2)
+    with pytest.raises(SiteError, match=r"save_as_lora: expected the weights of linear layers, got the parameter"):
+        state.save_as_lora(tmp_path / "lora")
+    assert not (tmp_path / "lora").exists()

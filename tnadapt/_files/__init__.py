@@ -8,11 +8,11 @@ from tnadapt._files.file import (
     params_to_store,
     read_checkpoint,
     save,
-    write_atomically,
 )
 from tnadapt._files.peft_folder import TENSORS
 from tnadapt._files.peft_read import read_peft
 from tnadapt._files.peft_write import Written, save_as_lora
+from tnadapt._files.target import write_atomically
 from tnadapt._files.text import from_json, to_json
 
 __all__ = [

@@ -1,11 +1,9 @@
 """The file of an adapter: the trained factors, one JSON text, and digests of everything. Loading runs no code."""
 
-import errno
 import hashlib
 import json
 import math
 import os
-import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
-from tnadapt._errors import FormatError
+from tnadapt._errors import FormatError, SiteError
+from tnadapt._files.limits import MADE, MADE_PER_STORED, MOST_MADE, shorten
+from tnadapt._files.target import write_atomically
+from tnadapt._files.tensors import TensorFile, open_tensors
 from tnadapt._files.text import VERSION, adapter_data, adapter_of, check_version, dump, parse, take
 from tnadapt._language import START, Adapter, Slot, expect_adapter, expect_params, expect_path
 from tnadapt._signature import answers
@@ -27,9 +27,11 @@ __all__ = ["Checkpoint", "digests", "file_size", "load", "params_to_store", "rea
 
 Array = npt.NDArray[np.floating[Any]]
 EXTRA = ":extra"  # ends the name of an extra tensor; a slot's name ends in an identifier
-DRAW_LIMIT = 2**28
 ALIGNMENT = 8  # bytes; also the size of the field with the length of a safetensors header
 DTYPES = ("float16", "float32", "float64")
+NAMES = {np.dtype(name).char: name for name in DTYPES}  # the name of a dtype takes numpy microseconds
+CHUNK = 2**20  # numbers of which a digest is updated at once
+MANY = 16  # times the names in a file: if its adapter has more factors than that, it is not compared name by name
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def file_size(adapter: Adapter, *, dtype: str = "float32") -> int:
     return ALIGNMENT + len(text) + -len(text) % ALIGNMENT + end
 
 
-def digests(adapter: Adapter, *, draw_limit: int = DRAW_LIMIT) -> dict[str, str]:
+def digests(adapter: Adapter, *, draw_limit: int = MOST_MADE) -> dict[str, str]:
     """Return the SHA-256 digest of each frozen factor that is drawn from the seed: name -> digest.
 
     A file stores these digests instead of the values. Raises FormatError if more than `draw_limit` numbers would have
@@ -157,7 +159,10 @@ def digests(adapter: Adapter, *, draw_limit: int = DRAW_LIMIT) -> dict[str, str]
 
 def _check_draw(where: str | Path, slots: Iterable[Slot], limit: int) -> None:
     if (entries := sum(math.prod(slot.shape) for slot in slots)) > limit:
-        raise FormatError(f"{where}: expected at most {limit:,} frozen numbers to draw, got {entries:,}.")
+        raise FormatError(
+            f"{where}: expected at most {limit:,} frozen numbers to draw, got {entries:,}.\n"
+            f"If you trust it, pass draw_limit={entries}."
+        )
 
 
 def _metadata(adapter: Adapter, drawn: Mapping[str, str], seal: str) -> dict[str, str]:
@@ -167,84 +172,91 @@ def _metadata(adapter: Adapter, drawn: Mapping[str, str], seal: str) -> dict[str
 
 
 @answers(FormatError)
-def load(path: str | os.PathLike[str]) -> tuple[Adapter, dict[str, Array]]:
-    """Read the adapter and all its params from a file. Raises the errors of `read_checkpoint`."""
-    checkpoint = read_checkpoint(path)
+def load(path: str | os.PathLike[str], *, draw_limit: int | None = None) -> tuple[Adapter, dict[str, Array]]:
+    """Read the adapter and all its params from a file. Arguments and errors are those of `read_checkpoint`."""
+    checkpoint = read_checkpoint(path, draw_limit=draw_limit)
     return checkpoint.adapter, checkpoint.params
 
 
-def read_checkpoint(path: str | os.PathLike[str], *, draw_limit: int = DRAW_LIMIT) -> Checkpoint:
-    """Read and check everything in a file.
+def read_checkpoint(path: str | os.PathLike[str], *, draw_limit: int | None = None) -> Checkpoint:
+    """Read and check everything in a file: first its header, then its tensors.
 
-    Raises FormatError for a file that is not a tnadapt file, was truncated or changed, has another format version or
-    unknown keys, or needs more than `draw_limit` frozen numbers to be drawn. Raises FileNotFoundError if there is none.
+    Args:
+        path: the file.
+        draw_limit: the most frozen numbers to draw. By default 2^26, or 16 for each stored number if that is more, but
+            at most 2^28.
+
+    Raises:
+        FormatError: a file that is not a tnadapt file, was truncated or changed, has another format version or unknown
+            keys, or is above one of the limits in docs/files.md.
+        FileNotFoundError: there is no file.
     """
     expect_path(path, "load", FormatError)
-    text, tensors = _open(Path(path))
-    data = parse(text)
-    check_version(str(path), data.pop("format", None))
-    seals = take("file", {key: data.pop(key, None) for key in ("library", "drawn", "stored")}, SEALS)
-    adapter = adapter_of(data)
+    path = Path(path)
+    with open_tensors(path, str(path)) as file:
+        data = parse(_text_of(path, file.metadata))
+        check_version(str(path), data.pop("format", None))
+        seals = take("file", {key: data.pop(key, None) for key in ("library", "drawn", "stored")}, SEALS)
+        adapter = adapter_of(data)
+        _check_entries(path, adapter, file, seals["drawn"], draw_limit)
+        tensors = file.read()
     if _seal(tensors) != seals["stored"]:
         raise FormatError(
             f"{path}: expected stored numbers with the digest that was saved with them, got another digest."
         )
     extra = {name.removesuffix(EXTRA): value for name, value in tensors.items() if name.endswith(EXTRA)}
     stored = {name: value for name, value in tensors.items() if not name.endswith(EXTRA)}
-    return Checkpoint(adapter, _params(Path(path), adapter, stored, seals["drawn"], draw_limit), extra)
+    try:
+        return Checkpoint(adapter, _params(path, adapter, stored, seals["drawn"]), extra)
+    except SiteError as error:  # a fan that no float can hold
+        raise FormatError(f"{path}: expected factors that can be drawn, got others.\n{shorten(error)}") from error
 
 
 SEALS = {"library": str, "drawn": dict, "stored": str}
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a temporary file beside the file, then rename it, so readers see either the old file or the new one."""
-    if not path.name:
-        raise IsADirectoryError(errno.EISDIR, "Is a directory", str(path))
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with part.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _open(path: Path) -> tuple[str, dict[str, Array]]:
-    if not path.is_file():
-        raise FileNotFoundError(path)
-    try:
-        with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:  # also for dtypes numpy lacks
-        raise FormatError(f"{path}: expected a whole safetensors file, got one that cannot be read: {error}.") from None
+def _text_of(path: Path, metadata: Mapping[str, str]) -> str:
     sealed, _, text = metadata.get("tnadapt", "").partition(" ")
     if _sha256(text) != sealed:
         raise FormatError(f"{path}: expected a tnadapt file, got another file, or one whose text was changed.")
-    if wrong := [name for name, value in tensors.items() if value.dtype.name not in DTYPES]:
-        dtype = tensors[wrong[0]].dtype
+    return text
+
+
+def _check_entries(path: Path, adapter: Adapter, file: TensorFile, drawn: Mapping[str, str], limit: int | None) -> None:
+    """Raise FormatError unless the names, dtypes and shapes in a file are those of its adapter and of extra tensors.
+
+    `limit` is that of numbers to draw. Nothing is read or drawn before.
+    """
+    if wrong := [name for name, entry in file.entries.items() if entry.named_dtype not in DTYPES]:
+        dtype = file.entries[wrong[0]].named_dtype
         raise FormatError(f"{path}: expected tensors of {', '.join(DTYPES)}, got {wrong[0]} of {dtype}.")
-    return text, tensors
-
-
-def _params(
-    path: Path, adapter: Adapter, stored: dict[str, Array], drawn: Mapping[str, str], draw_limit: int
-) -> dict[str, Array]:
+    stored = {name: entry for name, entry in file.entries.items() if not name.endswith(EXTRA)}
+    if (number := _count_slots(adapter)) > MANY * (1 + len(stored) + len(drawn)):  # too many to name one
+        raise FormatError(f"{path}: expected the {number:,} factors of its adapter, got {len(stored) + len(drawn):,}.")
     wanted = {name for name, slot in adapter.slots.items() if slot.is_stored}
     missing_or_unknown = (stored.keys() | drawn.keys()) ^ adapter.slots.keys()
     if odd := sorted(missing_or_unknown | (drawn.keys() & (wanted | stored.keys()))):
-        raise FormatError(
-            f"{path}: expected exactly the factors of its adapter, got a file that differs in {', '.join(odd[:5])}."
-        )
-    _check_draw(path, (adapter.slots[name] for name in drawn), draw_limit)
+        names = shorten(", ".join(odd[:5]))
+        raise FormatError(f"{path}: expected exactly the factors of its adapter, got a file that differs in {names}.")
+    most = min(max(MADE, MADE_PER_STORED * file.numbers), MOST_MADE) if limit is None else limit
+    _check_draw(path, (adapter.slots[name] for name in drawn), most)
+    for name, entry in stored.items():
+        if entry.shape != (shape := adapter.slots[name].shape):
+            raise FormatError(f"{path}: expected {name} of shape {shape}, got {entry.shape}.")
+
+
+def _count_slots(adapter: Adapter) -> int:
+    """Return the number of entries of an adapter's params without making them."""
+    spec = adapter.spec
+    shared = sum(map(spec.is_global, spec.factors))
+    kept = sum(factor.trainable and factor.init.is_read for factor in spec.factors.values()) if spec.centered else 0
+    return shared + len(adapter.groups) * (len(spec.factors) - shared + kept)
+
+
+def _params(path: Path, adapter: Adapter, stored: dict[str, Array], drawn: Mapping[str, str]) -> dict[str, Array]:
     params: dict[str, Array] = {}
     for name, slot in adapter.slots.items():
         params[name] = stored[name] if name in stored else sample(slot, adapter.seed)
-        if params[name].shape != slot.shape:
-            raise FormatError(f"{path}: expected {name} of shape {slot.shape}, got {params[name].shape}.")
         if name in drawn and _digest(params[name]) != drawn[name]:
             raise FormatError(
                 f"{path}: expected {name}, drawn again from seed {adapter.seed}, to have its saved digest, got another."
@@ -276,8 +288,11 @@ def _sha256(text: str) -> str:
 
 
 def _digest(drawn: Array) -> str:
-    """Return the SHA-256 digest of a drawn factor as float32."""
-    return hashlib.sha256(drawn.astype("<f4").tobytes()).hexdigest()
+    """Return the SHA-256 digest of a drawn factor as float32. Copies of parts of it take little memory."""
+    whole, flat = hashlib.sha256(), drawn.reshape(-1)
+    for start in range(0, flat.size, CHUNK):
+        whole.update(flat[start : start + CHUNK].astype("<f4").data)
+    return whole.hexdigest()
 
 
 def _seal(tensors: Mapping[str, Array]) -> str:
@@ -285,6 +300,6 @@ def _seal(tensors: Mapping[str, Array]) -> str:
     whole = hashlib.sha256()
     for name in sorted(tensors):
         array = tensors[name]
-        whole.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
-        whole.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+        whole.update(f"{name} {NAMES[array.dtype.char]} {array.shape}\n".encode())
+        whole.update(array.astype(array.dtype.newbyteorder("<"), copy=False).reshape(-1).data)
     return whole.hexdigest()

@@ -1,22 +1,23 @@
 """The folder of a PEFT checkpoint: its config and tensors, strictly validated, and written completely or not at all."""
 
 import json
-import math
-import os
-import re
-import shutil
-import uuid
-from collections.abc import Collection, Mapping
+import reprlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save_file
 
 from tnadapt._errors import FormatError
+from tnadapt._files.limits import MATCHED, WORD, keep
+from tnadapt._files.peft_patterns import Patterns
+from tnadapt._files.target import replace_folder
+from tnadapt._files.tensors import DTYPES, TensorFile, open_tensors
 from tnadapt._files.text import parse
 
 __all__: list[str] = []
@@ -25,7 +26,8 @@ Array = npt.NDArray[np.floating[Any]]
 CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
 MOST_BYTES = 2**24  # the size limit of a config
-DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2"}
+LARGEST_RANK = 2**31 - 1  # as of any size
+LARGEST_ALPHA = 1.7e308  # a larger integer is no float
 
 
 @dataclass(frozen=True)
@@ -78,77 +80,69 @@ STRANGERS = {  # endings of the names of tensors that are not supported
     "lokr_t2": "a convolution",
 }
 AXES = 2  # of a factor
-PATTERN = re.compile(r"[\w.\-\\^$|()*+\[\]]{1,500}")  # without braces or question marks
-MOST_REPEATS, MOST_GROUPS = 2, 4
-LONGEST_PATH, LONGEST_NUMBER = 500, 10
+LONGEST_NUMBER = 10
 STARTS = (None, True, False, "gaussian", "orthogonal", "eva")  # these do not change the host's weights
 
 
 @dataclass(frozen=True)
+class Stored:
+    """An array of a checkpoint whose shape is known, and that is read or made when it is needed."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], Array]
+
+
+@dataclass(frozen=True)
 class Folder:
-    """The content of a checkpoint: the factors of each module by its path, shared factors, fully trained modules."""
+    """The content of a checkpoint: the factors of each module by its path, shared factors, fully trained modules.
+
+    No tensor is read before one of them is asked for. `numbers` is how many they have together.
+    """
 
     path: Path
     method: str
     config: Mapping[str, Any]
-    modules: Mapping[str, Mapping[str, Array]]
-    shared: Mapping[str, Array]
-    extra: Mapping[str, Array]
+    modules: Mapping[str, Mapping[str, Stored]]
+    shared: Mapping[str, Stored]
+    extra: Mapping[str, Stored]
+    numbers: int
 
     def fault(self, rule: str, came: str, todo: str = "") -> FormatError:
         """Return an error about this folder: what was expected, what came, and what to do."""
         return fault_of(self.path, rule, came, todo)
 
-    def matrix(self, module: str, name: str) -> Array:
+    def matrix(self, module: str, name: str) -> Stored:
         """Return a factor of a module. Raises FormatError if it is missing or is not a matrix."""
         if name not in self.modules[module]:
             raise self.fault(f"{module}: expected a factor {name}", "none")
         value = self.modules[module][name]
-        if value.ndim != AXES:
+        if len(value.shape) != AXES:
             raise self.fault(f"{module}: expected a matrix {name}, as of a linear layer", f"shape {value.shape}")
         return value
 
     def rank(self, module: str) -> int:
         """Return the rank of a module from the options r and rank_pattern. Raises FormatError for an invalid rank."""
-        value = self._option(module, "r", "rank_pattern")
-        if type(value) is not int or value < 1:
-            raise self.fault(f"{module}: expected an integer of at least 1 as its rank", f"{value!r}")
+        value = self._patterns["rank_pattern"].value(module, self.config.get("r"))
+        if type(value) is not int or not 1 <= value <= LARGEST_RANK:
+            raise self.fault(f"{module}: expected an integer of at least 1 as its rank", reprlib.repr(value))
         return value
 
     def alpha(self, module: str, key: str) -> float:
         """Return the alpha of a module from this option and alpha_pattern. Raises FormatError for an invalid alpha."""
-        value = self._option(module, key, "alpha_pattern")
-        if type(value) not in (int, float) or not math.isfinite(value):
-            raise self.fault(f"{module}: expected a finite number as its alpha", f"{value!r}")
+        value = self._patterns["alpha_pattern"].value(module, self.config.get(key))
+        if type(value) not in (int, float) or not -LARGEST_ALPHA <= value <= LARGEST_ALPHA:
+            raise self.fault(f"{module}: expected a finite number as its alpha", reprlib.repr(value))
         return float(value)
 
-    def _option(self, module: str, key: str, table: str) -> Any:
-        """Return the value of the first pattern that matches a module, or else the option for all modules."""
-        patterns = self.config.get(table) or {}
-        if not isinstance(patterns, dict):
-            raise self.fault(f"{table}: expected a mapping from patterns to numbers", f"{patterns!r}")
-        for pattern, value in patterns.items():
-            self._check_pattern(table, pattern)
-            try:
-                if re.match(rf"(.*\.)?({pattern})$", module):
-                    return value
-            except re.error as error:
-                raise self.fault(f"{table}: expected names and regular expressions", f"{pattern!r}: {error}") from None
-        return self.config.get(key)
-
-    def _check_pattern(self, table: str, pattern: str) -> None:
-        """Raise FormatError for a regular expression whose search could take very long."""
-        repeats, groups = sum(map(pattern.count, "*+")), pattern.count("(")
-        if (
-            not PATTERN.fullmatch(pattern)
-            or repeats > MOST_REPEATS
-            or groups > MOST_GROUPS
-            or re.search(r"\)[*+]", pattern)
-        ):
-            raise self.fault(
-                f"{table}: expected expressions with at most {MOST_REPEATS} repeats and {MOST_GROUPS} groups",
-                f"{pattern[:100]!r}",
-            )
+    @cached_property
+    def _patterns(self) -> dict[str, Patterns]:
+        found = {}
+        for table in ("rank_pattern", "alpha_pattern"):
+            patterns = self.config.get(table) or {}
+            if not isinstance(patterns, dict):
+                raise self.fault(f"{table}: expected a mapping from patterns to numbers", reprlib.repr(patterns))
+            found[table] = Patterns(f"{self.path}: {table}", patterns)
+        return found
 
 
 def fault_of(path: Path, rule: str, came: str, todo: str = "") -> FormatError:
@@ -156,8 +150,9 @@ def fault_of(path: Path, rule: str, came: str, todo: str = "") -> FormatError:
     return FormatError(f"{path}: {rule}, got {came}.{todo and chr(10)}{todo}")
 
 
-def open_folder(directory: Path) -> Folder:
-    """Read a checkpoint and assign each tensor to its module, without running code.
+@contextmanager
+def open_folder(directory: Path) -> Iterator[Folder]:
+    """Read the config and the header of a checkpoint and assign each tensor to its module, without running code.
 
     Raises FormatError for a pickle, a damaged file, a method or an option that is not supported, or a tensor that does
     not belong to the method. Raises FileNotFoundError if there is no checkpoint.
@@ -165,63 +160,79 @@ def open_folder(directory: Path) -> Folder:
     config = _config_of(directory)
     name = config.get("peft_type")
     if not isinstance(name, str) or name not in METHODS:
-        raise fault_of(directory, f"expected one of {', '.join(METHODS)} as peft_type", f"{name!r}")
+        raise fault_of(directory, f"expected one of {', '.join(METHODS)} as peft_type", reprlib.repr(name))
     method = METHODS[name]
     _check_options(directory, config, method.options.split())
-    modules: dict[str, dict[str, Array]] = {}
-    shared: dict[str, Array] = {}
-    extra: dict[str, Array] = {}
-    for key, value in sorted(_tensors_of(directory).items(), key=lambda pair: _words(pair[0])):
-        inner = key.removeprefix(PREFIX)
+    path = directory / TENSORS
+    if not path.is_file() and (directory / PICKLE).exists():
+        todo = "If you trust it, load it with PEFT and save it again with save_pretrained."
+        raise fault_of(directory, f"expected tensors in {TENSORS}", f"only the pickle {PICKLE}", todo)
+    with open_tensors(path, f"{directory}: {TENSORS}") as file:
+        yield _assigned(directory, method, config, file)
+
+
+def _assigned(directory: Path, method: Method, config: Mapping[str, Any], file: TensorFile) -> Folder:
+    """Assign every tensor to its module by its name."""
+    name = str(config["peft_type"])
+    values = _Values(file)
+    modules: dict[str, dict[str, Stored]] = {}
+    shared: dict[str, Stored] = {}
+    extra: dict[str, Stored] = {}
+    listed = config.get("modules_to_save")
+    saved = [f".{word}." for word in listed if isinstance(word, str)] if isinstance(listed, list) else []
+    compared = 0
+    for key in sorted(file.entries, key=_words):
+        entry, inner = file.entries[key], key.removeprefix(PREFIX)
+        if entry.dtype not in DTYPES:
+            raise fault_of(directory, f"expected tensors of {', '.join(DTYPES)}", f"{key} of {entry.dtype}")
+        value = Stored(entry.shape, partial(values.read, key))
         end = next((end for end in method.factors if inner.endswith(f".{end}")), None)
         if key.removeprefix("base_model.") in method.shared:
             shared[key.removeprefix("base_model.")] = value
         elif key.startswith(PREFIX) and end is not None:
             modules.setdefault(inner.removesuffix(f".{end}"), {})[method.factors[end]] = value
-        elif key.startswith(PREFIX) and _is_saved(inner, config.get("modules_to_save")):
-            extra[inner] = value
         else:
+            compared += len(saved)
+            keep(directory, "comparisons of names with modules_to_save", compared, MATCHED)
+            if key.startswith(PREFIX) and any(word in f".{inner.rpartition('.')[0]}." for word in saved):
+                extra[inner] = value
+                continue
             odd = next((what for end, what in STRANGERS.items() if inner.endswith(f".{end}")), "none of its factors")
-            raise fault_of(directory, f"expected a checkpoint with factors of {name} alone", f"{key}, which is {odd}")
-    if long := [path for path in modules if len(path) > LONGEST_PATH]:
-        raise fault_of(directory, f"expected paths of at most {LONGEST_PATH} characters", f"{long[0][:100]!r}...")
+            came = f"{key[: 2 * WORD]}, which is {odd}"
+            raise fault_of(directory, f"expected a checkpoint with factors of {name} alone", came)
+    if long := [path for path in modules if len(path) > WORD]:
+        raise fault_of(directory, f"expected paths of at most {WORD} characters", f"{long[0][:100]!r}...")
     if not modules:
         raise fault_of(directory, f"expected a checkpoint with factors of {name} for at least one module", "none")
-    return Folder(directory, name, config, modules, shared, extra)
+    return Folder(directory, name, config, modules, shared, extra, file.numbers)
+
+
+class _Values:
+    """The tensors of a file, which are all read when one of them is asked for first."""
+
+    def __init__(self, file: TensorFile) -> None:
+        self.file = file
+
+    @cached_property
+    def tensors(self) -> dict[str, npt.NDArray[Any]]:
+        return self.file.read()
+
+    def read(self, key: str) -> Array:
+        return _widen(self.tensors[key])
 
 
 def write_folder(directory: Path, config: Mapping[str, Any], tensors: Mapping[str, Array]) -> None:
-    """Write both files of a checkpoint to a temporary folder, then rename it.
+    """Write both files of a checkpoint, or none; an earlier checkpoint in the folder is replaced.
 
-    An earlier checkpoint in the folder is replaced. Raises FormatError for a folder that holds anything else.
+    Raises FormatError for a folder that holds anything else, or that cannot be written.
     """
-    directory = directory.absolute()
-    if directory.exists() and not directory.is_dir():
-        raise fault_of(directory, "expected a folder for the checkpoint", "a file", "Nothing was written.")
-    held = {entry.name for entry in directory.iterdir()} if directory.is_dir() else set()
-    if other := sorted(held - {CONFIG, TENSORS}):
-        todo = "Name a new folder. Nothing was written."
-        rule = "expected a new folder, or one that holds only an earlier checkpoint"
-        raise fault_of(directory, rule, f"one that holds {other[0]}", todo)
-    part, old = (directory.with_name(f".{directory.name}.{uuid.uuid4().hex}") for _ in range(2))
-    part.mkdir(parents=True)
-    try:
-        (part / CONFIG).write_text(json.dumps(dict(sorted(config.items())), indent=2, allow_nan=False))
-        save_file(dict(tensors), part / TENSORS, metadata={"format": "pt"})
-        for name in (CONFIG, TENSORS):
-            with (part / name).open("rb") as file:
-                os.fsync(file.fileno())
-        if held:
-            directory.rename(old)
-        try:
-            part.rename(directory)
-        except OSError:
-            if held:
-                old.rename(directory)
-            raise
-    finally:
-        for path in (part, old):
-            shutil.rmtree(path, ignore_errors=True)
+    text = json.dumps(dict(sorted(config.items())), indent=2, allow_nan=False)
+
+    def fill(folder: Path) -> None:
+        (folder / CONFIG).write_text(text)
+        save_file(dict(tensors), folder / TENSORS, metadata={"format": "pt"})
+
+    replace_folder(directory, (CONFIG, TENSORS), fill)
 
 
 def _config_of(directory: Path) -> dict[str, Any]:
@@ -243,15 +254,17 @@ def _check_options(directory: Path, config: Mapping[str, Any], known: Collection
     """Raise FormatError for an option that is set and may change what the tensors mean."""
     for key, value in config.items():
         if key not in known and value not in (None, False, 0, "", [], {}):
-            raise fault_of(directory, "expected a plain checkpoint", f"the option {key}={value!r}")
+            raise fault_of(directory, "expected a plain checkpoint", f"the option {key[:WORD]}={reprlib.repr(value)}")
     if config.get("bias") not in (None, "none"):
-        raise fault_of(directory, "expected updates of weights alone", f"the option bias={config['bias']!r}")
+        raise fault_of(
+            directory, "expected updates of weights alone", f"the option bias={reprlib.repr(config['bias'])}"
+        )
     start = config.get("init_lora_weights")
     if not any(start is one or (isinstance(one, str) and start == one) for one in STARTS):
         raise fault_of(
             directory,
             "expected an update that is added to the model's own weights",
-            f"the start init_lora_weights={start!r}, which changes them or is not known",
+            f"the start init_lora_weights={reprlib.repr(start)}, which changes them or is not known",
             "Let PEFT convert it to an ordinary LoRA: save_pretrained(path_initial_model_for_weight_conversion=...).",
         )
 
@@ -259,32 +272,6 @@ def _check_options(directory: Path, config: Mapping[str, Any], known: Collection
 def _words(key: str) -> list[tuple[int, str]]:
     """Return the sort key of a name: its parts, with numbers by size. The order in the file has no meaning."""
     return [(int(word) if word.isdecimal() and len(word) < LONGEST_NUMBER else -1, word) for word in key.split(".")]
-
-
-def _is_saved(key: str, names: object) -> bool:
-    """Return whether a tensor belongs to one of the fully trained modules."""
-    owner = key.rpartition(".")[0]
-    return isinstance(names, list) and any(isinstance(name, str) and f".{name}." in f".{owner}." for name in names)
-
-
-def _tensors_of(directory: Path) -> dict[str, Array]:
-    path = directory / TENSORS
-    if not path.is_file():
-        if (directory / PICKLE).exists():
-            todo = "If you trust it, load it with PEFT and save it again with save_pretrained."
-            raise fault_of(directory, f"expected tensors in {TENSORS}", f"only the pickle {PICKLE}", todo)
-        raise FileNotFoundError(path)
-    try:
-        entries = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]  # safetensors has no types
-    except SafetensorError as error:
-        came = f"one that cannot be read: {error}"
-        raise fault_of(directory, f"{TENSORS}: expected a whole safetensors file", came) from None
-    tensors = {}
-    for name, entry in entries:
-        if entry["dtype"] not in DTYPES:
-            raise fault_of(directory, f"expected tensors of {', '.join(DTYPES)}", f"{name} of {entry['dtype']}")
-        tensors[name] = _widen(np.frombuffer(entry["data"], DTYPES[entry["dtype"]]).reshape(entry["shape"]))
-    return tensors
 
 
 def _widen(stored: npt.NDArray[Any]) -> Array:

@@ -2,23 +2,24 @@
 
 import math
 import os
+import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from tnadapt._errors import FormatError, SiteError, SpecError
 from tnadapt._files.file import Checkpoint
-from tnadapt._files.peft_folder import AXES, Array, Folder, open_folder
+from tnadapt._files.limits import MOST_MADE, PADDED, SITES, check_binding, keep, shorten
+from tnadapt._files.peft_folder import AXES, Array, Folder, Stored, open_folder
 from tnadapt._hosts import sites_of
-from tnadapt._language import Adapter, AdapterSpec, expect_path, split_evenly
+from tnadapt._language import Adapter, AdapterSpec, count, expect_path, split_evenly
 from tnadapt._signature import answers
 from tnadapt.families import loha, lokr, lora, vera
 
 __all__ = ["read_peft"]
 
-Read = tuple[Adapter, dict[str, Array]]
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -30,7 +31,23 @@ class Part:
     alpha: float
     rank: int
     scale: float
-    factors: Mapping[str, Array]
+    factors: Mapping[str, Stored]
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A checkpoint in our terms, before any of its tensors is read.
+
+    `scaled` is the factor that is multiplied by the ratio of a module's scale to the adapter's; `shared` are factors of
+    the whole adapter.
+    """
+
+    spec: AdapterSpec
+    parts: Mapping[str, Part]
+    scaled: str
+    rank: Mapping[str, int]
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    shared: Mapping[str, Stored] = field(default_factory=dict)
 
 
 @answers(FormatError)
@@ -54,30 +71,43 @@ def read_peft(directory: str | os.PathLike[str], *, shapes: Shapes | None = None
         FileNotFoundError: no checkpoint in the folder.
     """
     expect_path(directory, "read_peft", FormatError)
-    folder = open_folder(Path(directory))
-    if shapes is not None and (missing := [path for path in folder.modules if len(shapes.get(path, ())) != AXES]):
-        raise folder.fault(f"expected a model where {missing[0]} is a linear layer", "one where it is not")
-    try:
-        match folder.method:
-            case "LORA":
-                adapter, params = _read_lora(folder)
-            case "LOHA":
-                adapter, params = _read_loha(folder)
-            case "LOKR":
-                adapter, params = _read_lokr(folder)
-            case "VERA":
-                adapter, params = _read_vera(folder, shapes)
-            case _:
-                raise folder.fault("LORA, LOHA, LOKR and VERA are read", f"this one is {folder.method}")
-    except (SiteError, SpecError) as error:
-        raise folder.fault("expected a checkpoint of one valid adapter", "another", str(error)) from error
-    if shapes is not None and (odd := [site for site in adapter.sites if shapes[site.path] != site.shape]):
-        rule = f"expected a model where {odd[0].path} has a weight of shape {odd[0].shape}"
-        raise folder.fault(rule, f"{shapes[odd[0].path]}")
-    return Checkpoint(adapter, params, dict(folder.extra))
+    with open_folder(Path(directory)) as folder:
+        if shapes is not None and (missing := [path for path in folder.modules if len(shapes.get(path, ())) != AXES]):
+            raise folder.fault(f"expected a model where {missing[0]} is a linear layer", "one where it is not")
+        keep(directory, "modules", len(folder.modules), SITES)
+        try:
+            adapter, found = _adapter_of(folder, shapes)
+        except (SiteError, SpecError) as error:
+            raise folder.fault("expected a checkpoint of one valid adapter", "another", shorten(error)) from error
+        if shapes is not None and (odd := [site for site in adapter.sites if shapes[site.path] != site.shape]):
+            rule = f"expected a model where {odd[0].path} has a weight of shape {odd[0].shape}"
+            raise folder.fault(rule, f"{shapes[odd[0].path]}")
+        most = max(MOST_MADE, PADDED * folder.numbers)
+        keep(directory, "numbers with one rank for all modules", count(adapter).trainable + count(adapter).frozen, most)
+        extra = {name: value.read() for name, value in folder.extra.items()}
+        return Checkpoint(adapter, _params(adapter, found), extra)
 
 
-def _read_lora(folder: Folder) -> Read:
+def _adapter_of(folder: Folder, shapes: Shapes | None) -> tuple[Adapter, Converted]:
+    """Bind the family of the checkpoint to its modules."""
+    match folder.method:
+        case "LORA":
+            found = _read_lora(folder)
+        case "LOHA":
+            found = _read_loha(folder)
+        case "LOKR":
+            found = _read_lokr(folder)
+        case "VERA":
+            found = _read_vera(folder, shapes)
+        case _:
+            raise folder.fault("LORA, LOHA, LOKR and VERA are read", f"this one is {folder.method}")
+    places = sites_of({path: part.shape for path, part in found.parts.items()})
+    check_binding(found.spec, places, found.sizes)
+    adapter = found.spec.bind(places, rank=found.rank, sizes=found.sizes, overparametrized=True)  # PEFT allows any rank
+    return adapter, found
+
+
+def _read_lora(folder: Folder) -> Converted:
     is_root = bool(folder.config.get("use_rslora"))
     parts = {}
     for path, found in folder.modules.items():
@@ -86,10 +116,10 @@ def _read_lora(folder: Folder) -> Read:
         parts[path] = Part(shape, alpha, rank, alpha / (math.sqrt(rank) if is_root else rank), found)
     most = max(part.rank for part in parts.values())
     alpha = _one_alpha(parts, math.sqrt(most) if is_root else most)
-    return _assemble(lora(alpha=alpha, rank_stabilized=is_root), parts, scaled="B", rank={"r": most})
+    return Converted(lora(alpha=alpha, rank_stabilized=is_root), parts, "B", {"r": most})
 
 
-def _read_loha(folder: Folder) -> Read:
+def _read_loha(folder: Folder) -> Converted:
     parts = {}
     for path, found in folder.modules.items():
         rank, alpha = folder.rank(path), folder.alpha(path, "alpha")
@@ -98,10 +128,10 @@ def _read_loha(folder: Folder) -> Read:
             raise folder.fault(f"{path}: expected two products of the same shape", f"{shape} and {other}")
         parts[path] = Part(shape, alpha, rank, alpha / rank, found)
     most = max(part.rank for part in parts.values())
-    return _assemble(loha(alpha=_one_alpha(parts, most)), parts, scaled="A1", rank={"p": most, "q": most})
+    return Converted(loha(alpha=_one_alpha(parts, most)), parts, "A1", {"p": most, "q": most})
 
 
-def _read_lokr(folder: Folder) -> Read:
+def _read_lokr(folder: Folder) -> Converted:
     is_whole = any("w2" in found for found in folder.modules.values())
     parts = {}
     for path, found in folder.modules.items():
@@ -114,10 +144,10 @@ def _read_lokr(folder: Folder) -> Read:
     most = max(part.rank for part in parts.values())
     sizes = _split(folder, parts, "o", 0) | _split(folder, parts, "i", 1)
     spec = lokr(alpha=_one_alpha(parts, 1 if is_whole else most), low_rank=not is_whole)
-    return _assemble(spec, parts, scaled="C", rank={} if is_whole else {"r": most}, sizes=sizes)
+    return Converted(spec, parts, "C", {} if is_whole else {"r": most}, sizes)
 
 
-def _read_vera(folder: Folder, shapes: Shapes | None) -> Read:
+def _read_vera(folder: Folder, shapes: Shapes | None) -> Converted:
     for name in ("vera_A", "vera_B"):
         if name not in folder.shared:
             raise folder.fault(
@@ -141,37 +171,33 @@ def _read_vera(folder: Folder, shapes: Shapes | None) -> Read:
     rank = max(part.rank for part in parts.values())
     out, into = (max(part.shape[axis] for part in parts.values()) for axis in (0, 1))
     down, up = folder.shared["vera_A"], folder.shared["vera_B"]
-    if down[:, :into].shape != (rank, into) or up[:out].shape != (out, rank):
+    is_long = len(down.shape) == len(up.shape) == AXES and down.shape[1] >= into and up.shape[0] >= out
+    if not is_long or (down.shape[0], up.shape[1]) != (rank, rank):
         rule = f"expected a vera_A of at least {rank} x {into} and a vera_B of at least {out} x {rank}"
         raise folder.fault(rule, f"shapes {down.shape} and {up.shape}")
-    adapter, params = _assemble(vera(), parts, scaled="b", rank={"r": rank})
-    return adapter, params | {"A": down[:, :into].copy(), "B": up[:out].copy()}
+    shared = {"A": _leading(down, rank, into), "B": _leading(up, out, rank)}
+    return Converted(vera(), parts, "b", {"r": rank}, shared=shared)
 
 
-def _assemble(
-    spec: AdapterSpec,
-    parts: Mapping[str, Part],
-    *,
-    scaled: str,
-    rank: Mapping[str, int],
-    sizes: Mapping[str, int] | None = None,
-) -> Read:
-    """Bind the spec, and convert every module to the rank and scale of the adapter.
+def _leading(stored: Stored, rows: int, columns: int) -> Stored:
+    def read() -> Array:
+        return stored.read()[:rows, :columns].copy()
 
-    `scaled` is the factor that is multiplied by the ratio of a module's scale to the adapter's.
-    """
-    places = sites_of({path: part.shape for path, part in parts.items()})
-    adapter = spec.bind(places, rank=rank, sizes=sizes, overparametrized=True)  # PEFT allows any rank
+    return Stored((rows, columns), read)
+
+
+def _params(adapter: Adapter, found: Converted) -> dict[str, Array]:
+    """Read every factor, and convert those of every module to the rank and scale of the adapter."""
     params: dict[str, Array] = {}
     for group in adapter.groups:
-        part, scale = parts[group.sites[0].path], group.network.scale
-        for factor, value in part.factors.items():
-            shape = group.network.shape(factor)
+        part, scale = found.parts[group.sites[0].path], group.network.scale
+        for factor, stored in part.factors.items():
+            shape, value = group.network.shape(factor), stored.read()
             filled = np.pad(value, [(0, size - length) for size, length in zip(shape, value.shape, strict=True)])
-            if factor == scaled and part.scale != scale:
+            if factor == found.scaled and part.scale != scale:
                 filled = (filled.astype(np.float64) * (part.scale / scale)).astype(filled.dtype)
             params[adapter.slot_name(group, factor)] = filled
-    return adapter, params
+    return params | {name: value.read() for name, value in found.shared.items()}
 
 
 def _one_alpha(parts: Mapping[str, Part], divisor: float) -> float:
@@ -193,11 +219,12 @@ def _split(folder: Folder, parts: Mapping[str, Part], side: str, axis: int) -> d
             return {f"{side}{number}": sizes[0]}
     raise folder.fault(
         "expected weights whose axes are split evenly, or with a part of one size",
-        f"a split into {sorted(set(split))} by decompose_factor={folder.config.get('decompose_factor')!r}",
+        f"a split into {reprlib.repr(sorted(set(split)))} by "
+        f"decompose_factor={reprlib.repr(folder.config.get('decompose_factor'))}",
     )
 
 
-def _product(folder: Folder, path: str, name: str, rank: int) -> Array:
+def _product(folder: Folder, path: str, name: str, rank: int) -> Stored:
     """Return one of the two matrices of a LoKr: as stored, or the product of its two parts."""
     pair = {f"{name}_a", f"{name}_b"}
     held = {name, *pair} & folder.modules[path].keys()
@@ -206,10 +233,15 @@ def _product(folder: Folder, path: str, name: str, rank: int) -> Array:
         raise folder.fault(f"{path}: expected {name}, or {name}_a and {name}_b", came)
     if held == {name}:
         return folder.matrix(path, name)
-    _outer(folder, path, f"{name}_a", f"{name}_b", rank)
+    shape = _outer(folder, path, f"{name}_a", f"{name}_b", rank)
     left, right = folder.matrix(path, f"{name}_a"), folder.matrix(path, f"{name}_b")
-    product: Array = (left.astype(np.float64) @ right.astype(np.float64)).astype(left.dtype)
-    return product
+
+    def multiply() -> Array:
+        first, second = left.read(), right.read()
+        product: Array = (first.astype(np.float64) @ second.astype(np.float64)).astype(first.dtype)
+        return product
+
+    return Stored(shape, multiply)
 
 
 def _outer(folder: Folder, path: str, left: str, right: str, rank: int) -> tuple[int, int]:

@@ -1,11 +1,26 @@
 """Write specs and adapters as JSON text, and read them. Nothing in a text is trusted: every key and type is checked."""
 
 import json
+import reprlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from tnadapt._errors import FormatError, TnadaptError
+from tnadapt._files.limits import (
+    SITES,
+    WORD,
+    check_asked,
+    check_binding,
+    check_coordinate,
+    check_factors,
+    check_pattern,
+    check_spec,
+    check_text,
+    keep,
+    shorten,
+)
 from tnadapt._hosts import Block, Coordinate, Site
 from tnadapt._language import Adapter, AdapterSpec, Factor, Initializer, Scale, modes_of
 from tnadapt._signature import mistake, told
@@ -26,7 +41,7 @@ KINDS: dict[str, Any] = {word: kind for kind, word in WORDS.items()}
 
 
 def to_json(value: AdapterSpec | Adapter) -> str:
-    """Return the text of a spec or an adapter, on one line."""
+    """Return the text of a spec or an adapter, on one line. Raises FormatError for one above the limits of a file."""
     if not isinstance(value, AdapterSpec | Adapter):
         raise mistake(
             FormatError, "to_json", "an AdapterSpec or an Adapter", told(value), "Call the family, or bind it."
@@ -47,7 +62,9 @@ def from_json(text: str) -> AdapterSpec | Adapter:
 def check_version(where: str, version: object) -> None:
     """Raise FormatError for a format version that this release does not read."""
     if type(version) is not int or version != VERSION:
-        raise FormatError(f"{where}: expected format {VERSION}, which this release reads, got format {version!r}.")
+        raise FormatError(
+            f"{where}: expected format {VERSION}, which this release reads, got format {reprlib.repr(version)}."
+        )
 
 
 def dump(data: Mapping[str, Any]) -> str:
@@ -55,14 +72,24 @@ def dump(data: Mapping[str, Any]) -> str:
     return json.dumps(data, separators=(",", ":"), allow_nan=False)
 
 
-def parse(text: str) -> dict[str, Any]:
-    """Read the object in a JSON text. Raises FormatError for anything else."""
+def parse(text: str | bytes) -> dict[str, Any]:
+    """Read the object in a JSON text. Raises FormatError for anything else, and for a text above the limits."""
     try:
-        data = json.loads(text)
+        decoded = text if isinstance(text, str) else text.decode(json.detect_encoding(text))
+        check_text(decoded)
+        data = json.loads(decoded, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"the text: expected JSON, got text that cannot be parsed: {error}.") from None
     fields: dict[str, Any] = _typed("the text", data, dict)
     return fields
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        raise FormatError(f"the text: expected each key of an object once, got {told(twice)} twice.")
+    return data
 
 
 def spec_data(spec: AdapterSpec) -> dict[str, Any]:
@@ -83,7 +110,9 @@ def spec_data(spec: AdapterSpec) -> dict[str, Any]:
         "caps": dict(spec.caps),
     }
     data |= {"given": spec.given} if spec.given else {}
-    return data | ({"ties": dict(spec.ties)} if spec.ties else {})
+    data |= {"ties": dict(spec.ties)} if spec.ties else {}
+    check_spec(data)
+    return data
 
 
 def _initializer_data(init: Initializer) -> dict[str, Any]:
@@ -96,22 +125,31 @@ def spec_of(data: object) -> AdapterSpec:
     """Make a spec from plain data. Raises FormatError for unknown keys, wrong types, or an invalid spec."""
     kinds = {"name": str, "weight": str, "over": str, "factors": dict, "scale": dict, "centered": bool}
     fields = take("spec", data, kinds | {"identity_at_start": bool, "caps": dict}, {"given": str, "ties": dict})
-    scale = take("scale", fields["scale"], {"rule": str, "alpha": (int, float), "bond": str})
-    factors = {name: _factor_of(name, factor) for name, factor in fields["factors"].items()}
+    check_factors(fields["factors"])
+    fields["scale"] = take("scale", fields["scale"], {"rule": str, "alpha": (int, float), "bond": str})
+    fields["factors"] = {name: _factor_fields(name, factor) for name, factor in fields["factors"].items()}
     for word in ("caps", "ties"):
         for bond, mode in fields.get(word, {}).items():
             _typed(f"{word}.{bond}", mode, str)
+    check_spec(fields)
+    factors = {name: _factor_of(factor) for name, factor in fields["factors"].items()}
     try:
-        return AdapterSpec(**(fields | {"factors": factors, "scale": Scale(**scale)}))
+        return AdapterSpec(**(fields | {"factors": factors, "scale": Scale(**fields["scale"])}))
     except TnadaptError as error:
-        raise FormatError(f"the text: expected a valid spec, got an invalid one.\n{error}") from error
+        raise FormatError(f"the text: expected a valid spec, got an invalid one.\n{shorten(error)}") from error
 
 
-def _factor_of(name: str, data: object) -> Factor:
-    fields = take(f"factor {name}", data, {"modes": str, "trainable": bool, "init": dict}, {"map": str})
-    init = take(f"factor {name}: init", fields["init"], {"law": str, "amount": (int, float), "fan": str}, NUMBER)
+def _factor_fields(name: str, data: object) -> dict[str, Any]:
+    where = f"factor {name}"
+    fields = take(where, data, {"modes": str, "trainable": bool, "init": dict}, {"map": str})
+    init = take(f"{where}: init", fields["init"], {"law": str, "amount": (int, float), "fan": str}, NUMBER)
     if init["law"] in WORDS:
-        raise FormatError(f"factor {name}: expected an initializer of format {VERSION}, got {init['law']!r}.")
+        raise FormatError(f"{where}: expected an initializer of format {VERSION}, got {init['law']!r}.")
+    return fields | {"init": init}
+
+
+def _factor_of(fields: Mapping[str, Any]) -> Factor:
+    init = fields["init"]
     kind = KINDS.get(init["law"], init["law"])
     initializer = Initializer(kind, init["amount"], modes_of(init["fan"]), init.get("power", 0.0))
     return Factor(modes_of(fields["modes"]), initializer, fields["trainable"], fields.get("map", ""))
@@ -121,13 +159,19 @@ def adapter_data(adapter: Adapter) -> dict[str, Any]:
     """Return an adapter as plain data. Each site is stored as the number of a path pattern, and its layer."""
     patterns: dict[str, int] = {}
     places = []
+    check_asked(adapter.rank, adapter.sizes, adapter.seed)
+    check_binding(adapter.spec, adapter.sites, adapter.sizes)
     for site in adapter.sites:
         pattern, layer = _pattern(site)
+        check_coordinate(f"the layer of {site.path[:WORD]}", layer)
         places.append([patterns.setdefault(dump(pattern), len(patterns)), layer])
     rank = dict(adapter.rank) if isinstance(adapter.rank, Mapping) else adapter.rank
+    plain = [json.loads(pattern) for pattern in patterns]
+    for pattern in plain:
+        check_pattern(pattern)
     return {
         "spec": spec_data(adapter.spec),
-        "patterns": [json.loads(pattern) for pattern in patterns],
+        "patterns": plain,
         "sites": places,
         "rank": rank,
         "sizes": dict(adapter.sizes),
@@ -167,24 +211,30 @@ def adapter_of(data: object) -> Adapter:
     """Make an adapter from plain data. Raises FormatError for unknown keys, wrong types, or an invalid adapter."""
     kinds = {"spec": dict, "patterns": list, "sites": list, "rank": (int, dict, type(None)), "sizes": dict, "seed": int}
     fields = take("adapter", data, kinds)
+    rank, sizes, seed = (fields[word] for word in ("rank", "sizes", "seed"))
+    for word in ("patterns", "sites"):
+        keep("the text", word, len(fields[word]), SITES)
+    check_asked(rank, sizes, seed)
+    spec = spec_of(fields["spec"])
     patterns = [_pattern_of(pattern) for pattern in fields["patterns"]]
     try:
         sites = [_site_of(patterns, place) for place in fields["sites"]]
-        spec, rank, sizes = spec_of(fields["spec"]), fields["rank"], fields["sizes"]
-        return spec.bind(sites, rank=rank, sizes=sizes, seed=fields["seed"], overparametrized=True)
+        check_binding(spec, sites, sizes)
+        return spec.bind(sites, rank=rank, sizes=sizes, seed=seed, overparametrized=True)
     except TnadaptError as error:
-        raise FormatError(f"the text: expected a valid adapter, got an invalid one.\n{error}") from error
+        raise FormatError(f"the text: expected a valid adapter, got an invalid one.\n{shorten(error)}") from error
 
 
 def _site_of(patterns: list[dict[str, Any]], place: object) -> Site:
     match place:
         case [int(number), int() | str() as layer] if not isinstance(number, bool) and 0 <= number < len(patterns):
+            check_coordinate("sites", layer)
             pattern = patterns[number]
-            told = {"layer": layer, "kind": _kind_of(pattern["path"])}
+            given = {"layer": layer, "kind": _kind_of(pattern["path"])}
             path, shape = str(layer).join(pattern["path"]), tuple(pattern["shape"])
-            return Site(path, shape, told | pattern["coordinates"], _block_of(pattern.get("block"), layer))
+            return Site(path, shape, given | pattern["coordinates"], _block_of(pattern.get("block"), layer))
         case _:
-            raise FormatError(f"sites: expected [pattern, layer], got {place!r}.")
+            raise FormatError(f"sites: expected [pattern, layer], got {reprlib.repr(place)}.")
 
 
 def _pattern_of(data: object) -> dict[str, Any]:
@@ -196,7 +246,8 @@ def _pattern_of(data: object) -> dict[str, Any]:
         paths.append(block["weight"])
     is_cut = all(len(path) in (1, 2) and all(isinstance(part, str) for part in path) for path in paths)
     if not is_cut or "layer" in pattern["coordinates"]:
-        raise FormatError(f"pattern: expected a path of one or two strings and no layer, got {pattern!r}.")
+        raise FormatError(f"pattern: expected a path of one or two strings and no layer, got {reprlib.repr(pattern)}.")
+    check_pattern(pattern)
     return pattern
 
 
@@ -217,7 +268,7 @@ def take(
     kinds = dict(kinds) | {key: kind for key, kind in (optional or {}).items() if key in fields}
     if unknown := fields.keys() - kinds.keys():
         raise FormatError(
-            f"{where}: expected no unknown keys, got {sorted(unknown)}.\nWas it saved by a newer release?"
+            f"{where}: expected no unknown keys, got {reprlib.repr(sorted(unknown))}.\nWas it saved by a newer release?"
         )
     if missing := kinds.keys() - fields.keys():
         raise FormatError(f"{where}: expected the keys {sorted(missing)}, got none.")

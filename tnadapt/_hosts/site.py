@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from tnadapt._errors import SiteError
 from tnadapt._frozen import FrozenMap
 from tnadapt._signature import answers_when_made, mistake, told
@@ -46,7 +48,7 @@ class Site:
     inside its layer, by default the path), and any others that the host has, such as `expert` or `task`. `block` says
     which part of which weight the site is; by default it is the whole weight at its path.
     Raises SiteError for a shape that is not a tuple of positive integers, a coordinate that is not an integer or a
-    string, or a block that is not inside its weight.
+    string, a text that UTF-8 cannot encode, or a block that is not inside its weight.
     """
 
     path: str
@@ -71,9 +73,13 @@ class Site:
         for name, value in self.coordinates.items():
             if type(value) not in (int, str):
                 raise SiteError(f"{self.path}: expected an integer or a string as coordinate {name!r}, got {value!r}.")
+        for text in (self.path, *self.coordinates, *self.coordinates.values()):
+            if type(text) is str and not text.isascii():
+                _check_text(self.path, text)
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "coordinates", FrozenMap({"layer": 0, "kind": self.path} | dict(self.coordinates)))
         if self.block is not None:
+            _check_text(self.path, self.block.weight)
             _check_block(self.path, shape, self.block)
 
     @property
@@ -109,6 +115,17 @@ class Site:
         return self.coordinates[mode]
 
 
+def _check_text(path: str, text: str) -> None:
+    """Raise SiteError for a string with half of a surrogate pair: no file and no stream of random numbers takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise SiteError(
+            f"{ascii(path)[1:-1]}: expected names that UTF-8 can encode, got {text!a}.\n"
+            "Rename the module or the coordinate."
+        ) from None
+
+
 def _check_block(path: str, shape: tuple[int, ...], block: Block) -> None:
     for size in block.shape:
         check_size(f"{path}: an axis of {block.weight}", size)
@@ -128,7 +145,8 @@ def _check_block(path: str, shape: tuple[int, ...], block: Block) -> None:
 @lru_cache(maxsize=4096)
 def divisors(number: int) -> tuple[int, ...]:
     """Return all divisors in ascending order."""
-    low = [part for part in range(1, math.isqrt(number) + 1) if number % part == 0]
+    tried = np.arange(1, math.isqrt(number) + 1)
+    low: list[int] = tried[number % tried == 0].tolist()
     return tuple(dict.fromkeys(low + [number // part for part in reversed(low)]))
 
 

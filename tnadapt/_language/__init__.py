@@ -4,6 +4,7 @@ from tnadapt._language.address import START, Address, Part, Slot
 from tnadapt._language.count import FactorCount, ParamCount, count
 from tnadapt._language.expected import expect_adapter, expect_params, expect_path
 from tnadapt._language.factor import MAPS, Factor, frozen, trainable
+from tnadapt._language.faults import MOST_AXES
 from tnadapt._language.initializer import (
     Initializer,
     constant,
@@ -30,6 +31,7 @@ from tnadapt._language.spec import Adapter, AdapterSpec
 
 __all__ = [
     "MAPS",
+    "MOST_AXES",
     "START",
     "Adapter",
     "AdapterSpec",

@@ -1,5 +1,6 @@
 """Validate a spec: find every fault of its names, its modes and its starting values, one line per fault."""
 
+from collections import Counter
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Protocol
@@ -9,6 +10,8 @@ from tnadapt._language.notation import Axis, modes_of
 from tnadapt._language.scale import Scale
 
 __all__: list[str] = []
+
+MOST_AXES = 64  # of an array: numpy has no arrays with more
 
 
 class Table(Protocol):
@@ -56,14 +59,14 @@ def _name_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
         for name in names
         if not name.isidentifier()
     ]
-    faults += [
-        f"mode {mode!r}: occurs twice in weight and over" for mode in dict.fromkeys(outer) if outer.count(mode) > 1
-    ]
+    faults += [f"mode {mode!r}: occurs twice in weight and over" for mode, times in Counter(outer).items() if times > 1]
     faults += [
         f"factor {name!r}: expected a name that does not begin with '_'"
         for name in spec.factors
         if name.startswith("_")
     ]
+    if len(axes) > MOST_AXES:
+        faults.append(f"weight: expected at most {MOST_AXES} axes, as many as an array can have, got {len(axes)}")
     if len(axes) < 2:  # noqa: PLR2004
         apart = "; separate axes by spaces, as in 'out in'" if spec.weight else ""
         faults.append(f"weight {spec.weight!r}: expected an out axis and at least one in axis{apart}")
@@ -78,22 +81,26 @@ def _hint(what: str, name: str) -> str:
 
 def _mode_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
     weight, over = [mode for axis in axes for mode in axis], modes_of(spec.over)
-    carried = [mode for factor in spec.factors.values() for mode in dict.fromkeys(factor.modes)]
-    bonds = [mode for mode in dict.fromkeys(carried) if mode not in weight and mode not in over]
-    known = {*weight, *over, *carried}
+    carried = Counter(mode for factor in spec.factors.values() for mode in dict.fromkeys(factor.modes))
+    outer = {*weight, *over}
+    bonds = {mode: times for mode, times in carried.items() if mode not in outer}
+    known = {*outer, *carried}
     faults = [f"weight mode {mode!r}: no factor has it" for mode in weight if mode not in carried]
     faults += [
         f"bond {mode!r}: in one factor only; a mode that is neither in the weight {spec.weight!r} "
         f"nor in over={spec.over!r} must join two"
-        for mode in bonds
-        if carried.count(mode) == 1
+        for mode, times in bonds.items()
+        if times == 1
     ]
     for name, factor in spec.factors.items():
         faults += [
-            f"factor {name!r}: mode {mode!r} occurs twice"
-            for mode in dict.fromkeys(factor.modes)
-            if factor.modes.count(mode) > 1
+            f"factor {name!r}: mode {mode!r} occurs twice" for mode, times in Counter(factor.modes).items() if times > 1
         ]
+        if len(factor.modes) > MOST_AXES:
+            faults.append(
+                f"factor {name!r}: expected at most {MOST_AXES} modes, as many as an array can have axes, "
+                f"got {len(factor.modes)}"
+            )
         faults += [f"factor {name!r}: {fault}" for fault in factor.init.faults()]
         faults += [f"factor {name!r}: {fault}" for fault in _map_faults(factor, over)]
         faults += [
@@ -139,6 +146,8 @@ def _read_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
     faults = []
     for name, factor in spec.factors.items():
         kind, bonds = factor.init.kind, [mode for mode in factor.modes if mode not in outer]
+        if kind == "cyclic" and not factor.modes:
+            faults.append(f"factor {name!r}: cyclic needs at least one mode")
         if kind == "svd" and (len(bonds) != 1 or not weight & {*factor.modes}):
             faults.append(f"factor {name!r}: svd needs one bond and a mode of the weight")
         if kind in ("t_svd", "tensor_cur") and (

@@ -102,7 +102,7 @@ def _bond_sizes(adapter: Asked, outer: Mapping[str, int]) -> dict[str, int]:
     spec, rank = adapter.spec, adapter.rank
     if not isinstance(rank, Mapping | None):
         check_size("rank", rank)
-    free = [bond for bond in spec.bonds if bond not in spec.ties]
+    free = {bond: None for bond in spec.bonds if bond not in spec.ties}
     ranks = rank if isinstance(rank, Mapping) else dict.fromkeys(free if rank is not None else (), rank)
     if wrong := [
         bond for bond in (*ranks, *adapter.sizes) if bond in spec.ties or (bond in ranks and bond not in free)

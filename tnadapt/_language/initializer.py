@@ -32,6 +32,7 @@ Drawn = Literal["constant", "normal", "uniform", "orthogonal", "identity", "cycl
 Read = Literal["svd", "tt_svd", "hosvd_core", "t_svd", "tensor_cur"]  # from the host's weights
 Kind = Literal[Drawn, Read]
 
+READ = frozenset(get_args(Read))
 AMOUNTS = dict.fromkeys((*get_args(Drawn), *get_args(Read)), "gain")
 AMOUNTS |= {"constant": "value", "normal": "std", "uniform": "bound"}
 TINY, HUGE = 1e-30, 1e30  # products of numbers in this range fit in float32
@@ -59,7 +60,7 @@ class Initializer:
     @property
     def is_read(self) -> bool:
         """Whether the values are read from the host's weights."""
-        return self.kind in get_args(Read)
+        return self.kind in READ
 
     @property
     def is_redrawn(self) -> bool:

@@ -1,8 +1,9 @@
 """Networks with known sizes: group the sites that share a network, and find the sizes of its modes."""
 
 import math
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -210,10 +211,63 @@ def sizes_of(
 
 @lru_cache(maxsize=4096)
 def split_evenly(number: int, parts: int) -> tuple[int, ...]:
-    """Split a number into ascending factors with the smallest sum: 768 into three parts is (8, 8, 12)."""
+    """Split a number into ascending factors with the smallest sum: 768 into three parts is (8, 8, 12).
+
+    Of several such splits, it is the one whose first factors are smaller.
+    """
     if parts == 0:
         return ()
-    if parts == 1:
-        return (number,)
-    tries = [(first, *split_evenly(number // first, parts - 1)) for first in divisors(number) if first**parts <= number]
-    return min((split for split in tries if list(split) == sorted(split)), key=sum)
+    primes = _primes_of(number)
+    others = min(parts, max(len(primes), 1))  # each factor above 1 has a prime of its own, so the rest are 1
+    return (1,) * (parts - others) + _Split(number, primes).best(number, others)
+
+
+def _primes_of(number: int) -> list[int]:
+    """Return the prime factors in ascending order, each as often as it divides the number."""
+    primes = []
+    for part in divisors(number)[1:]:
+        while number % part == 0:
+            number //= part
+            primes.append(part)
+    return primes
+
+
+class _Split:
+    """The best splits of the divisors of one number.
+
+    First factors are tried downwards from the root. The sum of the others is at least that of equal real numbers, or of
+    the largest prime and equal real numbers; where this bound exceeds the best sum, smaller factors need not be tried.
+    """
+
+    def __init__(self, number: int, primes: Sequence[int]) -> None:
+        self.factors, self.primes = divisors(number), sorted(set(primes), reverse=True)
+        self.found: dict[tuple[int, int], tuple[int, ...]] = {}
+
+    def best(self, number: int, parts: int) -> tuple[int, ...]:
+        """Return the best split of one divisor."""
+        if parts == 1:
+            return (number,)
+        if (number, parts) not in self.found:
+            self.found[number, parts] = self._search(number, parts)
+        return self.found[number, parts]
+
+    def _search(self, number: int, parts: int) -> tuple[int, ...]:
+        least: float = math.inf
+        split: tuple[int, ...] = ()
+        end = bisect_right(self.factors, number ** (1 / parts) + 1)  # one more, since the root is rounded
+        for first in reversed(self.factors[:end]):
+            if number % first or first**parts > number:
+                continue
+            rest = number // first
+            if first + self._bound(rest, parts - 1) > least + 0.5:  # sums are whole numbers, bounds are rounded
+                break
+            tried = (first, *self.best(rest, parts - 1))
+            if tried[1] >= first and sum(tried) <= least:
+                least, split = sum(tried), tried
+        return split
+
+    def _bound(self, number: int, parts: int) -> float:
+        prime = next((prime for prime in self.primes if number % prime == 0), 1)
+        if parts > 1 and prime**parts > number:
+            return float(prime + (parts - 1) * (number / prime) ** (1 / (parts - 1)))
+        return float(parts * number ** (1 / parts))

@@ -195,14 +195,19 @@ class Adapter:
         centered, a trainable factor that is read from the host has a second, frozen entry with its starting values.
         """
         slots: dict[str, Slot] = {}
+        largest = self._largest_sizes
+        shared = {name for name in self.spec.factors if self.spec.is_global(name)}
+        over, is_single = {*self.spec.site_modes}, len(self.groups) == 1
+        held = {name: factor.held for name, factor in self.spec.factors.items()}
+        inner = {name: tuple(m for m in factor.modes if m not in over) for name, factor in self.spec.factors.items()}
         for group in self.groups:
             for name, factor in self.spec.factors.items():
-                key, sizes = self.slot_name(group, name), dict(group.network.sizes)
-                if key in slots:
-                    sizes = {mode: max(size, slots[key].sizes.get(mode, 0)) for mode, size in sizes.items()}
-                owner = "" if key == name else group.name
-                shape = tuple(sizes[mode] for mode in factor.held)
-                slots[key] = Slot(key, factor, shape, FrozenMap(sizes), group.network.local_modes(name), owner)
+                if name in shared and name in slots:
+                    continue
+                sizes = largest if name in shared else group.network.sizes
+                key = name if name in shared or is_single else f"{group.name}.{name}"
+                shape = tuple(sizes[mode] for mode in held[name])
+                slots[key] = Slot(key, factor, shape, sizes, inner[name], "" if key == name else group.name)
         if self.spec.centered:
             kept = [slot for slot in slots.values() if slot.factor.trainable and slot.factor.init.is_read]
             slots |= {
@@ -210,6 +215,12 @@ class Adapter:
                 for slot in kept
             }
         return slots
+
+    @cached_property
+    def _largest_sizes(self) -> Mapping[str, int]:
+        """The largest size of every mode over the groups, at which factors of the whole adapter are drawn."""
+        networks = list({id(network): network for network in self.networks}.values())  # groups share networks
+        return FrozenMap({mode: max(network.sizes[mode] for network in networks) for mode in networks[0].sizes})
 
     def slot_name(self, group: Group, factor: str) -> str:
         """Return the name of a group's factor in params."""

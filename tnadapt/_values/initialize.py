@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Mapping
+from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,8 @@ from tnadapt._values.host_starts import Stack, read_start
 __all__ = ["Params", "drawn_starts", "init", "redraw"]
 
 Params = dict[str, npt.NDArray[np.float64]]
+
+CHUNK = 2**16  # numbers that are rounded at once: their copies stay in the cache
 
 
 @answers(SiteError)
@@ -82,37 +85,58 @@ class _Reader:
                 "Pass init(adapter, weights), with a mapping from paths to arrays (out, in)."
             )
         self.stack = self.stack or Stack(self.group, self.weights)
-        return _rounded(read_start(factor, self.stack, self.value))
+        return _rounded(np.array(read_start(factor, self.stack, self.value), dtype=np.float64, order="C"))
 
 
 def sample(slot: Slot, seed: int) -> npt.NDArray[np.float64]:
-    """Return the starting values of one slot. Raises SiteError for a start that is read from the host's weights."""
+    """Return the starting values of one slot. Apart from them it needs little memory, however large they are.
+
+    Raises SiteError for a start that is read from the host's weights, and for a fan that no float can hold.
+    """
     initializer = slot.factor.init
     if initializer.is_read:
         raise SiteError(
             f"{slot.name}: expected an initializer that is drawn from a seed, got {initializer.kind}, which is read "
             "from the host's weights."
         )
-    amount = initializer.amount / math.sqrt(math.prod(slot.sizes[mode] for mode in initializer.fan))
+    amount = initializer.amount / _root_of_fan(slot)
     match initializer.kind:
         case "identity" | "cyclic" | "controlled_z":
-            values = amount * _pattern(slot)
+            values = _pattern(slot)
+            values *= amount
         case "constant":
-            values = np.full(slot.shape, amount)
+            values = np.full(slot.shape, amount, dtype=np.float64)
         case "normal":
-            values = amount * stream(seed, slot.name).standard_normal(slot.shape)
+            values = np.asarray(stream(seed, slot.name).standard_normal(slot.shape))
+            values *= amount
         case "uniform":
-            values = stream(seed, slot.name).uniform(-amount, amount, slot.shape)
+            values = np.asarray(stream(seed, slot.name).uniform(-amount, amount, slot.shape))
         case "orthogonal":
-            values = amount * _orthogonal(slot, stream(seed, slot.name))
+            values = _orthogonal(slot, stream(seed, slot.name))
+            values *= amount
         case _:
             raise SpecError(slot.name, [f"expected a known initializer, got {initializer.kind!r}"], "factor")
     return _rounded(values)
 
 
+def _root_of_fan(slot: Slot) -> float:
+    fan = math.prod(slot.sizes[mode] for mode in slot.factor.init.fan)
+    try:
+        return math.sqrt(fan)
+    except OverflowError:
+        raise SiteError(
+            f"{slot.name}: expected a fan that a float can hold, got ({' '.join(slot.factor.init.fan)}), a number of "
+            f"{fan.bit_length():,} bits.\nName fewer modes as its fan."
+        ) from None
+
+
 def _rounded(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the nearest float32 numbers, as float64."""
-    return np.asarray(values, dtype=np.float64).astype(np.float32).astype(np.float64)
+    """Round contiguous values in place to the nearest float32 numbers, and return them."""
+    flat = values.reshape(-1)
+    for start in range(0, flat.size, CHUNK):
+        part = flat[start : start + CHUNK]
+        part[:] = part.astype(np.float32)
+    return values
 
 
 def _pattern(slot: Slot) -> npt.NDArray[np.float64]:
@@ -121,14 +145,20 @@ def _pattern(slot: Slot) -> npt.NDArray[np.float64]:
     identity: 1 where the indices of the inner modes are equal, else 0. cyclic: 1 where the first index is the sum of
     the others modulo its size, else 0. controlled_z: -1 where every inner index is the last, else 1.
     """
-    index = np.indices(slot.shape)
-    if slot.factor.init.kind == "cyclic":
-        return np.asarray((index[0] - index[1:].sum(axis=0)) % slot.shape[0] == 0, dtype=np.float64)
+    index = np.indices(slot.shape, sparse=True)  # dense ones would take 8 bytes for each mode of each entry
     inner = [axis for axis, mode in enumerate(slot.factor.modes) if mode in slot.inner]
-    if slot.factor.init.kind == "controlled_z":
-        last = np.all([index[axis] == slot.shape[axis] - 1 for axis in inner], axis=0)
-        return np.where(last, -1.0, 1.0)
-    return np.asarray(np.all([index[axis] == index[inner[0]] for axis in inner], axis=0), dtype=np.float64)
+    match slot.factor.init.kind:
+        case "cyclic":
+            base, value, where = 0.0, 1.0, index[0] == sum(index[1:]) % slot.shape[0]
+        case "controlled_z":
+            at_end = [index[axis] == slot.shape[axis] - 1 for axis in inner]
+            base, value, where = 1.0, -1.0, reduce(np.logical_and, at_end, np.True_)
+        case _:
+            alike = [index[axis] == index[inner[0]] for axis in inner]
+            base, value, where = 0.0, 1.0, reduce(np.logical_and, alike, np.True_)
+    values = np.full(slot.shape, base)
+    np.copyto(values, value, where=where)
+    return values
 
 
 def stream(seed: int, name: str) -> np.random.RandomState:

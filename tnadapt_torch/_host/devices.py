@@ -16,12 +16,12 @@ def place_params(adapter: Adapter, weights: Mapping[str, Weight], params: Mappin
 
     Weights on the meta device, as offloaded ones are, do not say where they will be used. Their factors stay.
     """
+    here = {path: device for path, weight in weights.items() if (device := weight.like.device).type != "meta"}
+    if len(found := set(here.values())) <= 1:
+        return {name: value.to(next(iter(found), value.device)) for name, value in params.items()}
     devices: dict[str, torch.device] = {}
-    for path, sites in adapter.weights.items():
-        device = weights[path].like.device
-        if device.type == "meta":
-            continue
-        for site in sites:
+    for path, device in here.items():
+        for site in adapter.weights[path]:
             for part in adapter.address(site).parts.values():
                 devices.setdefault(part.name, device)
     return {name: value.to(devices.get(name, value.device)) for name, value in params.items()}

@@ -34,15 +34,12 @@ class Flags:
             others: the other adapted hosts, their flags, and whether each was set after this one. What was there before
                 these flags is then what was there before the later ones.
         """
-        owners = [
-            (flags, is_later, {id(value): path for path, value in _parameters(other)})
-            for other, flags, is_later in others
-        ]
+        owners = [(flags, is_later, _names(other)) for other, flags, is_later in others]
         for path, parameter in list(_by_path(host, self.set)):
             before, present = self.set[path]
             frozen = False
-            for flags, is_later, paths in owners:
-                if there := paths.get(id(parameter)):
+            for flags, is_later, names in owners:
+                for there in names.get(id(parameter), ()):
                     known, frozen = flags.set.get(there), True
                     if is_later or not known:
                         flags.set[there] = before, bool(known and known[1])
@@ -55,6 +52,14 @@ def _parameters(host: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Yield the parameters under all their names; a parametrized one has the name of the weight that it belongs to."""
     for path, parameter in host.named_parameters(remove_duplicate=False):
         yield path.replace("parametrizations.", "").removesuffix(".original"), parameter
+
+
+def _names(host: nn.Module) -> dict[int, list[str]]:
+    """Return the names of each parameter, which are several if it is tied."""
+    found: dict[int, list[str]] = {}
+    for path, parameter in _parameters(host):
+        found.setdefault(id(parameter), []).append(path)
+    return found
 
 
 def _by_path(host: nn.Module, paths: Mapping[str, object]) -> Iterator[tuple[str, nn.Parameter]]:

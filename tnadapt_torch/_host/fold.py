@@ -7,6 +7,7 @@ import torch
 from torch.nn.utils import parametrize
 
 from tnadapt import SiteError
+from tnadapt_torch._host.fronts import unshare
 from tnadapt_torch._host.weight import Folded, Weight
 from tnadapt_torch._run import Hook
 
@@ -57,6 +58,7 @@ def unfold(weight: Weight, hook: Hook) -> None:
     changes = cast("parametrize.ParametrizationList", weight.module.get_submodule(f"parametrizations.{weight.name}"))
     mine = [number for number, change in enumerate(changes) if isinstance(change, Folded) and change.hook is hook]
     if mine and len(changes) == 1:
+        unshare(weight.module)
         parametrize.remove_parametrizations(weight.module, weight.name, leave_parametrized=False)
     elif mine:
         del changes[mine[0]]

@@ -48,17 +48,29 @@ def drop_front(module: nn.Module, front: type[Front]) -> bool:
     return True
 
 
+def unshare(module: nn.Module) -> None:
+    """Give a parametrized module a class of its own: torch lets a deep copy share it, and changes it at a removal."""
+    cls = type(module)
+    if _is_parametrized(cls):
+        _exchange(module, _over(cls, cls.__bases__))
+
+
 def with_front(cls: type, front: type[Front]) -> type:
     """Return the class with a front before it, and below what parametrizes it, as if it had been there first."""
     if issubclass(cls, front):
         return cls
-    if cls.__module__ == parametrize.__name__ and len(cls.__bases__) == 1:
+    if _is_parametrized(cls):
         return _over(cls, (with_front(cls.__bases__[0], front),))  # such a class belongs to one module
     if (front, cls) not in _made:
         names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
         make: Callable[..., type] = type(cls)
         _made[front, cls] = make(cls.__name__, (front, cls), names)
     return _made[front, cls]
+
+
+def _is_parametrized(cls: type) -> bool:
+    """Return whether this is a class that torch made for one parametrized module."""
+    return cls.__module__ == parametrize.__name__ and len(cls.__bases__) == 1
 
 
 def _without(cls: type, front: type[Front]) -> type:

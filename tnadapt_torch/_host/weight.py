@@ -37,6 +37,11 @@ class Weight:
     owner: str = ""
 
     @property
+    def is_module(self) -> bool:
+        """Whether the weight has the path of its module, as a linear layer's does, and not that of a parameter."""
+        return self.path == self.owner
+
+    @property
     def is_called(self) -> bool:
         """Whether the module maps (..., in) to (..., out) by this weight, so that its output can take the update."""
         return self.name == "weight" and is_linear(self.module)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tnadapt import Site, SiteError
-from tnadapt_torch._run.site import Owner, SiteHook, see_x
+from tnadapt_torch._run.site import Owner, SiteHook, add_by_rows, see_x
 
 __all__: list[str] = []
 
@@ -34,8 +34,10 @@ class BlocksHook:
         """Return the output with the updates added, as a new tensor."""
         if not self.owner.active:
             return output
-        x = see_x(self, args, kwargs, output)
-        flat, seen = output.reshape(-1, output.shape[-1]), x.reshape(-1, x.shape[-1])
+        return add_by_rows(self.add, output, see_x(self, args, kwargs, output))
+
+    def add(self, flat: Tensor, seen: Tensor) -> Tensor:
+        """Return the output (token, out) with the updates of x (token, in) added."""
         done, parts = 0, []
         for rows, hooks in self.bands.get(self.owner.task, ()):
             if rows.start > done:
@@ -47,7 +49,7 @@ class BlocksHook:
             done = rows.stop
         if done < flat.shape[1]:
             parts.append(flat[:, done:])
-        return torch.cat(parts, 1).reshape(output.shape)
+        return torch.cat(parts, 1)
 
     def write_dense(self) -> None:
         """Write the code of the dense update of each site, as `SiteHook.write_dense`."""
@@ -57,9 +59,11 @@ class BlocksHook:
 
     def delta(self, like: Tensor) -> Tensor:
         """Return the dense update of the weight, 0 outside the blocks, in the dtype and on the device of `like`."""
-        whole = torch.zeros(self.shape, dtype=like.dtype, device=like.device)
-        for site, hook in self.by_task.get(self.owner.task, {}).items():
-            whole[site.rectangle] = hook.delta(like)
+        parts = {site: hook.delta(like) for site, hook in self.by_task.get(self.owner.task, {}).items()}
+        model = next(iter(parts.values()), like)  # under vmap, only a tensor made from one of many can take many
+        whole = model.new_zeros(self.shape)
+        for site, part in parts.items():
+            whole[site.rectangle] = part
         return whole
 
 

@@ -1,7 +1,7 @@
 """The update of one site, added to the output of its module: a plain object, pickled and copied with the model."""
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -77,6 +77,7 @@ class Stack:
         self.held = held
         self.axes = axes
         self._kept: tuple[Tensor, tuple[Any, ...], Any] | None = None
+        self._places: tuple[torch.device, list[tuple[Tensor, ...]]] | None = None
 
     def read(self, index: tuple[int, ...]) -> Tensor:
         """Return the row at an index of the site modes."""
@@ -99,6 +100,17 @@ class Stack:
         for place in index:
             row = row[place]
         return cast("Tensor", row)
+
+    def places(self, index: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """Return an index as tensors on the device of the factor, views of one range for each axis."""
+        tensor = self.held.read()
+        device = torch.device("cpu") if tensor.is_meta else tensor.device
+        if self._places is None or self._places[0] != device:
+            self._places = (
+                device,
+                [torch.split(torch.arange(tensor.shape[axis], device=device), 1) for axis in self.axes],
+            )
+        return tuple(places[at] for places, at in zip(self._places[1], index, strict=True))
 
     def forget(self) -> None:
         """Drop the rows, which hold the factor: a conversion that swaps parameters needs it to be held by none."""
@@ -133,7 +145,7 @@ class Row:
         """Store the stack and the place of the row."""
         self.stack = stack
         self.index = index
-        self.places = tuple(torch.tensor([place]) for place in index)
+        self.places = stack.places(index)
 
     def read(self) -> Tensor:
         """Return the part, as `Ref` says."""
@@ -147,8 +159,7 @@ class Row:
 
     def follow(self) -> None:
         """Move the tensors of the place to the device of the factor."""
-        device = self.stack.held.read().device
-        self.places = tuple(place.to(device) for place in self.places) if device.type != "meta" else self.places
+        self.places = self.stack.places(self.index)
 
 
 @dataclass(frozen=True)
@@ -213,8 +224,7 @@ class SiteHook:
         x = see_x(self, args, kwargs, output)
         if x.ndim == 2:  # noqa: PLR2004  (a view costs as much as a small product)
             return self.add(output, x)
-        flat = self.add(output.reshape(-1, output.shape[-1]), x.reshape(-1, self.width))
-        return flat.reshape(output.shape)
+        return add_by_rows(self.add, output, x)
 
     def add(self, output: Tensor, x: Tensor) -> Tensor:
         """Return the output (token, out) with the update of x (token, in) added."""
@@ -264,6 +274,20 @@ class SiteHook:
         self._forget_code()
         if is_dense:
             self.write_dense()
+
+
+def add_by_rows(add: Callable[[Tensor, Tensor], Tensor], output: Tensor, x: Tensor) -> Tensor:
+    """Add an update to an output of any number of axes; `add` takes matrices (token, out) and (token, in)."""
+    if not output.is_nested:
+        return add(output.reshape(-1, output.shape[-1]), x.reshape(-1, x.shape[-1])).reshape(output.shape)
+    ragged = cast("Any", output)  # the annotations of torch know no nested tensor
+    if ragged.layout is not torch.jagged or ragged.lengths() is not None:
+        raise SiteError(
+            "x: expected a nested tensor of layout torch.jagged without holes, got another nested tensor.\n"
+            "Make it with torch.nested.nested_tensor(..., layout=torch.jagged), or pad the batch."
+        )
+    total = add(output.values(), x.values())
+    return torch.nested.nested_tensor_from_jagged(total, ragged.offsets())
 
 
 class Seeing(Watched, Protocol):

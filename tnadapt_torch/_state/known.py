@@ -1,7 +1,6 @@
 """The attached adapters of this process, so that those on a part of a model and those on the whole know each other."""
 
 from collections.abc import Iterable
-from itertools import count
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
@@ -13,12 +12,10 @@ if TYPE_CHECKING:
 __all__: list[str] = []
 
 _attached: "WeakSet[AdapterState]" = WeakSet()  # a copy or an unpickled state enters itself
-_turns = count()
 
 
 def enter(state: "AdapterState") -> None:
     """Make a state known to the adapters that come later."""
-    state.turn = next(_turns)
     _attached.add(state)
 
 

@@ -18,6 +18,11 @@ __all__: list[str] = []
 def save_as_lora(state: "AdapterState", directory: str | os.PathLike[str], rank: int | None) -> dict[str, Written]:
     """Write the folder of `AdapterState.save_as_lora`. Raise SiteError, with nothing written, where that says so."""
     state.check_host()
+    if named := [path for path, weight in state.weights.items() if not weight.is_module]:
+        raise SiteError(
+            f"save_as_lora: expected the weights of linear layers, got the parameter {named[0]}.\n"
+            "A LoRA folder names modules. Save the adapter with state.save(path)."
+        )
     extra = {key: to_numpy(value) for key, value in state.saved.values().items()}
     if pair := find_tie(state.model, extra):
         raise SiteError(

@@ -58,7 +58,7 @@ class AdapterState(nn.Module):
         self.watch: Removable | None = None
         self.weights: dict[str, Weight] = {}
         self.folded: dict[str, Weight] = {}  # weights that take the update themselves, instead of their module's output
-        self.turn = 0  # the position of the attach among those of this process
+        self.turn = 0  # the position of the attach among those on the host; a copy keeps it
         self.host: tuple[
             nn.Module, ...
         ] = ()  # a tuple, since a module attribute would make the host a child of its own child
@@ -128,10 +128,19 @@ class AdapterState(nn.Module):
                 self.saved.swap()
 
     def set_task(self, task: str) -> None:
-        """Use the sites of this task from now on. Raise SiteError for a task that the adapter does not have."""
+        """Use the sites of this task from now on.
+
+        Raises:
+            SiteError: the adapter does not have this task, or the update of another task is merged.
+        """
         if task not in self.tasks:
             raise SiteError(
                 f"task: expected one of this adapter's tasks ({', '.join(self.tasks) or 'none'}), got {task!r}."
+            )
+        if self.merged is not None and task != self.task:
+            raise SiteError(
+                f"task: expected an adapter that is not merged, got one with task {self.task!r} in the weights.\n"
+                f"Call unmerge(), set_task({task!r}) and merge()."
             )
         self.task = task
 

@@ -3,25 +3,22 @@
 import inspect
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import InitVar, dataclass, field, fields
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import peft
-from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
-from safetensors import SafetensorError, safe_open
 
 from tnadapt import Adapter, AdapterSpec, FormatError, SiteError, from_json, to_json
-from tnadapt.binding import SpecLike, digests, spec_of, told
+from tnadapt.binding import SpecLike, answers, digests, expect_names, mistake, spec_of, told
+from tnadapt_torch.peft._checkpoint import LARGEST_SEED, check_folder
 
 __all__ = ["TnConfig"]
 
 TESTED = ("0.21.2",)
 PREFIX = "tnadapt_"
-STATES = "tnadapt_states"  # the attribute in which the tuner holds the states of its adapters
-STEM = f"base_model.{STATES}."  # the prefix of a factor's key in adapter_model.safetensors
 
 
 def check_release(release: str) -> None:
@@ -52,7 +49,9 @@ class TnConfig(peft.PeftConfig):  # type: ignore[misc]
         rank: the size of every bond, or a mapping from bond to size.
         alpha: replaces the alpha of the spec's scale.
         sizes: a mapping from mode to size, such as {"head": 12}.
-        seed: the seed of the starting values.
+        seed: the seed of the starting values. By default it is drawn from torch's generator when the adapter is made,
+            so that `torch.manual_seed` determines it. If there are several processes, it is 0 by default, since all of
+            them must draw the same values.
         dropout: the dropout probability on the adapter's input during training.
         target_modules: as in PEFT: names or suffixes, a regular expression, "all-linear", or None for the default LoRA
             targets of PEFT for this model type.
@@ -60,11 +59,19 @@ class TnConfig(peft.PeftConfig):  # type: ignore[misc]
         layers_to_transform: adapt only the layers with these indices.
         layers_pattern: the name of the list of layers, if PEFT cannot infer it.
         modules_to_save: names of modules that are trained in full and saved with the adapter.
+        target_parameters: layouts of parameters that do not belong to a linear layer, as in `attach`.
+        blocks: weights to split into blocks, as in `attach`.
+        fused: weights that hold several projections, as in `attach`.
+        tasks: names of tasks, as in `attach`; `model.base_model.states()["default"].set_task` chooses one.
+        fold: add the update to the weight at each call, as in `attach`.
+        overparametrized: allow a rank higher than that of any update.
+        rank_pattern: not supported, since all sites of a network have one rank; a value raises SiteError.
+        alpha_pattern: not supported, since all sites of a network have one scale; a value raises SiteError.
         adapter: only in a file, in place of spec, rank, alpha, sizes and seed: the saved adapter as JSON.
         digests: only in a file: the SHA-256 of each frozen factor that is drawn again at load.
 
     Raises:
-        SiteError: there is no spec, or dropout is not a probability below 1.
+        SiteError: there is no spec, or a value is not valid.
         FormatError: a JSON text does not describe an adapter or a spec.
     """
 
@@ -72,22 +79,35 @@ class TnConfig(peft.PeftConfig):  # type: ignore[misc]
     rank: int | Mapping[str, int] | None = None
     alpha: float | None = None
     sizes: Mapping[str, int] | None = None
-    seed: int = 0
+    seed: int | None = None
     dropout: float = 0.0
     target_modules: list[str] | set[str] | str | None = None
     exclude_modules: list[str] | set[str] | str | None = None
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
     modules_to_save: list[str] | None = None
+    target_parameters: Mapping[str, str] | None = None
+    blocks: Mapping[str, tuple[int, int]] | None = None
+    fused: Mapping[str, Sequence[str | None] | Mapping[str, int]] | None = None
+    tasks: Collection[str] = ()
+    fold: bool = False
+    overparametrized: bool = False
     adapter: str | None = None
     digests: dict[str, str] = field(default_factory=dict)
+    rank_pattern: InitVar[Mapping[str, int] | None] = None
+    alpha_pattern: InitVar[Mapping[str, float] | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, rank_pattern: object, alpha_pattern: object) -> None:
         """Parse the JSON texts of a file and check the fields."""
         super().__post_init__()
         self.peft_type = PeftType.TNADAPT
         self._loaded: Adapter | None = None
         self._sealed: dict[str, Any] = {}
+        for word, given in (("rank", rank_pattern), ("alpha", alpha_pattern)):
+            if given:
+                raise mistake(
+                    SiteError, f"{word}_pattern", f"one {word} for the sites of a network", told(given), APART
+                )
         if self.adapter is not None:
             self._take(self.adapter)
         if inspect.isfunction(self.spec) or (isinstance(self.spec, str) and self.spec.isidentifier()):
@@ -98,11 +118,24 @@ class TnConfig(peft.PeftConfig):  # type: ignore[misc]
             raise SiteError(
                 f"TnConfig: expected an AdapterSpec as spec, got {self.spec!r}.\nPass one such as families.lora()."
             )
-        if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
-            raise SiteError(f"dropout: expected a number of at least 0 and below 1, got {self.dropout!r}.")
+        self._check_values()
         for name in ("target_modules", "exclude_modules"):
             if isinstance(rule := getattr(self, name), list):
                 setattr(self, name, set(rule))
+
+    def _check_values(self) -> None:
+        if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
+            raise SiteError(f"dropout: expected a number of at least 0 and below 1, got {self.dropout!r}.")
+        if not (self.seed is None or (type(self.seed) is int and 0 <= self.seed <= LARGEST_SEED)):
+            todo = "Write seed=0, or leave it out to draw it from torch's generator."
+            raise mistake(SiteError, "seed", "an integer from 0 to 2**63 - 1, or None", told(self.seed), todo)
+        for word in ("fold", "overparametrized"):
+            if not isinstance(getattr(self, word), bool):
+                raise mistake(SiteError, word, "True or False", told(getattr(self, word)), f"Write {word}=True.")
+        for word, example in MAPPINGS.items():
+            if not isinstance(given := getattr(self, word), Mapping | None):
+                raise mistake(SiteError, word, "a mapping from names", told(given), f"Write {word}={example}.")
+        self.tasks = expect_names(self.tasks or [], "TnConfig", "tasks", SiteError)
 
     def _take(self, text: str) -> None:
         """Set the fields from a saved adapter."""
@@ -113,7 +146,12 @@ class TnConfig(peft.PeftConfig):  # type: ignore[misc]
             )
             raise FormatError(f"adapter: expected the text of an adapter and no spec, got {given}")
         self._loaded, self.spec, self.alpha = loaded, loaded.spec, None
-        self.rank, self.sizes, self.seed = loaded.rank, loaded.sizes, loaded.seed
+        self.rank, self.sizes, self.seed, self.overparametrized = loaded.rank, loaded.sizes, loaded.seed, True
+
+    @property
+    def reads_weights(self) -> bool:
+        """Whether starting values are read from the model's weights."""
+        return any(factor.init.is_read for factor in cast("AdapterSpec", self.spec).factors.values())
 
     def check(self, adapter: Adapter) -> None:
         """Raise FormatError unless an adapter bound to a model equals the saved one, if the config has a saved one.
@@ -138,10 +176,13 @@ class TnConfig(peft.PeftConfig):  # type: ignore[misc]
                 f"got another digest when it was drawn again from seed {adapter.seed}."
             )
 
-    def seal(self, adapter: Adapter) -> None:
-        """Store this adapter for the next adapter_config.json that is saved."""
+    def seal(self, adapter: Adapter | None) -> None:
+        """Store this adapter for the next adapter_config.json that is saved; None to forget the last one."""
+        if adapter is None:
+            self._sealed = {}
+            return
         asked = dict.fromkeys(("spec", "rank", "alpha", "sizes"))
-        self._sealed = asked | {"seed": 0, "adapter": to_json(adapter), "digests": digests(adapter)}
+        self._sealed = asked | {"seed": adapter.seed, "adapter": to_json(adapter), "digests": digests(adapter)}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain data, as adapter_config.json stores them."""
@@ -149,11 +190,8 @@ class TnConfig(peft.PeftConfig):  # type: ignore[misc]
         plain["spec"] = to_json(self.spec)  # type: ignore[arg-type]  # __post_init__ made it a spec
         if self._loaded is not None:
             plain |= dict.fromkeys(("spec", "rank", "alpha", "sizes"))
-        plain |= {name: dict(value) for name, value in plain.items() if isinstance(value, Mapping)}
-        plain |= {
-            name: sorted(value) for name, value in plain.items() if isinstance(value, set)
-        }  # so that equal configs give equal files
-        return plain | self._sealed
+        plain |= {name: _pairs(plain[name]) for name in MAPPINGS if plain[name] is not None}
+        return {name: _plain(value) for name, value in plain.items()} | self._sealed
 
     @classmethod
     def from_json_file(cls, path_json_file: str | os.PathLike[str]) -> dict[str, Any]:
@@ -177,64 +215,68 @@ class TnConfig(peft.PeftConfig):  # type: ignore[misc]
                 "Was it saved by a newer release?"
             )
         for name, value in data.items():
-            if not isinstance(value, KINDS.get(name, (str, type(None)))) or (isinstance(value, bool) and name != FLAG):
+            kinds = KINDS.get(name, (str, type(None)))
+            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
                 raise FormatError(f"{path}: expected another type of value for {name}, got {type(value).__name__}.")
         if data.get("adapter") is not None:
-            _check_factors(path.parent, from_json(data["adapter"]))
-        return data
+            check_folder(path.parent, from_json(data["adapter"]))
+        return data | {name: _unpaired(path, name, data[name]) for name in MAPPINGS if data.get(name) is not None}
 
 
-FLAG = "inference_mode"
+TnConfig.__init__ = answers(SiteError, "TnConfig")(TnConfig.__init__)  # type: ignore[method-assign]
+
+APART = "Add a second adapter, with its own rank and alpha, for the other modules, and make both active."
+MAPPINGS = {
+    "target_parameters": '{"experts.gate_up_proj": "expert in out"}',
+    "blocks": '{"fc1": (4, 1)}',
+    "fused": '{"c_attn": ["q", "k", "v"]}',
+}
+NONE = type(None)
+PAIR = 2
 KINDS: dict[str, tuple[type, ...]] = {
-    FLAG: (bool,),
-    "auto_mapping": (dict, type(None)),
-    "rank": (int, dict, type(None)),
-    "alpha": (int, float, type(None)),
-    "sizes": (dict, type(None)),
-    "seed": (int,),
+    "inference_mode": (bool,),
+    "auto_mapping": (dict, NONE),
+    "rank": (int, dict, NONE),
+    "alpha": (int, float, NONE),
+    "sizes": (dict, NONE),
+    "seed": (int, NONE),
     "dropout": (int, float),
-    "target_modules": (list, str, type(None)),
-    "exclude_modules": (list, str, type(None)),
-    "layers_to_transform": (list, int, type(None)),
-    "layers_pattern": (list, str, type(None)),
-    "modules_to_save": (list, type(None)),
+    "target_modules": (list, str, NONE),
+    "exclude_modules": (list, str, NONE),
+    "layers_to_transform": (list, int, NONE),
+    "layers_pattern": (list, str, NONE),
+    "modules_to_save": (list, NONE),
+    "target_parameters": (list, NONE),
+    "blocks": (list, NONE),
+    "fused": (list, NONE),
+    "tasks": (list,),
+    "fold": (bool,),
+    "overparametrized": (bool,),
     "digests": (dict,),
 }
 
 
-def _check_factors(folder: Path, adapter: AdapterSpec | Adapter) -> None:
-    """Check the header of the file of factors, if the file exists (a hub may not have sent it yet)."""
-    path = folder / SAFETENSORS_WEIGHTS_NAME
-    if not path.exists():
-        if (pickled := folder / WEIGHTS_NAME).exists():
-            raise FormatError(
-                f"{pickled}: expected a safetensors file, got a pickle, which can run code when it is read.\n"
-                "Save it as safetensors."
-            )
-        return
-    try:
-        with safe_open(path, framework="pt") as file:
-            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  (no dict)
-    except (SafetensorError, OSError) as error:
-        raise FormatError(
-            f"{path}: expected a whole safetensors file, got a truncated or damaged one: {error}"
-        ) from None
-    if isinstance(adapter, Adapter):
-        check_factors(str(path), adapter, {key: shape for key, shape in shapes.items() if key.startswith(STEM)})
+def _plain(value: Any) -> Any:
+    """Return a field as JSON stores it. A set is sorted, so that equal configs give equal files."""
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    return sorted(value) if isinstance(value, set) else list(value) if isinstance(value, tuple) else value
 
 
-def check_factors(where: str, adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise FormatError unless the tensors with these keys and shapes are the factors of the adapter."""
-    wanted = {f"{STEM}{name}": slot for name, slot in adapter.slots.items()}
-    missing = [key for key, slot in wanted.items() if slot.is_stored and key not in shapes]
-    if odd := [*missing, *sorted(shapes.keys() - wanted.keys())]:
-        given = f"none named {odd[0]}" if missing else f"{odd[0]}, which is not one of them"
-        raise FormatError(f"{where}: expected the factors of this adapter, got {given}.\nNothing was loaded.")
-    for key, shape in shapes.items():
-        if shape != wanted[key].shape:
-            raise FormatError(
-                f"{where}: expected {key} with shape {wanted[key].shape}, got {shape}.\nNothing was loaded."
-            )
+def _pairs(given: Mapping[str, Any]) -> list[Any]:
+    """Return a mapping as a list of pairs: its order counts, and PEFT sorts the keys of the mappings that it writes."""
+    return [[name, _pairs(value) if isinstance(value, Mapping) else _plain(value)] for name, value in given.items()]
+
+
+def _unpaired(path: Path, name: str, pairs: list[Any]) -> dict[str, Any]:
+    """Return the mapping of a list of pairs. Raise FormatError for any other list."""
+    for pair in pairs:
+        if not (isinstance(pair, list) and len(pair) == PAIR and isinstance(pair[0], str)):
+            raise FormatError(f"{path}: expected a list of pairs for {name}, got {told(pair)} in it.")
+    return {
+        key: _unpaired(path, name, value) if isinstance(value, list) and value and isinstance(value[0], list) else value
+        for key, value in pairs
+    }
 
 
 def _shape(sites: Mapping[str, Any], odd: list[str]) -> str:

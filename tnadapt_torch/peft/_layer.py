@@ -1,22 +1,25 @@
-"""The layer that replaces a linear layer under PEFT: the base layer with the hooks of its adapters."""
+"""The layers that PEFT puts in place of adapted modules: the base layer with the hooks of its adapters."""
 
 import warnings
+from collections.abc import Mapping
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from tnadapt import SiteError
-from tnadapt_torch._host import Merged, linear_weight
+from tnadapt_torch._host import Merged, Weight, linear_weight
 from tnadapt_torch._run import Hook
+from tnadapt_torch.peft._rows import Rows
 
-__all__ = ["TnLinear"]
+__all__ = ["TnLinear", "TnParameters"]
 
 
-class TnLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
-    """A linear layer under PEFT. It owns only the base layer; the tuner owns the states of the adapters."""
+class TnLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
+    """A module under PEFT. It owns only the base layer; the tuner owns the states of the adapters."""
 
     adapter_layer_names = ("tnadapt_states",)
     other_param_names = ("tnadapt_hooks",)
@@ -26,21 +29,26 @@ class TnLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     active_adapters: list[str]
 
     def __init__(self, base_layer: nn.Module, path: str) -> None:
-        """Store the layer that this one replaces, and its path in the host."""
+        """Store the module that this one replaces, and its path in the host."""
         super().__init__()
         self.base_layer = base_layer
         self.path = path
-        self.out_features, self.in_features = linear_weight(self.get_base_layer()).shape
-        self.tnadapt_hooks: dict[str, Hook] = {}
+        self.tnadapt_hooks: dict[str, dict[str, Hook]] = {}  # by the adapter, then by the path of the weight
+        self.rows: Rows | None = None  # in a call whose rows use different adapters
         # PEFT switches and lists adapters here. Not registered as a child, since the tuner registers each state once.
         self.__dict__["tnadapt_states"] = nn.ModuleDict()
         self.merged_adapters: list[str] = []
         self.merges: list[Merged] = []
 
-    def add(self, name: str, state: nn.Module, hook: Hook) -> None:
-        """Add an adapter to this layer."""
+    @property
+    def weights(self) -> dict[str, Weight]:
+        """The adapted weights of the base layer, by path."""
+        raise NotImplementedError
+
+    def add(self, name: str, state: nn.Module, path: str, hook: Hook) -> None:
+        """Add an adapter to one weight of this layer."""
         self.tnadapt_states[name] = state
-        self.tnadapt_hooks[name] = hook
+        self.tnadapt_hooks.setdefault(name, {})[path] = hook
 
     def drop(self, name: str) -> None:
         """Remove an adapter from this layer, active or not."""
@@ -51,53 +59,67 @@ class TnLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         """Return the innermost base layer, below the layers of other PEFT methods."""
         return cast("nn.Module", BaseTunerLayer.get_base_layer(self))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the output of the base layer with the updates of the active adapters added."""
-        if self.disable_adapters and self.merged:
-            self.unmerge()
-        output: Tensor = self.base_layer(x)
-        if self.disable_adapters or self.merged:
-            return output
-        for name in self.active_adapters:
-            if name in self.tnadapt_hooks:
-                output = self.tnadapt_hooks[name](self, (x,), {}, output)
-        return output
+    def _in_use(self) -> list[str]:
+        """Return the adapters whose updates a call adds. If adapters are disabled, unmerge them first, as PEFT does."""
+        if self._disable_adapters or self.merged_adapters:
+            if self._disable_adapters and self.merged_adapters:
+                self.unmerge()
+            return []
+        return [name for name in self.active_adapters if name in self.tnadapt_hooks]
 
-    def get_delta_weight(self, adapter: str) -> Tensor:
-        """Return the dense update in float32 or better, in the layout of the base weight.
+    def _call(self, args: Any, kwargs: Any, *folded: str) -> Tensor:
+        """Call the base layer, with the updates of these adapters added to its weights."""
+        if not folded:
+            return cast("Tensor", self.base_layer(*args, **kwargs))
+        return cast("Tensor", functional_call(self.base_layer, self._folded(*folded), args, kwargs))
+
+    def _folded(self, *names: str) -> dict[str, Tensor]:
+        """Return the weights of the base layer, by name, with the updates of these adapters added."""
+        values: dict[str, Tensor] = {}
+        weights = self.weights
+        for name in names:
+            for path, hook in self.tnadapt_hooks[name].items():
+                weight = weights[path]
+                stored: Tensor = values.get(weight.name, weight.parameter)
+                values[weight.name] = stored + weight.lay(hook.delta(stored))
+        return values
+
+    def delta(self, adapter: str, path: str) -> Tensor:
+        """Return the dense update of a weight in float32 or better, in the layout of the stored weight.
 
         Raises:
             SiteError: this layer does not have the adapter.
         """
         if adapter not in self.tnadapt_hooks:
             raise SiteError(f"{self.path}: expected one of its adapters {list(self.tnadapt_hooks)}, got {adapter!r}.")
-        base = linear_weight(self.get_base_layer())
+        weight = self.weights[path]
         with torch.no_grad():
-            return base.lay(self.tnadapt_hooks[adapter].delta(base.like))
+            return weight.lay(self.tnadapt_hooks[adapter][path].delta(weight.like))
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add updates to the base weight, in float32 or better, each rounded once.
+        """Add updates to the base weights, in float32 or better, each rounded once.
 
         The sums are always checked, whatever `safe_merge` is. A merge that fails leaves this layer unchanged.
 
         Raises:
-            SiteError: a sum is not finite, or the weight is quantized.
+            SiteError: a sum is not finite, or a weight is quantized.
         """
         base = self.get_base_layer()
         done = len(self.merges)
         try:
             for name in check_adapters_to_merge(self, adapter_names):
                 if name in self.tnadapt_hooks:
-                    delta = partial(self.get_delta_weight, name)
-                    weights = {self.path: linear_weight(base, self.path)}
-                    self.merges.append(Merged.write(base, weights, {self.path: delta}, len(self.merges)))
+                    paths = self.tnadapt_hooks[name]
+                    weights = {path: weight for path, weight in self.weights.items() if path in paths}
+                    deltas = {path: partial(self.delta, name, path) for path in weights}
+                    self.merges.append(Merged.write(base, weights, deltas, len(self.merges)))
                     self.merged_adapters.append(name)
         except BaseException:
             self.unmerge_to(done)
             raise
 
     def unmerge(self) -> None:
-        """Restore the base weight, bit for bit. Raise SiteError if it was quantized after the merge."""
+        """Restore the base weights, bit for bit. Raise SiteError if one was quantized after the merge."""
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
         self.unmerge_to(0)
@@ -109,14 +131,11 @@ class TnLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             self.merges.pop()
             self.merged_adapters.pop()
 
-    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """Return True: the update is added to the weight."""
-        return True
-
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         """Move an adapter but keep its dtype: factors stay float32 beside a half-precision weight."""
         if adapter_name in self.tnadapt_states:
-            self.tnadapt_states[adapter_name].to(device or linear_weight(self.get_base_layer()).like.device)
+            stored = next(iter(self.weights.values())).like
+            self.tnadapt_states[adapter_name].to(device or stored.device)
 
     def __repr__(self) -> str:
         """Return the repr with the method's name in front, as PEFT's layers do."""
@@ -125,3 +144,126 @@ class TnLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     def extra_repr(self) -> str:
         """Return the names of the adapters on this layer."""
         return f"adapters={list(self.tnadapt_hooks)}"
+
+
+class TnLinear(TnLayer):
+    """A linear layer under PEFT."""
+
+    def __init__(self, base_layer: nn.Module, path: str) -> None:
+        """Store the layer that this one replaces, and its path in the host."""
+        super().__init__(base_layer, path)
+        self.folded: set[str] = set()  # the adapters whose update is added to the weight instead of to the output
+        self.out_features, self.in_features = linear_weight(self.get_base_layer()).shape
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight of the base layer, with the updates of adapters in use that fold theirs into it.
+
+        Raises:
+            SiteError: the rows of the batch use different adapters, one of which has its update in the weight.
+        """
+        names = self.folded and self._in_use()
+        if names and self.rows is not None:
+            raise SiteError(
+                f"adapter_names: expected layers that are called, got {self.path}, whose weight was read.\n"
+                "One weight cannot serve rows with different adapters. Call the model once for each adapter."
+            )
+        names = [name for name in names if name in self.folded]
+        return self._folded(*names)["weight"] if names else cast("Tensor", super().weight)
+
+    @property
+    def weights(self) -> dict[str, Weight]:
+        """The weight of the base layer, by path."""
+        return {self.path: linear_weight(self.get_base_layer(), self.path)}
+
+    def drop(self, name: str) -> None:
+        """Remove an adapter from this layer, active or not."""
+        super().drop(name)
+        self.folded.discard(name)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Remove an adapter from this layer; if it was active, PEFT chooses another one."""
+        super().delete_adapter(adapter_name)
+        self.folded.discard(adapter_name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the output of the base layer with the updates of the active adapters added."""
+        if self.rows is not None and not self.disable_adapters:
+            return self._forward_rows(self.rows, args, kwargs)
+        names, folded = self._in_use(), self.folded
+        output = self._call(args, kwargs, *(name for name in names if name in folded) if folded else ())
+        for name in names:
+            if name not in folded:
+                output = self.tnadapt_hooks[name][self.path](self, args, kwargs, output)
+        return output
+
+    def _forward_rows(self, rows: Rows, args: Any, kwargs: Any) -> Tensor:
+        """Return the output of the base layer with the update of its own adapter added to each row.
+
+        Raises:
+            SiteError: there is not one name per row, or adapters are merged.
+        """
+        x: Tensor = args[0] if args else next(iter(kwargs.values()))
+        rows.check(self.path, x, self.merged_adapters)
+        output = self._call(args, kwargs)
+        places, back = rows.split(output.device)
+        parts = []
+        for name, at in places:
+            part, seen = output[at], (x[at],)
+            if name in self.folded:
+                part = self._call(seen, {}, name)
+            elif name in self.tnadapt_hooks:
+                part = self.tnadapt_hooks[name][self.path](self, seen, {}, part)
+            parts.append(part)
+        return torch.cat(parts)[back] if parts else output
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """Return the dense update in float32 or better, in the layout of the base weight.
+
+        Raises:
+            SiteError: this layer does not have the adapter.
+        """
+        return self.delta(adapter, self.path)
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Return True: the update is added to the weight."""
+        return True
+
+
+class TnParameters(TnLayer):
+    """A module under PEFT whose own parameters are adapted, such as the experts of a mixture."""
+
+    def __init__(self, base_layer: nn.Module, path: str) -> None:
+        """Store the module that this one replaces, and its path in the host."""
+        super().__init__(base_layer, path)
+        self.layouts: dict[str, tuple[str, tuple[str, ...]]] = {}  # path of a weight -> its name here, and its layout
+        self.in_features = self.out_features = None
+
+    @property
+    def weights(self) -> dict[str, Weight]:
+        """The adapted parameters of the base layer, by path."""
+        base = self.get_base_layer()
+        return {path: Weight(base, name, layout, path, self.path) for path, (name, layout) in self.layouts.items()}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the base layer with the updates of the active adapters added to its parameters.
+
+        Raises:
+            SiteError: the rows of the batch use different adapters.
+        """
+        if self.rows is not None and not self.disable_adapters:
+            raise SiteError(
+                f"adapter_names: expected adapters on linear layers alone, got one on the parameters of {self.path}.\n"
+                "Its rows cannot be told apart. Call the model once for each adapter."
+            )
+        return self._call(args, kwargs, *self._in_use())
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the base layer that this layer does not have."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            modules: Mapping[str, nn.Module] = self.__dict__.get("_modules", {})
+            if name == "base_layer" or "base_layer" not in modules:
+                raise
+            return getattr(modules["base_layer"], name)

@@ -190,7 +190,7 @@ WRONG = [
     (("show", "lora", *GPT2, "--target-modules", "foo"), "got 'foo', which matches none"),
     (("compare", *GPT2), "the following arguments are required"),
     (("draw", "lora", "-o", "nowhere/x.svg"), "nowhere/x.svg: expected a writable path, got error 'No such file"),
-    (("draw", "lora", "-o", "."), ".: expected a writable path, got error 'Is a directory"),
+    (("draw", "lora", "-o", "."), ".: expected the path of a file, got that of a folder."),
     (("show", "lines.py:x", *GPT2), "lines.py: ValueError: one two"),
     (("compare", "lora", *GPT2, "--budget", "9"), "not allowed with argument"),
     (

@@ -207,7 +207,6 @@ BIAS = "head.bias:extra"
 SWAPS = {  # only the last two change a byte of the numbers
     "two swapped names": lambda a: a.update({"0.q.b": a["1.q.b"], "1.q.b": a["0.q.b"]}),
     "the name of an extra": lambda a: a.update({"head.bias2:extra": a.pop(BIAS)}),
-    "an extra named like a factor": lambda a: a.update({"head.bias": a.pop(BIAS)}),
     "a shape": lambda a: a.update({BIAS: a[BIAS].reshape(4)}),
     "a shape with the same number of axes": lambda a: a.update({BIAS: a[BIAS].reshape(1, 4)}),
     "a wider dtype": lambda a: a.update({BIAS: a[BIAS].view(np.float64)}),
@@ -229,8 +228,7 @@ def test_the_digest_of_the_numbers_covers_names_and_dtypes_and_shapes(swap, path
 @pytest.mark.parametrize("resealed", [False, True])
 def test_an_unknown_tensor_is_refused(name, resealed, path):
     forge(path, swap=lambda arrays: arrays.update({name: np.zeros((2, 8), np.float32)}), resealed=resealed)
-    odd = FACTORS + name
-    with pytest.raises(FormatError, match=odd if resealed else DIGEST):
+    with pytest.raises(FormatError, match=FACTORS + name):  # before any tensor is read and its digest compared
         load(path)
 
 
@@ -283,7 +281,7 @@ def test_huge_sizes_are_refused_before_anything_is_drawn(shape, path):
     # no machine can hold these, so without the limit the test would fail at once instead of filling the memory
     forge(path, claim(shape, LARGEST))
     entries = f"{LARGEST * sum(shape):,}"
-    with pytest.raises(FormatError, match=f"expected at most 268,435,456 frozen numbers to draw, got {entries}"):
+    with pytest.raises(FormatError, match=f"expected at most 67,108,864 frozen numbers to draw, got {entries}"):
         load(path)
 
 

@@ -220,7 +220,8 @@ SPEC_EDITS = [
         "factor '_': expected a name that does not begin with '_'",
     ),
     ("spec.weight", "((out in", INVALID + "bracket inside a bracket"),
-    ("spec.weight", "(" * 10**6, INVALID + "bracket inside a bracket"),
+    ("spec.weight", "(" * 10**4, INVALID + "bracket inside a bracket"),
+    ("spec.weight", "(" * 10**6, "weight: expected at most 65,536 characters, got 1,000,000"),
 ]
 
 

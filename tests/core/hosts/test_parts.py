@@ -1,7 +1,11 @@
 """Weights split into several sites: the position and name of each block, and the update of the whole weight."""
 
+import time
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tnadapt import (
     FormatError,
@@ -221,6 +225,70 @@ def test_overlap_is_found_even_if_no_axis_separates_the_blocks():
     assert len(families.lora().bind([*around, block("e", (2, 2), (1, 1))], rank=1).sites) == 5
     with pytest.raises(SiteError, match="expected sites of one weight that do not overlap"):
         families.lora().bind([*around, block("e", (2, 2), (1, 2))], rank=1)
+
+
+def spiral(count):
+    """Strips that are cut off one at a time, in turn from the left and from the top."""
+    side, boxes = 2 * count, []
+    for number in range(count):
+        top, left = number // 2, (number + 1) // 2
+        boxes.append(((1, side - left), (top, left)) if number % 2 else ((side - top, 1), (top, left)))
+    return boxes, side
+
+
+def herringbone(side):
+    """Dominoes, lying and standing, that no straight cut separates."""
+    boxes = []
+    for row in range(side):
+        starts = range(row % 4 - 4, side, 4)
+        boxes += [((1, 2), (row, at)) for at in starts if 0 <= at < side - 1]
+        boxes += [((2, 1), (row, at + 3)) for at in starts if 0 <= at + 3 < side and row < side - 1]
+    return boxes, side
+
+
+def blocks_of(boxes, side):
+    return [
+        Site(f"w[{n}]", shape, {"kind": str(n)}, Block("w", (side, side), start))
+        for n, (shape, start) in enumerate(boxes)
+    ]
+
+
+@pytest.mark.parametrize("boxes", [spiral(3000), herringbone(30)], ids=["spiral", "herringbone"])
+def test_blocks_in_any_arrangement_are_compared_quickly_and_without_recursion(boxes):
+    sites = blocks_of(*boxes)
+    start = time.process_time()
+    parts.check_parts("w", sites)
+    (shape, at), side = boxes[0][len(sites) // 2], boxes[1]
+    extra = Site("w[x]", shape, {"kind": "x"}, Block("w", (side, side), at))
+    with pytest.raises(SiteError, match=r"do not overlap.*, got w\[x\], which updates"):
+        parts.check_parts("w", [*sites, extra])
+    assert time.process_time() - start < 3
+
+
+def test_too_many_blocks_that_no_cut_separates_are_refused():
+    sites = blocks_of(*herringbone(100))
+    assert len(sites) > 4096
+    with pytest.raises(SiteError, match=r"w: expected at most 4,096 blocks that no straight cut separates, got "):
+        parts.check_parts("w", sites)
+
+
+@given(st.data())
+def test_an_overlap_is_found_if_and_only_if_there_is_one(data):
+    whole = data.draw(st.lists(st.integers(2, 5), min_size=2, max_size=3))
+    boxes = []
+    for _ in range(data.draw(st.integers(2, 7))):
+        start = tuple(data.draw(st.integers(0, size - 1)) for size in whole)
+        boxes.append((tuple(data.draw(st.integers(1, s - at)) for s, at in zip(whole, start, strict=True)), start))
+    filled = np.zeros(whole, dtype=int)
+    for shape, start in boxes:
+        filled[tuple(slice(at, at + size) for at, size in zip(start, shape, strict=True))] += 1
+    sites = [Site(f"w[{n}]", shape, {}, Block("w", tuple(whole), start)) for n, (shape, start) in enumerate(boxes)]
+    try:
+        parts.check_parts("w", sites)
+    except SiteError:
+        assert filled.max() > 1
+    else:
+        assert filled.max() == 1
 
 
 def test_ten_thousand_blocks_are_checked_without_comparing_pairs(monkeypatch):

@@ -40,3 +40,22 @@ def test_a_site_has_a_layer_and_a_kind_by_default():
     site = Site("h.0.q", (3, 2))
     assert dict(site.coordinates) == {"layer": 0, "kind": "h.0.q"}
     assert (site.weight, site.weight_shape, site.rectangle) == ("h.0.q", (3, 2), (slice(0, 3), slice(0, 2)))
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("h.\ud800.q", {}),
+        ("h.0.q", {"coordinates": {"kind": "\udfff"}}),
+        ("h.0.q", {"coordinates": {"\ud83d": 1}}),
+        ("h.0.q", {"block": Block("\ud800", (3, 2), (0, 0))}),
+    ],
+)
+def test_half_of_a_surrogate_pair_is_rejected(path, words):
+    with pytest.raises(SiteError, match=r"expected names that UTF-8 can encode, got '.*\\ud"):
+        Site(path, (3, 2), **words)
+
+
+def test_any_other_text_is_a_path():
+    for path in ("h.\u00e9.\U0001f600", "a b\n\t\"'\\", "\0", ""):
+        assert Site(path, (3, 2)).path == path

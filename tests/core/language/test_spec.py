@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import pickle
+import time
 
 import numpy as np
 import pytest
@@ -202,3 +203,24 @@ def test_integers_of_any_library_are_taken_as_python_integers():
     assert from_json(to_json(adapter)) == adapter
     mapped = families.lotr().bind(sites, rank={"p": np.int64(2), "q": 1}, sizes={"in": np.int64(4)})
     assert to_json(mapped) == to_json(families.lotr().bind(sites, rank={"p": 2, "q": 1}, sizes={"in": 4}))
+
+
+def test_a_spec_of_many_bonds_is_bound_to_many_shapes_in_linear_time():
+    """A thousand bonds, each with its own rank, were looked up in lists: a second for each shape."""
+    bonds = [f"b{n}" for n in range(1000)]
+    cores = {f"F{n}": trainable(" ".join(bonds[n : n + 2])) for n in range(999)}
+    ends = {"A": trainable("out b0", init=zeros()), "B": trainable("b999 in")}
+    spec = AdapterSpec(name="own", weight="out in", factors=cores | ends, scale=raw())
+    sites = [Site(f"h.{n}.q", (4, n + 1), {"layer": n, "kind": "q"}) for n in range(40)]
+    start = time.process_time()
+    adapter = spec.bind(sites, rank=dict.fromkeys(bonds, 1), overparametrized=True)
+    assert len(adapter.slots) == 40 * 1001
+    assert time.process_time() - start < 4
+
+
+def test_a_factor_of_the_whole_adapter_has_the_largest_size_of_each_mode():
+    sites = [Site("a", (9, 2)), Site("b", (3, 8)), Site("c", (4, 4))]
+    slots = families.vera().bind(sites, rank=2).slots
+    assert (slots["A"].shape, slots["B"].shape, slots["A"].group) == ((2, 8), (9, 2), "")
+    assert dict(slots["A"].sizes) == {"out": 9, "in": 8, "r": 2}
+    assert (slots["0.b.b"].shape, slots["0.b.b"].group, slots["0.b.b"].inner) == ((3,), "0.b", ("out",))

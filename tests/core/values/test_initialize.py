@@ -1,13 +1,30 @@
 """Starting values: their distributions, their random streams, and their reproducibility."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from tests.table import FAMILIES, REPRESENTATIVES
-from tnadapt import AdapterSpec, delta, families, frozen, grid, init, kaiming_uniform, normal, raw, trainable, zeros
-from tnadapt.initializers import constant, kaiming_normal, ones, orthogonal, uniform
+from tnadapt import (
+    AdapterSpec,
+    SiteError,
+    delta,
+    families,
+    frozen,
+    grid,
+    init,
+    kaiming_uniform,
+    normal,
+    raw,
+    trainable,
+    zeros,
+)
+from tnadapt._frozen import FrozenMap
+from tnadapt._values import sample
+from tnadapt.binding import Factor, Slot
+from tnadapt.initializers import Initializer, constant, kaiming_normal, ones, orthogonal, uniform
 from tnadapt.testing import start_params
 
 SITES = grid(layers=2, kinds={"q": (6, 4), "up": (8, 4)})
@@ -320,3 +337,52 @@ def test_orthogonal_gives_the_shape_of_its_slot(modes, shape):
     assert values.shape == shape
     squares = (values**2).sum(axis=0) if "r" in modes.split() else values**2
     np.testing.assert_allclose(squares, 1, atol=1e-6)  # a vector of length 1, or a sign
+
+
+def slot_of(law, modes, sizes, over=()):
+    """The slot of a frozen factor with these modes and sizes."""
+    inner = tuple(mode for mode in modes if mode not in over)
+    return Slot("A", Factor(modes, law, False), tuple(sizes), FrozenMap(dict(zip(modes, sizes, strict=True))), inner)
+
+
+@pytest.mark.parametrize("amount", [1.0, -0.3])
+@pytest.mark.parametrize("over", [(), ("m0",), ("m0", "m1", "m2")])
+@pytest.mark.parametrize("sizes", [(3, 4, 2), (4, 4, 4), (1, 1, 1)])
+@pytest.mark.parametrize("kind", ["identity", "cyclic", "controlled_z"])
+def test_a_pattern_follows_its_definition_entry_by_entry(kind, sizes, over, amount):
+    modes = ("m0", "m1", "m2")
+    found = sample(slot_of(Initializer(kind, amount), modes, sizes, over), 0)
+    own = [axis for axis, mode in enumerate(modes) if mode not in over]
+    for place in np.ndindex(*sizes):
+        inner = [place[axis] for axis in own]
+        wanted = {
+            "identity": float(len(set(inner)) <= 1),
+            "cyclic": float((place[0] - sum(place[1:])) % sizes[0] == 0),
+            "controlled_z": -1.0 if all(place[axis] == sizes[axis] - 1 for axis in own) else 1.0,
+        }[kind]
+        assert found[place] == np.float64(np.float32(wanted * amount))
+
+
+@pytest.mark.parametrize("kind", ["identity", "cyclic", "controlled_z", "constant", "uniform"])
+def test_values_of_many_modes_take_little_more_memory_than_themselves(kind):
+    """The indices of all modes would take 22 times as much."""
+    modes = tuple(f"m{n}" for n in range(22))
+    slot = slot_of(Initializer(kind, 0.5), modes, (2,) * 22)
+    tracemalloc.start()
+    values = sample(slot, 0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.3 * values.nbytes
+    assert abs(values).max() <= 0.5
+
+
+@pytest.mark.parametrize("kind", ["identity", "cyclic", "controlled_z", "constant", "normal", "orthogonal"])
+def test_a_factor_of_as_many_modes_as_an_array_has_axes_is_drawn(kind):
+    modes = tuple(f"m{n}" for n in range(64))
+    assert sample(slot_of(Initializer(kind, 1.0), modes, (2, 2, 2, *[1] * 61)), 0).shape == (2, 2, 2, *[1] * 61)
+
+
+def test_a_fan_that_no_float_can_hold_is_refused():
+    slot = slot_of(normal(fan=" ".join(["m0"] * 40)), ("m0",), (2**31 - 1,))
+    with pytest.raises(SiteError, match=r"A: expected a fan that a float can hold, got \(m0 .*1,240 bits"):
+        sample(slot, 0)

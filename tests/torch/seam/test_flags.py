@@ -153,6 +153,20 @@ def test_a_tied_module_keeps_its_trained_values_through_disabled(tmp_path):
     assert torch.equal(model.emb.weight, before)
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_the_flag_of_a_tied_parameter_comes_back_from_a_part_and_the_whole(order):
+    model = nn.ModuleDict({"part": nn.ModuleDict({"q": nn.Linear(4, 4), "emb": nn.Embedding(5, 4)})})
+    model["head"] = nn.Linear(4, 5, bias=False)
+    model["head"].weight = model["part"]["emb"].weight
+    states = [
+        attach(model["part"], "lora", target_modules=["q"], rank=2, adapter_name="inner"),
+        attach(model, "lora", target_modules=["q"], modules_to_save=["head"], rank=2, adapter_name="outer"),
+    ]
+    for place in order:
+        states[place].detach()
+    assert all(p.requires_grad for p in model.parameters())
+
+
 def test_the_optimizer_gets_a_tied_parameter_once():
     model = Tied()
     state = attach(model, "lora", target_modules=["q"], modules_to_save=["emb", "head"], rank=2)

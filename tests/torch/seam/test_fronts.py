@@ -216,6 +216,20 @@ def test_two_adapters_come_and_go_in_any_order():
     assert type(model[0]) is nn.Linear
 
 
+@pytest.mark.parametrize("first", ["copy", "original"])
+def test_a_copy_of_a_folded_host_is_detached_alone(first):
+    model, _ = one(fold=True)
+    twin = copy.deepcopy(model)
+    wanted = model(x())
+    leaving, staying = (twin, model) if first == "copy" else (model, twin)
+    leaving.tnadapt_default.detach()
+    assert torch.equal(staying(x()), wanted)
+    staying.tnadapt_default.detach()
+    assert torch.equal(staying(x()), leaving(x()))
+    assert not torch.allclose(staying(x()), wanted)
+    assert type(staying[0]) is type(leaving[0]) is nn.Linear
+
+
 # ---- torch's fused encoder
 
 

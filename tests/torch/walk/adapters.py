@@ -26,7 +26,9 @@ def join(*path: str) -> str:
 
 def below(host: str, paths: Any) -> list[str]:
     """Return the paths that lie under a host, relative to it."""
-    return [path.removeprefix(f"{host}.") if host else path for path in paths if not host or path.startswith(f"{host}.")]
+    return [
+        path.removeprefix(f"{host}.") if host else path for path in paths if not host or path.startswith(f"{host}.")
+    ]
 
 
 # ---- drawing the arguments
@@ -37,7 +39,10 @@ def draw_targets(walk: Walk, rng: random.Random, host: str) -> tuple[Any, list[s
     taken = walk.book.saved()
     free = [path for path in walk.kind.linears if not taken & set(walk.book.stored(f"{path}.weight"))]
     known, allowed = below(host, walk.kind.linears), below(host, free)
-    ends = sorted({path.rpartition(".")[2] for path in allowed} - {path.rpartition(".")[2] for path in known if path not in allowed})
+    ends = sorted(
+        {path.rpartition(".")[2] for path in allowed}
+        - {path.rpartition(".")[2] for path in known if path not in allowed}
+    )
     chosen = rng.sample(ends, rng.randint(1, min(3, len(ends))))
     named = [path for path in known if path.rpartition(".")[2] in chosen]
     if rng.random() < 0.3:
@@ -55,12 +60,15 @@ def draw_saved(walk: Walk, rng: random.Random, host: str, adapted: set[str]) -> 
     free = [
         path
         for path in walk.kind.saveable
-        if not taken & set(walk.book.module_keys(path)) and not any(key.startswith(f"{path}.") for key in walk.book.wraps)
+        if not taken & set(walk.book.module_keys(path))
+        and not any(key.startswith(f"{path}.") for key in walk.book.wraps)
     ]
     return rng.sample(below(host, free), 1) if below(host, free) else []
 
 
-def add_special(walk: Walk, rng: random.Random, want: str, host: str, words: dict[str, Any], named: list[str]) -> bool:
+def add_special(
+    walk: Walk, rng: random.Random, want: str, host: str, *, words: dict[str, Any], named: list[str]
+) -> bool:
     """Add the special argument that is wanted. Return False if this host has nothing for it."""
     if want == "tasks":
         words["tasks"] = list(TASKS[: rng.randint(2, 3)])
@@ -112,7 +120,7 @@ def attach(walk: Walk, rng: random.Random, want: str = "", host: str = "") -> st
     case = FAMILIES[family := rng.choice(families)]
     target, named = draw_targets(walk, rng, host)
     words: dict[str, Any] = {"target_modules": target, "seed": rng.randrange(100)}
-    if not add_special(walk, rng, want, host, words, named):
+    if not add_special(walk, rng, want, host, words=words, named=named):
         return None
     if words["target_modules"] is None:
         named = []
@@ -125,7 +133,11 @@ def attach(walk: Walk, rng: random.Random, want: str = "", host: str = "") -> st
         weights=keys,
         layouts={key: walk.kind.layout(key) for key in keys.values()},
         folded={key for key in keys.values() if words.get("fold") or key in walk.kind.parameters},
-        saved={key: walk.book.tensors[key] for path in words.get("modules_to_save", ()) for key in walk.book.module_keys(join(host, path))},
+        saved={
+            key: walk.book.tensors[key]
+            for path in words.get("modules_to_save", ())
+            for key in walk.book.module_keys(join(host, path))
+        },
         tasks=tuple(words.get("tasks", ("",))),
     )
     entry.task = entry.tasks[0]
@@ -135,7 +147,13 @@ def attach(walk: Walk, rng: random.Random, want: str = "", host: str = "") -> st
 
     def act() -> None:
         state = tnadapt_torch.attach(
-            walk.host(host), case.spec, rank=case.rank, sizes=case.sizes, overparametrized=True, adapter_name=name, **words
+            walk.host(host),
+            case.spec,
+            rank=case.rank,
+            sizes=case.sizes,
+            overparametrized=True,
+            adapter_name=name,
+            **words,
         )
         assert set(state.adapter.weights) == set(keys), f"adapted {sorted(state.adapter.weights)}, not {sorted(keys)}"
 
@@ -143,10 +161,12 @@ def attach(walk: Walk, rng: random.Random, want: str = "", host: str = "") -> st
         return f"{family} refused: {words}"
     walk.count += 1
     walk.book.attach(entry)
+    walk.note_values()
     walk.check(rng)  # at its start an adapter changes nothing, or what the oracle says
     wake(walk.states()[name], entry, rng)
     if rng.random() < 0.5:
         walk.states()[name].double()
+    walk.note_values()
     walk.note_idents()
     return f"{name} = {family} on {host or 'the whole'}: {words}"
 
@@ -161,7 +181,7 @@ def wake(state: AdapterState, entry: Entry, rng: random.Random) -> None:
         values = oracle.values_of({"": state})[""]
         largest = max(oracle.update_of(entry, path, state.adapter, values).abs().max().item() for path in entry.weights)
         if not state.spec.centered and not any(factor.map for factor in state.spec.factors.values()):
-            trained[0].mul_(min(max(0.3 / max(largest, 1e-3), 1e-2), 1e2))
+            trained[0].mul_(min(0.3 / max(largest, 1e-3), 1e2))
 
 
 def attach_second(walk: Walk, rng: random.Random) -> str | None:

@@ -1,7 +1,7 @@
 """The book of the walk: what the oracle knows of one model, and how each event changes it.
 
-It holds a copy of every tensor of the host, and says which adapters are on it, enabled, merged, and for which task. Nothing
-in it is read from the code under test.
+It holds a copy of every tensor of the host and of every factor, and says which adapters are on it, enabled, merged, and
+for which task. The factors are read from the code under test after training; nothing else is.
 """
 
 from collections.abc import Mapping
@@ -37,6 +37,7 @@ class Entry:
     is_enabled: bool = True
     merge: Merge | None = None
     frozen: set[str] = field(default_factory=set)  # the factors that the user froze
+    values: dict[str, Tensor] = field(default_factory=dict)  # of the factors, as training or a cast left them
     error: float = 0.0  # of the starting values, which a cast rounds and the oracle draws again
 
     @property
@@ -171,8 +172,9 @@ class Book:
     # ---- the user
 
     def cast(self, dtype: torch.dtype) -> None:
-        for key, value in self.tensors.items():
-            self.tensors[key] = value.to(dtype) if value.is_floating_point() else value
+        for table in (self.tensors, *(entry.values for entry in self.entries.values())):
+            for key, value in table.items():
+                table[key] = value.to(dtype) if value.is_floating_point() else value
 
     def unfreeze(self, key: str) -> None:
         """Note that the user asked for a gradient. Only a change is seen: asking where one is wanted says nothing."""

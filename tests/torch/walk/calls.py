@@ -34,9 +34,9 @@ def train(
     y = walk.model(x) if model is None else model(x)
     walk.compare(y, x, "output in training")
     pull = torch.randn(y.shape, generator=torch.Generator().manual_seed(rng.getrandbits(32)), dtype=torch.float64)
-    wanted = oracle.differentiate(walk.book, walk.states(), x, pull)
+    wanted = oracle.differentiate(walk.book, walk.states(), x, oracle.times(pull))
     if y.requires_grad:
-        (y * pull.to(y.dtype)).sum().backward()
+        oracle.times(pull)(y, x).backward()
     compare_gradients(walk, wanted, x)
     if update:
         descend(walk)
@@ -92,6 +92,7 @@ def descend(walk: Walk) -> None:
             value.sub_(value.grad * (0.05 / max(largest(value.grad), 1e-6)))
             if not is_ours(name):
                 walk.book.tensors[name] = value.detach().clone()
+    walk.note_values()
 
 
 def checkpointed(way: str) -> Callable[[Walk, random.Random], str]:
@@ -108,6 +109,24 @@ def checkpointed(way: str) -> Callable[[Walk, random.Random], str]:
     return event
 
 
+def slope(y: Tensor, x: Tensor) -> Tensor:
+    """Return the squared slope of the output by the input, whose gradient takes second derivatives."""
+    return torch.autograd.grad(y.square().sum(), x, create_graph=True)[0].square().sum()
+
+
+def penalize(walk: Walk, rng: random.Random) -> str | None:
+    """Go back through a gradient, as a gradient penalty does."""
+    if not walk.kind.has_second_derivative:
+        return None
+    x = walk.input(rng).requires_grad_()
+    walk.model.zero_grad(set_to_none=True)
+    wanted = oracle.differentiate(walk.book, walk.states(), x, slope)
+    slope(walk.model(x), x).backward()
+    compare_gradients(walk, wanted, x)
+    walk.model.zero_grad(set_to_none=True)
+    return f"{tuple(x.shape)}"
+
+
 def anomaly(walk: Walk, rng: random.Random) -> str:
     with torch.autograd.set_detect_anomaly(True):
         return train(walk, rng)
@@ -122,7 +141,7 @@ def accumulate(walk: Walk, rng: random.Random) -> str:
         walk.compare(walk.model(z), z)
     second = walk.model(x)
     pull = torch.ones_like(first)
-    wanted = oracle.differentiate(walk.book, walk.states(), x, pull.double())
+    wanted = oracle.differentiate(walk.book, walk.states(), x, oracle.times(pull))
     for y in rng.sample([first, second], 2):
         if y.requires_grad:
             (y * pull / 2).sum().backward()
@@ -202,7 +221,7 @@ def by_keyword(walk: Walk, rng: random.Random) -> str:
     x = walk.input(rng)
     walk.compare(walk.model(x=x), x)
     path = rng.choice(walk.kind.linears)
-    if walk.kind.layout(f"{path}.weight") == ("out", "in"):
+    if walk.kind.layout(f"{path}.weight") == ("out", "in") and not walk.book.hooks.get(path):
         layer = walk.host(path)
         z = torch.randn(2, layer.in_features, dtype=walk.book.dtype)
         oracle.assert_close(layer(input=z), layer(z), 1e-12 if z.dtype == torch.float64 else 1e-5, "keyword")

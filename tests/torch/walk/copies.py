@@ -38,7 +38,8 @@ def deepcopy(walk: Walk, rng: random.Random) -> str:
 
 def deepcopy_both(walk: Walk, rng: random.Random) -> str | None:
     """Go on with a copy or with the model; the other one must not change until the end."""
-    if walk.book.wraps or len(walk.others) > 1:  # copies of a parametrized module share its class, as torch made it
+    users = any({"scaled", "normed"} & set(wraps) for wraps in walk.book.wraps.values())
+    if users or len(walk.others) > 1:  # copies of what the user parametrized share a class, as torch made it
         return None
     twin = copy.deepcopy(walk.model), copy.deepcopy(walk.book)
     if rng.random() < 0.5:
@@ -82,7 +83,7 @@ def state_dict(walk: Walk, rng: random.Random) -> str:
             for value in state.params().values():
                 value.mul_(-0.5)
     result = walk.model.load_state_dict(clone(before), strict=True)
-    assert not result.missing_keys and not result.unexpected_keys
+    assert result.missing_keys == result.unexpected_keys == []
     return f"{len(before)} keys"
 
 
@@ -120,12 +121,16 @@ def take_snapshot(walk: Walk, rng: random.Random) -> str:
 
 
 def load_snapshot(walk: Walk, rng: random.Random) -> str | None:
-    """Load an earlier state dict. If other adapters were merged then, this is right, or an error that changes nothing."""
+    """Load an earlier state dict. If other adapters were merged then, this is right or an error."""
     if not walk.snapshots:
         return None
     (old,) = walk.snapshots
     book, was = walk.book, old.book
-    if old.values.keys() != walk.model.state_dict().keys() or was.entries.keys() != book.entries.keys() or was.wraps != book.wraps:
+    if (
+        old.values.keys() != walk.model.state_dict().keys()
+        or was.entries.keys() != book.entries.keys()
+        or was.wraps != book.wraps
+    ):
         return None
     merged = [name for name, entry in book.entries.items() if entry.merge]
     if merged and merged == old.merged:
@@ -141,10 +146,16 @@ def load_snapshot(walk: Walk, rng: random.Random) -> str | None:
         same_task = all(len(entry.tasks) == 1 for entry in was.entries.values())
         wanted = oracle.output(was, walk.states(), x, old.params)
         if same_task:
-            oracle.assert_close(walk.model(x), wanted, max(walk.tolerance(), 1e-4), "output after loading a merged state")
+            oracle.assert_close(
+                walk.model(x), wanted, max(walk.tolerance(), 1e-4), "output after loading a merged state"
+            )
         walk.is_over = True
         return f"loaded: merged {merged}, then {old.merged}"
-    book.tensors = {key: value.to(dtype) if value.is_floating_point() else value.clone() for key, value in was.tensors.items()}
+    for name, entry in book.entries.items():
+        entry.values = {key: value.to(entry.values[key].dtype) for key, value in was.entries[name].values.items()}
+    book.tensors = {
+        key: value.to(dtype) if value.is_floating_point() else value.clone() for key, value in was.tensors.items()
+    }
     return f"merged: {merged}"
 
 
@@ -158,13 +169,11 @@ def fresh(walk: Walk, entry: Entry) -> nn.Module | None:
     if any(wraps != [entry.name] for wraps in walk.book.wraps.values()):
         return None
     model = walk.kind.make().to(walk.book.dtype)
-    values = {}
-    for key, value in walk.book.tensors.items():
-        name = key.replace("parametrizations.", "").removesuffix(".original")
-        values |= dict.fromkeys(walk.book.names_of(name), value)
+    values = {name: value for key, value in walk.book.tensors.items() for name in walk.book.names_of(key)}
     for key, original in (entry.merge.originals if entry.merge else {}).items():
-        values |= dict.fromkeys(walk.book.names_of(key), original.to(walk.book.dtype))
-    model.load_state_dict(values)
+        values |= {name: original for place in walk.book.stored(key) for name in walk.book.names_of(place)}
+    plain = {key.replace("parametrizations.", "").removesuffix(".original"): value for key, value in values.items()}
+    model.load_state_dict(plain)
     return model
 
 
@@ -176,10 +185,13 @@ def compare_fresh(walk: Walk, model: nn.Module, name: str, error: float, rng: ra
         found = oracle.update_of(entry, path, new.adapter, oracle.values_of({"": new})[""])
         oracle.assert_close(found, wanted, error + entry.error, f"update of {path} from the file")
     book = Book(walk.kind, walk.kind.make())
-    host = {key: value for key, value in model.state_dict().items() if not is_ours(key) and key not in walk.book.aliases}
+    host = {
+        key: value for key, value in model.state_dict().items() if not is_ours(key) and key not in walk.book.aliases
+    }
     folded = {key for key in entry.folded if key in walk.kind.parameters}  # `load` folds nothing else
     twin = Entry(name, entry.host, entry.weights, entry.layouts, folded, {}, entry.tasks, entry.task, error=error)
     book.attach(twin)
+    twin.values = {key: value.detach().clone() for key, value in new.params().items()}
     book.tensors = {key: value.detach().clone() for key, value in host.items()}
     for key, away in entry.saved.items():
         trained = walk.book.tensors[key] if entry.is_trained else away
@@ -222,11 +234,11 @@ def save_as_lora(walk: Walk, rng: random.Random) -> str | None:
     entry, state = walk.book.entries[name], walk.states()[name]
     has_others = len(entry.tasks) > 1 or any(key in walk.kind.parameters for key in entry.weights.values())
     tied = any(walk.book.is_shared(key) for key in entry.saved)
-    refusal = "always" if has_others or tied else "never" if state.spec.name in THIN else "maybe"
+    is_thin = state.spec.name in THIN and all(site.block is None for site in state.adapter.sites)
+    refusal = "always" if has_others or tied else "never" if is_thin else "maybe"
     folder = walk.folder / f"lora{rng.getrandbits(32)}"
     if not walk.attempt(lambda: state.save_as_lora(folder), refusal, (SiteError, PlanError, FormatError)):
         return f"{name} refused"
     tnadapt_torch.load_peft(model.get_submodule(entry.host), folder, adapter_name=name)
     compare_fresh(walk, model, name, max(precision(walk, name), 1e-5), rng)
     return name
-

@@ -13,7 +13,14 @@ from tests.torch.walk.kinds import KINDS
 from tests.torch.walk.walk import Walk
 
 Event = Callable[[Walk, random.Random], str | None]
-INSIDE: tuple[Event, ...] = (calls.train, weights.merge, user.delta, copies.state_dict, tracing.call_compiled, weights.cast)
+INSIDE: tuple[Event, ...] = (
+    calls.train,
+    weights.merge,
+    user.delta,
+    copies.state_dict,
+    tracing.call_compiled,
+    weights.cast,
+)
 
 
 def disable(walk: Walk, rng: random.Random) -> str | None:
@@ -49,6 +56,7 @@ EVENTS: dict[str, tuple[Event, float]] = {
     "accumulate": (calls.accumulate, 1),
     "checkpoint, reentrant": (calls.checkpointed("reentrant"), 1),
     "checkpoint, non-reentrant": (calls.checkpointed("non-reentrant"), 1),
+    "second derivative": (calls.penalize, 0.7),
     "detect anomaly": (calls.anomaly, 0.5),
     "autocast": (calls.under_autocast, 1),
     "inference_mode": (calls.within(torch.inference_mode), 1),
@@ -69,6 +77,7 @@ EVENTS: dict[str, tuple[Event, float]] = {
     "make_fx": (tracing.trace, 0.5),
     "functional": (tracing.functional, 1),
     "vmap": (tracing.mapped, 1),
+    "forward mode": (tracing.forward_mode, 0.5),
     "deepcopy": (copies.deepcopy, 1.5),
     "deepcopy, keep both": (copies.deepcopy_both, 2),
     "pickle": (copies.pickled, 1),
@@ -97,15 +106,19 @@ FIRST = tuple(name for name in EVENTS if name.startswith("attach") and name != "
 
 
 class WalkError(AssertionError):
-    """A walk went wrong; the message has the events up to there."""
+    """A walk went wrong at some event; the message has the events up to there."""
+
+    def __init__(self, message: str, event: str) -> None:
+        super().__init__(message)
+        self.event = event
 
 
 def plan(seed: int) -> tuple[str, list[str]]:
     """Draw a host and the names of events."""
     rng = random.Random(f"walk {seed}")
     names, chances = list(EVENTS), [chance for _, chance in EVENTS.values()]
-    begin = rng.choices(names, chances, k=rng.randint(0, 2)) + [rng.choice(FIRST)]
-    return rng.choice(sorted(KINDS)), begin + rng.choices(names, chances, k=rng.randint(5, 14))
+    begin = [*rng.choices(names, chances, k=rng.randint(0, 2)), rng.choice(FIRST)]
+    return rng.choice(sorted(KINDS)), [*begin, *rng.choices(names, chances, k=rng.randint(5, 14))]
 
 
 def run(kind: str, steps: Sequence[tuple[int, str]], seed: int, folder: Path) -> list[str]:
@@ -116,7 +129,7 @@ def run(kind: str, steps: Sequence[tuple[int, str]], seed: int, folder: Path) ->
     Raises:
         WalkError: a check failed, or an event raised an error that it must not raise.
     """
-    log = [f"host: {kind}"]
+    log, name = [f"host: {kind}"], ""
     walk = Walk(kind, seed, folder)
     try:
         walk.check(random.Random(0))
@@ -131,12 +144,13 @@ def run(kind: str, steps: Sequence[tuple[int, str]], seed: int, folder: Path) ->
             if walk.is_over:
                 return log
             walk.check(rng)
-        log.append("close")
+        name = "close"
+        log.append(name)
         walk.close(random.Random(f"{seed} close"))
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         told = f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
-        raise WalkError("\n".join([*log, told])) from error
+        raise WalkError("\n".join([*log, told]), name) from error
     finally:
         if walk.has_compiled:
             torch.compiler.reset()

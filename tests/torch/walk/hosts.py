@@ -1,7 +1,7 @@
 """The hosts of the walk: six small models, and beside each the same computation written out by hand.
 
-The second form reads its weights from the oracle (`Plain` of `oracle.py`) and calls no module, so that nothing an adapter
-does to a module can reach it.
+The second form reads its weights from the oracle (`Plain` of `oracle.py`) and calls no module, so that nothing that an
+adapter does to a module can reach it.
 """
 
 from typing import Any
@@ -110,13 +110,13 @@ class LlamaBody(Host):
         super().__init__()
         self.embed = nn.Embedding(WORDS, WIDTH)
         self.layers = nn.ModuleList([LlamaBlock(), LlamaBlock()])
-        self.norm = nn.LayerNorm(WIDTH)
+        self.ln_f = nn.LayerNorm(WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
         for layer in self.layers:
             x = self.run(layer, x)
-        return self.norm(x)
+        return self.ln_f(x)
 
 
 class Llama(Host):
@@ -149,7 +149,7 @@ def plain_llama(p: Any, ids: Tensor) -> Tensor:
     x = p.value("model.embed.weight")[ids]
     for n in range(2):
         x = p.block(f"model.layers.{n}", block, x)
-    return p.linear("lm_head", p.norm("model.norm", x))
+    return p.linear("lm_head", p.norm("model.ln_f", x))
 
 
 # ---- an encoder and a decoder with one embedding, held under three names, and a head tied to it

@@ -13,7 +13,7 @@ from tests.torch.walk import hosts
 
 @dataclass(frozen=True)
 class Kind:
-    """A host and what the events may do with it: which parts can be hosts of their own, be trained in full, be fused."""
+    """A host and what the events may do with it."""
 
     make: Callable[[], hosts.Host]
     plain: Callable[[Any, Tensor], Tensor]
@@ -26,6 +26,7 @@ class Kind:
     aliases: Mapping[str, str] = field(default_factory=dict)  # further names of a tied tensor -> the first one
     transposed: tuple[str, ...] = ()  # names of layers that store their weight as (in, out)
     reads_ids: bool = False
+    has_second_derivative: bool = False  # torch's fused attention has none on a CPU, token ids have no derivative
     is_small: bool = True  # enough to be compiled as a whole in a walk
     most_axes: int = 4  # of an input, without its last one
 
@@ -56,7 +57,7 @@ _LLAMA: dict[str, Any] = {
     ),
     "blocks": ("model.layers.0", "model.layers.1"),
     "parents": ("", "model"),
-    "saveable": ("model.norm", "model.embed", "lm_head"),
+    "saveable": ("model.ln_f", "model.embed", "lm_head"),
     "reads_ids": True,
     "is_small": False,
 }
@@ -68,6 +69,7 @@ KINDS = {
         blocks=("body.layers.0", "body.layers.1"),
         parents=("", "body"),
         saveable=("head", "body.layers.1.norm"),
+        has_second_derivative=True,
     ),
     "llama": Kind(hosts.Llama, **_LLAMA),
     "tied llama": Kind(hosts.tied_llama, aliases={"lm_head.weight": "model.embed.weight"}, **_LLAMA),
@@ -100,6 +102,7 @@ KINDS = {
         saveable=("score",),
         fused={"c_attn": ["q", "k", "v"]},
         transposed=("c_attn", "c_proj"),
+        has_second_derivative=True,
     ),
     "mixture": Kind(
         hosts.Mixture,
@@ -109,5 +112,6 @@ KINDS = {
         saveable=("head",),
         parameters=dict.fromkeys(_paths("layers", "up"), "expert in out")
         | dict.fromkeys(_paths("layers", "down"), "expert out in"),
+        has_second_derivative=True,
     ),
 }

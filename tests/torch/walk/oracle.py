@@ -5,7 +5,7 @@ reference, all else from the book, and the host is written out by hand (`hosts.p
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from tnadapt_torch import AdapterState
 
 States = Mapping[str, AdapterState]
 Params = Mapping[str, Mapping[str, np.ndarray]]  # the factors of each adapter by name
+Objective = Callable[[Tensor, Tensor], Tensor]
 AXES = {"expert": 0, "out": 1, "in": 2}
 SCALED = 1.5  # what the user's own parametrization multiplies a weight by
 
@@ -41,12 +42,17 @@ def output(book: Book, states: States, x: Tensor, params: Params | None = None) 
         return Plain(book, updates(book, states, params)).run(x)
 
 
-def differentiate(book: Book, states: States, x: Tensor, pull: Tensor) -> "Gradients":
-    """Return the gradients of (output * pull).sum() by everything that could have one."""
+def times(pull: Tensor) -> Objective:
+    """Return the sum of the output times given numbers, as a function of the output."""
+    return lambda y, x: (y * pull.to(y.dtype)).sum()
+
+
+def differentiate(book: Book, states: States, x: Tensor, objective: Objective) -> "Gradients":
+    """Return the gradients of a function of output and input by everything that could have one."""
     plain = Plain(book, updates(book, states), with_gradients=True)
     x = x.detach().double().requires_grad_() if x.is_floating_point() else x
     with torch.enable_grad():
-        (plain.run(x) * pull).sum().backward()
+        objective(plain.run(x), x).backward()
     values, factors = values_of(states), {}
     for name, entry in book.entries.items():
         if entry.is_active:

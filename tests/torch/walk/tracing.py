@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from tests.torch.walk import oracle
@@ -26,7 +26,8 @@ def compile_whole(walk: Walk, rng: random.Random) -> str | None:
         return None
     walk.uncompile_blocks()
     backend = "aot_eager" if walk.kind is KINDS["mlp"] and rng.random() < 0.2 else "eager"  # aot takes seconds
-    walk.compiled, walk.has_compiled = [torch.compile(walk.model, backend=backend)], True
+    walk.compiled = [torch.compile(walk.model, backend=backend)]
+    walk.has_compiled = walk.has_traced = True
     return f"{backend}, {call_compiled(walk, rng)}"
 
 
@@ -55,8 +56,11 @@ def compile_blocks(walk: Walk, rng: random.Random) -> str:
 # ---- traces
 
 
-def fake(walk: Walk, rng: random.Random) -> str:
+def fake(walk: Walk, rng: random.Random) -> str | None:
     """Run the model on tensors without numbers, then on real ones."""
+    if not walk.kind.is_small and rng.random() < 0.5:
+        return None
+    walk.has_traced = True
     walk.uncompile_blocks()
     x = walk.input(rng)
     wanted = walk.wanted(x)
@@ -68,12 +72,15 @@ def fake(walk: Walk, rng: random.Random) -> str:
     return f"{tuple(x.shape)}"
 
 
-def trace(walk: Walk, rng: random.Random) -> str:
+def trace(walk: Walk, rng: random.Random) -> str | None:
     """Trace the model by make_fx; the graph gives the same numbers, also for another input of the same shape."""
+    if not walk.kind.is_small and rng.random() < 0.8:
+        return None
+    walk.has_traced = True
     walk.uncompile_blocks()
     way = rng.choice(["real", "fake", "symbolic"])
     with rng.choice([torch.no_grad, torch.enable_grad])():
-        graph = make_fx(lambda x: walk.model(x), tracing_mode=way, _allow_non_fake_inputs=True)(walk.input(rng, SHAPE))
+        graph = make_fx(walk.model, tracing_mode=way, _allow_non_fake_inputs=True)(walk.input(rng, SHAPE))
         x = walk.input(rng, SHAPE)
         walk.compare(graph(x), x, "output of the graph")
     return way
@@ -107,12 +114,14 @@ def functional(walk: Walk, rng: random.Random) -> str | None:
     held = {name: value.detach() for name, value in walk.model.named_parameters() if is_ours(name)}
     pull = torch.randn_like(y.detach())
     found = grad(lambda values: (functional_call(walk.model, values, (x,)) * pull).sum())(held)
-    wanted = oracle.differentiate(walk.book, walk.states(), x, pull.double())
+    wanted = oracle.differentiate(walk.book, walk.states(), x, oracle.times(pull))
     names = {id(value): name for name, value in walk.model.named_parameters()}
     for (who, key), gradient in wanted.factors.items():
         value = walk.states()[who].params()[key]
         scale = max(one.abs().max().item() for one in wanted.factors.values())
-        oracle.assert_close(found[names[id(value)]] / scale, gradient / scale, 1e-3, f"functional gradient of {who} {key}")
+        oracle.assert_close(
+            found[names[id(value)]] / scale, gradient / scale, 1e-3, f"functional gradient of {who} {key}"
+        )
     return ", ".join(walk.book.entries)
 
 
@@ -130,3 +139,17 @@ def mapped(walk: Walk, rng: random.Random) -> str:
             wanted = oracle.output(walk.book, walk.states(), xs[0], params)
             oracle.assert_close(y, wanted, walk.tolerance(), "output of an ensemble under vmap")
     return f"{tuple(xs.shape)}"
+
+
+def forward_mode(walk: Walk, rng: random.Random) -> str | None:
+    """Differentiate in the direction of an input."""
+    if not walk.kind.has_second_derivative:
+        return None
+    walk.uncompile_blocks()
+    x, direction = walk.input(rng, SHAPE), walk.input(rng, SHAPE)
+    y, found = jvp(walk.model, (x,), (direction,))
+    walk.compare(y, x, "output in forward mode")
+    plain = oracle.Plain(walk.book, oracle.updates(walk.book, walk.states()))
+    _, wanted = jvp(plain.run, (x.double(),), (direction.double(),))
+    oracle.assert_close(found.detach(), wanted, 30 * walk.tolerance(), "derivative in forward mode")
+    return f"{tuple(x.shape)}"

@@ -35,6 +35,7 @@ class Walk:
         self.idents: dict[str, int] = {}
         self.count = 0  # of adapters so far, for their names
         self.has_compiled = False
+        self.has_traced = False
         self.shape: tuple[int, ...] | None = None  # of inputs, while blocks are compiled
         self.is_over = False
         self.note_idents()
@@ -59,7 +60,7 @@ class Walk:
 
     def compile_blocks(self, paths: Sequence[str], shape: tuple[int, ...]) -> None:
         """Compile blocks in place, for inputs of one shape."""
-        self.shape, self.has_compiled = shape, True
+        self.shape, self.has_compiled, self.has_traced = shape, True, True
         for path in paths:
             self.host(path).compile(backend="eager")
 
@@ -75,6 +76,11 @@ class Walk:
         """Remember which objects the parameters and modules are, after an event that may exchange them."""
         self.idents = idents(self.model)
 
+    def note_values(self) -> None:
+        """Remember the values of the factors, after an event that changes them."""
+        for name, state in self.states().items():
+            self.book.entries[name].values = {key: value.detach().clone() for key, value in state.params().items()}
+
     def check(self, rng: random.Random) -> None:
         """Compare everything that can be seen of the model with the book."""
         x = self.input(rng)
@@ -89,6 +95,7 @@ class Walk:
         """Compare names, values and flags of the host's tensors, and the identity of parameters and modules."""
         check_tensors(self.model, self.book)
         check_flags(self.model, self.book)
+        check_values(self.model, self.book)
         now = idents(self.model)
         changed = [name for name, one in self.idents.items() if name in now and now[name] != one]
         assert not changed, f"exchanged: {changed}"
@@ -161,6 +168,16 @@ def check_flags(model: nn.Module, book: Book) -> None:
     for name, state in states_of(model).items():
         frozen = {key for key, value in state.params().items() if is_trainable(value) and not value.requires_grad}
         assert frozen == book.entries[name].frozen, f"frozen factors of {name}: {frozen}"
+
+
+def check_values(model: nn.Module, book: Book) -> None:
+    """Compare the factors bit for bit with those that the last training or cast left."""
+    for name, state in states_of(model).items():
+        held, wanted = state.params(), book.entries[name].values
+        assert held.keys() == wanted.keys(), f"factors of {name}: {held.keys() ^ wanted.keys()}"
+        for key, value in wanted.items():
+            assert held[key].dtype == value.dtype, f"{name} {key}: expected {value.dtype}, got {held[key].dtype}"
+            assert torch.equal(held[key], value), f"{name} {key}: not bit for bit as it was"
 
 
 def is_trainable(value: Tensor) -> bool:

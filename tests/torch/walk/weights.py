@@ -63,7 +63,9 @@ def merge_and_back(walk: Walk, rng: random.Random) -> str | None:
     return name
 
 
-def disable(walk: Walk, rng: random.Random, inner: Callable[[Walk, random.Random], str | None] | None = None) -> str | None:
+def disable(
+    walk: Walk, rng: random.Random, inner: Callable[[Walk, random.Random], str | None] | None = None
+) -> str | None:
     """Disable an adapter in a block, sometimes twice, and do something else inside."""
     if (name := pick(walk, rng)) is None:
         return None
@@ -95,6 +97,9 @@ def set_task(walk: Walk, rng: random.Random) -> str | None:
     entry, state = walk.book.entries[name := rng.choice(having)], walk.states()[name]
     walk.attempt(lambda: state.set_task("unknown"), "always")
     task = rng.choice(entry.tasks)
+    if entry.merge and task == entry.task:
+        state.set_task(task)
+        return f"{name} {task}, as before"
     # Of a merged adapter the weights hold the update of the old task: an error, unless the new one takes its place.
     if not walk.attempt(lambda: state.set_task(task), "maybe" if entry.merge else "never"):
         return f"{name} refused"
@@ -102,7 +107,9 @@ def set_task(walk: Walk, rng: random.Random) -> str | None:
         walk.book.unmerge(name)
         values = oracle.values_of(walk.states())[name]
         entry.task = task
-        walk.book.merge(name, {key: oracle.update_of(entry, path, state.adapter, values) for path, key in entry.weights.items()})
+        walk.book.merge(
+            name, {key: oracle.update_of(entry, path, state.adapter, values) for path, key in entry.weights.items()}
+        )
     entry.task = task
     return f"{name} {task}"
 
@@ -160,8 +167,10 @@ def cast_rebinding(walk: Walk, rng: random.Random) -> str | None:
     return str(dtype)
 
 
-def cast_swapping(walk: Walk, rng: random.Random) -> str:
+def cast_swapping(walk: Walk, rng: random.Random) -> str | None:
     """Cast with the tensors swapped under their objects, as torch does on request."""
+    if walk.has_traced:  # torch holds on to what it traced, and then swaps nothing, on a model without adapters too
+        return None
     walk.model.zero_grad(set_to_none=True)
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
@@ -174,5 +183,5 @@ def cast_swapping(walk: Walk, rng: random.Random) -> str:
 
 
 def move(walk: Walk, rng: random.Random) -> str:
-    rng.choice([lambda: walk.model.to("cpu"), lambda: walk.model.cpu(), lambda: walk.model.to(torch.device("cpu"))])()
+    rng.choice([lambda: walk.model.to("cpu"), walk.model.cpu, lambda: walk.model.to(torch.device("cpu"))])()
     return "cpu"

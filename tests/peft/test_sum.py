@@ -1,0 +1,186 @@
+"""Weighted sums of adapters: exactly the sum of the updates, for every family that has one, else a clear error."""
+
+import warnings
+
+import pytest
+import torch
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # warnings from importing PEFT
+    from peft import PeftModel, get_peft_model
+
+from tests.peft.models import close, config, gpt2, llama, logits, wake
+from tnadapt import SiteError, families
+from tnadapt_torch.peft import TnConfig, TnLinear
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+SUMMED = [
+    "cara",
+    "fact_tk",
+    "fact_tt",
+    "flora",
+    "kadaptation",
+    "lora",
+    "lora_xs",
+    "loretta",
+    "lorta",
+    "lotr",
+    "lotr_tt",
+]
+SUMMED += ["metatt", "monarch", "btt", "gralora", "randlora", "tenslora", "tera", "tt_lora"]
+NOT_SUMMED = {
+    "loha": "one whose factors are not all linked by bonds",
+    "lokr": "one whose factor C has no bond that could become longer",
+    "vera": "one whose factor b has no bond that could become longer",
+    "quanta": "one that subtracts its starting values",
+    "householder": "one with a householder of the factor u",
+}
+WEIGHTS = [0.5, -2.0]
+
+
+def told(name, **more):
+    spec = getattr(families, name)()
+    words = {"rank": 2} if spec.bonds else {}
+    words |= {"sizes": {"head": 4}} if "head" in spec.given else {}
+    return TnConfig(overparametrized=True, **{"spec": spec, "target_modules": ["q_proj", "v_proj"]} | words | more)
+
+
+def two(name, make=llama, first=None, second=None):
+    """Make a model with two awake adapters on different layers, with different ranks and alphas."""
+    spec = getattr(families, name)()
+    other = {"target_modules": ["q_proj", "down_proj"], "alpha": 3.0} | ({"rank": 3} if spec.bonds else {})
+    model = get_peft_model(make(), told(name, **first or {}), adapter_name="one")
+    model.add_adapter("two", told(name, **other | (second or {})))
+    for seed, state in enumerate(model.base_model.states().values()):
+        wake(state, seed=seed)
+    return model
+
+
+def layers(model):
+    return {path: module for path, module in model.named_modules() if isinstance(module, TnLinear)}
+
+
+def check_sum(model, weights=WEIGHTS, names=("one", "two"), total="sum"):
+    for layer in layers(model).values():
+        summands = [
+            weight * layer.get_delta_weight(name)
+            for name, weight in zip(names, weights, strict=True)
+            if name in layer.tnadapt_hooks
+        ]
+        close(layer.get_delta_weight(total), sum(summands), 1e-5)
+
+
+@pytest.mark.parametrize("name", SUMMED)
+def test_the_update_of_a_sum_is_the_sum_of_the_updates(name, tmp_path):
+    model = two(name)
+    model.add_weighted_adapter(["one", "two"], WEIGHTS, "sum")
+    check_sum(model)
+    model.set_adapter("sum")
+    model.save_pretrained(tmp_path)
+    back = PeftModel.from_pretrained(llama(), tmp_path / "sum")
+    close(logits(back), logits(model), 0.0)
+
+
+@pytest.mark.parametrize("name", NOT_SUMMED)
+def test_a_spec_without_a_sum_raises_and_nothing_changes(name):
+    model = two(name)
+    wanted, modules = logits(model), list(model.named_modules())
+    with pytest.raises(
+        SiteError, match=f"^{name}: expected a spec whose networks can be summed, got {NOT_SUMMED[name]}"
+    ):
+        model.add_weighted_adapter(["one", "two"], WEIGHTS, "sum")
+    assert list(model.named_modules()) == modules
+    assert list(model.peft_config) == ["one", "two"]
+    assert torch.equal(logits(model), wanted)
+
+
+def test_a_sum_is_not_active_and_leaves_the_others_as_they_are():
+    model = two("lotr")
+    wanted, flags = logits(model), [parameter.requires_grad for parameter in model.parameters()]
+    model.add_weighted_adapter(["one", "two"], WEIGHTS, "sum")
+    assert torch.equal(logits(model), wanted)
+    assert model.active_adapters == ["one"]
+    assert [p.requires_grad for n, p in model.named_parameters() if ".sum." not in n] == flags
+    assert not any(p.requires_grad for n, p in model.named_parameters() if ".sum." in n)
+
+
+def test_sums_of_one_of_three_and_of_a_sum_are_right():
+    model = two("lorta")
+    model.add_adapter("three", told("lorta", rank=1, target_modules=["o_proj"]))
+    wake(model.base_model.states()["three"], seed=5)
+    model.add_weighted_adapter(["two"], [3.0], "scaled")
+    for layer in layers(model).values():
+        if "scaled" in layer.tnadapt_hooks:
+            close(layer.get_delta_weight("scaled"), 3.0 * layer.get_delta_weight("two"), 1e-5)
+    model.add_weighted_adapter(["one", "two", "three"], [1.0, 0.0, 2.5], "all")
+    check_sum(model, [1.0, 0.0, 2.5], ["one", "two", "three"], "all")
+    model.add_weighted_adapter(["all", "one"], [1.0, -0.5], "again")
+    check_sum(model, [1.0, -0.5], ["all", "one"], "again")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"blocks": {"c_attn": (3, 1)}},
+        {"fused": {"c_attn": ["q", "k", "v"]}},
+        {"fold": True},
+        {"alpha": 7.0, "target_modules": ["c_attn"]},
+    ],
+    ids=str,
+)
+def test_parts_of_weights_and_conv1d_are_summed(words):
+    shared = {"target_modules": ["c_attn", "c_proj"]} | words
+    model = two("lora", gpt2, shared, shared)
+    model.add_weighted_adapter(["one", "two"], WEIGHTS, "sum")
+    check_sum(model)
+
+
+REFUSED = {
+    "an approximation": ((["one", "two"], WEIGHTS, "sum", "svd"), {}, r"^combination_type: expected 'cat'"),
+    "an unknown adapter": ((["one", "three"], WEIGHTS, "sum"), {}, r"^adapters: .*\(one, two\), got 'three'"),
+    "no adapters": (([], [], "sum"), {}, r"^adapters: expected a list of names, got \[\]"),
+    "one name": (("one", [1.0], "sum"), {}, r"^adapters: expected a list of names, got 'one'"),
+    "a weight too few": ((["one", "two"], [1.0], "sum"), {}, r"^weights: expected 2 finite numbers"),
+    "no number": ((["one", "two"], [1.0, "2"], "sum"), {}, r"^weights: expected 2 finite numbers"),
+    "infinity": ((["one", "two"], [1.0, float("inf")], "sum"), {}, r"^weights: expected 2 finite numbers"),
+    "a name in use": ((["one", "two"], WEIGHTS, "two"), {}, r"^adapter_name: expected a name that is not in use"),
+    "a bad name": ((["one", "two"], WEIGHTS, "a.b"), {}, r"^adapter_name: expected a name without dots"),
+    "an argument of LoRA": ((["one", "two"], WEIGHTS, "sum", "cat", 4), {}, r"^add_weighted_adapter: expected at most"),
+    "another spec": (
+        (["one", "two"], WEIGHTS, "sum"),
+        {"spec": families.lotr()},
+        r"^adapters: .*got several \(lora, lotr\)",
+    ),
+    "other blocks": (
+        (["one", "two"], WEIGHTS, "sum"),
+        {"blocks": {"q_proj": (2, 1)}},
+        r"^adapters: expected the same blocks",
+    ),
+    "a module in full": (
+        (["one", "two"], WEIGHTS, "sum"),
+        {"modules_to_save": ["lm_head"]},
+        r"without modules_to_save",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_sum_that_cannot_be_exact_raises_and_nothing_changes(case):
+    arguments, second, message = REFUSED[case]
+    model = two("lora", second=second)
+    wanted, modules = logits(model), list(model.named_modules())
+    with pytest.raises(SiteError, match=message):
+        model.add_weighted_adapter(*arguments)
+    assert list(model.named_modules()) == modules
+    assert list(model.peft_config) == ["one", "two"]
+    assert torch.equal(logits(model), wanted)
+
+
+def test_other_sizes_raise():
+    model = get_peft_model(llama(), config("lorta"), adapter_name="one")
+    model.add_adapter("two", config("lorta", sizes={"head": 2}))
+    with pytest.raises(
+        SiteError, match=r"^adapters: expected the same sizes in all of them, got \{'head': 4\} and others"
+    ):
+        model.add_weighted_adapter(["one", "two"], WEIGHTS, "sum")
