@@ -150,3 +150,35 @@ def test_a_weight_on_the_meta_device_has_no_values_to_start_from():
     model[1].up.to("meta")
     with pytest.raises(SiteError, match=r"^1\.up: expected a weight with values .*, got one on the meta device"):
         attach(model, families.pissa(), target_modules=["up"], rank=2, seed=0)
+
+
+def test_a_weight_that_bitsandbytes_parametrizes_is_read_but_not_merged_into():
+    library = pytest.importorskip("bitsandbytes.nn.parametrize", reason="`make quantized` installs it")
+    model = host()
+    library.replace_parameter_4bit(model[0].up, "weight")
+    plain = host()
+    plain[0].up.weight.data = model[0].up.weight.detach().clone()
+    state, wanted = (attach(each, families.pissa(), target_modules=["0.up"], rank=2, seed=0) for each in (model, plain))
+    for key, value in wanted.params().items():
+        assert torch.equal(state.params()[key], value)
+    with pytest.raises(
+        SiteError, match=r"^0\.up: expected a weight that is stored as a parameter, got one that is comp"
+    ):
+        state.merge()
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_a_parameter_with_a_layout_is_not_folded_into_if_it_is_quantized(name):
+    model = host()
+    model.register_parameter("expert", quantized(WAYS[name])[0].up.weight)
+    with pytest.raises(
+        SiteError, match=r"^expert: expected a plain float32 or float64 weight to fold an .*, got \w+Te"
+    ):
+        attach(model, families.lora(), target_parameters={"expert": "out in"}, rank=2, seed=0)
+
+
+def test_a_folded_weight_is_counted_once(capsys):
+    for fold in (False, True):
+        attach(host(), families.lora(), **ARGUMENTS, fold=fold).print_trainable_parameters()
+    found, wanted = capsys.readouterr().out.splitlines()
+    assert found == wanted

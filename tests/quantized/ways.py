@@ -301,8 +301,8 @@ WAYS = {
     "torchao int4 dynamic": Way("torchao, activations too", torchao_int4_dynamic, dequantized, "torchao", passes=False),
     "hqq 4 bit": Way("HQQ", hqq(4), lambda layer: layer.dequantize(), "hqq"),
     "hqq 3 bit": Way("HQQ", hqq(3), lambda layer: layer.dequantize(), "hqq"),
+    # not quanto's int4: it compiles C++ at the first call
     "quanto int8": Way("quanto", quanto("qint8"), dequantized, "optimum.quanto"),
-    "quanto int4": Way("quanto", quanto("qint4"), dequantized, "optimum.quanto"),
     "quanto float8": Way("quanto", quanto("qfloat8"), dequantized, "optimum.quanto"),
     "dynamic int8": Way(
         "torch.ao, dynamic", dynamic(torch.qint8), lambda layer: layer.weight().dequantize(), passes=False

@@ -118,7 +118,7 @@ def count_parameters(model: nn.Module) -> int:
         own = {name: tensor for name, tensor in module._parameters.items() if tensor is not None}
         if isinstance(module, nn.Linear) or is_packed_linear(module):
             size = int(module.in_features) * int(module.out_features)  # type: ignore[arg-type]
-            if "weight" not in own or own["weight"].numel() != size:
+            if own["weight"].numel() != size if "weight" in own else _holds_packed(module) or _is_dynamic(module):
                 seen[id(module)] = size
                 own = {name: tensor for name, tensor in own.items() if name == "bias"}
             own = {name: tensor for name, tensor in own.items() if not any(part in name for part in SCALES)}
