@@ -6,7 +6,7 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo demo-quick demo-jax test quantized lint format types laws mutants bench docs clean
+.PHONY: demo demo-quick demo-jax test quantized lint format types laws peft-suite mutants bench docs clean
 .NOTPARALLEL:
 
 demo: .venv/.demo
@@ -40,6 +40,9 @@ types: .venv/.dev
 laws: export HYPOTHESIS_PROFILE = laws
 laws: .venv/.dev
 	$(BIN)/python -m pytest -n 2 tests/laws tests/parity tests/jax tests/torch/walk tests/torch/test_demo.py tests/peft/test_processes.py $(ARGS)
+
+peft-suite: .venv/.dev
+	nice $(BIN)/python -m tests.peft.suite $(ARGS)
 
 mutants: .venv/.mutants
 	$(BIN)/python tests/mutants.py $(ARGS)

@@ -1,4 +1,4 @@
-"""Run PEFT's own tests on our method: `python tests/peft/suite.py [arguments of pytest]`.
+"""Run PEFT's own tests on our method: `python -m tests.peft.suite [arguments of pytest]`.
 
 The source distribution of the installed release of PEFT is fetched from the package index into build/, once. The tests
 that do not apply to this method are left out by name, with the reason, and are counted in the summary.

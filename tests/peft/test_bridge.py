@@ -30,7 +30,7 @@ from tnadapt import FormatError, SiteError, SpecError, families
 from tnadapt_torch import load
 from tnadapt_torch.peft import TnConfig, TnLinear
 from tnadapt_torch.peft._config import check_release
-from tnadapt_torch.peft._tuner import _put_back
+from tnadapt_torch.peft._modules import put_back
 
 # PEFT 0.21.2 reads `is_gradient_checkpointing` of the models, which transformers deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -324,7 +324,7 @@ def test_a_module_that_got_a_second_name_loses_it_again():
     model.old = torch.nn.Linear(2, 2)
     before = dict(model.named_modules(remove_duplicate=False))
     model.new = model.old
-    _put_back(model, before)
+    put_back(model, before)
     assert list(model._modules) == ["old"]
 
 

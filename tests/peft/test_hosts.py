@@ -355,6 +355,37 @@ def test_a_data_parallel_base_raises(tmp_path):
         torch.distributed.destroy_process_group()
 
 
+class Twice(nn.Module):
+    """A model that holds one layer under two names."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(4, 4)
+        self.second = nn.ModuleDict({"again": self.first})
+
+    def forward(self, x):
+        return self.second["again"](torch.tanh(self.first(x)))
+
+
+def test_a_layer_with_two_names_is_served_under_both():
+    model = awake(get_peft_model(Twice(), lora(target_modules=["first"])))
+    plain = Twice()
+    wake(attach(plain, families.lora(), target_modules=["first"], rank=2, seed=0), seed=0)
+    close(model(SMALL), plain(SMALL))
+    with pytest.raises(SiteError, match="rank"):
+        model.add_adapter("second", lora(target_modules=["first"], rank=None))
+    model.add_adapter("second", lora(target_modules=["first"]))
+    close(model(SMALL), plain(SMALL))
+    host = model.unload()
+    assert host.first is host.second["again"]
+    assert type(host.first) is nn.Linear
+    fresh = Twice()
+    with pytest.raises(SiteError, match="rank"):
+        get_peft_model(fresh, lora(target_modules=["first"], rank=None))
+    assert type(fresh.second["again"]) is nn.Linear
+
+
 # ---------------------------------------------------------------- names
 
 BAD = ["a.b", "", "__base__", "keys", "pop", "forward", "half", "training"]

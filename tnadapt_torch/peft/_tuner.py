@@ -19,6 +19,7 @@ from tnadapt_torch.peft._checkpoint import STATES
 from tnadapt_torch.peft._config import PREFIX, TnConfig
 from tnadapt_torch.peft._flags import flags_of, put_flags
 from tnadapt_torch.peft._layer import TnLayer, TnLinear, TnParameters
+from tnadapt_torch.peft._modules import path_of, put_back, put_in_everywhere, take_out_everywhere
 from tnadapt_torch.peft._rows import expect_rows, repeats, use_rows
 from tnadapt_torch.peft._states import check_name, new_state
 from tnadapt_torch.peft._stored import StoredTuner
@@ -76,6 +77,7 @@ class TnModel(StoredTuner):
         self.tnadapt_states[adapter_name] = state
         try:
             super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
+            put_in_everywhere(model)
             self._check_all_served(state)
             put_flags(self, others)
             slow_down(model, self._layers().values())
@@ -85,7 +87,7 @@ class TnModel(StoredTuner):
             for layer in self._layers().values():
                 layer.drop(adapter_name)
             del self.tnadapt_states[adapter_name]
-            _put_back(model, before)
+            put_back(model, before)
             put_flags(self, flags)
             speed_up(model, self._layers().values())
             raise
@@ -160,9 +162,9 @@ class TnModel(StoredTuner):
         weights = self.states()[adapter_name].weights
         named = {path: weight for path, weight in weights.items() if not weight.is_called}
         for weight in named.values():
-            keys = [key for key, module in model.named_modules() if key and _is_or_wraps(module, weight.module)]
-            parent, target, target_name = _get_submodules(model, keys[0])
-            self._create_and_replace(peft_config, adapter_name, target, target_name, parent, keys[0], weight.name)
+            key = path_of(model, weight.module)
+            parent, target, target_name = _get_submodules(model, key)
+            self._create_and_replace(peft_config, adapter_name, target, target_name, parent, key, weight.name)
         return list(named)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
@@ -306,6 +308,7 @@ class TnModel(StoredTuner):
             self.merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
         self.end_watch()
         host: nn.Module = super()._unload_and_optionally_merge(merge=False, progressbar=progressbar)
+        take_out_everywhere(host)
         speed_up(host, [])
         return host
 
@@ -315,19 +318,3 @@ class TnModel(StoredTuner):
 
     def _layers(self) -> dict[str, TnLayer]:
         return {path: module for path, module in self.model.named_modules() if isinstance(module, TnLayer)}
-
-
-def _is_or_wraps(module: nn.Module, other: nn.Module) -> bool:
-    return module is other or (isinstance(module, TnParameters) and module.base_layer is other)
-
-
-def _put_back(model: nn.Module, before: dict[str, nn.Module]) -> None:
-    """Restore the modules of a model and remove new ones. In `before`, parents come before their children."""
-    for path, module in before.items():
-        parent, _, name = path.rpartition(".")
-        if path and model.get_submodule(parent)._modules[name] is not module:
-            model.get_submodule(parent)._modules[name] = module
-    for path in dict(model.named_modules(remove_duplicate=False)).keys() - before.keys():
-        parent, _, name = path.rpartition(".")
-        if parent in before:
-            del before[parent]._modules[name]
