@@ -48,7 +48,7 @@ def save(
 
 @answers(FormatError)
 def load(
-    path: str | os.PathLike[str], *, dtype: DTypeLike | None = None
+    path: str | os.PathLike[str], *, dtype: DTypeLike | None = None, draw_limit: int | None = None
 ) -> tuple[Adapter, dict[str, dict[str, Array]]]:
     """Load an adapter and its params from a file.
 
@@ -57,6 +57,7 @@ def load(
     Args:
         path: the file to read.
         dtype: the dtype of the params; by default float32, or float64 if stored in it.
+        draw_limit: the most frozen numbers to draw again, as for `tnadapt.binding.read_checkpoint`.
 
     Returns:
         The adapter and its params.
@@ -64,7 +65,7 @@ def load(
     Raises:
         FormatError: for a damaged file, or for float64 if it is disabled in jax.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, draw_limit=draw_limit)
     wanted = (jnp.float64 if checkpoint.is_double else jnp.float32) if dtype is None else dtype
     if np.dtype(wanted) != jax.dtypes.canonicalize_dtype(wanted):
         raise FormatError(

@@ -35,6 +35,7 @@ def load(
     dropout: float = 0.0,
     adapter_name: str = "default",
     target_parameters: Mapping[str, str] | None = None,
+    draw_limit: int | None = None,
 ) -> AdapterState:
     """Load an adapter from its file and attach it to a model.
 
@@ -47,6 +48,7 @@ def load(
         dropout: the dropout probability on the adapter's input during training.
         adapter_name: an identifier that no other adapter on the model has.
         target_parameters: the layouts of parameters that do not belong to a linear layer, as in `attach`.
+        draw_limit: the most frozen numbers to draw again, as for `tnadapt.binding.read_checkpoint`.
 
     Returns:
         The adapter's state, as `attach` returns it.
@@ -59,7 +61,12 @@ def load(
     model = unwrapped(model)
     expect_path(path, "load", FormatError)
     return _attach(
-        model, read_checkpoint(path), path, layouts=target_parameters or {}, dropout=dropout, adapter_name=adapter_name
+        model,
+        read_checkpoint(path, draw_limit=draw_limit),
+        path,
+        layouts=target_parameters or {},
+        dropout=dropout,
+        adapter_name=adapter_name,
     )
 
 

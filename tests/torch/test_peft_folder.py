@@ -47,6 +47,71 @@ def test_the_saved_config_has_the_name_of_the_model_and_its_layout(tmp_path):
     assert (config["base_model_name_or_path"], config["fan_in_fan_out"]) == (None, False)
 
 
+def named(name, *bases, **fields):
+    """A toy model whose class has this name, and which reads token ids as models of transformers do."""
+    model = hosts.toy()
+    plain = type(model)
+    base = type(bases[0], (plain,), {}) if bases else plain
+    model.__class__ = type(name, (base,), {"main_input_name": "input_ids"} | fields)
+    return model
+
+
+def config_of(model, folder, **words):
+    hosts.adapt(model).save_as_lora(folder, **words)
+    return config_in(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("LlamaForCausalLM", "CAUSAL_LM"),
+        ("GPT2LMHeadModel", "CAUSAL_LM"),
+        ("BertModel", "FEATURE_EXTRACTION"),
+        ("BertForMaskedLM", None),
+        ("Toy", None),
+    ],
+)
+def test_the_task_is_told_by_the_class_of_the_model(name, task, tmp_path):
+    assert config_of(named(name), tmp_path / "own")["task_type"] == task
+    assert config_of(named("Mine", name), tmp_path / "derived")["task_type"] == task
+    assert config_of(named(name, main_input_name="pixel_values"), tmp_path / "pixels")["task_type"] is None
+    assert config_of(named(name), tmp_path / "asked", task_type="CAUSAL_LM")["task_type"] == "CAUSAL_LM"
+
+
+@pytest.mark.parametrize(("is_pair", "task"), [(True, "SEQ_2_SEQ_LM"), (False, None)])
+def test_a_conditional_generation_is_of_two_sequences_only_with_an_encoder(is_pair, task, tmp_path):
+    config = type("Config", (), {"is_encoder_decoder": is_pair, "name_or_path": ""})()
+    assert config_of(named("T5ForConditionalGeneration", config=config), tmp_path / "a")["task_type"] == task
+
+
+def test_the_head_of_a_classifier_is_saved_with_its_task(tmp_path):
+    """PEFT trains it in full for this task, and loads no checkpoint without it."""
+    model = named("LlamaForSequenceClassification")
+    config = config_of(model, tmp_path / "a")
+    assert (config["task_type"], config["modules_to_save"]) == ("SEQ_CLS", ["score"])
+    tensors = load_file(tmp_path / "a" / "adapter_model.safetensors")
+    assert torch.equal(torch.from_numpy(tensors["base_model.model.score.weight"]), model.score.weight.data)
+    model = named("LlamaForSequenceClassification")
+    hosts.adapt(model, modules_to_save=["score"]).save_as_lora(tmp_path / "b")
+    assert config_in(tmp_path / "b")["modules_to_save"] == ["score"]
+
+
+@pytest.mark.parametrize("change", ["adapted", "tied"])
+def test_a_head_that_peft_cannot_load_leaves_the_task_out(change, tmp_path):
+    model = named("LlamaForSequenceClassification")
+    words = {"target_modules": ["mlp.up", "score"]} if change == "adapted" else {}
+    state = hosts.adapt(model, "lora", rank=1, **words)
+    if change == "tied":
+        model.other = model.score
+    state.save_as_lora(tmp_path / "a")
+    config = config_in(tmp_path / "a")
+    assert (config["task_type"], config["modules_to_save"]) == (None, None)
+    came = {"adapted": "an adapter on score", "tied": "one that shares a parameter"}[change]
+    with pytest.raises(SiteError, match=rf"a model whose head PEFT can load for SEQ_CLS, got {came}(.|\n)*Nothing was"):
+        state.save_as_lora(tmp_path / "b", task_type="SEQ_CLS")
+    assert not (tmp_path / "b").exists()
+
+
 def test_modules_to_save_are_saved_and_loaded(tmp_path):
     model, words = hosts.toy(), hosts.words()
     hosts.adapt(model, modules_to_save=["score"])

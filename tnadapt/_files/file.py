@@ -14,7 +14,7 @@ import numpy.typing as npt
 from safetensors.numpy import save as to_bytes
 
 from tnadapt._errors import FormatError, SiteError
-from tnadapt._files.limits import MADE, MADE_PER_STORED, MOST_MADE, shorten
+from tnadapt._files.limits import HEADER, MADE, MADE_PER_STORED, MOST_MADE, STORED, UNNAMED, check_extra, keep, shorten
 from tnadapt._files.target import write_atomically
 from tnadapt._files.tensors import TensorFile, open_tensors
 from tnadapt._files.text import VERSION, adapter_data, adapter_of, check_version, dump, parse, take
@@ -31,7 +31,6 @@ ALIGNMENT = 8  # bytes; also the size of the field with the length of a safetens
 DTYPES = ("float16", "float32", "float64")
 NAMES = {np.dtype(name).char: name for name in DTYPES}  # the name of a dtype takes numpy microseconds
 CHUNK = 2**20  # numbers of which a digest is updated at once
-MANY = 16  # times the names in a file: if its adapter has more factors than that, it is not compared name by name
 
 
 @dataclass(frozen=True)
@@ -80,8 +79,12 @@ def save(
     if unknown := params.keys() - adapter.slots.keys():
         name = sorted(map(str, unknown))[0]
         raise FormatError(f"params: expected only names of this adapter, got {name!r}.\nNothing was written.")
+    check_extra(extra or {})
     tensors = stored | {name + EXTRA: _native(name, value) for name, value in (extra or {}).items()}
-    write_atomically(Path(path), to_bytes(tensors, _metadata(adapter, drawn, _seal(tensors))))
+    keep("save", "stored numbers", sum(array.size for array in tensors.values()), STORED)
+    content = to_bytes(tensors, _metadata(adapter, drawn, _seal(tensors)))
+    keep("save", "bytes of header", int.from_bytes(content[:ALIGNMENT], "little"), HEADER)
+    write_atomically(Path(path), content)
 
 
 def params_to_store(
@@ -197,7 +200,8 @@ def read_checkpoint(path: str | os.PathLike[str], *, draw_limit: int | None = No
         data = parse(_text_of(path, file.metadata))
         check_version(str(path), data.pop("format", None))
         seals = take("file", {key: data.pop(key, None) for key in ("library", "drawn", "stored")}, SEALS)
-        adapter = adapter_of(data)
+        factors = sum(not name.endswith(EXTRA) for name in file.entries)
+        adapter = adapter_of(data, factors + len(seals["drawn"]))
         _check_entries(path, adapter, file, seals["drawn"], draw_limit)
         tensors = file.read()
     if _seal(tensors) != seals["stored"]:
@@ -229,10 +233,9 @@ def _check_entries(path: Path, adapter: Adapter, file: TensorFile, drawn: Mappin
     """
     if wrong := [name for name, entry in file.entries.items() if entry.named_dtype not in DTYPES]:
         dtype = file.entries[wrong[0]].named_dtype
-        raise FormatError(f"{path}: expected tensors of {', '.join(DTYPES)}, got {wrong[0]} of {dtype}.")
+        raise FormatError(f"{path}: expected tensors of {', '.join(DTYPES)}, got {shorten(wrong[0])} of {dtype}.")
     stored = {name: entry for name, entry in file.entries.items() if not name.endswith(EXTRA)}
-    if (number := _count_slots(adapter)) > MANY * (1 + len(stored) + len(drawn)):  # too many to name one
-        raise FormatError(f"{path}: expected the {number:,} factors of its adapter, got {len(stored) + len(drawn):,}.")
+    keep(path, "factors", _count_slots(adapter), UNNAMED * (1 + len(stored) + len(drawn)))
     wanted = {name for name, slot in adapter.slots.items() if slot.is_stored}
     missing_or_unknown = (stored.keys() | drawn.keys()) ^ adapter.slots.keys()
     if odd := sorted(missing_or_unknown | (drawn.keys() & (wanted | stored.keys()))):

@@ -4,7 +4,7 @@
 number, name or list of a small file that was forged; with all of them, reading takes seconds and less than 4 GiB.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from tnadapt._errors import FormatError
@@ -32,6 +32,7 @@ MADE, MADE_PER_STORED, MOST_MADE = 2**26, 16, 2**28  # numbers that are drawn, a
 PADDED = 64  # numbers of an adapter for each number of a PEFT checkpoint, if they are more than MOST_MADE
 SEARCHED = 2**28  # steps of a search for regular expressions: about 3 seconds
 MATCHED = 2**24  # comparisons of a tensor's name with a module to save
+UNNAMED = 16  # times the arrays of a file: an adapter that needs more is not compared with it name by name
 MOST_TEXT = 4_000  # characters of a message that quotes the file
 
 TODO = "docs/files.md lists the limits."
@@ -58,6 +59,15 @@ def check_text(text: str) -> None:
 def check_names(where: str, names: Collection[str]) -> None:
     """Raise FormatError for a name that is too long."""
     keep(where, "characters in a name", max(map(len, names), default=0), WORD)
+
+
+def check_extra(names: Iterable[object]) -> None:
+    """Raise FormatError for a name of an extra tensor that no file takes."""
+    for name in names:
+        if not isinstance(name, str) or (not name.isascii() and name.encode(errors="ignore").decode() != name):
+            raise FormatError(
+                f"extra: expected names that UTF-8 can encode, got {name!a:.100}.\nRename it. Nothing was written."
+            )
 
 
 def check_factors(factors: Collection[str]) -> None:

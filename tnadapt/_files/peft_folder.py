@@ -14,7 +14,7 @@ import numpy.typing as npt
 from safetensors.numpy import save_file
 
 from tnadapt._errors import FormatError
-from tnadapt._files.limits import MATCHED, WORD, keep
+from tnadapt._files.limits import MATCHED, WORD, keep, shorten
 from tnadapt._files.peft_patterns import Patterns
 from tnadapt._files.target import replace_folder
 from tnadapt._files.tensors import DTYPES, TensorFile, open_tensors
@@ -184,7 +184,7 @@ def _assigned(directory: Path, method: Method, config: Mapping[str, Any], file: 
     for key in sorted(file.entries, key=_words):
         entry, inner = file.entries[key], key.removeprefix(PREFIX)
         if entry.dtype not in DTYPES:
-            raise fault_of(directory, f"expected tensors of {', '.join(DTYPES)}", f"{key} of {entry.dtype}")
+            raise fault_of(directory, f"expected tensors of {', '.join(DTYPES)}", f"{shorten(key)} of {entry.dtype}")
         value = Stored(entry.shape, partial(values.read, key))
         end = next((end for end in method.factors if inner.endswith(f".{end}")), None)
         if key.removeprefix("base_model.") in method.shared:
@@ -198,7 +198,7 @@ def _assigned(directory: Path, method: Method, config: Mapping[str, Any], file: 
                 extra[inner] = value
                 continue
             odd = next((what for end, what in STRANGERS.items() if inner.endswith(f".{end}")), "none of its factors")
-            came = f"{key[: 2 * WORD]}, which is {odd}"
+            came = f"{shorten(key)}, which is {odd}"
             raise fault_of(directory, f"expected a checkpoint with factors of {name} alone", came)
     if long := [path for path in modules if len(path) > WORD]:
         raise fault_of(directory, f"expected paths of at most {WORD} characters", f"{long[0][:100]!r}...")

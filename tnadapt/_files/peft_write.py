@@ -11,13 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from tnadapt._errors import FormatError
+from tnadapt._files.limits import check_extra
 from tnadapt._files.peft_folder import PREFIX, write_folder
 from tnadapt._language import Adapter, expect_adapter, expect_params, expect_path
-from tnadapt._signature import answers
+from tnadapt._signature import answers, mistake, told
 from tnadapt._structure import LoRA, check_exportable, exact_lora, join, shorten
 from tnadapt._values import starts_of
 
 __all__ = ["Written", "save_as_lora"]
+
+PEFT_VERSION = "0.21.2"  # the release whose format is written
+TASK_TYPES = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 
 
 class Written(NamedTuple):
@@ -35,6 +39,7 @@ def save_as_lora(
     *,
     rank: int | None = None,
     base_model: str | None = None,
+    task_type: str | None = None,
     fan_in_fan_out: bool = False,
     extra: Mapping[str, npt.ArrayLike] | None = None,
     modules_to_save: Collection[str] = (),
@@ -48,6 +53,8 @@ def save_as_lora(
             not at all.
         rank: the largest rank that a weight may have. Without it, every weight is exact.
         base_model: the name or path of the model, from which PEFT can load it.
+        task_type: the task of the model in PEFT's words, such as "CAUSAL_LM". `AutoPeftModelForCausalLM` and its like
+            open only a folder that tells it.
         fan_in_fan_out: as in PEFT: whether the host stores its weights as (in, out), like transformers' Conv1D.
         extra: the arrays of fully trained modules, by their names in the host.
         modules_to_save: the paths of those modules.
@@ -59,14 +66,18 @@ def save_as_lora(
         PlanError: an update of full rank without `rank`.
         SiteError: params that do not belong to this adapter; a weight of experts, or one whose sites serve several
             tasks.
-        FormatError: an update that is not finite in float32, or a folder that holds anything else.
+        FormatError: an update that is not finite in float32, an unknown task, or a folder that holds anything else.
     """
     expect_adapter(adapter, "save_as_lora", FormatError)
     expect_params(params, "save_as_lora", FormatError)
     expect_path(directory, "save_as_lora", FormatError)
+    if task_type is not None and task_type not in TASK_TYPES:
+        wanted = f"one of {', '.join(TASK_TYPES)} as task_type"
+        raise mistake(FormatError, "save_as_lora", wanted, told(task_type), "Or leave it out.")
     parts = {path: adapter.parts(path) for path in adapter.weights}
     for path, sites in parts.items():
         check_exportable(adapter, sites or adapter.weights[path], rank, is_weight=bool(sites))
+    check_extra(extra or {})
     tensors = {f"{PREFIX}{name}": _checked(name, np.asarray(value)) for name, value in (extra or {}).items()}
     written, alphas = {}, {}
     starts: dict[str, npt.ArrayLike] = {}
@@ -80,6 +91,7 @@ def save_as_lora(
         alphas[path] = lora.scale * lora.rank
     config = _config(written, alphas) | {
         "base_model_name_or_path": base_model,
+        "task_type": task_type,
         "fan_in_fan_out": fan_in_fan_out,
         "modules_to_save": list(modules_to_save) or None,
     }
@@ -113,7 +125,7 @@ def _config(written: Mapping[str, Written], alphas: Mapping[str, float]) -> dict
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     return {
         "peft_type": "LORA",
-        "task_type": None,
+        "peft_version": PEFT_VERSION,
         "inference_mode": True,
         "target_modules": list(written),
         "r": rank,

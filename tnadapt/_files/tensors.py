@@ -24,6 +24,7 @@ Array = npt.NDArray[Any]
 
 LENGTH = 8  # bytes of the field with the length of the header
 WIDTHS = {"F16": 2, "F32": 4, "F64": 8, "BF16": 2}
+LONGEST_DTYPE = 16  # characters, such as F8_E4M3
 METADATA = "__metadata__"
 DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2"}  # numpy has no bfloat16: its bits
 MOST_ENTRIES = 2**60  # of an array in numpy, also of one that has none because another axis is 0
@@ -124,8 +125,12 @@ def _entry(name: str, data: object) -> Entry:
             numbers = [*shape, start, stop]
         case _:
             raise FormatError(f"the entry of {name[:100]!a} is not valid")
-    if len(shape) > MOST_AXES or any(type(number) is not int or number < 0 for number in numbers):
-        raise FormatError(f"the shape or the place of {name[:100]!a} is not valid")
+    if (
+        len(dtype) > LONGEST_DTYPE
+        or len(shape) > MOST_AXES
+        or any(type(number) is not int or number < 0 for number in numbers)
+    ):
+        raise FormatError(f"the dtype, the shape or the place of {name[:100]!a} is not valid")
     size = math.prod(shape)
     if size == 0 and math.prod(number or 1 for number in shape) > MOST_ENTRIES:
         raise FormatError(f"the shape of {name[:100]!a} is not that of an array")

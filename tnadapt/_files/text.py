@@ -1,6 +1,7 @@
 """Write specs and adapters as JSON text, and read them. Nothing in a text is trusted: every key and type is checked."""
 
 import json
+import re
 import reprlib
 from collections import Counter
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any
 from tnadapt._errors import FormatError, TnadaptError
 from tnadapt._files.limits import (
     SITES,
+    UNNAMED,
     WORD,
     check_asked,
     check_binding,
@@ -21,13 +23,14 @@ from tnadapt._files.limits import (
     keep,
     shorten,
 )
-from tnadapt._hosts import Block, Coordinate, Site
+from tnadapt._hosts import RUNNING, Block, Coordinate, Site
 from tnadapt._language import Adapter, AdapterSpec, Factor, Initializer, Scale, modes_of
 from tnadapt._signature import mistake, told
 
 __all__ = ["from_json", "to_json"]
 
 VERSION = 1
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 NUMBER = {"power": (int, float)}
 WORDS = {  # kind of an initializer -> its word in format 1, which is older than the kind's present name
     "controlled_z": "sign",
@@ -78,6 +81,8 @@ def parse(text: str | bytes) -> dict[str, Any]:
         decoded = text if isinstance(text, str) else text.decode(json.detect_encoding(text))
         check_text(decoded)
         data = json.loads(decoded, object_pairs_hook=_object)
+        if not decoded.isascii() or SURROGATE.search(decoded):
+            json.dumps(data, ensure_ascii=False).encode()  # raises for half of a pair, which no name can have
     except (ValueError, RecursionError) as error:
         raise FormatError(f"the text: expected JSON, got text that cannot be parsed: {error}.") from None
     fields: dict[str, Any] = _typed("the text", data, dict)
@@ -207,8 +212,12 @@ def _kind_of(path: list[str]) -> str:
     return path[-1].removeprefix(".")
 
 
-def adapter_of(data: object) -> Adapter:
-    """Make an adapter from plain data. Raises FormatError for unknown keys, wrong types, or an invalid adapter."""
+def adapter_of(data: object, arrays: int | None = None) -> Adapter:
+    """Make an adapter from plain data.
+
+    `arrays` is how many arrays there are for its factors, if that is known. Raises FormatError for unknown keys, wrong
+    types, or an invalid adapter, and at once for one whose sites need many times as many arrays.
+    """
     kinds = {"spec": dict, "patterns": list, "sites": list, "rank": (int, dict, type(None)), "sizes": dict, "seed": int}
     fields = take("adapter", data, kinds)
     rank, sizes, seed = (fields[word] for word in ("rank", "sizes", "seed"))
@@ -216,6 +225,8 @@ def adapter_of(data: object) -> Adapter:
         keep("the text", word, len(fields[word]), SITES)
     check_asked(rank, sizes, seed)
     spec = spec_of(fields["spec"])
+    if arrays is not None:
+        keep("the text", "arrays for its sites", _least_arrays(spec, fields["sites"]), UNNAMED * (1 + arrays))
     patterns = [_pattern_of(pattern) for pattern in fields["patterns"]]
     try:
         sites = [_site_of(patterns, place) for place in fields["sites"]]
@@ -225,14 +236,29 @@ def adapter_of(data: object) -> Adapter:
         raise FormatError(f"the text: expected a valid adapter, got an invalid one.\n{shorten(error)}") from error
 
 
+def _least_arrays(spec: AdapterSpec, places: list[Any]) -> int:
+    """Return how many arrays the sites of an adapter need at least, before any of them is made.
+
+    Without a site mode, each site has a group of its own; if the layers are not stacked, each layer has at least one.
+    """
+    if not spec.over:
+        groups = len(places)
+    elif "layer" in spec.site_modes or RUNNING in spec.site_modes:
+        groups = 1
+    else:
+        layers = (place[-1] for place in places if isinstance(place, list) and place)
+        groups = len({layer for layer in layers if isinstance(layer, int | str)})
+    return groups * sum(not spec.is_global(name) for name in spec.factors)
+
+
 def _site_of(patterns: list[dict[str, Any]], place: object) -> Site:
     match place:
         case [int(number), int() | str() as layer] if not isinstance(number, bool) and 0 <= number < len(patterns):
             check_coordinate("sites", layer)
             pattern = patterns[number]
-            given = {"layer": layer, "kind": _kind_of(pattern["path"])}
-            path, shape = str(layer).join(pattern["path"]), tuple(pattern["shape"])
-            return Site(path, shape, given | pattern["coordinates"], _block_of(pattern.get("block"), layer))
+            path, block = str(layer).join(pattern["path"]), pattern.get("block")
+            given = {"layer": layer} | pattern["coordinates"]
+            return Site(path, pattern["shape"], given, block and _block_of(block, layer))
         case _:
             raise FormatError(f"sites: expected [pattern, layer], got {reprlib.repr(place)}.")
 
@@ -248,12 +274,11 @@ def _pattern_of(data: object) -> dict[str, Any]:
     if not is_cut or "layer" in pattern["coordinates"]:
         raise FormatError(f"pattern: expected a path of one or two strings and no layer, got {reprlib.repr(pattern)}.")
     check_pattern(pattern)
-    return pattern
+    kind = {"kind": _kind_of(pattern["path"])}
+    return pattern | {"shape": tuple(pattern["shape"]), "coordinates": kind | pattern["coordinates"]}
 
 
-def _block_of(block: Mapping[str, Any] | None, layer: Coordinate) -> Block | None:
-    if block is None:
-        return None
+def _block_of(block: Mapping[str, Any], layer: Coordinate) -> Block:
     return Block(str(layer).join(block["weight"]), tuple(block["shape"]), tuple(block["start"]))
 
 
@@ -279,5 +304,5 @@ def _typed(where: str, value: Any, kind: Any) -> Any:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         kinds = kind if isinstance(kind, tuple) else (kind,)
         expected = " or ".join(one.__name__ for one in kinds)
-        raise FormatError(f"{where}: expected a value of type {expected}, got {type(value).__name__}.")
+        raise FormatError(f"{shorten(where)}: expected a value of type {expected}, got {type(value).__name__}.")
     return value

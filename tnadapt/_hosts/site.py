@@ -164,6 +164,8 @@ def as_integers(value: object) -> Any:
 
 def check_size(what: str, size: object) -> int:
     """Return the size. Raises SiteError unless it is an integer from 1 to `LARGEST`; `what` begins the message."""
+    if type(size) is int and 1 <= size <= LARGEST:
+        return size
     size = as_integer(size)
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise SiteError(f"{what}: expected an integer of at least 1, got {size!r}.\nWrite a whole number, such as 8.")

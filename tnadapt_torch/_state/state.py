@@ -63,9 +63,7 @@ class AdapterState(nn.Module):
         self.weights: dict[str, Weight] = {}
         self.folded: dict[str, Weight] = {}  # weights that take the update themselves, instead of their module's output
         self.turn = 0  # the position of the attach among those on the host; a copy keeps it
-        self.host: tuple[
-            nn.Module, ...
-        ] = ()  # a tuple, since a module attribute would make the host a child of its own child
+        self.host: tuple[nn.Module, ...] = ()  # no module attribute: the host would be a child of its own child
         self.flags = Flags()
         self.factors = Factors()
         self.start = Factors()
@@ -292,12 +290,15 @@ class AdapterState(nn.Module):
             self.check_host()
         return norms(self.adapter, self.params(), self.hooks)
 
-    def save_as_lora(self, directory: str | os.PathLike[str], *, rank: int | None = None) -> dict[str, Written]:
+    def save_as_lora(
+        self, directory: str | os.PathLike[str], *, rank: int | None = None, task_type: str | None = None
+    ) -> dict[str, Written]:
         """Save the adapter and its modules_to_save as a LoRA in a folder that PEFT can load.
 
         Args:
             directory: the folder to write.
             rank: the highest rank allowed; by default the LoRA is exact.
+            task_type: as for `tnadapt.save_as_lora`; by default told by the class of a model of transformers.
 
         Returns:
             The rank and the error of each site.
@@ -307,7 +308,7 @@ class AdapterState(nn.Module):
                 values into a copy; or the adapter is detached.
             TnadaptError: as `tnadapt.save_as_lora` raises it.
         """
-        return write_lora(self, directory, rank)
+        return write_lora(self, directory, rank, task_type)
 
     def print_trainable_parameters(self) -> None:
         """Print one line on the host with all its adapters: trainable and all parameters, with the frozen factors."""

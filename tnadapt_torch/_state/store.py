@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import tnadapt
 from tnadapt import SiteError
 from tnadapt.binding import START, Written, drawn_starts
-from tnadapt_torch._host import find_tie
+from tnadapt_torch._host import SavedModules, find_tie
 from tnadapt_torch._sharded import once
 from tnadapt_torch._state.factors import leaf_of, stored_factors, to_numpy
 from tnadapt_torch._state.replicas import settle, shared_by
+from tnadapt_torch._state.task import find_task
 
 if TYPE_CHECKING:
     from tnadapt_torch._state.state import AdapterState
@@ -28,7 +29,9 @@ def write_file(state: "AdapterState", path: str | os.PathLike[str]) -> None:
     once(shared_by(state), partial(tnadapt.save, state.adapter, stored, path, extra=extra))
 
 
-def write_lora(state: "AdapterState", directory: str | os.PathLike[str], rank: int | None) -> dict[str, Written]:
+def write_lora(
+    state: "AdapterState", directory: str | os.PathLike[str], rank: int | None, task_type: str | None
+) -> dict[str, Written]:
     """Write the folder of `AdapterState.save_as_lora`. Raise SiteError, with nothing written, where that says so."""
     state.check_host()
     if named := [path for path, weight in state.weights.items() if not weight.is_module]:
@@ -44,6 +47,8 @@ def write_lora(state: "AdapterState", directory: str | os.PathLike[str], rank: i
             f"got a model in which {pair[1]} is the same parameter.\n"
             f"PEFT loads {pair[0]} into a copy, but {pair[1]} was trained with it. Nothing was written."
         )
+    task, heads = find_task(state.model, task_type, state.weights, state.saved.modules)
+    saved |= SavedModules(heads).values()
     write = partial(
         tnadapt.save_as_lora,
         state.adapter,
@@ -51,8 +56,9 @@ def write_lora(state: "AdapterState", directory: str | os.PathLike[str], rank: i
         directory,
         rank=rank,
         base_model=getattr(getattr(state.model, "config", None), "name_or_path", None) or None,
+        task_type=task,
         fan_in_fan_out=any(weight.layout == ("in", "out") for weight in state.weights.values()),
         extra={key: to_numpy(value) for key, value in saved.items()},
-        modules_to_save=list(state.saved.modules),
+        modules_to_save=[*state.saved.modules, *heads],
     )
     return once(shared_by(state), write)

@@ -1,6 +1,8 @@
 """Writing a LoRA folder for PEFT: its content, and that it is written completely or not at all."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from tnadapt import FormatError, PlanError, Site, SiteError, delta, families, gr
 from tnadapt.binding import Written
 from tnadapt.testing import random_params
 
+ROOT = Path(__file__).parents[3]
 KINDS = {"q": (12, 8), "up": (16, 12)}
 PREFIX = "base_model.model."
 
@@ -140,4 +143,23 @@ def test_an_adapter_that_cannot_be_written_leaves_no_folder(tmp_path):
     adapter, params = trained(families.krona(), rank=None)
     with pytest.raises(PlanError, match="expected an update of less than full rank, got full rank"):
         save_as_lora(adapter, params, tmp_path / "lora")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_task_and_the_release_of_peft_are_written(tmp_path):
+    adapter, params = trained(families.lora())
+    save_as_lora(adapter, params, tmp_path / "plain")
+    assert config_in(tmp_path / "plain")["task_type"] is None
+    pinned = re.search(r'"peft==([\d.]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))[1]
+    assert config_in(tmp_path / "plain")["peft_version"] == pinned
+    save_as_lora(adapter, params, tmp_path / "told", task_type="SEQ_2_SEQ_LM")
+    assert config_in(tmp_path / "told")["task_type"] == "SEQ_2_SEQ_LM"
+    assert read_peft(tmp_path / "told").adapter.sites == adapter.sites
+
+
+@pytest.mark.parametrize("task", ["causal_lm", "", 3, ["CAUSAL_LM"]])
+def test_an_unknown_task_is_refused(task, tmp_path):
+    adapter, params = trained(families.lora())
+    with pytest.raises(FormatError, match=r"save_as_lora: expected one of CAUSAL_LM, .* as task_type, got "):
+        save_as_lora(adapter, params, tmp_path / "lora", task_type=task)
     assert list(tmp_path.iterdir()) == []
