@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tnadapt import SiteError
 from tnadapt_torch._host.weight import Weight
-from tnadapt_torch._sharded import laid_like, reshard, whole
+from tnadapt_torch._sharded import is_partitioned, laid_like, reshard, whole
 
 __all__: list[str] = []
 
@@ -116,6 +116,11 @@ def check_weights(host: nn.Module, weights: Mapping[str, Weight]) -> None:
             raise SiteError(
                 f"{path}: expected a weight with values, got one on the meta device, as offloaded weights are.\n"
                 "Load the whole model into memory, attach or load the adapter there, and merge."
+            )
+        if is_partitioned(parameter):
+            raise SiteError(
+                f"{path}: expected a weight that this process holds, got a part of it: "
+                "DeepSpeed stage 3 holds the rest.\nMerge into a model that is not partitioned."
             )
         if parameter.ndim == 1:
             raise SiteError(

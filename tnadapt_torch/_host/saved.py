@@ -45,14 +45,15 @@ class SavedModules:
         for names, value in self._tensors():
             away = laid_like(self._away[names[0]].to(device=value.device, dtype=value.dtype), value)
             here = value.detach()
-            self._away |= dict.fromkeys(names, here.clone() if is_copied else here)
-            if is_copied:
+            if is_copied and is_sharded(value):
+                here = here.clone()
                 with torch.no_grad():
                     value.copy_(away)
             elif is_sharded(value) and is_sharded(away):
                 value._local_tensor.data = away._local_tensor
             else:
                 value.data = away
+            self._away |= dict.fromkeys(names, here)
         self.is_trained = not self.is_trained
 
     @property

@@ -1,6 +1,6 @@
 """The tree of modules that holds the factors; the dots in a factor's name separate the modules on its path."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,21 @@ def plant(tree: nn.Module, key: str, value: Tensor, *, trainable: bool, persiste
         raise SiteError(
             f"factor: expected a name that a torch module can hold, got {key!r} ({error}).\nRename the factor."
         ) from None
+
+
+def keep_values(convert: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return a conversion of tensors; that of `nn.Module.to_empty` with the values kept.
+
+    A host that was made on the meta device is emptied before its weights are loaded. Nothing would load the factors.
+    """
+    if getattr(convert, "__qualname__", "") != "Module.to_empty.<locals>.<lambda>":
+        return convert
+
+    def keep(tensor: Tensor) -> Tensor:
+        made = convert(tensor)
+        return made if tensor.is_meta else made.copy_(tensor)
+
+    return keep
 
 
 def stored_factors(adapter: Adapter, params: Mapping[str, Tensor]) -> dict[str, npt.ArrayLike]:

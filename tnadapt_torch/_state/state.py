@@ -25,7 +25,7 @@ from tnadapt_torch._host import (
 )
 from tnadapt_torch._run import Hook, Stack
 from tnadapt_torch._sharded import reshard
-from tnadapt_torch._state.factors import Factors, leaf_of, plant
+from tnadapt_torch._state.factors import Factors, keep_values, leaf_of, plant
 from tnadapt_torch._state.groups import parameter_groups
 from tnadapt_torch._state.hooks import follow
 from tnadapt_torch._state.known import check_latest, enter, states_of
@@ -275,7 +275,7 @@ class AdapterState(nn.Module):
         Raises:
             SiteError: a rate is not a positive number, a name is unknown or missing, or the ratio would have no effect.
         """
-        settle(self)
+        reshard([self, *self.host])
         return parameter_groups(self.adapter, self.params(), self.saved.values(), lr, ratio)
 
     def norms(self) -> dict[str, float]:
@@ -330,7 +330,7 @@ class AdapterState(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> "AdapterState":
         for stack in self.stacks.values():
             stack.forget()
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(keep_values(fn), recurse)  # type: ignore[no-untyped-call]
         follow(self.hooks.values())
         return self
 

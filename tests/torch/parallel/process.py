@@ -2,7 +2,9 @@
 
 import os
 import sys
+import time
 import traceback
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -12,8 +14,10 @@ sys.path.insert(0, str(Path(__file__).parents[3]))
 from tests.torch.parallel.life import Life, Plan  # needs the line above
 from tests.torch.parallel.scenes import SCENES
 
+WAIT = 180  # seconds for another process, after which this one fails
 
-def play(what: str, rank: int, world: int) -> list[str]:
+
+def play(what: str) -> list[str]:
     """Return what went wrong."""
     folder = Path(what)
     folder.mkdir(exist_ok=True)
@@ -24,7 +28,7 @@ def play(what: str, rank: int, world: int) -> list[str]:
             SCENES[what]()
             return []
         words, kind = what.split("-")
-        return Life(kind, Plan(tuple(words.split(","))), rank, world, Path()).run()
+        return Life(kind, Plan(tuple(words.split(","))), Path()).run()
     except BaseException as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         return [f"{type(error).__name__}: {str(error)[:500]} ({where.filename}:{where.lineno})"]
@@ -36,11 +40,13 @@ def main() -> None:
     folder, rank, world, *whats = sys.argv[1:]
     torch.set_num_threads(1)
     os.chdir(folder)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=int(rank), world_size=int(world))
+    place = {"rank": int(rank), "world_size": int(world), "timeout": timedelta(seconds=WAIT)}
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", **place)
     found = {}
     for what in whats:
-        found[what] = play(what, int(rank), int(world))
-        print(what, *found[what], sep="\n   ", file=sys.stderr, flush=True)
+        start = time.process_time()
+        found[what] = play(what)
+        print(f"{what}: {time.process_time() - start:.1f} s", *found[what], sep="\n   ", file=sys.stderr, flush=True)
     torch.save(found, f"{rank}.pt")
     dist.destroy_process_group()
 

@@ -1,0 +1,87 @@
+"""Processes share a host by DistributedDataParallel, fully_shard or tensor parallelism: as one process, or refused."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.torch.parallel.life import KINDS
+from tests.torch.parallel.scenes import SCENES
+
+PROGRAM = Path(__file__).with_name("process.py")
+TIMEOUT = 1800  # what a process that waits for another one may take
+
+# Each kind of adapter and each way to shard once: `PLAN-KIND`, see `Plan` and `KINDS` of life.py.
+SOME = [
+    "layers-lotr",
+    "layers-pissa",
+    "layers-saved",
+    "layers-fold",
+    "first,layers-vera",
+    "first,whole,kept-saved",
+    "whole,freed-tasks",
+    "half,layers-householder",
+    "half,first,layers-quanta",
+    "only-saved",
+    "ignored,layers-lora",
+    "tensor-saved",
+    "tensor,sequence-lora",
+    "first,tensor-vera",
+    "first,tensor,sequence-lotr",
+]
+SHARDED = ["layers", "whole,freed", "half,layers", "only", "ignored,layers"]
+SPLIT = ["tensor", "tensor,sequence"]
+EVERY = [
+    f"{plan}-{kind}"
+    for way in [*SHARDED, *SPLIT]
+    for plan in (way, f"first,{way}")
+    for kind in KINDS
+    # torch cannot split a weight that is parametrized; fully_shard before a folded update is refused, in a scene
+    if not (kind == "fold" and (way in SPLIT) != plan.startswith("first"))
+]
+LONG = ["compiled_layers"]
+GRIDS = [
+    f"{plan}-{kind}" for plan in ("grid,layers", "first,grid,layers", "hybrid,layers") for kind in ("lotr", "saved")
+]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed"),
+]
+only_laws = pytest.mark.skipif(
+    os.environ.get("HYPOTHESIS_PROFILE") != "laws", reason="`make laws` runs this test, which takes minutes"
+)
+
+
+def play(world, folder, whats):
+    """Play scenes and lives with this many processes; return what went wrong, by scene or life and by process."""
+    words = [[sys.executable, str(PROGRAM), str(folder), str(rank), str(world), *whats] for rank in range(world)]
+    jobs = [subprocess.Popen(word, stderr=subprocess.PIPE, text=True) for word in words]
+    try:
+        said = [job.communicate(timeout=TIMEOUT)[1] for job in jobs]
+    finally:
+        for job in jobs:
+            job.kill()
+            job.wait()
+    assert [job.returncode for job in jobs] == [0] * world, "\n".join(said)
+    found = [torch.load(folder / f"{rank}.pt") for rank in range(world)]
+    assert all(list(each) == list(whats) for each in found)
+    return {f"{what} on {rank}": each[what] for rank, each in enumerate(found) for what in whats if each[what]}
+
+
+def test_two_processes(tmp_path):
+    assert play(2, tmp_path, [*(name for name in SCENES if name not in LONG), *SOME]) == {}
+
+
+@only_laws
+@pytest.mark.parametrize("world", [1, 2])
+def test_every_kind_in_every_way(world, tmp_path):
+    assert play(world, tmp_path, [*(SCENES if world == 1 else LONG), *EVERY]) == {}
+
+
+@only_laws
+def test_four_processes(tmp_path):
+    assert play(4, tmp_path, GRIDS) == {}
