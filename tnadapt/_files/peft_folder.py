@@ -14,7 +14,7 @@ import numpy.typing as npt
 from safetensors.numpy import save_file
 
 from tnadapt._errors import FormatError
-from tnadapt._files.limits import MATCHED, WORD, keep, shorten
+from tnadapt._files.limits import MATCHED, SITES, WORD, keep, shorten
 from tnadapt._files.peft_patterns import Patterns
 from tnadapt._files.target import replace_folder
 from tnadapt._files.tensors import DTYPES, TensorFile, open_tensors
@@ -191,6 +191,7 @@ def _assigned(directory: Path, method: Method, config: Mapping[str, Any], file: 
             shared[key.removeprefix("base_model.")] = value
         elif key.startswith(PREFIX) and end is not None:
             modules.setdefault(inner.removesuffix(f".{end}"), {})[method.factors[end]] = value
+            keep(directory, "modules", len(modules), SITES)
         else:
             compared += len(saved)
             keep(directory, "comparisons of names with modules_to_save", compared, MATCHED)

@@ -12,7 +12,7 @@ __all__: list[str] = []
 LITERAL = re.compile(r"(\^?)((?:[^\\.^$*+?{}\[\]|()]|\\\W)+)")  # a path as re.escape writes it, and single words
 PATTERN = re.compile(r"[\w.\-\\^$|()*+\[\]]{1,500}")  # without braces or question marks
 MOST_REPEATS, MOST_GROUPS = 2, 4
-COMPILED = 2**14  # steps of a search in the time that it takes to compile an expression
+COMPILED, CALLED = 2**14, 2**7  # steps of a search in the time to compile an expression, and to call it
 
 
 class Patterns:
@@ -59,7 +59,7 @@ class Patterns:
             self.compiled[place] = self._compile(pattern)
             self.work += COMPILED
         repeats, choices = sum(map(pattern.count, "*+")), 1 + pattern.count("|")
-        self.work += (1 + len(module)) ** (1 + repeats) * choices ** (1 + pattern.count("("))
+        self.work += CALLED + (1 + len(module)) ** (1 + repeats) * choices ** (1 + pattern.count("("))
         keep(self.where, "steps of a search for its expressions", self.work, SEARCHED, "Name the modules instead.")
         return self.compiled[place].match(module) is not None
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from tnadapt._errors import FormatError, SiteError, SpecError
 from tnadapt._files.file import Checkpoint
-from tnadapt._files.limits import MOST_MADE, PADDED, SITES, check_binding, keep, shorten
+from tnadapt._files.limits import MOST_MADE, PADDED, check_binding, keep, shorten
 from tnadapt._files.peft_folder import AXES, Array, Folder, Stored, open_folder
 from tnadapt._hosts import sites_of
 from tnadapt._language import Adapter, AdapterSpec, count, expect_path, split_evenly
@@ -74,7 +74,6 @@ def read_peft(directory: str | os.PathLike[str], *, shapes: Shapes | None = None
     with open_folder(Path(directory)) as folder:
         if shapes is not None and (missing := [path for path in folder.modules if len(shapes.get(path, ())) != AXES]):
             raise folder.fault(f"expected a model where {missing[0]} is a linear layer", "one where it is not")
-        keep(directory, "modules", len(folder.modules), SITES)
         try:
             adapter, found = _adapter_of(folder, shapes)
         except (SiteError, SpecError) as error:

@@ -1,11 +1,49 @@
 """Forged files: built entry by entry, with right digests, as somebody would who knows the format."""
 
+import copy
 import hashlib
 import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+SECONDS = 8  # of a processor that is busy with other things too; 3 otherwise
+CHILD = """
+import json, resource, sys, time
+import numpy as np
+import tnadapt
+from safetensors.numpy import load_file
+from tnadapt.binding import read_checkpoint
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+for path in sys.argv[1:]:
+    start = time.process_time()
+    try:
+        checkpoint = read_checkpoint(path)
+        used = time.process_time() - start
+        held = checkpoint.params | {f"{name}:extra": value for name, value in checkpoint.extra.items()}
+        right = all(np.array_equal(held[name], value) for name, value in load_file(path).items())
+        found = "read" if right else "read with other numbers"
+    except tnadapt.FormatError as error:
+        used = time.process_time() - start
+        found = "refused" if len(str(error).encode()) < 10_000 else "refused at length"
+    except BaseException as error:
+        used, found = 0, repr(error)[:300]
+    print(json.dumps([found, used]), flush=True)
+"""
+
+
+def in_a_child(paths: Iterable[Path]) -> list[list]:
+    """Read files in a process with 4 GiB of memory: whether each is read or refused, and the time it took."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", CHILD, *map(str, paths)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def factor(modes: str, trainable: bool = True, law: str = "constant", amount: float = 0, fan: str = "") -> dict:
@@ -72,3 +110,73 @@ def write(path: Path, arrays: dict[str, np.ndarray] | None = None, **changes: An
     arrays = {"A": np.zeros((6, 2), "f4"), "B": np.ones((2, 4), "f4")} if arrays is None else arrays
     data = adapter(**changes) | {"library": "0", "drawn": changes.get("drawn", {}), "stored": seal(arrays)}
     return write_text(path, json.dumps(data), arrays)
+
+
+NUMBERS = [0, -1, 1, 2, 3, 7, 1000, 65_536, 2**25, 2**27, 2**31 - 1, 2**31, 2**40, 2**63, 2**64, 10**400, 0.5, 1e308]
+NUMBERS += [float("nan"), float("inf"), 1_068_762_240, True, None, "", "1", [], {}]
+MANY = [2, 10, 1000, 100_000]
+
+
+def any_text(draw: random.Random) -> str:
+    words = [
+        "",
+        "x" * 600,
+        "xy" * 10**5,
+        "\ud800",
+        "a\0b",
+        "a\nb",
+        "\u00e9",
+        "...",
+        "__metadata__",
+        "(" * 100,
+        "in",
+        "r",
+    ]
+    words += ["sign", "cyclic", "singular", "orthogonal", "cayley", "rotation", "over_rank", "site", "layer"]
+    return draw.choice([*words, " ".join(f"m{n}" for n in range(draw.choice(MANY[:3]))), "r " * draw.choice(MANY)])
+
+
+def places_of(data: Any, place: tuple = ()) -> Iterator[tuple]:
+    """The place of every number, string, list and object."""
+    yield place
+    for key in list(data) if isinstance(data, dict) else range(min(len(data), 6)) if isinstance(data, list) else ():
+        yield from places_of(data[key], (*place, key))
+
+
+def changed(data: Any, draw: random.Random) -> Any:
+    """Return plain data with one number, string, list or object changed."""
+    whole = {"": copy.deepcopy(data)}
+    *way, last = ("", *draw.choice(list(places_of(data))))
+    owner: Any = whole
+    for key in way:
+        owner = owner[key]
+    old = owner[last]
+    if isinstance(old, dict) and old and draw.random() < 0.8:
+        some = draw.choice(list(old))
+        more = draw.choice([{any_text(draw): old[some]}, {f"k{n}": old[some] for n in range(draw.choice(MANY))}, {}])
+        owner[last] = {key: value for key, value in old.items() if key != some or draw.random() < 0.5} | more
+    elif isinstance(old, list) and draw.random() < 0.8:
+        owner[last] = draw.choice([old * draw.choice(MANY), old[1:], [old], [[0, n] for n in range(draw.choice(MANY))]])
+    elif isinstance(old, str) and draw.random() < 0.8:
+        owner[last] = draw.choice([any_text(draw), f"{old} {old}", f"{old}x", old[1:]])
+    else:
+        owner[last] = draw.choice(NUMBERS)
+    return whole[""]
+
+
+def forge(content: bytes, draw: random.Random) -> bytes:
+    """Return the bytes of a valid file with one to three changes, and the right digest of its text."""
+    length = int.from_bytes(content[:8], "little")
+    header, body = json.loads(content[8 : 8 + length]), content[8 + length :]
+    text = json.loads(header["__metadata__"]["tnadapt"].partition(" ")[2])
+    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    for _ in range(draw.choice([1, 1, 1, 2, 3])):
+        if draw.random() < 0.8:
+            text = changed(text, draw)
+        else:
+            tensors = changed(tensors, draw)
+    plain = json.dumps(text)
+    sealed = {"__metadata__": {"tnadapt": f"{digest(plain)} {plain}"}}
+    whole = json.dumps(sealed | tensors if isinstance(tensors, dict) else tensors).encode()
+    claimed = len(whole) if draw.random() < 0.95 else draw.choice([0, len(whole) - 1, 2**26, 2**40, 2**64 - 1])
+    return claimed.to_bytes(8, "little") + whole + body

@@ -1,10 +1,7 @@
 """The limits of a file: what is above one is refused in seconds, by reading and by writing alike."""
 
 import json
-import os
 import resource
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.core.files import forged
-from tests.core.files.forged import factor, site, spec, write, write_header, write_text
+from tests.core.files.forged import SECONDS, factor, in_a_child, site, spec, write, write_header, write_text
 from tests.core.hosts.test_parts import herringbone, spiral
 from tnadapt import AdapterSpec, FormatError, Site, families, from_json, grid, init, load, raw, save, to_json, trainable
 from tnadapt._files import limits
@@ -145,30 +142,6 @@ BOMBS = {  # arguments of `write`: a small file that says what would cost memory
     },
     "trained numbers that are not in it": {"arrays": {}, "patterns": [site((2**31 - 1, 2**31 - 1))], "rank": 2**31 - 1},
 }
-SECONDS = 8  # of a processor that is busy with other things too; 3 otherwise
-CHILD = """
-import json, resource, sys, time
-import tnadapt
-resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
-for path in sys.argv[1:]:
-    start = time.process_time()
-    try:
-        tnadapt.load(path)
-        found = "read"
-    except tnadapt.FormatError as error:
-        found = "refused" if len(str(error)) < 10_000 else "refused at length"
-    except BaseException as error:
-        found = repr(error)[:300]
-    print(json.dumps([found, time.process_time() - start]), flush=True)
-"""
-
-
-def in_a_child(paths):
-    """Read files in a process with 4 GiB of memory: whether each is read or refused, and the time it took."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", CHILD, *map(str, paths)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_a_forged_file_is_refused_in_seconds_and_little_memory(tmp_path):

@@ -41,34 +41,37 @@ def test_the_escaped_path_of_a_module_matches_this_module_alone(path):
 def test_a_pattern_behind_the_first_that_matches_is_not_looked_at():
     table = Patterns("rank_pattern", {"q": 2, "(": 3})
     assert table.value("h.0.q", 1) == 2
-    with pytest.raises(FormatError, match=r"rank_pattern: expected names and regular expressions, got '[(]'"):
+    with pytest.raises(FormatError, match=r"rank_pattern: expected names and regular expressions, got '\('"):
         table.value("h.0.v", 1)
 
 
-SLOW = {
-    "a pattern for each of 20,000 modules": (
-        {f"^h\\.{n}\\.q": n for n in range(20_000)},
-        [f"h.{n}.q" for n in range(20_000)],
-        0,
-    ),
-    "expressions for many modules": ({f"h.{n}.q": n for n in range(20_000)}, [f"h.{n}.q" for n in range(20_000)], 1),
-    "repeats in long paths": ({f"a.*{n}.*b": n for n in range(100)}, ["." * 400 + f"a{n}" for n in range(100)], 1),
-    "choices of choices": ({"(a|a|a|a|a|a|a|a)(a|a|a|a|a|a|a|a)(a|a|a|a|a|a|a)(a|a|a|a|a)b": 1}, ["a" * 400] * 50, 1),
-    "many expressions": ({f"h.{n}": n for n in range(90_000)}, ["q"], 1),
+LAYERS = [f"h.{n}.q" for n in range(20_000)]
+FOUR = "(a|a|a|a|a|a|a|a)(a|a|a|a|a|a|a|a)(a|a|a|a|a|a|a)(a|a|a|a|a)b"
+SLOW = {  # patterns and modules
+    "expressions for many modules": (LAYERS, LAYERS),
+    "repeats in long paths": ([f"a.*{n}.*b" for n in range(100)], ["." * 400 + f"a{n}" for n in range(100)]),
+    "choices of choices": ([FOUR], ["a" * 400] * 50),
+    "many expressions": ([f"h.{n}" for n in range(90_000)], ["q"]),
 }
 
 
-@pytest.mark.parametrize("name", SLOW)
-def test_a_search_takes_seconds_or_is_refused(name):
-    patterns, modules, is_refused = SLOW[name]
+def search(patterns, modules):
+    table = Patterns("rank_pattern", {pattern: place for place, pattern in enumerate(patterns)})
+    return [table.value(module, None) for module in modules]
+
+
+@pytest.mark.parametrize(("patterns", "modules"), SLOW.values(), ids=SLOW)
+def test_a_search_that_would_take_minutes_is_refused_in_seconds(patterns, modules):
     start = time.process_time()
-    table = Patterns("rank_pattern", patterns)
-    if is_refused:
-        with pytest.raises(FormatError, match="rank_pattern: expected at most 268,435,456 steps of a search"):
-            [table.value(module, None) for module in modules]
-    else:
-        assert [table.value(module, None) for module in modules] == list(patterns.values())
-    assert time.process_time() - start < 8
+    with pytest.raises(FormatError, match="rank_pattern: expected at most 268,435,456 steps of a search"):
+        search(patterns, modules)
+    assert time.process_time() - start < 15  # 3 if the processor does nothing else
+
+
+def test_a_pattern_for_each_of_many_modules_is_looked_up_at_once():
+    start = time.process_time()
+    assert search([f"^{re.escape(layer)}" for layer in LAYERS], LAYERS) == list(range(len(LAYERS)))
+    assert time.process_time() - start < 3
 
 
 def test_more_patterns_than_sites_are_refused():

@@ -35,7 +35,7 @@ def test_what_safetensors_writes_is_read(data, tmp_path_factory):
         for name, shape in shapes.items()
         if name != "__metadata__"
     }
-    metadata = data.draw(st.none() | st.dictionaries(st.text(max_size=3), st.text(max_size=5), max_size=3))
+    metadata = data.draw(st.none() | st.dictionaries(st.text(max_size=3), st.text(max_size=5), min_size=1, max_size=3))
     save_file(tensors, path, metadata=metadata)
     told, found = read(path)
     assert told == (metadata or {})
@@ -63,9 +63,7 @@ def test_a_file_that_was_cut_meanwhile_is_refused(tmp_path):
     with open_tensors(tmp_path / "a", "a") as file:
         with (tmp_path / "a").open("r+b") as other:
             other.truncate(2**21)
-        with pytest.raises(
-            FormatError, match=r"a: expected a whole safetensors file, .*: it ends before its tensors do"
-        ):
+        with pytest.raises(FormatError, match=r"a: expected a whole safetensors file, .*: it ends before its"):
             file.read()
 
 
@@ -106,7 +104,8 @@ INVALID = {  # header and length of the body -> the reason
     "bytes without tensors": ({}, 4, "its tensors do not fill it exactly"),
     "missing bytes": ({"a": entry([2], 0, 8)}, 4, "its tensors do not fill it exactly"),
 }
-LAX = {"an unknown key", "a key twice", "more axes than an array", "no entries but large sizes"}  # for safetensors
+# what safetensors reads all the same
+LAX = {"a blank before it", "an unknown key", "a key twice", "more axes than an array", "no entries but large sizes"}
 
 
 @pytest.mark.parametrize("name", INVALID)
@@ -114,11 +113,11 @@ def test_a_file_that_the_format_does_not_allow_is_refused(name, tmp_path):
     header, size, message = INVALID[name]
     content = header if isinstance(header, bytes) else json.dumps(header).encode()
     path = write_header(tmp_path / "a", content, bytes(size))
-    with pytest.raises(FormatError, match=f"a: expected a whole safetensors file, got one .*: .*{message}") as caught:
+    with pytest.raises(FormatError, match=rf"a: expected a whole safetensors file, got one .*: .*{message}") as caught:
         read(path)
     assert len(str(caught.value)) < 500
     if name not in LAX:
-        with pytest.raises(SafetensorError, match=r".+"), safe_open(path, framework="np"):
+        with pytest.raises(SafetensorError, match=r"\w"), safe_open(path, framework="np"):
             pass
 
 
@@ -129,23 +128,20 @@ def test_a_length_that_does_not_fit_is_refused(content, tmp_path):
         read(tmp_path / "a")
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("changed")
+
+
 @given(st.binary(max_size=60), st.integers(0, 59))
-def test_changed_bytes_are_read_as_safetensors_reads_them_or_refused(noise, place):
+def test_changed_bytes_are_read_as_safetensors_reads_them_or_refused(folder, noise, place):
     content = bytearray(save({"a": np.arange(3, dtype="f4"), "b": np.ones((2, 2))}, metadata={"x": "y"}))
     content[place : place + len(noise)] = noise
-    path = PATHS / "a"
-    path.write_bytes(content)
+    (folder / "a").write_bytes(content)
     try:
-        _, found = read(path)
+        _, found = read(folder / "a")
     except FormatError:
         return
-    with safe_open(path, framework="np") as file:
+    with safe_open(folder / "a", framework="np") as file:
         for name, value in found.items():
             np.testing.assert_array_equal(file.get_tensor(name), value, strict=True)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _folder(tmp_path_factory):
-    global PATHS  # noqa: PLW0603  (the strategies of hypothesis take no fixture)
-    PATHS = tmp_path_factory.mktemp("changed")
-    return PATHS

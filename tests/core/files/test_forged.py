@@ -1,0 +1,40 @@
+"""Valid files with one number, name, list or object changed at random: each is refused, or read with its own numbers."""
+
+import os
+import random
+
+import numpy as np
+import pytest
+
+from tests.core.files.forged import SECONDS, forge, in_a_child
+from tests.table import FAMILIES
+from tnadapt import grid, save, split_sites
+from tnadapt.families import lora
+from tnadapt.testing import start_params
+
+KINDS = {"q": (12, 8), "up": (8, 12)}
+BASES = ["vera", "tera", "tlora", "lokr", "quantum_peft", "lora_pt"]
+FILES = 2000 if os.environ.get("HYPOTHESIS_PROFILE") == "laws" else 60  # for each base
+
+
+def blocks():
+    whole = grid(layers=2, kinds={"qkv": (24, 8), "up": (8, 16, 8)})
+    return lora().bind(split_sites(whole, fused={"qkv": ["q", "k", "v"]}, experts=["up"], tasks=["a", "b"]), rank=2)
+
+
+@pytest.mark.parametrize("base", [*BASES, "blocks"])
+def test_a_file_changed_at_random_is_refused_or_read_with_its_numbers(base, tmp_path):
+    adapter = blocks() if base == "blocks" else FAMILIES[base].bind(layers=2, kinds=KINDS, seed=3)
+    params = {name: value.astype(np.float32) for name, value in start_params(adapter).items()}
+    save(adapter, params, tmp_path / "valid", extra={"head.w": np.ones((2, 3), np.float32)})
+    content, paths = (tmp_path / "valid").read_bytes(), [tmp_path / "valid"]
+    for number in range(FILES):
+        paths.append(tmp_path / str(number))
+        paths[-1].write_bytes(forge(content, random.Random(f"{base} {number}")))
+    found = in_a_child(paths)
+    assert len(found) == len(paths), f"number {len(found) - 1} ended the process"
+    odd = {path.name: what for path, what in zip(paths, found, strict=True) if what[0] not in ("read", "refused")}
+    slow = {path.name: what for path, what in zip(paths, found, strict=True) if what[1] > SECONDS}
+    assert (odd, slow) == ({}, {})
+    assert found[0][0] == "read"
+    assert [what for what, _ in found].count("refused") > FILES / 2
