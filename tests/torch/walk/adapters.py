@@ -141,8 +141,7 @@ def attach(walk: Walk, rng: random.Random, want: str = "", host: str = "") -> st
         tasks=tuple(words.get("tasks", ("",))),
     )
     entry.task = entry.tasks[0]
-    if any(factor.map for factor in case.spec.factors.values()):
-        entry.error = 1e-6  # a map is applied to the stored factor, in float32
+    entry.has_map = any(factor.map for factor in case.spec.factors.values())
     reads = any(factor.init.is_read for factor in case.spec.factors.values())
 
     def act() -> None:
@@ -174,14 +173,19 @@ def attach(walk: Walk, rng: random.Random, want: str = "", host: str = "") -> st
 def wake(state: AdapterState, entry: Entry, rng: random.Random) -> None:
     """Give the trainable factors random values, and the update a size at which its loss would be seen."""
     generator = torch.Generator().manual_seed(rng.getrandbits(32))
-    trained = [value for value in state.params().values() if value.requires_grad]
-    with torch.no_grad():
-        for value in trained:
-            value.add_(0.5 * torch.randn(value.shape, generator=generator, dtype=torch.float64))
+    trained = {value: value.detach().clone() for value in state.params().values() if value.requires_grad}
+    noise = {value: torch.randn(value.shape, generator=generator, dtype=torch.float64) for value in trained}
+    size, step = 0.0, 0.5
+    while not 0.0 < size <= 0.5 and step > 1e-3:
+        with torch.no_grad():
+            for value, start in trained.items():
+                value.copy_(start + step * noise[value])
         values = oracle.values_of({"": state})[""]
-        largest = max(oracle.update_of(entry, path, state.adapter, values).abs().max().item() for path in entry.weights)
-        if not state.spec.centered and not any(factor.map for factor in state.spec.factors.values()):
-            trained[0].mul_(min(0.3 / max(largest, 1e-3), 1e2))
+        size = max(oracle.update_of(entry, path, state.adapter, values).abs().max().item() for path in entry.weights)
+        step /= 2
+    if size < 0.1 and not entry.has_map and not state.spec.centered:
+        with torch.no_grad():
+            next(iter(trained)).mul_(0.3 / max(size, 1e-3))
 
 
 def attach_second(walk: Walk, rng: random.Random) -> str | None:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from tests.torch.walk.kinds import Kind
 
+MAP_ERROR = {torch.float64: 0.0, torch.float32: 1e-6, torch.bfloat16: 5e-2}
+
 
 @dataclass
 class Merge:
@@ -38,7 +40,15 @@ class Entry:
     merge: Merge | None = None
     frozen: set[str] = field(default_factory=set)  # the factors that the user froze
     values: dict[str, Tensor] = field(default_factory=dict)  # of the factors, as training or a cast left them
-    error: float = 0.0  # of the starting values, which a cast rounds and the oracle draws again
+    has_map: bool = False  # a map of a factor, such as a rotation, is computed in the dtype of the stored factor
+    is_rounded: bool = False  # a cast rounded starting values, which the oracle draws again
+
+    @property
+    def error(self) -> float:
+        """The relative error of the update against that of the reference, which computes in float64."""
+        dtypes = {value.dtype for value in self.values.values()}
+        mapped = max((MAP_ERROR[dtype] for dtype in dtypes), default=1e-6) if self.has_map else 0.0
+        return max(mapped, 5e-2 if self.is_rounded else 0.0)
 
     @property
     def is_active(self) -> bool:

@@ -189,8 +189,9 @@ def compare_fresh(walk: Walk, model: nn.Module, name: str, error: float, rng: ra
         key: value for key, value in model.state_dict().items() if not is_ours(key) and key not in walk.book.aliases
     }
     folded = {key for key in entry.folded if key in walk.kind.parameters}  # `load` folds nothing else
-    twin = Entry(name, entry.host, entry.weights, entry.layouts, folded, {}, entry.tasks, entry.task, error=error)
+    twin = Entry(name, entry.host, entry.weights, entry.layouts, folded, {}, entry.tasks, entry.task)
     book.attach(twin)
+    twin.has_map, twin.is_rounded = entry.has_map, entry.is_rounded
     twin.values = {key: value.detach().clone() for key, value in new.params().items()}
     book.tensors = {key: value.detach().clone() for key, value in host.items()}
     for key, away in entry.saved.items():

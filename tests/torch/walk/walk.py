@@ -76,6 +76,14 @@ class Walk:
         """Remember which objects the parameters and modules are, after an event that may exchange them."""
         self.idents = idents(self.model)
 
+    def note_cast(self, dtype: torch.dtype) -> None:
+        """Enter a cast of the whole model."""
+        self.book.cast(dtype)
+        for name, state in self.states().items():
+            held = state.params()
+            drawn = [key for key, value in held.items() if is_trainable(value) and f"{key}:start" not in held]
+            self.book.entries[name].is_rounded |= dtype == torch.bfloat16 and state.spec.centered and bool(drawn)
+
     def note_values(self) -> None:
         """Remember the values of the factors, after an event that changes them."""
         for name, state in self.states().items():
