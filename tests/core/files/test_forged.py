@@ -1,4 +1,4 @@
-"""Valid files with one number, name, list or object changed at random: each is refused, or read with its own numbers."""
+"""Valid files with one number, name, list or object changed at random: each is refused, or read with its own values."""
 
 import os
 import random

@@ -4,7 +4,6 @@ import random
 from collections.abc import Callable
 
 import torch
-from torch import nn
 
 from tests.torch.walk import oracle
 from tests.torch.walk.walk import Walk
