@@ -253,3 +253,45 @@ def test_the_adapter_of_a_pretrained_encoder_is_exported_and_loaded(tmp_path):
     again = encoder()
     load_peft(again, tmp_path / "lora")
     close(states(again), states(model), before)
+
+
+SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40, "vocab_size": 50}
+T5 = {"vocab_size": 50, "d_model": 24, "d_kv": 6, "d_ff": 40, "num_layers": 2, "num_heads": 4}
+TASKS = {  # the class of a model -> its config, what is adapted, and the task of PEFT's class that opens the checkpoint
+    "LlamaForCausalLM": ("llama", SMALL, "q_proj", "CausalLM"),
+    "GPT2LMHeadModel": ("gpt2", HOSTS["gpt2"][1], "c_attn", "CausalLM"),
+    "T5ForConditionalGeneration": ("t5", T5, "q", "Seq2SeqLM"),
+    "LlamaForSequenceClassification": ("llama", SMALL, "q_proj", "SequenceClassification"),
+    "RobertaForSequenceClassification": ("roberta", SMALL, "attention.output.dense", "SequenceClassification"),
+    "BertForTokenClassification": ("bert", SMALL, "attention.output.dense", "TokenClassification"),
+    "BertForQuestionAnswering": ("bert", SMALL, "attention.output.dense", "QuestionAnswering"),
+    "BertModel": ("bert", SMALL, "attention.output.dense", "FeatureExtraction"),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_class_of_peft_for_the_task_opens_an_exported_adapter(name, tmp_path):
+    kind, sizes, target, task = TASKS[name]
+    torch.manual_seed(0)
+    config = transformers.CONFIG_MAPPING[kind](**sizes, pad_token_id=0, decoder_start_token_id=0)
+    host = getattr(transformers, name)
+    host(config).save_pretrained(tmp_path / "base")
+    model = host.from_pretrained(tmp_path / "base").eval()
+    inputs = {"input_ids": IDS} | ({"decoder_input_ids": IDS} if kind == "t5" else {})
+    with torch.no_grad():
+        before = model(**inputs)[0].numpy()
+        state = attach(model, families.lora(), target_modules=[target], rank=2, seed=0)
+        shake(state.named_parameters(), 2)
+        state.save_as_lora(tmp_path / "lora")
+        wanted = model(**inputs)[0].numpy()
+        opened = getattr(peft, f"AutoPeftModelFor{task}").from_pretrained(tmp_path / "lora").eval()
+        close(opened(**inputs)[0].numpy(), wanted, before)
+        plain = peft.PeftModel.from_pretrained(host.from_pretrained(tmp_path / "base"), tmp_path / "lora").eval()
+        close(plain(**inputs)[0].numpy(), wanted, before)
+
+
+def test_the_tasks_and_the_release_are_those_of_peft(tmp_path):
+    from tnadapt._files.peft_write import PEFT_VERSION, TASK_TYPES
+
+    assert {task.value for task in peft.TaskType} == set(TASK_TYPES)
+    assert peft.__version__ == PEFT_VERSION
