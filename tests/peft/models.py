@@ -53,6 +53,27 @@ def bert() -> transformers.BertForSequenceClassification:
     return transformers.BertForSequenceClassification(transformers.BertConfig(**sizes | heads)).eval()
 
 
+def bart() -> transformers.BartForConditionalGeneration:
+    """Make a small encoder-decoder model."""
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": WORDS,
+        "d_model": 16,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "max_position_embeddings": 32,
+    }
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
+    words = {
+        "pad_token_id": 1,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "decoder_start_token_id": 2,
+        "forced_eos_token_id": 2,
+    }
+    return transformers.BartForConditionalGeneration(transformers.BartConfig(**sizes | heads | words)).eval()
+
+
 def config(name: str, **more) -> TnConfig:
     spec, sizes = SPECS[name]
     return TnConfig(spec=spec, **{"target_modules": TARGETS, "seed": 3} | sizes | more)

@@ -20,7 +20,7 @@ import pytest
 import torch
 import transformers
 
-from tests.peft.models import OWN, gpt2, llama
+from tests.peft.models import OWN, bart, bert, gpt2, llama
 from tnadapt import AdapterSpec, TnadaptError, families
 from tnadapt_torch.peft import TnConfig, TnModel
 
@@ -42,6 +42,13 @@ TARGETS = [
     ("MLP", {"target_modules": ["lin0"], "modules_to_save": ["lin1"]}),
     ("EmbConv1D", {"target_modules": ["conv1d"]}),
 ]
+TASKS = {  # a file of tests of models from the hub -> the task, and the models in their place by name
+    # (PEFT's tests leave out what they do not support by words such as "llama" and "gpt2" in the names)
+    "test_decoder_models": ("CAUSAL_LM", {"linear": llama, "conv1d": gpt2}),
+    "test_encoder_decoder_models": ("SEQ_2_SEQ_LM", {"pair": bart}),
+    "test_feature_extraction_models": ("FEATURE_EXTRACTION", {"encoder": bert}),
+    "test_seq_classifier": ("SEQ_CLS", {"encoder": bert}),
+}
 PAIRS = {
     "same": ({"target_modules": ["lin0"]}, {"target_modules": ["lin0"]}),
     "different": ({"target_modules": ["lin0"]}, {"target_modules": ["lin1"]}),
@@ -49,7 +56,8 @@ PAIRS = {
 SUMMED = ("lora", "lotr", "lorta")  # PEFT's tests of method "lora" also add two adapters up
 UNUSED = {"diffusers": "StableDiffusionPipeline", "datasets": "load_dataset"}  # package -> what is imported from it
 COPIED = ("target_modules", "modules_to_save")  # what a row of ours takes from a row of LoRA
-ALPHA = {  # in these tests PEFT gives some of its own methods another learning rate, since they diverge or hardly move
+ALPHA = {  # for tests in which an update diverges or hardly moves; PEFT gives some methods other learning rates there
+    "test_mixed_adapter_batches": 20.0,
     "test_parameters_after_loading_model": 1e-3,
     "test_only_params_are_updated": 8.0,
 }
@@ -139,19 +147,24 @@ def load_peft_tests(*names: str) -> list[ModuleType]:
     return modules
 
 
-def small_models() -> list[Any]:
-    """Save two small models, with linear layers and with Conv1D; return their paths in place of names on the hub."""
+def file_of(function: Any) -> str:
+    """Return the name of the file of a test."""
+    return function.__module__.rpartition(".")[2]
+
+
+def small_models(file: str) -> list[Any]:
+    """Save the small models for a file of tests; return their paths in place of names on the hub."""
     folder = Path(os.environ["PEFT_MODELS"])
-    found = {"linear": llama, "conv1d": gpt2}  # PEFT's tests skip what they do not support by "llama" and "gpt2"
-    for name, make in found.items():
+    made = TASKS[file][1]
+    for name, make in made.items():
         if not (folder / name).exists():
             make().save_pretrained(folder / name)
-    return [pytest.param(str(folder / name), id=name) for name in found]
+    return [pytest.param(str(folder / name), id=name) for name in made]
 
 
-def rows_of(test: str, names: str, rows: list[Any]) -> list[Any] | None:
+def rows_of(function: Any, names: str, rows: list[Any]) -> list[Any] | None:
     """Return our rows for those of a parametrized test, or None if its rows are not one per method."""
-    more = {"alpha": ALPHA[test]} if test in ALPHA else {}
+    more = {"alpha": ALPHA[function.__name__]} if function.__name__ in ALPHA else {}
     match names.replace(" ", "").split(","):
         case ["test_name", "model_id", "config_cls", "config_kwargs"]:
             return [
@@ -160,7 +173,7 @@ def rows_of(test: str, names: str, rows: list[Any]) -> list[Any] | None:
                 for number, (model, words) in enumerate(TARGETS, 1)
             ]
         case ["config_cls", "config_kwargs"]:
-            words = {"task_type": "CAUSAL_LM", "target_modules": None}
+            words = {"task_type": TASKS[file_of(function)][0], "target_modules": None} | more
             return [pytest.param(made, words, id=made.spec_name) for made in CLASSES]
         case ["config_cls"]:
             return CLASSES
@@ -192,6 +205,7 @@ def collected(module: ModuleType) -> Iterator[tuple[str, type]]:
         for test, function in inspect.getmembers(made, inspect.isfunction):
             if test.startswith("test_") and not replace_rows(function):
                 setattr(made, test, None)
+                NOT_COLLECTED.append(test)
         yield name, made
 
 
@@ -203,14 +217,14 @@ def replace_rows(function: Any) -> bool:
         if mark.name != "parametrize":
             continue
         if mark.args[0] == "model_id":
-            marks[number] = pytest.mark.parametrize("model_id", MODELS).mark
-        elif (rows := rows_of(function.__name__, *mark.args[:2])) is not None:
+            marks[number] = pytest.mark.parametrize("model_id", small_models(file_of(function))).mark
+        elif (rows := rows_of(function, *mark.args[:2])) is not None:
             marks[number] = pytest.mark.parametrize(mark.args[0], rows).mark
             found = True
     return found
 
 
-MODELS = small_models()
-MODULES = load_peft_tests("test_custom_models", "test_decoder_models")
+NOT_COLLECTED: list[str] = []  # the tests without rows that are one per method
+MODULES = load_peft_tests("test_custom_models", *TASKS)
 for tests in MODULES:
     globals().update(collected(tests))

@@ -11,7 +11,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # warnings from importing PEFT
     from peft import get_peft_model
 
-from tests.peft.models import SPECS, WORDS, close, config, differs, gpt2, llama, wake
+from tests.peft.models import SPECS, WORDS, bart, close, config, differs, gpt2, llama, wake
 from tnadapt import SiteError, families
 from tnadapt_torch.peft import TnConfig
 
@@ -186,26 +186,6 @@ GENERATE = {
         "generation_config": transformers.GenerationConfig(num_beams=2, max_new_tokens=5, pad_token_id=0)
     },
 }
-
-
-def bart():
-    torch.manual_seed(0)
-    sizes = {
-        "vocab_size": WORDS,
-        "d_model": 16,
-        "encoder_layers": 1,
-        "decoder_layers": 1,
-        "max_position_embeddings": 32,
-    }
-    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
-    words = {
-        "pad_token_id": 1,
-        "bos_token_id": 0,
-        "eos_token_id": 2,
-        "decoder_start_token_id": 2,
-        "forced_eos_token_id": 2,
-    }
-    return transformers.BartForConditionalGeneration(transformers.BartConfig(**sizes | heads | words)).eval()
 
 
 @pytest.mark.filterwarnings("ignore")  # transformers warns about the settings of such small models
