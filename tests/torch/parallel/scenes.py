@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.torch import hosts
 from tests.torch.parallel.life import full
-from tnadapt import SiteError, families
+from tnadapt import FormatError, SiteError, families
 from tnadapt_torch import AdapterState, attach, load
 
 STEPS = 2
@@ -278,7 +278,7 @@ def write_that_fails() -> None:
     model = hosts.toy()
     state = hosts.adapt(model, "lora")
     fully_shard(model)
-    with pytest.raises(OSError, match="missing"):
+    with pytest.raises(FormatError, match="missing"):
         state.save(Path("missing") / "folder" / "a.safetensors")
 
 
