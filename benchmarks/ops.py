@@ -94,7 +94,7 @@ def contestants(family: str, tokens: int, dtype: torch.dtype, device: str) -> di
         for parameter in state.parameters():
             parameter.normal_(std=0.1)
     site, module = state.adapter.sites[0], host[0]["q"]
-    hook = state.hooks[site.path]
+    hook = state.updates[site.path]
     factors = [ref.read().detach().to(dtype) for ref in hook.refs]
     trained = [factor.trainable for factor in hook.network.factors.values()]
     leaves = [f.clone().requires_grad_(needs) for f, needs in zip(factors, trained, strict=True)]

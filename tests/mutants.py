@@ -65,7 +65,7 @@ TORCH = {
     "_run/maps": "maps starts attach blocks",
     "_run/site": "inputs rows blocks cost",
     "_state/factors": "identity rows",
-    "_state/hooks": "attach several identity",
+    "_state/updates": "attach several identity",
     "_state/state": "several identity rows files",
 }
 

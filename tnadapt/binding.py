@@ -1,6 +1,6 @@
 """Names of the core for authors of framework bindings and tools, beyond those that `tnadapt` exports."""
 
-from tnadapt._files import Checkpoint, Written, digests, file_size, params_to_store, read_checkpoint
+from tnadapt._files import Checkpoint, Written, digests, file_size, params_to_store, read_checkpoint, read_object
 from tnadapt._hosts import Block, Place, Rule, coordinates_of, in_layers, match, nearest, places_of
 from tnadapt._language import (
     START,
@@ -78,6 +78,7 @@ __all__ = [
     "places_of",
     "pull_back",
     "read_checkpoint",
+    "read_object",
     "redraw",
     "run",
     "spec_of",

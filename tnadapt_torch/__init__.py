@@ -1,4 +1,4 @@
-"""The PyTorch binding: attach a tnadapt adapter to any torch module through forward hooks."""
+"""The PyTorch binding: attach a tnadapt adapter to any torch module."""
 
 from tnadapt_torch._attach import attach
 from tnadapt_torch._files import load, load_peft

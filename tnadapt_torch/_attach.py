@@ -25,7 +25,7 @@ from tnadapt_torch._host import (
     unwrapped,
     weights_to_fold,
 )
-from tnadapt_torch._state import AdapterState, MarksCheck, Replicas, Watch, enter, host_modules, make_hooks, states_of
+from tnadapt_torch._state import AdapterState, MarksCheck, Replicas, Watch, enter, host_modules, make_updates, states_of
 
 __all__ = ["attach"]
 
@@ -58,7 +58,8 @@ def attach(
     attach that fails leaves the model unchanged.
 
     Args:
-        model: any torch module. None of its modules are replaced: it gets one new child and forward hooks.
+        model: any torch module. None of its modules are replaced: it gets one new child. The class of each adapted
+            module is exchanged for a subclass.
         spec: the adapter's spec, a family, or the name of a family, such as "lotr".
         target_modules: module names, or suffixes of paths after a dot; or a regular expression for whole paths; or
             "all-linear".
@@ -147,17 +148,17 @@ def install(
         check_foldable(folded, state.dropout)
     others = states_of(model)
     state.host, state.weights, state.saved, state.folded = (model,), dict(weights), SavedModules(saved), folded
-    state.hooks = make_hooks(state)
+    state.updates = make_updates(state)
     state.train(model.training)
     try:
         state.flags.freeze(model, state.saved.parameters(), _kept(others))
         model.add_module(state.child_name, state)
         for path, weight in weights.items():
             if path in folded:
-                fold_in(weight, state.hooks[path])
+                fold_in(weight, state.updates[path])
             else:
-                state.hooks[path].unproven = bool(weight.storage)
-                state.handles.append(serve(weight.module, state.hooks[path]))
+                state.updates[path].unproven = bool(weight.storage)
+                state.handles.append(serve(weight.module, state.updates[path]))
         slow_down(model, [weight.module for weight in weights.values()])
         check = model.register_load_state_dict_pre_hook(MarksCheck(state))  # type: ignore[no-untyped-call]
         state.handles.append(check)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import warnings
 
 import pytest
@@ -190,7 +191,7 @@ def test_factors_stay_shared_after_casts_and_copies(name):
     assert torch.equal(logits(model), wanted)
     model.to(torch.bfloat16)
     assert [id(value) for value in state_of(model).parameters()] == idents
-    hooks = [hook for layer in layers(model) for found in layer.tnadapt_hooks.values() for hook in found.values()]
+    hooks = [hook for layer in layers(model) for found in layer.tnadapt_updates.values() for hook in found.values()]
     assert hooks
     assert all(hook.owner is state_of(model) for hook in hooks)
     assert logits(model).dtype == torch.bfloat16
@@ -513,3 +514,21 @@ def test_a_centered_spec_can_be_used_and_saved(plain, tmp_path):
     differs(logits(model), plain)
     model.save_pretrained(tmp_path)
     assert torch.equal(logits(PeftModel.from_pretrained(llama(), tmp_path)), logits(model))
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: os.truncate(path, 2**26 + 1), "adapter_config.json: expected at most 67,108,864 bytes, got more"),
+        (
+            lambda path: path.write_text('{"rank": 1, "rank": 2}'),
+            "expected each key of an object once, got 'rank' twice",
+        ),
+    ],
+)
+def test_a_forged_config_is_refused(write, message, tmp_path):
+    path = tmp_path / "adapter_config.json"
+    path.touch()
+    write(path)
+    with pytest.raises(FormatError, match=message):
+        TnConfig.from_json_file(path)

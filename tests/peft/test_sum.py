@@ -66,7 +66,7 @@ def check_sum(model, weights=WEIGHTS, names=("one", "two"), total="sum"):
         summands = [
             weight * layer.get_delta_weight(name)
             for name, weight in zip(names, weights, strict=True)
-            if name in layer.tnadapt_hooks
+            if name in layer.tnadapt_updates
         ]
         close(layer.get_delta_weight(total), sum(summands), 1e-5)
 
@@ -111,7 +111,7 @@ def test_sums_of_one_of_three_and_of_a_sum_are_right():
     wake(model.base_model.states()["three"], seed=5)
     model.add_weighted_adapter(["two"], [3.0], "scaled")
     for layer in layers(model).values():
-        if "scaled" in layer.tnadapt_hooks:
+        if "scaled" in layer.tnadapt_updates:
             close(layer.get_delta_weight("scaled"), 3.0 * layer.get_delta_weight("two"), 1e-5)
     model.add_weighted_adapter(["one", "two", "three"], [1.0, 0.0, 2.5], "all")
     check_sum(model, [1.0, 0.0, 2.5], ["one", "two", "three"], "all")

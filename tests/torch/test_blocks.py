@@ -13,7 +13,7 @@ from tnadapt import AdapterSpec, Site, SiteError, families, trainable, zeros
 from tnadapt.binding import Block
 from tnadapt.testing import random_params
 from tnadapt_torch import attach, load
-from tnadapt_torch._run.blocks import BlocksHook
+from tnadapt_torch._run.blocks import BlocksUpdate
 
 BLOCKS = {"up": (4, 1), "down": (2, 2)}
 FUSED = {"qkv": {"q": 8, "k": 2, "v": 2}}
@@ -204,7 +204,7 @@ def test_a_weight_without_a_site_for_the_task_gets_no_update():
         active, dropout, training, task = True, 0.0, False, "depth"
 
     site = Site("w[seg]", (4, 3), {"task": "seg"}, Block("w", (4, 3), (0, 0)))
-    hook, output = BlocksHook(Owner(), {site: None}), torch.randn(2, 4)
+    hook, output = BlocksUpdate(Owner(), {site: None}), torch.randn(2, 4)
     assert torch.equal(hook(None, (torch.randn(2, 3),), {}, output), output)
     assert not hook.delta(output).any()
 
@@ -240,7 +240,7 @@ def test_blocks_whose_rows_overlap_only_in_part_raise():
     ]
     spec.bind(sites)
     with pytest.raises(SiteError, match=r"w: expected blocks with equal or disjoint rows, got row 4 in two"):
-        BlocksHook(None, dict.fromkeys(sites))
+        BlocksUpdate(None, dict.fromkeys(sites))
 
 
 def test_the_task_of_a_merged_adapter_cannot_be_changed(host):

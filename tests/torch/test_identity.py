@@ -23,6 +23,8 @@ CENTERED = AdapterSpec(
     centered=True,
 )
 
+PATH = "layers.0.self_attn.q_proj"
+
 
 def idents(model):
     return {name: id(parameter) for name, parameter in model.named_parameters()}
@@ -262,3 +264,18 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(family):
     assert found.keys() == wanted.keys()
     for name, gradient in wanted.items():
         hosts.close(found[name], gradient)
+
+
+@pytest.mark.parametrize("family", ["lora", "tera"])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_factors_keep_their_dtype_on_a_host_in_a_dtype_that_nothing_is_trained_in(family, dtype, tmp_path):
+    model = hosts.toy()
+    state = hosts.adapt(model, family)
+    before, update = copy.deepcopy(state.params()), state.delta(PATH)
+    model.to(dtype)
+    assert model.get_submodule(PATH).weight.dtype == dtype
+    for name, value in state.params().items():
+        assert torch.equal(value, before[name]), name
+    model.float()
+    assert torch.equal(state.delta(PATH), update)
+    state.save(tmp_path / "a.safetensors")

@@ -15,7 +15,7 @@ from tnadapt_torch._state.norms import contraction
 
 def check(state):
     norms = state.norms()
-    dense = math.sqrt(sum(state.delta(path).double().square().sum().item() for path in state.hooks))
+    dense = math.sqrt(sum(state.delta(path).double().square().sum().item() for path in state.updates))
     assert norms.pop("dW") == pytest.approx(dense, rel=1e-6, abs=1e-12)
     factors = state.adapter.spec.factors
     assert list(norms) == [name for name, factor in factors.items() if factor.trainable]
@@ -62,5 +62,5 @@ def test_no_step_of_the_norm_is_as_large_as_a_dense_update(name):
 
 def test_norms_compute_no_dense_update(monkeypatch):
     state = hosts.adapt(hosts.toy(), "lora")
-    monkeypatch.setattr("tnadapt_torch._run.site.SiteHook.delta", None)
+    monkeypatch.setattr("tnadapt_torch._run.site.SiteUpdate.delta", None)
     assert state.norms()["dW"] > 0

@@ -13,7 +13,7 @@ from tnadapt._files.peft_folder import TENSORS
 from tnadapt._files.peft_read import read_peft
 from tnadapt._files.peft_write import Written, save_as_lora
 from tnadapt._files.target import write_atomically
-from tnadapt._files.text import from_json, to_json
+from tnadapt._files.text import from_json, read_object, to_json
 
 __all__ = [
     "TENSORS",
@@ -25,6 +25,7 @@ __all__ = [
     "load",
     "params_to_store",
     "read_checkpoint",
+    "read_object",
     "read_peft",
     "save",
     "save_as_lora",

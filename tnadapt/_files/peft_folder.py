@@ -18,7 +18,7 @@ from tnadapt._files.limits import MATCHED, SITES, WORD, keep, shorten
 from tnadapt._files.peft_patterns import Patterns
 from tnadapt._files.target import replace_folder
 from tnadapt._files.tensors import DTYPES, TensorFile, open_tensors
-from tnadapt._files.text import parse
+from tnadapt._files.text import read_object
 
 __all__: list[str] = []
 
@@ -240,15 +240,7 @@ def _config_of(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG
     if not path.is_file():
         raise FileNotFoundError(path)
-    with path.open("rb") as file:
-        content = file.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
-        raise fault_of(directory, f"{CONFIG}: expected at most {MOST_BYTES:,} bytes", "more")
-    try:
-        return parse(content.decode())
-    except (FormatError, UnicodeDecodeError) as error:
-        came = f"a file that cannot be read ({str(error).rstrip('.')})"
-        raise fault_of(directory, f"{CONFIG}: expected one JSON object", came) from None
+    return read_object(path, MOST_BYTES)
 
 
 def _check_options(directory: Path, config: Mapping[str, Any], known: Collection[str]) -> None:

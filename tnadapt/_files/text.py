@@ -6,11 +6,14 @@ import reprlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from tnadapt._errors import FormatError, TnadaptError
 from tnadapt._files.limits import (
+    HEADER,
     SITES,
+    TODO,
     UNNAMED,
     WORD,
     check_asked,
@@ -87,6 +90,19 @@ def parse(text: str | bytes) -> dict[str, Any]:
         raise FormatError(f"the text: expected JSON, got text that cannot be parsed: {error}.") from None
     fields: dict[str, Any] = _typed("the text", data, dict)
     return fields
+
+
+def read_object(path: Path, most: int = HEADER) -> dict[str, Any]:
+    """Read the object in a JSON file. Raises FormatError for anything else, or if it has more than `most` bytes."""
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise FormatError(f"{path}: expected at most {most:,} bytes, got more.\n{TODO}")
+    try:
+        return parse(content.decode())
+    except (FormatError, UnicodeDecodeError) as error:
+        reason = str(error).rstrip(".")
+        raise FormatError(f"{path}: expected one JSON object, got a file that cannot be read ({reason}).") from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from tnadapt_torch._host.fronts import unshare
 from tnadapt_torch._host.parallel import managed
 from tnadapt_torch._host.saved import is_offloaded
 from tnadapt_torch._host.weight import Folded, Weight
-from tnadapt_torch._run import Hook
+from tnadapt_torch._run import Update
 
 __all__: list[str] = []
 
@@ -69,21 +69,21 @@ def check_unfoldable(weights: Mapping[str, Weight]) -> None:
             )
 
 
-def fold_in(weight: Weight, hook: Hook) -> None:
+def fold_in(weight: Weight, update: Update) -> None:
     """Parametrize the weight of a module so that the module uses it with the update added."""
-    hook.write_dense()
-    parametrize.register_parametrization(weight.module, weight.name, Folded(hook, weight), unsafe=True)
+    update.write_dense()
+    parametrize.register_parametrization(weight.module, weight.name, Folded(update, weight), unsafe=True)
 
 
-def unfold(weight: Weight, hook: Hook) -> None:
-    """Take the update of a hook out of a weight. Alone, it leaves the same parameter object as before it came.
+def unfold(weight: Weight, update: Update) -> None:
+    """Take the update of a update out of a weight. Alone, it leaves the same parameter object as before it came.
 
     What the user registered on the weight in the meantime stays.
     """
     if not weight.is_parametrized:
         return
     changes = cast("parametrize.ParametrizationList", weight.module.get_submodule(f"parametrizations.{weight.name}"))
-    mine = [number for number, change in enumerate(changes) if isinstance(change, Folded) and change.hook is hook]
+    mine = [number for number, change in enumerate(changes) if isinstance(change, Folded) and change.update is update]
     if mine and len(changes) == 1:
         unshare(weight.module)
         parametrize.remove_parametrizations(weight.module, weight.name, leave_parametrized=False)

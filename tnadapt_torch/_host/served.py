@@ -11,8 +11,6 @@ from tnadapt_torch._host.fronts import Front, drop_front, put_front
 
 __all__: list[str] = []
 
-Update = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], Tensor]
-
 PLACE = (
     "_tnadapt"  # a module's updates: a tuple in its __dict__, a new one at each change, since the compiler guards it
 )
@@ -44,7 +42,7 @@ class Service:
     """One update on one module, until it is removed."""
 
     module: nn.Module
-    update: Update
+    update: Callable[..., Tensor]
 
     def remove(self) -> None:
         """Remove the update, and the front with the last one. Where a wrapper forbids that, an idle front stays."""
@@ -56,7 +54,7 @@ class Service:
             drop_front(self.module, Served)
 
 
-def serve(module: nn.Module, update: Update) -> Removable:
+def serve(module: nn.Module, update: Callable[..., Tensor]) -> Removable:
     """Add an update to the outputs of a module, until what is returned is removed.
 
     The class of the module is exchanged. A forward hook serves a module whose class forbids subclasses, or whose own
@@ -73,9 +71,9 @@ def serve(module: nn.Module, update: Update) -> Removable:
     return Service(module, update)
 
 
-def updates_of(module: nn.Module) -> tuple[Update, ...]:
+def updates_of(module: nn.Module) -> tuple[Callable[..., Tensor], ...]:
     """Return the updates that serve a module, in the order in which they are added."""
-    found: tuple[Update, ...] = vars(module).get(PLACE, ())
+    found: tuple[Callable[..., Tensor], ...] = vars(module).get(PLACE, ())
     return found
 
 

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from tnadapt import SiteError
 from tnadapt_torch._host.quantized import device_of, is_fused, is_packed_linear, read_dense, storage_of, wide_dtype
 from tnadapt_torch._host.wrappers import module_at
-from tnadapt_torch._run import Hook
+from tnadapt_torch._run import Update
 from tnadapt_torch._sharded import whole
 
 __all__: list[str] = []
@@ -143,17 +143,17 @@ class Weight:
 class Folded(nn.Module):
     """The parametrization of a weight that takes the update itself: it adds the update while the adapter is active."""
 
-    def __init__(self, hook: Hook, weight: Weight) -> None:
-        """Store the hook that computes the update of the weight, and the weight."""
+    def __init__(self, update: Update, weight: Weight) -> None:
+        """Store the update that computes the update of the weight, and the weight."""
         super().__init__()
-        self.hook = hook
+        self.update = update
         self.weight = weight
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight that the module uses."""
-        if not self.hook.owner.active:
+        if not self.update.owner.active:
             return weight
-        return weight + self.weight.lay(self.hook.delta(weight))
+        return weight + self.weight.lay(self.update.delta(weight))
 
 
 class HostWeights(Mapping[str, npt.NDArray[np.generic]]):
@@ -203,7 +203,7 @@ def named_weight(path: str, module: nn.Module, name: str, layout: str) -> Weight
 def is_linear(module: nn.Module) -> bool:
     """Return whether a module maps (..., in) to (..., out) by one weight.
 
-    The output projection of nn.MultiheadAttention does not count: it is never called, so a hook on it would never run.
+    The output projection of nn.MultiheadAttention does not count: it is never called.
     """
     if isinstance(module, NonDynamicallyQuantizableLinear) or is_fused(module):
         return False

@@ -8,26 +8,26 @@ import torch
 from torch import Tensor, nn
 
 from tnadapt import Site, SiteError
-from tnadapt_torch._run.site import Owner, SiteHook, add_by_rows, see_x
+from tnadapt_torch._run.site import Owner, SiteUpdate, add_by_rows, see_x
 
 __all__: list[str] = []
 
 
-class BlocksHook:
+class BlocksUpdate:
     """Adds the update of each block of a weight, from its columns of x to its rows of the output.
 
     If the blocks belong to several tasks, only those of the owner's task are used. A weight without a block for that
     task gets no update.
     """
 
-    def __init__(self, owner: Owner, hooks: Mapping[Site, SiteHook]) -> None:
-        """Store the adapter and the hook of each site. Raise SiteError for blocks whose rows overlap only in part."""
+    def __init__(self, owner: Owner, updates: Mapping[Site, SiteUpdate]) -> None:
+        """Store the adapter and the update of each site. Raise SiteError for blocks whose rows overlap only in part."""
         self.owner = owner
         self.unproven = False
-        self.shape = next(iter(hooks)).weight_shape
-        self.by_task: dict[str, dict[Site, SiteHook]] = {}
-        for site, hook in hooks.items():
-            self.by_task.setdefault(str(site.coordinates.get("task", "")), {})[site] = hook
+        self.shape = next(iter(updates)).weight_shape
+        self.by_task: dict[str, dict[Site, SiteUpdate]] = {}
+        for site, update in updates.items():
+            self.by_task.setdefault(str(site.coordinates.get("task", "")), {})[site] = update
         self.bands = {task: _bands(part) for task, part in self.by_task.items()}
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
@@ -39,12 +39,12 @@ class BlocksHook:
     def add(self, flat: Tensor, seen: Tensor) -> Tensor:
         """Return the output (token, out) with the updates of x (token, in) added."""
         done, parts = 0, []
-        for rows, hooks in self.bands.get(self.owner.task, ()):
+        for rows, updates in self.bands.get(self.owner.task, ()):
             if rows.start > done:
                 parts.append(flat[:, done : rows.start])
             part = flat[:, rows]
-            for columns, hook in hooks:
-                part = hook.add(part, seen[:, columns])
+            for columns, update in updates:
+                part = update.add(part, seen[:, columns])
             parts.append(part)
             done = rows.stop
         if done < flat.shape[1]:
@@ -52,14 +52,14 @@ class BlocksHook:
         return torch.cat(parts, 1)
 
     def write_dense(self) -> None:
-        """Write the code of the dense update of each site, as `SiteHook.write_dense`."""
-        for hooks in self.by_task.values():
-            for hook in hooks.values():
-                hook.write_dense()
+        """Write the code of the dense update of each site, as `SiteUpdate.write_dense`."""
+        for updates in self.by_task.values():
+            for update in updates.values():
+                update.write_dense()
 
     def delta(self, like: Tensor) -> Tensor:
         """Return the dense update of the weight, 0 outside the blocks, in the dtype and on the device of `like`."""
-        parts = {site: hook.delta(like) for site, hook in self.by_task.get(self.owner.task, {}).items()}
+        parts = {site: update.delta(like) for site, update in self.by_task.get(self.owner.task, {}).items()}
         model = next(iter(parts.values()), like)  # under vmap, only a tensor made from one of many can take many
         whole = model.new_zeros(self.shape)
         for site, part in parts.items():
@@ -67,23 +67,23 @@ class BlocksHook:
         return whole
 
 
-Hook = SiteHook | BlocksHook
+Update = SiteUpdate | BlocksUpdate
 
 
-def _bands(hooks: Mapping[Site, SiteHook]) -> list[tuple[slice, list[tuple[slice, SiteHook]]]]:
+def _bands(updates: Mapping[Site, SiteUpdate]) -> list[tuple[slice, list[tuple[slice, SiteUpdate]]]]:
     """Collect the row ranges of the output in order, each with the columns of x that contribute to it.
 
     A weight of experts has no such ranges, since its update is always folded into the weight.
     """
-    found: dict[tuple[int, int], list[tuple[slice, SiteHook]]] = {}
-    for site, hook in hooks.items():
+    found: dict[tuple[int, int], list[tuple[slice, SiteUpdate]]] = {}
+    for site, update in updates.items():
         *_, rows, columns = site.rectangle
         if isinstance(rows, slice) and isinstance(columns, slice) and len(site.rectangle) == len(site.shape):
-            found.setdefault((rows.start, rows.stop), []).append((columns, hook))
+            found.setdefault((rows.start, rows.stop), []).append((columns, update))
     bands = sorted(found)
     for (_, stop), (start, _) in pairwise(bands):
         if start < stop:
-            path = next(iter(hooks)).weight
+            path = next(iter(updates)).weight
             raise SiteError(
                 f"{path}: expected blocks with equal or disjoint rows, "
                 f"got row {start} in two blocks with different rows."

@@ -14,7 +14,7 @@ DEAD_END = "NotImplemented"  # ends the names of nodes without a derivative: the
 
 
 class Watched(Protocol):
-    """The attributes of a hook that this check reads and sets."""
+    """The attributes of a update that this check reads and sets."""
 
     @property
     def owner(self) -> "Known":
@@ -25,15 +25,15 @@ class Watched(Protocol):
 
 
 class Known(Protocol):
-    """The attribute of an adapter that tells the path of a hook."""
+    """The attribute of an adapter that tells the path of a update."""
 
     @property
-    def hooks(self) -> Mapping[str, object]:
-        """The hooks by path."""
+    def updates(self) -> Mapping[str, object]:
+        """The updates by path."""
         ...
 
 
-def check_gradient(hook: Watched, x: Tensor, output: Tensor) -> None:
+def check_gradient(update: Watched, x: Tensor, output: Tensor) -> None:
     """Raise SiteError if the gradient of a layer's output does not reach its input; remember that it does.
 
     Autograd would then train the adapters of earlier layers without the terms that flow through this layer, and most
@@ -45,9 +45,9 @@ def check_gradient(hook: Watched, x: Tensor, output: Tensor) -> None:
         if output.requires_grad:
             return
     elif _reaches(output, x):
-        hook.unproven = False
+        update.unproven = False
         return
-    path = next(path for path, other in hook.owner.hooks.items() if other is hook)
+    path = next(path for path, other in update.owner.updates.items() if other is update)
     raise SiteError(
         f"{path}: expected a layer that passes the gradient on to its input, got one that does not.\n"
         "The adapters of earlier layers would be trained wrong. Quantize weights but not activations, or train on the "

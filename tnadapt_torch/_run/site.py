@@ -205,12 +205,12 @@ class Owner(Protocol):
         ...
 
     @property
-    def hooks(self) -> Mapping[str, object]:
-        """The hooks of all sites and weights, by path."""
+    def updates(self) -> Mapping[str, object]:
+        """The updates of all sites and weights, by path."""
         ...
 
 
-class SiteHook:
+class SiteUpdate:
     """Adds the update of one site to the output of its module, unless the adapter is disabled or merged."""
 
     def __init__(self, owner: Owner, network: Network, refs: Iterable[Ref]) -> None:
@@ -298,21 +298,21 @@ def add_by_rows(add: Callable[[Tensor, Tensor], Tensor], output: Tensor, x: Tens
 
 
 class Seeing(Watched, Protocol):
-    """The attributes of a hook that reads the input of its layer."""
+    """The attributes of a update that reads the input of its layer."""
 
     owner: Owner
 
 
-def see_x(hook: Seeing, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+def see_x(update: Seeing, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
     """Return the input of the adapter: x after dropout, in the dtype of the output.
 
     Raise SiteError if x requires a gradient that the layer does not pass on.
     """
     x: Tensor = args[0] if args else next(iter(kwargs.values()))
-    if x.requires_grad and (hook.unproven or not output.requires_grad):
-        check_gradient(hook, x, output)
-    if hook.owner.dropout and hook.owner.training:
-        x = torch.nn.functional.dropout(x, hook.owner.dropout)
+    if x.requires_grad and (update.unproven or not output.requires_grad):
+        check_gradient(update, x, output)
+    if update.owner.dropout and update.owner.training:
+        x = torch.nn.functional.dropout(x, update.owner.dropout)
     return x if x.dtype == output.dtype else x.to(output.dtype)
 
 

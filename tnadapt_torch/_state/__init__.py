@@ -1,11 +1,11 @@
 """The trained and saved state of an adapter: its factors, what it knows of its host, parameter groups and norms."""
 
 from tnadapt_torch._state.factors import stored_factors
-from tnadapt_torch._state.hooks import make_hooks
 from tnadapt_torch._state.known import enter, states_of
 from tnadapt_torch._state.marks import MarksCheck
 from tnadapt_torch._state.replicas import Replicas
 from tnadapt_torch._state.state import AdapterState, host_modules
+from tnadapt_torch._state.updates import make_updates
 from tnadapt_torch._state.watch import Watch
 
 __all__ = [
@@ -15,7 +15,7 @@ __all__ = [
     "Watch",
     "enter",
     "host_modules",
-    "make_hooks",
+    "make_updates",
     "states_of",
     "stored_factors",
 ]

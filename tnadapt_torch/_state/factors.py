@@ -13,6 +13,8 @@ from tnadapt_torch._sharded import whole
 
 __all__: list[str] = []
 
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # in which factors are trained
+
 
 class Factors(nn.Module):
     """A node of the tree."""
@@ -42,19 +44,22 @@ def plant(tree: nn.Module, key: str, value: Tensor, *, trainable: bool, persiste
         ) from None
 
 
-def keep_values(convert: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Return a conversion of tensors; that of `nn.Module.to_empty` with the values kept.
+def spare(convert: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return a conversion of tensors as factors take it.
 
-    A host that was made on the meta device is emptied before its weights are loaded. Nothing would load the factors.
+    A host that was made on the meta device is emptied before its weights are loaded (`nn.Module.to_empty`). Nothing
+    would load the factors, so they keep their values. They also keep their dtype if a host is stored in a type such as
+    float8, in which nothing can be trained.
     """
-    if getattr(convert, "__qualname__", "") != "Module.to_empty.<locals>.<lambda>":
-        return convert
+    is_emptying = getattr(convert, "__qualname__", "") == "Module.to_empty.<locals>.<lambda>"
 
-    def keep(tensor: Tensor) -> Tensor:
+    def convert_factor(tensor: Tensor) -> Tensor:
         made = convert(tensor)
-        return made if tensor.is_meta else made.copy_(tensor)
+        if is_emptying and not tensor.is_meta:
+            return made.copy_(tensor)
+        return made if made.dtype in DTYPES or made.dtype == tensor.dtype else tensor.to(made.device)
 
-    return keep
+    return convert_factor
 
 
 def stored_factors(adapter: Adapter, params: Mapping[str, Tensor]) -> dict[str, npt.ArrayLike]:

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from tnadapt import Adapter
 from tnadapt.binding import Group, Network, equation_of
-from tnadapt_torch._run import Hook, map_factor
+from tnadapt_torch._run import Update, map_factor
 from tnadapt_torch._sharded import whole
 
 __all__: list[str] = []
 
 
-def norms(adapter: Adapter, params: Mapping[str, Tensor], hooks: Mapping[str, Hook]) -> dict[str, float]:
-    """Compute the norms of `AdapterState.norms`; `hooks` are the hooks of the sites by path."""
+def norms(adapter: Adapter, params: Mapping[str, Tensor], updates: Mapping[str, Update]) -> dict[str, float]:
+    """Compute the norms of `AdapterState.norms`; `updates` are the updates of the sites by path."""
     wide = {name: whole(value.detach()).double() for name, value in params.items()}
     squares = {name: 0.0 for name, factor in adapter.spec.factors.items() if factor.trainable}
     total = 0.0
@@ -26,7 +26,7 @@ def norms(adapter: Adapter, params: Mapping[str, Tensor], hooks: Mapping[str, Ho
         if group.network.centered:  # a small difference of two updates would be lost in the products of their factors
             like = next(iter(wide.values()))
             with torch.no_grad():
-                total += sum(hooks[site.path].delta(like).square().sum().item() for site in group.sites)
+                total += sum(updates[site.path].delta(like).square().sum().item() for site in group.sites)
         else:
             total += _square(adapter, group, wide)
     return {name: math.sqrt(square) for name, square in squares.items()} | {"dW": math.sqrt(max(total, 0.0))}

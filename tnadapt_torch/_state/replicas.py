@@ -14,7 +14,7 @@ from tnadapt import SiteError
 from tnadapt_torch._host import flattened, managed
 from tnadapt_torch._sharded import average, is_partitioned, is_sharded, mesh_of, reshard, sharding, trained_by, whole
 from tnadapt_torch._state.factors import Factors, leaf_of, plant, to_numpy
-from tnadapt_torch._state.hooks import make_hooks
+from tnadapt_torch._state.updates import make_updates
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -193,4 +193,4 @@ def own_factors(state: "AdapterState") -> None:
         state.factors, state.stacks = Factors(), {}
         for key, slot in state.adapter.slots.items():
             plant(state.factors, key, whole(params[key].detach()), trainable=slot.factor.trainable)
-        state.hooks = make_hooks(state)
+        state.updates = make_updates(state)

@@ -23,17 +23,17 @@ from tnadapt_torch._host import (
     speed_up,
     unfold,
 )
-from tnadapt_torch._run import Hook, Stack
+from tnadapt_torch._run import Stack, Update
 from tnadapt_torch._sharded import reshard
-from tnadapt_torch._state.factors import Factors, keep_values, leaf_of, plant
+from tnadapt_torch._state.factors import Factors, leaf_of, plant, spare
 from tnadapt_torch._state.groups import parameter_groups
-from tnadapt_torch._state.hooks import follow
 from tnadapt_torch._state.known import check_latest, enter, states_of
 from tnadapt_torch._state.marks import MERGED, ORIGINAL, marks_of
 from tnadapt_torch._state.norms import norms
 from tnadapt_torch._state.replicas import own_factors, settle
 from tnadapt_torch._state.report import table, totals
 from tnadapt_torch._state.store import write_file, write_lora
+from tnadapt_torch._state.updates import follow
 
 __all__ = ["AdapterState"]
 
@@ -57,7 +57,7 @@ class AdapterState(nn.Module):
         self.stacks: dict[tuple[bool, str], Stack] = {}
         self.tasks = list(dict.fromkeys(str(site.coordinates.get("task", "")) for site in adapter.sites))
         self.task = self.tasks[0]
-        self.hooks: dict[str, Hook] = {}  # by the path of each weight and of each block
+        self.updates: dict[str, Update] = {}  # by the path of each weight and of each block
         self.handles: list[Removable] = []  # what serves the modules of the host
         self.watch: Removable | None = None
         self.weights: dict[str, Weight] = {}
@@ -169,7 +169,7 @@ class AdapterState(nn.Module):
         like = weight.like
         if like.is_meta:
             like = torch.empty_like(like, device=next(iter(self.params().values())).device)
-        return weight.lay(self.hooks[path].delta(like))
+        return weight.lay(self.updates[path].delta(like))
 
     def merge(self) -> None:
         """Add every update to its weight, in float32 or better and rounded once. A merge that fails changes no weight.
@@ -229,7 +229,7 @@ class AdapterState(nn.Module):
         for handle in self.handles:
             handle.remove()
         for path, weight in self.folded.items():
-            unfold(weight, self.hooks[path])
+            unfold(weight, self.updates[path])
         served = [
             weight.module for each in states_of(self.model) if each is not self for weight in each.weights.values()
         ]
@@ -288,7 +288,7 @@ class AdapterState(nn.Module):
         settle(self)
         if self.host:
             self.check_host()
-        return norms(self.adapter, self.params(), self.hooks)
+        return norms(self.adapter, self.params(), self.updates)
 
     def save_as_lora(
         self, directory: str | os.PathLike[str], *, rank: int | None = None, task_type: str | None = None
@@ -330,8 +330,8 @@ class AdapterState(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> "AdapterState":
         for stack in self.stacks.values():
             stack.forget()
-        super()._apply(keep_values(fn), recurse)  # type: ignore[no-untyped-call]
-        follow(self.hooks.values())
+        super()._apply(spare(fn), recurse)  # type: ignore[no-untyped-call]
+        follow(self.updates.values())
         return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from tnadapt_torch._run import BlocksHook
+from tnadapt_torch._run import BlocksUpdate
 
 if TYPE_CHECKING:
     from tnadapt_torch._state.state import AdapterState
@@ -47,8 +47,8 @@ def idle_sites(state: "AdapterState") -> list[str]:
     found = []
     compiled = _compiled(state.model)
     for path, weight in state.weights.items():
-        hook = state.hooks[path]
-        sites = list(hook.by_task.get(state.task, {}).values()) if isinstance(hook, BlocksHook) else [hook]
+        update = state.updates[path]
+        sites = list(update.by_task.get(state.task, {}).values()) if isinstance(update, BlocksUpdate) else [update]
         if (
             path not in state.folded
             and sites

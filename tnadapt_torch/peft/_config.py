@@ -1,7 +1,6 @@
 """The PEFT config of a tnadapt adapter, as passed to PEFT and as stored in adapter_config.json."""
 
 import inspect
-import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, fields
@@ -12,7 +11,7 @@ from typing import Any, cast
 import peft
 
 from tnadapt import Adapter, AdapterSpec, FormatError, SiteError, from_json, to_json
-from tnadapt.binding import SpecLike, answers, digests, expect_names, mistake, spec_of, told
+from tnadapt.binding import SpecLike, answers, digests, expect_names, mistake, read_object, spec_of, told
 from tnadapt_torch.peft._checkpoint import LARGEST_SEED, check_folder
 
 __all__ = ["TnConfig"]
@@ -202,13 +201,11 @@ class TnConfig(peft.PeftConfig):  # type: ignore[misc]
                 does not belong to this adapter.
         """
         path = Path(path_json_file)
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise FormatError(f"{path}: expected a JSON text, got invalid JSON: {error}") from None
-        if not isinstance(data, dict) or data.get("peft_type") != PeftType.TNADAPT.value:
-            found = data.get("peft_type") if isinstance(data, dict) else data
-            raise FormatError(f"{path}: expected peft_type {PeftType.TNADAPT.value!r}, got {told(found)}.")
+        data = read_object(path)
+        if data.get("peft_type") != PeftType.TNADAPT.value:
+            raise FormatError(
+                f"{path}: expected peft_type {PeftType.TNADAPT.value!r}, got {told(data.get('peft_type'))}."
+            )
         if unknown := data.keys() - {each.name for each in fields(cls)}:
             raise FormatError(
                 f"{path}: expected the keys of this release, got the unknown keys {sorted(unknown)}.\n"

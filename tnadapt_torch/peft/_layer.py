@@ -1,4 +1,4 @@
-"""The layers that PEFT puts in place of adapted modules: the base layer with the hooks of its adapters."""
+"""The layers that PEFT puts in place of adapted modules: the base layer with the updates of its adapters."""
 
 import warnings
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from tnadapt import SiteError
 from tnadapt_torch._host import Merged, Weight, linear_weight
-from tnadapt_torch._run import Hook
+from tnadapt_torch._run import Update
 from tnadapt_torch.peft._rows import Rows
 
 __all__ = ["TnLinear", "TnParameters"]
@@ -22,7 +22,7 @@ class TnLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     """A module under PEFT. It owns only the base layer; the tuner owns the states of the adapters."""
 
     adapter_layer_names = ("tnadapt_states",)
-    other_param_names = ("tnadapt_hooks",)
+    other_param_names = ("tnadapt_updates",)
 
     base_layer: nn.Module
     tnadapt_states: nn.ModuleDict
@@ -33,7 +33,7 @@ class TnLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         super().__init__()
         self.base_layer = base_layer
         self.path = path
-        self.tnadapt_hooks: dict[str, dict[str, Hook]] = {}  # by the adapter, then by the path of the weight
+        self.tnadapt_updates: dict[str, dict[str, Update]] = {}  # by the adapter, then by the path of the weight
         self.rows: Rows | None = None  # in a call whose rows use different adapters
         # PEFT switches and lists adapters here. Not registered as a child, since the tuner registers each state once.
         self.__dict__["tnadapt_states"] = nn.ModuleDict()
@@ -45,14 +45,14 @@ class TnLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         """The adapted weights of the base layer, by path."""
         raise NotImplementedError
 
-    def add(self, name: str, state: nn.Module, path: str, hook: Hook) -> None:
+    def add(self, name: str, state: nn.Module, path: str, update: Update) -> None:
         """Add an adapter to one weight of this layer."""
         self.tnadapt_states[name] = state
-        self.tnadapt_hooks.setdefault(name, {})[path] = hook
+        self.tnadapt_updates.setdefault(name, {})[path] = update
 
     def drop(self, name: str) -> None:
         """Remove an adapter from this layer, active or not."""
-        if self.tnadapt_hooks.pop(name, None) is not None:
+        if self.tnadapt_updates.pop(name, None) is not None:
             del self.tnadapt_states[name]
 
     def get_base_layer(self) -> nn.Module:
@@ -65,7 +65,7 @@ class TnLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             if self._disable_adapters and self.merged_adapters:
                 self.unmerge()
             return []
-        return [name for name in self.active_adapters if name in self.tnadapt_hooks]
+        return [name for name in self.active_adapters if name in self.tnadapt_updates]
 
     def _call(self, args: Any, kwargs: Any, *folded: str) -> Tensor:
         """Call the base layer, with the updates of these adapters added to its weights."""
@@ -78,10 +78,10 @@ class TnLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         values: dict[str, Tensor] = {}
         weights = self.weights
         for name in names:
-            for path, hook in self.tnadapt_hooks[name].items():
+            for path, update in self.tnadapt_updates[name].items():
                 weight = weights[path]
                 stored: Tensor = values.get(weight.name, weight.parameter)
-                values[weight.name] = stored + weight.lay(hook.delta(stored))
+                values[weight.name] = stored + weight.lay(update.delta(stored))
         return values
 
     def delta(self, adapter: str, path: str) -> Tensor:
@@ -90,11 +90,11 @@ class TnLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         Raises:
             SiteError: this layer does not have the adapter.
         """
-        if adapter not in self.tnadapt_hooks:
-            raise SiteError(f"{self.path}: expected one of its adapters {list(self.tnadapt_hooks)}, got {adapter!r}.")
+        if adapter not in self.tnadapt_updates:
+            raise SiteError(f"{self.path}: expected one of its adapters {list(self.tnadapt_updates)}, got {adapter!r}.")
         weight = self.weights[path]
         with torch.no_grad():
-            return weight.lay(self.tnadapt_hooks[adapter][path].delta(weight.like))
+            return weight.lay(self.tnadapt_updates[adapter][path].delta(weight.like))
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add updates to the base weights, in float32 or better, each rounded once.
@@ -108,8 +108,8 @@ class TnLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         done = len(self.merges)
         try:
             for name in check_adapters_to_merge(self, adapter_names):
-                if name in self.tnadapt_hooks:
-                    paths = self.tnadapt_hooks[name]
+                if name in self.tnadapt_updates:
+                    paths = self.tnadapt_updates[name]
                     weights = {path: weight for path, weight in self.weights.items() if path in paths}
                     deltas = {path: partial(self.delta, name, path) for path in weights}
                     self.merges.append(Merged.write(base, weights, deltas, len(self.merges)))
@@ -143,7 +143,7 @@ class TnLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     def extra_repr(self) -> str:
         """Return the names of the adapters on this layer."""
-        return f"adapters={list(self.tnadapt_hooks)}"
+        return f"adapters={list(self.tnadapt_updates)}"
 
 
 class TnLinear(TnLayer):
@@ -194,7 +194,7 @@ class TnLinear(TnLayer):
         output = self._call(args, kwargs, *(name for name in names if name in folded) if folded else ())
         for name in names:
             if name not in folded:
-                output = self.tnadapt_hooks[name][self.path](self, args, kwargs, output)
+                output = self.tnadapt_updates[name][self.path](self, args, kwargs, output)
         return output
 
     def _forward_rows(self, rows: Rows, args: Any, kwargs: Any) -> Tensor:
@@ -212,8 +212,8 @@ class TnLinear(TnLayer):
             part, seen = output[at], (x[at],)
             if name in self.folded:
                 part = self._call(seen, {}, name)
-            elif name in self.tnadapt_hooks:
-                part = self.tnadapt_hooks[name][self.path](self, seen, {}, part)
+            elif name in self.tnadapt_updates:
+                part = self.tnadapt_updates[name][self.path](self, seen, {}, part)
             parts.append(part)
         return torch.cat(parts)[back] if parts else output
 

@@ -10,7 +10,7 @@ from torch import nn
 from tnadapt import SiteError, init, sites_of, split_sites
 from tnadapt.binding import drawn_starts
 from tnadapt_torch._host import HostWeights, Weight, check_foldable, place_params, plain_path, weights_to_fold
-from tnadapt_torch._state import AdapterState, make_hooks
+from tnadapt_torch._state import AdapterState, make_updates
 from tnadapt_torch.peft._checkpoint import SEED, STEM
 from tnadapt_torch.peft._config import TnConfig
 from tnadapt_torch.peft._rows import BASE
@@ -51,7 +51,7 @@ def new_state(model: nn.Module, config: TnConfig, weights: Mapping[str, Weight],
     start = init(adapter, HostWeights(weights))
     params = {key: torch.from_numpy(value).float() for key, value in start.items()}
     state = AdapterState(adapter, place_params(adapter, weights, params), name=name, dropout=config.dropout)
-    state.hooks, state.weights, state.folded = make_hooks(state), dict(weights), folded
+    state.updates, state.weights, state.folded = make_updates(state), dict(weights), folded
     return state
 
 

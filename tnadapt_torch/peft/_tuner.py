@@ -1,4 +1,4 @@
-"""The PEFT tuner for any spec: it owns the state of each adapter once and gives each layer the hook of its site."""
+"""The PEFT tuner for any spec: it owns the state of each adapter once and gives each layer the update of its site."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -111,7 +111,7 @@ class TnModel(StoredTuner):
 
     def _check_all_served(self, state: AdapterState) -> None:
         """Raise SiteError unless each weight of an adapter has a layer."""
-        served = {path for layer in self._layers().values() for path in layer.tnadapt_hooks.get(state.name, ())}
+        served = {path for layer in self._layers().values() for path in layer.tnadapt_updates.get(state.name, ())}
         if missing := [path for path in state.weights if path not in served]:
             raise SiteError(
                 f"{missing[0]}: expected a module that PEFT replaces by a layer of this method, got one that it left.\n"
@@ -150,11 +150,11 @@ class TnModel(StoredTuner):
         if isinstance(layer, TnLinear) and path in state.folded:
             layer.folded.add(adapter_name)
         if path in state.folded:
-            state.hooks[path].write_dense()  # the compiler cannot trace how it is written
+            state.updates[path].write_dense()  # the compiler cannot trace how it is written
         if isinstance(layer, TnParameters):
             weight = state.weights[path]
             layer.layouts[path] = weight.name, weight.layout
-        layer.add(adapter_name, state, path, state.hooks[path])
+        layer.add(adapter_name, state, path, state.updates[path])
 
     def _inject_parameters(
         self, peft_config: TnConfig, model: nn.Module, adapter_name: str, low_cpu_mem_usage: bool
@@ -178,7 +178,7 @@ class TnModel(StoredTuner):
         self.unwatched.discard(adapter_name)
         del self.tnadapt_states[adapter_name]
         put_flags(self, flags, without=[f"{STATES}.{name}" for name in {*self.active_adapters} - active])
-        speed_up(self.model, [layer for layer in self._layers().values() if layer.tnadapt_hooks])
+        speed_up(self.model, [layer for layer in self._layers().values() if layer.tnadapt_updates])
 
     @answers(SiteError)
     def add_weighted_adapter(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from tnadapt_torch._run import BlocksHook, Hook
+from tnadapt_torch._run import BlocksUpdate, Update
 from tnadapt_torch.peft._layer import TnLayer, TnLinear
 
 if TYPE_CHECKING:
@@ -56,15 +56,15 @@ def idle_layers(layers: Mapping[str, TnLayer], names: Iterable[str]) -> list[str
         for layer in layers.values()
         if isinstance(layer, TnLinear)
         and any(
-            _is_idle(layer.tnadapt_hooks[name][layer.path])
+            _is_idle(layer.tnadapt_updates[name][layer.path])
             for name in names
-            if name in layer.tnadapt_hooks and name not in layer.folded
+            if name in layer.tnadapt_updates and name not in layer.folded
         )
     ]
 
 
-def _is_idle(hook: Hook) -> bool:
-    sites = list(hook.by_task.get(hook.owner.task, {}).values()) if isinstance(hook, BlocksHook) else [hook]
+def _is_idle(update: Update) -> bool:
+    sites = list(update.by_task.get(update.owner.task, {}).values()) if isinstance(update, BlocksUpdate) else [update]
     return bool(sites) and all(site.is_idle for site in sites)
 
 

@@ -226,7 +226,7 @@ class Life:
 
     def delta(self) -> None:
         self.model(self.words)
-        for path in self.state.hooks:
+        for path in self.state.updates:
             self.check(f"delta of {path}", self.state.delta(path), self.wanted.delta(path))
 
     def norms(self) -> None:

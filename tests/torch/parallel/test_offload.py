@@ -56,7 +56,7 @@ def same_gradients(model, state, plain, wanted):
 def right_but_for_merge(model, state, plain, wanted, folder):
     same(model, plain)
     same_gradients(model, state, plain, wanted)
-    for path in state.hooks:
+    for path in state.updates:
         assert torch.equal(state.delta(path), wanted.delta(path))
     assert state.norms() == wanted.norms()
     state.save(folder / "found.safetensors")

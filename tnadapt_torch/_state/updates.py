@@ -1,18 +1,18 @@
-"""Make the hooks of an adapter, one per site, with references to the factors of each."""
+"""Make the updates of an adapter, one per site, with references to the factors of each."""
 
 from collections.abc import Iterable
 from typing import Protocol
 
 from tnadapt import Adapter, Site
 from tnadapt.binding import Part
-from tnadapt_torch._run import BlocksHook, Held, Hook, Leading, Mapped, Owner, Ref, Row, SiteHook, Stack
+from tnadapt_torch._run import BlocksUpdate, Held, Leading, Mapped, Owner, Ref, Row, SiteUpdate, Stack, Update
 from tnadapt_torch._state.factors import Factors, leaf_of
 
 __all__: list[str] = []
 
 
 class Trees(Owner, Protocol):
-    """The attributes of an adapter's state from which its hooks are made."""
+    """The attributes of an adapter's state from which its updates are made."""
 
     adapter: Adapter
     factors: Factors
@@ -20,32 +20,32 @@ class Trees(Owner, Protocol):
     stacks: dict[tuple[bool, str], Stack]
 
 
-def make_hooks(state: Trees) -> dict[str, Hook]:
-    """Make the hooks by path: one per site, and one per weight that holds several sites."""
-    by_site = {site: _hook_of(state, site) for site in state.adapter.sites}
-    hooks: dict[str, Hook] = {site.path: hook for site, hook in by_site.items()}
+def make_updates(state: Trees) -> dict[str, Update]:
+    """Make the updates by path: one per site, and one per weight that holds several sites."""
+    by_site = {site: _update_of(state, site) for site in state.adapter.sites}
+    updates: dict[str, Update] = {site.path: update for site, update in by_site.items()}
     for path, sites in state.adapter.weights.items():
-        if path not in hooks:
-            hooks[path] = BlocksHook(state, {site: by_site[site] for site in sites})
-    return hooks
+        if path not in updates:
+            updates[path] = BlocksUpdate(state, {site: by_site[site] for site in sites})
+    return updates
 
 
-def follow(hooks: Iterable[Hook]) -> None:
-    """Move what the hooks hold beside the factors to the devices of the factors."""
-    for hook in hooks:
-        if isinstance(hook, SiteHook):
-            for ref in hook.refs:
+def follow(updates: Iterable[Update]) -> None:
+    """Move what the updates hold beside the factors to the devices of the factors."""
+    for update in updates:
+        if isinstance(update, SiteUpdate):
+            for ref in update.refs:
                 if isinstance(row := ref.ref if isinstance(ref, Mapped) else ref, Row):
                     row.follow()
 
 
-def _hook_of(state: Trees, site: Site) -> SiteHook:
+def _update_of(state: Trees, site: Site) -> SiteUpdate:
     address = state.adapter.address(site)
     network, parts = address.group.network, address.parts.values()
     refs = [_ref(state, part) for part in parts]
     if network.centered:
         refs += [_start_ref(state, part) for part in parts]
-    return SiteHook(state, network, refs)
+    return SiteUpdate(state, network, refs)
 
 
 def _ref(state: Trees, part: Part, *, name: str = "", is_start: bool = False) -> Ref:
