@@ -18,6 +18,7 @@ from tnadapt_torch._sharded import beside, whole
 __all__: list[str] = []
 
 NEEDS = ("nothing", "factors", "factors and x")  # what needs a gradient: one row of codes each, one column per bucket
+MORE = BUCKETS[1:]  # the first tokens of each bucket but the first, which an empty batch belongs to as well
 COMPILED = len(NEEDS) * len(BUCKETS)  # torch.compile gets one code: choosing by tokens would recompile
 COMPILED_FOR = 2 * len(BUCKETS) + BUCKETS.index(1024)
 
@@ -50,7 +51,8 @@ class Held:
 
     def read(self) -> Tensor:
         """Return the tensor, with all its values."""
-        tensor = self.stored
+        module = self.module
+        tensor = cast("Tensor", (module._parameters if self.is_parameter else module._buffers)[self.name])
         return tensor if type(tensor) is nn.Parameter or type(tensor) is Tensor else whole(tensor)
 
 
@@ -238,7 +240,7 @@ class SiteUpdate:
         if torch.compiler.is_compiling():
             place = COMPILED
         else:
-            place = max(bisect_right(BUCKETS, len(x)) - 1, 0)
+            place = bisect_right(MORE, x.shape[0])
             place += len(BUCKETS) * (0 if not torch.is_grad_enabled() else 2 if x.requires_grad else 1)
         code = self._code[place] or self._write_code(place)
         return code(output, x, *_read(self.refs, x))
