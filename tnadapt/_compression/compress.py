@@ -1,8 +1,9 @@
 """Compress trained adapters: find the adapter of a spec whose updates are closest to given ones."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +13,11 @@ from tnadapt._compression.least_squares import Factors, Problem, Term, improve_f
 from tnadapt._compression.updates import Update, check_update, terms_of
 from tnadapt._errors import SiteError, SpecError
 from tnadapt._hosts import Site, expect_sites
-from tnadapt._language import Adapter, Group
+from tnadapt._language import Adapter, AdapterSpec, Group, Network
+from tnadapt._language import Term as SpecTerm
 from tnadapt._signature import answers, mistake, told
 from tnadapt._structure import LoRA
-from tnadapt._values import Array, Operand, Params, init, starts_of
+from tnadapt._values import Array, Operand, Params, drawn_starts, init
 from tnadapt.families import SpecLike, spec_of
 
 __all__ = ["Compression", "Sweep", "compress"]
@@ -92,7 +94,7 @@ def compress(
         tell: a function that is called after each sweep.
 
     Raises:
-        SpecError: a factor with a map.
+        SpecError: a factor with a map, a trained factor that is used twice, or trained factors in several terms.
         SiteError: an update that is not finite or not of its site's shape; a start of another adapter; sizes as for
             `bind`.
     """
@@ -103,9 +105,7 @@ def compress(
     expect_sites(updates, "compress")
     if sweeps < 1 or (starts is not None and starts < 1):
         raise SiteError(f"compress: expected starts and sweeps of at least 1, got {starts} and {sweeps}.")
-    if mapped := [name for name, factor in spec.factors.items() if factor.map]:
-        fault = f"compress: expected updates that are linear in every factor, got a map on {mapped[0]!r}"
-        raise SpecError(spec.name, [fault])
+    _check_linear(spec)
     checked = {site: check_update(site, update) for site, update in updates.items()}
     adapter = spec.bind(checked, rank=rank, sizes=sizes, alpha=alpha, seed=seed, overparametrized=overparametrized)
     params = init(adapter, weights) if start is None else _begin_at(adapter, start)
@@ -114,7 +114,7 @@ def compress(
     for number, group in enumerate(adapter.groups):
         problem = _problem(adapter, group, checked, params)
         parts = adapter.address(group.sites[0]).parts
-        own = {factor: params[part.name][part.stack] for factor, part in parts.items()}
+        own = {name: params[parts[name].name][parts[name].stack] for name in problem.network.factors}
 
         def report(sweep: int, error: float, number: int = number) -> None:
             if tell is not None:
@@ -144,22 +144,56 @@ def _begin_at(adapter: Adapter, start: Mapping[str, npt.ArrayLike]) -> Params:
     return params
 
 
+def _check_linear(spec: AdapterSpec) -> None:
+    """Raise SpecError unless the update is linear in each trained factor, and all of these are in one term."""
+    trained = _trained_terms(spec)
+    mapped = [name for name, factor in spec.arrays.items() if factor.map]
+    uses = Counter(spec.nodes[name].factor for term in trained for name in term.nodes if _is_trained(spec, name))
+    twice = [name for name, times in uses.items() if times > 1]
+    fault = ""
+    if mapped:
+        fault = f"got a map on {mapped[0]!r}"
+    elif len(trained) > 1:
+        fault = f"got {len(trained)} terms with trained factors"
+    elif twice:
+        fault = f"got {twice[0]!r} twice"
+    if fault:
+        raise SpecError(spec.name, [f"compress: expected one term that is linear in each trained factor, {fault}"])
+
+
+def _trained_terms(of: AdapterSpec | Network) -> list[SpecTerm]:
+    terms = of.sum if isinstance(of, AdapterSpec) else of.terms
+    return [term for term in terms if any(_is_trained(of, name) for name in term.nodes)]
+
+
+def _is_trained(of: AdapterSpec | Network, node: str) -> bool:
+    arrays = of.arrays if isinstance(of, AdapterSpec) else of.factors
+    return arrays[of.nodes[node].factor].trainable and not of.nodes[node].at_start
+
+
 def _problem(adapter: Adapter, group: Group, updates: Mapping[Site, Update], params: Params) -> Problem:
+    """Return the fit of the trained term to the updates less all other terms, which are constant."""
     network = group.network
     presence = np.zeros([network.sizes[mode] for mode in network.over])
     for site in group.sites:
         presence[tuple(group.index(site).values())] = 1.0
-    terms = terms_of(group, updates)
-    if not network.centered:
-        return Problem(network, terms, (), presence)
+    (trained,) = _trained_terms(network)
+    factors = {
+        name: replace(network.factors[network.nodes[name].factor], modes=network.nodes[name].modes)
+        for name in trained.nodes
+    }
+    alone = Network(network.axes, network.over, factors, network.sizes, trained.sign * network.scale)
+    values = params | drawn_starts(adapter, group)
+    parts = adapter.address(group.sites[0]).parts
     outer = (*network.over, *network.out_modes, *network.in_modes)
-    start: list[Operand] = [(np.array(network.scale), ()), (presence, network.over)]
-    values = starts_of(adapter, params, group)
-    for name, factor in network.factors.items():
-        part = adapter.address(group.sites[0]).parts[name]
-        modes = tuple(mode if mode in outer else f"{mode}(start)" for mode in factor.modes)
-        start.append((np.asarray(values[part.name], dtype=np.float64)[part.stack], modes))
-    return Problem(network, terms, (tuple(start),), presence)
+    known: list[Term] = []
+    for number, term in enumerate(other for other in network.terms if other != trained):
+        operands: list[Operand] = [(np.array(-term.sign * network.scale), ()), (presence, network.over)]
+        for name in term.nodes:
+            modes = tuple(mode if mode in outer else f"{mode}(known {number})" for mode in network.nodes[name].modes)
+            operands.append((np.asarray(values[parts[name].name], dtype=np.float64)[parts[name].stack], modes))
+        known.append(tuple(operands))
+    return Problem(alone, terms_of(group, updates), tuple(known), presence)
 
 
 def _descend(

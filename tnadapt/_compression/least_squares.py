@@ -32,9 +32,9 @@ WIDEST = 2048  # the longest shorter side of a pair, whose Gram matrix is diagon
 class Problem:
     """The target of the fit of one network: given updates, as a sum of terms over its grid of sites.
 
-    A term has the modes of the weight, all site modes, and bonds of its own. `start` is the update of the starting
-    values if a centered update subtracts it; the fit then includes it. `presence` has the site modes: it is 1 where
-    there is a site and 0 in a hole. All terms are 0 in holes.
+    A term has the modes of the weight, all site modes, and bonds of its own. `start` has the terms of the update that
+    are not trained, such as that of the starting values, subtracted from what is given. `presence` has the site modes:
+    it is 1 where there is a site and 0 in a hole. All terms are 0 in holes.
     """
 
     network: Network

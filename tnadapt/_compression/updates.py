@@ -12,7 +12,7 @@ from tnadapt._hosts import Site
 from tnadapt._language import Adapter, Group, Network, expect_adapter, expect_params
 from tnadapt._signature import answers
 from tnadapt._structure import LoRA, exact_lora, minimum_cut
-from tnadapt._values import Array, delta, starts_of
+from tnadapt._values import Array, delta, drawn_starts
 
 __all__ = ["low_rank_updates"]
 
@@ -30,16 +30,15 @@ def low_rank_updates(adapter: Adapter, params: Mapping[str, npt.ArrayLike]) -> d
     """
     expect_adapter(adapter, "low_rank_updates")
     expect_params(params, "low_rank_updates")
-    centered = [group for group in adapter.groups if group.network.centered]
-    starts = {group.name: starts_of(adapter, params, group) for group in centered}
+    values = {**params, **drawn_starts(adapter)}
     found: dict[Site, Update] = {}
     for site in adapter.sites:
         group, _ = adapter.find(site)
         rows, columns = site.shape[0], math.prod(site.shape[1:])
         if minimum_cut(group.network).rank * (rows + columns) < rows * columns:
-            found[site] = exact_lora(adapter, params, site, starts.get(group.name))
+            found[site] = exact_lora(adapter, values, site)
         else:
-            found[site] = delta(adapter, params, site)
+            found[site] = delta(adapter, values, site)
     return found
 
 

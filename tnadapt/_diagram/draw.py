@@ -2,8 +2,8 @@
 
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from html import escape
 
 from tnadapt._diagram.layout import Point, level
@@ -11,7 +11,7 @@ from tnadapt._diagram.scene import LINE, PLAIN, SMALL, Box, Scene, Stroke, line,
 from tnadapt._diagram.score import WIDTH, score
 from tnadapt._diagram.subject import Subject
 from tnadapt._errors import SpecError
-from tnadapt._language import Adapter, AdapterSpec, Network, text_of
+from tnadapt._language import Adapter, AdapterSpec, Factor, Network, Node, Term, text_of
 from tnadapt._signature import answers
 from tnadapt._structure import minimum_cut
 from tnadapt.families import SpecLike, spec_of
@@ -91,12 +91,12 @@ def draw(of: SpecLike | Network | Adapter) -> Diagram:
     if not isinstance(of, Network):
         of = spec_of(of, "draw")
     if isinstance(of, AdapterSpec):
-        subject = Subject(of.axes, of.site_modes, of.factors)
+        subject = Subject(of.axes, of.site_modes, _drawn_factors(of.sum, of.nodes, of.arrays))
         title, over = of.name, f", stacked over {of.over}" if of.over else ""
         notes = [f"updates weights [{of.weight}]{over}", f"trains {of.formula()}"]
     else:
         cut = minimum_cut(of)
-        subject = Subject(of.axes, of.over, of.factors, of.sizes, cut.modes)
+        subject = Subject(of.axes, of.over, _drawn_factors(of.terms, of.nodes, of.factors), of.sizes, cut.modes)
         over = f", stacked over {', '.join(map(subject.label, of.over))}" if of.over else ""
         title = f"[{text_of(of.axes)}] = {' x '.join(f'{size:,}' for size in of.weight_shape)}{over}"
         sums = [
@@ -108,11 +108,19 @@ def draw(of: SpecLike | Network | Adapter) -> Diagram:
             f"rank ≤ {cut.rank:,}: {twice}cut {', '.join(cut.modes) or 'nothing'}",
             f"trains {sums[0]:,} entries" + (f", holds {sums[1]:,} frozen" if sums[1] else ""),
         ]
-    notes += ["centered: minus the same network at its starting values"] if of.centered else []
-    marks = ["▒ frozen"] if any(not factor.trainable for factor in of.factors.values()) else []
+    if any(node.at_start for node in of.nodes.values()):
+        notes += ["centered: minus the same network at its starting values"]
+    marks = ["▒ frozen"] if any(not factor.trainable for factor in subject.factors.values()) else []
     lines = [line for text in (title, *notes) for line in textwrap.wrap(text, WIDTH)]
     text = "\n".join([*lines, *score(subject), *([""] if marks else []), *marks])
     return _card(title, notes, subject, Scene(subject), text)
+
+
+def _drawn_factors(terms: Sequence[Term], nodes: Mapping[str, Node], arrays: Mapping[str, Factor]) -> dict[str, Factor]:
+    """Return what is drawn of a term by name: each factor under the modes that it has there."""
+    first = terms[0].nodes
+    in_order = [name for name in (*arrays, *nodes) if name in first]
+    return {name: replace(arrays[nodes[name].factor], modes=nodes[name].modes) for name in dict.fromkeys(in_order)}
 
 
 def _card(title: str, notes: Sequence[str], subject: Subject, picture: Scene, text: str) -> Diagram:

@@ -17,7 +17,7 @@ from tnadapt._errors import FormatError, SiteError
 from tnadapt._files.limits import HEADER, MADE, MADE_PER_STORED, MOST_MADE, STORED, UNNAMED, check_extra, keep, shorten
 from tnadapt._files.target import write_atomically
 from tnadapt._files.tensors import TensorFile, open_tensors
-from tnadapt._files.text import VERSION, adapter_data, adapter_of, check_version, dump, parse, take
+from tnadapt._files.text import VERSION, adapter_data, adapter_of, dump, parse, take, take_version
 from tnadapt._language import START, Adapter, Slot, expect_adapter, expect_params, expect_path
 from tnadapt._signature import answers
 from tnadapt._values import sample
@@ -198,10 +198,10 @@ def read_checkpoint(path: str | os.PathLike[str], *, draw_limit: int | None = No
     path = Path(path)
     with open_tensors(path, str(path)) as file:
         data = parse(_text_of(path, file.metadata))
-        check_version(str(path), data.pop("format", None))
+        version = take_version(str(path), data)
         seals = take("file", {key: data.pop(key, None) for key in ("library", "drawn", "stored")}, SEALS)
         factors = sum(not name.endswith(EXTRA) for name in file.entries)
-        adapter = adapter_of(data, factors + len(seals["drawn"]))
+        adapter = adapter_of(data, version, factors + len(seals["drawn"]))
         _check_entries(path, adapter, file, seals["drawn"], draw_limit)
         tensors = file.read()
     if _seal(tensors) != seals["stored"]:
@@ -251,9 +251,10 @@ def _check_entries(path: Path, adapter: Adapter, file: TensorFile, drawn: Mappin
 def _count_slots(adapter: Adapter) -> int:
     """Return the number of entries of an adapter's params without making them."""
     spec = adapter.spec
-    shared = sum(map(spec.is_global, spec.factors))
-    kept = sum(factor.trainable and factor.init.is_read for factor in spec.factors.values()) if spec.centered else 0
-    return shared + len(adapter.groups) * (len(spec.factors) - shared + kept)
+    shared = sum(map(spec.is_global, spec.arrays))
+    used = {node.factor for node in spec.nodes.values() if node.at_start}
+    kept = sum(spec.arrays[name].init.is_read for name in used)
+    return shared + len(adapter.groups) * (len(spec.arrays) - shared + kept)
 
 
 def _params(path: Path, adapter: Adapter, stored: dict[str, Array], drawn: Mapping[str, str]) -> dict[str, Array]:

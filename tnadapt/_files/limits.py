@@ -18,6 +18,7 @@ NESTED = 2**22  # lists and objects in a text, each of which takes 60 to 250 byt
 WORD = 500  # characters of a name or a path, which may be repeated for every site
 LINE = 2**16  # characters of a string that names modes
 FACTORS = 512  # which a contraction order is found for in seconds
+TERMS = 64  # of one spec
 MODES = 1_024  # of one spec
 ENDS = 4_096  # modes of all factors together, each counted for every factor that has it; the work of a plan
 OVER = 16  # site modes of a spec, and coordinates of a site
@@ -80,20 +81,29 @@ def check_spec(data: Mapping[str, Any]) -> None:
     """Raise FormatError for a spec, as plain data, with too many or too long names, factors or modes."""
     factors = data["factors"]
     check_factors(factors)
-    outer = {word: _modes(word, data.get(word, "")) for word in ("weight", "over", "given")}
+    outer = {word: _modes(word, data[word]) for word in ("weight", "over")}
     keep("over", "modes", len(outer["over"]), OVER)
-    inner = {name: _modes(f"factor {name}", factor["modes"]) for name, factor in factors.items()}
-    fans = {name: _modes(f"fan of {name}", factor["init"]["fan"]) for name, factor in factors.items()}
+    inner = {name: _modes(f"factor {name}", factor.get("modes", "")) for name, factor in factors.items()}
+    fans = {
+        name: _modes(f"fan of {name}", factor["init"]["fan"] if "init" in factor else "")
+        for name, factor in factors.items()
+    }
     for name in factors:
         keep(f"factor {name}", "modes", len(inner[name]), MOST_AXES)
         keep(f"fan of {name}", "modes", len(fans[name]), MOST_AXES)
     keep("spec", "modes of all factors together", sum(map(len, inner.values())), ENDS)
     known = set().union(*outer.values(), *inner.values(), *fans.values())
     keep("spec", "modes", len(known), MODES)
-    tables = [data.get(word, {}) for word in ("caps", "ties")]
-    keep("spec", "bonds in caps and ties", sum(map(len, tables)), MODES)
-    pairs = [word for table in tables for pair in table.items() for word in pair]
-    check_names("spec", [data["name"], data["scale"]["bond"], *known, *pairs])
+    sizes = data["sizes"]
+    keep("sizes", "modes", len(sizes), MODES)
+    rules = [
+        word for rule in sizes.values() if isinstance(rule, dict) for word in rule.values() if isinstance(word, str)
+    ]
+    sources = [factor["same"] for factor in factors.values() if "same" in factor]
+    check_names("spec", [data["name"], data["scale"]["bond"], *known, *sizes, *map(str, rules), *sources])
+    terms = [_modes(f"term {number}", term) for number, term in enumerate(data.get("terms", []))]
+    keep("spec", "factors in all terms together", sum(map(len, terms)), FACTORS)
+    keep("spec", "terms", len(terms), TERMS)
 
 
 def _modes(where: str, line: str) -> tuple[str, ...]:
@@ -134,7 +144,7 @@ def check_coordinate(where: str, value: object) -> None:
 def check_binding(spec: AdapterSpec, sites: Collection[Site], sizes: Mapping[str, int]) -> None:
     """Raise FormatError if it would take too long to find the groups and sizes of an adapter."""
     keep("sites", "sites", len(sites), SITES)
-    modes = {mode for factor in spec.factors.values() for mode in factor.modes}
+    modes = {mode for factor in spec.factors.values() for mode in factor.modes or ()}
     work = len(sites) * (len(spec.factors) + len(modes))
     keep("sites", "sites times factors and modes of the spec", work, BINDING)
     shapes = {site.shape for site in sites}

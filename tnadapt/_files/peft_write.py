@@ -16,7 +16,7 @@ from tnadapt._files.peft_folder import PREFIX, write_folder
 from tnadapt._language import Adapter, expect_adapter, expect_params, expect_path
 from tnadapt._signature import answers, mistake, told
 from tnadapt._structure import LoRA, check_exportable, exact_lora, join, shorten
-from tnadapt._values import starts_of
+from tnadapt._values import drawn_starts
 
 __all__ = ["Written", "save_as_lora"]
 
@@ -80,11 +80,9 @@ def save_as_lora(
     check_extra(extra or {})
     tensors = {f"{PREFIX}{name}": _checked(name, np.asarray(value)) for name, value in (extra or {}).items()}
     written, alphas = {}, {}
-    starts: dict[str, npt.ArrayLike] = {}
-    for group in adapter.groups if adapter.spec.centered else ():
-        starts |= starts_of(adapter, params, group)
+    values = {**params, **drawn_starts(adapter)}
     for path, sites in parts.items():
-        loras = [exact_lora(adapter, params, site, starts) for site in sites or adapter.weights[path]]
+        loras = [exact_lora(adapter, values, site) for site in sites or adapter.weights[path]]
         lora = shorten(join(loras, sites) if sites else loras[0], rank)
         tensors |= _tensors(path, adapter.weights[path][0].weight_shape, lora)
         written[path] = Written(lora.rank, lora.error)

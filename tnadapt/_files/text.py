@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tnadapt._errors import FormatError, TnadaptError
+from tnadapt._files import upgrade
 from tnadapt._files.limits import (
     HEADER,
     SITES,
@@ -27,23 +28,14 @@ from tnadapt._files.limits import (
     shorten,
 )
 from tnadapt._hosts import RUNNING, Block, Coordinate, Site
-from tnadapt._language import Adapter, AdapterSpec, Factor, Initializer, Scale, modes_of
+from tnadapt._language import Adapter, AdapterSpec, Factor, Initializer, Same, Scale, SizeRule, modes_of
 from tnadapt._signature import mistake, told
 
 __all__ = ["from_json", "to_json"]
 
-VERSION = 1
+VERSION, OLD = 2, 1
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 NUMBER = {"power": (int, float)}
-WORDS = {  # kind of an initializer -> its word in format 1, which is older than the kind's present name
-    "controlled_z": "sign",
-    "hosvd_core": "projection",
-    "svd": "singular",
-    "t_svd": "tubal",
-    "tensor_cur": "cur",
-    "tt_svd": "train",
-}
-KINDS: dict[str, Any] = {word: kind for kind, word in WORDS.items()}
 
 
 def to_json(value: AdapterSpec | Adapter) -> str:
@@ -61,16 +53,19 @@ def from_json(text: str) -> AdapterSpec | Adapter:
     if not isinstance(text, str | bytes):
         raise mistake(FormatError, "from_json", "a text that to_json wrote", told(text), "Pass the text of the file.")
     data = parse(text)
-    check_version("the text", data.pop("format", None))
-    return spec_of(data.pop("spec")) if data.keys() == {"spec"} else adapter_of(data)
+    version = take_version("the text", data)
+    return spec_of(data.pop("spec"), version) if data.keys() == {"spec"} else adapter_of(data, version)
 
 
-def check_version(where: str, version: object) -> None:
-    """Raise FormatError for a format version that this release does not read."""
-    if type(version) is not int or version != VERSION:
+def take_version(where: str, data: dict[str, Any]) -> int:
+    """Take the format version out of the fields. Raises FormatError for one that this release does not read."""
+    version = data.pop("format", None)
+    if type(version) is not int or version not in (OLD, VERSION):
         raise FormatError(
-            f"{where}: expected format {VERSION}, which this release reads, got format {reprlib.repr(version)}."
+            f"{where}: expected format {OLD} or {VERSION}, which this release reads, got format "
+            f"{reprlib.repr(version)}."
         )
+    return version
 
 
 def dump(data: Mapping[str, Any]) -> str:
@@ -115,44 +110,58 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def spec_data(spec: AdapterSpec) -> dict[str, Any]:
     """Return a spec as plain data."""
-    factors = {
-        name: {"modes": " ".join(factor.modes), "trainable": factor.trainable, "init": _initializer_data(factor.init)}
-        | ({"map": factor.map} if factor.map else {})
-        for name, factor in spec.factors.items()
-    }
     data = {
         "name": spec.name,
         "weight": spec.weight,
         "over": spec.over,
-        "factors": factors,
+        "factors": {name: _factor_data(factor) for name, factor in spec.factors.items()},
         "scale": asdict(spec.scale),
-        "centered": spec.centered,
-        "identity_at_start": spec.identity_at_start,
-        "caps": dict(spec.caps),
+        "sizes": {mode: _rule_data(rule) for mode, rule in spec.sizes.items()},
+        "start": spec.start,
     }
-    data |= {"given": spec.given} if spec.given else {}
-    data |= {"ties": dict(spec.ties)} if spec.ties else {}
+    data |= {"terms": list(spec.terms)} if spec.terms else {}
     check_spec(data)
     return data
 
 
+def _factor_data(factor: Factor | Same) -> dict[str, Any]:
+    if isinstance(factor, Same):
+        data: dict[str, Any] = {"same": factor.factor} | ({"at_start": True} if factor.at_start else {})
+        return data | ({} if factor.modes is None else {"modes": " ".join(factor.modes)})
+    data = {"modes": " ".join(factor.modes), "trainable": factor.trainable, "init": _initializer_data(factor.init)}
+    return data | ({"map": factor.map} if factor.map else {}) | ({"shared": True} if factor.shared else {})
+
+
 def _initializer_data(init: Initializer) -> dict[str, Any]:
-    word = WORDS.get(init.kind, init.kind)
-    data: dict[str, Any] = {"law": word, "amount": init.amount, "fan": " ".join(init.fan)}
+    data: dict[str, Any] = {"kind": init.kind, "amount": init.amount, "fan": " ".join(init.fan)}
     return data | ({"power": init.power} if init.power else {})
 
 
-def spec_of(data: object) -> AdapterSpec:
+def _rule_data(rule: SizeRule | int) -> int | str | dict[str, str]:
+    if isinstance(rule, int):
+        return rule
+    return {rule.kind: rule.mode} if rule.mode else rule.kind
+
+
+def spec_of(data: object, version: int = VERSION) -> AdapterSpec:
     """Make a spec from plain data. Raises FormatError for unknown keys, wrong types, or an invalid spec."""
-    kinds = {"name": str, "weight": str, "over": str, "factors": dict, "scale": dict, "centered": bool}
-    fields = take("spec", data, kinds | {"identity_at_start": bool, "caps": dict}, {"given": str, "ties": dict})
+    kinds = {"name": str, "weight": str, "over": str, "factors": dict, "scale": dict, "sizes": dict, "start": str}
+    if version == OLD:
+        fields = take("spec", data, upgrade.SPEC, upgrade.MORE)
+        for word in ("caps", "ties"):
+            for bond, mode in fields.get(word, {}).items():
+                _typed(f"{word}.{bond}", mode, str)
+        fields = upgrade.upgrade_spec(fields)
+    else:
+        fields = take("spec", data, kinds, {"terms": list})
     check_factors(fields["factors"])
     fields["scale"] = take("scale", fields["scale"], {"rule": str, "alpha": (int, float), "bond": str})
-    fields["factors"] = {name: _factor_fields(name, factor) for name, factor in fields["factors"].items()}
-    for word in ("caps", "ties"):
-        for bond, mode in fields.get(word, {}).items():
-            _typed(f"{word}.{bond}", mode, str)
+    read = _old_factor_fields if version == OLD else _factor_fields
+    fields["factors"] = {name: read(name, factor) for name, factor in fields["factors"].items()}
+    for number, term in enumerate(fields.get("terms", [])):
+        _typed(f"terms[{number}]", term, str)
     check_spec(fields)
+    fields["sizes"] = {mode: _rule_of(mode, rule) for mode, rule in fields["sizes"].items()}
     factors = {name: _factor_of(factor) for name, factor in fields["factors"].items()}
     try:
         return AdapterSpec(**(fields | {"factors": factors, "scale": Scale(**fields["scale"])}))
@@ -162,18 +171,44 @@ def spec_of(data: object) -> AdapterSpec:
 
 def _factor_fields(name: str, data: object) -> dict[str, Any]:
     where = f"factor {name}"
-    fields = take(where, data, {"modes": str, "trainable": bool, "init": dict}, {"map": str})
-    init = take(f"{where}: init", fields["init"], {"law": str, "amount": (int, float), "fan": str}, NUMBER)
-    if init["law"] in WORDS:
-        raise FormatError(f"{where}: expected an initializer of format {VERSION}, got {init['law']!r}.")
+    if isinstance(data, dict) and "same" in data:
+        return take(where, data, {"same": str}, {"modes": str, "at_start": bool})
+    fields = take(where, data, {"modes": str, "trainable": bool, "init": dict}, {"map": str, "shared": bool})
+    init = take(f"{where}: init", fields["init"], {"kind": str, "amount": (int, float), "fan": str}, NUMBER)
     return fields | {"init": init}
 
 
-def _factor_of(fields: Mapping[str, Any]) -> Factor:
+def _old_factor_fields(name: str, data: object) -> dict[str, Any]:
+    where = f"factor {name}"
+    fields = take(where, data, upgrade.FACTOR, {"map": str})
+    init = take(f"{where}: init", fields["init"], upgrade.INITIALIZER, NUMBER)
+    if init["law"] in upgrade.KINDS.values():
+        raise FormatError(f"{where}: expected an initializer of format {OLD}, got {init['law']!r}.")
+    return fields | {"init": upgrade.upgrade_initializer(init)}
+
+
+def _factor_of(fields: Mapping[str, Any]) -> Factor | Same:
+    if "same" in fields:
+        modes = modes_of(fields["modes"]) if "modes" in fields else None
+        return Same(fields["same"], modes, fields.get("at_start", False))
     init = fields["init"]
-    kind = KINDS.get(init["law"], init["law"])
-    initializer = Initializer(kind, init["amount"], modes_of(init["fan"]), init.get("power", 0.0))
-    return Factor(modes_of(fields["modes"]), initializer, fields["trainable"], fields.get("map", ""))
+    initializer = Initializer(init["kind"], init["amount"], modes_of(init["fan"]), init.get("power", 0.0))
+    map_name, is_shared = fields.get("map", ""), fields.get("shared", False)
+    return Factor(modes_of(fields["modes"]), initializer, fields["trainable"], map_name, is_shared)
+
+
+def _rule_of(mode: str, data: object) -> SizeRule | int:
+    match data:
+        case "required":
+            return SizeRule("required")
+        case {"like": str(other), **rest} if not rest:
+            return SizeRule("like", other)
+        case {"at_most": str(other), **rest} if not rest:
+            return SizeRule("at_most", other)
+        case int() if not isinstance(data, bool):
+            return data
+        case _:
+            raise FormatError(f"sizes.{mode:.60}: expected a size or a rule for one, got {reprlib.repr(data)}.")
 
 
 def adapter_data(adapter: Adapter) -> dict[str, Any]:
@@ -228,7 +263,7 @@ def _kind_of(path: list[str]) -> str:
     return path[-1].removeprefix(".")
 
 
-def adapter_of(data: object, arrays: int | None = None) -> Adapter:
+def adapter_of(data: object, version: int = VERSION, arrays: int | None = None) -> Adapter:
     """Make an adapter from plain data.
 
     `arrays` is how many arrays there are for its factors, if that is known. Raises FormatError for unknown keys, wrong
@@ -240,7 +275,7 @@ def adapter_of(data: object, arrays: int | None = None) -> Adapter:
     for word in ("patterns", "sites"):
         keep("the text", word, len(fields[word]), SITES)
     check_asked(rank, sizes, seed)
-    spec = spec_of(fields["spec"])
+    spec = spec_of(fields["spec"], version)
     if arrays is not None:
         keep("the text", "arrays for its sites", _least_arrays(spec, fields["sites"]), UNNAMED * (1 + arrays))
     patterns = [_pattern_of(pattern) for pattern in fields["patterns"]]
@@ -264,7 +299,7 @@ def _least_arrays(spec: AdapterSpec, places: list[Any]) -> int:
     else:
         layers = (place[-1] for place in places if isinstance(place, list) and place)
         groups = len({layer for layer in layers if isinstance(layer, int | str)})
-    return groups * sum(not spec.is_global(name) for name in spec.factors)
+    return groups * sum(not spec.is_global(name) for name in spec.arrays)
 
 
 def _site_of(patterns: list[dict[str, Any]], place: object) -> Site:

@@ -1,9 +1,9 @@
 """The language of adapters: notation, factors, initializers, specs and their validation, and specs bound to sites."""
 
-from tnadapt._language.address import START, Address, Part, Slot
+from tnadapt._language.address import Address, Part, Slot
 from tnadapt._language.count import FactorCount, ParamCount, count
 from tnadapt._language.expected import expect_adapter, expect_params, expect_path
-from tnadapt._language.factor import MAPS, Factor, frozen, trainable
+from tnadapt._language.factor import MAPS, Factor, Same, frozen, same, trainable
 from tnadapt._language.faults import MOST_AXES
 from tnadapt._language.initializer import (
     Initializer,
@@ -24,10 +24,13 @@ from tnadapt._language.initializer import (
     uniform,
     zeros,
 )
+from tnadapt._language.kinds import Start
 from tnadapt._language.network import Group, Network, split_evenly
 from tnadapt._language.notation import Axis, modes_of, text_of
 from tnadapt._language.scale import Scale, over_rank, over_sqrt_rank, raw
+from tnadapt._language.sizes import SizeRule, at_most, like, required
 from tnadapt._language.spec import Adapter, AdapterSpec
+from tnadapt._language.terms import START, Node, Term, moving_factors
 
 __all__ = [
     "MAPS",
@@ -42,10 +45,16 @@ __all__ = [
     "Group",
     "Initializer",
     "Network",
+    "Node",
     "ParamCount",
     "Part",
+    "Same",
     "Scale",
+    "SizeRule",
     "Slot",
+    "Start",
+    "Term",
+    "at_most",
     "constant",
     "controlled_z",
     "count",
@@ -58,13 +67,17 @@ __all__ = [
     "identity",
     "kaiming_normal",
     "kaiming_uniform",
+    "like",
     "modes_of",
+    "moving_factors",
     "normal",
     "ones",
     "orthogonal",
     "over_rank",
     "over_sqrt_rank",
     "raw",
+    "required",
+    "same",
     "split_evenly",
     "svd",
     "t_svd",

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from tnadapt._hosts import Site
 from tnadapt._language.factor import Factor
 from tnadapt._language.network import Group
+from tnadapt._language.terms import START
 
-__all__ = ["START", "Address", "Part", "Slot"]
-
-START = ":start"  # suffix of the entry that holds starting values; the name of a factor cannot contain it
+__all__ = ["Address", "Part", "Slot"]
 
 
 @dataclass(frozen=True)
@@ -38,12 +37,19 @@ class Part:
     """The part of one factor that a site reads: `params[name][cut]`, before the factor's map.
 
     For each mode of the array, `cut` has the index of the site along a site mode, and a slice of the leading entries
-    along any other mode, since a factor that all groups share is drawn at their largest sizes.
+    along any other mode, since a factor that all groups share is drawn at their largest sizes. `at_start` says that
+    starting values are meant; they are an entry of params only if they were read from the host.
     """
 
     name: str
     factor: Factor
     cut: tuple[int | slice, ...]
+    at_start: bool = False
+
+    @property
+    def source(self) -> str:
+        """The name of the factor's own entry."""
+        return self.name.removesuffix(START) if self.at_start else self.name
 
     @property
     def stack(self) -> tuple[slice, ...]:
@@ -55,17 +61,12 @@ class Part:
         """The index of the site along each site mode that the factor carries."""
         return {mode: at for mode, at in zip(self.factor.held, self.cut, strict=True) if isinstance(at, int)}
 
-    @property
-    def start(self) -> str:
-        """The name of the entry with the starting values, if they are kept; for a frozen factor, its own name."""
-        return self.name + START if self.factor.trainable else self.name
-
 
 @dataclass(frozen=True)
 class Address:
     """The position of a site: its group, its index along every site mode, and its part of every factor.
 
-    `parts` maps the name of each factor to its part, in the order of the network's factors.
+    `parts` maps the name of each node of the network to the part that it reads, in the order of the nodes.
     """
 
     site: Site

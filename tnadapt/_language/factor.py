@@ -7,7 +7,7 @@ from tnadapt._errors import SpecError
 from tnadapt._language.initializer import Initializer, call_of_initializer, expect_modes, normal
 from tnadapt._signature import answers, mistake, told
 
-__all__ = ["Factor", "frozen", "trainable"]
+__all__ = ["Factor", "Same", "frozen", "same", "trainable"]
 
 Map = Literal["", "rotation", "householder", "cayley"]
 MAPS = {
@@ -23,12 +23,14 @@ class Factor:
 
     With a `map`, params contain not the entries of the tensor but the numbers it is made from: an angle for a rotation,
     a vector for a Householder reflection, a matrix for a Cayley transform. The initializer is that of these numbers.
+    A trainable factor that is `shared` is one array for the whole adapter, as frozen factors are.
     """
 
     modes: tuple[str, ...]
     init: Initializer
     trainable: bool
     map: Map = ""
+    shared: bool = False
 
     @property
     def held(self) -> tuple[str, ...]:
@@ -46,8 +48,41 @@ class Factor:
         return f'{"trainable" if self.trainable else "frozen"} "{" ".join(self.modes)}" {made}{self.init}'
 
 
+@dataclass(frozen=True)
+class Same:
+    """A factor again: under other modes, or with its starting values."""
+
+    factor: str
+    modes: tuple[str, ...] | None = None
+    at_start: bool = False
+
+    def __str__(self) -> str:
+        """Return a text such as: same as C "q s"."""
+        modes = "" if self.modes is None else f' "{" ".join(self.modes)}"'
+        return f"same as {self.factor}{' at the start' if self.at_start else ''}{modes}"
+
+
 @answers(SpecError)
-def trainable(modes: str, *, init: Initializer | None = None, map: Map = "") -> Factor:
+def same(factor: str, modes: str | None = None, *, at_start: bool = False) -> Same:
+    """Use a factor once more in a spec. It is stored, counted and trained once.
+
+    Args:
+        factor: the name of the factor.
+        modes: its modes at this place, one for each of its own, in order; by default the same. Site modes stay.
+        at_start: whether its starting values are meant, which are not trained.
+
+    Raises:
+        SpecError: `factor` is not a name, or `modes` is not a string.
+    """
+    if not isinstance(factor, str):
+        raise mistake(SpecError, "same", "the name of a factor", told(factor), 'Write same("C", "q s").')
+    if not isinstance(at_start, bool):
+        raise mistake(SpecError, "same", "True or False as at_start", told(at_start), "Write at_start=True.")
+    return Same(factor, None if modes is None else expect_modes(modes, "same"), at_start)
+
+
+@answers(SpecError)
+def trainable(modes: str, *, init: Initializer | None = None, map: Map = "", shared: bool = False) -> Factor:
     """Make a trainable factor.
 
     Args:
@@ -55,13 +90,18 @@ def trainable(modes: str, *, init: Initializer | None = None, map: Map = "") -> 
         init: its initializer; `normal()` by default.
         map: makes the last two modes: "rotation" (2 x 2 from an angle; neither mode is stored), "householder" (n x n
             from a vector along the first of them) or "cayley" (n x n orthogonal, from n x n numbers).
+        shared: one array for the whole adapter, also where weights have different shapes. It is drawn at the largest
+            sizes, and each group reads its leading part.
 
     Raises:
         SpecError: `modes` is not a string, or `init` is not an initializer.
     """
     if not isinstance(map, str):
         raise mistake(SpecError, "trainable", f"a map, one of {', '.join(MAPS)}", told(map), 'Write map="cayley".')
-    return Factor(expect_modes(modes, "trainable"), _initializer(init, "trainable"), trainable=True, map=map)
+    if not isinstance(shared, bool):
+        raise mistake(SpecError, "trainable", "True or False as shared", told(shared), "Write shared=True.")
+    start = _initializer(init, "trainable")
+    return Factor(expect_modes(modes, "trainable"), start, trainable=True, map=map, shared=shared)
 
 
 @answers(SpecError)

@@ -1,13 +1,25 @@
 """Validate a spec: find every fault of its names, its modes and its starting values, one line per fault."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Protocol
 
-from tnadapt._language.factor import MAPS, Factor
+from tnadapt._language.factor import MAPS, Factor, Same
 from tnadapt._language.notation import Axis, modes_of
 from tnadapt._language.scale import Scale
+from tnadapt._language.sizes import SizeRule
+from tnadapt._language.terms import (
+    Modes,
+    Node,
+    Term,
+    arrays_of,
+    moving_factors,
+    nodes_of,
+    terms_of,
+    value_at_start,
+    words_of,
+)
 
 __all__: list[str] = []
 
@@ -24,34 +36,35 @@ class Table(Protocol):
     @property
     def over(self) -> str: ...
     @property
-    def factors(self) -> Mapping[str, Factor]: ...
+    def factors(self) -> Mapping[str, Factor | Same]: ...
+    @property
+    def terms(self) -> Sequence[str]: ...
     @property
     def scale(self) -> Scale: ...
     @property
-    def centered(self) -> bool: ...
+    def sizes(self) -> Mapping[str, SizeRule | int]: ...
     @property
-    def identity_at_start(self) -> bool: ...
-    @property
-    def caps(self) -> Mapping[str, str]: ...
-    @property
-    def given(self) -> str: ...
-    @property
-    def ties(self) -> Mapping[str, str]: ...
+    def start(self) -> str: ...
 
 
 def find_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
-    """Find every fault of a spec whose weight has these axes: of its names, its modes and its starting values."""
-    return [
-        *_name_faults(spec, axes),
-        *_mode_faults(spec, axes),
-        *_read_faults(spec, axes),
-        *_start_faults(spec),
-    ]
+    """Find every fault of a spec whose weight has these axes: of its names, terms, modes, sizes and starting values."""
+    arrays, over = arrays_of(spec.factors), modes_of(spec.over)
+    faults = [*_name_faults(spec, axes), *_copy_faults(spec, arrays, over), *_term_faults(spec)]
+    faults += [fault for name, factor in arrays.items() for fault in _factor_faults(name, factor, over)]
+    if any(isinstance(one, Same) and arrays.get(one.factor) is None for one in spec.factors.values()):
+        return faults  # the modes of a copy are those of a factor that does not exist
+    terms = [term for term in terms_of(spec.terms, spec.factors) if {*term.nodes} <= {*spec.factors}]
+    nodes = nodes_of(spec.factors)
+    faults += [*_mode_faults(spec, axes, terms, nodes), *_size_faults(spec, axes, nodes)]
+    is_known = len(terms) == max(len(spec.terms), 1)
+    faults += _read_faults(arrays, axes, over)
+    return faults + (_start_faults(spec, terms, nodes, arrays) if is_known else [])
 
 
 def _name_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
     outer = [*(mode for axis in axes for mode in axis), *modes_of(spec.over)]
-    inner = [mode for factor in spec.factors.values() for mode in factor.modes]
+    inner = [mode for factor in spec.factors.values() for mode in factor.modes or ()]
     named = {"spec": [spec.name], "factor": list(spec.factors), "mode": list(dict.fromkeys([*outer, *inner]))}
     faults = [
         f"{what} {name!r}: expected an identifier as its name{_hint(what, name)}"
@@ -79,51 +92,112 @@ def _hint(what: str, name: str) -> str:
     return f"; separate modes by spaces, as in {' '.join(words)!r}" if what == "mode" and len(words) > 1 else ""
 
 
-def _mode_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
-    weight, over = [mode for axis in axes for mode in axis], modes_of(spec.over)
-    carried = Counter(mode for factor in spec.factors.values() for mode in dict.fromkeys(factor.modes))
-    outer = {*weight, *over}
-    bonds = {mode: times for mode, times in carried.items() if mode not in outer}
-    known = {*outer, *carried}
-    faults = [f"weight mode {mode!r}: no factor has it" for mode in weight if mode not in carried]
-    faults += [
-        f"bond {mode!r}: in one factor only; a mode that is neither in the weight {spec.weight!r} "
-        f"nor in over={spec.over!r} must join two"
-        for mode, times in bonds.items()
-        if times == 1
-    ]
-    for name, factor in spec.factors.items():
-        faults += [
-            f"factor {name!r}: mode {mode!r} occurs twice" for mode, times in Counter(factor.modes).items() if times > 1
-        ]
-        if len(factor.modes) > MOST_AXES:
+def _copy_faults(spec: Table, arrays: Mapping[str, Factor], over: Modes) -> list[str]:
+    faults = []
+    for name, one in spec.factors.items():
+        if isinstance(one, Factor):
+            continue
+        source = arrays.get(one.factor)
+        if source is None:
+            reason = "which is a copy itself; name its factor" if one.factor in spec.factors else "which does not exist"
+            faults.append(f"factor {name!r}: expected the name of a factor to use again, got {one.factor!r}, {reason}")
+        elif one.modes is not None and len(one.modes) != len(source.modes):
             faults.append(
-                f"factor {name!r}: expected at most {MOST_AXES} modes, as many as an array can have axes, "
-                f"got {len(factor.modes)}"
+                f"factor {name!r}: expected {len(source.modes)} modes, as {one.factor!r} has, got {len(one.modes)}"
             )
-        faults += [f"factor {name!r}: {fault}" for fault in factor.init.faults()]
-        faults += [f"factor {name!r}: {fault}" for fault in _map_faults(factor, over)]
-        faults += [
-            f"factor {name!r}: its fan names the unknown mode {mode!r}" for mode in factor.init.fan if mode not in known
-        ]
-    faults += spec.scale.faults()
-    if spec.scale.rule != "raw" and spec.scale.bond not in bonds:
-        faults.append(f"scale: unknown mode {spec.scale.bond!r}; the bonds are {', '.join(bonds) or 'none'}")
-    for bond, mode in spec.caps.items():
-        if bond not in bonds or mode not in weight:
-            faults.append(f"caps: expected a bond and a mode of the weight, got {bond!r} and {mode!r}")
-    for bond, mode in spec.ties.items():
-        if bond not in bonds or mode not in (*weight, *over) or bond in spec.caps:
-            faults.append(
-                f"ties: expected a bond without a cap and a mode of the weight or the sites, got {bond!r} and {mode!r}"
-            )
-    faults += [
-        f"given: expected a mode of the weight, got {mode!r}" for mode in modes_of(spec.given) if mode not in weight
-    ]
+        elif one.modes is not None:
+            pairs = zip(one.modes, source.modes, strict=True)
+            faults += [
+                f"factor {name!r}: expected the site mode {mine if mine in over else own!r} in its place, as in "
+                f"{one.factor!r}; only other modes can be renamed"
+                for mine, own in pairs
+                if mine != own and {mine, own} & {*over}
+            ]
+            faults += [f"factor {name!r}: mode {mode!r} occurs twice" for mode in _repeated(one.modes)]
     return faults
 
 
-def _map_faults(factor: Factor, over: tuple[str, ...]) -> list[str]:
+def _term_faults(spec: Table) -> list[str]:
+    faults, used = [], set()
+    for term in spec.terms:
+        _, names = words_of(term)
+        used |= {*names}
+        if not names:
+            faults.append(f"term {term!r}: expected the names of factors, got none")
+        faults += [f"term {term!r}: {name!r} is no factor" for name in names if name not in spec.factors]
+        faults += [
+            f"term {term!r}: {name!r} occurs twice; give it a second name with same({name!r})"
+            for name in _repeated(names)
+        ]
+    if spec.terms:
+        read = used | {one.factor for name in used if isinstance(one := spec.factors.get(name), Same)}
+        faults += [f"factor {name!r}: in no term" for name in spec.factors if name not in read]
+    return faults
+
+
+def _repeated(names: Iterable[str]) -> list[str]:
+    return [name for name, times in Counter(names).items() if times > 1]
+
+
+def _factor_faults(name: str, factor: Factor, over: Modes) -> list[str]:
+    faults = [f"mode {mode!r} occurs twice" for mode in _repeated(factor.modes)]
+    if len(factor.modes) > MOST_AXES:
+        faults.append(f"expected at most {MOST_AXES} modes, as many as an array can have axes, got {len(factor.modes)}")
+    faults += [*factor.init.faults(), *_map_faults(factor, over)]
+    if factor.shared and {*factor.modes} & {*over}:
+        faults.append("shared: expected no site mode, since every site reads a shared factor alike")
+    if factor.shared and factor.init.is_read:
+        faults.append(f"shared: expected an initializer that is drawn, got {factor.init.kind}")
+    return [f"factor {name!r}: {fault}" for fault in faults]
+
+
+def _mode_faults(spec: Table, axes: tuple[Axis, ...], terms: Sequence[Term], nodes: Mapping[str, Node]) -> list[str]:
+    weight, over = [mode for axis in axes for mode in axis], modes_of(spec.over)
+    outer, faults = {*weight, *over}, []
+    for term in terms:
+        where = f"term {str(term)!r}: " if spec.terms else ""
+        carried = Counter(mode for name in term.nodes for mode in dict.fromkeys(nodes[name].modes))
+        faults += [f"{where}weight mode {mode!r}: no factor has it" for mode in weight if mode not in carried]
+        faults += [
+            f"{where}bond {mode!r}: in one factor only; a mode that is neither in the weight {spec.weight!r} "
+            f"nor in over={spec.over!r} must join two"
+            for mode, times in carried.items()
+            if mode not in outer and times == 1
+        ]
+    known = {*outer, *(mode for node in nodes.values() for mode in node.modes)}
+    for name, factor in arrays_of(spec.factors).items():
+        faults += [
+            f"factor {name!r}: its fan names the unknown mode {mode!r}" for mode in factor.init.fan if mode not in known
+        ]
+    return faults
+
+
+def _size_faults(spec: Table, axes: tuple[Axis, ...], nodes: Mapping[str, Node]) -> list[str]:
+    weight, over = [mode for axis in axes for mode in axis], modes_of(spec.over)
+    bonds = dict.fromkeys(mode for node in nodes.values() for mode in node.modes if mode not in (*weight, *over))
+    faults = spec.scale.faults()
+    if spec.scale.rule != "raw" and spec.scale.bond not in bonds:
+        faults.append(f"scale: unknown mode {spec.scale.bond!r}; the bonds are {', '.join(bonds) or 'none'}")
+    for mode, rule in spec.sizes.items():
+        if isinstance(rule, int):
+            if mode not in (*weight, *bonds):
+                faults.append(f"sizes: expected a bond or a mode of the weight, got {mode!r}")
+            if rule < 1:
+                faults.append(f"sizes: expected a size of at least 1 for {mode!r}, got {rule}")
+        elif rule.kind == "required" and mode not in weight:
+            faults.append(f"sizes: expected a mode of the weight as required, got {mode!r}")
+        elif rule.kind == "at_most" and (mode not in bonds or rule.mode not in weight):
+            faults.append(
+                f"sizes: expected a bond that is at most a mode of the weight, got {mode!r} and {rule.mode!r}"
+            )
+        elif rule.kind == "like" and (mode not in bonds or rule.mode not in (*weight, *over)):
+            faults.append(
+                f"sizes: expected a bond like a mode of the weight or the sites, got {mode!r} and {rule.mode!r}"
+            )
+    return faults
+
+
+def _map_faults(factor: Factor, over: Modes) -> list[str]:
     if not factor.map:
         return []
     if factor.map not in MAPS:
@@ -138,13 +212,13 @@ def _map_faults(factor: Factor, over: tuple[str, ...]) -> list[str]:
     )
 
 
-def _read_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
+def _read_faults(arrays: Mapping[str, Factor], axes: tuple[Axis, ...], over: Modes) -> list[str]:
     """Find factors whose starting values are read from the host's weights, but whose modes do not allow it."""
-    weight, over = {mode for axis in axes for mode in axis}, modes_of(spec.over)
+    weight = {mode for axis in axes for mode in axis}
     outer = {*weight, *over}
-    tubes = {mode for factor in spec.factors.values() if factor.init.kind == "cyclic" for mode in factor.modes} - outer
+    tubes = {mode for factor in arrays.values() if factor.init.kind == "cyclic" for mode in factor.modes} - outer
     faults = []
-    for name, factor in spec.factors.items():
+    for name, factor in arrays.items():
         kind, bonds = factor.init.kind, [mode for mode in factor.modes if mode not in outer]
         if kind == "cyclic" and not factor.modes:
             faults.append(f"factor {name!r}: cyclic needs at least one mode")
@@ -154,33 +228,34 @@ def _read_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
             len(over) != 1 or len(tubes & {*bonds}) != 1 or {*over} & {*factor.modes}
         ):
             faults.append(f"factor {name!r}: {kind} needs one site mode, and one bond that a cyclic factor joins to it")
-    cores = sorted(name for name, factor in spec.factors.items() if factor.init.kind == "tt_svd")
+    cores = sorted(name for name, factor in arrays.items() if factor.init.kind == "tt_svd")
     for one, other in pairwise(cores):
-        if len({*spec.factors[one].modes} & {*spec.factors[other].modes} - outer) != 1:
+        if len({*arrays[one].modes} & {*arrays[other].modes} - outer) != 1:
             faults.append(
                 f"factors {one!r} and {other!r}: cores must share one bond with the next core in order of name"
             )
-    if cores and sorted(weight) != sorted(
-        mode for name in cores for mode in spec.factors[name].modes if mode in weight
-    ):
+    if cores and sorted(weight) != sorted(mode for name in cores for mode in arrays[name].modes if mode in weight):
         faults.append("tt_svd: its cores must carry every mode of the weight once")
     return faults
 
 
-def _start_faults(spec: Table) -> list[str]:
-    trained = [name for name, factor in spec.factors.items() if factor.trainable]
+def _start_faults(
+    spec: Table, terms: Sequence[Term], nodes: Mapping[str, Node], arrays: Mapping[str, Factor]
+) -> list[str]:
+    trained = [name for name, factor in arrays.items() if factor.trainable]
     if not trained:
         return ["nothing is trainable"]
-    if spec.centered or not spec.identity_at_start:
+    if spec.start != "zero":
         return []
-    zero = [name for name, factor in spec.factors.items() if factor.is_zero]
-    if not zero:
+    if value_at_start(terms, nodes, arrays):
         return [
-            "the update does not start at 0: give one trainable factor zeros(), "
-            "or write centered=True or identity_at_start=False"
+            "the update does not start at 0: give one trainable factor of each term zeros(), "
+            'or write start="centered" or start="free"'
         ]
-    if len(zero) > 1:
-        return [f"{' and '.join(zero)} all start at 0, so that no factor ever gets a gradient; let only one start at 0"]
-    if zero[0] not in trained:
+    if moving_factors(terms, nodes, arrays):
+        return []
+    zero = [name for name, factor in arrays.items() if factor.is_zero]
+    if len(zero) == 1 and zero[0] not in trained:
         return [f"{zero[0]} starts at 0 and is frozen, so that the update stays 0; make it trainable"]
-    return []
+    begin = f"{' and '.join(zero)} {'all start' if len(zero) > 1 else 'starts'}" if zero else "all terms start"
+    return [f"{begin} at 0, so that no factor ever gets a gradient; let only one factor of a term start at 0"]

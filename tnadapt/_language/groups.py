@@ -9,8 +9,10 @@ from tnadapt._frozen import FrozenMap
 from tnadapt._hosts import Site, check_size
 from tnadapt._language.factor import Factor
 from tnadapt._language.network import Group, Network, sizes_of, values_of
-from tnadapt._language.notation import Axis, modes_of
+from tnadapt._language.notation import Axis
 from tnadapt._language.scale import Scale
+from tnadapt._language.sizes import SizeRule
+from tnadapt._language.terms import Node, Term
 
 __all__: list[str] = []
 
@@ -27,17 +29,19 @@ class Spec(Protocol):
     @property
     def bonds(self) -> tuple[str, ...]: ...
     @property
-    def factors(self) -> Mapping[str, Factor]: ...
+    def arrays(self) -> Mapping[str, Factor]: ...
+    @property
+    def nodes(self) -> Mapping[str, Node]: ...
+    @property
+    def sum(self) -> tuple[Term, ...]: ...
     @property
     def scale(self) -> Scale: ...
     @property
-    def centered(self) -> bool: ...
+    def sizes(self) -> Mapping[str, SizeRule | int]: ...
     @property
-    def caps(self) -> Mapping[str, str]: ...
+    def tied(self) -> Mapping[str, str]: ...
     @property
-    def given(self) -> str: ...
-    @property
-    def ties(self) -> Mapping[str, str]: ...
+    def free_bonds(self) -> tuple[str, ...]: ...
 
 
 class Asked(Protocol):
@@ -65,8 +69,7 @@ def check_ranks(adapter: Bound) -> None:
         trained = sum(network.volume(factor.held) for factor in network.factors.values() if factor.trainable)
         dense = len(group.sites) * math.prod(network.weight_shape)
         highest = min(network.volume(network.out_modes), network.volume(network.in_modes))
-        free = (bond for bond in adapter.spec.bonds if bond not in adapter.spec.ties)
-        above = [bond for bond in free if network.sizes[bond] > highest]
+        above = [bond for bond in adapter.spec.free_bonds if network.sizes[bond] > highest]
         if above and trained > dense:
             raise SiteError(
                 f"{group.sites[0].path}: expected a rank of at most {highest} for a weight {network.weight_shape}, got "
@@ -92,30 +95,38 @@ def _network(adapter: Asked, site: Site, lengths: Mapping[str, int]) -> Network:
             f"sizes: expected modes of {spec.name} whose sizes are free, got {wrong[0]!r}.\n"
             f"It has {', '.join(sorted(known))}."
         )
-    outer = sizes_of(site.path, site.shape, spec.axes, adapter.sizes, modes_of(spec.given)) | dict(lengths)
-    sizes = outer | _bond_sizes(adapter, outer)
+    asked = {mode: rule for mode, rule in spec.sizes.items() if isinstance(rule, int)} | dict(adapter.sizes)
+    required = {mode for mode, rule in spec.sizes.items() if isinstance(rule, SizeRule) and rule.kind == "required"}
+    outer = sizes_of(site.path, site.shape, spec.axes, asked, required) | dict(lengths)
+    sizes = outer | _bond_sizes(adapter, outer, asked)
     scale = spec.scale.at(sizes.get(spec.scale.bond, 1))
-    return Network(spec.axes, spec.site_modes, spec.factors, sizes, scale, spec.centered)
+    return Network(spec.axes, spec.site_modes, spec.arrays, sizes, scale, spec.nodes, spec.sum)
 
 
-def _bond_sizes(adapter: Asked, outer: Mapping[str, int]) -> dict[str, int]:
+def _bond_sizes(adapter: Asked, outer: Mapping[str, int], asked: Mapping[str, int]) -> dict[str, int]:
     spec, rank = adapter.spec, adapter.rank
     if not isinstance(rank, Mapping | None):
         check_size("rank", rank)
-    free = {bond: None for bond in spec.bonds if bond not in spec.ties}
-    ranks = rank if isinstance(rank, Mapping) else dict.fromkeys(free if rank is not None else (), rank)
+    free = spec.free_bonds
+    told = rank if isinstance(rank, Mapping) else dict.fromkeys(free if rank is not None else (), rank)
+    ranks = told if isinstance(rank, Mapping) else {bond: size for bond, size in told.items() if bond not in asked}
+    known = {*free, *(bond for bond in spec.bonds if bond in spec.sizes and bond not in spec.tied)}
     if wrong := [
-        bond for bond in (*ranks, *adapter.sizes) if bond in spec.ties or (bond in ranks and bond not in free)
+        bond for bond in (*ranks, *adapter.sizes) if bond in spec.tied or (bond in ranks and bond not in known)
     ]:
         raise SiteError(
             f"rank: expected bonds of {spec.name}, got {wrong[0]!r}.\nIts bonds are {', '.join(free) or 'none'}."
         )
-    if missing := [bond for bond in free if bond not in ranks and bond not in adapter.sizes]:
+    if missing := [bond for bond in free if bond not in ranks and bond not in asked]:
         raise SiteError(
             f"{spec.name}: expected a size for every bond, got none for {', '.join(missing)}.\n"
             f"Pass rank=8 for all, or rank={{{missing[0]!r}: 8}} for each."
         )
-    asked = {bond: check_size(f"rank of {bond!r}", size) for bond, size in ranks.items()}
-    cut = {bond: min(size, outer[spec.caps[bond]]) if bond in spec.caps else size for bond, size in asked.items()}
-    tied = {bond: outer[mode] for bond, mode in spec.ties.items()}
-    return {bond: (tied | cut | dict(adapter.sizes))[bond] for bond in spec.bonds}
+    sizes = dict(asked) | {bond: check_size(f"rank of {bond!r}", size) for bond, size in ranks.items()}
+    for bond, rule in spec.sizes.items():
+        if isinstance(rule, SizeRule) and rule.kind == "at_most" and bond in ranks:
+            sizes[bond] = min(sizes[bond], outer[rule.mode])
+    whole = sizes | dict(adapter.sizes) | dict(outer)
+    for bond, mode in spec.tied.items():  # in an order in which a mode comes before what has its size
+        whole[bond] = whole[mode]
+    return {bond: whole[bond] for bond in spec.bonds}

@@ -1,15 +1,19 @@
 """Check the types of the arguments of a spec: no list in place of a string, no function that was not called."""
 
 from collections.abc import Iterator, Mapping
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 from tnadapt._errors import SiteError
-from tnadapt._language.factor import Factor
+from tnadapt._language.factor import Factor, Same
 from tnadapt._language.initializer import Initializer, call_of_initializer
 from tnadapt._language.scale import Scale, raw
+from tnadapt._language.sizes import SizeRule
 from tnadapt._signature import mistake, told
 
 __all__: list[str] = []
+
+Start = Literal["zero", "centered", "free"]
+STARTS = get_args(Start)
 
 
 class Given(Protocol):
@@ -22,19 +26,15 @@ class Given(Protocol):
     @property
     def over(self) -> object: ...
     @property
-    def given(self) -> object: ...
-    @property
     def factors(self) -> object: ...
     @property
     def scale(self) -> object: ...
     @property
-    def centered(self) -> object: ...
+    def terms(self) -> object: ...
     @property
-    def identity_at_start(self) -> object: ...
+    def sizes(self) -> object: ...
     @property
-    def caps(self) -> object: ...
-    @property
-    def ties(self) -> object: ...
+    def start(self) -> object: ...
 
 
 def scale_of(given: object) -> object:
@@ -56,7 +56,7 @@ def find_kind_faults(spec: Given) -> list[str]:
 
 
 def _text_faults(spec: Given) -> Iterator[str]:
-    examples = {"name": "own", "weight": "out in", "over": "layer kind", "given": "head"}
+    examples = {"name": "own", "weight": "out in", "over": "layer kind"}
     for word, example in examples.items():
         value = getattr(spec, word)
         if not isinstance(value, str):
@@ -72,6 +72,8 @@ def _factor_faults(factors: object) -> Iterator[str]:
     for name, factor in factors.items():
         if not isinstance(name, str):
             yield f"factors: expected strings as names, got {told(name)} among them; write 'A'"
+        if isinstance(factor, Same):
+            continue
         if not isinstance(factor, Factor):
             modes = factor if isinstance(factor, str) else "out r"
             yield f'factor {name!r}: expected a Factor, got {told(factor)}; write trainable("{modes}") or frozen(...)'
@@ -88,12 +90,19 @@ def _scale_faults(scale: object) -> Iterator[str]:
 
 
 def _other_faults(spec: Given) -> Iterator[str]:
-    for word in ("centered", "identity_at_start"):
-        if not isinstance(value := getattr(spec, word), bool):
-            yield f"{word}: expected True or False, got {told(value)}; write {word}={bool(value)}"
-    for word in ("caps", "ties"):
-        value = getattr(spec, word)
-        is_named = isinstance(value, Mapping) and all(isinstance(one, str) for pair in value.items() for one in pair)
-        if not is_named:
-            shown = dict(value) if isinstance(value, Mapping) else value
-            yield f'{word}: expected bond -> mode, got {shown!r:.60}; write {word}={{"r": "out"}}'
+    if spec.start not in STARTS:
+        known = ", ".join(map(repr, STARTS))
+        yield f'start: expected one of {known}, got {told(spec.start)}; write start="centered"'
+    if not isinstance(spec.terms, list | tuple) or not all(isinstance(term, str) for term in spec.terms):
+        text = spec.terms if isinstance(spec.terms, str) else "B A"
+        yield f'terms: expected a list of strings, got {told(spec.terms)}; write terms=["{text}"]'
+    if not isinstance(spec.sizes, Mapping) or not all(isinstance(mode, str) for mode in spec.sizes):
+        yield f'sizes: expected sizes by mode, got {told(spec.sizes)}; write sizes={{"r": at_most("in")}}'
+        return
+    for mode, rule in spec.sizes.items():
+        is_number = isinstance(rule, int) and not isinstance(rule, bool)
+        if not is_number and not isinstance(rule, SizeRule):
+            yield (
+                f"sizes: expected a rule or a number for {mode!r}, got {told(rule)}; "
+                'write like("layer"), at_most("in"), required() or 4'
+            )

@@ -3,8 +3,8 @@
 import math
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 from tnadapt._errors import SiteError
@@ -12,6 +12,7 @@ from tnadapt._frozen import FrozenMap
 from tnadapt._hosts import RUNNING, Coordinate, Site, check_size, divisors
 from tnadapt._language.factor import Factor
 from tnadapt._language.notation import Axis
+from tnadapt._language.terms import Node, Term, nodes_of, terms_of
 
 __all__ = ["Group", "Network"]
 
@@ -21,7 +22,9 @@ class Network:
     """A spec with all sizes known. Groups of equal sizes have equal networks, so a network can be the key of a cache.
 
     `axes` are those of the weight, each a tuple of modes, the out axis first; `over` are the site modes; `sizes` has
-    every mode. The factors are sorted by name, so that equal networks also have the same order of factors.
+    every mode. The update is the sum of the `terms`, each of which contracts some of the `nodes`; a node is a factor
+    under the modes that it has there. Without nodes, each factor is one, and without terms, one term contracts all.
+    Factors and nodes are sorted by name, so that equal networks also have the same order.
     Raises SiteError for a size that is not a positive integer.
     """
 
@@ -30,7 +33,8 @@ class Network:
     factors: Mapping[str, Factor]
     sizes: Mapping[str, int]
     scale: float
-    centered: bool = False
+    nodes: Mapping[str, Node] = field(default_factory=dict)
+    terms: tuple[Term, ...] = ()
 
     def __post_init__(self) -> None:
         """Check every size once, and freeze the mappings."""
@@ -39,7 +43,12 @@ class Network:
         for name, factor in self.factors.items():
             if factor.map:
                 _check_map(name, factor, self.sizes)
+        nodes = self.nodes or nodes_of(self.factors)
+        for name, node in nodes.items():
+            _check_copy(name, node, self.factors[node.factor], self.sizes)
         object.__setattr__(self, "factors", FrozenMap(dict(sorted(self.factors.items()))))
+        object.__setattr__(self, "nodes", FrozenMap(dict(sorted(nodes.items()))))
+        object.__setattr__(self, "terms", self.terms or terms_of((), nodes))
         object.__setattr__(self, "sizes", FrozenMap(self.sizes))
 
     @property
@@ -65,9 +74,25 @@ class Network:
         """Return the shape of a factor, site modes included."""
         return tuple(self.sizes[mode] for mode in self.factors[factor].modes)
 
-    def local_modes(self, factor: str) -> tuple[str, ...]:
-        """Return the modes of a factor without the site modes."""
-        return tuple(mode for mode in self.factors[factor].modes if mode not in self.over)
+    def local_modes(self, node: str) -> tuple[str, ...]:
+        """Return the modes of a node without the site modes."""
+        return tuple(mode for mode in self.nodes[node].modes if mode not in self.over)
+
+    def is_trained(self, node: str) -> bool:
+        """Return whether a node is trained: its factor is trainable, and its starting values are not meant."""
+        return self.factors[self.nodes[node].factor].trainable and not self.nodes[node].at_start
+
+
+def _check_copy(name: str, node: Node, factor: Factor, sizes: Mapping[str, int]) -> None:
+    """Raise SiteError unless the modes of a node have the sizes of those of its factor."""
+    if node.modes == factor.modes:
+        return
+    for mode, own in zip(node.modes, factor.modes, strict=True):
+        if sizes[mode] != sizes[own]:
+            raise SiteError(
+                f"factor {name!r}: expected {sizes[own]} as the size of {mode!r}, which is {own!r} of "
+                f"{node.factor!r} under another name, got {sizes[mode]}."
+            )
 
 
 def _check_map(name: str, factor: Factor, sizes: Mapping[str, int]) -> None:
@@ -179,12 +204,12 @@ def sizes_of(
     shape: tuple[int, ...],
     axes: tuple[Axis, ...],
     asked: Mapping[str, int],
-    given: tuple[str, ...] = (),
+    required: Collection[str] = (),
 ) -> dict[str, int]:
     """Find the sizes of the modes of a weight: those in `asked`, and an even split of each axis for the others.
 
-    Raises SiteError for a wrong number of axes, an axis that the sizes in `asked` do not divide, or a mode of `given`
-    whose size does not follow from them; `path` names the site.
+    Raises SiteError for a wrong number of axes, an axis that the sizes in `asked` do not divide, or a mode of
+    `required` whose size does not follow from them; `path` names the site.
     """
     if len(shape) != len(axes):
         raise SiteError(f"{path}: expected a weight of {len(axes)} axes for this spec, got shape {shape}.")
@@ -200,7 +225,7 @@ def sizes_of(
                 f"{'divide' if rest else 'give'} {length}.\n"
                 f"Divisors of {length}: {', '.join(map(str, divisors(length)))}."
             )
-        if len(rest) > 1 and (named := [mode for mode in rest if mode in given]):
+        if len(rest) > 1 and (named := [mode for mode in rest if mode in required]):
             raise SiteError(
                 f"{path}: expected a size for {named[0]!r}, since an even split of {length} would be wrong, got none.\n"
                 f'Pass sizes={{"{named[0]}": ...}}, a divisor of {length}: {", ".join(map(str, divisors(length)))}.'

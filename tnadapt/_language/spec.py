@@ -1,21 +1,23 @@
 """Specs and adapters: an adapter written without sizes, and the same bound to the sites of one host."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from tnadapt._errors import SiteError, SpecError
 from tnadapt._frozen import FrozenMap
 from tnadapt._hosts import TASK, Site, as_integers, check_parts, check_size, expect_site, expect_sites
-from tnadapt._language.address import START, Address, Part, Slot
-from tnadapt._language.factor import Factor
+from tnadapt._language.address import Address, Part, Slot
+from tnadapt._language.factor import Factor, Same
 from tnadapt._language.faults import find_faults
 from tnadapt._language.groups import check_ranks, group_of
-from tnadapt._language.kinds import expect_sizes, find_kind_faults, scale_of
+from tnadapt._language.kinds import Start, expect_sizes, find_kind_faults, scale_of
 from tnadapt._language.network import Group, Network, most_shapes, stacks_of
 from tnadapt._language.notation import Axis, axes_of, modes_of, text_of
 from tnadapt._language.scale import Scale, raw
+from tnadapt._language.sizes import SizeRule
+from tnadapt._language.terms import START, Node, Term, arrays_of, less_start, nodes_of, terms_of, tied_bonds, words_of
 from tnadapt._signature import answers, answers_when_made
 from tnadapt._table import align
 
@@ -31,14 +33,14 @@ class AdapterSpec:
         name: an identifier.
         weight: the axes of one weight, out axis first, as in "(head dim) in"; brackets split an axis, row-major.
         over: the site modes, as in "layer kind"; "site" numbers all sites of one shape.
-        factors: name -> `trainable(...)` or `frozen(...)`. A mode that is neither in `weight` nor in `over` is a bond:
-            it is summed over, and its size is a rank.
+        factors: name -> `trainable(...)`, `frozen(...)` or `same(...)`. A mode that is neither in `weight` nor in
+            `over` is a bond: it is summed over, and its size is a rank.
+        terms: the terms of the update, each the names of its factors, as in ["B A", "- B0 A0"]; a minus subtracts it.
+            A factor may be in several. By default there is one term, with all factors.
         scale: `over_rank(...)`, `over_sqrt_rank(...)` or `raw(...)`; a number means `raw(number)`.
-        centered: the update is delta(params) - delta(starting params), for networks that do not start at zero.
-        identity_at_start: False allows starting values with dW != 0.
-        caps: bond -> mode; the rank is at most the size of that mode.
-        ties: bond -> mode; the bond has the size of that mode of the weight or of the sites.
-        given: modes of the weight whose sizes must be given, such as "head", since an even split would be wrong.
+        sizes: mode -> `like(mode)`, `at_most(mode)`, `required()`, or a size unless `bind` gets another.
+        start: "zero" if the update starts at 0; "centered" subtracts the update of the starting values, which is short
+            for further terms; "free" allows any start.
 
     Raises:
         SpecError: the spec is invalid; the message lists every fault.
@@ -47,13 +49,11 @@ class AdapterSpec:
     name: str
     weight: str
     over: str = ""
-    factors: Mapping[str, Factor]
+    factors: Mapping[str, Factor | Same]
+    terms: Sequence[str] = ()
     scale: Scale = field(default_factory=raw)
-    centered: bool = False
-    identity_at_start: bool = True
-    caps: Mapping[str, str] = field(default_factory=dict)
-    given: str = ""
-    ties: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[str, SizeRule | int] = field(default_factory=dict)
+    start: Start = "zero"
 
     def __post_init__(self) -> None:
         """Find every fault, raise them together, and freeze the mappings."""
@@ -61,8 +61,7 @@ class AdapterSpec:
         if odd := find_kind_faults(self):
             raise SpecError(self.name, odd)
         object.__setattr__(self, "factors", FrozenMap(self.factors))
-        object.__setattr__(self, "caps", FrozenMap(self.caps))
-        object.__setattr__(self, "ties", FrozenMap(self.ties))
+        object.__setattr__(self, "sizes", FrozenMap(self.sizes))
         try:
             axes = axes_of(self.weight)
         except ValueError as error:
@@ -71,7 +70,7 @@ class AdapterSpec:
             raise SpecError(self.name, faults)
         object.__setattr__(self, "weight", text_of(axes))
         object.__setattr__(self, "over", " ".join(modes_of(self.over)))
-        object.__setattr__(self, "given", " ".join(modes_of(self.given)))
+        object.__setattr__(self, "terms", tuple(str(Term(*words_of(term))) for term in self.terms))
 
     @cached_property
     def axes(self) -> tuple[Axis, ...]:
@@ -84,11 +83,45 @@ class AdapterSpec:
         return modes_of(self.over)
 
     @cached_property
+    def arrays(self) -> Mapping[str, Factor]:
+        """The factors that have arrays of their own, without copies."""
+        return FrozenMap(arrays_of(self.factors))
+
+    @cached_property
+    def _expanded(self) -> tuple[dict[str, Node], tuple[Term, ...]]:
+        nodes, terms = nodes_of(self.factors), terms_of(self.terms, self.factors)
+        nodes, terms = less_start(self.arrays, nodes, terms) if self.start == "centered" else (nodes, terms)
+        used = {name for term in terms for name in term.nodes}
+        return {name: node for name, node in nodes.items() if name in used}, terms
+
+    @property
+    def nodes(self) -> Mapping[str, Node]:
+        """What the terms contract, by name: factors, copies, and the starting values that are subtracted."""
+        return self._expanded[0]
+
+    @property
+    def sum(self) -> tuple[Term, ...]:
+        """The terms of the update; those that subtract the starting update come last."""
+        return self._expanded[1]
+
+    @cached_property
     def bonds(self) -> tuple[str, ...]:
         """The modes that are summed over, in order of appearance; their sizes are the ranks."""
         outer = {*self.site_modes, *(mode for axis in self.axes for mode in axis)}
-        modes = (mode for factor in self.factors.values() for mode in factor.modes)
+        modes = (mode for factor in self.factors.values() for mode in factor.modes or ())
         return tuple(dict.fromkeys(mode for mode in modes if mode not in outer))
+
+    @cached_property
+    def tied(self) -> Mapping[str, str]:
+        """The bonds whose sizes follow from others: bond -> the mode whose size it has."""
+        first = {mode for axis in self.axes for mode in axis} | {*self.site_modes}
+        likes = {b: r.mode for b, r in self.sizes.items() if isinstance(r, SizeRule) and r.kind == "like"}
+        return tied_bonds(self.arrays, self.nodes, likes, first | ({*self.sizes} - {*likes}))
+
+    @cached_property
+    def free_bonds(self) -> tuple[str, ...]:
+        """The bonds whose sizes have to be given."""
+        return tuple(b for b in self.bonds if b not in self.tied and not isinstance(self.sizes.get(b), int))
 
     @answers(SiteError)
     def bind(
@@ -106,7 +139,7 @@ class AdapterSpec:
         Args:
             sites: the weights to adapt, in the order of the host; a single site is accepted.
             rank: the size of every bond, or bond -> size.
-            sizes: mode -> size for modes of the weight, such as {"head": 12}, or for bonds (not limited by `caps`).
+            sizes: mode -> size for modes of the weight, such as {"head": 12}, or for bonds (not limited by `at_most`).
             alpha: replaces the alpha of the spec's scale.
             seed: the seed of the starting values.
             overparametrized: allow a rank that no update can have, in a network with more parameters than its weights.
@@ -124,7 +157,7 @@ class AdapterSpec:
 
     def formula(self, *, trainable: bool = True) -> str:
         """Return the number of trainable (or frozen) entries of one network, such as "out*p + site*p*q + in*q"."""
-        chosen = [factor.held for factor in self.factors.values() if factor.trainable == trainable]
+        chosen = [factor.held for factor in self.arrays.values() if factor.trainable == trainable]
         terms = ["*".join(modes) for modes in chosen if modes]
         numbers = sum(not modes for modes in chosen)
         return " + ".join([*terms, *([str(numbers)] if numbers else [])]) or "0"
@@ -135,22 +168,24 @@ class AdapterSpec:
         stacked = f"stacked over {self.over}" if self.over else "one network per weight"
         lines = [f"{self.name}: updates weights [{self.weight}], {stacked}"]
         lines += [f"  {name:<{width}}  {factor}" for name, factor in self.factors.items()]
-        lines += [f"  scale {self.scale}" + (", minus the update of the starting values" if self.centered else "")]
-        shared = [name for name in self.factors if self.over and not self.is_private(name) and not self.is_global(name)]
+        lines += [f"  terms  {' + '.join(self.terms).replace('+ -', '-')}"] if self.terms else []
+        minus = ", minus the update of the starting values" if self.start == "centered" else ""
+        lines += [f"  scale {self.scale}{minus}"]
+        shared = [name for name in self.arrays if self.over and not self.is_private(name) and not self.is_global(name)]
         lines += [f"  shared by the sites of a network: {', '.join(shared)}"] if shared else []
-        everywhere = [name for name in self.factors if self.is_global(name)]
+        everywhere = [name for name in self.arrays if self.is_global(name)]
         lines += [f"  one for the whole adapter: {', '.join(everywhere)}"] if everywhere else []
         lines += [f"  per network: {self.formula()} trainable, {self.formula(trainable=False)} frozen"]
         return "\n".join(lines)
 
     def is_private(self, factor: str) -> bool:
         """Return whether a factor has a site mode."""
-        return bool(set(self.factors[factor].modes) & set(self.site_modes))
+        return bool(set(self.arrays[factor].modes) & set(self.site_modes))
 
     def is_global(self, factor: str) -> bool:
-        """Return whether all groups share a factor: it is frozen, has no site mode, and is not read from a weight."""
-        is_read = self.factors[factor].init.is_read
-        return not self.factors[factor].trainable and not self.is_private(factor) and not is_read
+        """Return whether all groups share a factor: it is `shared`, or frozen, drawn, and without site modes."""
+        one = self.arrays[factor]
+        return one.shared or not (one.trainable or self.is_private(factor) or one.init.is_read)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,30 +226,36 @@ class Adapter:
     def slots(self) -> dict[str, Slot]:
         """Every entry of params by name: one per factor and group, prefixed by the group's name if there are several.
 
-        A frozen factor without site modes is one entry for the whole adapter, at the largest sizes. If the update is
-        centered, a trainable factor that is read from the host has a second, frozen entry with its starting values.
+        A factor that all groups share is one entry, at the largest sizes. Starting values that the update uses and that
+        were read from the host are further, frozen entries.
         """
         slots: dict[str, Slot] = {}
-        largest = self._largest_sizes
-        shared = {name for name in self.spec.factors if self.spec.is_global(name)}
+        largest, arrays = self._largest_sizes, self.spec.arrays
+        shared = {name for name in arrays if self.spec.is_global(name)}
         over, is_single = {*self.spec.site_modes}, len(self.groups) == 1
-        held = {name: factor.held for name, factor in self.spec.factors.items()}
-        inner = {name: tuple(m for m in factor.modes if m not in over) for name, factor in self.spec.factors.items()}
+        held = {name: factor.held for name, factor in arrays.items()}
+        inner = {name: tuple(m for m in factor.modes if m not in over) for name, factor in arrays.items()}
         for group in self.groups:
-            for name, factor in self.spec.factors.items():
+            for name, factor in arrays.items():
                 if name in shared and name in slots:
                     continue
                 sizes = largest if name in shared else group.network.sizes
                 key = name if name in shared or is_single else f"{group.name}.{name}"
                 shape = tuple(sizes[mode] for mode in held[name])
                 slots[key] = Slot(key, factor, shape, sizes, inner[name], "" if key == name else group.name)
-        if self.spec.centered:
-            kept = [slot for slot in slots.values() if slot.factor.trainable and slot.factor.init.is_read]
-            slots |= {
-                slot.name + START: replace(slot, name=slot.name + START, factor=replace(slot.factor, trainable=False))
-                for slot in kept
-            }
-        return slots
+        return slots | {slot.name: slot for slot in self._starts(slots.values()) if slot.factor.init.is_read}
+
+    @cached_property
+    def starts(self) -> dict[str, Slot]:
+        """The starting values that the update uses, by name, which ends in ":start". Those not in slots are redrawn."""
+        return {slot.name: slot for slot in self._starts(self.slots.values())}
+
+    def _starts(self, slots: Iterable[Slot]) -> Iterator[Slot]:
+        """Yield a slot for the start of each trainable factor whose starting values the update uses."""
+        used = {node.factor for node in self.spec.nodes.values() if node.at_start}
+        for slot in slots:
+            if slot.factor.trainable and slot.name.rpartition(".")[2] in used:
+                yield replace(slot, name=slot.name + START, factor=replace(slot.factor, trainable=False))
 
     @cached_property
     def _largest_sizes(self) -> Mapping[str, int]:
@@ -238,14 +279,12 @@ class Adapter:
         """Find a site's part of every factor. Raises SiteError for an unknown path."""
         group, place = self.find(site)
         index, sizes = group.index(place), group.network.sizes
-        parts = {
-            name: Part(
-                self.slot_name(group, name),
-                factor,
-                tuple(index[mode] if mode in index else slice(sizes[mode]) for mode in factor.held),
-            )
-            for name, factor in group.network.factors.items()
-        }
+        parts = {}
+        for name, node in group.network.nodes.items():
+            factor = group.network.factors[node.factor]
+            cut = tuple(index[mode] if mode in index else slice(sizes[mode]) for mode in factor.held)
+            key = self.slot_name(group, node.factor) + (START if node.at_start else "")
+            parts[name] = Part(key, factor, cut, node.at_start)
         return Address(place, group, FrozenMap(index), FrozenMap(parts))
 
     @cached_property
@@ -259,7 +298,7 @@ class Adapter:
     @property
     def reads_weights(self) -> bool:
         """Whether any starting values are read from the host's weights."""
-        return any(factor.init.is_read for factor in self.spec.factors.values())
+        return any(factor.init.is_read for factor in self.spec.arrays.values())
 
     def parts(self, path: str) -> tuple[Site, ...]:
         """Return the blocks of a weight; empty if the path is that of a site, or of a weight that is not adapted.
@@ -296,7 +335,8 @@ class Adapter:
     def sharing(self) -> str:
         """A note on the trainable factors that the spec shares, but only among weights of one shape; may be empty."""
         outer, shapes = {*self.spec.site_modes}, most_shapes(self.sites, self.spec.site_modes)
-        trained = {name: {*factor.modes} for name, factor in self.spec.factors.items() if factor.trainable}
+        arrays = self.spec.arrays
+        trained = {name: {*factor.modes} for name, factor in arrays.items() if factor.trainable and not factor.shared}
         split = [name for name, modes in trained.items() if not outer <= modes]
         if shapes == 1 or not split or not outer:
             return ""

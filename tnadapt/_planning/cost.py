@@ -92,34 +92,68 @@ def check_sizes(question: Question) -> None:
             )
 
 
-def measure(question: Question, pairs: Sequence[Pair]) -> tuple[tuple[Modes, ...], tuple[Cost, ...], Cost]:
-    """Return the modes and the cost of each step of an order, and the total cost, in exact integers."""
-    modes, grad, active = list(question.inputs), list(question.needs_grad), list(question.activations)
-    waiting = set(range(len(modes)))
-    results: list[Modes] = []
-    steps: list[Cost] = []
-    alive = peak = 0
+@dataclass(frozen=True)
+class Line:
+    """A step of a program: the numbers of its operands, and the modes of its result."""
+
+    left: int
+    right: int
+    modes: Modes
+
+
+def lines_of(question: Question, pairs: Sequence[Pair]) -> list[Line]:
+    """Return the steps of an order with the modes of their results: those that the answer or a later step needs."""
+    modes, waiting = list(question.inputs), set(range(len(question.inputs)))
+    lines = []
     for left, right in pairs:
         waiting -= {left, right}
         needed = {*question.answer, *(mode for number in waiting for mode in modes[number])}
         union = tuple(dict.fromkeys((*modes[left], *modes[right])))
-        result = tuple(mode for mode in union if mode in needed)
-        forward = _size(question, union) * (1 if len(result) == len(union) else 2)
-        sizes = [_size(question, modes[side]) for side in (left, right)]
-        keeps = (grad[right] and active[left], grad[left] and active[right])
-        made = _size(question, result)
-        peak = max(peak, alive + made)
-        alive += made - sum(
-            size for side, size in zip((left, right), sizes, strict=True) if side >= len(question.inputs)
-        )
-        saved = sum(size for size, keep in zip(sizes, keeps, strict=True) if keep)
-        products = grad[left] + grad[right]
-        steps.append(Cost(forward, forward * products, saved, peak, (sum(sizes) + made) * (1 + products)))
-        results.append(result)
+        lines.append(Line(left, right, tuple(mode for mode in union if mode in needed)))
         waiting.add(len(modes))
-        modes.append(result)
+        modes.append(lines[-1].modes)
+    return lines
+
+
+def measure(question: Question, pairs: Sequence[Pair]) -> tuple[tuple[Modes, ...], tuple[Cost, ...], Cost]:
+    """Return the modes and the cost of each step of an order, and the total cost, in exact integers."""
+    lines = lines_of(question, pairs)
+    return tuple(line.modes for line in lines), *measure_lines(question, lines)
+
+
+def measure_lines(
+    question: Question, lines: Sequence[Line], results: Sequence[int] = ()
+) -> tuple[tuple[Cost, ...], Cost]:
+    """Return the cost of each step and the total cost, in exact integers.
+
+    `results` are the numbers whose sum is the answer, if it is a sum; each is added to the sum once it is made.
+    """
+    modes, grad, active = list(question.inputs), list(question.needs_grad), list(question.activations)
+    last = {side: number for number, line in enumerate(lines) for side in (line.left, line.right)}
+    last |= {result: max(result - len(modes), last.get(result, 0)) for result in results[1:]}
+    saved: set[int] = set()
+    steps: list[Cost] = []
+    alive = peak = 0
+    for number, line in enumerate(lines):
+        left, right = line.left, line.right
+        union = {*modes[left], *modes[right]}
+        forward = _size(question, union) * (1 if len(line.modes) == len(union) else 2)
+        sizes = [_size(question, modes[side]) for side in (left, right)]
+        kept = [side for side, other in ((left, right), (right, left)) if grad[other] and active[side]]
+        new = {*kept} - saved
+        saved |= new
+        made = _size(question, line.modes)
+        peak = max(peak, alive + made)
+        modes.append(line.modes)
         grad.append(grad[left] or grad[right])
         active.append(active[left] or active[right])
+        done = {
+            side for side in (left, right, len(modes) - 1) if side >= len(question.inputs) and last.get(side) == number
+        }
+        alive += made - sum(_size(question, modes[side]) for side in done)
+        products = grad[left] + grad[right]
+        held = sum(_size(question, modes[side]) for side in new)
+        steps.append(Cost(forward, forward * products, held, peak, (sum(sizes) + made) * (1 + products)))
     total = Cost(
         sum(step.forward for step in steps),
         sum(step.backward for step in steps),
@@ -127,7 +161,7 @@ def measure(question: Question, pairs: Sequence[Pair]) -> tuple[tuple[Modes, ...
         peak,
         sum(step.moved for step in steps),
     )
-    return tuple(results), tuple(steps), total
+    return tuple(steps), total
 
 
 def _size(question: Question, modes: Collection[str]) -> int:

@@ -1,5 +1,6 @@
 """The plan of a network: its contraction order, cheapest for training, with the cost of every step."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
@@ -9,9 +10,9 @@ from opt_einsum.paths import ssa_to_linear
 
 from tnadapt._errors import PlanError
 from tnadapt._language import Adapter, AdapterSpec, Network
-from tnadapt._planning.cost import OBJECTIVES, Cost, Modes, Objective, Order, Question, measure
+from tnadapt._planning.cost import OBJECTIVES, Cost, Line, Modes, Objective, Question, measure_lines
 from tnadapt._planning.equation import equation_of
-from tnadapt._planning.search import search
+from tnadapt._planning.terms import search_terms
 from tnadapt._signature import answers
 
 __all__ = ["BUCKETS", "Plan", "Step", "bucket", "plan"]
@@ -48,9 +49,10 @@ class Step:
 class Plan:
     """Pairwise steps that answer `ask` at one site: "apply" (x times the update) or "delta" (the dense update).
 
-    Operand n is `operands[n]` with modes `inputs[n]`; step n makes number len(operands) + n. There are no site modes,
-    since a plan is for one site, and the scale is not included. `exact` says whether the order is proven to be the
-    cheapest by the objective.
+    Operand n is `operands[n]` with modes `inputs[n]`; step n makes number len(operands) + n. The answer is the sum of
+    `results`, each a sign and the number of a term's result. There are no site modes, since a plan is for one site, and
+    the scale is not included. `exact` says whether the order of each term is proven to be the cheapest by the
+    objective.
     """
 
     network: Network
@@ -63,6 +65,7 @@ class Plan:
     inputs: tuple[Modes, ...]
     answer: Modes
     steps: tuple[Step, ...]
+    results: tuple[tuple[int, int], ...]
     cost: Cost
     exact: bool
 
@@ -96,26 +99,38 @@ class Plan:
         return self.tokens if mode == TOKEN else self.network.sizes[mode]
 
     def to_opt_einsum(self) -> list[tuple[int, ...]]:
-        """Return this order as a path for `opt_einsum.contract`."""
+        """Return this order as a path for `opt_einsum.contract`. Raises PlanError for a sum of several terms."""
+        self._expect_one_term("to_opt_einsum")
         return [tuple(pair) for pair in ssa_to_linear([(step.left, step.right) for step in self.steps])]
 
     def equation(self) -> str:
-        """Return the einsum equation of the whole plan, in opt_einsum's symbols."""
+        """Return the einsum equation of the whole plan, in opt_einsum's symbols. Raises PlanError for several terms."""
+        self._expect_one_term("equation")
         return equation_of(self.inputs, self.answer)
 
     def opt_einsum_flops(self) -> int:
-        """Return the forward flops of this order as opt_einsum itself counts them."""
+        """Return the forward flops of this order as opt_einsum itself counts them, for a single term."""
         shapes = [tuple(self.size(mode) for mode in modes) for modes in self.inputs]
         path = self.to_opt_einsum() or [(0,)]
         return int(opt_einsum.contract_path(self.equation(), *shapes, shapes=True, optimize=path)[1].opt_cost)
+
+    def _expect_one_term(self, where: str) -> None:
+        if len(self.results) > 1:
+            raise PlanError(
+                f"{where}: expected an update of one term, got {len(self.results)}, which are several contractions.\n"
+                "Look at the steps of the plan instead."
+            )
 
     def __str__(self) -> str:
         """Return a head with the totals, and two lines for each step."""
         tokens = f" at {self.tokens:,} tokens" if self.ask == "apply" else ""
         proof = "no order is cheaper" if self.exact else "not proven cheapest"
+        is_one = len(self.results) == 1
+        proof += "" if is_one else f"; a sum of {len(self.results)} terms"
+        checked = f" (opt_einsum: {self.opt_einsum_flops():,})" if is_one else ""
         lines = [
             f"{self.ask}{tokens}, for {self.objective.name} ({proof})",
-            f"  flops {self.forward_flops:,} forward (opt_einsum: {self.opt_einsum_flops():,}), "
+            f"  flops {self.forward_flops:,} forward{checked}, "
             f"{self.backward_flops:,} backward; saved {self.saved_elements:,}, peak {self.peak_elements:,} elements",
         ]
         for number, step in enumerate(self.steps, len(self.operands)):
@@ -232,32 +247,67 @@ def _remedy(value: object) -> str:
 def _plan(network: Network, ask: Ask, tokens: int, needs: tuple[bool, bool], objective: Objective) -> Plan:
     training, x_needs_grad = needs
     through = ask == "apply"
-    operands = ((X,) if through else ()) + tuple(network.factors)
-    inputs = (((TOKEN, *network.in_modes),) if through else ()) + tuple(map(network.local_modes, network.factors))
+    operands = ((X,) if through else ()) + tuple(network.nodes)
+    inputs = (((TOKEN, *network.in_modes),) if through else ()) + tuple(map(network.local_modes, network.nodes))
     answer = (TOKEN, *network.out_modes) if through else (*network.out_modes, *network.in_modes)
-    grads = tuple(training and factor.trainable for factor in network.factors.values())
+    grads = tuple(training and network.is_trained(name) for name in network.nodes)
     if through:
         grads = (training and x_needs_grad, *grads)
     active = tuple(name == X for name in operands)
     question = Question(inputs, answer, {TOKEN: tokens, **network.sizes}, grads, active)
-    order = search(question, objective)
-    steps, total = _steps(network, question, operands, order)
+    terms = _paired(network)
+    place = {name: number for number, name in enumerate(operands)}
+    chosen = [[place[name] for name in ([X] if through else []) + names] for _, names, _ in terms]
+    program = search_terms(question, chosen, objective, {n: root for n, (_, _, root) in enumerate(terms) if root != n})
+    costs, total = measure_lines(question, program.lines, program.results)
+    steps = _steps(network, operands, program.lines, costs)
+    results = tuple((sign, number) for (sign, _, _), number in zip(terms, program.results, strict=True))
+    needs_x = x_needs_grad
     return Plan(
-        network, ask, tokens, objective, training, x_needs_grad, operands, inputs, answer, steps, total, order.exact
+        network,
+        ask,
+        tokens,
+        objective,
+        training,
+        needs_x,
+        operands,
+        inputs,
+        answer,
+        steps,
+        results,
+        total,
+        program.exact,
     )
 
 
+def _paired(network: Network) -> list[tuple[int, list[str], int]]:
+    """Return the sign and the nodes of each term, and the number of the first term that has the same factors.
+
+    Terms of the same factors, such as one and that of the starting values, follow each other: they cancel exactly where
+    they are equal, which a sum in another order may not.
+    """
+    alike: dict[object, list[tuple[int, list[str]]]] = {}
+    for term in network.terms:
+        nodes = sorted((network.nodes[name], name) for name in term.nodes)
+        key = tuple((node.factor, node.modes) for node, _ in nodes)
+        alike.setdefault(key, []).append((term.sign, [name for _, name in nodes]))
+    found: list[tuple[int, list[str], int]] = []
+    for group in alike.values():
+        root = len(found)
+        found += [(sign, names, root) for sign, names in group]
+    return found
+
+
 def _steps(
-    network: Network, question: Question, operands: tuple[str, ...], order: Order
-) -> tuple[tuple[Step, ...], Cost]:
-    """Return the steps of an order, and their total cost."""
-    results, costs, total = measure(question, order.pairs)
+    network: Network, operands: tuple[str, ...], lines: Sequence[Line], costs: Sequence[Cost]
+) -> tuple[Step, ...]:
+    """Return steps with what they cost and how often their values change."""
     below = [{name} for name in operands]
     steps = []
-    for (left, right), modes, cost in zip(order.pairs, results, costs, strict=True):
-        names = below[left] | below[right]
+    for line, cost in zip(lines, costs, strict=True):
+        names = below[line.left] | below[line.right]
         below.append(names)
-        factors = [network.factors[name] for name in names - {X}]
-        when: When = "call" if X in names else "update" if any(factor.trainable for factor in factors) else "once"
-        steps.append(Step(left, right, modes, cost, when))
-    return tuple(steps), total
+        is_trained = any(network.is_trained(name) for name in names - {X})
+        when: When = "call" if X in names else "update" if is_trained else "once"
+        steps.append(Step(line.left, line.right, line.modes, cost, when))
+    return tuple(steps)

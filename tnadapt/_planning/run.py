@@ -33,6 +33,10 @@ class Backend(Protocol[Value]):
         """Return the value with its axes in this order."""
         ...
 
+    def add(self, values: Sequence[tuple[int, Value]]) -> Value:
+        """Return the sum of values with the same axes, each times its sign."""
+        ...
+
 
 def run(plan: Plan, operands: Sequence[Value], backend: Backend[Value]) -> Value:
     """Contract the operands of a plan, in its order. Nothing is checked here.
@@ -45,11 +49,15 @@ def run(plan: Plan, operands: Sequence[Value], backend: Backend[Value]) -> Value
     Returns:
         The answer, with axes `plan.answer`. The scale of the network is not in it.
     """
-    values = list(operands)
-    for number, step in enumerate(plan.steps, 1):
-        wanted = plan.answer if number == len(plan.steps) else ()
-        values.append(backend.contract(values[step.left], values[step.right], step.modes, wanted))
-    return backend.ordered(values[-1], plan.answer)
+    values, first = list(operands), len(plan.operands)
+    ends = {number for _, number in plan.results}
+    parts = []
+    for sign, result in plan.results:
+        for step in plan.steps[len(values) - first : max(result + 1 - first, 0)]:
+            wanted = plan.answer if len(values) in ends else ()
+            values.append(backend.contract(values[step.left], values[step.right], step.modes, wanted))
+        parts.append((sign, backend.ordered(values[result], plan.answer)))
+    return parts[0][1] if len(parts) == 1 and parts[0][0] > 0 else backend.add(parts)
 
 
 @dataclass(frozen=True)
@@ -73,3 +81,11 @@ class NumpyBackend:
         if value.modes == modes:
             return value
         return Labeled(np.transpose(value.array, [value.modes.index(mode) for mode in modes]), modes)
+
+    def add(self, values: Sequence[tuple[int, Labeled]]) -> Labeled:
+        """Add and subtract, as `Backend` says."""
+        (sign, first), *others = values
+        total = sign * first.array
+        for sign, other in others:
+            total += sign * other.array
+        return Labeled(total, first.modes)

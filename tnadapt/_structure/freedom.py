@@ -19,16 +19,16 @@ entries that carry all modes of a set S, at one index of each of them, with all 
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import combinations
 
 import numpy as np
 
 from tnadapt._errors import PlanError, SiteError, SpecError
 from tnadapt._hosts import Site
-from tnadapt._language import Adapter, AdapterSpec, Group, Network, expect_adapter
+from tnadapt._language import Adapter, AdapterSpec, Group, Network, Term, expect_adapter, moving_factors
 from tnadapt._signature import answers, mistake, told
-from tnadapt._structure.modular import Budget, contract, question_of, rank, residues
+from tnadapt._structure.modular import PRIME, Budget, contract, question_of, rank, residues
 from tnadapt._structure.rank import networks_at, open_modes
 
 __all__ = ["Freedom", "degrees_of_freedom", "first_gradients"]
@@ -63,7 +63,7 @@ class Freedom:
 
 @answers(SpecError)
 def first_gradients(spec: AdapterSpec | Adapter) -> tuple[str, ...]:
-    """Return the factors that get a gradient in the first step: those for which no other factor starts at zero.
+    """Return the factors that get a gradient in the first step: those without which some term is not zero.
 
     This holds for generic starting values of the other factors and a generic loss. For an adapter, return the factors
     of its spec. Raises SpecError for anything else.
@@ -72,8 +72,7 @@ def first_gradients(spec: AdapterSpec | Adapter) -> tuple[str, ...]:
     if not isinstance(spec, AdapterSpec):
         todo = "Call the family, or pass an adapter."
         raise mistake(SpecError, "first_gradients", "an AdapterSpec or an Adapter", told(spec), todo)
-    zeros = [name for name, factor in spec.factors.items() if factor.is_zero]
-    return tuple(name for name, factor in spec.factors.items() if factor.trainable and set(zeros) <= {name})
+    return moving_factors(spec.sum, spec.nodes, spec.arrays)
 
 
 @answers(SiteError)
@@ -99,7 +98,7 @@ def degrees_of_freedom(
         SiteError: a site or a group that does not belong to this adapter.
     """
     expect_adapter(adapter, "degrees_of_freedom")
-    if mapped := [name for name, factor in adapter.spec.factors.items() if factor.map and factor.trainable]:
+    if mapped := [name for name, factor in adapter.spec.arrays.items() if factor.map and factor.trainable]:
         raise PlanError(
             "degrees_of_freedom: expected an update that is a polynomial in its trainable numbers, got one whose "
             f"factor {mapped[0]} has a map."
@@ -121,11 +120,21 @@ class _Jacobian:
     budget: Budget
 
     def modes(self, factor: str) -> Modes:
-        return self.network.factors[factor].modes if self.is_stack else self.network.local_modes(factor)
+        return self._seen(self.network.factors[factor].modes)
+
+    def _seen(self, modes: Modes) -> Modes:
+        return modes if self.is_stack else tuple(mode for mode in modes if mode not in self.network.over)
 
     @property
     def trained(self) -> list[str]:
         return [name for name, factor in self.network.factors.items() if factor.trainable]
+
+    @cached_property
+    def renamed(self) -> set[str]:
+        """The modes of axes that have several names, so that a size is the size of each of them."""
+        nodes = self.network.nodes.values()
+        pairs = [(node.modes, self.network.factors[node.factor].modes) for node in nodes]
+        return {mode for one, other in pairs if one != other for mode in (*one, *other)}
 
     def entries(self, sizes: Mapping[str, int]) -> int:
         return sum(math.prod(sizes[mode] for mode in self.modes(name)) for name in self.trained)
@@ -147,11 +156,13 @@ class _Jacobian:
     def rank(self, sizes: Mapping[str, int], by: list[str]) -> int:
         """Return the rank of the derivative with respect to these factors. Raises PlanError if it is too much work."""
         random = np.random.default_rng(self.seed)
-        self.budget.spend(0, sum(math.prod(sizes[m] for m in self.modes(name)) for name in self.network.factors))
-        values = {name: residues([sizes[mode] for mode in self.modes(name)], random) for name in self.network.factors}
+        nodes = self.network.nodes
+        drawn = dict.fromkeys((node.factor, node.at_start) for node in nodes.values())
+        self.budget.spend(0, sum(math.prod(sizes[m] for m in self.modes(name)) for name, _ in drawn))
+        values = {key: residues([sizes[mode] for mode in self.modes(key[0])], random) for key in drawn}
         outer = open_modes(self.network, is_stack=self.is_stack)
         shape = [sizes[mode] for mode in outer]
-        count = min(sum(values[name].size for name in by), math.prod(shape))
+        count = min(sum(values[name, False].size for name in by), math.prod(shape))
         if count == 0:
             return 0
         self.budget.spend(0, count * math.prod(shape))
@@ -160,12 +171,26 @@ class _Jacobian:
             pull *= self._mask(shape)
         blocks = []
         for name in by:
-            others = [other for other in values if other != name]
-            inputs = [(FUNCTIONAL, *outer), *(self.modes(other) for other in others)]
-            question = question_of(inputs, (FUNCTIONAL, *self.modes(name)), {FUNCTIONAL: count, **sizes})
-            block = contract(question, [pull, *(values[other] for other in others)], self.budget)
-            blocks.append(block.reshape(count, -1))
+            block = np.zeros((count, values[name, False].size), dtype=np.int64)
+            for term, place in self._uses(name):
+                others = [nodes[other] for other in term.nodes if other != place]
+                inputs = [(FUNCTIONAL, *outer), *(self._seen(other.modes) for other in others)]
+                answer = (FUNCTIONAL, *self._seen(nodes[place].modes))
+                question = question_of(inputs, answer, {FUNCTIONAL: count, **sizes})
+                operands = [pull, *(values[other.factor, other.at_start] for other in others)]
+                block += term.sign * contract(question, operands, self.budget).reshape(count, -1)
+            blocks.append(block % PRIME)
         return rank(np.concatenate(blocks, axis=1), self.budget)
+
+    def _uses(self, factor: str) -> list[tuple[Term, str]]:
+        """Return the terms that a factor is trained in, with the name of its node there."""
+        nodes = self.network.nodes
+        return [
+            (term, name)
+            for term in self.network.terms
+            for name in term.nodes
+            if nodes[name].factor == factor and not nodes[name].at_start
+        ]
 
     def _mask(self, shape: list[int]) -> np.ndarray:
         """Return 1 where there is a site and 0 elsewhere, in a shape that broadcasts."""
@@ -183,7 +208,7 @@ def _degrees(network: Network, is_stack: bool, places: tuple[Place, ...] | None,
     trainable = jacobian.entries(full)
     if network.scale == 0:
         return Freedom(trainable, 0)
-    held = network.over if places is not None else ()
+    held = jacobian.renamed | {*network.over} if places is not None else jacobian.renamed
     base = {mode: float(SMALLEST) for mode in open_modes(network, is_stack=is_stack) if mode not in held}
     while True:
         cut = {mode: math.ceil(size) for mode, size in base.items() if full[mode] > math.ceil(size) + 1}

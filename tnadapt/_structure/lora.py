@@ -1,7 +1,7 @@
 """Write an update as a LoRA: cut the network of one site at its minimum cut, and contract each half."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,12 +12,13 @@ from tnadapt._errors import PlanError, SiteError
 from tnadapt._hosts import Site, check_size
 from tnadapt._language import Adapter, Network, expect_adapter, expect_params
 from tnadapt._signature import answers
-from tnadapt._structure.rank import minimum_cut, part
-from tnadapt._values import arrays_at, starts_of
+from tnadapt._structure.rank import Parting, minimum_cut, partings
+from tnadapt._values import arrays_at
 
 __all__ = ["LoRA", "to_lora"]
 
 Array = npt.NDArray[np.float64]
+Modes = tuple[str, ...]
 
 
 class LoRA(NamedTuple):
@@ -44,9 +45,8 @@ def to_lora(
     """Return the update of one site as a LoRA, exact up to rounding, of the rank that `rank_bound` returns.
 
     The network is cut at its minimum cut between out and in, and each half is contracted, without an SVD or a dense
-    update. A centered update is the difference of two networks. If all trained factors are on one side of the cut, that
-    half is a difference; otherwise the halves of both networks are stacked, and the rank is twice the cut. For the path
-    of a weight that contains several sites, the halves of all its sites are stacked, and their ranks add up.
+    update. Where terms differ on one side of the cut only, that half is their sum; otherwise the halves of the terms
+    are stacked, and their ranks add up. So are the halves of all sites, for the path of a weight that contains several.
 
     A smaller `rank` gives the best approximation of that rank, by QR of both halves and the SVD of a matrix of the
     cut's size. If the cut is not below min(out, in), a half is as large as the dense update. Such a full-rank update is
@@ -85,31 +85,15 @@ def check_exportable(adapter: Adapter, sites: Sequence[Site], rank: int | None, 
         )
 
 
-def exact_lora(
-    adapter: Adapter,
-    params: Mapping[str, npt.ArrayLike],
-    site: Site,
-    starts: Mapping[str, npt.ArrayLike] | None = None,
-) -> LoRA:
+def exact_lora(adapter: Adapter, params: Mapping[str, npt.ArrayLike], site: Site) -> LoRA:
     """Return the update of one site as an exact LoRA, whatever its rank.
 
-    `starts` holds the starting values of a centered adapter, if they were drawn before.
+    `params` may also have the starting values that the update uses, if they were drawn before.
     """
     address = adapter.address(site)
-    network = address.group.network
-    parting = part(network)
-    B, A = _halves(network, parting.row_factors, arrays_at(adapter, params, address))
-    if network.centered:
-        drawn = arrays_at(adapter, starts or starts_of(adapter, params, address.group), address)
-        start_B, start_A = _halves(network, parting.row_factors, drawn)
-        trained = {name for name, factor in network.factors.items() if factor.trainable}
-        if parting.cut.times > 1:
-            B, A = np.hstack([B, -start_B]), np.vstack([A, start_A])
-        elif trained <= parting.row_factors:
-            B = B - start_B
-        else:
-            A = A - start_A
-    return LoRA(A, B, network.scale)
+    network, arrays = address.group.network, arrays_at(adapter, params, address)
+    halves = [_halves(network, parting, arrays) for parting in partings(network)]
+    return LoRA(np.vstack([A for _, A in halves]), np.hstack([B for B, _ in halves]), network.scale)
 
 
 def join(loras: Sequence[LoRA], sites: Sequence[Site]) -> LoRA:
@@ -142,21 +126,38 @@ def shorten(lora: LoRA, rank: int | None) -> LoRA:
     return LoRA((root[:, None] * columns[:rank]) @ right.T, left @ (rows[:, :rank] * root), lora.scale, error)
 
 
-def _halves(network: Network, row_factors: Collection[str], arrays: Mapping[str, Array]) -> tuple[Array, Array]:
-    """Return the products of the factors on either side of a cut, of shapes (out, cut) and (cut, in)."""
-    sides = [[name for name in arrays if (name in row_factors) == is_row] for is_row in (True, False)]
-    touched = [{mode for name in side for mode in network.local_modes(name)} for side in sides]
-    rows, columns = touched[0] | {*network.out_modes}, touched[1] | {*network.in_modes}
-    cut = tuple(mode for mode in network.sizes if mode in rows and mode in columns)
-    up = _matrix(network, {name: arrays[name] for name in sides[0]}, network.out_modes, cut)
-    down = _matrix(network, {name: arrays[name] for name in sides[1]}, cut, network.in_modes)
-    return up, down
+def _halves(network: Network, parting: Parting, arrays: Mapping[str, Array]) -> tuple[Array, Array]:
+    """Return the sums of the products of the nodes on either side of a cut, of shapes (out, cut) and (cut, in).
+
+    The side that all terms share is contracted once.
+    """
+    terms = parting.terms
+    rows = [tuple(name for name in term.nodes if name in parting.rows) for term in terms]
+    columns = [tuple(name for name in term.nodes if name not in parting.rows) for term in terms]
+    touched = [
+        {mode for names in side for name in names for mode in network.local_modes(name)} for side in (rows, columns)
+    ]
+    above, below = touched[0] | {*network.out_modes}, touched[1] | {*network.in_modes}
+    cut = tuple(mode for mode in network.sizes if mode in above and mode in below)
+
+    def side(names: Sequence[str], first: Modes, second: Modes) -> Array:
+        return _matrix(network, {name: arrays[name] for name in names}, first, second)
+
+    def total(sides: Sequence[Sequence[str]], first: Modes, second: Modes, *, is_shared: bool) -> Array:
+        if is_shared:
+            return side(sides[0], first, second)
+        signed = [term.sign * side(names, first, second) for term, names in zip(terms, sides, strict=True)]
+        return sum(signed[1:], signed[0])
+
+    up = total(rows, network.out_modes, cut, is_shared=parting.shared_rows)
+    return up, total(columns, cut, network.in_modes, is_shared=not parting.shared_rows)
 
 
 def _matrix(network: Network, arrays: Mapping[str, Array], rows: tuple[str, ...], columns: tuple[str, ...]) -> Array:
     """Return the product of some factors, summed over all modes that are neither rows nor columns.
 
-    If a mode of the weight is itself cut, it is both a row and a column mode, and the product is diagonal in it.
+    If a mode of the weight is itself cut, it is both a row and a column mode, and the product is diagonal in it. The
+    product is constant along a mode that none of the factors has.
     """
     letters = {mode: number for number, mode in enumerate(network.sizes)}
     outer = tuple(dict.fromkeys([*rows, *columns]))
@@ -165,6 +166,9 @@ def _matrix(network: Network, arrays: Mapping[str, Array], rows: tuple[str, ...]
     for name, array in arrays.items():
         operands += [array, [letters[mode] for mode in network.local_modes(name)]]
     product: Array = opt_einsum.contract(*operands, [letters[mode] for mode in outer if mode in carried])
+    if len(outer) == len(rows) + len(columns):
+        bare = product.reshape([network.sizes[mode] if mode in carried else 1 for mode in outer])
+        product = np.broadcast_to(bare, [network.sizes[mode] for mode in outer])
     if len(outer) < len(rows) + len(columns):
         whole = np.zeros([network.sizes[mode] for mode in (*rows, *columns)])
         inner, outer_letters = ([letters[mode] for mode in modes] for modes in ((*rows, *columns), outer))

@@ -4,15 +4,16 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from itertools import combinations
+from typing import Literal, cast
 
 import numpy as np
 
 from tnadapt._errors import PlanError, SiteError
 from tnadapt._hosts import Site
-from tnadapt._language import Adapter, Group, Network, expect_adapter
+from tnadapt._language import Adapter, Group, Network, Term, expect_adapter
 from tnadapt._signature import answers
-from tnadapt._structure.modular import PRIME, Budget, contract, question_of, rank, residues
+from tnadapt._structure.modular import PRIME, Budget, Residues, contract, question_of, rank, residues
 from tnadapt._values import delta, sample
 
 __all__ = ["Cut", "generic_rank", "minimum_cut", "rank_bound"]
@@ -20,7 +21,7 @@ __all__ = ["Cut", "generic_rank", "minimum_cut", "rank_bound"]
 Modes = tuple[str, ...]
 Node = str | tuple[str, str]
 
-ROWS, COLUMNS, GLUE = "(rows)", "(columns)", "(glue)"  # brackets: no mode and no factor can have these names
+ROWS, COLUMNS = "(rows)", "(columns)"  # brackets: no mode and no factor can have these names
 EMPTY = 1e-12  # an arc with less capacity left is full; logarithms of different products below 10^11 differ by more
 WORK = 2**33  # flops of an evaluation: a few seconds
 SKETCH = 32  # columns beyond the bound, for a rank in floating point
@@ -28,9 +29,9 @@ SKETCH = 32  # columns beyond the bound, for a rank in floating point
 
 @dataclass(frozen=True)
 class Cut:
-    """A bound on a rank: cutting `modes` separates the rows from the columns in each of `times` networks.
+    """A bound on a rank: cutting `modes` separates the rows from the columns in each of `times` contractions.
 
-    A centered update is the difference of two networks. Both count, unless they differ only on one side of the cut.
+    The ranks of the terms of an update add up, unless the terms differ only on one side of the cut.
     """
 
     rank: int
@@ -45,10 +46,16 @@ class Cut:
 
 @dataclass(frozen=True)
 class Parting:
-    """A minimum cut and the factors on its row side. The other factors are on the column side or on neither."""
+    """A cut through some terms at once. `rows` has the nodes on the row side; the terms share all other nodes, or all.
 
-    cut: Cut
-    row_factors: frozenset[str]
+    `shared_rows` says that the terms differ on the column side instead, so that it is the row side that they share.
+    """
+
+    terms: tuple[Term, ...]
+    modes: Modes
+    rank: int
+    rows: frozenset[str]
+    shared_rows: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,10 +67,10 @@ class Split:
     rows: Modes
 
     @property
-    def factors(self) -> dict[str, Modes]:
-        """The modes that each factor has here."""
+    def nodes(self) -> dict[str, Modes]:
+        """The modes that each node has here."""
         net = self.network
-        return {name: net.factors[name].modes if self.is_stack else net.local_modes(name) for name in net.factors}
+        return {name: node.modes if self.is_stack else net.local_modes(name) for name, node in net.nodes.items()}
 
     @property
     def open_modes(self) -> Modes:
@@ -124,12 +131,12 @@ def rank_bound(
 
 def minimum_cut(network: Network) -> Cut:
     """Return the bound on the rank of one site's update, given its network."""
-    return part(network).cut
+    return _bound(Split(network, is_stack=False, rows=network.out_modes))
 
 
-def part(network: Network) -> "Parting":
-    """Return the minimum cut of one site's update, and the factors on its out side."""
-    return _part(Split(network, is_stack=False, rows=network.out_modes))
+def partings(network: Network) -> tuple[Parting, ...]:
+    """Return the cuts through the terms of one site's update, each through the terms that it serves at once."""
+    return _partings(Split(network, is_stack=False, rows=network.out_modes))
 
 
 @answers(SiteError)
@@ -192,32 +199,51 @@ def _split(group: Group, site: Site | None, rows: Collection[str] | None) -> Spl
 
 
 def _bound(split: Split) -> Cut:
-    return _part(split).cut
+    """Return the sum of the cuts of all terms, at most the number of rows or of columns."""
+    found = _partings(split)
+    total = sum(one.rank for one in found)
+    for modes in (split.rows, split.columns):
+        if len(found) > 1 and split.network.volume(modes) <= total:
+            return Cut(split.network.volume(modes), tuple(mode for mode in modes if split.network.sizes[mode] > 1))
+    cut = dict.fromkeys(mode for one in found for mode in one.modes)
+    is_alike = all({*one.modes} == {*cut} for one in found)
+    return Cut(total, tuple(cut), len(found) if is_alike else 1)
 
 
 @lru_cache(maxsize=4096)
-def _part(split: Split) -> Parting:
-    network = split.network
-    carriers: dict[str, list[str]] = {}
-    for name, modes in split.factors.items():
-        for mode in modes:
-            carriers.setdefault(mode, []).append(name)
-    for mode in split.open_modes:
-        carriers.setdefault(mode, []).append(ROWS if mode in split.rows else COLUMNS)
-
-    def parting(times: int, glue: list[str]) -> Parting:
-        modes, reached = _least_cut(carriers | {GLUE: glue}, dict(network.sizes))
-        row_factors = frozenset(name for name in network.factors if name in reached)
-        return Parting(Cut(times * network.volume(modes), modes, times), row_factors)
-
-    if not network.centered:
-        return parting(1, [])
-    trained = [name for name, factor in network.factors.items() if factor.trainable]
-    tries = parting(1, [ROWS, *trained]), parting(1, [COLUMNS, *trained]), parting(2, [])
-    return min(tries, key=lambda one: one.cut.rank)
+def _partings(split: Split) -> tuple[Parting, ...]:
+    """Cut each term by itself, then join the two groups of terms whose common cut saves most, as long as any does."""
+    groups = [_part(split, (term,)) for term in split.network.terms]
+    while len(groups) > 1:
+        joined = {(one, other): _part(split, one.terms + other.terms) for one, other in combinations(groups, 2)}
+        (one, other), best = min(joined.items(), key=lambda pair: pair[1].rank - sum(part.rank for part in pair[0]))
+        if best.rank >= one.rank + other.rank:
+            break
+        groups = [best, *(part for part in groups if part not in (one, other))]
+    return tuple(groups)
 
 
-def _least_cut(carriers: Mapping[str, list[str]], sizes: Mapping[str, int]) -> tuple[Modes, frozenset[Node]]:
+def _part(split: Split, terms: tuple[Term, ...]) -> Parting:
+    """Return the minimum cut through terms, all of whose different nodes are on one side of it."""
+    nodes = split.nodes
+    common = set.intersection(*({*term.nodes} for term in terms))
+    others = {name for term in terms for name in term.nodes} - common
+
+    def parting(side: Node) -> Parting:
+        carriers: dict[str, list[Node]] = {}
+        for name in (*common, *others):
+            for mode in nodes[name]:
+                carriers.setdefault(mode, []).append(name if name in common else side)
+        for mode in split.open_modes:
+            carriers.setdefault(mode, []).append(ROWS if mode in split.rows else COLUMNS)
+        modes, reached = _least_cut(carriers, split.network.sizes)
+        rows = {name for name in common if name in reached} | (others if side == ROWS else set())
+        return Parting(terms, modes, split.network.volume(modes), frozenset(rows), side == COLUMNS)
+
+    return parting(ROWS) if not others else min(parting(ROWS), parting(COLUMNS), key=lambda one: one.rank)
+
+
+def _least_cut(carriers: Mapping[str, list[Node]], sizes: Mapping[str, int]) -> tuple[Modes, frozenset[Node]]:
     """Find the modes of least product that separate ROWS from COLUMNS, and the nodes that stay connected to ROWS.
 
     Uses shortest augmenting paths (Edmonds and Karp).
@@ -230,7 +256,7 @@ def _least_cut(carriers: Mapping[str, list[str]], sizes: Mapping[str, int]) -> t
 
     for mode, nodes in carriers.items():
         entry, leave = ("in", mode), ("out", mode)
-        arc(entry, leave, math.log(sizes[mode]) if mode in sizes else math.inf)
+        arc(entry, leave, math.log(sizes[mode]))
         for node in nodes:
             arc(node, entry, math.inf)
             arc(leave, node, math.inf)
@@ -266,38 +292,41 @@ def _generic(split: Split, seed: int) -> int:
     if network.scale == 0:
         return 0
     sizes, most = dict(network.sizes), _bound(split).rank
-    entries = sum(network.volume(modes) for modes in split.factors.values())
+    nodes = split.nodes
+    entries = sum(network.volume(modes) for modes in nodes.values())
     entries += sum(
         most * network.volume(modes) for modes in (split.rows, split.columns) if network.volume(modes) > most
     )
     budget = Budget("generic_rank", flops=WORK)
     budget.spend(0, entries)
-    operands = {name: residues([sizes[mode] for mode in modes], random) for name, modes in split.factors.items()}
-    inputs = list(split.factors.values())
+    arrays: dict[tuple[str, bool], Residues] = {}
+    for name, node in network.nodes.items():  # a factor has the same values wherever it is used, its start has others
+        if (node.factor, node.at_start) not in arrays:
+            arrays[node.factor, node.at_start] = residues([sizes[mode] for mode in nodes[name]], random)
     answer: list[Modes] = []
-    sketches = []
+    sketches: dict[Modes, Residues] = {}
     for name, modes in ((ROWS, split.rows), (COLUMNS, split.columns)):
-        if network.volume(modes) > most or any(all(mode not in carried for carried in inputs) for mode in modes):
+        carried = [{mode for node in term.nodes for mode in nodes[node]} for term in network.terms]
+        if network.volume(modes) > most or any(not {*modes} <= one for one in carried):
             sizes[name] = min(most, network.volume(modes))
-            inputs.append((name, *modes))
-            sketches.append(residues([sizes[mode] for mode in inputs[-1]], random))
+            sketches[name, *modes] = residues([sizes[mode] for mode in (name, *modes)], random)
             answer.append((name,))
         else:
             answer.append(modes)
-    question = question_of(inputs, (*answer[0], *answer[1]), sizes)
-    matrix = contract(question, [*operands.values(), *sketches], budget)
-    if network.centered:
-        start = {
-            name: residues(value.shape, random) if network.factors[name].trainable else value
-            for name, value in operands.items()
-        }
-        matrix = (matrix - contract(question, [*start.values(), *sketches], budget)) % PRIME
+    total: Residues | None = None
+    for term in network.terms:
+        inputs = [*(nodes[name] for name in term.nodes), *sketches]
+        values = [arrays[network.nodes[name].factor, network.nodes[name].at_start] for name in term.nodes]
+        question = question_of(inputs, (*answer[0], *answer[1]), sizes)
+        value = term.sign * contract(question, [*values, *sketches.values()], budget)
+        total = value if total is None else total + value
+    matrix = cast("Residues", total) % PRIME
     return rank(matrix.reshape(math.prod(sizes[mode] for mode in answer[0]), -1), budget)
 
 
 def _drawn_rank(adapter: Adapter, group: Group, site: Site, random: np.random.Generator) -> int:
-    names = [adapter.slot_name(group, factor) for factor in group.network.factors]
-    slots = [adapter.slots[name] for name in names]
+    names = {adapter.slot_name(group, factor) for factor in group.network.factors}
+    slots = [slot for name, slot in adapter.slots.items() if name in names]
     params = {
         slot.name: random.standard_normal(slot.shape) if slot.factor.trainable else sample(slot, adapter.seed)
         for slot in slots

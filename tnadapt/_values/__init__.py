@@ -3,7 +3,7 @@
 from tnadapt._values.einsum import Array, Modes, Operand, contract, primed
 from tnadapt._values.initialize import Params, drawn_starts, init, redraw, sample
 from tnadapt._values.maps import map_factor, pull_back, unknown_map
-from tnadapt._values.reference import apply, arrays_at, delta, merge, starts_of
+from tnadapt._values.reference import apply, arrays_at, delta, merge
 
 __all__ = [
     "Array",
@@ -22,6 +22,5 @@ __all__ = [
     "pull_back",
     "redraw",
     "sample",
-    "starts_of",
     "unknown_map",
 ]

@@ -49,14 +49,14 @@ def redraw(adapter: Adapter) -> Params:
     return {name: sample(slot, adapter.seed) for name, slot in adapter.slots.items() if not slot.factor.init.is_read}
 
 
-def drawn_starts(adapter: Adapter) -> Params:
-    """Draw again the starting values that a centered update subtracts: those of the trainable factors.
+def drawn_starts(adapter: Adapter, group: Group | None = None) -> Params:
+    """Draw again the starting values that the update uses, of one group or of all, by names that end in ":start".
 
-    Starts that are read from the host are left out; they are entries of params whose names end in ":start".
+    Starts that were read from the host are left out, since they are entries of params.
     """
-    if not adapter.spec.centered:
-        return {}
-    return {name: value for name, value in redraw(adapter).items() if adapter.slots[name].factor.trainable}
+    names = None if group is None else {adapter.slot_name(group, factor) + START for factor in group.network.factors}
+    wanted = (name for name in adapter.starts if name not in adapter.slots and (names is None or name in names))
+    return {name: sample(adapter.slots[name.removesuffix(START)], adapter.seed) for name in wanted}
 
 
 class _Reader:

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from tnadapt._errors import SiteError
 from tnadapt._hosts import Site
-from tnadapt._language import START, Adapter, Address, Group, Network, expect_adapter, expect_params
+from tnadapt._language import Adapter, Address, Network, Part, expect_adapter, expect_params
 from tnadapt._planning import Labeled, NumpyBackend, plan, run
 from tnadapt._signature import answers, mistake
 from tnadapt._values.initialize import sample
@@ -35,11 +35,7 @@ def delta(adapter: Adapter, params: Mapping[str, npt.ArrayLike], site: Site | st
         return whole
     address = adapter.address(site)
     network = address.group.network
-    update = _contract(network, arrays_at(adapter, params, address))
-    if adapter.spec.centered:
-        starts = starts_of(adapter, params, address.group)
-        update = update - _contract(network, arrays_at(adapter, starts, address))
-    return network.scale * update
+    return network.scale * _contract(network, arrays_at(adapter, params, address))
 
 
 @answers(SiteError)
@@ -94,49 +90,36 @@ def merge(weight: npt.NDArray[np.floating], update: npt.ArrayLike) -> npt.NDArra
     return merged
 
 
-def starts_of(adapter: Adapter, params: Mapping[str, npt.ArrayLike], group: Group) -> dict[str, npt.ArrayLike]:
-    """Return the starting values of a group's factors by name in params: drawn again, or taken from params.
-
-    Those taken from params were read from the host. Raises SiteError if one of them is missing.
-    """
-    found: dict[str, npt.ArrayLike] = {}
-    for factor in group.network.factors:
-        name = adapter.slot_name(group, factor)
-        slot = adapter.slots.get(name + START, adapter.slots[name])
-        if not slot.factor.init.is_read:
-            found[name] = sample(slot, adapter.seed)
-        elif slot.name in params:
-            found[name] = params[slot.name]
-        else:
-            raise SiteError(
-                f"params: expected an array {slot.name!r}, got none.\n"
-                "It was read from the host and cannot be drawn again: pass it in params."
-            )
-    return found
-
-
 def arrays_at(adapter: Adapter, params: Mapping[str, npt.ArrayLike], address: Address) -> dict[str, Array]:
-    """Read one site's part of every factor from params as float64, and apply the factor's map.
+    """Read one site's part of every factor as float64, apply the factor's map, and return it by the node's name.
 
-    Raises SiteError for an array that is missing or has the wrong shape.
+    Starting values that follow from the seed are drawn again unless they are in params. Raises SiteError for an array
+    that is missing or has the wrong shape.
     """
     arrays = {}
-    for factor, part in address.parts.items():
-        if part.name not in params:
-            raise SiteError(
-                f"params: expected an array {part.name!r}, got none.\n"
-                f"This adapter has {', '.join(list(adapter.slots)[:6])}."
-            )
-        value, wanted = np.asarray(params[part.name]), adapter.slots[part.name].shape
-        if value.shape != wanted:
-            raise SiteError(f"params[{part.name!r}]: expected shape {wanted}, got {value.shape}.")
+    for node, part in address.parts.items():
+        slot = adapter.slots[part.source]
+        if part.name in params:
+            value = np.asarray(params[part.name])
+        elif part.name in adapter.starts and not slot.factor.init.is_read:
+            value = sample(slot, adapter.seed)
+        else:
+            raise SiteError(f"params: expected an array {part.name!r}, got none.\n{_remedy(adapter, part)}")
+        if value.shape != slot.shape:
+            raise SiteError(f"params[{part.name!r}]: expected shape {slot.shape}, got {value.shape}.")
         # Cut before converting: a stack has as many rows as there are sites.
-        arrays[factor] = map_factor(part.factor.map, np.asarray(value[part.cut], dtype=np.float64))
+        arrays[node] = map_factor(part.factor.map, np.asarray(value[part.cut], dtype=np.float64))
     return arrays
 
 
+def _remedy(adapter: Adapter, part: Part) -> str:
+    if part.at_start:
+        return "It was read from the host and cannot be drawn again: pass it in params."
+    return f"This adapter has {', '.join(list(adapter.slots)[:6])}."
+
+
 def _contract(network: Network, arrays: Mapping[str, Array]) -> Array:
-    """Return the product of all factors at one site, summed over all bonds, without the scale."""
+    """Return the sum of the terms at one site, each summed over all bonds, without the scale."""
     order = plan(network, "delta")
     operands = [Labeled(arrays[name], modes) for name, modes in zip(order.operands, order.inputs, strict=True)]
     dense: Array = run(order, operands, NumpyBackend()).array

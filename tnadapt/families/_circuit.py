@@ -4,7 +4,7 @@ import math
 from itertools import combinations
 
 from tnadapt._errors import SpecError
-from tnadapt._language import AdapterSpec, Factor, trainable
+from tnadapt._language import AdapterSpec, Factor, at_most, trainable
 from tnadapt.families._family import family
 from tnadapt.initializers import raw, uniform
 
@@ -41,6 +41,6 @@ def quanta(*, order: int = 4, alpha: float = 1.0) -> AdapterSpec:
         weight=f"({split[0]}) ({split[1]})",
         factors=gates,
         scale=raw(alpha),
-        centered=True,
-        caps={f"w{axis}_{n}": f"i{axis}" for axis in range(1, order + 1) for n in range(1, order - 1)},
+        start="centered",
+        sizes={f"w{axis}_{n}": at_most(f"i{axis}") for axis in range(1, order + 1) for n in range(1, order - 1)},
     )

@@ -64,7 +64,7 @@ def pissa(*, alpha: float = 8.0) -> AdapterSpec:
             "B": trainable("out r", init=svd(0.5)),
         },
         scale=over_rank("r", alpha=alpha),
-        centered=True,
+        start="centered",
     )
 
 
@@ -89,7 +89,7 @@ def lora_xs(*, alpha: float = 16.0, sigma: float = 0.0, start: Literal["random",
             "B": frozen("site out p", init=left),
         },
         scale=over_rank("p", alpha=alpha),
-        identity_at_start=not sigma,
+        start="free" if sigma else "zero",
     )
 
 

@@ -3,7 +3,7 @@
 import math
 
 from tnadapt._errors import SpecError
-from tnadapt._language import AdapterSpec, Factor, frozen, trainable
+from tnadapt._language import AdapterSpec, Factor, SizeRule, frozen, like, trainable
 from tnadapt.families._family import family
 from tnadapt.initializers import controlled_z, identity, normal, raw, uniform, zeros
 
@@ -30,7 +30,7 @@ def householder(*, alpha: float = 1.0) -> AdapterSpec:
             "v": trainable("in b", init=normal(), map="householder"),
         },
         scale=raw(alpha),
-        ties={"a": "out", "b": "in"},
+        sizes={"a": like("out"), "b": like("in")},
     )
 
 
@@ -49,7 +49,7 @@ def quantum_peft(*, qubits: int = 4, layers: int = 1, alpha: float = 1.0) -> Ada
             "quantum_peft",
             [f"qubits: expected an even number of at least 2, for gates on pairs, got {qubits}; write {qubits + 1}"],
         )
-    wires = {f"b{qubit}": f"o{qubit}" for qubit in range(1, qubits + 1)}
+    wires = {f"b{qubit}": like(f"o{qubit}") for qubit in range(1, qubits + 1)}
     factors: dict[str, Factor] = {"s": trainable(" ".join(wires), init=zeros())}
     for side in "oi":
         gates, ends = _circuit(side, qubits, layers)
@@ -61,25 +61,25 @@ def quantum_peft(*, qubits: int = 4, layers: int = 1, alpha: float = 1.0) -> Ada
         weight=f"({split[0]}) ({split[1]})",
         factors=factors,
         scale=raw(alpha),
-        ties=wires,
+        sizes=wires,
     )
 
 
-def _circuit(side: str, qubits: int, layers: int) -> tuple[dict[str, Factor], dict[str, str]]:
+def _circuit(side: str, qubits: int, layers: int) -> tuple[dict[str, Factor], dict[str, SizeRule]]:
     """Return the gates from the bonds b1, b2, ... to the modes of an axis, and the mode that sets each bond's size."""
     every = list(range(1, qubits + 1))
     turns = [every, *(turn for _ in range(layers) for turn in (every, every[1:-1]))]
     pairs = [every, *(row for _ in range(layers) for row in (every, every[1:-1]))]
     ends = {qubit: f"b{qubit}" for qubit in every}
     gates: dict[str, Factor] = {}
-    bonds: dict[str, str] = {}
+    bonds: dict[str, SizeRule] = {}
     for level, (turned, paired) in enumerate(zip(turns, pairs, strict=True)):
         for first, second in zip(paired[::2], paired[1::2], strict=True) if level else ():
             gates[f"Z_{side}{level}_{first}"] = frozen(f"{ends[first]} {ends[second]}", init=controlled_z())
         for qubit in turned:
             is_last = not any(qubit in later for later in turns[level + 1 :])
             out = f"{side}{qubit}" if is_last else f"{side}{qubit}_{level}"
-            bonds |= {} if is_last else {out: f"{side}{qubit}"}
+            bonds |= {} if is_last else {out: like(f"{side}{qubit}")}
             gates[f"R_{side}{level}_{qubit}"] = trainable(f"{out} {ends[qubit]}", init=uniform(math.pi), map="rotation")
             ends[qubit] = out
     return gates, bonds

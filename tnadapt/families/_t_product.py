@@ -1,12 +1,12 @@
 """Families based on the t-product, which multiplies matrices and convolves them circularly along the layers."""
 
-from tnadapt._language import AdapterSpec, frozen, trainable
+from tnadapt._language import AdapterSpec, frozen, like, trainable
 from tnadapt.families._family import family
 from tnadapt.initializers import cyclic, raw, t_svd, tensor_cur
 
 __all__ = ["lora_pt", "tcurlora"]
 
-TUBES = dict.fromkeys(("g", "h", "k"), "layer")
+TUBES = {"g": like("layer"), "h": like("layer"), "k": like("layer")}
 
 
 @family
@@ -30,8 +30,8 @@ def lora_pt(*, alpha: float = 1.0) -> AdapterSpec:
             "C": frozen("layer g h k", init=cyclic()),
         },
         scale=raw(alpha),
-        centered=True,
-        ties=TUBES,
+        start="centered",
+        sizes=TUBES,
     )
 
 
@@ -56,6 +56,6 @@ def tcurlora(*, alpha: float = 1.0) -> AdapterSpec:
             "J": frozen("layer g h k", init=cyclic()),
         },
         scale=raw(alpha),
-        centered=True,
-        ties=TUBES,
+        start="centered",
+        sizes=TUBES,
     )

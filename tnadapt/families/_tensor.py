@@ -3,7 +3,7 @@
 from typing import Literal
 
 from tnadapt._errors import SpecError
-from tnadapt._language import AdapterSpec, frozen, trainable
+from tnadapt._language import AdapterSpec, at_most, frozen, required, trainable
 from tnadapt.families._family import family
 from tnadapt.initializers import (
     hosvd_core,
@@ -56,7 +56,7 @@ def lotr(
             "B": trainable("in q", init=last),
         },
         scale=over_rank("p", alpha=alpha),
-        centered=start == "svd",
+        start="centered" if start == "svd" else "zero",
     )
 
 
@@ -82,7 +82,7 @@ def lorta(
     return AdapterSpec(
         name="lorta",
         weight="(head dim) in" if split == "out" else "out (head dim)",
-        given="head",
+        sizes={"head": required()},
         over=over,
         factors={
             "A": trainable(f"{whole} r", init=kaiming_uniform("r")),
@@ -129,5 +129,5 @@ def tera(*, out_order: int = 3, in_order: int = 3, alpha: float = 1.0) -> Adapte
             },
         },
         scale=raw(alpha),
-        caps={bond: mode for mode, bond in bonds.items()},
+        sizes={bond: at_most(mode) for mode, bond in bonds.items()},
     )

@@ -4,7 +4,7 @@ import math
 from typing import Literal
 
 from tnadapt._errors import SpecError
-from tnadapt._language import AdapterSpec, Factor, trainable
+from tnadapt._language import AdapterSpec, Factor, required, trainable
 from tnadapt.families._family import family
 from tnadapt.initializers import (
     Initializer,
@@ -20,7 +20,7 @@ from tnadapt.initializers import (
 
 __all__ = ["dota", "fact_tt", "loretta", "lotr_tt", "metatt", "tt_lora"]
 
-Start = Literal["zero", "centered", "random"]
+Start = Literal["zero", "centered", "free"]
 
 
 @family
@@ -64,7 +64,7 @@ def dota(*, order: int = 3, alpha: float = 1.0) -> AdapterSpec:
             f"T{k}": trainable(f"{bonds[k - 1]} o{k} i{k} {bonds[k]}", init=tt_svd()) for k in range(1, order + 1)
         },
         scale=raw(alpha),
-        centered=True,
+        start="centered",
     )
 
 
@@ -114,7 +114,7 @@ def metatt(*, order: Literal[4, 5] = 4, alpha: float = 1.0) -> AdapterSpec:
     return AdapterSpec(
         name="metatt",
         weight="out in" if ends == ["out"] else "(head dim) in",
-        given="" if ends == ["out"] else "head",
+        sizes={} if ends == ["out"] else {"head": required()},
         over="layer kind",
         factors=dict(zip([f"G_{mode}" for mode in modes], cores, strict=True)),
         scale=raw(alpha),
@@ -127,7 +127,7 @@ def tt_lora(*, out_order: int = 3, in_order: int = 3, start: Start = "zero", alp
 
     G_k (r_(k-1) x n_k x r_k); the first `out_order` modes n_k split the out axis, the others the in axis. The official
     code starts at the TT-SVD of a random matrix with variance 2/(9 in), where dW is not 0. Here the cores start normal
-    and give an entry of dW the same variance: `start="random"` keeps this dW, "centered" subtracts it, and "zero" sets
+    and give an entry of dW the same variance: `start="free"` keeps this dW, "centered" subtracts it, and "zero" sets
     the last core to 0. The scale is alpha, not divided by a rank.
     Trainable: sum r_(k-1) n_k r_k per site. Rank of dW: at most the rank between out and in modes; centered: twice it.
     """
@@ -140,8 +140,7 @@ def tt_lora(*, out_order: int = 3, in_order: int = 3, start: Start = "zero", alp
         weight=_split(out_order, in_order),
         factors={f"G{n}": core for n, core in enumerate(cores, start=1)},
         scale=raw(alpha),
-        centered=start == "centered",
-        identity_at_start=start != "random",
+        start=start,
     )
 
 
@@ -168,8 +167,7 @@ def loretta(*, out_order: int = 3, in_order: int = 3, start: Start = "zero", alp
         factors={f"A{n}": core for n, core in enumerate(a_cores, start=1)}
         | {f"B{n}": core for n, core in enumerate(b_cores, start=1)},
         scale=over_rank("r", alpha=alpha),
-        centered=start == "centered",
-        identity_at_start=start != "random",
+        start=start,
     )
 
 

@@ -4,7 +4,7 @@ import math
 from typing import Literal
 
 from tnadapt._errors import SpecError
-from tnadapt._language import AdapterSpec, Factor, trainable
+from tnadapt._language import AdapterSpec, Factor, at_most, required, trainable
 from tnadapt.families._family import family
 from tnadapt.initializers import (
     Initializer,
@@ -44,7 +44,7 @@ def flora(*, kernel_axes: int = 0, gaussian: bool = False, alpha: float = 1.0) -
         factors={"G": trainable(" ".join(bonds.values()), init=zeros())}
         | {f"P_{axis}": trainable(f"{axis} {bond}", init=law(bond)) for axis, bond in bonds.items()},
         scale=raw(alpha),
-        caps={bond: axis for axis, bond in bonds.items()},
+        sizes={bond: at_most(axis) for axis, bond in bonds.items()},
     )
 
 
@@ -86,7 +86,7 @@ def cara(*, alpha: float = 1.0) -> AdapterSpec:
     return AdapterSpec(
         name="cara",
         weight="(head dim) in",
-        given="head",
+        sizes={"head": required()},
         over="site",
         factors={
             "w": trainable("r", init=ones()),
@@ -124,7 +124,7 @@ def tenslora(
     return AdapterSpec(
         name="tenslora",
         weight=f"({heads}) in" if heads else "out in",
-        given="head" if heads else "",
+        sizes={"head": required()} if heads else {},
         over=over,
         factors=factors,
         scale=raw(alpha),

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tnadapt._hosts import Site
-from tnadapt._language import Adapter, Network
+from tnadapt._language import Adapter, Network, Part, Term
 from tnadapt._planning import Labeled, NumpyBackend, Plan, run
 from tnadapt._values import Params, init, map_factor, pull_back
 
@@ -36,36 +36,38 @@ def start_params(adapter: Adapter) -> Params:
 
 
 def local(adapter: Adapter, params: Mapping[str, Array], site: Site) -> tuple[Network, dict[str, Array]]:
-    """Return the network of a site and the array of each factor there, without site modes."""
+    """Return the network of a site and the array of each of its nodes there, without site modes."""
     address = adapter.address(site)
+    begin = start_params(adapter) if any(part.name not in params for part in address.parts.values()) else {}
     arrays = {
-        name: map_factor(part.factor.map, np.asarray(params[part.name])[part.cut])
+        name: map_factor(part.factor.map, np.asarray(_held(part, params, begin))[part.cut])
         for name, part in address.parts.items()
     }
     return address.group.network, arrays
 
 
+def _held(part: Part, params: Mapping[str, Array], begin: Mapping[str, Array]) -> Array:
+    """Return the array that a part is cut from: a start that is no entry of the params is that of the factor."""
+    return params[part.name] if part.name in params else begin[part.source]
+
+
 def dense(adapter: Adapter, params: Mapping[str, Array], site: Site) -> Array:
-    """Return an update from its definition: broadcast every factor to all modes, multiply, sum over the bonds."""
+    """Return an update from its definition: in each term, multiply all nodes, broadcast; sum over bonds and terms."""
     network, arrays = local(adapter, params, site)
-    update = _update(network, arrays)
-    if adapter.spec.centered:
-        update = update - _update(network, local(adapter, start_params(adapter), site)[1])
-    return network.scale * update.reshape(site.shape)
+    update = sum(term.sign * _product_of(network, term, arrays) for term in network.terms)
+    return network.scale * np.asarray(update).reshape(site.shape)
 
 
 def magnitude(adapter: Adapter, params: Mapping[str, Array], site: Site) -> float:
     """Return the largest sum of absolute terms of an entry of an update: the scale of its rounding error."""
     network, arrays = local(adapter, params, site)
-    total = _update(network, {name: np.abs(array) for name, array in arrays.items()})
-    if adapter.spec.centered:
-        starts = local(adapter, start_params(adapter), site)[1]
-        total = total + _update(network, {name: np.abs(array) for name, array in starts.items()})
-    return abs(network.scale) * float(total.max())
+    sizes = {name: np.abs(array) for name, array in arrays.items()}
+    total = sum(_product_of(network, term, sizes) for term in network.terms)
+    return abs(network.scale) * float(np.asarray(total).max())
 
 
-def _update(network: Network, arrays: Mapping[str, Array]) -> Array:
-    parts = [(array, network.local_modes(name)) for name, array in arrays.items()]
+def _product_of(network: Network, term: Term, arrays: Mapping[str, Array]) -> Array:
+    parts = [(arrays[name], network.local_modes(name)) for name in term.nodes]
     return _product(parts, (*network.out_modes, *network.in_modes), network)
 
 
@@ -92,8 +94,8 @@ def _spread(array: Array, modes: tuple[str, ...], order: list[str]) -> Array:
 def gradients(adapter: Adapter, params: Mapping[str, Array], pulls: Mapping[str, npt.ArrayLike]) -> Params:
     """Return the gradient of sum(pull * delta) over all sites with a pull, with respect to every trainable entry.
 
-    An update is linear in each node. The gradient with respect to a node is therefore the network without it, which
-    the node's map, if any, pulls back.
+    A term is linear in each node. The gradient with respect to a node is therefore the term without it, which the
+    node's map, if any, pulls back. That of a factor is the sum over its nodes.
 
     Args:
         adapter: a spec bound to sites.
@@ -109,19 +111,21 @@ def gradients(adapter: Adapter, params: Mapping[str, Array], pulls: Mapping[str,
         network, arrays = local(adapter, params, address.site)
         outer = [*network.out_modes, *network.in_modes]
         split = np.asarray(pull, dtype=np.float64).reshape([network.sizes[mode] for mode in outer])
-        for name, factor in network.factors.items():
-            if factor.trainable:
-                others = [(array, network.local_modes(other)) for other, array in arrays.items() if other != name]
-                part = _product([*others, (split, tuple(outer))], network.local_modes(name), network)
-                where = address.parts[name]
-                held = np.asarray(params[where.name])[where.cut]
-                totals[where.name][where.cut] += network.scale * pull_back(factor.map, held, part)
+        for term in network.terms:
+            for name in term.nodes:
+                if network.is_trained(name):
+                    others = [(arrays[other], network.local_modes(other)) for other in term.nodes if other != name]
+                    part = _product([*others, (split, tuple(outer))], network.local_modes(name), network)
+                    where = address.parts[name]
+                    held = np.asarray(params[where.name])[where.cut]
+                    pulled = pull_back(where.factor.map, held, part)
+                    totals[where.name][where.cut] += term.sign * network.scale * pulled
     return totals
 
 
 def least_cut(network: Network) -> int:
-    """Return the smallest product of the sizes of cut modes, over all ways to partition the factors in two."""
-    names = list(network.factors)
+    """Return the smallest product of the sizes of cut modes, over all ways to partition the nodes of one term."""
+    names = list(network.nodes)
     cuts = []
     for sides in product((0, 1), repeat=len(names)):
         touched = [set(network.out_modes), set(network.in_modes)]

@@ -7,12 +7,26 @@ and sites of small sizes.
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import product
+from typing import cast
 
 from hypothesis import strategies as st
 
 from tnadapt._hosts import Block, Site
-from tnadapt._language import Adapter, AdapterSpec, Factor, Network, frozen, modes_of, trainable
+from tnadapt._language import (
+    Adapter,
+    AdapterSpec,
+    Factor,
+    Initializer,
+    Network,
+    Same,
+    Start,
+    frozen,
+    required,
+    same,
+    trainable,
+)
 from tnadapt.initializers import (
     constant,
     kaiming_uniform,
@@ -60,34 +74,109 @@ def _modes_of_factors(draw: st.DrawFn, weight: list[str], over: list[str]) -> li
     return [draw(st.permutations(sorted(modes))) for modes in carried]
 
 
+def _initializers(draw: st.DrawFn, fans: list[str]) -> st.SearchStrategy[Initializer]:
+    """Return a strategy for initializers that are not zero."""
+    fan = kaiming_uniform(draw(st.sampled_from(fans)))
+    return st.sampled_from([normal(0.5), uniform(2), ones(), constant(-0.7), orthogonal(), fan])
+
+
 @st.composite
-def _factors(draw: st.DrawFn, modes: list[list[str]], fans: list[str], *, centered: bool) -> dict[str, Factor]:
-    """Draw one trainable factor that starts at zero (none if centered); the others have any nonzero initializer."""
-    laws = [normal(0.5), uniform(2), ones(), constant(-0.7), orthogonal(), kaiming_uniform(draw(st.sampled_from(fans)))]
-    zero = draw(st.integers(0, len(modes) - 1))
+def _factors(
+    draw: st.DrawFn, modes: list[list[str]], fans: list[str], *, zero: bool, prefix: str = "F"
+) -> dict[str, Factor]:
+    """Draw at least one trainable factor, which starts at zero if `zero`; no other does."""
+    laws = _initializers(draw, fans)
+    first = draw(st.integers(0, len(modes) - 1))
     made = {}
     for number, carried in enumerate(modes):
-        living = draw(st.sampled_from(laws))
-        kind = trainable if number == zero or draw(st.booleans()) else frozen
-        made[f"F{number}"] = kind(" ".join(carried), init=zeros() if number == zero and not centered else living)
+        living = draw(laws)
+        kind = trainable if number == first or draw(st.booleans()) else frozen
+        made[f"{prefix}{number}"] = kind(" ".join(carried), init=zeros() if number == first and zero else living)
     return made
 
 
 @st.composite
-def specs(draw: st.DrawFn, *, centered: bool = False) -> AdapterSpec:
-    """Draw a valid spec with two to four factors, weights of two or three axes, and up to three bonds."""
+def _shared(draw: st.DrawFn, factors: dict[str, Factor], over: list[str]) -> dict[str, Factor]:
+    """Draw whether each trainable factor without site modes is one array for the whole adapter."""
+    return {
+        name: replace(one, shared=True)
+        if one.trainable and not {*one.modes} & {*over} and draw(st.integers(0, 3)) == 0
+        else one
+        for name, one in factors.items()
+    }
+
+
+@st.composite
+def _again(
+    draw: st.DrawFn, factors: dict[str, Factor | Same], fans: list[str]
+) -> tuple[dict[str, Factor | Same], list[str]]:
+    """Draw a second term of the same structure: of each factor itself, its start or another factor in its place."""
+    names = list(factors)
+    added: dict[str, Factor | Same] = {}
+    second = []
+    replaced = draw(st.integers(0, len(names) - 1))
+    for number, name in enumerate(names):
+        one = factors[name]
+        kinds = ["itself", "another"] + (["start"] if isinstance(one, Factor) and one.trainable else [])
+        kind = "another" if number == replaced else draw(st.sampled_from(kinds))
+        if kind == "itself" or isinstance(one, Same):
+            second.append(name)
+            continue
+        start = zeros() if one.is_zero else draw(_initializers(draw, fans))
+        added[f"{name}b"] = same(name, at_start=True) if kind == "start" else replace(one, init=start)
+        second.append(f"{name}b")
+    sign = draw(st.sampled_from(["", "- "]))
+    return factors | added, [" ".join(names), sign + " ".join(second)]
+
+
+@st.composite
+def _repeated(draw: st.DrawFn, factors: dict[str, Factor], bonds: list[str]) -> dict[str, Factor | Same]:
+    """Draw a factor that occurs twice in a term: beside itself, or as a matrix times its transpose on a bond."""
+    living = [name for name, one in factors.items() if not one.is_zero]
+    found: dict[str, Factor | Same] = dict(factors)
+    is_square = draw(st.booleans())
+    if bonds and is_square:
+        bond = draw(st.sampled_from(bonds))
+        name = next(name for name, one in factors.items() if bond in one.modes)
+        turned = tuple("s" if mode == bond else mode for mode in factors[name].modes)
+        found[name] = replace(factors[name], modes=turned)
+        found["C"] = draw(st.sampled_from([trainable, frozen]))(f"{bond} t", init=normal())
+        return found | {"Ct": same("C", "s t")}
+    if living:
+        name = draw(st.sampled_from(living))
+        found[f"{name}c"] = same(name)
+    return found
+
+
+@st.composite
+def specs(draw: st.DrawFn, *, start: Start = "zero", plain: bool = False) -> AdapterSpec:
+    """Draw a valid spec with two to four factors, weights of two or three axes, and up to three bonds.
+
+    Half of the specs have more: a factor that a term has twice, a second term, factors that weights of several shapes
+    share. With `plain` none has.
+    """
     split = draw(_axes())
     weight, over = [mode for axis in split for mode in axis], draw(st.sampled_from(OVERS))
     modes = draw(_modes_of_factors(weight, over.split()))
     bonds = sorted({mode for carried in modes for mode in carried} & {"p", "q", "r"})
-    scales = [raw(0.5)] + [rule(bonds[0], alpha=3.0) for rule in (over_rank, over_sqrt_rank) if bonds]
+    scales = st.sampled_from([raw(0.5), *(rule(bonds[0], alpha=3.0) for rule in (over_rank, over_sqrt_rank) if bonds)])
+    factors: dict[str, Factor | Same] = dict(draw(_factors(modes, weight, zero=start == "zero")))
+    terms: list[str] = []
+    often = st.booleans()
+    if not plain and draw(often):
+        factors = dict(draw(_shared(cast("dict[str, Factor]", factors), over.split())))
+        if draw(often):
+            factors = draw(_repeated(cast("dict[str, Factor]", factors), bonds))
+        if draw(often):
+            factors, terms = draw(_again(factors, weight))
     return AdapterSpec(
         name="random",
         weight=" ".join(f"({' '.join(axis)})" for axis in split),
         over=over,
-        factors=draw(_factors(modes, weight, centered=centered)),
-        scale=draw(st.sampled_from(scales)),
-        centered=centered,
+        factors=factors,
+        terms=terms,
+        scale=draw(scales),
+        start=start,
     )
 
 
@@ -150,25 +239,28 @@ def adapters(
     draw: st.DrawFn,
     spec: AdapterSpec | None = None,
     *,
-    centered: bool = False,
+    start: Start = "zero",
+    plain: bool = False,
     rank: int | Mapping[str, int] | None = None,
     sizes: Mapping[str, int] | None = None,
     lengths: st.SearchStrategy[int] = LENGTHS,
 ) -> Adapter:
     """Draw an adapter: this spec, or a random one, bound to random sites. Ranks are from 1 to 3 unless given."""
-    chosen = spec if spec is not None else draw(specs(centered=centered))
+    chosen = spec if spec is not None else draw(specs(start=start, plain=plain))
     told = dict(sizes or {})
-    turned = {mode for factor in chosen.factors.values() if factor.map == "rotation" for mode in factor.modes[-2:]}
-    told |= {mode: 2 for mode in sorted(turned) if mode not in chosen.ties}
-    for mode in modes_of(chosen.given):
+    turned = {mode for factor in chosen.arrays.values() if factor.map == "rotation" for mode in factor.modes[-2:]}
+    told |= {mode: 2 for mode in sorted(turned) if mode not in chosen.tied}
+    for mode in (mode for mode, rule in chosen.sizes.items() if rule == required()):
         if not any(mode in axis and len({*axis} - {*told}) < 2 for axis in chosen.axes):  # noqa: PLR2004
             told[mode] = draw(RANKS)
     places = draw(sites(chosen, sizes=told, lengths=lengths))
-    free = [bond for bond in chosen.bonds if bond not in told and bond not in chosen.ties]
+    free = [bond for bond in chosen.free_bonds if bond not in told]
     ranks = rank if rank is not None else {bond: draw(RANKS) for bond in free}
     return chosen.bind(places, rank=ranks, sizes=told, seed=draw(SEEDS), overparametrized=True)
 
 
-def networks(spec: AdapterSpec | None = None, *, centered: bool = False) -> st.SearchStrategy[Network]:
+def networks(
+    spec: AdapterSpec | None = None, *, start: Start = "zero", plain: bool = False
+) -> st.SearchStrategy[Network]:
     """Return a strategy for networks of this spec, or of random specs."""
-    return adapters(spec, centered=centered).map(lambda adapter: adapter.networks[0])
+    return adapters(spec, start=start, plain=plain).map(lambda adapter: adapter.networks[0])

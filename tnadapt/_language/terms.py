@@ -1,0 +1,133 @@
+"""Terms: an update is a signed sum of contractions, each of some nodes; a node is a factor under names of modes."""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from tnadapt._language.factor import Factor, Same
+
+__all__: list[str] = []
+
+START = ":start"  # ends the name of what holds starting values; the name of a factor cannot contain it
+Modes = tuple[str, ...]
+Held = TypeVar("Held")
+
+
+@dataclass(frozen=True, order=True)
+class Node:
+    """One factor in a term: the name of its array, its modes there, and whether its starting values are meant."""
+
+    factor: str
+    modes: Modes
+    at_start: bool = False
+
+
+@dataclass(frozen=True)
+class Term:
+    """A contraction of nodes, given by name, that is added to the update (sign 1) or subtracted from it (sign -1)."""
+
+    sign: int
+    nodes: Modes
+
+    def __str__(self) -> str:
+        """Return a text such as: - B0 A0."""
+        return f"{'- ' if self.sign < 0 else ''}{' '.join(self.nodes)}"
+
+
+def words_of(term: str) -> tuple[int, Modes]:
+    """Return the sign and the names of a term such as "- B0 A0"."""
+    words = term.strip()
+    signed = words[:1] in ("+", "-")
+    return -1 if words[:1] == "-" else 1, tuple(words[signed:].split())
+
+
+def arrays_of(factors: Mapping[str, Factor | Same]) -> dict[str, Factor]:
+    """Return the factors that have an array of their own."""
+    return {name: factor for name, factor in factors.items() if isinstance(factor, Factor)}
+
+
+def nodes_of(factors: Mapping[str, Factor | Same]) -> dict[str, Node]:
+    """Return the node of every factor and of every copy. The start of a frozen factor is the factor itself."""
+    arrays = arrays_of(factors)
+    found = {}
+    for name, one in factors.items():
+        if isinstance(one, Factor):
+            found[name] = Node(name, one.modes)
+        else:
+            source = arrays[one.factor]
+            found[name] = Node(
+                one.factor, source.modes if one.modes is None else one.modes, one.at_start and source.trainable
+            )
+    return found
+
+
+def terms_of(terms: Sequence[str], factors: Iterable[str]) -> tuple[Term, ...]:
+    """Return the terms; one of all factors if none is written."""
+    if not terms:
+        return (Term(1, tuple(sorted(factors))),)
+    return tuple(Term(sign, tuple(sorted(names))) for sign, names in map(words_of, terms))
+
+
+def value_at_start(terms: Sequence[Term], nodes: Mapping[str, Node], arrays: Mapping[str, Factor]) -> bool:
+    """Return whether the update is not 0 at the starting values: terms with a zero factor are, and terms may cancel."""
+    left: Counter[object] = Counter()
+    for term in terms:
+        if not any(arrays[nodes[name].factor].is_zero for name in term.nodes):
+            left[_alike(nodes[name] for name in term.nodes)] += term.sign
+    return any(left.values())
+
+
+def moving_factors(terms: Sequence[Term], nodes: Mapping[str, Node], arrays: Mapping[str, Factor]) -> tuple[str, ...]:
+    """Return the trainable factors that have a gradient at the starting values, for a generic loss.
+
+    A factor has one if a term is not 0 without it, unless the gradients of several terms cancel.
+    """
+    pulls: dict[str, Counter[object]] = {name: Counter() for name, factor in arrays.items() if factor.trainable}
+    for term in terms:
+        for name in term.nodes:
+            node, others = nodes[name], [nodes[other] for other in term.nodes if other != name]
+            is_trained = node.factor in pulls and not node.at_start
+            if is_trained and not any(arrays[other.factor].is_zero for other in others):
+                pulls[node.factor][node.modes, _alike(others)] += term.sign
+    return tuple(name for name, pull in pulls.items() if any(pull.values()))
+
+
+def _alike(nodes: Iterable[Node]) -> object:
+    """Return what terms have in common whose nodes have equal values at the start."""
+    return frozenset(Counter((node.factor, node.modes) for node in nodes).items())
+
+
+def tied_bonds(
+    arrays: Mapping[str, Factor], nodes: Mapping[str, Node], likes: Mapping[str, str], first: Collection[str]
+) -> dict[str, str]:
+    """Return bond -> the mode whose size it has: by a rule, or since a copy gives an axis of a factor a second name.
+
+    `likes` has the rules. Of modes of equal size, the others have that of the one in `first`, or of the one that is no
+    second name.
+    """
+    pairs = list(likes.items())
+    for node in nodes.values():
+        pairs += [(mine, own) for mine, own in zip(node.modes, arrays[node.factor].modes, strict=True) if mine != own]
+    alike: dict[str, set[str]] = {}
+    for one, other in pairs:
+        joined = alike.get(one, {one}) | alike.get(other, {other})
+        alike |= dict.fromkeys(joined, joined)
+    second = {mine for mine, _ in pairs}
+    known = {
+        mode: min(joined, key=lambda one: (one not in first, one in second, one)) for mode, joined in alike.items()
+    }
+    return {mode: found for mode, found in sorted(known.items()) if found != mode}
+
+
+def less_start(
+    arrays: Mapping[str, Factor], nodes: Mapping[str, Node], terms: Sequence[Term]
+) -> tuple[dict[str, Node], tuple[Term, ...]]:
+    """Return the nodes and the terms of an update from which its starting value is subtracted."""
+    names = {
+        name: name + START if arrays[node.factor].trainable and not node.at_start else name
+        for name, node in nodes.items()
+    }
+    starts = {new: Node(nodes[old].factor, nodes[old].modes, at_start=True) for old, new in names.items() if new != old}
+    mirrored = tuple(Term(-term.sign, tuple(sorted(names[name] for name in term.nodes))) for term in terms)
+    return dict(nodes) | starts, (*terms, *mirrored)

@@ -1,0 +1,119 @@
+"""Orders for a sum of contractions: the cheapest for each term, where parts that terms have in common are made once."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from tnadapt._planning.cost import Line, Modes, Objective, Order, Question, lines_of, measure_lines
+from tnadapt._planning.search import search
+
+__all__: list[str] = []
+
+
+@dataclass(frozen=True)
+class Program:
+    """Steps whose results are summed: `results` has the number of each term's result. `exact` is as for an order."""
+
+    lines: tuple[Line, ...]
+    results: tuple[int, ...]
+    exact: bool
+
+
+@dataclass(frozen=True)
+class _Made:
+    """An intermediate: the operands below it, and its modes as a set."""
+
+    leaves: frozenset[int]
+    modes: frozenset[str]
+
+
+@dataclass(frozen=True)
+class _Way:
+    """One way to make a term: the steps that it adds, what they make, the number of the result, and the order."""
+
+    lines: list[Line]
+    made: dict[_Made, int]
+    result: int
+    order: Order
+
+
+def search_terms(
+    question: Question, terms: Sequence[Sequence[int]], objective: Objective, mirrors: Mapping[int, int]
+) -> Program:
+    """Return steps for the sum of several contractions of some operands each.
+
+    Each order is the cheapest for its term alone, or one that begins at an intermediate of the terms before it, if that
+    is cheaper. `mirrors` maps the number of a term to that of an earlier one with operands of the same modes, whose
+    order it takes: the two then cancel exactly where their values are equal.
+    """
+    made = _Steps(question, objective)
+    results: list[int] = []
+    orders: list[Order] = []
+    for number, term in enumerate(terms):
+        if number in mirrors:
+            ways = [made.way(term, None, orders[mirrors[number]])]
+        else:
+            alone = number in mirrors.values()
+            ways = [made.way(term, begin) for begin in (None, *(made.usable(term) if not alone else ()))]
+        way = min(ways, key=made.weigh)
+        made.take(way)
+        results.append(way.result)
+        orders.append(way.order)
+    return Program(tuple(made.lines), tuple(results), all(order.exact for order in orders))
+
+
+class _Steps:
+    """The steps of the terms so far."""
+
+    def __init__(self, question: Question, objective: Objective) -> None:
+        self.question, self.objective = question, objective
+        self.lines: list[Line] = []
+        self.known: dict[_Made, int] = {}
+
+    def take(self, way: _Way) -> None:
+        self.lines += way.lines
+        self.known |= way.made
+
+    def weigh(self, way: _Way) -> float:
+        return self.objective.of(measure_lines(self.question, [*self.lines, *way.lines])[1])
+
+    def usable(self, term: Sequence[int]) -> list[_Made]:
+        """Return the intermediates that are a part of a term, with the modes that the rest of the term needs."""
+        inputs, found = self.question.inputs, []
+        for made in self.known:
+            rest = {*term} - made.leaves
+            inside = {mode for number in made.leaves for mode in inputs[number]}
+            needed = {*self.question.answer, *(mode for number in rest for mode in inputs[number])}
+            if made.leaves < {*term} and made.modes == inside & needed:
+                found.append(made)
+        return found
+
+    def way(self, term: Sequence[int], begin: _Made | None, order: Order | None = None) -> _Way:
+        """Return the cheapest way to make a term, or that of an order.
+
+        `begin` is an intermediate that replaces its operands.
+        """
+        question = self.question
+        known: list[Modes] = [*question.inputs, *(line.modes for line in self.lines)]
+        numbers = [number for number in term if begin is None or number not in begin.leaves]
+        below = [frozenset({number}) for number in numbers]
+        if begin is not None:
+            numbers.append(self.known[begin])
+            below.append(begin.leaves)
+        part = replace(
+            question,
+            inputs=tuple(known[number] for number in numbers),
+            needs_grad=tuple(any(question.needs_grad[leaf] for leaf in under) for under in below),
+            activations=tuple(any(question.activations[leaf] for leaf in under) for under in below),
+        )
+        if order is None:
+            order = search(part, self.objective) if len(numbers) > 1 else Order((), exact=True)
+        lines: list[Line] = []
+        new: dict[_Made, int] = {}
+        for line in lines_of(part, order.pairs):
+            made = _Made(below[line.left] | below[line.right], frozenset(line.modes))
+            if made not in self.known and made not in new:
+                new[made] = len(known) + len(lines)
+                lines.append(Line(numbers[line.left], numbers[line.right], line.modes))
+            numbers.append(self.known.get(made, new.get(made, 0)))
+            below.append(made.leaves)
+        return _Way(lines, new, numbers[-1], order)
