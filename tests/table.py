@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import product
 
 from tnadapt import Adapter, AdapterSpec, Site, families, grid
+from tnadapt.sizes import required
 
 STANDARD = {"layer", "kind", "site"}
 KERNEL = (3, 2)  # the other axes of a weight with more than two
@@ -121,10 +122,10 @@ FAMILIES = {
     "metatt heads": Case(families.metatt(order=5, alpha=2), 2, {"head": 2}),
     "tt_lora": Case(families.tt_lora(out_order=2, in_order=2), 2),
     "tt_lora centered": Case(families.tt_lora(out_order=1, in_order=2, start="centered"), 2),
-    "tt_lora random": Case(families.tt_lora(out_order=2, in_order=1, start="random"), 2),
+    "tt_lora random": Case(families.tt_lora(out_order=2, in_order=1, start="free"), 2),
     "loretta": Case(families.loretta(out_order=2, in_order=1), 2),
     "loretta centered": Case(families.loretta(out_order=1, in_order=1, start="centered"), 2),
-    "loretta random": Case(families.loretta(out_order=1, in_order=2, start="random"), 2),
+    "loretta random": Case(families.loretta(out_order=1, in_order=2, start="free"), 2),
     "householder": Case(families.householder(), 4),
     "quantum_peft": Case(families.quantum_peft(qubits=2), None),
     "quanta": Case(families.quanta(order=3), 3),
@@ -139,3 +140,8 @@ REPRESENTATIVES = (
     "vera",  # frozen factors shared by weights of all shapes
     "householder",  # factors with a map
 )
+
+
+def required_of(spec: AdapterSpec) -> list[str]:
+    """Return the modes whose sizes have to be given."""
+    return [mode for mode, rule in spec.sizes.items() if rule == required()]

@@ -19,11 +19,10 @@ __all__ = ["apply", "delta"]
 
 @dataclass(frozen=True)
 class Parts:
-    """The factors that one site reads, in the order of its network, and their starting values if it is centered."""
+    """The factors that one site reads, in the order of its network's nodes."""
 
     network: Network
     factors: Sequence[Array]
-    starts: Sequence[Array]
 
 
 def apply(adapter: Adapter, params: Params, site: Site | str, x: Array) -> Array:
@@ -106,16 +105,12 @@ def parts_at(adapter: Adapter, params: Params, address: Address) -> Parts:
     found = {
         name: find_array(adapter, params, part.name) for name, part in parts.items()
     }  # check all before slicing any
-    starts = {name: find_array(adapter, params, part.start) for name, part in parts.items() if network.centered}
 
     def local(part: Part, value: Array) -> Array:
-        return map_factor(part.factor.map, cut(value, part.cut))
+        is_trained = part.factor.trainable and not part.at_start
+        return map_factor(part.factor.map, cut(value if is_trained else lax.stop_gradient(value), part.cut))
 
-    factors = [
-        local(parts[name], value if parts[name].factor.trainable else lax.stop_gradient(value))
-        for name, value in found.items()
-    ]
-    return Parts(network, factors, [local(parts[name], lax.stop_gradient(value)) for name, value in starts.items()])
+    return Parts(network, [local(parts[name], value) for name, value in found.items()])
 
 
 def cut(value: Array, place: Sequence[int | slice]) -> Array:
@@ -129,10 +124,7 @@ def cut(value: Array, place: Sequence[int | slice]) -> Array:
 
 def apply_parts(parts: Parts, x: Array) -> Array:
     """Return the scaled update of x by the factors of one site, in the dtype of x."""
-    update = apply_network(parts.network, cast(parts.factors, x.dtype), x)
-    if not parts.network.centered:
-        return update
-    return update - apply_network(parts.network, cast(parts.starts, x.dtype), x)
+    return apply_network(parts.network, cast(parts.factors, x.dtype), x)
 
 
 def wide_of(*values: Array) -> DTypeLike:
@@ -143,10 +135,7 @@ def wide_of(*values: Array) -> DTypeLike:
 
 def delta_of_parts(parts: Parts, dtype: DTypeLike) -> Array:
     """Return the scaled dense update by the factors of one site, in this dtype, at full precision on every device."""
-    update = make_delta(parts.network, cast(parts.factors, dtype), precision=lax.Precision.HIGHEST)
-    if not parts.network.centered:
-        return update
-    return update - make_delta(parts.network, cast(parts.starts, dtype), precision=lax.Precision.HIGHEST)
+    return make_delta(parts.network, cast(parts.factors, dtype), precision=lax.Precision.HIGHEST)
 
 
 def cast(values: Sequence[Array], dtype: DTypeLike) -> list[Array]:

@@ -37,24 +37,44 @@ def apply_network(network: Network, factors: Sequence[Array], x: Array, *, preci
     split = x.reshape(*lead, *(network.sizes[mode] for mode in network.in_modes))
     laid = [Laid(split, (*names, *network.in_modes), active=True)]
     answer = run(order, [*laid, *_factors(order, factors)], _Backend(order, names, precision))
-    return answer.value.reshape(*lead, network.weight_shape[0])
+    return _rest_of_scale(network, answer.value.reshape(*lead, network.weight_shape[0]))
 
 
 def make_delta(network: Network, factors: Sequence[Array], *, precision: Precision) -> Array:
     """Return the scaled dense update of one site, in the weight's shape (out axis first)."""
     order = plan(network, "delta")
     answer = run(order, _factors(order, factors), _Backend(order, (), precision))
-    return answer.value.reshape(network.weight_shape)
+    return _rest_of_scale(network, answer.value.reshape(network.weight_shape))
+
+
+def _rest_of_scale(network: Network, value: Array) -> Array:
+    """Return a sum times the scale, if no factors of its terms take the scale instead."""
+    return value if network.scale == 1.0 or _scaled(network) else value * network.scale
 
 
 def _factors(order: Plan, factors: Sequence[Array]) -> list[Laid]:
-    """Return the factors of one site, with the smallest one multiplied by the scale."""
+    """Return the factors of one site, with one small factor of each term multiplied by the scale."""
     modes = order.inputs[len(order.inputs) - len(factors) :]
-    smallest = min(range(len(factors)), key=lambda number: factors[number].size)
     scale = order.network.scale  # a python float: it takes the dtype of what it multiplies
-    scaled = [value * scale if n == smallest and scale != 1.0 else value for n, value in enumerate(factors)]
+    chosen = _scaled(order.network)
+    named = zip(order.network.nodes, factors, strict=True)
+    scaled = [value * scale if name in chosen and scale != 1.0 else value for name, value in named]
     laid = [Laid(value, of_value) for value, of_value in zip(scaled, modes, strict=True)]
     return [_in_order(factor, order.network) for factor in laid]
+
+
+def _scaled(network: Network) -> frozenset[str]:
+    """Return nodes of which each term has exactly one, small ones where possible; none if there are no such nodes."""
+    chosen: set[str] = set()
+    seen: set[str] = set()
+    for term in network.terms:
+        free = [name for name in term.nodes if name not in seen]
+        seen |= {*term.nodes}
+        if not chosen & {*term.nodes}:
+            if not free:
+                return frozenset()
+            chosen.add(min(free, key=lambda name: (network.volume(network.local_modes(name)), network.nodes[name])))
+    return frozenset(chosen if all(len(chosen & {*term.nodes}) == 1 for term in network.terms) else ())
 
 
 def _in_order(laid: Laid, network: Network) -> Laid:
@@ -81,6 +101,14 @@ class _Backend:
         """Transpose, as specified by the core's `Backend`."""
         modes = _spelled(modes, self.order, self.lead)
         return Laid(_turned(value, modes), modes, value.active)
+
+    def add(self, values: Sequence[tuple[int, Laid]]) -> Laid:
+        """Add and subtract, as specified by the core's `Backend`."""
+        (sign, first), *others = values
+        total = first.value if sign > 0 else -first.value
+        for sign, other in others:
+            total = total + other.value if sign > 0 else total - other.value
+        return Laid(total, first.modes, first.active)
 
 
 def _spelled(modes: Modes, order: Plan, lead: Modes) -> Modes:

@@ -30,8 +30,8 @@ def init(
             are read from them.
 
     Returns:
-        {"trainable": {name: array}, "frozen": {name: array}}. For a centered spec, `frozen` also holds the starting
-        value of each trainable factor, under "<name>:start".
+        {"trainable": {name: array}, "frozen": {name: array}}. If the update subtracts starting values,
+        `frozen` also holds them, under "<name>:start".
 
     Raises:
         SiteError: if weights are missing or do not fit.
@@ -44,7 +44,7 @@ def tree_of(adapter: Adapter, values: Mapping[str, npt.ArrayLike], dtype: DTypeL
     """Return the two trees of values given by name. Each array has its own buffer, so that it can be donated."""
     trainable = {name: values[name] for name, slot in adapter.slots.items() if slot.factor.trainable}
     frozen = {name: values[name] for name in adapter.slots if name not in trainable}
-    frozen |= {name + START: value for name, value in drawn_starts(adapter).items()}
+    frozen |= drawn_starts(adapter)
     return {
         tree: {name: jnp.array(value, dtype=dtype) for name, value in part.items()}
         for tree, part in zip(TREES, (trainable, frozen), strict=True)
@@ -57,7 +57,7 @@ def names_in(adapter: Adapter, tree: str) -> dict[str, tuple[int, ...]]:
     if tree == TREES[0]:
         return trained
     frozen = {name: slot.shape for name, slot in adapter.slots.items() if name not in trained}  # with stored starts
-    return frozen | {name + START: shape for name, shape in trained.items() if adapter.spec.centered}
+    return frozen | {name: slot.shape for name, slot in adapter.starts.items()}
 
 
 def expect_trees(params: object) -> None:
@@ -95,9 +95,8 @@ def check_size(adapter: Adapter, params: Params) -> None:
     if not isinstance(params, Mapping) or not all(isinstance(params.get(tree, {}), Mapping) for tree in TREES):
         expect_trees(params)
     trained, frozen = (len(params.get(tree, {})) for tree in TREES)
-    starts = trained if adapter.spec.centered else 0
-    kept = sum(name.endswith(START) for name in adapter.slots)
-    if len(params) != len(TREES) or trained + frozen != len(adapter.slots) - kept + starts:
+    starts = sum(name not in adapter.slots for name in adapter.starts)
+    if len(params) != len(TREES) or trained + frozen != len(adapter.slots) + starts:
         check_params(adapter, params)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from tnadapt import Adapter, Site, SiteError
-from tnadapt.binding import START, Address, Network, expect_adapter
+from tnadapt.binding import Address, Factor, Network, expect_adapter
 from tnadapt_jax._apply import Parts, apply_parts, check_x, cut
 from tnadapt_jax._maps import map_factor
 from tnadapt_jax._params import Params, check_params, check_shape, find_array
@@ -26,13 +26,17 @@ class Source:
     `whole` is the shape of that param; `local` is the shape of the part that one site reads.
     """
 
-    factor: str
-    modes: tuple[str, ...]
+    factor: Factor
     names: tuple[str, ...]
     places: tuple[Index, ...]
     kind: str
     whole: tuple[int, ...]
     local: tuple[int, ...]
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The modes of the param."""
+        return self.factor.held
 
     @property
     def is_shared(self) -> bool:
@@ -96,12 +100,11 @@ def scan_split(adapter: Adapter, params: Params) -> tuple[dict[str, Array], dict
     per_layer: dict[str, Array] = {}
     for kind in _kinds(adapter).values():
         for source in kind.sources:
-            for suffix in _suffixes(kind.network, source.factor):
-                arrays = {name: _read(adapter, params, name + suffix) for name in source.names}
-                if source.is_shared:
-                    shared.setdefault(source.key + suffix, arrays[source.names[0]])
-                elif source.key + suffix not in per_layer:
-                    per_layer[source.key + suffix] = _stacked(kind.network, source, arrays)
+            arrays = {name: _read(adapter, params, name) for name in source.names}
+            if source.is_shared:
+                shared.setdefault(source.key, arrays[source.names[0]])
+            elif source.key not in per_layer:
+                per_layer[source.key] = _stacked(kind.network, source, arrays)
     return shared, per_layer
 
 
@@ -127,13 +130,7 @@ def apply_in_layer(adapter: Adapter, shared: Arrays, layer: Arrays, kind: str, x
         raise SiteError(f"kind: expected a kind of this adapter, got {kind!r}.\nIts kinds are {', '.join(kinds)}.")
     network = kinds[kind].network
     check_x(kinds[kind].site.path, network, x)
-    factors = [_in_body(network, source, shared, layer, "") for source in kinds[kind].sources]
-    starts = [
-        _in_body(network, source, shared, layer, _suffixes(network, source.factor)[-1])
-        for source in kinds[kind].sources
-        if network.centered
-    ]
-    return apply_parts(Parts(network, factors, starts), x)
+    return apply_parts(Parts(network, [_in_body(network, source, shared, layer) for source in kinds[kind].sources]), x)
 
 
 @lru_cache(maxsize=64)
@@ -164,17 +161,13 @@ def _kind(adapter: Adapter, kind: str, found: Mapping[int | str, Address], layer
                 f"got {other.shape}."
             )
     sources = []
-    for factor, of_factor in network.factors.items():
-        parts = [address.parts[factor] for address in stack]
+    for node in network.nodes:
+        parts = [address.parts[node] for address in stack]
         names, places = tuple(part.name for part in parts), tuple(part.index for part in parts)
         local = tuple(at.stop for at in parts[0].cut if isinstance(at, slice))
-        sources.append(Source(factor, of_factor.held, names, places, kind, adapter.slots[names[0]].shape, local))
+        whole = adapter.slots[parts[0].source].shape
+        sources.append(Source(parts[0].factor, names, places, kind, whole, local))
     return Kind(site, network, tuple(sources))
-
-
-def _suffixes(network: Network, factor: str) -> tuple[str, ...]:
-    """Return the suffixes of the names of a factor: of its values, and of its start if it has its own."""
-    return ("", START) if network.centered and network.factors[factor].trainable else ("",)
 
 
 def _read(adapter: Adapter, params: Params, name: str) -> Array:
@@ -208,13 +201,13 @@ def _rows(value: Array, rows: Sequence[int], axis: int) -> Array:
     return jnp.take(value, jnp.array(rows), axis=axis, unique_indices=True)
 
 
-def _in_body(network: Network, source: Source, shared: Arrays, layer: Arrays, suffix: str) -> Array:
+def _in_body(network: Network, source: Source, shared: Arrays, layer: Arrays) -> Array:
     """Return the factor that one layer's weight reads."""
-    return map_factor(network.factors[source.factor].map, _held_in_body(network, source, shared, layer, suffix))
+    return map_factor(source.factor.map, _held_in_body(network, source, shared, layer))
 
 
-def _held_in_body(network: Network, source: Source, shared: Arrays, layer: Arrays, suffix: str) -> Array:
-    held, key = (shared if source.is_shared else layer), source.key + suffix
+def _held_in_body(network: Network, source: Source, shared: Arrays, layer: Arrays) -> Array:
+    held, key = (shared if source.is_shared else layer), source.key
     if key not in held:
         raise SiteError(
             f"{'shared' if source.is_shared else 'layer'}: expected the array {key!r}, got none.\n"

@@ -72,7 +72,7 @@ def row(family: str) -> str:
     said = re.fullmatch(r"(.*) \(([^()]*)\)\.", first)
     if said is None:
         raise ValueError(f"{family}: expected a docstring that begins 'words (source).', got {first!r}")
-    zero = [name for name, factor in spec.factors.items() if factor.init.is_zero]
+    zero = [name for name, factor in spec.arrays.items() if factor.init.is_zero]
     cells = [f"`{family}`", said[1].replace("*", "\\*"), f"`{spec.formula()}`"]
     cells.append(f"{zero[0]} = 0" if zero else "its start is subtracted")
     for host in HOSTS:
@@ -84,7 +84,7 @@ def row(family: str) -> str:
                 continue
             spec = make(qubits=int(qubits))
         chosen = setting(family, sites[0].shape[1])
-        adapter = spec.bind(sites, rank=chosen.rank if set(spec.bonds) - set(spec.ties) else None, sizes=chosen.sizes)
+        adapter = spec.bind(sites, rank=chosen.rank if spec.free_bonds else None, sizes=chosen.sizes)
         told = "" if str(chosen) == "8" else f" ({chosen})"
         cells.append(f"{count(adapter).trainable:,}; {rank_bound(adapter, sites[0]).rank:,}{told}")
     return "| " + " | ".join([*cells, said[2]]) + " |"

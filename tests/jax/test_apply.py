@@ -59,7 +59,7 @@ def test_no_large_constant_is_captured(width):
         over="layer",
         factors={"A": trainable("out p"), "F": frozen("p q"), "B": trainable("in q layer")},
         scale=raw(0.5),
-        centered=True,
+        start="centered",
     )
     sites = grid(layers=2, kinds={"q": (width, width)})
     for one in (families.vera(), families.tlora(), spec):
@@ -95,7 +95,7 @@ def test_every_array_has_its_own_buffer_and_can_be_donated():
         weight="out in",
         factors={"A": trainable("out r", init=normal()), "B": trainable("in r", init=normal())},
         scale=raw(1.0),
-        centered=True,
+        start="centered",
     )
     adapter = spec.bind(SITES[:1], rank=2)
     params = tnadapt_jax.init(adapter)
@@ -158,7 +158,7 @@ def test_a_weight_of_three_axes_agrees_with_the_reference():
         weight="out in tap",
         factors={"A": trainable("out r"), "B": trainable("in tap r")},
         scale=raw(1.0),
-        identity_at_start=False,
+        start="free",
     )
     adapter = spec.bind([tnadapt.Site("conv", (5, 3, 2))], rank=2)
     params, x = tnadapt_jax.init(adapter), jax.random.normal(jax.random.key(0), (7, 3, 2))

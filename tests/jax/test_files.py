@@ -116,7 +116,7 @@ def test_changed_or_orthogonal_frozen_factors_and_extra_arrays_are_stored(tmp_pa
         weight="out in",
         factors={"A": trainable("out r"), "Q": frozen("r q", init=orthogonal()), "F": frozen("q in")},
         scale=raw(1.0),
-        identity_at_start=False,
+        start="free",
     )
     adapter = spec.bind(SITES[:1], rank=2)
     params = tnadapt_jax.init(adapter)
@@ -132,7 +132,7 @@ def test_the_starts_of_a_centered_spec_are_not_stored_and_must_match_the_seed(tm
         weight="out in",
         factors={"A": trainable("out r", init=normal()), "B": trainable("in r", init=normal())},
         scale=raw(1.0),
-        centered=True,
+        start="centered",
     )
     adapter = spec.bind(SITES[:1], rank=2, seed=2)
     params = moved(adapter)

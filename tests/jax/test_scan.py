@@ -45,7 +45,7 @@ def test_a_split_keeps_every_entry_once(family, started):
     starts = sum(
         row.entries
         for row in counted.rows
-        if adapter.spec.centered and row.trainable and f"{row.name}:start" not in kept
+        if adapter.spec.start == "centered" and row.trainable and f"{row.name}:start" not in kept
     )
     assert sum(value.size for value in jax.tree.leaves(split)) == counted.trainable + counted.frozen + starts
 
@@ -75,7 +75,7 @@ def trained(started):
         over="layer kind",
         factors={"A": trainable("r in"), "G": trainable("layer r"), "B": trainable("out r kind")},
         scale=raw(2.0),
-        centered=True,
+        start="centered",
     )
     adapter = spec.bind([site for site in SITES if site.coordinates["kind"] != "up"], rank=2)
     params = started(adapter)
@@ -140,7 +140,7 @@ def test_a_further_site_mode_is_selected_in_the_body():
         over="layer kind expert",
         factors={"A": trainable("out r expert"), "L": trainable("r layer"), "B": trainable("in r")},
         scale=raw(1.0),
-        identity_at_start=False,
+        start="free",
     )
     adapter = spec.bind(sites, rank=2)
     params = tnadapt_jax.init(adapter)
@@ -201,7 +201,7 @@ def test_layers_scan_over_a_factor_of_which_each_kind_reads_a_part():
         over="layer kind",
         factors={"A": trainable("out r"), "G": trainable("layer kind r"), "B": trainable("r in")},
         scale=raw(1.0),
-        identity_at_start=False,
+        start="free",
     )
     adapter = spec.bind([site for site in SITES if site.coordinates["kind"] != "up"], rank=2)
     params, x = tnadapt_jax.init(adapter), jnp.ones((2, 4))

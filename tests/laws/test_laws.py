@@ -23,7 +23,7 @@ def test_a_random_spec(law, adapter, seed):
 
 @every_law
 @slow_data
-@given(adapter=adapters(centered=True), seed=st.integers(0, 2**16))
+@given(adapter=adapters(start="centered"), seed=st.integers(0, 2**16))
 def test_a_random_centered_spec(law, adapter, seed):
     law(adapter, np.random.default_rng(seed))
 
@@ -70,7 +70,7 @@ REACHED = {
     "a factor of one site": lambda spec, modes: any(spec.is_private(name) for name in spec.factors),
     "a custom coordinate": lambda spec, modes: "expert" in spec.site_modes,
     "no bond": lambda spec, modes: not spec.bonds,
-    "centered": lambda spec, modes: spec.centered,
+    "centered": lambda spec, modes: spec.start == "centered",
 }
 BOUND = {
     "several groups": lambda adapter: len(adapter.groups) > 1,
@@ -112,7 +112,7 @@ def test_the_strategy_for_specs_covers_what_it_promises():
     def look(holds, spec):
         return holds(spec, [mode for factor in spec.factors.values() for mode in factor.modes])
 
-    assert seen(specs() | specs(centered=True), REACHED, look) == REACHED.keys()
+    assert seen(specs() | specs(start="centered"), REACHED, look) == REACHED.keys()
 
 
 def test_the_strategy_for_adapters_covers_what_it_promises():

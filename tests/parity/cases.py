@@ -21,9 +21,7 @@ FAMILIES = {
 
 def own(weight, over, scale=None, **factors):
     """Return a custom spec whose update need not start at 0: every factor has nonzero starting values."""
-    return AdapterSpec(
-        name="own", weight=weight, over=over, factors=factors, scale=scale or raw(0.5), identity_at_start=False
-    )
+    return AdapterSpec(name="own", weight=weight, over=over, factors=factors, scale=scale or raw(0.5), start="free")
 
 
 def t(modes):
@@ -64,9 +62,7 @@ OWN = {
 }
 
 MAPPED = {  # specs whose maps make square nodes
-    name: AdapterSpec(
-        name="mapped", weight="out in", over=over, factors=nodes, scale=raw(0.5), identity_at_start=False, ties=ties
-    )
+    name: AdapterSpec(name="mapped", weight="out in", over=over, factors=nodes, scale=raw(0.5), start="free", ties=ties)
     for name, over, nodes, ties in (
         (
             "reflections",

@@ -69,13 +69,13 @@ def test_a_spec_with_maps_agrees(spec):
 
 @pytest.mark.parametrize("factors", CENTERED.values(), ids=CENTERED)
 def test_a_centered_spec_agrees(factors):
-    spec = AdapterSpec(name="own", weight="out in", over="layer", factors=factors, scale=raw(0.5), centered=True)
+    spec = AdapterSpec(name="own", weight="out in", over="layer", factors=factors, scale=raw(0.5), start="centered")
     compare(spec, SITES, "float64", rank=2)
 
 
 def test_the_update_of_a_centered_spec_starts_at_exactly_zero():
     factors = CENTERED["with frozen"]
-    spec = AdapterSpec(name="own", weight="out in", over="layer", factors=factors, scale=raw(), centered=True)
+    spec = AdapterSpec(name="own", weight="out in", over="layer", factors=factors, scale=raw(), start="centered")
     adapter = spec.bind(SITES, rank=2, seed=1)
     params = tnadapt_jax.init(adapter)
     assert {f"{name}:start" for name in params["trainable"]} < params["frozen"].keys()

@@ -39,7 +39,7 @@ def test_a_random_spec_agrees(adapter):
 
 
 @few
-@given(adapter=adapters(centered=True))
+@given(adapter=adapters(start="centered"))
 def test_a_random_centered_spec_agrees(adapter):
     check(adapter)
 

@@ -51,13 +51,13 @@ def test_the_order_of_the_factors_does_not_matter(first):
 @every_dtype
 @pytest.mark.parametrize("factors", CENTERED.values(), ids=CENTERED)
 def test_a_centered_spec_agrees(factors, dtype):
-    spec = AdapterSpec(name="own", weight="out in", over="layer", factors=factors, scale=raw(0.5), centered=True)
+    spec = AdapterSpec(name="own", weight="out in", over="layer", factors=factors, scale=raw(0.5), start="centered")
     sides.compare(spec, SITES, dtype, rank=2)
 
 
 def test_the_update_of_a_centered_spec_starts_at_exactly_zero():
     spec = AdapterSpec(
-        name="own", weight="out in", over="layer", factors=CENTERED["with frozen"], scale=raw(), centered=True
+        name="own", weight="out in", over="layer", factors=CENTERED["with frozen"], scale=raw(), start="centered"
     )
     adapter = spec.bind(SITES, rank=2, seed=1)
     host, state = sides.torch_side(adapter, init(adapter), torch.float32)
@@ -78,7 +78,7 @@ def test_a_spec_with_maps_agrees(spec, dtype):
 @pytest.mark.parametrize("family", ["lora", "lotr", "lorta alone", "tlora", "tera", "vera"])
 def test_sizes_of_one_and_square_weights_agree(family, shape):
     spec, _ = FAMILIES[family]
-    sizes = dict.fromkeys(spec.given.split(), 1)
+    sizes = dict.fromkeys(required_of(spec), 1)
     sides.compare(spec, grid(layers=2, kinds={"q": shape}), torch.float64, rank=1, sizes=sizes)
 
 

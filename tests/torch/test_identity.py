@@ -20,7 +20,7 @@ CENTERED = AdapterSpec(
     over="site",
     factors={"A": trainable("site out p"), "B": trainable("in p")},
     scale=raw(0.5),
-    centered=True,
+    start="centered",
 )
 
 PATH = "layers.0.self_attn.q_proj"

@@ -59,7 +59,7 @@ def test_a_centered_update_is_merged_without_its_starting_values():
         weight="out in",
         factors={"A": trainable("out p"), "B": trainable("p in")},
         scale=raw(0.3),
-        centered=True,
+        start="centered",
     )
     model = hosts.toy()
     state = attach(model, own, target_modules=hosts.TARGETS, rank=2, seed=0)

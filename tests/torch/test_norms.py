@@ -6,7 +6,7 @@ import opt_einsum
 import pytest
 import torch
 
-from tests.table import FAMILIES
+from tests.table import FAMILIES, required_of
 from tests.torch import hosts
 from tnadapt import families, grid
 from tnadapt_torch import attach
@@ -45,14 +45,14 @@ def test_norms_of_a_centered_spec():
     check(hosts.wake(state))
 
 
-LARGE = {name: case for name, case in FAMILIES.items() if case.is_linear and not case.spec.centered}
+LARGE = {name: case for name, case in FAMILIES.items() if case.is_linear and case.spec.start != "centered"}
 
 
 @pytest.mark.parametrize("name", LARGE)
 def test_no_step_of_the_norm_is_as_large_as_a_dense_update(name):
     """Checked from shapes alone, for 32 layers of two weights of 4096 x 4096."""
     case = LARGE[name]
-    sizes = dict.fromkeys(case.spec.given.split(), 32)
+    sizes = dict.fromkeys(required_of(case.spec), 32)
     sites = grid(layers=32, kinds={"q": (4096, 4096), "v": (4096, 4096)})
     network = case.spec.bind(sites, rank=case.rank, sizes=sizes, overparametrized=True).groups[0].network
     shapes = [network.shape(factor) for factor in network.factors] * 2

@@ -22,7 +22,7 @@ READ = [
         weight="out in",
         factors={"A": trainable("out r"), "B": trainable("in r")},
         scale=raw(),
-        centered=True,
+        start="centered",
     ),
 ]
 

@@ -58,7 +58,7 @@ class Way:
     swapped: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Ways:
     """The ways kept for an operand or an intermediate, and whether it needs a gradient."""
 
@@ -71,6 +71,8 @@ class _Backend:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
+        self.kept: dict[int, _Ways] = {}  # by the identity of a way, which they hold
+        self.terms: list[tuple[int, Given | Way]] = []
 
     def contract(self, left: _Ways, right: _Ways, kept: Modes, wanted: Modes) -> _Ways:
         """Find the cheapest way for each order of the result's axes."""
@@ -80,22 +82,43 @@ class _Backend:
                 for way in _ways(self.plan, one, other, kept, right_grad=right.needs_grad):
                     if way.order not in found or way.cost < found[way.order].cost:
                         found[way.order] = way
-        ways = sorted(found.values(), key=lambda way: way.cost)[:KEEP]
-        return _Ways(ways, left.needs_grad or right.needs_grad)
+        made = _Ways(sorted(found.values(), key=lambda way: way.cost)[:KEEP], left.needs_grad or right.needs_grad)
+        self.kept |= dict.fromkeys(map(id, made.ways), made)
+        return made
 
     def ordered(self, value: _Ways, modes: Modes) -> _Ways:
-        """Choose the cheapest way, including the cost of a final copy into this order."""
+        """Choose the cheapest way, including the cost of a final copy into this order.
+
+        Another term that uses a part of it has to take the same way there, so that the part is made once.
+        """
         extra = size_of(self.plan, modes) + OVERHEAD
         best = min(value.ways, key=lambda way: way.cost + (extra if way.order != modes else 0))
+        waiting = [best]
+        for way in waiting:
+            if isinstance(way, Way):
+                self.kept[id(way)].ways = [way]
+                waiting += [way.left, way.right]
         return _Ways([best], value.needs_grad)
 
+    def add(self, values: Sequence[tuple[int, _Ways]]) -> _Ways:
+        """Return the ways of all terms, with their signs."""
+        self.terms = [(sign, value.ways[0]) for sign, value in values]
+        return values[0][1]
 
-def lay_out(plan: Plan) -> Given | Way:
-    """Find the cheapest way to run a plan, counting a final copy if the result is not in the order of the answer."""
-    factors = plan.network.factors
-    grads = [plan.training and (factors[n].trainable if n in factors else plan.x_needs_grad) for n in plan.operands]
+
+def lay_out(plan: Plan) -> list[tuple[int, Given | Way]]:
+    """Find the cheapest way to run each term of a plan, and its sign.
+
+    A final copy counts if the result is not in the order of the answer.
+    """
+    network = plan.network
+    grads = [
+        plan.training and (network.is_trained(n) if n in network.nodes else plan.x_needs_grad) for n in plan.operands
+    ]
     given = [_Ways([Given(n, modes)], grads[n]) for n, modes in enumerate(plan.inputs)]
-    return run(plan, given, _Backend(plan)).ways[0]
+    backend = _Backend(plan)
+    alone = run(plan, given, backend).ways[0]
+    return backend.terms or [(1, alone)]
 
 
 def _ways(plan: Plan, left: Given | Way, right: Given | Way, kept: Modes, *, right_grad: bool) -> Iterator[Way]:

@@ -23,14 +23,15 @@ class _Writer:
     def __init__(self, order: Plan) -> None:
         self.order = order
         self.graph = fx.Graph()
+        self.made: dict[int, fx.Node] = {}  # by the identity of a way, which several terms may share
 
     def input(self, name: str) -> fx.Node:
         """Add an argument to the code."""
         return self.graph.placeholder(name)
 
-    def factors(self, prefix: str) -> list[fx.Node]:
-        """Add an argument for each factor of the network, in order."""
-        return [self.input(f"{prefix}_{number}") for number in range(len(self.order.network.factors))]
+    def factors(self) -> list[fx.Node]:
+        """Add an argument for each node of the network, in order."""
+        return [self.input(f"factor_{number}") for number in range(len(self.order.network.nodes))]
 
     def length(self, modes: Iterable[str]) -> int:
         """Return the product of the sizes of these modes, or -1 if the token axis is among them."""
@@ -98,6 +99,11 @@ class _Writer:
         """Write the intermediate of a way from the operands of the plan."""
         if isinstance(way, Given):
             return operands[way.number]
+        if id(way) not in self.made:
+            self.made[id(way)] = self._write(way, operands)
+        return self.made[id(way)]
+
+    def _write(self, way: Way, operands: Sequence[fx.Node]) -> fx.Node:
         if not way.roles.summed:
             return self.graph.call_function(torch.mul, tuple(self.factors_of_product(way, operands, way.order)))
         left, right, parts = self.product(way, operands)
@@ -142,18 +148,14 @@ def lower_apply(network: Network, tokens: int, *, training: bool = True, x_needs
     """Write a function (y, x, *factors) -> y plus the scaled update of x, as a new tensor.
 
     The code is optimized for about this many tokens and for these gradients, and is correct for any. y (token, out) and
-    x (token, in) have the same dtype. The factors are those of one site, in the order of the network; for a centered
-    network, the starting values follow them.
+    x (token, in) have the same dtype. The factors are those of one site, in the order of the network's nodes.
     """
     order = plan(network, "apply", tokens=tokens, training=training, x_needs_grad=x_needs_grad)
-    way = cast("Way", lay_out(order))  # there is a step, since x and at least one factor are operands
     writer = _Writer(order)
-    y, x = writer.input("y"), writer.input("x")
-    factors = writer.factors("factor")
-    split = writer.split(x, order.inputs[0])
-    result = writer.add(y, way, [split, *factors], network.scale)
-    if network.centered:
-        result = writer.add(result, way, [split, *writer.factors("start")], -network.scale)
+    result, x = writer.input("y"), writer.input("x")
+    operands = [writer.split(x, order.inputs[0]), *writer.factors()]
+    for sign, way in lay_out(order):  # each has a step, since x and at least one factor are operands
+        result = writer.add(result, cast("Way", way), operands, sign * network.scale)
     return writer.function(result)
 
 
@@ -161,11 +163,14 @@ def lower_apply(network: Network, tokens: int, *, training: bool = True, x_needs
 def lower_delta(network: Network) -> Code:
     """Write a function (*factors) -> the scaled dense update of one site, in the weight's shape (out axis first)."""
     order = plan(network, "delta")
-    way = lay_out(order)
     writer = _Writer(order)
-    dense = writer.ordered(writer.node(way, writer.factors("factor")), way.order, order.answer)
-    if network.centered:
-        start = writer.ordered(writer.node(way, writer.factors("start")), way.order, order.answer)
-        dense = writer.graph.call_function(torch.sub, (dense, start))
-    scaled = writer.graph.call_function(torch.mul, (writer.reshape(dense, network.axes), network.scale))
-    return writer.function(scaled)
+    factors = writer.factors()
+    total: fx.Node | None = None
+    for sign, way in lay_out(order):
+        dense = writer.ordered(writer.node(way, factors), way.order, order.answer)
+        if total is not None:
+            total = writer.graph.call_function(torch.add if sign > 0 else torch.sub, (total, dense))
+        else:
+            total = dense if sign > 0 else writer.graph.call_function(torch.neg, (dense,))
+    whole = writer.reshape(cast("fx.Node", total), network.axes)
+    return writer.function(writer.graph.call_function(torch.mul, (whole, network.scale)))

@@ -216,7 +216,7 @@ class SiteUpdate:
     """Adds the update of one site to the output of its module, unless the adapter is disabled or merged."""
 
     def __init__(self, owner: Owner, network: Network, refs: Iterable[Ref]) -> None:
-        """Store the factors in the order of the network, followed by the starting values if the network is centered."""
+        """Store the factors in the order of the network's nodes."""
         self.owner = owner
         self.network = network
         self.refs = tuple(refs)

@@ -21,7 +21,7 @@ def parameter_groups(
     ratio: float,
 ) -> list[dict[str, Any]]:
     """Build the groups of `AdapterState.parameter_groups`; `saved` are the tensors of the modules trained in full."""
-    factors = adapter.spec.factors
+    factors = adapter.spec.arrays
     members: dict[str, list[Tensor]] = {
         name: [params[adapter.slot_name(group, name)] for group in adapter.groups]
         for name, factor in factors.items()

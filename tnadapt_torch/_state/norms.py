@@ -18,12 +18,12 @@ __all__: list[str] = []
 def norms(adapter: Adapter, params: Mapping[str, Tensor], updates: Mapping[str, Update]) -> dict[str, float]:
     """Compute the norms of `AdapterState.norms`; `updates` are the updates of the sites by path."""
     wide = {name: whole(value.detach()).double() for name, value in params.items()}
-    squares = {name: 0.0 for name, factor in adapter.spec.factors.items() if factor.trainable}
+    squares = {name: 0.0 for name, factor in adapter.spec.arrays.items() if factor.trainable}
     total = 0.0
     for group in adapter.groups:
         for name in squares:
             squares[name] += wide[adapter.slot_name(group, name)].square().sum().item()
-        if group.network.centered:  # a small difference of two updates would be lost in the products of their factors
+        if len(group.network.terms) > 1:  # a small difference of two updates would be lost in products of their factors
             like = next(iter(wide.values()))
             with torch.no_grad():
                 total += sum(updates[site.path].delta(like).square().sum().item() for site in group.sites)
@@ -49,11 +49,11 @@ def _square(adapter: Adapter, group: Group, wide: Mapping[str, Tensor]) -> float
 def contraction(network: Network) -> tuple[str, tuple[str, ...]]:
     """Return the equation that contracts a network with itself, and the modes of its result.
 
-    The operands are the factors, then the factors again with renamed bonds. The axes of the weight are summed; the site
-    modes of the factors are kept, and they are the modes of the result.
+    The operands are the nodes, then the nodes again with renamed bonds. The axes of the weight are summed; the site
+    modes of the nodes are kept, and they are the modes of the result.
     """
     outer = {*network.over, *network.out_modes, *network.in_modes}
-    first = [factor.modes for factor in network.factors.values()]
+    first = [node.modes for node in network.nodes.values()]
     second = [tuple(mode if mode in outer else f"{mode}'" for mode in modes) for modes in first]
     kept = tuple(mode for mode in network.over if any(mode in modes for modes in first))
     return equation_of([*first, *second], kept), kept

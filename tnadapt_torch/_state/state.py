@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import tnadapt
 from tnadapt import Adapter, AdapterSpec, SiteError
-from tnadapt.binding import Written, drawn_starts
+from tnadapt.binding import START, Written, drawn_starts
 from tnadapt_torch._host import (
     Flags,
     Merged,
@@ -54,7 +54,7 @@ class AdapterState(nn.Module):
         self.enabled = True
         self.merged: Merged | None = None
         self.saved = SavedModules({})
-        self.stacks: dict[tuple[bool, str], Stack] = {}
+        self.stacks: dict[str, Stack] = {}
         self.tasks = list(dict.fromkeys(str(site.coordinates.get("task", "")) for site in adapter.sites))
         self.task = self.tasks[0]
         self.updates: dict[str, Update] = {}  # by the path of each weight and of each block
@@ -70,7 +70,7 @@ class AdapterState(nn.Module):
         for key, slot in adapter.slots.items():
             plant(self.factors, key, params[key], trainable=slot.factor.trainable)
         for key, value in drawn_starts(adapter).items():
-            start = torch.from_numpy(value).to(params[key])
+            start = torch.from_numpy(value).to(params[key.removesuffix(START)])
             plant(self.start, key, start, trainable=False, persistent=False)
 
     @property

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import tnadapt
 from tnadapt import SiteError
-from tnadapt.binding import START, Written, drawn_starts
+from tnadapt.binding import Written, drawn_starts
 from tnadapt_torch._host import SavedModules, find_tie
 from tnadapt_torch._sharded import once
 from tnadapt_torch._state.factors import leaf_of, stored_factors, to_numpy
@@ -24,7 +24,7 @@ def write_file(state: "AdapterState", path: str | os.PathLike[str]) -> None:
     settle(state)
     params, saved = state.params(), state.saved.values()
     extra = {key: to_numpy(value) for key, value in saved.items()}
-    starts = {key + START: getattr(*leaf_of(state.start, key)) for key in drawn_starts(state.adapter)}
+    starts = {key: getattr(*leaf_of(state.start, key)) for key in drawn_starts(state.adapter)}
     stored = stored_factors(state.adapter, params | starts)
     once(shared_by(state), partial(tnadapt.save, state.adapter, stored, path, extra=extra))
 

@@ -17,7 +17,7 @@ class Trees(Owner, Protocol):
     adapter: Adapter
     factors: Factors
     start: Factors
-    stacks: dict[tuple[bool, str], Stack]
+    stacks: dict[str, Stack]
 
 
 def make_updates(state: Trees) -> dict[str, Update]:
@@ -41,32 +41,21 @@ def follow(updates: Iterable[Update]) -> None:
 
 def _update_of(state: Trees, site: Site) -> SiteUpdate:
     address = state.adapter.address(site)
-    network, parts = address.group.network, address.parts.values()
-    refs = [_ref(state, part) for part in parts]
-    if network.centered:
-        refs += [_start_ref(state, part) for part in parts]
-    return SiteUpdate(state, network, refs)
+    return SiteUpdate(state, address.group.network, [_ref(state, part) for part in address.parts.values()])
 
 
-def _ref(state: Trees, part: Part, *, name: str = "", is_start: bool = False) -> Ref:
+def _ref(state: Trees, part: Part) -> Ref:
     """Make the reference to a site's part of a factor. All sites of a stacked factor share one `Stack`."""
-    key = name or part.name
-    owner, leaf = leaf_of(state.start if is_start else state.factors, key)
+    is_redrawn = part.at_start and part.name not in state.adapter.slots
+    owner, leaf = leaf_of(state.start if is_redrawn else state.factors, part.name)
     held = Held(owner, leaf, leaf in owner._parameters)
     places = [(axis, at) for axis, at in enumerate(part.cut) if isinstance(at, int)]
     found: Ref
     if places:
         axes = tuple(axis for axis, _ in places)
-        stack = state.stacks.setdefault((is_start, key), Stack(held, axes))
+        stack = state.stacks.setdefault(part.name, Stack(held, axes))
         found = Row(stack, tuple(at for _, at in places))
     else:
-        whole = tuple(at.stop for at in part.stack) == state.adapter.slots[part.name].shape
+        whole = tuple(at.stop for at in part.stack) == state.adapter.slots[part.source].shape
         found = Leading(held, None if whole else part.stack)
     return Mapped(found, part.factor.map) if part.factor.map else found
-
-
-def _start_ref(state: Trees, part: Part) -> Ref:
-    """Make the reference to a site's starting values: a stored copy, values drawn again, or a frozen factor."""
-    if part.start in state.adapter.slots:
-        return _ref(state, part, name=part.start)
-    return _ref(state, part, is_start=True)

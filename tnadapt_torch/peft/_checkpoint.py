@@ -60,7 +60,7 @@ def check_factors(where: str, adapter: Adapter, shapes: Mapping[str, tuple[int, 
 
 def is_drawn(adapter: Adapter) -> bool:
     """Return whether values that no file stores follow from the seed: frozen factors, or starts that are subtracted."""
-    return adapter.spec.centered or any(not slot.is_stored for slot in adapter.slots.values())
+    return bool(adapter.starts) or any(not slot.is_stored for slot in adapter.slots.values())
 
 
 def drawn_factors(adapter: Adapter) -> dict[str, Tensor]:

@@ -150,7 +150,7 @@ class TnConfig(peft.PeftConfig):  # type: ignore[misc]
     @property
     def reads_weights(self) -> bool:
         """Whether starting values are read from the model's weights."""
-        return any(factor.init.is_read for factor in cast("AdapterSpec", self.spec).factors.values())
+        return any(factor.init.is_read for factor in cast("AdapterSpec", self.spec).arrays.values())
 
     def check(self, adapter: Adapter) -> None:
         """Raise FormatError unless an adapter bound to a model equals the saved one, if the config has a saved one.

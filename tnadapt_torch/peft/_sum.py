@@ -39,7 +39,7 @@ def config_of_sum(configs: Sequence[TnConfig], states: Sequence[AdapterState]) -
     """
     spec = states[0].spec
     _check_alike(configs, states)
-    bonds = _free_bonds(spec)
+    bonds = spec.free_bonds
     paths = dict.fromkeys(path for state in states for path, weight in state.weights.items() if weight.is_called)
     layouts = {
         path: " ".join(weight.layout)
@@ -68,8 +68,8 @@ def config_of_sum(configs: Sequence[TnConfig], states: Sequence[AdapterState]) -
 
 def fill(total: AdapterState, states: Sequence[AdapterState], weights: Sequence[float]) -> None:
     """Set the factors of a sum: the block of each summand, with its weight and scale in one trained factor."""
-    bonds = _free_bonds(total.spec)
-    scaled = next(name for name, factor in total.spec.factors.items() if factor.trainable)
+    bonds = total.spec.free_bonds
+    scaled = next(name for name, factor in total.spec.arrays.items() if factor.trainable)
     offsets = dict.fromkeys(bonds, 0)
     params = total.params()
     with torch.no_grad():
@@ -102,10 +102,6 @@ def _block(network: Network, bond: str, offset: int) -> slice:
 
 def _longest(state: AdapterState, bond: str) -> int:
     return max(network.sizes[bond] for network in state.adapter.networks)
-
-
-def _free_bonds(spec: AdapterSpec) -> tuple[str, ...]:
-    return tuple(bond for bond in spec.bonds if bond not in spec.ties)
 
 
 def check_weights_of_sum(adapters: object, weights: object, known: Mapping[str, AdapterState], kind: str) -> None:
@@ -148,14 +144,14 @@ def _check_alike(configs: Sequence[TnConfig], states: Sequence[AdapterState]) ->
 
 def _why_not(spec: AdapterSpec) -> str:
     """Return why the sum of two updates of a spec is not an update of the spec with longer bonds; "" if it is one."""
-    bonds = set(_free_bonds(spec))
-    if spec.centered:
-        return "one that subtracts its starting values"
-    if mapped := [name for name, factor in spec.factors.items() if factor.map]:
-        return f"one with a {spec.factors[mapped[0]].map} of the factor {mapped[0]}"
-    if alone := [name for name, factor in spec.factors.items() if not bonds & {*factor.modes}]:
+    bonds = set(spec.free_bonds)
+    if len(spec.sum) > 1 or len(spec.arrays) < len(spec.factors):
+        return "one of several terms" if len(spec.sum) > 1 else "one that uses a factor twice"
+    if mapped := [name for name, factor in spec.arrays.items() if factor.map]:
+        return f"one with a {spec.arrays[mapped[0]].map} of the factor {mapped[0]}"
+    if alone := [name for name, factor in spec.arrays.items() if not bonds & {*factor.modes}]:
         return f"one whose factor {alone[0]} has no bond that could become longer"
-    modes = [bonds & {*factor.modes} for factor in spec.factors.values()]
+    modes = [bonds & {*factor.modes} for factor in spec.arrays.values()]
     linked = modes.pop()
     while joined := [each for each in modes if each & linked]:
         linked = linked.union(*joined)

@@ -179,7 +179,7 @@ def test_other_networks_are_clean(other, size):
 
 
 @settings(max_examples=200)
-@given(spec=st.one_of(specs(), specs(centered=True)))
+@given(spec=st.one_of(specs(), specs(start="centered")))
 def test_a_random_spec_is_drawn_right(spec):
     assert_clean(spec)
     assert_joined(spec)
@@ -187,7 +187,7 @@ def test_a_random_spec_is_drawn_right(spec):
 
 
 @settings(max_examples=100)
-@given(adapter=st.one_of(adapters(), adapters(centered=True)))
+@given(adapter=st.one_of(adapters(), adapters(start="centered")))
 def test_a_random_network_is_drawn_right(adapter):
     network = adapter.networks[0]
     assert_clean(network)
@@ -252,7 +252,7 @@ def assert_cut(network):
     twice = f"{cut.times} times " if cut.times > 1 else ""
     caption = f"rank ≤ {cut.rank:,}: {twice}cut {', '.join(cut.modes) or 'nothing'}"
     assert caption in str(diagram).splitlines()
-    assert ("centered" in str(diagram)) == network.centered
+    assert ("centered" in str(diagram)) == network.start == "centered"
 
 
 @representative
@@ -262,7 +262,7 @@ def test_the_cut_is_the_minimum_cut(adapter):
 
 
 def test_a_centered_network_is_cut_twice():
-    spec = replace(families.lora(), centered=True)
+    spec = replace(families.lora(), start="centered")
     network = spec.bind(grid(layers=1, kinds={"q": (12, 8)}), rank=3).networks[0]
     lines = str(draw(network)).splitlines()
     assert lines[1] == "rank ≤ 6: 2 times cut r"

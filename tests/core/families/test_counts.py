@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.table import places
+from tests.table import places, required_of
 from tnadapt import SiteError, count, families, find_host, grid
 
 QV = {"q_proj": (4096, 4096), "v_proj": (4096, 4096)}
@@ -162,7 +162,7 @@ def test_the_formula_of_the_docstring_gives_the_count(name, shape, layers, kinds
     shape, rank = ((shape[1], shape[1]), 40) if name == "quanta" else (shape, rank)  # out and in must be equal
     sites = places(spec, layers=layers, kinds={f"k{kind}": shape for kind in range(kinds)})
     rank = None if name == "quantum_peft" else rank  # it has no free bond
-    adapter = spec.bind(sites, rank=rank, sizes=dict.fromkeys(spec.given.split(), 1), overparametrized=True)
+    adapter = spec.bind(sites, rank=rank, sizes=dict.fromkeys(required_of(spec), 1), overparametrized=True)
     sizes = {"out": shape[0], "in": shape[1], "L": layers, "M": kinds, "S": layers * kinds}
     assert count(adapter).trainable == STATED[name](sizes | dict(adapter.networks[0].sizes))
 

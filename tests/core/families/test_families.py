@@ -259,7 +259,7 @@ def test_the_update_equals_the_formula_of_the_paper(name):
         )
         for site in group.sites:
             wanted = FORMULAS[name](p, group.index(site))
-            if case.spec.centered:
+            if case.spec.start == "centered":
                 wanted = wanted - FORMULAS[name](before, group.index(site))
             np.testing.assert_allclose(delta(adapter, moved, site), wanted, rtol=0, atol=1e-10 * abs(wanted).max())
 
@@ -268,7 +268,7 @@ def test_every_family_has_a_formula():
     assert {FAMILIES[name].spec.name for name in FORMULAS} | ELSEWHERE == set(families.__all__)
 
 
-@pytest.mark.parametrize("name", [name for name, case in FAMILIES.items() if not case.spec.identity_at_start])
+@pytest.mark.parametrize("name", [name for name, case in FAMILIES.items() if case.spec.start == "free"])
 def test_the_update_starts_nonzero_only_on_request(name):
     assert name in {"lora_xs sigma", "tt_lora random", "loretta random"}
     adapter = FAMILIES[name].bind(layers=1, kinds=KINDS)

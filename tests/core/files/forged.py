@@ -54,7 +54,7 @@ def spec(**changes: Any) -> dict:
     """A LoRA in format 1, with changes."""
     plain = {"factors": {"A": factor("out r"), "B": factor("r in", amount=1)}, "name": "x", "weight": "out in"}
     plain |= {"over": "", "scale": {"rule": "raw", "alpha": 1, "bond": ""}, "centered": False}
-    return plain | {"identity_at_start": False, "caps": {}} | changes
+    return plain | {"start": "free", "caps": {}} | changes
 
 
 def site(shape: tuple[int, ...] = (6, 4), path: str = "q", **more: Any) -> dict:

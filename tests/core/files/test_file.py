@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from tests.table import REPRESENTATIVES
+from tests.table import REPRESENTATIVES, required_of
 from tnadapt import (
     AdapterSpec,
     FormatError,
@@ -269,7 +269,7 @@ def test_a_file_is_only_slightly_larger_than_its_numbers(name, prefix, layers, k
         for kind, shape in kinds.items()
     ]
     spec = getattr(families, name)()
-    adapter = spec.bind(sites, rank=2, sizes=dict.fromkeys(spec.given.split(), 4))
+    adapter = spec.bind(sites, rank=2, sizes=dict.fromkeys(required_of(spec), 4))
     params = {name: value.astype(np.float32) for name, value in start_params(adapter).items()}
     save(adapter, params, tmp_path / "a")
     spare = 4 * count(adapter).trainable + 4096 + 200 * len(sites) - (tmp_path / "a").stat().st_size
@@ -384,7 +384,7 @@ def test_a_frozen_factor_of_another_shape_is_not_written(moved, tmp_path):
 
 def test_a_centered_adapter_starts_again_from_its_seed(moved, tmp_path):
     factors = {"A": trainable("out r"), "B": trainable("r in", init=normal(2))}
-    spec = AdapterSpec(name="own", weight="out in", factors=factors, scale=raw(), centered=True)
+    spec = AdapterSpec(name="own", weight="out in", factors=factors, scale=raw(), start="centered")
     adapter = spec.bind(LOTR.sites[:1], rank=2, seed=11)
     save(adapter, moved(adapter), tmp_path / "a")
     again, _ = load(tmp_path / "a")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.table import REPRESENTATIVES, places
+from tests.table import REPRESENTATIVES, places, required_of
 from tnadapt import FormatError, families, grid, save
 from tnadapt.binding import file_size
 from tnadapt.testing import start_params
@@ -18,7 +18,7 @@ SITES = grid(layers=3, kinds=KINDS)
 )
 def test_the_size_of_the_file_is_exact(name, dtype, tmp_path):
     spec = getattr(families, name)()
-    adapter = spec.bind(places(spec, layers=3, kinds=KINDS), rank=2, sizes=dict.fromkeys(spec.given.split(), 8), seed=3)
+    adapter = spec.bind(places(spec, layers=3, kinds=KINDS), rank=2, sizes=dict.fromkeys(required_of(spec), 8), seed=3)
     params = start_params(adapter)
     stored = {key: value.astype(dtype) for key, value in params.items() if adapter.slots[key].is_stored}
     save(adapter, stored, tmp_path / "x.safetensors")

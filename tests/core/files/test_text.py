@@ -30,8 +30,8 @@ SPECS = {
     "tlora": families.tlora(),
     "vera": families.vera(),
     "tera": families.tera(out_order=1, in_order=4),
-    "centered": table(centered=True, factors={"A": trainable("r in"), "B": trainable("out r"), "s": trainable("")}),
-    "own start": table(identity_at_start=False, factors={"W": trainable("in out", init=normal(1e-30))}),
+    "centered": table(start="centered", factors={"A": trainable("r in"), "B": trainable("out r"), "s": trainable("")}),
+    "own start": table(start="free", factors={"W": trainable("in out", init=normal(1e-30))}),
 }
 
 
@@ -185,7 +185,7 @@ SPEC_EDITS = [
     ("spec.caps", GONE, "spec: expected the keys .'caps'."),
     ("spec.name", 3, "spec.name: expected a value of type .+, got int"),
     ("spec.over", None, "spec.over: expected a value of type .+, got NoneType"),
-    ("spec.centered", 0, "spec.centered: expected a value of type .+, got int"),
+    ("spec.start == "centered"", 0, "spec.start == "centered": expected a value of type .+, got int"),
     ("spec.factors", [], "spec.factors: expected a value of type .+, got list"),
     ("spec.caps", {"r": 3}, "caps.r: expected a value of type .+, got int"),
     ("spec.scale", "raw", "spec.scale: expected a value of type .+, got str"),

@@ -48,7 +48,7 @@ def check_names(adapter):
         is_drawn = not factor.trainable and not factor.init.is_read
         is_shared = is_drawn and not set(factor.modes) & set(adapter.spec.site_modes)
         assert len({part.name for part in parts}) == (1 if is_shared else len(parts))
-        has_start = adapter.spec.centered and factor.init.is_read
+        has_start = adapter.spec.start == "centered" and factor.init.is_read
         for part in parts:
             assert adapter.slots[part.name].factor == factor
             assert (part.start in adapter.slots) == (has_start or not factor.trainable)
@@ -62,7 +62,7 @@ def test_the_parts_of_every_family(name):
     check_names(adapter)
 
 
-@given(adapter=st.booleans().flatmap(lambda centered: adapters(centered=centered)))
+@given(adapter=st.sampled_from(["zero", "centered"]).flatmap(lambda start: adapters(start=start)))
 def test_the_parts_of_any_adapter(adapter):
     check_parts(adapter)
     check_names(adapter)

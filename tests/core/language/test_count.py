@@ -111,7 +111,7 @@ def entries(formula, sizes):
 def test_the_formulas_give_the_count_of_several_networks(name, shape, layers, kinds, rank):
     sites = grid(layers=layers, kinds={f"k{kind}": shape for kind in range(kinds)})
     spec = getattr(families, name)()
-    adapter = spec.bind(sites, rank=rank, sizes=dict.fromkeys(spec.given.split(), 1), overparametrized=True)
+    adapter = spec.bind(sites, rank=rank, sizes=dict.fromkeys(required_of(spec), 1), overparametrized=True)
     formula, network = count(adapter).formula, adapter.networks[0]
     sizes = dict(network.sizes) | {"1": 1, "0": 0}
     assert count(adapter).trainable == len(adapter.networks) * entries(formula, sizes)

@@ -123,7 +123,7 @@ def test_all_faults_are_reported_together():
             weight="(out out) in",
             factors={"A": trainable("r p"), "B": trainable("out r", init=normal(fan="z"))},
             scale=over_rank("q", alpha=NAN),
-            caps={"q": "in"},
+            sizes={"q": at_most("in")},
         )
     assert caught.value.name == "my own"
     text = str(caught.value)
@@ -149,7 +149,7 @@ def test_a_spec_error_can_be_pickled():
     assert (type(again), str(again), again.faults) == (SpecError, str(caught.value), caught.value.faults)
 
 
-@pytest.mark.parametrize("words", [{"centered": True}, {"identity_at_start": False}])
+@pytest.mark.parametrize("words", [{"start": "centered"}, {"start": "free"}])
 @pytest.mark.parametrize("law", [ones(), normal(), zeros()])
 def test_any_start_is_valid_if_the_spec_allows_it(words, law):
     assert spec(B=trainable("out r", init=law), **words).factors["B"].init == law
@@ -157,7 +157,7 @@ def test_any_start_is_valid_if_the_spec_allows_it(words, law):
 
 def test_centered_needs_something_trainable_too():
     with pytest.raises(SpecError, match="nothing is trainable"):
-        spec(A=frozen("r in"), B=frozen("out r"), centered=True)
+        spec(A=frozen("r in"), B=frozen("out r"), start="centered")
 
 
 TAKEN = {
@@ -200,7 +200,7 @@ def test_the_table_of_a_spec_tells_what_is_shared_and_what_is_subtracted():
         "G": trainable("site p q"),
         "C": frozen("in q"),
     }
-    made = spec(over="site", factors=factors, scale=over_rank("p", alpha=2), centered=True)
+    made = spec(over="site", factors=factors, scale=over_rank("p", alpha=2), start="centered")
     assert str(made).splitlines() == [
         "own: updates weights [out in], stacked over site",
         '  A  trainable "out p" normal(std=1)',

@@ -4,7 +4,7 @@ import numpy as np
 import opt_einsum
 import pytest
 
-from tests.table import places
+from tests.table import places, required_of
 from tnadapt import AdapterSpec, PlanError, families, frozen, plan, raw, trainable, zeros
 from tnadapt.binding import BUCKETS, Cost, Objective, bucket
 
@@ -15,7 +15,7 @@ def network(spec, rank=8, layers=24, shape=(1024, 512), sizes=None):
     return spec.bind(
         places(spec, layers=layers, kinds={"q": shape}),
         rank=rank,
-        sizes=dict.fromkeys(spec.given.split(), 16) | (sizes or {}),
+        sizes=dict.fromkeys(required_of(spec), 16) | (sizes or {}),
     ).networks[0]
 
 
@@ -198,7 +198,7 @@ def cp(count):
     out, into = [f"o{n}" for n in range(count // 2)], [f"i{n}" for n in range(count - count // 2)]
     factors = {f"A{n:02}": trainable(f"{mode} r") for n, mode in enumerate(out + into)}
     weight = f"({' '.join(out)}) ({' '.join(into)})"
-    spec = AdapterSpec(name="cp", weight=weight, factors=factors, scale=raw(), identity_at_start=False)
+    spec = AdapterSpec(name="cp", weight=weight, factors=factors, scale=raw(), start="free")
     return network(spec, rank=4, shape=(2 ** len(out), 2 ** len(into)))
 
 

@@ -120,7 +120,7 @@ def test_a_value_need_not_be_an_array():
 
 
 def test_a_network_of_one_factor_has_no_step_and_an_answer():
-    spec = AdapterSpec(name="full", weight="out in", factors={"A": trainable("in out")}, identity_at_start=False)
+    spec = AdapterSpec(name="full", weight="out in", factors={"A": trainable("in out")}, start="free")
     order = plan(spec.bind([Site("w", (3, 2))]).networks[0], "delta")
     array = np.arange(6.0).reshape(2, 3)
     backend = Recording()

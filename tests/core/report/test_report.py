@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.table import places
+from tests.table import places, required_of
 from tnadapt import (
     AdapterSpec,
     PlanError,
@@ -32,7 +32,7 @@ BERT = grid(layers=12, kinds={"query": (768, 768), "value": (768, 768)})
 @pytest.mark.parametrize("name", families.__all__)
 def test_every_figure_equals_that_of_the_function_it_comes_from(name):
     spec = getattr(families, name)()
-    sizes = dict.fromkeys(spec.given.split(), 8)
+    sizes = dict.fromkeys(required_of(spec), 8)
     adapter = spec.bind(places(spec, layers=3, kinds=KINDS), rank=2, sizes=sizes)
     found = report(adapter, tokens=64)
     is_mapped = any(factor.map for factor in spec.factors.values())

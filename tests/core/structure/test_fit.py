@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.table import places
+from tests.table import places, required_of
 from tnadapt import (
     AdapterSpec,
     SiteError,
@@ -27,7 +27,7 @@ SITES = grid(layers=3, kinds=KINDS)
 def test_the_fitted_rank_is_the_largest_within_the_budget(name, budget):
     spec = getattr(families, name)()
     sites = places(spec, layers=3, kinds=KINDS)
-    sizes = dict.fromkeys(spec.given.split(), 8)
+    sizes = dict.fromkeys(required_of(spec), 8)
     rank = fit_rank(spec, sites, trainable=budget, sizes=sizes)
 
     def bound(rank):

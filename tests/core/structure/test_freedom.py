@@ -26,7 +26,7 @@ from tnadapt.testing import adapters
 
 
 def own(weight, over="", **factors):
-    return AdapterSpec(name="own", weight=weight, over=over, factors=factors, scale=raw(), identity_at_start=False)
+    return AdapterSpec(name="own", weight=weight, over=over, factors=factors, scale=raw(), start="free")
 
 
 CP = own(

@@ -47,10 +47,10 @@ def check_exact(adapter, params):
 @pytest.mark.parametrize("name", REPRESENTATIVES)
 def test_a_family_is_a_lora_of_its_rank_bound(name):
     adapter = FAMILIES[name].bind(layers=2, kinds=KINDS, seed=3)
-    check_exact(adapter, random_params(adapter, np.random.default_rng(0), frozen=not adapter.spec.centered))
+    check_exact(adapter, random_params(adapter, np.random.default_rng(0), frozen=adapter.spec.start != "centered"))
 
 
-@given(st.booleans().flatmap(lambda centered: adapters(centered=centered)), st.integers(0, 9))
+@given(st.sampled_from(["zero", "centered"]).flatmap(lambda start: adapters(start=start)), st.integers(0, 9))
 def test_any_spec_is_a_lora_of_its_rank_bound(adapter, seed):
     check_exact(adapter, random_params(adapter, np.random.default_rng(seed)))
 
@@ -80,19 +80,19 @@ def test_an_update_of_zero_has_no_error():
 
 
 def own(**words):
-    return AdapterSpec(name="own", weight="out in", scale=raw(2), identity_at_start=False, **words)
+    return AdapterSpec(name="own", weight="out in", scale=raw(2), start="free", **words)
 
 
 def test_a_centered_spec_with_a_frozen_half_has_the_rank_of_one_network():
     factors = {"A": frozen("p in"), "B": trainable("out p"), "s": trainable("")}
-    adapter = own(factors=factors, centered=True).bind(grid(layers=1, kinds=KINDS), rank=3, seed=2)
+    adapter = own(factors=factors, start="centered").bind(grid(layers=1, kinds=KINDS), rank=3, seed=2)
     check_exact(adapter, random_params(adapter, np.random.default_rng(0)))
     assert to_lora(adapter, random_params(adapter, np.random.default_rng(0)), "layers.0.q").rank == 3
 
 
 def test_a_centered_spec_has_the_rank_of_both_networks():
     factors = {"A": trainable("p in"), "B": trainable("out p", init=normal(2))}
-    adapter = own(factors=factors, centered=True).bind(grid(layers=1, kinds=KINDS), rank=3, seed=2)
+    adapter = own(factors=factors, start="centered").bind(grid(layers=1, kinds=KINDS), rank=3, seed=2)
     check_exact(adapter, random_params(adapter, np.random.default_rng(0)))
     assert to_lora(adapter, random_params(adapter, np.random.default_rng(0)), "layers.0.q").rank == 6
 
@@ -126,8 +126,8 @@ def test_blocks_with_different_scales_keep_their_scales():
         weight="out in",
         factors={"A": trainable("r in"), "B": trainable("out r")},
         scale=over_rank("r", alpha=6),
-        caps={"r": "out"},
-        identity_at_start=False,
+        sizes={"r": at_most("out")},
+        start="free",
     )
     sites = grid(layers=1, kinds={"w": (12, 40)}, fused={"w": {"q": 2, "k": 10}})
     adapter = spec.bind(sites, rank=3, seed=0)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.table import places
+from tests.table import places, required_of
 from tnadapt import (
     AdapterSpec,
     PlanError,
@@ -87,7 +87,7 @@ def stacked(adapter, group, params):
     ],
 )
 def test_a_stack_has_at_most_the_rank_of_its_cut(spec, modes):
-    adapter = spec.bind(grid(layers=9, kinds=KINDS), rank=2, sizes=dict.fromkeys(spec.given.split(), 3))
+    adapter = spec.bind(grid(layers=9, kinds=KINDS), rank=2, sizes=dict.fromkeys(required_of(spec), 3))
     group = adapter.groups[0]
     params = random_params(adapter, np.random.default_rng(0), frozen=True)
     split = group.network.axes
@@ -142,7 +142,7 @@ def test_the_bound_of_a_family_is_the_one_in_its_docstring(spec, sizes, bound):
 def test_a_hyperedge_is_cut_once():
     """The bond r joins four factors; counting it more than once would give 2 x 2 x 2."""
     factors = {name: trainable(f"{mode} r") for name, mode in zip("ABCD", ("o1", "o2", "i1", "i2"), strict=True)}
-    spec = AdapterSpec(name="cp", weight="(o1 o2) (i1 i2)", factors=factors, scale=raw(), identity_at_start=False)
+    spec = AdapterSpec(name="cp", weight="(o1 o2) (i1 i2)", factors=factors, scale=raw(), start="free")
     adapter = spec.bind([Site("w", (36, 36))], rank=2)
     assert rank_bound(adapter, "w").rank == 2 == generic_rank(adapter, "w")
 
@@ -154,7 +154,7 @@ def test_the_bound_is_not_always_reached():
         weight="out in",
         factors={"F": frozen("out r", init=ones()), "B": trainable("r in")},
         scale=raw(),
-        identity_at_start=False,
+        start="free",
     )
     adapter = spec.bind([Site("w", (6, 6))], rank=3)
     assert rank_bound(adapter, "w").rank == 3 == generic_rank(adapter, "w")
@@ -179,7 +179,11 @@ def test_the_generic_rank_reaches_the_bound_in_300_random_networks():
 def test_a_centered_update_counts_two_networks_or_one_side():
     def spec(kind):
         return AdapterSpec(
-            name="c", weight="out in", factors={"A": kind("out r"), "B": trainable("r in")}, scale=raw(), centered=True
+            name="c",
+            weight="out in",
+            factors={"A": kind("out r"), "B": trainable("r in")},
+            scale=raw(),
+            start="centered",
         )
 
     both = spec(trainable).bind([Site("w", (9, 9))], rank=3)
@@ -195,7 +199,7 @@ def test_a_centered_update_counts_two_networks_or_one_side():
 def test_a_centered_update_counts_one_network_whichever_side_is_trained(trained):
     modes = {"A": "out r", "B": "r in"}
     factors = {name: (trainable if name == trained else frozen)(modes[name]) for name in modes}
-    spec = AdapterSpec(name="c", weight="out in", factors=factors, scale=raw(), centered=True)
+    spec = AdapterSpec(name="c", weight="out in", factors=factors, scale=raw(), start="centered")
     adapter = spec.bind([Site("w", (9, 9))], rank=3)
     assert rank_bound(adapter, "w") == Cut(3, ("r",), 1)
     assert generic_rank(adapter, "w") == 3
@@ -227,7 +231,7 @@ def test_every_site_of_a_70b_model_takes_under_two_seconds_for_all_families():
     """The test measures processor time, since other tests may run at the same time."""
     specs = [getattr(families, name)() for name in families.__all__]
     bound = [
-        spec.bind(places(spec, layers=80, kinds=LLAMA_70B), rank=8, sizes=dict.fromkeys(spec.given.split(), 64))
+        spec.bind(places(spec, layers=80, kinds=LLAMA_70B), rank=8, sizes=dict.fromkeys(required_of(spec), 64))
         for spec in specs
     ]
     start = time.process_time()
@@ -280,7 +284,7 @@ def test_a_mode_of_size_one_is_not_listed_in_a_cut():
         weight="(o1 o2) in",
         factors={"A": trainable("o1 o2 r"), "B": trainable("r in")},
         scale=raw(),
-        identity_at_start=False,
+        start="free",
     )
     adapter = spec.bind([Site("w", (6, 6))], rank=3, sizes={"o1": 1})
     assert rank_bound(adapter, "w").modes == ("r",)

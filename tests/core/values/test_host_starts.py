@@ -211,7 +211,7 @@ def test_a_file_stores_the_starts_that_cannot_be_drawn_again(family, weights, tm
         assert (delta(again, loaded, site) == delta(adapter, params, site)).all()
     starts = [name for name in adapter.slots if name.endswith(":start")]
     trained = [name for name, slot in adapter.slots.items() if slot.factor.trainable]
-    assert starts == ([f"{name}:start" for name in trained] if adapter.spec.centered else [])
+    assert starts == ([f"{name}:start" for name in trained] if adapter.spec.start == "centered" else [])
 
 
 def test_the_start_of_a_block_is_read_from_its_part_of_the_weight(weights):
@@ -264,7 +264,7 @@ def test_a_power_that_is_none_is_refused():
             weight="out in",
             factors={"A": trainable("r in", init=svd(2)), "B": trainable("out r", init=hosvd_core())},
             scale=raw(),
-            centered=True,
+            start="centered",
         )
 
 

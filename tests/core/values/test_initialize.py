@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from tests.table import FAMILIES, REPRESENTATIVES
+from tests.table import FAMILIES, REPRESENTATIVES, required_of
 from tnadapt import (
     AdapterSpec,
     SiteError,
@@ -232,7 +232,7 @@ CONSTANTS = {
 @pytest.mark.parametrize("name", CONSTANTS)
 def test_the_constant_factors_of_a_family_have_the_stated_values(name):
     spec = getattr(families, name)()
-    adapter = spec.bind(SITES, rank=2, sizes=dict.fromkeys(spec.given.split(), 2))
+    adapter = spec.bind(SITES, rank=2, sizes=dict.fromkeys(required_of(spec), 2))
     params = start_params(adapter)
     fixed = {key for key, slot in adapter.slots.items() if slot.factor.init.kind == "constant"}
     assert {key.split(".")[-1] for key in fixed} == set(CONSTANTS[name])
@@ -243,8 +243,8 @@ def test_the_constant_factors_of_a_family_have_the_stated_values(name):
 @pytest.mark.parametrize(
     ("spec", "variance"),
     [
-        (families.tt_lora(start="random"), 2 / (9 * 64)),  # a matrix drawn by Kaiming's initializer with slope sqrt(8)
-        (families.loretta(start="random"), 16**2 / 4 / 64 / 96),  # (alpha / r)^2 r / (in out)
+        (families.tt_lora(start="free"), 2 / (9 * 64)),  # a matrix drawn by Kaiming's initializer with slope sqrt(8)
+        (families.loretta(start="free"), 16**2 / 4 / 64 / 96),  # (alpha / r)^2 r / (in out)
     ],
 )
 def test_the_update_of_a_tensor_train_has_the_stated_variance(spec, variance):
@@ -272,7 +272,7 @@ def test_vera_has_an_option_for_the_starting_value_of_d():
 def drawn(law, modes="layer r q in", rank=5):
     """Return the factor F with these modes, for sizes layer = 3, q = 2, in = 24, out = 4."""
     factors = {"F": frozen(modes, init=law), "Y": trainable("out r q in"), "Z": trainable("r q")}
-    words = {"weight": "out in", "over": "layer", "scale": raw(), "identity_at_start": False}
+    words = {"weight": "out in", "over": "layer", "scale": raw(), "start": "free"}
     spec = AdapterSpec(name="own", factors=factors, **words)
     sites = grid(layers=3, kinds={"k": (4, 24)})
     return init(spec.bind(sites, rank={"r": rank, "q": 2}, seed=1, overparametrized=True))["F"]

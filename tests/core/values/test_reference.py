@@ -35,7 +35,7 @@ QUANTA = AdapterSpec(
     over="layer",
     factors={"A": trainable("out r", init=orthogonal()), "B": trainable("layer r in")},
     scale=raw(3.0),
-    centered=True,
+    start="centered",
 )
 
 

@@ -183,7 +183,7 @@ def wake(state: AdapterState, entry: Entry, rng: random.Random) -> None:
         values = oracle.values_of({"": state})[""]
         size = max(oracle.update_of(entry, path, state.adapter, values).abs().max().item() for path in entry.weights)
         step /= 2
-    if size < 0.1 and not entry.has_map and not state.spec.centered:
+    if size < 0.1 and not entry.has_map and state.spec.start != "centered":
         with torch.no_grad():
             next(iter(trained)).mul_(0.3 / max(size, 1e-3))
 

@@ -82,7 +82,9 @@ class Walk:
         for name, state in self.states().items():
             held = state.params()
             drawn = [key for key, value in held.items() if is_trainable(value) and f"{key}:start" not in held]
-            self.book.entries[name].is_rounded |= dtype == torch.bfloat16 and state.spec.centered and bool(drawn)
+            self.book.entries[name].is_rounded |= (
+                dtype == torch.bfloat16 and state.spec.start == "centered" and bool(drawn)
+            )
 
     def note_values(self) -> None:
         """Remember the values of the factors, after an event that changes them."""
