@@ -7,6 +7,7 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from tnadapt import SiteError
 from tnadapt.binding import BUCKETS, Network
@@ -19,7 +20,7 @@ __all__: list[str] = []
 
 NEEDS = ("nothing", "factors", "factors and x")  # what needs a gradient: one row of codes each, one column per bucket
 MORE = BUCKETS[1:]  # the first tokens of each bucket but the first, which an empty batch belongs to as well
-COMPILED = len(NEEDS) * len(BUCKETS)  # torch.compile gets one code: choosing by tokens would recompile
+COMPILED = len(NEEDS) * len(BUCKETS)  # torch.compile and torch.jit.trace get one code, whatever the tokens are
 COMPILED_FOR = 2 * len(BUCKETS) + BUCKETS.index(1024)
 
 
@@ -46,14 +47,26 @@ class Held:
     @property
     def stored(self) -> Tensor:
         """The tensor, or the part of it that this process holds."""
-        table = self.module._parameters if self.is_parameter else self.module._buffers
-        return cast("Tensor", table[self.name])
+        module = self.module
+        found = (module._parameters if self.is_parameter else module._buffers).get(self.name)
+        return self._computed() if found is None else found
 
     def read(self) -> Tensor:
         """Return the tensor, with all its values."""
         module = self.module
-        tensor = cast("Tensor", (module._parameters if self.is_parameter else module._buffers)[self.name])
+        tensor = (module._parameters if self.is_parameter else module._buffers).get(self.name)
+        if tensor is None:
+            return self._computed()
         return tensor if type(tensor) is nn.Parameter or type(tensor) is Tensor else whole(tensor)
+
+    def _computed(self) -> Tensor:
+        """Compute a factor that is parametrized. Raise SiteError for one that only a call of its module computes."""
+        if parametrize.is_parametrized(self.module, self.name):
+            return cast("Tensor", getattr(self.module, self.name))
+        raise SiteError(
+            f"factor: expected {self.name!r} to be stored or computed by torch.nn.utils.parametrize, got one that was "
+            "pruned, normed or removed.\nSuch a factor is computed when its module is called, which nobody does."
+        )
 
 
 @dataclass(frozen=True)
@@ -139,8 +152,8 @@ class Stack:
 
 
 def _is_traced() -> bool:
-    """Return whether a mode sees every operation, such as FakeTensorMode or that of make_fx."""
-    return torch._C._len_torch_dispatch_stack() > 0
+    """Return whether every operation is seen: by a mode, such as FakeTensorMode or that of make_fx, or by torch.jit."""
+    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state() is not None
 
 
 class Row:
@@ -237,10 +250,11 @@ class SiteUpdate:
 
     def add(self, output: Tensor, x: Tensor) -> Tensor:
         """Return the output (token, out) with the update of x (token, in) added."""
-        if torch.compiler.is_compiling():
+        tokens = x.shape[0]
+        if torch.compiler.is_compiling() or isinstance(tokens, Tensor):  # as torch.jit.trace counts them
             place = COMPILED
         else:
-            place = bisect_right(MORE, x.shape[0])
+            place = bisect_right(MORE, tokens)
             place += len(BUCKETS) * (0 if not torch.is_grad_enabled() else 2 if x.requires_grad else 1)
         code = self._code[place] or self._write_code(place)
         return code(output, x, *_read(self.refs, x))
@@ -264,7 +278,7 @@ class SiteUpdate:
 
     @property
     def is_idle(self) -> bool:
-        """Whether the site was never called, except under torch.compile."""
+        """Whether the site was never called, except under torch.compile and torch.jit.trace."""
         return not any(self._code[:COMPILED])
 
     def _forget_code(self) -> None:
