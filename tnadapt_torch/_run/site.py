@@ -1,7 +1,7 @@
 """The update of one site, added to the output of its module: a plain object, pickled and copied with the model."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from tnadapt import SiteError
 from tnadapt.binding import BUCKETS, Network
-from tnadapt_torch._run.gradient import Watched, check_gradient
+from tnadapt_torch._run.call import Owner, see_x
 from tnadapt_torch._run.lower import Code, lower_apply, lower_delta
 from tnadapt_torch._run.maps import map_factor
 from tnadapt_torch._sharded import beside, whole
@@ -203,28 +203,6 @@ def _unbind(tensor: Tensor, axes: tuple[int, ...]) -> Any:
     return tuple(_unbind(row, rest) if rest else row for row in tensor.unbind(first))
 
 
-class Owner(Protocol):
-    """The attributes of an adapter that a site reads at each call."""
-
-    dropout: float
-    training: bool
-
-    @property
-    def active(self) -> bool:
-        """Whether updates are added."""
-        ...
-
-    @property
-    def task(self) -> str:
-        """The task whose sites are used; "" if the adapter has no tasks."""
-        ...
-
-    @property
-    def updates(self) -> Mapping[str, object]:
-        """The updates of all sites and weights, by path."""
-        ...
-
-
 class SiteUpdate:
     """Adds the update of one site to the output of its module, unless the adapter is disabled or merged."""
 
@@ -311,25 +289,6 @@ def add_by_rows(add: Callable[[Tensor, Tensor], Tensor], output: Tensor, x: Tens
         )
     total = add(output.values(), x.values())
     return torch.nested.nested_tensor_from_jagged(total, ragged.offsets())
-
-
-class Seeing(Watched, Protocol):
-    """The attributes of a update that reads the input of its layer."""
-
-    owner: Owner
-
-
-def see_x(update: Seeing, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-    """Return the input of the adapter: x after dropout, in the dtype of the output.
-
-    Raise SiteError if x requires a gradient that the layer does not pass on.
-    """
-    x: Tensor = args[0] if args else next(iter(kwargs.values()))
-    if x.requires_grad and (update.unproven or not output.requires_grad):
-        check_gradient(update, x, output)
-    if update.owner.dropout and update.owner.training:
-        x = torch.nn.functional.dropout(x, update.owner.dropout)
-    return x if x.dtype == output.dtype else x.to(output.dtype)
 
 
 def _read(refs: Iterable[Ref], like: Tensor) -> Sequence[Tensor]:
