@@ -143,9 +143,10 @@ class Weight:
 class Folded(nn.Module):
     """The parametrization of a weight that takes the update itself: it adds the update while the adapter is active."""
 
-    def __init__(self, update: Update, weight: Weight) -> None:
-        """Store the update that computes the update of the weight, and the weight."""
+    def __init__(self, update: Update, weight: Weight, order: tuple[str, ...] = ()) -> None:
+        """Store the update, its weight, and the order of the parameters of the module before it was parametrized."""
         super().__init__()
+        self.order = order
         self.update = update
         self.weight = weight
 

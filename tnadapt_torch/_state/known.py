@@ -36,6 +36,19 @@ def _overlap(here: set[int], modules: Iterable[nn.Module]) -> bool:
     return any(id(module) in here for module in modules)
 
 
+def served_by_others(state: "AdapterState") -> list[nn.Module]:
+    """Return the modules of the host of a state that other adapters serve."""
+    others = [other for other in states_of(state.model) if other is not state]
+    return [weight.module for other in others for weight in other.weights.values()]
+
+
+def bury(state: "AdapterState", others: Iterable["AdapterState"]) -> None:
+    """Tell the adapters below the merge of a state that is detached that they can no longer be unmerged."""
+    for other in others:
+        if state.merged and other.merged and state.merged.is_over(other.merged):
+            other.merged.buried_by = state.name
+
+
 def check_latest(state: "AdapterState", merged: Merged) -> None:
     """Raise SiteError if another adapter was merged into the weights of a state after it."""
     where = f"adapter {state.name!r}: expected the latest merge on its weights, got an earlier one"

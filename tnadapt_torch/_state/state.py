@@ -18,8 +18,8 @@ from tnadapt_torch._host import (
     Removable,
     SavedModules,
     Weight,
+    check_folded,
     check_unfoldable,
-    modules_of,
     speed_up,
     unfold,
 )
@@ -27,7 +27,7 @@ from tnadapt_torch._run import Stack, Update
 from tnadapt_torch._sharded import reshard
 from tnadapt_torch._state.factors import Factors, leaf_of, plant, spare
 from tnadapt_torch._state.groups import parameter_groups
-from tnadapt_torch._state.known import check_latest, enter, states_of
+from tnadapt_torch._state.known import bury, check_latest, enter, served_by_others, states_of
 from tnadapt_torch._state.marks import MERGED, ORIGINAL, marks_of
 from tnadapt_torch._state.norms import norms
 from tnadapt_torch._state.replicas import own_factors, settle
@@ -88,6 +88,11 @@ class AdapterState(nn.Module):
         """Whether the sites add their updates: the adapter is enabled and not merged."""
         return self.enabled and self.merged is None
 
+    @property
+    def original_modules(self) -> bool:
+        """Whether the host holds the originals. torch.distributed.checkpoint looks up each key of a state dict so."""
+        return not self.saved.is_trained
+
     def forward(self, x: Any) -> Any:
         """Return the input. A model that calls all its children, such as nn.Sequential, calls this one too."""
         return x
@@ -121,6 +126,7 @@ class AdapterState(nn.Module):
                 "Its update is in the weights. Call unmerge() first."
             )
         if self.enabled:
+            self.saved.check(self.model)
             self.saved.check_swap(gradients=torch.is_grad_enabled())
         before, self.enabled = self.enabled, False
         if before:
@@ -213,11 +219,10 @@ class AdapterState(nn.Module):
         if self.merged is None and self.saved.is_trained:
             self.saved.swap()
         self.release()
-        delattr(host, self.child_name)
+        for name in [name for name, child in host._modules.items() if child is self]:
+            delattr(host, name)  # a container that lost a child may have renamed this one, or the user removed it
         others = states_of(host)
-        for other in others:
-            if self.merged and other.merged and self.merged.is_over(other.merged):
-                other.merged.buried_by = self.name
+        bury(self, others)
         rest = [(other.model, other.flags, other.turn > self.turn) for other in others if other is not self]
         self.flags.restore(host, rest)
         self.host = ()
@@ -230,10 +235,7 @@ class AdapterState(nn.Module):
             handle.remove()
         for path, weight in self.folded.items():
             unfold(weight, self.updates[path])
-        served = [
-            weight.module for each in states_of(self.model) if each is not self for weight in each.weights.values()
-        ]
-        speed_up(self.model, served)
+        speed_up(self.model, served_by_others(self))
         self.handles, self.folded = [], {}
 
     def end_watch(self) -> None:
@@ -243,10 +245,13 @@ class AdapterState(nn.Module):
             self.watch = None
 
     def check_host(self, *paths: str) -> None:
-        """Raise SiteError unless the host has these adapted weights, or all, where they were at attach."""
+        """Raise SiteError unless the host has these adapted weights, or all it had at attach, where they were."""
         host = self.model
         for path in paths or self.weights:
             self.weights[path].check(host, self.adapter.weights[path][0].weight_shape)
+        if not paths:
+            check_folded(self.folded, self.updates)
+            self.saved.check(host)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save the trained factors and the modules_to_save to a file. bfloat16 is stored as float32.
@@ -342,9 +347,3 @@ class AdapterState(nn.Module):
         """Return the spec, the number of sites and the parameter count, for print(model)."""
         trained = tnadapt.count(self.adapter).trainable
         return f"{self.adapter.spec.name}, name={self.name!r}, sites={len(self.adapter.sites)}, trainable={trained:,}"
-
-
-def host_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Return all modules of a model by path, except its adapters and the modules inside them."""
-    inside = {id(module) for state in model.modules() if isinstance(state, AdapterState) for module in state.modules()}
-    return modules_of(model, without=inside)
