@@ -23,9 +23,9 @@ class SavedModules:
         """Store the modules by path and copy their present values as the original ones.
 
         Raises:
-            SiteError: a module is offloaded.
+            SiteError: a module is offloaded, or has no values yet.
         """
-        check_present(modules)
+        check_loaded(modules)
         self.modules = dict(modules)
         self.is_trained = True
         self._away: dict[str, Tensor] = {}
@@ -120,11 +120,26 @@ class SavedModules:
 def check_present(modules: Mapping[str, nn.Module]) -> None:
     """Raise SiteError for a module that accelerate offloaded: its values are elsewhere, and it is not trained."""
     for path, module in modules.items():
-        if any(parameter.is_meta for parameter in module.parameters()) and is_offloaded(module):
+        if _is_meta(module) and is_offloaded(module):
             raise SiteError(
                 f"{path}: expected a module of modules_to_save with its values, got one that is offloaded.\n"
                 "Keep it on a device, or call accelerate.hooks.remove_hook_from_submodules(model) first."
             )
+
+
+def check_loaded(modules: Mapping[str, nn.Module]) -> None:
+    """Raise SiteError for a module on the meta device: there is nothing to keep, and what is loaded later is lost."""
+    check_present(modules)
+    for path, module in modules.items():
+        if _is_meta(module):
+            raise SiteError(
+                f"{path}: expected a module of modules_to_save with its values, got one on the meta device.\n"
+                "Load the weights of the model, then attach or load the adapter."
+            )
+
+
+def _is_meta(module: nn.Module) -> bool:
+    return any(parameter.is_meta for parameter in module.parameters())
 
 
 def is_offloaded(module: nn.Module) -> bool:

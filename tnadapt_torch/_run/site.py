@@ -128,10 +128,9 @@ class Stack:
         tensor = self.held.stored
         device = torch.device("cpu") if tensor.is_meta else tensor.device
         if self._places is None or self._places[0] != device:
-            self._places = (
-                device,
-                [torch.split(torch.arange(tensor.shape[axis], device=device), 1) for axis in self.axes],
-            )
+            with torch.inference_mode(False):  # a compiled backward pass saves them
+                ranges = [torch.arange(tensor.shape[axis], device=device) for axis in self.axes]
+                self._places = device, [torch.split(indices, 1) for indices in ranges]
         return tuple(places[at] for places, at in zip(self._places[1], index, strict=True))
 
     def forget(self) -> None:

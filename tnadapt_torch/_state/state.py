@@ -27,7 +27,7 @@ from tnadapt_torch._run import Stack, Update
 from tnadapt_torch._sharded import reshard
 from tnadapt_torch._state.factors import Factors, leaf_of, plant, spare
 from tnadapt_torch._state.groups import parameter_groups
-from tnadapt_torch._state.known import bury, check_latest, enter, served_by_others, states_of
+from tnadapt_torch._state.known import check_latest, enter, leave, served_by_others, states_of
 from tnadapt_torch._state.marks import MERGED, ORIGINAL, marks_of
 from tnadapt_torch._state.norms import norms
 from tnadapt_torch._state.replicas import own_factors, settle
@@ -52,6 +52,7 @@ class AdapterState(nn.Module):
         self.name = name
         self.dropout = dropout
         self.enabled = True
+        self.blocks = 0  # of `disabled()` that are open: those of threads and generators end in any order
         self.merged: Merged | None = None
         self.saved = SavedModules({})
         self.stacks: dict[tuple[bool, str], Stack] = {}
@@ -128,15 +129,17 @@ class AdapterState(nn.Module):
         if self.enabled:
             self.saved.check(self.model)
             self.saved.check_swap(gradients=torch.is_grad_enabled())
-        before, self.enabled = self.enabled, False
-        if before:
             self.saved.swap()
+        is_counted = self.enabled or self.blocks > 0  # not if the user had set `enabled` to False before
+        self.blocks, self.enabled = self.blocks + is_counted, False
         try:
             yield
         finally:
-            self.enabled = before
-            if before and self.host:
-                self.saved.swap()
+            self.blocks -= is_counted
+            if is_counted and not self.blocks:
+                self.enabled = True
+                if self.host:
+                    self.saved.swap()
 
     def set_task(self, task: str) -> None:
         """Use the sites of this task from now on.
@@ -219,12 +222,7 @@ class AdapterState(nn.Module):
         if self.merged is None and self.saved.is_trained:
             self.saved.swap()
         self.release()
-        for name in [name for name, child in host._modules.items() if child is self]:
-            delattr(host, name)  # a container that lost a child may have renamed this one, or the user removed it
-        others = states_of(host)
-        bury(self, others)
-        rest = [(other.model, other.flags, other.turn > self.turn) for other in others if other is not self]
-        self.flags.restore(host, rest)
+        self.flags.restore(host, leave(self))
         self.host = ()
         own_factors(self)
 

@@ -119,3 +119,61 @@ def test_detach_is_complete_where_the_adapter_lost_its_place(change, fold):
     assert {name: (type(module), len(module._parameters)) for name, module in model[0].named_modules()} == wanted
     assert not any(module is state for module in model.modules())
     assert all(parameter.requires_grad for parameter in model[0].parameters())
+
+
+def test_a_load_that_fails_at_a_saved_module_leaves_nothing(tmp_path):
+    model = hosts.toy()
+    hosts.adapt(model, "lora", modules_to_save=["score"]).save(tmp_path / "a.safetensors")
+    model = hosts.toy()
+    model.score.weight = nn.Parameter(torch.ones(3, 1).expand(3, 16))  # torch does not write to such a tensor
+    before = hosts.photo(model)
+    with pytest.raises(RuntimeError, match="refers to a single memory location"):
+        load(model, tmp_path / "a.safetensors")
+    hosts.assert_same_photo(before, hosts.photo(model))
+
+
+def test_a_module_without_values_cannot_be_trained_in_full(tmp_path):
+    hosts.adapt(hosts.toy(), "lora", modules_to_save=["score"]).save(tmp_path / "a.safetensors")
+    with torch.device("meta"):
+        model = hosts.toy()
+    before = hosts.photo(model)
+    for act in (
+        lambda: load(model, tmp_path / "a.safetensors"),
+        lambda: hosts.adapt(model, "lora", modules_to_save=["score"]),
+    ):
+        with pytest.raises(
+            SiteError, match=r"^score: expected a module of modules_to_save with its values, got .* meta"
+        ):
+            act()
+    assert hosts.photo(model)["kinds"] == before["kinds"]
+
+
+def test_blocks_of_disabled_end_in_any_order():
+    """Those of threads and of generators do not nest."""
+    model = hosts.toy()
+    base = model(hosts.words())
+    state = hosts.adapt(model, "lora", modules_to_save=["score"])
+    with torch.no_grad():
+        model.score.weight.add_(1)
+    adapted = model(hosts.words())
+    first, second = state.disabled(), state.disabled()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert torch.equal(model(hosts.words()), base)
+    second.__exit__(None, None, None)
+    assert torch.equal(model(hosts.words()), adapted)
+
+
+@pytest.mark.parametrize("family", ["lora", "lotr", "vera"])
+def test_an_adapter_that_was_made_in_inference_mode_can_be_trained(family):
+    model = hosts.toy()
+    with torch.inference_mode():
+        state = hosts.adapt(model, family)
+    model(hosts.words()).sum().backward()
+    assert all(parameter.grad is not None for parameter in state.parameters())
+    eager = [parameter.grad.clone() for parameter in state.parameters()]
+    model.zero_grad()
+    torch.compile(model, backend="aot_eager")(hosts.words()).sum().backward()
+    for parameter, wanted in zip(state.parameters(), eager, strict=True):
+        hosts.close(parameter.grad, wanted, 1e-4)
