@@ -112,6 +112,10 @@ class AdapterState(nn.Module):
             )
         return self.host[0]
 
+    def __dir__(self) -> list[str]:
+        """Return the names of the attributes that can be read now: tools such as torch.jit read them all."""
+        return [name for name in super().__dir__() if self.host or name != "model"]  # type: ignore[no-untyped-call]
+
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """Disable the adapter in a `with` block: no update, and the original modules_to_save.
@@ -162,8 +166,7 @@ class AdapterState(nn.Module):
         """Return the update of a weight or a block, in float32 or better and in the stored layout of the weight.
 
         Args:
-            path: the path of an adapted weight, or of the site of a block. If the adapter has tasks, the update of a
-                weight is that of the current task.
+            path: the path of an adapted weight, for its update in the current task, or of the site of a block.
 
         Raises:
             SiteError: the adapter does not adapt this path, or it is detached.
