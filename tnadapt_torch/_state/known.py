@@ -49,7 +49,7 @@ def leave(state: "AdapterState") -> list[tuple[nn.Module, Flags, bool]]:
     """
     host = state.model
     for name in [name for name, child in host._modules.items() if child is state]:
-        delattr(host, name)  # which a container may have renamed, or the user removed
+        del host._modules[name]  # which a container may have renamed, or the user removed
     others = [other for other in states_of(host) if other is not state]
     for other in others:
         if state.merged and other.merged and state.merged.is_over(other.merged):
