@@ -94,8 +94,9 @@ def sharding(modules: Collection[nn.Module]) -> "list[FSDPModule]":
         return []
     from torch.distributed._composable_state import _module_state_mapping  # noqa: PLC0415  (as `is_sharded`)
 
-    wanted = {id(inner) for module in modules for inner in module.modules()}
-    known = [module for module in list(_module_state_mapping) if any(id(inner) in wanted for inner in module.modules())]
+    marked = list(_module_state_mapping)
+    wanted = {id(inner) for module in modules for inner in module.modules()} if marked else set()
+    known = [module for module in marked if any(id(inner) in wanted for inner in module.modules())]
     return [cast("FSDPModule", module) for module in known if isinstance(module, fsdp.FSDPModule)]
 
 

@@ -61,6 +61,10 @@ def main() -> None:
         for kind in KINDS
         for family in FAMILIES
     }
+    if not place:
+        from tests.torch.parallel.ways import LAUNCHED, differences
+
+        found["row"] = differences(LAUNCHED["accelerate"])
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 

@@ -44,7 +44,7 @@ class Replicas:
         if torch.compiler.is_compiling():
             return
         saved = self.state.saved.parameters()
-        first = next(self.state.parameters(), None)
+        _, first = next(self.state.named_parameters(), ("", None))
         if hasattr(first, "ds_id") or any(parameter.is_meta for parameter in saved):
             check_factors(self.state)
         if self.state.active and torch.is_grad_enabled():

@@ -260,6 +260,15 @@ class AdapterState(nn.Module):
             self.check_host()
         write_file(self, path)
 
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """Yield the trainable factors, each once, as an optimizer needs them.
+
+        A host that fully_shard sharded holds its shards again: an optimizer would train gathered values in vain.
+        """
+        if not torch.compiler.is_compiling():
+            reshard([self, *self.host])
+        return super().parameters(recurse)
+
     def parameter_groups(self, *, lr: float | Mapping[str, float], ratio: float = 1.0) -> list[dict[str, Any]]:
         """Make parameter groups for a torch optimizer, one per trainable factor, since the factors differ in scale.
 
