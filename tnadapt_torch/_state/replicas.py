@@ -151,9 +151,8 @@ def shared_by(state: "AdapterState") -> "DeviceMesh | None":
 
 
 def stored_weights(state: "AdapterState") -> list[Tensor]:
-    """Return the adapted weights that are stored as parameters."""
-    stored = [weight.module._parameters.get(weight.name) for weight in state.weights.values()]
-    return [weight for weight in stored if weight is not None]
+    """Return the adapted weights that are stored as parameters, with or without folded updates."""
+    return [weight.parameter for weight in state.weights.values() if weight.is_stored]
 
 
 def settle(state: "AdapterState") -> None:

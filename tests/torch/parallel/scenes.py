@@ -382,9 +382,26 @@ def optimizer_made_after_a_pass() -> None:
 def tensor_parallel_with_other_seeds() -> None:
     if dist.get_world_size() == 1:
         return
-    model = split(hosts.toy(), sequence=False)
-    with refused("expected the same values on every process"):
-        hosts.adapt(model, "lora", seed=dist.get_rank(), awake=False)
+    for fold in (False, True):
+        model = split(hosts.toy(), sequence=False)
+        with refused("expected the same values on every process"):
+            hosts.adapt(model, "lora", seed=dist.get_rank(), awake=False, fold=fold)
+
+
+def one_process_writes() -> None:
+    """The first one, though each names a file of its own. A folder that two processes write is in the way of one."""
+    for spread in (fully_shard, partial(split, sequence=False)):
+        for fold in (False, True):
+            model = hosts.toy()
+            state = hosts.adapt(model, "lora", fold=fold) if spread is fully_shard else None
+            spread(model)
+            state = state or hosts.adapt(model, "lora", fold=fold)
+            found = [None] * dist.get_world_size()
+            name = f"{spread is fully_shard}{fold}{dist.get_rank()}"
+            state.save(f"{name}.safetensors")
+            state.save_as_lora(name)
+            dist.all_gather_object(found, (Path(f"{name}.safetensors").exists(), Path(name).exists()))
+            assert found == [(True, True)] + [(False, False)] * (dist.get_world_size() - 1), (name, found)
 
 
 def flags_after_sequence_parallel() -> None:
@@ -421,6 +438,7 @@ SCENES: dict[str, Callable[[], None]] = {
         half_precision_stays_out_of_files,
         optimizer_made_after_a_pass,
         tensor_parallel_with_other_seeds,
+        one_process_writes,
         flags_after_sequence_parallel,
     )
 }

@@ -258,6 +258,15 @@ def test_a_host_with_one_partitioned_weight_is_refused():
         adapt(model, "lora")
 
 
+def test_a_folded_host_that_is_partitioned_is_refused():
+    model = hosts.toy()
+    adapt(model, "fold")
+    for parameter in model.parameters():
+        partition(parameter)
+    with pytest.raises(SiteError, match=r"^layers.*DeepSpeed stage 3"):
+        hosts.adapt(model, "lora", name="second", awake=False)
+
+
 def test_factors_that_are_partitioned_later_are_refused_at_the_next_pass(tmp_path):
     model = hosts.toy()
     state = adapt(model, "lora")
