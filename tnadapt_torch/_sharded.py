@@ -103,8 +103,10 @@ def sharding(modules: Collection[nn.Module]) -> "list[FSDPModule]":
 def reshard(modules: Collection[nn.Module]) -> None:
     """Let the modules that fully_shard sharded hold their shards again: values gathered for a forward pass are copies.
 
-    What is written to such a copy is lost, and a copy can have a lower precision.
+    What is written to such a copy is lost, and a copy can have a lower precision. Compiled code leaves it as it is.
     """
+    if torch.compiler.is_compiling():
+        return
     for module in sharding(modules):
         module.reshard()
 

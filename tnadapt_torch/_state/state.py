@@ -70,8 +70,7 @@ class AdapterState(nn.Module):
         for key, slot in adapter.slots.items():
             plant(self.factors, key, params[key], trainable=slot.factor.trainable)
         for key, value in drawn_starts(adapter).items():
-            start = torch.from_numpy(value).to(params[key])
-            plant(self.start, key, start, trainable=False, persistent=False)
+            plant(self.start, key, torch.from_numpy(value).to(params[key]), trainable=False, persistent=False)
 
     @property
     def spec(self) -> AdapterSpec:
@@ -230,10 +229,8 @@ class AdapterState(nn.Module):
             handle.remove()
         for path, weight in self.folded.items():
             unfold(weight, self.updates[path])
-        served = [
-            weight.module for each in states_of(self.model) if each is not self for weight in each.weights.values()
-        ]
-        speed_up(self.model, served)
+        others = [each for each in states_of(self.model) if each is not self]
+        speed_up(self.model, [weight.module for other in others for weight in other.weights.values()])
         self.handles, self.folded = [], {}
 
     def end_watch(self) -> None:
@@ -256,17 +253,11 @@ class AdapterState(nn.Module):
 
         If processes share the host by fully_shard or tensor parallelism, call this on each. The first one writes.
         """
-        if self.host:  # a detached adapter can be saved, too
-            self.check_host()
         write_file(self, path)
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
-        """Yield the trainable factors, each once, as an optimizer needs them.
-
-        A host that fully_shard sharded holds its shards again: an optimizer would train gathered values in vain.
-        """
-        if not torch.compiler.is_compiling():
-            reshard([self, *self.host])
+        """Yield the trainable factors, each once. Under fully_shard these are shards: gathered copies train nothing."""
+        reshard([self, *self.host])
         return super().parameters(recurse)
 
     def parameter_groups(self, *, lr: float | Mapping[str, float], ratio: float = 1.0) -> list[dict[str, Any]]:
