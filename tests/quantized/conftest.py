@@ -12,3 +12,16 @@ def one_thread():
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def every_cpu_alike():
+    """Keep bitsandbytes from repacking 4-bit weights for inference, which it does on some CPUs only."""
+    if not importlib.util.find_spec("bitsandbytes"):
+        yield
+        return
+    from bitsandbytes.nn import modules
+
+    known, modules.has_avx512bf16 = modules.has_avx512bf16, lambda: False
+    yield
+    modules.has_avx512bf16 = known

@@ -202,7 +202,7 @@ def test_the_lora_that_peft_trained_on_a_quantized_model_is_loaded(folder, kind,
 @every_kind
 @pytest.mark.parametrize("family", ["lora", "pissa"])
 def test_the_bridge_to_peft(folder, kind, family, tmp_path):
-    config = TnConfig(spec=getattr(families, family)(), rank=2, target_modules=["q_proj", "up_proj"])
+    config = TnConfig(spec=getattr(families, family)(), rank=2, seed=0, target_modules=["q_proj", "up_proj"])
     plain = attach(loaded(folder, kind), config.spec, target_modules=["q_proj", "up_proj"], rank=2, seed=0)
     model = peft.get_peft_model(loaded(folder, kind), config)
     state = model.base_model.states()["default"]

@@ -120,7 +120,7 @@ def parameter_paths(modules: Mapping[str, nn.Module]) -> Iterator[str]:
 def check_linear(modules: Mapping[str, nn.Module]) -> None:
     """Raise SiteError unless every module is a linear layer with a weight of known shape."""
     for path, module in modules.items():
-        if isinstance(getattr(module, "weight", None), UninitializedParameter):
+        if isinstance(module._parameters.get("weight"), UninitializedParameter):
             raise SiteError(
                 f"{path}: expected a layer whose weight has a shape, got a lazy one.\nCall the model once, then attach."
             )

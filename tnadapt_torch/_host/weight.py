@@ -172,9 +172,10 @@ class HostWeights(Mapping[str, npt.NDArray[np.generic]]):
 
     def __getitem__(self, path: str) -> npt.NDArray[np.generic]:
         weight = self.weights[path]
-        held = None if weight.held is None else whole(weight.held.detach())
-        dense = weight.unlay(read_dense(path, weight.module, weight.name, held))
-        return dense.to("cpu", copy=True).numpy()  # a storage that is shared with an array could not be freed
+        with torch.no_grad():  # detaching would turn the parameter of a quantized layer into a plain tensor
+            held = None if weight.held is None else whole(weight.held)
+            dense = weight.unlay(read_dense(path, weight.module, weight.name, held))
+        return dense.detach().to("cpu", copy=True).numpy()  # a storage that is shared with an array could not be freed
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.weights)

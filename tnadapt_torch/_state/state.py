@@ -71,8 +71,7 @@ class AdapterState(nn.Module):
         for key, slot in adapter.slots.items():
             plant(self.factors, key, params[key], trainable=slot.factor.trainable)
         for key, value in drawn_starts(adapter).items():
-            start = torch.from_numpy(value).to(params[key])
-            plant(self.start, key, start, trainable=False, persistent=False)
+            plant(self.start, key, torch.from_numpy(value).to(params[key]), trainable=False, persistent=False)
 
     @property
     def spec(self) -> AdapterSpec:
@@ -121,8 +120,8 @@ class AdapterState(nn.Module):
         """Disable the adapter in a `with` block: no update, and the original modules_to_save.
 
         Raises:
-            SiteError: the adapter is merged, so that the weights hold the update, or it is detached; or modules_to_save
-                are offloaded, or fully_shard holds them and gradients are enabled.
+            SiteError: the adapter is merged or detached; or modules_to_save changed, are offloaded, or are held by
+                fully_shard while gradients are enabled.
         """
         _ = self.model
         if self.merged is not None:
@@ -140,10 +139,9 @@ class AdapterState(nn.Module):
             yield
         finally:
             self.blocks -= is_counted
-            if is_counted and not self.blocks:
-                self.enabled = True
-                if self.host:
-                    self.saved.swap()
+            self.enabled = is_counted and not self.blocks
+            if self.enabled and self.host:
+                self.saved.swap()
 
     def set_task(self, task: str) -> None:
         """Use the sites of this task from now on.
@@ -262,9 +260,12 @@ class AdapterState(nn.Module):
 
         If processes share the host by fully_shard or tensor parallelism, call this on each. The first one writes.
         """
-        if self.host:  # a detached adapter can be saved, too
-            self.check_host()
         write_file(self, path)
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """Yield the trainable factors, each once. Under fully_shard these are shards: gathered copies train nothing."""
+        reshard([self, *self.host])
+        return super().parameters(recurse)
 
     def parameter_groups(self, *, lr: float | Mapping[str, float], ratio: float = 1.0) -> list[dict[str, Any]]:
         """Make parameter groups for a torch optimizer, one per trainable factor, since the factors differ in scale.
@@ -287,9 +288,8 @@ class AdapterState(nn.Module):
     def norms(self) -> dict[str, float]:
         """Compute the Frobenius norm of each trainable factor, by its name in the spec, and of all updates, as "dW".
 
-        The norm of a factor is over all groups, and that of dW over all sites. The norm of dW is computed from the
-        factors, in float64, for all sites of a group at once. Only a centered spec needs the dense update of each site,
-        which is computed one site at a time.
+        The norm of a factor is over all groups, and that of dW over all sites. It is computed from the factors, in float64,
+        for all sites of a group at once; only for a centered spec from dense updates, one site at a time.
         """
         settle(self)
         if self.host:
