@@ -288,8 +288,8 @@ class AdapterState(nn.Module):
     def norms(self) -> dict[str, float]:
         """Compute the Frobenius norm of each trainable factor, by its name in the spec, and of all updates, as "dW".
 
-        The norm of a factor is over all groups, and that of dW over all sites, computed from the factors, in float64, for
-        all sites of a group at once; only for a centered spec from dense updates, one site at a time.
+        The norm of a factor is over all groups, and that of dW over all sites, computed from the factors, in float64,
+        for all sites of a group at once; only for a centered spec from dense updates, one site at a time.
         """
         settle(self)
         if self.host:
