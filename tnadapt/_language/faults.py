@@ -58,7 +58,7 @@ def find_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
     nodes = nodes_of(spec.factors)
     faults += [*_mode_faults(spec, axes, terms, nodes), *_size_faults(spec, axes, nodes)]
     is_known = len(terms) == max(len(spec.terms), 1)
-    faults += _read_faults(arrays, axes, over)
+    faults += [*_read_faults(arrays, axes, over), *_host_faults(arrays, axes, over)]
     return faults + (_start_faults(spec, terms, nodes, arrays) if is_known else [])
 
 
@@ -236,6 +236,30 @@ def _read_faults(arrays: Mapping[str, Factor], axes: tuple[Axis, ...], over: Mod
             )
     if cores and sorted(weight) != sorted(mode for name in cores for mode in arrays[name].modes if mode in weight):
         faults.append("tt_svd: its cores must carry every mode of the weight once")
+    return faults
+
+
+def _host_faults(arrays: Mapping[str, Factor], axes: tuple[Axis, ...], over: Modes) -> list[str]:
+    """Find factors that are the host's weight, or a part of its SVD, but do not have its modes."""
+    outs, ins = axes[0], tuple(mode for axis in axes[1:] for mode in axis)
+    outer, faults = {*outs, *ins, *over}, []
+    for name, factor in arrays.items():
+        if not factor.init.is_host:
+            continue
+        if factor.trainable:
+            faults.append(f"factor {name!r}: expected the host's weight to be frozen; the host is not trained")
+        bond = next((mode for mode in factor.modes if mode not in outer), "k")
+        wanted = {
+            "host": (*outs, *ins),
+            "host_left": (*outs, bond),
+            "host_values": (bond,),
+            "host_right": (bond, *ins),
+        }[factor.init.kind]
+        if factor.modes != wanted:
+            faults.append(f"factor {name!r}: expected the modes {' '.join(wanted)!r} for {factor.init.kind}, in order")
+    ranks = {mode for factor in arrays.values() if factor.init.is_host for mode in factor.modes if mode not in outer}
+    if len(ranks) > 1:
+        faults.append(f"host: expected one bond of the SVD of a weight, got {', '.join(sorted(ranks))}")
     return faults
 
 
