@@ -12,12 +12,11 @@ from tnadapt._language.sizes import SizeRule
 from tnadapt._language.terms import (
     Modes,
     Node,
+    Sum,
     Term,
     arrays_of,
-    moving_factors,
     nodes_of,
     terms_of,
-    value_at_start,
     words_of,
 )
 
@@ -59,7 +58,8 @@ def find_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
     faults += [*_mode_faults(spec, axes, terms, nodes), *_size_faults(spec, axes, nodes)]
     is_known = len(terms) == max(len(spec.terms), 1)
     faults += [*_read_faults(arrays, axes, over), *_host_faults(arrays, axes, over)]
-    return faults + (_start_faults(spec, terms, nodes, arrays) if is_known else [])
+    outer = {*over, *(mode for axis in axes for mode in axis)}
+    return faults + (_start_faults(spec.start, Sum(terms, nodes, arrays, outer)) if is_known else [])
 
 
 def _name_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
@@ -263,22 +263,20 @@ def _host_faults(arrays: Mapping[str, Factor], axes: tuple[Axis, ...], over: Mod
     return faults
 
 
-def _start_faults(
-    spec: Table, terms: Sequence[Term], nodes: Mapping[str, Node], arrays: Mapping[str, Factor]
-) -> list[str]:
-    trained = [name for name, factor in arrays.items() if factor.trainable]
+def _start_faults(start: str, update: Sum) -> list[str]:
+    trained = [name for name, factor in update.factors.items() if factor.trainable]
     if not trained:
         return ["nothing is trainable"]
-    if spec.start != "zero":
+    if start != "zero":
         return []
-    if value_at_start(terms, nodes, arrays):
+    if not update.starts_at_zero:
         return [
             "the update does not start at 0: give one trainable factor of each term zeros(), "
             'or write start="centered" or start="free"'
         ]
-    if moving_factors(terms, nodes, arrays):
+    if update.moving:
         return []
-    zero = [name for name, factor in arrays.items() if factor.is_zero]
+    zero = [name for name, factor in update.factors.items() if factor.is_zero]
     if len(zero) == 1 and zero[0] not in trained:
         return [f"{zero[0]} starts at 0 and is frozen, so that the update stays 0; make it trainable"]
     begin = f"{' and '.join(zero)} {'all start' if len(zero) > 1 else 'starts'}" if zero else "all terms start"
