@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tnadapt import SiteError
 from tnadapt.binding import BUCKETS, Network
-from tnadapt_torch._run.gradient import Watched, check_gradient
+from tnadapt_torch._run.gradient import Watched, check_gradient, is_transformed
 from tnadapt_torch._run.lower import Code, lower_apply, lower_delta
 from tnadapt_torch._run.maps import map_factor
 from tnadapt_torch._sharded import beside, whole
@@ -311,7 +311,7 @@ def see_x(update: Seeing, args: tuple[Any, ...], kwargs: dict[str, Any], output:
     Raise SiteError if x requires a gradient that the layer does not pass on.
     """
     x: Tensor = args[0] if args else next(iter(kwargs.values()))
-    if x.requires_grad and (update.unproven or not output.requires_grad):
+    if (x.requires_grad or is_transformed()) and (update.unproven or not output.requires_grad):
         check_gradient(update, x, output)
     if update.owner.dropout and update.owner.training:
         x = torch.nn.functional.dropout(x, update.owner.dropout)
