@@ -1,51 +1,98 @@
 """Freeze a host for training and put its flags back: by path, since loads, casts and wrappers replace parameters."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
 __all__: list[str] = []
 
 
+@dataclass(frozen=True)
+class Flag:
+    """A flag that an attach set: what it was before, what was set, and the turn of the attach among those of the host.
+
+    The flags that several adapters set on one parameter form a stack by turn. What lies on a flag begins with what that
+    flag set, unless the user changed it in between.
+    """
+
+    before: bool
+    present: bool
+    turn: int
+
+
 @dataclass
 class Flags:
-    """The flags of `requires_grad` that an attach set, by the path of the parameter: what it was before, what was set.
+    """The flags of `requires_grad` that an attach set, by the path of the parameter.
 
     A flag that the user changed since then stays as the user left it.
     """
 
-    set: dict[str, tuple[bool, bool]] = field(default_factory=dict)
+    set: dict[str, Flag] = field(default_factory=dict)
 
-    def freeze(self, host: nn.Module, trained: Iterable[nn.Parameter], kept: Iterable[nn.Parameter]) -> None:
+    def freeze(
+        self, host: nn.Module, trained: Iterable[nn.Parameter], kept: Iterable[nn.Parameter], *, turn: int
+    ) -> None:
         """Freeze a host, except for the parameters that are trained in full and those whose flags others set."""
         on, skipped = {id(each) for each in trained}, {id(each) for each in kept}
         for path, parameter in _parameters(host):
             if id(parameter) in on or id(parameter) not in skipped:
-                self.set[path] = parameter.requires_grad, id(parameter) in on
+                self.set[path] = Flag(parameter.requires_grad, id(parameter) in on, turn)
         for path, parameter in _by_path(host, self.set):
-            parameter.requires_grad_(self.set[path][1])
+            parameter.requires_grad_(self.set[path].present)
 
-    def restore(self, host: nn.Module, others: Iterable[tuple[nn.Module, "Flags", bool]] = ()) -> None:
+    def restore(self, host: nn.Module, others: Iterable[tuple[nn.Module, "Flags"]] = ()) -> None:
         """Put the flags back. A parameter that another adapted host has too stays frozen until that one is restored.
 
         Args:
             host: the model whose flags were set.
-            others: the other adapted hosts, their flags, and whether each was set after this one. What was there before
-                these flags is then what was there before the later ones.
+            others: the other adapted hosts, and their flags.
         """
-        owners = [(flags, is_later, _names(other)) for other, flags, is_later in others]
-        for path, parameter in list(_by_path(host, self.set)):
-            before, present = self.set[path]
-            frozen = False
-            for flags, is_later, names in owners:
-                for there in names.get(id(parameter), ()):
-                    known, frozen = flags.set.get(there), True
-                    if is_later or not known:
-                        flags.set[there] = before, bool(known and known[1])
+        owners = [(flags, _names(other)) for other, flags in others]
+        for parameter, paths in _names(host).items():
+            if (mine := _Place(self, paths).flag) is None:
+                continue
+            after = _take_out(mine, [_Place(flags, names[parameter]) for flags, names in owners if parameter in names])
             can = parameter.is_floating_point() or parameter.is_complex()  # not if quantized in the meantime
-            if parameter.requires_grad == present:
-                parameter.requires_grad_(before and not frozen and can)
+            if after is not None and parameter.requires_grad == mine.present:
+                parameter.requires_grad_(after and can)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an adapter keeps the flag of a parameter: its flags, and the names that its host has for the parameter."""
+
+    flags: Flags
+    paths: list[str]
+
+    @property
+    def flag(self) -> Flag | None:
+        """The flag, if the adapter set one."""
+        return next((self.flags.set[path] for path in self.paths if path in self.flags.set), None)
+
+    def put(self, flag: Flag) -> None:
+        """Store a flag under every name."""
+        self.flags.set |= dict.fromkeys(self.paths, flag)
+
+
+def _take_out(mine: Flag, places: list[_Place]) -> bool | None:
+    """Take a flag out of the stack of a parameter. Return the flag that it leaves, or None if another lies on it.
+
+    If it is the lowest one, an adapter that set no flag inherits it, so that the parameter stays frozen until the last
+    adapter is gone.
+    """
+    stack = sorted(((flag, place) for place in places if (flag := place.flag)), key=lambda pair: pair[0].turn)
+    upper = [pair for pair in stack if pair[0].turn > mine.turn]
+    heirs = [place for place in places if not place.flag] if upper == stack else []
+    after = mine.before and not heirs
+    for heir in heirs[:1]:
+        heir.put(replace(mine, present=False))
+    if not upper:
+        return after
+    flag, place = upper[0]
+    if flag.before == mine.present:
+        place.put(replace(flag, before=after))
+    return None
 
 
 def _parameters(host: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -54,11 +101,11 @@ def _parameters(host: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         yield path.replace("parametrizations.", "").removesuffix(".original"), parameter
 
 
-def _names(host: nn.Module) -> dict[int, list[str]]:
+def _names(host: nn.Module) -> dict[nn.Parameter, list[str]]:
     """Return the names of each parameter, which are several if it is tied."""
-    found: dict[int, list[str]] = {}
+    found: dict[nn.Parameter, list[str]] = {}
     for path, parameter in _parameters(host):
-        found.setdefault(id(parameter), []).append(path)
+        found.setdefault(parameter, []).append(path)
     return found
 
 

@@ -218,8 +218,7 @@ class AdapterState(nn.Module):
         for other in others:
             if self.merged and other.merged and self.merged.is_over(other.merged):
                 other.merged.buried_by = self.name
-        rest = [(other.model, other.flags, other.turn > self.turn) for other in others if other is not self]
-        self.flags.restore(host, rest)
+        self.flags.restore(host, [(other.model, other.flags) for other in others if other is not self])
         self.host = ()
         own_factors(self)
 
