@@ -6,7 +6,7 @@ reference, all else from the book, and the host is written out by hand (`hosts.p
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -163,6 +163,19 @@ def update_of(entry: Entry, path: str, adapter: tnadapt.Adapter, values: Mapping
     for site in _sites(entry, path, adapter):
         whole[site.rectangle] = tnadapt.delta(adapter, values, site)
     return torch.from_numpy(np.ascontiguousarray(whole.transpose(_order(entry.layouts[entry.weights[path]]))))
+
+
+def terms_of(entry: Entry, path: str, adapter: tnadapt.Adapter, values: Mapping[str, np.ndarray]) -> float:
+    """Return the largest entry of what an update is summed from, the scale of its rounding.
+
+    A centered update is the difference of the network at the present and at the starting values, which may be much
+    larger than the difference.
+    """
+    if not adapter.spec.centered:
+        return 1e-3
+    plain = replace(adapter, spec=replace(adapter.spec, centered=False, identity_at_start=False))
+    held = {key: value for key, value in values.items() if not key.endswith(":start")}
+    return max(largest(update_of(entry, path, plain, held)), 1e-3)
 
 
 def _sites(entry: Entry, path: str, adapter: tnadapt.Adapter) -> list[tnadapt.Site]:
