@@ -157,9 +157,10 @@ def install(
     check_unmerged(state, weights, others)
     state.host, state.weights, state.saved, state.folded = (model,), dict(weights), SavedModules(saved), folded
     state.updates = make_updates(state)
+    state.turn = 1 + max((other.turn for other in others), default=0)
     state.train(model.training)
     try:
-        state.flags.freeze(model, state.saved.parameters(), _kept(others))
+        state.flags.freeze(model, state.saved.parameters(), _kept(others), turn=state.turn)
         model.add_module(state.child_name, state)
         for path, weight in weights.items():
             if path in folded:
@@ -179,7 +180,6 @@ def install(
         model._modules.pop(state.child_name, None)
         state.flags.restore(model)
         raise
-    state.turn = 1 + max((other.turn for other in others), default=0)
     enter(state)
     return state
 

@@ -42,8 +42,8 @@ def served_by_others(state: "AdapterState") -> list[nn.Module]:
     return [weight.module for other in others for weight in other.weights.values()]
 
 
-def leave(state: "AdapterState") -> list[tuple[nn.Module, Flags, bool]]:
-    """Take a state off its host; return the other adapted hosts, their flags, and whether each was attached later.
+def leave(state: "AdapterState") -> list[tuple[nn.Module, Flags]]:
+    """Take a state off its host; return the other adapted hosts, and their flags.
 
     What was merged below an update that stays can no longer be unmerged.
     """
@@ -54,7 +54,7 @@ def leave(state: "AdapterState") -> list[tuple[nn.Module, Flags, bool]]:
     for other in others:
         if state.merged and other.merged and state.merged.is_over(other.merged):
             other.merged.buried_by = state.name
-    return [(other.model, other.flags, other.turn > state.turn) for other in others]
+    return [(other.model, other.flags) for other in others]
 
 
 def check_latest(state: "AdapterState", merged: Merged) -> None:
