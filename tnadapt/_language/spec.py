@@ -88,11 +88,11 @@ class AdapterSpec:
         return FrozenMap(arrays_of(self.factors))
 
     @cached_property
-    def _expanded(self) -> tuple[dict[str, Node], tuple[Term, ...]]:
+    def _expanded(self) -> tuple[Mapping[str, Node], tuple[Term, ...]]:
         nodes, terms = nodes_of(self.factors), terms_of(self.terms, self.factors)
         nodes, terms = less_start(self.arrays, nodes, terms) if self.start == "centered" else (nodes, terms)
         used = {name for term in terms for name in term.nodes}
-        return {name: node for name, node in nodes.items() if name in used}, terms
+        return FrozenMap({name: node for name, node in nodes.items() if name in used}), terms
 
     @property
     def nodes(self) -> Mapping[str, Node]:
@@ -116,7 +116,7 @@ class AdapterSpec:
         """The bonds whose sizes follow from others: bond -> the mode whose size it has."""
         first = {mode for axis in self.axes for mode in axis} | {*self.site_modes}
         likes = {b: r.mode for b, r in self.sizes.items() if isinstance(r, SizeRule) and r.kind == "like"}
-        return tied_bonds(self.arrays, self.nodes, likes, first | ({*self.sizes} - {*likes}))
+        return FrozenMap(tied_bonds(self.arrays, self.nodes, likes, first | ({*self.sizes} - {*likes})))
 
     @cached_property
     def free_bonds(self) -> tuple[str, ...]:
