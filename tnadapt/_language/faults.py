@@ -2,10 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Protocol
 
 from tnadapt._language.factor import MAPS, Factor, Same
+from tnadapt._language.initializer import ones
 from tnadapt._language.notation import Axis, modes_of
 from tnadapt._language.scale import Scale
 from tnadapt._language.sizes import SizeRule
@@ -54,7 +56,9 @@ def find_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
     faults += [fault for name, factor in arrays.items() for fault in _factor_faults(name, factor, over)]
     if any(isinstance(one, Same) and arrays.get(one.factor) is None for one in spec.factors.values()):
         return faults  # the modes of a copy are those of a factor that does not exist
-    terms = [term for term in terms_of(spec.terms, spec.factors) if {*term.nodes} <= {*spec.factors}]
+    terms = [
+        t for t in terms_of(spec.terms, spec.factors) if {*t.nodes} <= {*spec.factors} and (t.nodes or not spec.terms)
+    ]
     nodes = nodes_of(spec.factors)
     faults += [*_mode_faults(spec, axes, terms, nodes), *_size_faults(spec, axes, nodes)]
     is_known = len(terms) == max(len(spec.terms), 1)
@@ -245,17 +249,31 @@ def _start_faults(
     trained = [name for name, factor in arrays.items() if factor.trainable]
     if not trained:
         return ["nothing is trainable"]
-    if spec.start != "zero":
-        return []
-    if value_at_start(terms, nodes, arrays):
+    used = [nodes[name] for term in terms for name in term.nodes]
+    moved, fixed = ({node.factor for node in used if node.at_start == at_start} for at_start in (False, True))
+    if idle := [name for name in trained if name in fixed - moved]:
+        return [
+            f"factor {name!r}: trainable, but only its starting values are in a term; make it frozen" for name in idle
+        ]
+    if spec.start == "zero" and value_at_start(terms, nodes, arrays):
         return [
             "the update does not start at 0: give one trainable factor of each term zeros(), "
             'or write start="centered" or start="free"'
         ]
+    is_other = spec.start != "zero"
+    living = {name: replace(factor, init=ones()) if is_other else factor for name, factor in arrays.items()}
+    return _gradient_faults(terms, nodes, living)
+
+
+def _gradient_faults(terms: Sequence[Term], nodes: Mapping[str, Node], arrays: Mapping[str, Factor]) -> list[str]:
     if moving_factors(terms, nodes, arrays):
         return []
+    if any(moving_factors([term], nodes, arrays) for term in terms):
+        return [
+            "the terms cancel at the start, so that no factor ever gets a gradient; change a sign or a factor of one"
+        ]
     zero = [name for name, factor in arrays.items() if factor.is_zero]
-    if len(zero) == 1 and zero[0] not in trained:
+    if len(zero) == 1 and not arrays[zero[0]].trainable:
         return [f"{zero[0]} starts at 0 and is frozen, so that the update stays 0; make it trainable"]
     begin = f"{' and '.join(zero)} {'all start' if len(zero) > 1 else 'starts'}" if zero else "all terms start"
     return [f"{begin} at 0, so that no factor ever gets a gradient; let only one factor of a term start at 0"]
