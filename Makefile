@@ -39,7 +39,7 @@ types: .venv/.dev
 
 laws: export HYPOTHESIS_PROFILE = laws
 laws: .venv/.dev
-	$(BIN)/python -m pytest -n 2 tests/laws tests/parity tests/jax tests/torch/walk tests/torch/test_demo.py tests/peft/test_processes.py $(ARGS)
+	$(BIN)/python -m pytest -n 2 tests/laws tests/parity tests/jax tests/torch/walk tests/torch/parallel tests/torch/test_demo.py tests/peft/test_processes.py $(ARGS)
 
 peft-suite: .venv/.dev
 	nice $(BIN)/python -m tests.peft.suite $(ARGS)

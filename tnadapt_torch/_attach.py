@@ -1,6 +1,7 @@
 """Attach a new adapter to a model; an attach that fails leaves the model unchanged."""
 
 from collections.abc import Collection, Mapping, Sequence
+from numbers import Real
 
 import torch
 from torch import nn
@@ -139,10 +140,7 @@ def install(
     _check_name(model, state.name)
     _check_saved(model, saved, weights)
     check_trainable(saved)
-    if isinstance(state.dropout, bool | str) or not 0.0 <= state.dropout < 1.0:
-        raise SiteError(
-            f"dropout: expected a number of at least 0 and below 1, got {state.dropout!r}.\nWrite dropout=0.1."
-        )
+    _check_dropout(state.dropout)
     folded = weights_to_fold(model, weights, state.dropout, all_of_them=fold)
     if folded:
         check_foldable(folded, state.dropout)
@@ -189,6 +187,11 @@ def _check_name(model: nn.Module, name: str) -> None:
             f"adapter_name: expected a name that is not in use on the model, got {name!r}.\n"
             "Detach the adapter of this name, or give the new one another adapter_name."
         )
+
+
+def _check_dropout(rate: object) -> None:
+    if not isinstance(rate, Real) or isinstance(rate, bool) or not 0.0 <= float(rate) < 1.0:
+        raise SiteError(f"dropout: expected a number of at least 0 and below 1, got {rate!r}.\nWrite dropout=0.1.")
 
 
 def _check_saved(model: nn.Module, saved: Collection[str], adapted: Collection[str]) -> None:

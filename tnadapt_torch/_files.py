@@ -123,9 +123,13 @@ def _attach(
     params = place_params(checkpoint.adapter, weights, params)
     state = AdapterState(checkpoint.adapter, params, name=adapter_name, dropout=dropout)
     install(model, state, weights, saved)
-    with torch.no_grad():
-        for key, value in state.saved.values().items():
-            value.copy_(laid_like(torch.from_numpy(checkpoint.extra[key]), value))
+    try:
+        with torch.no_grad():
+            for key, value in state.saved.values().items():
+                value.copy_(laid_like(torch.from_numpy(checkpoint.extra[key]), value))
+    except BaseException:
+        state.detach()
+        raise
     return state
 
 

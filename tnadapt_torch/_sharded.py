@@ -94,16 +94,19 @@ def sharding(modules: Collection[nn.Module]) -> "list[FSDPModule]":
         return []
     from torch.distributed._composable_state import _module_state_mapping  # noqa: PLC0415  (as `is_sharded`)
 
-    wanted = {id(inner) for module in modules for inner in module.modules()}
-    known = [module for module in list(_module_state_mapping) if any(id(inner) in wanted for inner in module.modules())]
+    marked = list(_module_state_mapping)
+    wanted = {id(inner) for module in modules for inner in module.modules()} if marked else set()
+    known = [module for module in marked if any(id(inner) in wanted for inner in module.modules())]
     return [cast("FSDPModule", module) for module in known if isinstance(module, fsdp.FSDPModule)]
 
 
 def reshard(modules: Collection[nn.Module]) -> None:
     """Let the modules that fully_shard sharded hold their shards again: values gathered for a forward pass are copies.
 
-    What is written to such a copy is lost, and a copy can have a lower precision.
+    What is written to such a copy is lost, and a copy can have a lower precision. Compiled code leaves it as it is.
     """
+    if torch.compiler.is_compiling():
+        return
     for module in sharding(modules):
         module.reshard()
 

@@ -1,8 +1,9 @@
 """Cases for both bindings: every family with its options, custom specs, specs with maps, centered specs."""
 
 from tests import table
-from tnadapt import AdapterSpec, Site, frozen, grid, normal, over_rank, raw, trainable
+from tnadapt import AdapterSpec, Site, frozen, grid, normal, over_rank, raw, same, trainable
 from tnadapt.initializers import constant, ones, orthogonal
+from tnadapt.sizes import like
 
 KINDS = {"attn.q": (6, 4), "attn.v": (6, 4), "mlp.up": (4, 6)}
 SITES = grid(layers=2, kinds=KINDS)
@@ -62,15 +63,17 @@ OWN = {
 }
 
 MAPPED = {  # specs whose maps make square nodes
-    name: AdapterSpec(name="mapped", weight="out in", over=over, factors=nodes, scale=raw(0.5), start="free", ties=ties)
-    for name, over, nodes, ties in (
+    name: AdapterSpec(
+        name="mapped", weight="out in", over=over, factors=nodes, scale=raw(0.5), start="free", sizes=sizes
+    )
+    for name, over, nodes, sizes in (
         (
             "reflections",
             "",
             {"u": trainable("out a", map="householder"), "s": t("a b"), "v": trainable("in b", map="householder")},
-            {"a": "out", "b": "in"},
+            {"a": like("out"), "b": like("in")},
         ),
-        ("cayley", "layer", {"Q": trainable("layer out a", map="cayley"), "B": t("a in")}, {"a": "out"}),
+        ("cayley", "layer", {"Q": trainable("layer out a", map="cayley"), "B": t("a in")}, {"a": like("out")}),
         ("rotation", "layer", {"A": t("out p"), "R": trainable("layer p q", map="rotation"), "B": t("q in")}, {}),
     )
 }
@@ -80,4 +83,32 @@ CENTERED = {
     "stacked": {"A": trainable("layer out r"), "B": trainable("r in"), "s": trainable("layer")},
     "with frozen": {"A": trainable("out r", init=normal(0.3)), "F": frozen("r q"), "B": trainable("q in layer")},
     "dense": {"D": trainable("out in")},
+}
+
+SUMS = {  # specs of several terms, and specs that have a factor more than once
+    name: AdapterSpec(
+        name="sum", weight="out in", over=over, factors=factors, terms=terms, scale=raw(0.5), start="free"
+    )
+    for name, over, factors, terms in (
+        ("two pairs", "", {"A": t("r in"), "B": t("out r"), "C": t("q in"), "D": t("out q")}, ["B A", "D C"]),
+        ("a common half", "layer", {"A": t("r in"), "B": t("out r"), "C": t("layer out r")}, ["B A", "- C A"]),
+        ("a common core", "", {"A": t("r in"), "B": t("out q"), "C": t("q r"), "s": t("")}, ["B C A", "- B C A s"]),
+        (
+            "less its start",
+            "kind",
+            {"A": t("r in"), "B": t("kind out r"), "A0": same("A", at_start=True)},
+            ["B A", "- B A0"],
+        ),
+        ("a square", "", {"A": t("q in"), "C": t("r s"), "Ct": same("C", "q s"), "B": t("out r")}, []),
+        ("an entrywise square", "layer", {"A": t("layer r in"), "A2": same("A"), "B": t("out r")}, []),
+        ("a negative term", "", {"A": t("r in"), "B": t("out r")}, ["- B A"]),
+        ("one term of one factor", "", {"D": t("out in"), "A": t("r in"), "B": t("out r")}, ["D", "B A"]),
+        ("shared by all shapes", "", {"A": trainable("r in", shared=True), "B": t("out r")}, []),
+        (
+            "shared in two terms",
+            "kind",
+            {"A": trainable("r in", shared=True), "B": t("kind out r"), "C": trainable("out r", shared=True)},
+            ["B A", "C A"],
+        ),
+    )
 }

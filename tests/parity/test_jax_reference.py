@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 import tnadapt_jax
 from tests.parity import sides
-from tests.parity.cases import CENTERED, FAMILIES, GAPS, MAPPED, OWN, SITES
+from tests.parity.cases import CENTERED, FAMILIES, GAPS, MAPPED, OWN, SITES, SUMS
 from tests.parity.jax_side import by_jax
 from tnadapt import AdapterSpec, families, grid, init, raw
 
@@ -64,6 +64,11 @@ def test_a_custom_spec_agrees(spec):
 
 @pytest.mark.parametrize("spec", MAPPED.values(), ids=MAPPED)
 def test_a_spec_with_maps_agrees(spec):
+    compare(spec, SITES, "float64", rank=2)
+
+
+@pytest.mark.parametrize("spec", SUMS.values(), ids=SUMS)
+def test_a_sum_agrees(spec):
     compare(spec, SITES, "float64", rank=2)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.parity import sides
 from tnadapt import plan
-from tnadapt.binding import BUCKETS
+from tnadapt.binding import BUCKETS, equation_of
 from tnadapt.testing import adapters
 from tnadapt_torch._run.lower import lower_apply
 
@@ -58,10 +58,19 @@ def test_the_code_for_every_bucket_of_tokens_gives_the_same_results(adapter, len
         x = torch.tensor(random.standard_normal((length, inner)), requires_grad=True)
         y, pull = (torch.tensor(random.standard_normal((length, outer))) for _ in range(2))
         split = x.reshape(length, *(network.sizes[mode] for mode in network.in_modes))
-        wanted = y + network.scale * torch.einsum(order.equation(), split, *factors).reshape(length, outer)
+        named, tokens = (
+            dict(zip(network.nodes, zip(factors, order.inputs[1:], strict=True), strict=True)),
+            order.inputs[0],
+        )
+        wanted = y
+        for term in network.terms:
+            parts = [named[name] for name in term.nodes]
+            equation = equation_of([tokens, *(own for _, own in parts)], order.answer)
+            update = torch.einsum(equation, split, *(factor for factor, _ in parts))
+            wanted = wanted + term.sign * network.scale * update.reshape(length, outer)
         wanted_grads = torch.autograd.grad(wanted, (x, *factors), pull)
-        for tokens, needs in product(BUCKETS, [(False, False), (True, False), (True, True)]):
-            code = lower_apply(network, tokens, training=needs[0], x_needs_grad=needs[1])
+        for bucket, needs in product(BUCKETS, [(False, False), (True, False), (True, True)]):
+            code = lower_apply(network, bucket, training=needs[0], x_needs_grad=needs[1])
             found = code(y, x, *factors)
             found_grads = torch.autograd.grad(found, (x, *factors), pull)
             for one, two in zip((found, *found_grads), (wanted, *wanted_grads), strict=True):

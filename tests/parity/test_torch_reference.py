@@ -8,7 +8,8 @@ pytest.importorskip("torch")
 import torch
 
 from tests.parity import sides
-from tests.parity.cases import CENTERED, FAMILIES, GAPS, MAPPED, OWN, REPRESENTATIVES, SITES, own, t
+from tests.parity.cases import CENTERED, FAMILIES, GAPS, MAPPED, OWN, REPRESENTATIVES, SITES, SUMS, own, t
+from tests.table import required_of
 from tnadapt import AdapterSpec, delta, families, grid, init, raw
 from tnadapt_torch import attach
 
@@ -71,6 +72,12 @@ def test_the_update_of_a_centered_spec_starts_at_exactly_zero():
 @every_dtype
 @pytest.mark.parametrize("spec", MAPPED.values(), ids=MAPPED)
 def test_a_spec_with_maps_agrees(spec, dtype):
+    sides.compare(spec, SITES, dtype, rank=2)
+
+
+@every_dtype
+@pytest.mark.parametrize("spec", SUMS.values(), ids=SUMS)
+def test_a_sum_agrees(spec, dtype):
     sides.compare(spec, SITES, dtype, rank=2)
 
 

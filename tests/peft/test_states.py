@@ -121,3 +121,19 @@ def test_a_sharded_model_is_saved_and_loaded(spec, group, tmp_path):
     told = set_peft_model_state_dict(other, get_peft_model_state_dict(model))
     assert not told.unexpected_keys
     close(other(X), wanted)
+
+
+def test_the_checkpoint_functions_of_torch_distributed_find_every_key(merged):
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+
+    wanted = merged(X)
+    set_model_state_dict(merged, get_model_state_dict(merged))
+    assert torch.equal(merged(X), wanted)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_model_is_traced_by_jit():
+    model = adapted()
+    traced = torch.jit.trace(model, X, strict=False)
+    wake(model.base_model.states()["default"], seed=1)
+    close(traced(X), model(X))

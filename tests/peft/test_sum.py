@@ -33,7 +33,7 @@ NOT_SUMMED = {
     "loha": "one whose factors are not all linked by bonds",
     "lokr": "one whose factor C has no bond that could become longer",
     "vera": "one whose factor b has no bond that could become longer",
-    "quanta": "one that subtracts its starting values",
+    "quanta": "one of several terms",
     "householder": "one with a householder of the factor u",
 }
 WEIGHTS = [0.5, -2.0]
@@ -42,7 +42,7 @@ WEIGHTS = [0.5, -2.0]
 def told(name, **more):
     spec = getattr(families, name)()
     words = {"rank": 2} if spec.bonds else {}
-    words |= {"sizes": {"head": 4}} if "head" in spec.given else {}
+    words |= {"sizes": {"head": 4}} if "head" in spec.sizes else {}
     return TnConfig(overparametrized=True, **{"spec": spec, "target_modules": ["q_proj", "v_proj"]} | words | more)
 
 

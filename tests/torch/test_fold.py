@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch.nn.utils.parametrize import remove_parametrizations
 
 from tests.torch import hosts
 from tnadapt import SiteError
@@ -54,9 +55,23 @@ def test_a_folded_adapter_can_be_disabled_copied_merged_and_detached():
 def test_detach_after_folding_restores_the_same_parameter_objects():
     model = hosts.toy()
     spec, sizes = hosts.FAMILIES["lora"]
-    before = {id(parameter) for parameter in model.parameters()}
+    before = [(name, id(parameter)) for name, parameter in model.named_parameters()]
     attach(model, spec, target_modules=hosts.TARGETS, seed=3, fold=True, **sizes).detach()
-    assert {id(parameter) for parameter in model.parameters()} == before
+    assert [(name, id(parameter)) for name, parameter in model.named_parameters()] == before  # as an optimizer counts
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_an_update_that_was_taken_out_of_its_weight_by_hand_is_noticed(stays, tmp_path):
+    model = hosts.toy()
+    state = hosts.adapt(model, "lora", fold=True)
+    remove_parametrizations(model.layers[0].mlp.down, "weight", leave_parametrized=stays)
+    before = hosts.photo(model)
+    for act in (state.merge, state.norms, lambda: state.save(tmp_path / "a.safetensors")):
+        with pytest.raises(SiteError, match=r"^layers.0.mlp.down: expected the update to be folded into the weight"):
+            act()
+    hosts.assert_same_photo(before, hosts.photo(model))
+    state.detach()
+    state.save(tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize(

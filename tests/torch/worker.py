@@ -3,6 +3,7 @@
 Run `worker.py FOLDER RANK WORLD`, or `accelerate launch ... worker.py FOLDER`, which sets rank and world.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -61,6 +62,11 @@ def main() -> None:
         for kind in KINDS
         for family in FAMILIES
     }
+    if not place:
+        from tests.torch.parallel.ways import LAUNCHED, differences
+
+        os.chdir(folder)
+        found["row"] = differences(LAUNCHED["accelerate"])
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 

@@ -93,6 +93,9 @@ def split_sites(
     for name, parts in (fused or {}).items():
         found = _replace(found, "fused", name, partial(_fused, parts=parts))
     for name, counts in (blocks or {}).items():
+        if not isinstance(counts, Collection) or isinstance(counts, str):
+            todo = f'Write blocks={{"{name}": (4, 1)}}.'
+            raise mistake(SiteError, "blocks", f"a number of blocks along each axis of {name}", told(counts), todo)
         found = _replace(found, "blocks", name, partial(_blocks, counts=tuple(counts)))
     tasks = expect_names(tasks, "split_sites", "tasks", SiteError)
     if wrong := [task for task in tasks if not isinstance(task, str) or not task]:

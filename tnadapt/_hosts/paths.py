@@ -53,7 +53,7 @@ def match(
             )
         return found
     names = list(rule) if isinstance(rule, Collection) else [rule]
-    if not names or not all(isinstance(name, str) for name in names):
+    if not names or not all(isinstance(name, str) and name for name in names):  # the empty path is the whole model
         raise SiteError(f"{what}: expected names of {things}, got {rule!r}.{nearest('', hints)}")
     for name in names:
         if not any(is_named(path, name) for path in paths):

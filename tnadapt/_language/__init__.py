@@ -1,5 +1,6 @@
 """The language of adapters: notation, factors, initializers, specs and their validation, and specs bound to sites."""
 
+from tnadapt._language.adapter import Adapter
 from tnadapt._language.address import Address, Part, Slot
 from tnadapt._language.count import FactorCount, ParamCount, count
 from tnadapt._language.expected import expect_adapter, expect_params, expect_path
@@ -10,6 +11,7 @@ from tnadapt._language.initializer import (
     constant,
     controlled_z,
     cyclic,
+    host,
     hosvd_core,
     identity,
     kaiming_normal,
@@ -29,7 +31,7 @@ from tnadapt._language.network import Group, Network, split_evenly
 from tnadapt._language.notation import Axis, modes_of, text_of
 from tnadapt._language.scale import Scale, over_rank, over_sqrt_rank, raw
 from tnadapt._language.sizes import SizeRule, at_most, like, required
-from tnadapt._language.spec import Adapter, AdapterSpec
+from tnadapt._language.spec import AdapterSpec
 from tnadapt._language.terms import START, Node, Term, moving_factors
 
 __all__ = [
@@ -63,6 +65,7 @@ __all__ = [
     "expect_params",
     "expect_path",
     "frozen",
+    "host",
     "hosvd_core",
     "identity",
     "kaiming_normal",

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 
 from tnadapt._errors import SiteError
+from tnadapt._language.adapter import Adapter
 from tnadapt._language.expected import expect_adapter
-from tnadapt._language.spec import Adapter
 from tnadapt._signature import answers
 
 __all__ = ["FactorCount", "ParamCount", "count"]

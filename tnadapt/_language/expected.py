@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tnadapt._errors import SiteError, TnadaptError
-from tnadapt._language.spec import Adapter, AdapterSpec
+from tnadapt._language.adapter import Adapter
+from tnadapt._language.spec import AdapterSpec
 from tnadapt._signature import mistake, told
 
 __all__: list[str] = []

@@ -42,6 +42,13 @@ class Factor:
         """Whether every entry of the factor is 0 at the start. A factor with a map never is."""
         return self.init.is_zero and not self.map
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether the factor starts as an identity between its two modes: a map of zeros, or by its initializer."""
+        if self.map:
+            return self.map != "householder" and self.init.is_zero
+        return self.init.kind == "identity" and self.init.amount == 1
+
     def __str__(self) -> str:
         """Return a text such as: trainable "out p" normal(std=1)."""
         made = f"{self.map} of " if self.map else ""

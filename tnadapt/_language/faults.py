@@ -62,7 +62,7 @@ def find_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
     nodes = nodes_of(spec.factors)
     faults += [*_mode_faults(spec, axes, terms, nodes), *_size_faults(spec, axes, nodes)]
     is_known = len(terms) == max(len(spec.terms), 1)
-    faults += _read_faults(arrays, axes, over)
+    faults += [*_read_faults(arrays, axes, over), *_host_faults(arrays, axes, over)]
     return faults + (_start_faults(spec, terms, nodes, arrays) if is_known else [])
 
 
@@ -243,6 +243,30 @@ def _read_faults(arrays: Mapping[str, Factor], axes: tuple[Axis, ...], over: Mod
     return faults
 
 
+def _host_faults(arrays: Mapping[str, Factor], axes: tuple[Axis, ...], over: Modes) -> list[str]:
+    """Find factors that are the host's weight, or a part of its SVD, but do not have its modes."""
+    outs, ins = axes[0], tuple(mode for axis in axes[1:] for mode in axis)
+    outer, faults = {*outs, *ins, *over}, []
+    for name, factor in arrays.items():
+        if not factor.init.is_host:
+            continue
+        if factor.trainable:
+            faults.append(f"factor {name!r}: expected the host's weight to be frozen; the host is not trained")
+        bond = next((mode for mode in factor.modes if mode not in outer), "k")
+        wanted = {
+            "host": (*outs, *ins),
+            "host_left": (*outs, bond),
+            "host_values": (bond,),
+            "host_right": (bond, *ins),
+        }[factor.init.kind]
+        if factor.modes != wanted:
+            faults.append(f"factor {name!r}: expected the modes {' '.join(wanted)!r} for {factor.init.kind}, in order")
+    ranks = {mode for factor in arrays.values() if factor.init.is_host for mode in factor.modes if mode not in outer}
+    if len(ranks) > 1:
+        faults.append(f"host: expected one bond of the SVD of a weight, got {', '.join(sorted(ranks))}")
+    return faults
+
+
 def _start_faults(
     spec: Table, terms: Sequence[Term], nodes: Mapping[str, Node], arrays: Mapping[str, Factor]
 ) -> list[str]:
@@ -261,7 +285,7 @@ def _start_faults(
             'or write start="centered" or start="free"'
         ]
     is_other = spec.start != "zero"
-    living = {name: replace(factor, init=ones()) if is_other else factor for name, factor in arrays.items()}
+    living = {n: replace(one, init=ones()) if is_other and one.is_zero else one for n, one in arrays.items()}
     return _gradient_faults(terms, nodes, living)
 
 

@@ -39,6 +39,10 @@ class Spec(Protocol):
     @property
     def sizes(self) -> Mapping[str, SizeRule | int]: ...
     @property
+    def hosts(self) -> Mapping[str, Factor]: ...
+    @property
+    def short(self) -> tuple[str, ...]: ...
+    @property
     def tied(self) -> Mapping[str, str]: ...
     @property
     def free_bonds(self) -> tuple[str, ...]: ...
@@ -100,7 +104,8 @@ def _network(adapter: Asked, site: Site, lengths: Mapping[str, int]) -> Network:
     outer = sizes_of(site.path, site.shape, spec.axes, asked, required) | dict(lengths)
     sizes = outer | _bond_sizes(adapter, outer, asked)
     scale = spec.scale.at(sizes.get(spec.scale.bond, 1))
-    return Network(spec.axes, spec.site_modes, spec.arrays, sizes, scale, spec.nodes, spec.sum)
+    factors = {**spec.arrays, **spec.hosts}
+    return Network(spec.axes, spec.site_modes, factors, sizes, scale, spec.nodes, spec.sum)
 
 
 def _bond_sizes(adapter: Asked, outer: Mapping[str, int], asked: Mapping[str, int]) -> dict[str, int]:
@@ -127,6 +132,9 @@ def _bond_sizes(adapter: Asked, outer: Mapping[str, int], asked: Mapping[str, in
         if isinstance(rule, SizeRule) and rule.kind == "at_most" and bond in ranks:
             sizes[bond] = min(sizes[bond], outer[rule.mode])
     whole = sizes | dict(adapter.sizes) | dict(outer)
+    sides = ([mode for axis in axes for mode in axis] for axes in (spec.axes[:1], spec.axes[1:]))
+    thin = min(math.prod(outer[mode] for mode in side) for side in sides)
+    whole |= dict.fromkeys(spec.short, thin)
     for bond, mode in spec.tied.items():  # in an order in which a mode comes before what has its size
         whole[bond] = whole[mode]
     return {bond: whole[bond] for bond in spec.bonds}

@@ -13,6 +13,7 @@ __all__ = [
     "constant",
     "controlled_z",
     "cyclic",
+    "host",
     "hosvd_core",
     "identity",
     "kaiming_normal",
@@ -30,10 +31,11 @@ __all__ = [
 
 Drawn = Literal["constant", "normal", "uniform", "orthogonal", "identity", "cyclic", "controlled_z"]
 Read = Literal["svd", "tt_svd", "hosvd_core", "t_svd", "tensor_cur"]  # from the host's weights
-Kind = Literal[Drawn, Read]
+Host = Literal["host", "host_left", "host_values", "host_right"]  # the weight itself, and the parts of its SVD
+Kind = Literal[Drawn, Read, Host]
 
-READ = frozenset(get_args(Read))
-AMOUNTS = dict.fromkeys((*get_args(Drawn), *get_args(Read)), "gain")
+READ, HOST = frozenset(get_args(Read)), frozenset(get_args(Host))
+AMOUNTS = dict.fromkeys((*get_args(Drawn), *get_args(Read), *get_args(Host)), "gain")
 AMOUNTS |= {"constant": "value", "normal": "std", "uniform": "bound"}
 TINY, HUGE = 1e-30, 1e30  # products of numbers in this range fit in float32
 
@@ -63,9 +65,14 @@ class Initializer:
         return self.kind in READ
 
     @property
+    def is_host(self) -> bool:
+        """Whether the values are the host's own weight or a part of its SVD, and not an array of the adapter."""
+        return self.kind in HOST
+
+    @property
     def is_redrawn(self) -> bool:
         """Whether a seed gives the same bits on every machine. It does not if a linear algebra library is involved."""
-        return self.kind != "orthogonal" and not self.is_read
+        return self.kind != "orthogonal" and not self.is_read and not self.is_host
 
     def faults(self) -> list[str]:
         """List the faults of this initializer, apart from the spec that uses it."""
@@ -204,6 +211,19 @@ def cyclic() -> Initializer:
 def controlled_z() -> Initializer:
     """Set -1 where every index is the last one, and 1 elsewhere: the controlled-Z gate of two qubits."""
     return Initializer("controlled_z", 1.0)
+
+
+@answers(SpecError)
+def host(part: Literal["", "left", "values", "right"] = "") -> Initializer:
+    """Read the host's weight of each site, which is never drawn, counted or stored: frozen("out in", init=host()).
+
+    The parts of its thin SVD are U for "left" (out modes and a bond), the singular values for "values" (that bond) and
+    V^T for "right" (the bond and in modes); the bond has the length of the shorter side.
+    """
+    if part not in ("", "left", "values", "right"):
+        raise mistake(SpecError, "host", "'', 'left', 'values' or 'right' as part", told(part), 'Write host("left").')
+    kinds: dict[str, Kind] = {"": "host", "left": "host_left", "values": "host_values", "right": "host_right"}
+    return Initializer(kinds[part], 1.0)
 
 
 @answers(SpecError)

@@ -3,15 +3,14 @@
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from tnadapt._language.factor import Factor, Same
 
 __all__: list[str] = []
 
 START = ":start"  # ends the name of what holds starting values; the name of a factor cannot contain it
+PAIR = 2  # modes of an identity
 Modes = tuple[str, ...]
-Held = TypeVar("Held")
 
 
 @dataclass(frozen=True, order=True)
@@ -70,11 +69,14 @@ def terms_of(terms: Sequence[str], factors: Iterable[str]) -> tuple[Term, ...]:
 
 
 def value_at_start(terms: Sequence[Term], nodes: Mapping[str, Node], arrays: Mapping[str, Factor]) -> bool:
-    """Return whether the update is not 0 at the starting values: terms with a zero factor are, and terms may cancel."""
+    """Return whether the update is not 0 at the starting values: terms with a zero factor are, and terms may cancel.
+
+    A factor that starts as the identity joins its two modes into one.
+    """
     left: Counter[object] = Counter()
     for term in terms:
         if not any(arrays[nodes[name].factor].is_zero for name in term.nodes):
-            left[_alike(nodes[name] for name in term.nodes)] += term.sign
+            left[_alike([nodes[name] for name in term.nodes], arrays)] += term.sign
     return any(left.values())
 
 
@@ -89,13 +91,21 @@ def moving_factors(terms: Sequence[Term], nodes: Mapping[str, Node], arrays: Map
             node, others = nodes[name], [nodes[other] for other in term.nodes if other != name]
             is_trained = node.factor in pulls and not node.at_start
             if is_trained and not any(arrays[other.factor].is_zero for other in others):
-                pulls[node.factor][node.modes, _alike(others)] += term.sign
+                pulls[node.factor][node.modes, _alike(others, arrays)] += term.sign
     return tuple(name for name, pull in pulls.items() if any(pull.values()))
 
 
-def _alike(nodes: Iterable[Node]) -> object:
+def _alike(nodes: Iterable[Node], arrays: Mapping[str, Factor]) -> object:
     """Return what terms have in common whose nodes have equal values at the start."""
-    return frozenset(Counter((node.factor, node.modes) for node in nodes).items())
+    joined: dict[str, str] = {}
+    left = []
+    for node in nodes:
+        if arrays[node.factor].is_identity and len(node.modes) == PAIR:
+            first, second = (joined.get(mode, mode) for mode in sorted(node.modes))
+            joined = {mode: first if known == second else known for mode, known in joined.items()} | {second: first}
+        else:
+            left.append(node)
+    return frozenset(Counter((n.factor, tuple(joined.get(mode, mode) for mode in n.modes)) for n in left).items())
 
 
 def tied_bonds(

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from tnadapt._errors import SiteError
 from tnadapt._hosts import Site
-from tnadapt._language import Group, Network
+from tnadapt._language import Adapter, Group, Network
 from tnadapt._values.einsum import contract
 
 __all__: list[str] = []
@@ -63,6 +63,29 @@ def read_start(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Arr
     read = {"svd": _svd, "tt_svd": _tt_svd, "hosvd_core": _hosvd_core, "t_svd": _t_svd, "tensor_cur": _tensor_cur}
     values = initializer.amount * read[initializer.kind](factor, stack, starts)
     return np.array(values, order="C")  # the layout of an array that was loaded from a file
+
+
+def read_hosts(adapter: Adapter, weights: Weights | None) -> dict[str, Array]:
+    """Return the entries of params that are the host's weights or parts of their SVDs.
+
+    Raises SiteError for a weight that is missing or has the wrong shape.
+    """
+    if adapter.hosts and weights is None:
+        raise SiteError(
+            f"{adapter.spec.name}: expected the host's weights, which are a factor of it, got none.\n"
+            "Pass init(adapter, weights), with a mapping from paths to arrays (out, in)."
+        )
+    found: dict[str, Array] = {}
+    parts: dict[str, tuple[Array, Array, Array]] = {}
+    for name, (site, factor) in adapter.hosts.items():
+        weight = _weight_of(site, weights or {})
+        if factor.init.kind == "host":
+            found[name] = weight
+            continue
+        if site.path not in parts:
+            parts[site.path] = np.linalg.svd(weight.reshape(len(weight), -1), full_matrices=False)
+        found[name] = parts[site.path][("host_left", "host_values", "host_right").index(factor.init.kind)]
+    return found
 
 
 def _weight_of(site: Site, weights: Weights) -> Array:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from tnadapt._errors import SiteError, SpecError
 from tnadapt._language import START, Adapter, Group, Slot, expect_adapter
 from tnadapt._signature import answers, mistake, told
-from tnadapt._values.host_starts import Stack, read_start
+from tnadapt._values.host_starts import Stack, read_hosts, read_start
 
 __all__ = ["Params", "drawn_starts", "init", "redraw"]
 
@@ -26,21 +26,22 @@ def init(adapter: Adapter, weights: Mapping[str, npt.ArrayLike] | None = None) -
 
     Every value is a float32 number, so a framework with float32 parameters holds exactly these values. The values of
     a factor depend only on the seed and its name, not on the other factors. `weights` are the host's weights by path,
-    of shape (out, in); only initializers that are read from the host need them.
+    of shape (out, in); only initializers that are read from the host need them. If a factor is the host's weight, the
+    result has the weights too, as they are, under names that end in ":host".
     Raises SiteError if a weight that is needed is missing, has the wrong shape, or holds NaN or infinity.
     """
     expect_adapter(adapter, "init")
     if not isinstance(weights, Mapping | None):
         todo = "Pass a mapping from paths to arrays (out, in)."
         raise mistake(SiteError, "init", "the host's weights by path", told(weights), todo)
-    params: Params = {}
+    params: Params = read_hosts(adapter, weights)
     for group in adapter.groups:
         reader = _Reader(adapter, group, weights, params)
-        for name in group.network.factors:
+        for name in adapter.spec.arrays:
             reader.value(name)
     for name in adapter.slots.keys() - params.keys():  # starts that are kept: copied, because the originals are trained
         params[name] = params[name.removesuffix(START)].copy()
-    return {name: params[name] for name in adapter.slots}
+    return {name: params[name] for name in (*adapter.slots, *adapter.hosts)}
 
 
 def redraw(adapter: Adapter) -> Params:
@@ -54,7 +55,7 @@ def drawn_starts(adapter: Adapter, group: Group | None = None) -> Params:
 
     Starts that were read from the host are left out, since they are entries of params.
     """
-    names = None if group is None else {adapter.slot_name(group, factor) + START for factor in group.network.factors}
+    names = None if group is None else {adapter.slot_name(group, factor) + START for factor in adapter.spec.arrays}
     wanted = (name for name in adapter.starts if name not in adapter.slots and (names is None or name in names))
     return {name: sample(adapter.slots[name.removesuffix(START)], adapter.seed) for name in wanted}
 

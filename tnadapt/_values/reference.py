@@ -1,6 +1,7 @@
 """The reference: what an adapter does to a weight, in numpy float64. It is slow and simple; tests compare with it."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -97,7 +98,11 @@ def arrays_at(adapter: Adapter, params: Mapping[str, npt.ArrayLike], address: Ad
     that is missing or has the wrong shape.
     """
     arrays = {}
+    sizes = address.group.network.sizes
     for node, part in address.parts.items():
+        if part.factor.init.is_host:
+            arrays[node] = _host_array(params, part, [sizes[mode] for mode in part.factor.modes])
+            continue
         slot = adapter.slots[part.source]
         if part.name in params:
             value = np.asarray(params[part.name])
@@ -110,6 +115,18 @@ def arrays_at(adapter: Adapter, params: Mapping[str, npt.ArrayLike], address: Ad
         # Cut before converting: a stack has as many rows as there are sites.
         arrays[node] = map_factor(part.factor.map, np.asarray(value[part.cut], dtype=np.float64))
     return arrays
+
+
+def _host_array(params: Mapping[str, npt.ArrayLike], part: Part, shape: Sequence[int]) -> Array:
+    if part.name not in params:
+        raise SiteError(
+            f"params: expected the host's weight as {part.name!r}, got none.\n"
+            "Take it from init(adapter, weights): init(adapter, weights) | params."
+        )
+    value = np.asarray(params[part.name], dtype=np.float64)
+    if value.size != math.prod(shape):
+        raise SiteError(f"params[{part.name!r}]: expected {math.prod(shape):,} numbers, got shape {value.shape}.")
+    return value.reshape(shape)
 
 
 def _remedy(adapter: Adapter, part: Part) -> str:

@@ -11,7 +11,7 @@ from tnadapt_torch._host.find import (
     parameter_paths,
 )
 from tnadapt_torch._host.flags import Flags
-from tnadapt_torch._host.fold import check_foldable, check_unfoldable, fold_in, unfold
+from tnadapt_torch._host.fold import check_foldable, check_folded, check_unfoldable, fold_in, unfold
 from tnadapt_torch._host.merge import Merged, check_weights
 from tnadapt_torch._host.parallel import flattened, managed, settle_weights
 from tnadapt_torch._host.quantized import check_trainable, count_parameters
@@ -29,6 +29,7 @@ __all__ = [
     "SavedModules",
     "Weight",
     "check_foldable",
+    "check_folded",
     "check_linear",
     "check_model",
     "check_rules",

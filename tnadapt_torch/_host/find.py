@@ -16,10 +16,16 @@ ALL_LINEAR = "all-linear"
 
 
 def check_model(given: object, where: str) -> None:
-    """Raise SiteError unless the argument is a torch module; `where` begins the message."""
+    """Raise SiteError unless the argument is a torch module without lazy layers; `where` is what it was passed to."""
     if not isinstance(given, nn.Module):
         todo = f"The model comes first: {where}(model, ...)."
         raise mistake(SiteError, where, "a torch module as its first argument", told(given), todo)
+    lazy = [path for path, tensor in given.named_parameters() if isinstance(tensor, UninitializedParameter)]
+    if lazy:
+        raise SiteError(
+            f"{lazy[0].rpartition('.')[0]}: expected a layer whose weight has a shape, got a lazy one.\n"
+            f"Call the model once, then {where}."
+        )
 
 
 def check_rules(
@@ -114,7 +120,7 @@ def parameter_paths(modules: Mapping[str, nn.Module]) -> Iterator[str]:
 def check_linear(modules: Mapping[str, nn.Module]) -> None:
     """Raise SiteError unless every module is a linear layer with a weight of known shape."""
     for path, module in modules.items():
-        if isinstance(getattr(module, "weight", None), UninitializedParameter):
+        if isinstance(module._parameters.get("weight"), UninitializedParameter):
             raise SiteError(
                 f"{path}: expected a layer whose weight has a shape, got a lazy one.\nCall the model once, then attach."
             )

@@ -1,11 +1,13 @@
 """Freeze a host for training and put its flags back: by path, since loads, casts and wrappers replace parameters."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from torch import nn
 
 __all__: list[str] = []
+
+MADE = (".original0", ".original1", "_orig")  # ends of the names that torch gives to what makes a weight
 
 
 @dataclass
@@ -62,8 +64,18 @@ def _names(host: nn.Module) -> dict[int, list[str]]:
     return found
 
 
-def _by_path(host: nn.Module, paths: Mapping[str, object]) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the parameters that a host has now under these names."""
-    for path, parameter in _parameters(host):
-        if path in paths:
-            yield path, parameter
+def _by_path(host: nn.Module, paths: Collection[str]) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the parameters that a host has now for these names, of which pruning or a norm may have made others."""
+    found = list(_parameters(host))
+    names = {path for path, _ in found}
+    for path, parameter in found:
+        known = (name for name in _renamed(path) if name in paths and name not in names)
+        name = path if path in paths else next(known, None)
+        if name is not None:
+            yield name, parameter
+
+
+def _renamed(path: str) -> list[str]:
+    """Return the names that a parameter may have had before torch parametrized, normed or pruned it, or undid that."""
+    stem = next((path.removesuffix(end) for end in MADE if path.endswith(end)), path)
+    return [stem, *(stem + end for end in MADE)]

@@ -69,23 +69,50 @@ def check_unfoldable(weights: Mapping[str, Weight]) -> None:
             )
 
 
+def check_folded(weights: Mapping[str, Weight], updates: Mapping[str, Update]) -> None:
+    """Raise SiteError for a weight that an update was folded into, but is no longer."""
+    for path, weight in weights.items():
+        if _place(weight, updates[path]) is None:
+            raise SiteError(
+                f"{path}: expected the update to be folded into the weight, as attach left it, got a weight without.\n"
+                "Its parametrization was removed, and may have left the update in the weight. Detach the adapter, and "
+                "save it and load it onto the base model."
+            )
+
+
 def fold_in(weight: Weight, update: Update) -> None:
     """Parametrize the weight of a module so that the module uses it with the update added."""
     update.write_dense()
-    parametrize.register_parametrization(weight.module, weight.name, Folded(update, weight), unsafe=True)
+    order = tuple(weight.module._parameters)
+    parametrize.register_parametrization(weight.module, weight.name, Folded(update, weight, order), unsafe=True)
 
 
 def unfold(weight: Weight, update: Update) -> None:
-    """Take the update of a update out of a weight. Alone, it leaves the same parameter object as before it came.
+    """Take the update out of a weight. Alone, it leaves the same parameter object as before it came, in its place.
 
     What the user registered on the weight in the meantime stays.
     """
-    if not weight.is_parametrized:
+    place = _place(weight, update)
+    if place is None:
         return
-    changes = cast("parametrize.ParametrizationList", weight.module.get_submodule(f"parametrizations.{weight.name}"))
-    mine = [number for number, change in enumerate(changes) if isinstance(change, Folded) and change.update is update]
-    if mine and len(changes) == 1:
-        unshare(weight.module)
-        parametrize.remove_parametrizations(weight.module, weight.name, leave_parametrized=False)
-    elif mine:
-        del changes[mine[0]]
+    changes = _changes(weight)
+    if len(changes) > 1:
+        del changes[place]
+        return
+    order = cast("Folded", changes[place]).order
+    unshare(weight.module)
+    parametrize.remove_parametrizations(weight.module, weight.name, leave_parametrized=False)
+    stored = weight.module._parameters
+    for name in [*(name for name in order if name in stored), *(name for name in stored if name not in order)]:
+        stored[name] = stored.pop(name)  # an optimizer tells parameters by their order
+
+
+def _place(weight: Weight, update: Update) -> int | None:
+    """Return the place of an update among what computes a weight, or None."""
+    changes = _changes(weight) if weight.is_parametrized else ()
+    mine = (number for number, change in enumerate(changes) if isinstance(change, Folded) and change.update is update)
+    return next(mine, None)
+
+
+def _changes(weight: Weight) -> parametrize.ParametrizationList:
+    return cast("parametrize.ParametrizationList", weight.module.get_submodule(f"parametrizations.{weight.name}"))

@@ -21,8 +21,7 @@ def settle_weights(model: nn.Module, weights: Mapping[str, Weight]) -> None:
     reshard([model])
     flat = flattened(model, weights)
     for path, weight in weights.items():
-        stored = weight.module._parameters.get(weight.name)
-        if path in flat or (stored is not None and is_partitioned(stored)):
+        if path in flat or (weight.is_stored and is_partitioned(weight.parameter)):
             raise SiteError(
                 f"{path}: expected a weight that this process holds, or that fully_shard holds in shards, "
                 f"got one that {'FullyShardedDataParallel' if path in flat else 'DeepSpeed stage 3'} holds in flat "

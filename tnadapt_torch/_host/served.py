@@ -65,8 +65,8 @@ def serve(module: nn.Module, update: Callable[..., Tensor]) -> Removable:
             if not _is_reached(module):
                 raise TypeError(f"{type(module).__name__}.forward is not called")
             put_front(module, Served)
-        except TypeError:
-            return module.register_forward_hook(update, with_kwargs=True)
+        except Exception:  # whatever a class raises that forbids subclasses
+            return module.register_forward_hook(update, prepend=True, with_kwargs=True)  # before those of the user
     vars(module)[PLACE] = (*updates_of(module), update)
     return Service(module, update)
 

@@ -103,10 +103,16 @@ class Weight:
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape in the axis order of a site: (out, in), or (expert, out, in)."""
-        if isinstance(self.module, nn.Linear) or is_packed_linear(self.module):  # a packed weight has another shape
+        is_sized = isinstance(self.module, nn.Linear) or is_packed_linear(self.module)
+        if is_sized and not self._has_own_shape:
             return int(self.module.out_features), int(self.module.in_features)  # type: ignore[arg-type]
         sizes = self.tensor.shape
         return tuple(math.prod(s for s, r in zip(sizes, self.layout, strict=True) if r == role) for role in self.roles)
+
+    @property
+    def _has_own_shape(self) -> bool:
+        """Whether the shape of what is stored is that of the weight: it is not packed, flattened or computed."""
+        return self.is_stored and not self.storage and self.parameter.ndim == len(self.layout)
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -143,9 +149,10 @@ class Weight:
 class Folded(nn.Module):
     """The parametrization of a weight that takes the update itself: it adds the update while the adapter is active."""
 
-    def __init__(self, update: Update, weight: Weight) -> None:
-        """Store the update that computes the update of the weight, and the weight."""
+    def __init__(self, update: Update, weight: Weight, order: tuple[str, ...] = ()) -> None:
+        """Store the update, its weight, and the order of the parameters of the module before it was parametrized."""
         super().__init__()
+        self.order = order
         self.update = update
         self.weight = weight
 
@@ -184,7 +191,7 @@ def linear_weight(module: nn.Module, path: str = "") -> Weight:
 
 def named_weight(path: str, module: nn.Module, name: str, layout: str) -> Weight:
     """Return a parameter of a module as a weight. Raise SiteError for a layout that does not fit it."""
-    roles = tuple(layout.split())
+    roles = tuple(layout.split()) if isinstance(layout, str) else ()
     if sorted(roles) not in (["in", "out"], ["expert", "in", "out"]):
         raise SiteError(
             f"{path}: expected a layout of the words out and in, and expert if it holds several weights, "

@@ -1,8 +1,9 @@
 """The code that runs in a forward pass: updates of sites and blocks, compiled plans, the layout of intermediates."""
 
 from tnadapt_torch._run.blocks import BlocksUpdate, Update
+from tnadapt_torch._run.call import Owner, find_x
 from tnadapt_torch._run.maps import map_factor
-from tnadapt_torch._run.site import Held, Leading, Mapped, Owner, Ref, Row, SiteUpdate, Stack
+from tnadapt_torch._run.site import Held, Leading, Mapped, Ref, Row, SiteUpdate, Stack
 
 __all__ = [
     "BlocksUpdate",
@@ -15,5 +16,6 @@ __all__ = [
     "SiteUpdate",
     "Stack",
     "Update",
+    "find_x",
     "map_factor",
 ]

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from tnadapt import Site, SiteError
-from tnadapt_torch._run.site import Owner, SiteUpdate, add_by_rows, see_x
+from tnadapt_torch._run.call import Owner, see_x
+from tnadapt_torch._run.site import SiteUpdate, add_by_rows
 
 __all__: list[str] = []
 
@@ -25,6 +26,7 @@ class BlocksUpdate:
         self.owner = owner
         self.unproven = False
         self.shape = next(iter(updates)).weight_shape
+        self.width = self.shape[-1]
         self.by_task: dict[str, dict[Site, SiteUpdate]] = {}
         for site, update in updates.items():
             self.by_task.setdefault(str(site.coordinates.get("task", "")), {})[site] = update

@@ -47,12 +47,16 @@ def check_gradient(update: Watched, x: Tensor, output: Tensor) -> None:
     elif _reaches(output, x):
         update.unproven = False
         return
-    path = next(path for path, other in update.owner.updates.items() if other is update)
     raise SiteError(
-        f"{path}: expected a layer that passes the gradient on to its input, got one that does not.\n"
+        f"{path_of(update)}: expected a layer that passes the gradient on to its input, got one that does not.\n"
         "The adapters of earlier layers would be trained wrong. Quantize weights but not activations, or train on the "
         "model without quantization and load the file onto this one. Without training, use torch.no_grad()."
     )
+
+
+def path_of(update: Watched) -> str:
+    """Return the path of the weight or the site that an update belongs to."""
+    return next(path for path, other in update.owner.updates.items() if other is update)
 
 
 def _reaches(output: Tensor, x: Tensor) -> bool:

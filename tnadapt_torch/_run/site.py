@@ -1,16 +1,17 @@
 """The update of one site, added to the output of its module: a plain object, pickled and copied with the model."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from tnadapt import SiteError
 from tnadapt.binding import BUCKETS, Network
-from tnadapt_torch._run.gradient import Watched, check_gradient
+from tnadapt_torch._run.call import Owner, see_x
 from tnadapt_torch._run.lower import Code, lower_apply, lower_delta
 from tnadapt_torch._run.maps import map_factor
 from tnadapt_torch._sharded import beside, whole
@@ -19,7 +20,7 @@ __all__: list[str] = []
 
 NEEDS = ("nothing", "factors", "factors and x")  # what needs a gradient: one row of codes each, one column per bucket
 MORE = BUCKETS[1:]  # the first tokens of each bucket but the first, which an empty batch belongs to as well
-COMPILED = len(NEEDS) * len(BUCKETS)  # torch.compile gets one code: choosing by tokens would recompile
+COMPILED = len(NEEDS) * len(BUCKETS)  # torch.compile and torch.jit.trace get one code, whatever the tokens are
 COMPILED_FOR = 2 * len(BUCKETS) + BUCKETS.index(1024)
 
 
@@ -46,14 +47,26 @@ class Held:
     @property
     def stored(self) -> Tensor:
         """The tensor, or the part of it that this process holds."""
-        table = self.module._parameters if self.is_parameter else self.module._buffers
-        return cast("Tensor", table[self.name])
+        module = self.module
+        found = (module._parameters if self.is_parameter else module._buffers).get(self.name)
+        return self._computed() if found is None else found
 
     def read(self) -> Tensor:
         """Return the tensor, with all its values."""
         module = self.module
-        tensor = cast("Tensor", (module._parameters if self.is_parameter else module._buffers)[self.name])
+        tensor = (module._parameters if self.is_parameter else module._buffers).get(self.name)
+        if tensor is None:
+            return self._computed()
         return tensor if type(tensor) is nn.Parameter or type(tensor) is Tensor else whole(tensor)
+
+    def _computed(self) -> Tensor:
+        """Compute a factor that is parametrized. Raise SiteError for one that only a call of its module computes."""
+        if parametrize.is_parametrized(self.module, self.name):
+            return cast("Tensor", getattr(self.module, self.name))
+        raise SiteError(
+            f"factor: expected {self.name!r} to be stored or computed by torch.nn.utils.parametrize, got one that was "
+            "pruned, normed or removed.\nSuch a factor is computed when its module is called, which nobody does."
+        )
 
 
 @dataclass(frozen=True)
@@ -115,10 +128,9 @@ class Stack:
         tensor = self.held.stored
         device = torch.device("cpu") if tensor.is_meta else tensor.device
         if self._places is None or self._places[0] != device:
-            self._places = (
-                device,
-                [torch.split(torch.arange(tensor.shape[axis], device=device), 1) for axis in self.axes],
-            )
+            with torch.inference_mode(False):  # a compiled backward pass saves them
+                ranges = [torch.arange(tensor.shape[axis], device=device) for axis in self.axes]
+                self._places = device, [torch.split(indices, 1) for indices in ranges]
         return tuple(places[at] for places, at in zip(self._places[1], index, strict=True))
 
     def forget(self) -> None:
@@ -139,8 +151,8 @@ class Stack:
 
 
 def _is_traced() -> bool:
-    """Return whether a mode sees every operation, such as FakeTensorMode or that of make_fx."""
-    return torch._C._len_torch_dispatch_stack() > 0
+    """Return whether every operation is seen: by a mode, such as FakeTensorMode or that of make_fx, or by torch.jit."""
+    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state() is not None
 
 
 class Row:
@@ -190,28 +202,6 @@ def _unbind(tensor: Tensor, axes: tuple[int, ...]) -> Any:
     return tuple(_unbind(row, rest) if rest else row for row in tensor.unbind(first))
 
 
-class Owner(Protocol):
-    """The attributes of an adapter that a site reads at each call."""
-
-    dropout: float
-    training: bool
-
-    @property
-    def active(self) -> bool:
-        """Whether updates are added."""
-        ...
-
-    @property
-    def task(self) -> str:
-        """The task whose sites are used; "" if the adapter has no tasks."""
-        ...
-
-    @property
-    def updates(self) -> Mapping[str, object]:
-        """The updates of all sites and weights, by path."""
-        ...
-
-
 class SiteUpdate:
     """Adds the update of one site to the output of its module, unless the adapter is disabled or merged."""
 
@@ -237,10 +227,11 @@ class SiteUpdate:
 
     def add(self, output: Tensor, x: Tensor) -> Tensor:
         """Return the output (token, out) with the update of x (token, in) added."""
-        if torch.compiler.is_compiling():
+        tokens = x.shape[0]
+        if torch.compiler.is_compiling() or isinstance(tokens, Tensor):  # as torch.jit.trace counts them
             place = COMPILED
         else:
-            place = bisect_right(MORE, x.shape[0])
+            place = bisect_right(MORE, tokens)
             place += len(BUCKETS) * (0 if not torch.is_grad_enabled() else 2 if x.requires_grad else 1)
         code = self._code[place] or self._write_code(place)
         return code(output, x, *_read(self.refs, x))
@@ -264,7 +255,7 @@ class SiteUpdate:
 
     @property
     def is_idle(self) -> bool:
-        """Whether the site was never called, except under torch.compile."""
+        """Whether the site was never called, except under torch.compile and torch.jit.trace."""
         return not any(self._code[:COMPILED])
 
     def _forget_code(self) -> None:
@@ -297,25 +288,6 @@ def add_by_rows(add: Callable[[Tensor, Tensor], Tensor], output: Tensor, x: Tens
         )
     total = add(output.values(), x.values())
     return torch.nested.nested_tensor_from_jagged(total, ragged.offsets())
-
-
-class Seeing(Watched, Protocol):
-    """The attributes of a update that reads the input of its layer."""
-
-    owner: Owner
-
-
-def see_x(update: Seeing, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-    """Return the input of the adapter: x after dropout, in the dtype of the output.
-
-    Raise SiteError if x requires a gradient that the layer does not pass on.
-    """
-    x: Tensor = args[0] if args else next(iter(kwargs.values()))
-    if x.requires_grad and (update.unproven or not output.requires_grad):
-        check_gradient(update, x, output)
-    if update.owner.dropout and update.owner.training:
-        x = torch.nn.functional.dropout(x, update.owner.dropout)
-    return x if x.dtype == output.dtype else x.to(output.dtype)
 
 
 def _read(refs: Iterable[Ref], like: Tensor) -> Sequence[Tensor]:

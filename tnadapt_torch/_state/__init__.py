@@ -3,8 +3,9 @@
 from tnadapt_torch._state.factors import stored_factors
 from tnadapt_torch._state.known import enter, states_of
 from tnadapt_torch._state.marks import MarksCheck
+from tnadapt_torch._state.modules import host_modules
 from tnadapt_torch._state.replicas import Replicas
-from tnadapt_torch._state.state import AdapterState, host_modules
+from tnadapt_torch._state.state import AdapterState
 from tnadapt_torch._state.updates import make_updates
 from tnadapt_torch._state.watch import Watch
 

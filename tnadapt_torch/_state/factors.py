@@ -29,6 +29,9 @@ def leaf_of(tree: nn.Module, key: str) -> tuple[nn.Module, str]:
 def plant(tree: nn.Module, key: str, value: Tensor, *, trainable: bool, persistent: bool = True) -> None:
     """Register a factor in a tree. Raise SiteError for a name that an nn.Module cannot hold, such as "half"."""
     *path, leaf = key.split(".")
+    if value.is_inference():
+        with torch.inference_mode(False):  # so that it can be trained after the mode that it was made in
+            value = value.clone()
     try:
         for name in path:
             if name not in tree._modules:

@@ -7,7 +7,7 @@ from weakref import WeakSet
 from torch import nn
 
 from tnadapt import SiteError
-from tnadapt_torch._host import Merged
+from tnadapt_torch._host import Flags, Merged
 
 if TYPE_CHECKING:
     from tnadapt_torch._state.state import AdapterState
@@ -34,6 +34,27 @@ def states_of(model: nn.Module) -> list["AdapterState"]:
 
 def _overlap(here: set[int], modules: Iterable[nn.Module]) -> bool:
     return any(id(module) in here for module in modules)
+
+
+def served_by_others(state: "AdapterState") -> list[nn.Module]:
+    """Return the modules of the host of a state that other adapters serve."""
+    others = [other for other in states_of(state.model) if other is not state]
+    return [weight.module for other in others for weight in other.weights.values()]
+
+
+def leave(state: "AdapterState") -> list[tuple[nn.Module, Flags, bool]]:
+    """Take a state off its host; return the other adapted hosts, their flags, and whether each was attached later.
+
+    What was merged below an update that stays can no longer be unmerged.
+    """
+    host = state.model
+    for name in [name for name, child in host._modules.items() if child is state]:
+        del host._modules[name]  # which a container may have renamed, or the user removed
+    others = [other for other in states_of(host) if other is not state]
+    for other in others:
+        if state.merged and other.merged and state.merged.is_over(other.merged):
+            other.merged.buried_by = state.name
+    return [(other.model, other.flags, other.turn > state.turn) for other in others]
 
 
 def check_latest(state: "AdapterState", merged: Merged) -> None:

@@ -44,7 +44,7 @@ class Replicas:
         if torch.compiler.is_compiling():
             return
         saved = self.state.saved.parameters()
-        first = next(self.state.parameters(), None)
+        _, first = next(self.state.named_parameters(), ("", None))
         if hasattr(first, "ds_id") or any(parameter.is_meta for parameter in saved):
             check_factors(self.state)
         if self.state.active and torch.is_grad_enabled():
@@ -151,9 +151,8 @@ def shared_by(state: "AdapterState") -> "DeviceMesh | None":
 
 
 def stored_weights(state: "AdapterState") -> list[Tensor]:
-    """Return the adapted weights that are stored as parameters."""
-    stored = [weight.module._parameters.get(weight.name) for weight in state.weights.values()]
-    return [weight for weight in stored if weight is not None]
+    """Return the adapted weights that are stored as parameters, with or without folded updates."""
+    return [weight.parameter for weight in state.weights.values() if weight.is_stored]
 
 
 def settle(state: "AdapterState") -> None:

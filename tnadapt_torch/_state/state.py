@@ -18,8 +18,8 @@ from tnadapt_torch._host import (
     Removable,
     SavedModules,
     Weight,
+    check_folded,
     check_unfoldable,
-    modules_of,
     speed_up,
     unfold,
 )
@@ -27,7 +27,7 @@ from tnadapt_torch._run import Stack, Update
 from tnadapt_torch._sharded import reshard
 from tnadapt_torch._state.factors import Factors, leaf_of, plant, spare
 from tnadapt_torch._state.groups import parameter_groups
-from tnadapt_torch._state.known import check_latest, enter, states_of
+from tnadapt_torch._state.known import check_latest, enter, leave, served_by_others, states_of
 from tnadapt_torch._state.marks import MERGED, ORIGINAL, marks_of
 from tnadapt_torch._state.norms import norms
 from tnadapt_torch._state.replicas import own_factors, settle
@@ -52,6 +52,7 @@ class AdapterState(nn.Module):
         self.name = name
         self.dropout = dropout
         self.enabled = True
+        self.blocks = 0  # of `disabled()` that are open: those of threads and generators end in any order
         self.merged: Merged | None = None
         self.saved = SavedModules({})
         self.stacks: dict[str, Stack] = {}
@@ -70,8 +71,8 @@ class AdapterState(nn.Module):
         for key, slot in adapter.slots.items():
             plant(self.factors, key, params[key], trainable=slot.factor.trainable)
         for key, value in drawn_starts(adapter).items():
-            start = torch.from_numpy(value).to(params[key.removesuffix(START)])
-            plant(self.start, key, start, trainable=False, persistent=False)
+            like = params[key.removesuffix(START)]
+            plant(self.start, key, torch.from_numpy(value).to(like), trainable=False, persistent=False)
 
     @property
     def spec(self) -> AdapterSpec:
@@ -87,6 +88,11 @@ class AdapterState(nn.Module):
     def active(self) -> bool:
         """Whether the sites add their updates: the adapter is enabled and not merged."""
         return self.enabled and self.merged is None
+
+    @property
+    def original_modules(self) -> bool:
+        """Whether the host holds the originals. torch.distributed.checkpoint looks up each key of a state dict so."""
+        return not self.saved.is_trained
 
     def forward(self, x: Any) -> Any:
         """Return the input. A model that calls all its children, such as nn.Sequential, calls this one too."""
@@ -106,13 +112,17 @@ class AdapterState(nn.Module):
             )
         return self.host[0]
 
+    def __dir__(self) -> list[str]:
+        """Return the names of the attributes that can be read now: tools such as torch.jit read them all."""
+        return [name for name in super().__dir__() if self.host or name != "model"]  # type: ignore[no-untyped-call]
+
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """Disable the adapter in a `with` block: no update, and the original modules_to_save.
 
         Raises:
-            SiteError: the adapter is merged, so that the weights hold the update, or it is detached; or modules_to_save
-                are offloaded, or fully_shard holds them and gradients are enabled.
+            SiteError: the adapter is merged or detached; or modules_to_save changed, are offloaded, or are held by
+                fully_shard while gradients are enabled.
         """
         _ = self.model
         if self.merged is not None:
@@ -121,15 +131,17 @@ class AdapterState(nn.Module):
                 "Its update is in the weights. Call unmerge() first."
             )
         if self.enabled:
+            self.saved.check(self.model)
             self.saved.check_swap(gradients=torch.is_grad_enabled())
-        before, self.enabled = self.enabled, False
-        if before:
             self.saved.swap()
+        is_counted = self.enabled or self.blocks > 0  # not if the user had set `enabled` to False before
+        self.blocks, self.enabled = self.blocks + is_counted, False
         try:
             yield
         finally:
-            self.enabled = before
-            if before and self.host:
+            self.blocks -= is_counted
+            self.enabled = is_counted and not self.blocks
+            if self.enabled and self.host:
                 self.saved.swap()
 
     def set_task(self, task: str) -> None:
@@ -153,8 +165,7 @@ class AdapterState(nn.Module):
         """Return the update of a weight or a block, in float32 or better and in the stored layout of the weight.
 
         Args:
-            path: the path of an adapted weight, or of the site of a block. If the adapter has tasks, the update of a
-                weight is that of the current task.
+            path: the path of an adapted weight, for its update in the current task, or of the site of a block.
 
         Raises:
             SiteError: the adapter does not adapt this path, or it is detached.
@@ -213,13 +224,7 @@ class AdapterState(nn.Module):
         if self.merged is None and self.saved.is_trained:
             self.saved.swap()
         self.release()
-        delattr(host, self.child_name)
-        others = states_of(host)
-        for other in others:
-            if self.merged and other.merged and self.merged.is_over(other.merged):
-                other.merged.buried_by = self.name
-        rest = [(other.model, other.flags, other.turn > self.turn) for other in others if other is not self]
-        self.flags.restore(host, rest)
+        self.flags.restore(host, leave(self))
         self.host = ()
         own_factors(self)
 
@@ -230,10 +235,7 @@ class AdapterState(nn.Module):
             handle.remove()
         for path, weight in self.folded.items():
             unfold(weight, self.updates[path])
-        served = [
-            weight.module for each in states_of(self.model) if each is not self for weight in each.weights.values()
-        ]
-        speed_up(self.model, served)
+        speed_up(self.model, served_by_others(self))
         self.handles, self.folded = [], {}
 
     def end_watch(self) -> None:
@@ -243,10 +245,13 @@ class AdapterState(nn.Module):
             self.watch = None
 
     def check_host(self, *paths: str) -> None:
-        """Raise SiteError unless the host has these adapted weights, or all, where they were at attach."""
+        """Raise SiteError unless the host has these adapted weights, or all it had at attach, where they were."""
         host = self.model
         for path in paths or self.weights:
             self.weights[path].check(host, self.adapter.weights[path][0].weight_shape)
+        if not paths:
+            check_folded(self.folded, self.updates)
+            self.saved.check(host)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save the trained factors and the modules_to_save to a file. bfloat16 is stored as float32.
@@ -256,9 +261,12 @@ class AdapterState(nn.Module):
 
         If processes share the host by fully_shard or tensor parallelism, call this on each. The first one writes.
         """
-        if self.host:  # a detached adapter can be saved, too
-            self.check_host()
         write_file(self, path)
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """Yield the trainable factors, each once. Under fully_shard these are shards: gathered copies train nothing."""
+        reshard([self, *self.host])
+        return super().parameters(recurse)
 
     def parameter_groups(self, *, lr: float | Mapping[str, float], ratio: float = 1.0) -> list[dict[str, Any]]:
         """Make parameter groups for a torch optimizer, one per trainable factor, since the factors differ in scale.
@@ -281,9 +289,8 @@ class AdapterState(nn.Module):
     def norms(self) -> dict[str, float]:
         """Compute the Frobenius norm of each trainable factor, by its name in the spec, and of all updates, as "dW".
 
-        The norm of a factor is over all groups, and that of dW over all sites. The norm of dW is computed from the
-        factors, in float64, for all sites of a group at once. Only a centered spec needs the dense update of each site,
-        which is computed one site at a time.
+        The norm of a factor is over all groups, and that of dW over all sites, computed from the factors, in float64,
+        for all sites of a group at once; only for a centered spec from dense updates, one site at a time.
         """
         settle(self)
         if self.host:
@@ -342,9 +349,3 @@ class AdapterState(nn.Module):
         """Return the spec, the number of sites and the parameter count, for print(model)."""
         trained = tnadapt.count(self.adapter).trainable
         return f"{self.adapter.spec.name}, name={self.name!r}, sites={len(self.adapter.sites)}, trainable={trained:,}"
-
-
-def host_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Return all modules of a model by path, except its adapters and the modules inside them."""
-    inside = {id(module) for state in model.modules() if isinstance(state, AdapterState) for module in state.modules()}
-    return modules_of(model, without=inside)

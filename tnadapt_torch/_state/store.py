@@ -21,6 +21,8 @@ __all__: list[str] = []
 
 def write_file(state: "AdapterState", path: str | os.PathLike[str]) -> None:
     """Write the file of `AdapterState.save`."""
+    if state.host:  # a detached adapter can be saved, too
+        state.check_host()
     settle(state)
     params, saved = state.params(), state.saved.values()
     extra = {key: to_numpy(value) for key, value in saved.items()}

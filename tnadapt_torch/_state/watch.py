@@ -17,7 +17,7 @@ SHOWN = 8  # paths that the warning names
 
 
 class Watch:
-    """A forward hook on the host. It removes itself after the first training forward that is not compiled."""
+    """A forward hook on the host. It removes itself after the first training forward that is not compiled or traced."""
 
     def __init__(self, state: "AdapterState") -> None:
         """Store the state."""
@@ -26,7 +26,9 @@ class Watch:
     def __call__(self, host: nn.Module, args: tuple[Any, ...], output: object) -> None:
         """Warn about the sites of the current task that have not run yet."""
         state = self.state
-        if torch.compiler.is_compiling() or not (host.training and torch.is_grad_enabled() and state.active):
+        # A pass that is compiled or traced is not noticed by the sites.
+        is_traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+        if is_traced or not (host.training and torch.is_grad_enabled() and state.active):
             return
         state.end_watch()
         idle = idle_sites(state)

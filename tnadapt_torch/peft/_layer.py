@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from tnadapt import SiteError
 from tnadapt_torch._host import Merged, Weight, linear_weight
-from tnadapt_torch._run import Update
+from tnadapt_torch._run import Update, find_x
 from tnadapt_torch.peft._rows import Rows
 
 __all__ = ["TnLinear", "TnParameters"]
@@ -203,7 +203,7 @@ class TnLinear(TnLayer):
         Raises:
             SiteError: there is not one name per row, or adapters are merged.
         """
-        x: Tensor = args[0] if args else next(iter(kwargs.values()))
+        x = find_x(args, kwargs, self.in_features)
         rows.check(self.path, x, self.merged_adapters)
         output = self._call(args, kwargs)
         places, back = rows.split(output.device)

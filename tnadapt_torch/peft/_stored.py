@@ -27,6 +27,11 @@ class StoredTuner(BaseTuner):  # type: ignore[misc]
 
     tnadapt_states: nn.ModuleDict
 
+    @property
+    def tnadapt_merged(self) -> bool:
+        """Whether adapters are merged. torch.distributed.checkpoint looks up each key of a state dict so."""
+        return bool(marks_of(cast("TnModel", self), ""))
+
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination.update(marks_of(cast("TnModel", self), prefix))

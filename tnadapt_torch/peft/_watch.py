@@ -30,7 +30,9 @@ class Watch:
         tuner = self.tuner
         layers = tuner._layers()
         away = any(layer.disable_adapters or layer.merged for layer in layers.values())
-        if away or torch.compiler.is_compiling() or not (host.training and torch.is_grad_enabled()):
+        # A pass that is compiled or traced is not noticed by the sites.
+        is_traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+        if away or is_traced or not (host.training and torch.is_grad_enabled()):
             return
         watched = [name for name in tuner.active_adapters if name in tuner.unwatched]
         tuner.end_watch()

@@ -48,13 +48,17 @@ def adapt(model: nn.Module, kind: str) -> AdapterState:
 
 
 def wake(state: AdapterState) -> None:
-    """Move every trained factor from its start, by the same numbers on every process."""
+    """Move every trained factor from its start, by the same numbers on every process.
+
+    Updates are about as large as the weights. Larger ones saturate the softmax, and gradients in half
+    precision are noise.
+    """
     random = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for key, slot in state.adapter.slots.items():
             if slot.factor.trainable:
                 value = state.params()[key]
-                value.add_(0.3 * torch.randn(value.shape, generator=random))
+                value.add_(0.1 * torch.randn(value.shape, generator=random))
 
 
 def train(model: nn.Module, state: AdapterState, batches: list[Tensor]) -> None:

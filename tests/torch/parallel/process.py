@@ -1,4 +1,7 @@
-"""One process of several: run `process.py FOLDER RANK WORLD WHAT ...`, where WHAT is a scene or PLAN-KIND of a life."""
+"""One process of several: run `process.py FOLDER RANK WORLD WHAT ...`.
+
+WHAT is a scene, a way of the table in docs/torch.md, or PLAN-KIND of a life.
+"""
 
 import os
 import sys
@@ -13,6 +16,7 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).parents[3]))
 from tests.torch.parallel.life import Life, Plan  # needs the line above
 from tests.torch.parallel.scenes import SCENES
+from tests.torch.parallel.ways import SHARED, differences
 
 WAIT = 180  # seconds for another process, after which this one fails
 
@@ -27,6 +31,8 @@ def play(what: str) -> list[str]:
         if what in SCENES:
             SCENES[what]()
             return []
+        if what in SHARED:
+            return differences(SHARED[what])
         words, kind = what.split("-")
         return Life(kind, Plan(tuple(words.split(","))), Path()).run()
     except BaseException as error:

@@ -14,16 +14,12 @@ from torch.distributed.tensor import distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.torch import hosts
-from tests.torch.parallel.life import full
+from tests.torch.parallel.life import full, split
+from tests.torch.parallel.ways import flat, own
 from tnadapt import FormatError, SiteError, families
 from tnadapt_torch import AdapterState, attach, load
 
 STEPS = 2
-
-
-def own(words: Tensor) -> Tensor:
-    """Return the part of a batch that this process sees."""
-    return words.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 def train(model: nn.Module, state: AdapterState, parts: Callable[[Tensor], Tensor] = own) -> dict[str, Tensor]:
@@ -117,10 +113,6 @@ def ddp_with_saved_modules_and_a_reference_pass() -> None:
 
 
 # ---- FullyShardedDataParallel
-
-
-def flat(model: nn.Module, **more: object) -> nn.Module:
-    return FullyShardedDataParallel(model, device_id=torch.device("cpu"), **more)
 
 
 def fsdp_before_attach() -> None:
@@ -360,7 +352,7 @@ def half_precision_stays_out_of_files() -> None:
     state, wanted = hosts.adapt(model, "lora"), hosts.adapt(plain, "lora")
     fully_shard(model, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
     model(hosts.words())
-    assert next(state.parameters()).dtype == torch.bfloat16
+    assert next(iter(state.params().values())).dtype == torch.bfloat16
     path = "layers.0.mlp.down"
     assert torch.equal(state.delta(path), wanted.delta(path))
     model(hosts.words())
@@ -369,23 +361,51 @@ def half_precision_stays_out_of_files() -> None:
     assert {value.dtype for group in state.parameter_groups(lr=1.0) for value in group["params"]} == {torch.float32}
 
 
+def optimizer_made_after_a_pass() -> None:
+    """A pass leaves the root with gathered copies, which nothing trains: an optimizer gets the shards."""
+    model = hosts.toy()
+    state = hosts.adapt(model)
+    fully_shard(model)
+    loss = model(own(hosts.words(4))).square().mean()
+    shards = list(state.parameters())  # between a pass and its backward pass
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in shards)
+    model(hosts.words())
+    assert [id(parameter) for parameter in state.parameters()] == [id(parameter) for parameter in shards]
+    model(hosts.words())
+    equal_to_one(train(model, state))
+
+
 # ---- tensor parallelism
 
 
 def tensor_parallel_with_other_seeds() -> None:
-    from tests.torch.parallel.life import split
-
     if dist.get_world_size() == 1:
         return
-    model = split(hosts.toy(), sequence=False)
-    with refused("expected the same values on every process"):
-        hosts.adapt(model, "lora", seed=dist.get_rank(), awake=False)
+    for fold in (False, True):
+        model = split(hosts.toy(), sequence=False)
+        with refused("expected the same values on every process"):
+            hosts.adapt(model, "lora", seed=dist.get_rank(), awake=False, fold=fold)
+
+
+def one_process_writes() -> None:
+    """The first one, though each names a file of its own. A folder that two processes write is in the way of one."""
+    for spread in (fully_shard, partial(split, sequence=False)):
+        for fold in (False, True):
+            model = hosts.toy()
+            state = hosts.adapt(model, "lora", fold=fold) if spread is fully_shard else None
+            spread(model)
+            state = state or hosts.adapt(model, "lora", fold=fold)
+            found = [None] * dist.get_world_size()
+            name = f"{spread is fully_shard}{fold}{dist.get_rank()}"
+            state.save(f"{name}.safetensors")
+            state.save_as_lora(name)
+            dist.all_gather_object(found, (Path(f"{name}.safetensors").exists(), Path(name).exists()))
+            assert found == [(True, True)] + [(False, False)] * (dist.get_world_size() - 1), (name, found)
 
 
 def flags_after_sequence_parallel() -> None:
     """SequenceParallel makes the parameters of norms anew, and trainable. Attach after it, or freeze them again."""
-    from tests.torch.parallel.life import split
-
     model = split(hosts.toy(), sequence=True)
     state = hosts.adapt(model, "lora")
     trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
@@ -416,7 +436,9 @@ SCENES: dict[str, Callable[[], None]] = {
         layer_called_by_itself,
         compiled_layers,
         half_precision_stays_out_of_files,
+        optimizer_made_after_a_pass,
         tensor_parallel_with_other_seeds,
+        one_process_writes,
         flags_after_sequence_parallel,
     )
 }

@@ -7,30 +7,17 @@ import torch
 
 from tests.torch import hosts
 from tests.torch.parallel.life import KINDS, adapt
+from tests.torch.parallel.ways import dispatched, offloaded, on_disk, partition
 from tnadapt import FormatError, SiteError
 from tnadapt_torch import load
 
 accelerate = pytest.importorskip("accelerate")
 
-PLACES = {"embed": "cpu", "layers.0": "cpu", "layers.1": "disk", "norm": "cpu", "score": "cpu"}
 EVERY = [kind for kind in KINDS if kind not in ("pissa", "fold", "saved")]
 PLAIN = EVERY if os.environ.get("HYPOTHESIS_PROFILE") == "laws" else ["lotr", "vera"]
 
 
-def cpu(model, folder):
-    return accelerate.cpu_offload(model, execution_device="cpu")
-
-
-def disk(model, folder):
-    return accelerate.disk_offload(model, str(folder), execution_device="cpu")
-
-
-def dispatched(model, folder):
-    places = PLACES | {name: "cpu" for name, _ in model.named_children() if name.startswith("tnadapt")}
-    return accelerate.dispatch_model(model, places, main_device="cpu", offload_dir=str(folder))
-
-
-OFFLOADS = pytest.mark.parametrize("offload", [cpu, disk, dispatched])
+OFFLOADS = pytest.mark.parametrize("offload", [offloaded, on_disk, dispatched])
 
 
 def pair(kind):
@@ -91,7 +78,7 @@ def test_a_host_that_is_dispatched_after_attach_is_right_where_the_factors_stay(
     right_but_for_merge(model, state, plain, wanted, tmp_path)
 
 
-@pytest.mark.parametrize("offload", [cpu, disk])
+@pytest.mark.parametrize("offload", [offloaded, on_disk])
 def test_factors_that_are_offloaded_are_refused_until_they_are_back(offload, tmp_path):
     plain, wanted, model = pair("pissa")
     state = hosts.wake(adapt(model, "pissa"))
@@ -110,7 +97,7 @@ def test_factors_that_are_offloaded_are_refused_until_they_are_back(offload, tmp
     ):
         with pytest.raises(SiteError, match=gone):
             act()
-    assert sorted(path.name for path in tmp_path.iterdir()) == (["weights"] if offload is disk else [])
+    assert sorted(path.name for path in tmp_path.iterdir()) == (["weights"] if offload is on_disk else [])
     accelerate.hooks.remove_hook_from_submodules(model)
     same(model, plain)
     same_gradients(model, state, plain, wanted)
@@ -154,7 +141,7 @@ def test_what_needs_the_values_is_refused_on_an_offloaded_host(offload, kind, tm
 def test_a_file_with_saved_modules_is_refused_on_an_offloaded_host(tmp_path):
     adapt(hosts.toy(), "saved").save(tmp_path / "a.safetensors")
     model = hosts.toy()
-    cpu(model, tmp_path)
+    offloaded(model, tmp_path)
     with pytest.raises((SiteError, FormatError), match="expected a module of modules_to_save with its values"):
         load(model, tmp_path / "a.safetensors")
 
@@ -252,12 +239,6 @@ def test_factors_have_values_on_a_host_that_is_made_and_loaded_under_the_meta_de
 # ---- DeepSpeed
 
 
-def partition(parameter):
-    """Leave a parameter as DeepSpeed's stage 3 does: its marks, and no values."""
-    parameter.ds_id, parameter.ds_status, parameter.ds_shape = 0, "NOT_AVAILABLE", parameter.shape
-    parameter.data = torch.empty(0)
-
-
 def test_a_partitioned_host_is_refused(tmp_path):
     adapt(hosts.toy(), "lora").save(tmp_path / "a.safetensors")
     model = hosts.toy()
@@ -275,6 +256,15 @@ def test_a_host_with_one_partitioned_weight_is_refused():
     partition(model.layers[1].mlp.down.weight)
     with pytest.raises(SiteError, match=r"^layers\.1\.mlp\.down: .*DeepSpeed stage 3"):
         adapt(model, "lora")
+
+
+def test_a_folded_host_that_is_partitioned_is_refused():
+    model = hosts.toy()
+    adapt(model, "fold")
+    for parameter in model.parameters():
+        partition(parameter)
+    with pytest.raises(SiteError, match=r"^layers.*DeepSpeed stage 3"):
+        hosts.adapt(model, "lora", name="second", awake=False)
 
 
 def test_factors_that_are_partitioned_later_are_refused_at_the_next_pass(tmp_path):

@@ -10,6 +10,7 @@ import torch
 
 from tests.torch.parallel.life import KINDS
 from tests.torch.parallel.scenes import SCENES
+from tests.torch.parallel.ways import SHARED
 
 PROGRAM = Path(__file__).with_name("process.py")
 TIMEOUT = 1800  # what a process that waits for another one may take
@@ -73,7 +74,7 @@ def play(world, folder, whats):
 
 
 def test_two_processes(tmp_path):
-    assert play(2, tmp_path, [*(name for name in SCENES if name not in LONG), *SOME]) == {}
+    assert play(2, tmp_path, [*(name for name in SCENES if name not in LONG), *SHARED, *SOME]) == {}
 
 
 @only_laws

@@ -137,10 +137,43 @@ def test_a_parametrization_on_top_of_a_fold_survives_detach():
     assert torch.equal(down.weight, hosts.toy().layers[0].mlp.down.weight.triu())
 
 
-def test_a_lazy_layer_is_refused_before_anything_changes():
-    model = nn.Sequential(nn.LazyLinear(4))
+def swapped(model):
+    """Give a layer another weight, as pruning of whole neurons does, without a word to the layer."""
+    up, down = model.layers[0].mlp.up, model.layers[0].mlp.down
+    up.weight, up.bias = nn.Parameter(up.weight[:20].detach()), nn.Parameter(up.bias[:20].detach())
+    down.weight = nn.Parameter(down.weight[:, :20].detach())
+
+
+def test_a_shape_is_that_of_the_weight_and_not_of_the_words_of_its_layer():
+    model = hosts.toy()
+    swapped(model)
+    base = model(hosts.words())
+    state = hosts.adapt(model, "lora", awake=False)
+    assert state.delta(PATH).shape == (16, 20)
+    hosts.close(model(hosts.words()), base)
+    hosts.wake(state)
+    wanted = model(hosts.words())
+    state.merge()
+    hosts.close(model(hosts.words()), wanted)
+
+
+def test_a_weight_that_was_swapped_after_attach_is_noticed():
+    model = hosts.toy()
+    state = hosts.adapt(model, "lora")
+    swapped(model)
+    with pytest.raises(
+        SiteError, match=rf"^{PATH}: expected the weight of shape \(16, 24\) .*got one of shape \(16, 20"
+    ):
+        state.merge()
+
+
+@pytest.mark.parametrize("more", [{"target_modules": ["0"]}, {"target_modules": ["1"]}, {"modules_to_save": ["0"]}])
+def test_a_lazy_layer_is_refused_before_anything_changes(more, tmp_path):
+    model = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 4))
     with pytest.raises(SiteError, match=r"0: expected a layer whose weight has a shape, got a lazy one"):
-        attach(model, "lora", target_modules=["0"], rank=2)
+        attach(model, "lora", **({"target_modules": ["1"], "rank": 2} | more))
+    assert model[1].weight.requires_grad
+    assert list(model._modules) == ["0", "1"]
 
 
 # ---- wrappers

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from tests.torch import hosts
 from tnadapt import SiteError
@@ -90,6 +91,36 @@ def test_flags_are_put_back_where_parameters_were_replaced(change):
     state.detach()
     found = {name.replace("parametrizations.", "").removesuffix(".original"): v for name, v in flags(model).items()}
     assert found == wanted
+
+
+def pruned(layer):
+    prune.l1_unstructured(layer, "weight", 0.5)
+
+
+NORMS = {
+    "pruned": (pruned, lambda layer: prune.remove(layer, "weight")),
+    "normed": (parametrizations.weight_norm, lambda layer: parametrize.remove_parametrizations(layer, "weight")),
+}
+
+
+@pytest.mark.parametrize("was_trained", [True, False])
+@pytest.mark.parametrize("is_undone", [True, False])
+@pytest.mark.parametrize("norm", NORMS)
+def test_flags_are_put_back_where_a_weight_is_made_of_others(norm, is_undone, was_trained):
+    make, undo = NORMS[norm]
+    model = hosts.toy()
+    up = model.layers[0].mlp.up
+    if is_undone:
+        make(up)
+    for name, parameter in up.named_parameters():
+        parameter.requires_grad_(was_trained if "bias" not in name else not was_trained)
+    state = hosts.adapt(model, "lora")
+    (undo if is_undone else make)(up)
+    assert not any(parameter.requires_grad for parameter in up.parameters())
+    state.detach()
+    assert {name for name, flag in flags(up).items() if flag == was_trained} == dict(up.named_parameters()).keys() - {
+        "bias"
+    }
 
 
 def test_unmerge_writes_to_the_parameters_that_the_host_has_now():

@@ -170,18 +170,24 @@ def test_removing_a_parametrization_after_attach_keeps_the_adapter():
     assert type(layer) is nn.Linear
 
 
-def test_a_class_that_forbids_subclasses_is_served_by_a_hook():
+@pytest.mark.parametrize("error", [TypeError, ValueError, KeyError])
+def test_a_class_that_forbids_subclasses_is_served_by_a_hook(error):
     class Final(nn.Linear):
         def __init_subclass__(cls):
-            raise TypeError("final")
+            raise error("final")
 
-    model, state = one(Final(8, 8))
+    seen = []
+    layer = Final(8, 8)
+    handle = layer.register_forward_hook(lambda module, args, output: seen.append(output))
+    model, state = one(layer)
     assert type(model[0]) is Final
     with state.disabled():
         base = model(x())
     hosts.close(model(x()), base + update(state))
+    assert torch.equal(seen[-1], model(x()))  # as with a front, although the hook of the user was there first
     state.detach()
     assert torch.equal(model(x()), base)
+    handle.remove()
     assert not model[0]._forward_hooks
 
 

@@ -1,6 +1,7 @@
 """Modes, transforms, traces and threads: the right numbers, and nothing of a trace is left behind."""
 
 import threading
+import warnings
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from tests.torch import hosts
 from tnadapt import SiteError
+from tnadapt_torch import attach
 
 FAMILIES = ["lora", "lotr", "vera", "lorta"]  # plain, stacked, frozen, a hyperedge
 families = pytest.mark.parametrize("family", FAMILIES)
@@ -230,3 +232,24 @@ def test_swapped_parameters_are_the_same_objects():
         torch.__future__.set_swap_module_params_on_conversion(False)
     assert {id(p) for p in state.parameters()} == before
     assert model(hosts.words()).dtype == torch.float32
+
+
+@families
+@pytest.mark.parametrize("is_run", [False, True])
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_trace_of_jit_has_the_factors_as_parameters_and_serves_any_length(family, is_run):
+    model = hosts.sequential()
+    sizes = {"sizes": {"head": 1}} if family == "lorta" else {}
+    state = attach(model, hosts.FAMILIES[family][0], target_modules=["0", "2"], rank=2, **sizes)
+    hosts.wake(state)
+    x = hosts.normal(4, 5)
+    if is_run:
+        model(x)  # rows of a stack that are kept from this call are no part of the trace
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.simplefilter("error", torch.jit.TracerWarning)
+        traced = torch.jit.trace(model, x)
+    hosts.wake(state, seed=8)
+    for tokens in (4, 700):
+        x = hosts.normal(tokens, 5)
+        hosts.close(traced(x), model(x))
