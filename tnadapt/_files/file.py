@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ import numpy.typing as npt
 from safetensors.numpy import save as to_bytes
 
 from tnadapt._errors import FormatError, SiteError
+from tnadapt._files.fingerprint import DIGITS, check_fingerprints, fingerprint_of
 from tnadapt._files.limits import HEADER, MADE, MADE_PER_STORED, MOST_MADE, STORED, UNNAMED, check_extra, keep, shorten
 from tnadapt._files.target import write_atomically
 from tnadapt._files.tensors import TensorFile, open_tensors
 from tnadapt._files.text import VERSION, adapter_data, adapter_of, dump, parse, take, take_version
-from tnadapt._language import START, Adapter, Slot, expect_adapter, expect_params, expect_path
+from tnadapt._hosts import Site
+from tnadapt._language import START, Adapter, Slot, expect_adapter, expect_params, expect_path, host_entry
 from tnadapt._signature import answers
 from tnadapt._values import sample
 from tnadapt._version import __version__
@@ -35,11 +37,15 @@ CHUNK = 2**20  # numbers of which a digest is updated at once
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The content of a file: the adapter, its params (frozen ones drawn again), and extra tensors."""
+    """The content of a file: the adapter, its params (frozen ones drawn again), and extra tensors.
+
+    `hosts` has the fingerprints of the host's weights by path, if they are factors of the adapter.
+    """
 
     adapter: Adapter
     params: dict[str, Array]
     extra: dict[str, Array]
+    hosts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_double(self) -> bool:
@@ -76,13 +82,13 @@ def save(
             stored[name] = changed
         else:
             drawn[name] = _digest(values)
-    if unknown := params.keys() - adapter.slots.keys():
+    if unknown := params.keys() - adapter.slots.keys() - adapter.hosts.keys():
         name = sorted(map(str, unknown))[0]
         raise FormatError(f"params: expected only names of this adapter, got {name!r}.\nNothing was written.")
     check_extra(extra or {})
     tensors = stored | {name + EXTRA: _native(name, value) for name, value in (extra or {}).items()}
     keep("save", "stored numbers", sum(array.size for array in tensors.values()), STORED)
-    content = to_bytes(tensors, _metadata(adapter, drawn, _seal(tensors)))
+    content = to_bytes(tensors, _metadata(adapter, drawn, _seal(tensors), _fingerprints(adapter, params)))
     keep("save", "bytes of header", int.from_bytes(content[:ALIGNMENT], "little"), HEADER)
     write_atomically(Path(path), content)
 
@@ -138,7 +144,8 @@ def file_size(adapter: Adapter, *, dtype: str = "float32") -> int:
     stored = sorted(name for name, slot in adapter.slots.items() if slot.is_stored)
     digest = _sha256("")  # all digests have the same length
     drawn = {name: digest for name, slot in adapter.slots.items() if not slot.is_stored}
-    header: dict[str, object] = {"__metadata__": _metadata(adapter, drawn, digest)}
+    known = dict.fromkeys(_host_sites(adapter), "0" * DIGITS)
+    header: dict[str, object] = {"__metadata__": _metadata(adapter, drawn, digest, known)}
     end = 0
     for name in stored:
         shape = adapter.slots[name].shape
@@ -168,10 +175,28 @@ def _check_draw(where: str | Path, slots: Iterable[Slot], limit: int) -> None:
         )
 
 
-def _metadata(adapter: Adapter, drawn: Mapping[str, str], seal: str) -> dict[str, str]:
+def _metadata(adapter: Adapter, drawn: Mapping[str, str], seal: str, hosts: Mapping[str, str]) -> dict[str, str]:
     data = {"format": VERSION, "library": __version__} | adapter_data(adapter)
-    text = dump(data | {"drawn": drawn, "stored": seal})
+    text = dump(data | {"drawn": drawn, "stored": seal} | ({"hosts": hosts} if hosts else {}))
     return {"tnadapt": f"{_sha256(text)} {text}"}
+
+
+def _host_sites(adapter: Adapter) -> dict[str, Site]:
+    """Return the sites whose weights are a factor, or give one, by path."""
+    return {site.path: site for site, _ in adapter.hosts.values()}
+
+
+def _fingerprints(adapter: Adapter, params: Mapping[str, npt.ArrayLike]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for path, site in _host_sites(adapter).items():
+        entry = host_entry(site)
+        if entry not in params:
+            raise FormatError(
+                f"params: expected the host's weight as {entry!r}, got none.\nTake it from init(adapter, weights): "
+                f"save(adapter, init(adapter, weights) | params, path). Nothing was written."
+            )
+        found[path] = fingerprint_of(params[entry])
+    return found
 
 
 @answers(FormatError)
@@ -200,9 +225,11 @@ def read_checkpoint(path: str | os.PathLike[str], *, draw_limit: int | None = No
         data = parse(_text_of(path, file.metadata))
         version = take_version(str(path), data)
         seals = take("file", {key: data.pop(key, None) for key in ("library", "drawn", "stored")}, SEALS)
+        hosts = data.pop("hosts", {})
         factors = sum(not name.endswith(EXTRA) for name in file.entries)
         adapter = adapter_of(data, version, factors + len(seals["drawn"]))
         _check_entries(path, adapter, file, seals["drawn"], draw_limit)
+        check_fingerprints(path, take("file", {"hosts": hosts}, {"hosts": dict})["hosts"], _host_sites(adapter))
         tensors = file.read()
     if _seal(tensors) != seals["stored"]:
         raise FormatError(
@@ -211,7 +238,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, draw_limit: int | None = No
     extra = {name.removesuffix(EXTRA): value for name, value in tensors.items() if name.endswith(EXTRA)}
     stored = {name: value for name, value in tensors.items() if not name.endswith(EXTRA)}
     try:
-        return Checkpoint(adapter, _params(path, adapter, stored, seals["drawn"]), extra)
+        return Checkpoint(adapter, _params(path, adapter, stored, seals["drawn"]), extra, hosts)
     except SiteError as error:  # a fan that no float can hold
         raise FormatError(f"{path}: expected factors that can be drawn, got others.\n{shorten(error)}") from error
 

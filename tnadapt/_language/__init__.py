@@ -1,6 +1,6 @@
 """The language of adapters: notation, factors, initializers, specs and their validation, and specs bound to sites."""
 
-from tnadapt._language.adapter import Adapter
+from tnadapt._language.adapter import Adapter, host_entry
 from tnadapt._language.address import Address, Part, Slot
 from tnadapt._language.count import FactorCount, ParamCount, count
 from tnadapt._language.expected import expect_adapter, expect_params, expect_path
@@ -32,7 +32,7 @@ from tnadapt._language.notation import Axis, modes_of, text_of
 from tnadapt._language.scale import Scale, over_rank, over_sqrt_rank, raw
 from tnadapt._language.sizes import SizeRule, at_most, like, required
 from tnadapt._language.spec import AdapterSpec
-from tnadapt._language.terms import START, Node, Term, moving_factors
+from tnadapt._language.terms import START, Node, Term
 
 __all__ = [
     "MAPS",
@@ -66,13 +66,13 @@ __all__ = [
     "expect_path",
     "frozen",
     "host",
+    "host_entry",
     "hosvd_core",
     "identity",
     "kaiming_normal",
     "kaiming_uniform",
     "like",
     "modes_of",
-    "moving_factors",
     "normal",
     "ones",
     "orthogonal",

@@ -10,7 +10,6 @@ from tnadapt._errors import SiteError
 from tnadapt._frozen import FrozenMap
 from tnadapt._hosts import TASK, Site, check_parts, check_size, expect_site
 from tnadapt._language.address import Address, Part, Slot
-from tnadapt._language.factor import Factor
 from tnadapt._language.groups import group_of
 from tnadapt._language.network import Group, Network, most_shapes, stacks_of
 from tnadapt._language.terms import START
@@ -80,12 +79,14 @@ class Adapter:
         return slots | {slot.name: slot for slot in self._starts(slots.values()) if slot.factor.init.is_read}
 
     @cached_property
-    def hosts(self) -> dict[str, tuple[Site, Factor]]:
-        """The entries of params that are the host's weight, or a part of its SVD: name -> site and factor.
+    def hosts(self) -> dict[str, tuple[Site, str]]:
+        """The entries of params that are the host's weight, or a part of its SVD: name -> site and kind.
 
-        They are read from the host, and neither counted nor stored.
+        They are read from the host, and neither counted nor stored. Where a part is used, the weight is there too.
         """
-        return {host_entry(site, factor): (site, factor) for factor in self.spec.hosts.values() for site in self.sites}
+        used = {factor.init.kind for factor in self.spec.hosts.values()}
+        kinds = sorted(used | {"host"}) if used else []
+        return {host_entry(site, kind): (site, kind) for site in self.sites for kind in kinds}
 
     @cached_property
     def starts(self) -> dict[str, Slot]:
@@ -126,7 +127,7 @@ class Adapter:
             factor = group.network.factors[node.factor]
             cut = tuple(index[mode] if mode in index else slice(sizes[mode]) for mode in factor.held)
             if factor.init.is_host:
-                parts[name] = Part(host_entry(place, factor), factor, cut)
+                parts[name] = Part(host_entry(place, factor.init.kind), factor, cut)
                 continue
             key = self.slot_name(group, node.factor) + (START if node.at_start else "")
             parts[name] = Part(key, factor, cut, node.at_start)
@@ -188,6 +189,6 @@ class Adapter:
         return f"not shared across weight shapes: {', '.join(split)} (an array for each of {shapes} shapes)"
 
 
-def host_entry(site: Site, factor: Factor) -> str:
+def host_entry(site: Site, kind: str = "host") -> str:
     """Return the name in params of a site's weight, or of a part of its SVD."""
-    return f"{site.path}:{factor.init.kind}"
+    return f"{site.path}:{kind}"

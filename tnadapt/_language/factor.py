@@ -17,6 +17,9 @@ MAPS = {
 }  # the number of trailing modes that the map makes and params do not have
 
 
+PAIR = 2  # modes
+
+
 @dataclass(frozen=True)
 class Factor:
     """One tensor of a network: its modes in order, its initializer, and whether it is trainable.
@@ -44,10 +47,10 @@ class Factor:
 
     @property
     def is_identity(self) -> bool:
-        """Whether the factor starts as an identity between its two modes: a map of zeros, or by its initializer."""
+        """Whether the factor starts as an identity between its last two modes, alike along all others."""
         if self.map:
             return self.map != "householder" and self.init.is_zero
-        return self.init.kind == "identity" and self.init.amount == 1
+        return self.init.kind == "identity" and self.init.amount == 1 and len(self.modes) == PAIR
 
     def __str__(self) -> str:
         """Return a text such as: trainable "out p" normal(std=1)."""

@@ -14,12 +14,11 @@ from tnadapt._language.sizes import SizeRule
 from tnadapt._language.terms import (
     Modes,
     Node,
+    Sum,
     Term,
     arrays_of,
-    moving_factors,
     nodes_of,
     terms_of,
-    value_at_start,
     words_of,
 )
 
@@ -63,7 +62,8 @@ def find_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
     faults += [*_mode_faults(spec, axes, terms, nodes), *_size_faults(spec, axes, nodes)]
     is_known = len(terms) == max(len(spec.terms), 1)
     faults += [*_read_faults(arrays, axes, over), *_host_faults(arrays, axes, over)]
-    return faults + (_start_faults(spec, terms, nodes, arrays) if is_known else [])
+    outer = {*over, *(mode for axis in axes for mode in axis)}
+    return faults + (_start_faults(spec.start, Sum(terms, nodes, arrays, outer)) if is_known else [])
 
 
 def _name_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
@@ -245,7 +245,7 @@ def _read_faults(arrays: Mapping[str, Factor], axes: tuple[Axis, ...], over: Mod
 
 def _host_faults(arrays: Mapping[str, Factor], axes: tuple[Axis, ...], over: Modes) -> list[str]:
     """Find factors that are the host's weight, or a part of its SVD, but do not have its modes."""
-    outs, ins = axes[0], tuple(mode for axis in axes[1:] for mode in axis)
+    outs, ins = tuple(mode for axis in axes[:1] for mode in axis), tuple(mode for axis in axes[1:] for mode in axis)
     outer, faults = {*outs, *ins, *over}, []
     for name, factor in arrays.items():
         if not factor.init.is_host:
@@ -267,37 +267,36 @@ def _host_faults(arrays: Mapping[str, Factor], axes: tuple[Axis, ...], over: Mod
     return faults
 
 
-def _start_faults(
-    spec: Table, terms: Sequence[Term], nodes: Mapping[str, Node], arrays: Mapping[str, Factor]
-) -> list[str]:
-    trained = [name for name, factor in arrays.items() if factor.trainable]
+def _start_faults(start: str, update: Sum) -> list[str]:
+    trained = [name for name, factor in update.factors.items() if factor.trainable]
     if not trained:
         return ["nothing is trainable"]
-    used = [nodes[name] for term in terms for name in term.nodes]
+    used = [update.nodes[name] for term in update.terms for name in term.nodes]
     moved, fixed = ({node.factor for node in used if node.at_start == at_start} for at_start in (False, True))
     if idle := [name for name in trained if name in fixed - moved]:
         return [
             f"factor {name!r}: trainable, but only its starting values are in a term; make it frozen" for name in idle
         ]
-    if spec.start == "zero" and value_at_start(terms, nodes, arrays):
+    if start == "zero" and not update.starts_at_zero:
         return [
             "the update does not start at 0: give one trainable factor of each term zeros(), "
             'or write start="centered" or start="free"'
         ]
-    is_other = spec.start != "zero"
-    living = {n: replace(one, init=ones()) if is_other and one.is_zero else one for n, one in arrays.items()}
-    return _gradient_faults(terms, nodes, living)
+    if start == "zero":
+        return _gradient_faults(update)
+    living = {name: replace(one, init=ones()) if one.is_zero else one for name, one in update.factors.items()}
+    return _gradient_faults(replace(update, factors=living))
 
 
-def _gradient_faults(terms: Sequence[Term], nodes: Mapping[str, Node], arrays: Mapping[str, Factor]) -> list[str]:
-    if moving_factors(terms, nodes, arrays):
+def _gradient_faults(update: Sum) -> list[str]:
+    if update.moving:
         return []
-    if any(moving_factors([term], nodes, arrays) for term in terms):
+    if any(replace(update, terms=[term]).moving for term in update.terms):
         return [
             "the terms cancel at the start, so that no factor ever gets a gradient; change a sign or a factor of one"
         ]
-    zero = [name for name, factor in arrays.items() if factor.is_zero]
-    if len(zero) == 1 and not arrays[zero[0]].trainable:
+    zero = [name for name, factor in update.factors.items() if factor.is_zero]
+    if len(zero) == 1 and not update.factors[zero[0]].trainable:
         return [f"{zero[0]} starts at 0 and is frozen, so that the update stays 0; make it trainable"]
     begin = f"{' and '.join(zero)} {'all start' if len(zero) > 1 else 'starts'}" if zero else "all terms start"
     return [f"{begin} at 0, so that no factor ever gets a gradient; let only one factor of a term start at 0"]

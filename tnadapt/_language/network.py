@@ -78,6 +78,11 @@ class Network:
         """Return the modes of a node without the site modes."""
         return tuple(mode for mode in self.nodes[node].modes if mode not in self.over)
 
+    def stack_modes(self, node: str) -> tuple[str, ...]:
+        """Return the modes of a node over all sites. The host's weight is another one at each site."""
+        modes = self.nodes[node].modes
+        return (*self.over, *modes) if self.factors[self.nodes[node].factor].init.is_host else modes
+
     def is_trained(self, node: str) -> bool:
         """Return whether a node is trained: its factor is trainable, and its starting values are not meant."""
         return self.factors[self.nodes[node].factor].trainable and not self.nodes[node].at_start

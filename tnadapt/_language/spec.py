@@ -15,7 +15,7 @@ from tnadapt._language.kinds import Start, expect_sizes, find_kind_faults, scale
 from tnadapt._language.notation import Axis, axes_of, modes_of, text_of
 from tnadapt._language.scale import Scale, raw
 from tnadapt._language.sizes import SizeRule
-from tnadapt._language.terms import Node, Term, arrays_of, less_start, nodes_of, terms_of, tied_bonds, words_of
+from tnadapt._language.terms import Node, Sum, Term, arrays_of, less_start, nodes_of, terms_of, tied_bonds, words_of
 from tnadapt._signature import answers, answers_when_made
 
 __all__ = ["AdapterSpec"]
@@ -106,6 +106,12 @@ class AdapterSpec:
     def sum(self) -> tuple[Term, ...]:
         """The terms of the update; those that subtract the starting update come last."""
         return self._expanded[1]
+
+    @property
+    def moving(self) -> tuple[str, ...]:
+        """The trainable factors that have a gradient at the starting values, for a generic loss."""
+        outer = {*self.site_modes, *(mode for axis in self.axes for mode in axis)}
+        return Sum(self.sum, self.nodes, {**self.arrays, **self.hosts}, outer).moving
 
     @cached_property
     def bonds(self) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ from tnadapt._language.factor import Factor, Same
 __all__: list[str] = []
 
 START = ":start"  # ends the name of what holds starting values; the name of a factor cannot contain it
-PAIR = 2  # modes of an identity
 Modes = tuple[str, ...]
 
 
@@ -68,44 +67,60 @@ def terms_of(terms: Sequence[str], factors: Iterable[str]) -> tuple[Term, ...]:
     return tuple(Term(sign, tuple(sorted(names))) for sign, names in map(words_of, terms))
 
 
-def value_at_start(terms: Sequence[Term], nodes: Mapping[str, Node], arrays: Mapping[str, Factor]) -> bool:
-    """Return whether the update is not 0 at the starting values: terms with a zero factor are, and terms may cancel.
+@dataclass(frozen=True)
+class Sum:
+    """The terms of an update, with its nodes and factors. `outer` has the modes of the weight and of the sites."""
 
-    A factor that starts as the identity joins its two modes into one.
-    """
-    left: Counter[object] = Counter()
-    for term in terms:
-        if not any(arrays[nodes[name].factor].is_zero for name in term.nodes):
-            left[_alike([nodes[name] for name in term.nodes], arrays)] += term.sign
-    return any(left.values())
+    terms: Sequence[Term]
+    nodes: Mapping[str, Node]
+    factors: Mapping[str, Factor]
+    outer: Collection[str]
 
+    @property
+    def starts_at_zero(self) -> bool:
+        """Whether the update is 0 at the starting values: a term with a zero factor is, and others may cancel."""
+        left: Counter[object] = Counter()
+        for term in self.terms:
+            if not any(self._is_zero(name) for name in term.nodes):
+                left[self._alike(term.nodes)] += term.sign
+        return not any(left.values())
 
-def moving_factors(terms: Sequence[Term], nodes: Mapping[str, Node], arrays: Mapping[str, Factor]) -> tuple[str, ...]:
-    """Return the trainable factors that have a gradient at the starting values, for a generic loss.
+    @property
+    def moving(self) -> tuple[str, ...]:
+        """The trainable factors that have a gradient at the starting values, for a generic loss.
 
-    A factor has one if a term is not 0 without it, unless the gradients of several terms cancel.
-    """
-    pulls: dict[str, Counter[object]] = {name: Counter() for name, factor in arrays.items() if factor.trainable}
-    for term in terms:
-        for name in term.nodes:
-            node, others = nodes[name], [nodes[other] for other in term.nodes if other != name]
-            is_trained = node.factor in pulls and not node.at_start
-            if is_trained and not any(arrays[other.factor].is_zero for other in others):
-                pulls[node.factor][node.modes, _alike(others, arrays)] += term.sign
-    return tuple(name for name, pull in pulls.items() if any(pull.values()))
+        A factor has one if a term is not 0 without it, unless the gradients of several terms cancel.
+        """
+        pulls: dict[str, Counter[object]] = {name: Counter() for name, one in self.factors.items() if one.trainable}
+        for term in self.terms:
+            for name in term.nodes:
+                node, others = self.nodes[name], [other for other in term.nodes if other != name]
+                is_trained = node.factor in pulls and not node.at_start
+                if is_trained and not any(self._is_zero(other) for other in others):
+                    pulls[node.factor][node.modes, self._alike(others)] += term.sign
+        return tuple(name for name, pull in pulls.items() if any(pull.values()))
 
+    def _is_zero(self, name: str) -> bool:
+        return self.factors[self.nodes[name].factor].is_zero
 
-def _alike(nodes: Iterable[Node], arrays: Mapping[str, Factor]) -> object:
-    """Return what terms have in common whose nodes have equal values at the start."""
-    joined: dict[str, str] = {}
-    left = []
-    for node in nodes:
-        if arrays[node.factor].is_identity and len(node.modes) == PAIR:
-            first, second = (joined.get(mode, mode) for mode in sorted(node.modes))
-            joined = {mode: first if known == second else known for mode, known in joined.items()} | {second: first}
-        else:
-            left.append(node)
-    return frozenset(Counter((n.factor, tuple(joined.get(mode, mode) for mode in n.modes)) for n in left).items())
+    def _alike(self, names: Iterable[str]) -> object:
+        """Return what products have in common whose nodes have equal values at the start.
+
+        A factor that starts as the identity joins its last two modes into one.
+        """
+        joined: dict[str, str] = {}
+        left = []
+        for node in (self.nodes[name] for name in names):
+            if not self.factors[node.factor].is_identity:
+                left.append(node)
+                continue
+            first, second = sorted((joined.get(m, m) for m in node.modes[-2:]), key=lambda m: m not in self.outer)
+            if second in self.outer:
+                left.append(node)
+            else:
+                joined = {mode: first if known == second else known for mode, known in joined.items()}
+                joined[second] = first
+        return frozenset(Counter((n.factor, tuple(joined.get(mode, mode) for mode in n.modes)) for n in left).items())
 
 
 def tied_bonds(

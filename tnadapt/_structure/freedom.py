@@ -26,7 +26,7 @@ import numpy as np
 
 from tnadapt._errors import PlanError, SiteError, SpecError
 from tnadapt._hosts import Site
-from tnadapt._language import Adapter, AdapterSpec, Group, Network, Term, expect_adapter, moving_factors
+from tnadapt._language import Adapter, AdapterSpec, Group, Network, Term, expect_adapter
 from tnadapt._signature import answers, mistake, told
 from tnadapt._structure.modular import PRIME, Budget, contract, question_of, rank, residues
 from tnadapt._structure.rank import networks_at, open_modes
@@ -72,7 +72,7 @@ def first_gradients(spec: AdapterSpec | Adapter) -> tuple[str, ...]:
     if not isinstance(spec, AdapterSpec):
         todo = "Call the family, or pass an adapter."
         raise mistake(SpecError, "first_gradients", "an AdapterSpec or an Adapter", told(spec), todo)
-    return moving_factors(spec.sum, spec.nodes, spec.arrays)
+    return spec.moving
 
 
 @answers(SiteError)
@@ -120,10 +120,11 @@ class _Jacobian:
     budget: Budget
 
     def modes(self, factor: str) -> Modes:
-        return self._seen(self.network.factors[factor].modes)
-
-    def _seen(self, modes: Modes) -> Modes:
+        modes = self.network.factors[factor].modes
         return modes if self.is_stack else tuple(mode for mode in modes if mode not in self.network.over)
+
+    def _modes_of(self, node: str) -> Modes:
+        return self.network.stack_modes(node) if self.is_stack else self.network.local_modes(node)
 
     @property
     def trained(self) -> list[str]:
@@ -157,9 +158,9 @@ class _Jacobian:
         """Return the rank of the derivative with respect to these factors. Raises PlanError if it is too much work."""
         random = np.random.default_rng(self.seed)
         nodes = self.network.nodes
-        drawn = dict.fromkeys((node.factor, node.at_start) for node in nodes.values())
-        self.budget.spend(0, sum(math.prod(sizes[m] for m in self.modes(name)) for name, _ in drawn))
-        values = {key: residues([sizes[mode] for mode in self.modes(key[0])], random) for key in drawn}
+        drawn = {(node.factor, node.at_start): self._modes_of(name) for name, node in nodes.items()}
+        self.budget.spend(0, sum(math.prod(sizes[mode] for mode in modes) for modes in drawn.values()))
+        values = {key: residues([sizes[mode] for mode in modes], random) for key, modes in drawn.items()}
         outer = open_modes(self.network, is_stack=self.is_stack)
         shape = [sizes[mode] for mode in outer]
         count = min(sum(values[name, False].size for name in by), math.prod(shape))
@@ -173,11 +174,10 @@ class _Jacobian:
         for name in by:
             block = np.zeros((count, values[name, False].size), dtype=np.int64)
             for term, place in self._uses(name):
-                others = [nodes[other] for other in term.nodes if other != place]
-                inputs = [(FUNCTIONAL, *outer), *(self._seen(other.modes) for other in others)]
-                answer = (FUNCTIONAL, *self._seen(nodes[place].modes))
-                question = question_of(inputs, answer, {FUNCTIONAL: count, **sizes})
-                operands = [pull, *(values[other.factor, other.at_start] for other in others)]
+                others = [other for other in term.nodes if other != place]
+                inputs = [(FUNCTIONAL, *outer), *map(self._modes_of, others)]
+                question = question_of(inputs, (FUNCTIONAL, *self._modes_of(place)), {FUNCTIONAL: count, **sizes})
+                operands = [pull, *(values[nodes[other].factor, nodes[other].at_start] for other in others)]
                 block += term.sign * contract(question, operands, self.budget).reshape(count, -1)
             blocks.append(block % PRIME)
         return rank(np.concatenate(blocks, axis=1), self.budget)

@@ -70,7 +70,7 @@ class Split:
     def nodes(self) -> dict[str, Modes]:
         """The modes that each node has here."""
         net = self.network
-        return {name: node.modes if self.is_stack else net.local_modes(name) for name, node in net.nodes.items()}
+        return {name: net.stack_modes(name) if self.is_stack else net.local_modes(name) for name in net.nodes}
 
     @property
     def open_modes(self) -> Modes:

@@ -77,14 +77,14 @@ def read_hosts(adapter: Adapter, weights: Weights | None) -> dict[str, Array]:
         )
     found: dict[str, Array] = {}
     parts: dict[str, tuple[Array, Array, Array]] = {}
-    for name, (site, factor) in adapter.hosts.items():
+    for name, (site, kind) in adapter.hosts.items():
         weight = _weight_of(site, weights or {})
-        if factor.init.kind == "host":
+        if kind == "host":
             found[name] = weight
             continue
         if site.path not in parts:
             parts[site.path] = np.linalg.svd(weight.reshape(len(weight), -1), full_matrices=False)
-        found[name] = parts[site.path][("host_left", "host_values", "host_right").index(factor.init.kind)]
+        found[name] = parts[site.path][("host_left", "host_values", "host_right").index(kind)]
     return found
 
 

@@ -68,12 +68,12 @@ def living_gradient(adapter: Adapter, random: np.random.Generator) -> None:
 def counts_are_sizes(adapter: Adapter, random: np.random.Generator) -> None:
     """`count` states the shapes of the arrays of `init`, and how many of their entries are trainable and frozen."""
     params, counted = start_params(adapter), count(adapter)
-    shapes = {name: value.shape for name, value in params.items()}
+    shapes = {name: value.shape for name, value in params.items() if name not in adapter.hosts}
     stated = {row.name: row.shape for row in counted.rows}
     expect(stated == shapes, "count: expected the shapes of the arrays of init, got others")
-    trained = sum(value.size for name, value in params.items() if adapter.slots[name].factor.trainable)
+    trained = sum(params[name].size for name, slot in adapter.slots.items() if slot.factor.trainable)
     expect(counted.trainable == trained, f"count: expected {trained} trainable entries, got {counted.trainable}")
-    frozen = sum(value.size for value in params.values()) - trained
+    frozen = sum(params[name].size for name in adapter.slots) - trained
     expect(counted.frozen == frozen, f"count: expected {frozen} frozen entries, got {counted.frozen}")
     total = sum(counted.by_group().values())
     expect(total == trained, f"count of all groups: expected a total of {trained} trainable entries, got {total}")
@@ -188,7 +188,7 @@ def sharing_is_what_the_modes_say(adapter: Adapter, random: np.random.Generator)
 def _readers(adapter: Adapter, name: str) -> Iterator[tuple[str, tuple[int | None, ...]]]:
     """Yield the row of a slot that each site reads: an index along each site mode, None along the other modes."""
     for group in adapter.groups:
-        for factor, one in group.network.factors.items():
+        for factor, one in ((name, group.network.factors[name]) for name in adapter.spec.arrays):
             if adapter.slot_name(group, factor) == name:
                 yield from ((site.path, tuple(map(group.index(site).get, one.held))) for site in group.sites)
 
@@ -207,7 +207,7 @@ def linear_in_each_factor(adapter: Adapter, random: np.random.Generator) -> None
     }
     names = {
         adapter.slot_name(address.group, name)
-        for name, factor in network.factors.items()
+        for name, factor in adapter.spec.arrays.items()
         if not factor.map and name not in twice and (factor.trainable or not (adapter.starts and factor.init.is_read))
     }
     for name in names:
@@ -283,10 +283,10 @@ def files_give_back(adapter: Adapter, random: np.random.Generator) -> None:
         before = path.read_bytes()
         again, loaded = load(path)
         expect(again == adapter, "loaded file: expected the saved adapter, got another")
-        expect(loaded.keys() == params.keys(), "loaded file: expected the names of the saved params, got others")
-        for name, value in params.items():
-            expect(np.array_equal(loaded[name], value), f"loaded file: expected the saved values of {name}, got others")
-        save(again, {name: loaded[name] for name in reversed(loaded)}, path)
+        expect(loaded.keys() == adapter.slots.keys(), "loaded file: expected the names of the saved params, got others")
+        for name, value in loaded.items():
+            expect(np.array_equal(params[name], value), f"loaded file: expected the saved values of {name}, got others")
+        save(again, params | {name: loaded[name] for name in reversed(loaded)}, path)
         expect(path.read_bytes() == before, "file saved again: expected the same bytes, got others")
 
 

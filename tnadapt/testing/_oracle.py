@@ -20,7 +20,9 @@ Array = npt.NDArray[np.float64]
 def random_params(adapter: Adapter, random: np.random.Generator, *, frozen: bool = False) -> Params:
     """Return params as after training: every trainable entry is random, and on request every frozen entry too."""
     return {
-        name: random.standard_normal(value.shape) if frozen or adapter.slots[name].factor.trainable else value
+        name: random.standard_normal(value.shape)
+        if name in adapter.slots and (frozen or adapter.slots[name].factor.trainable)
+        else value
         for name, value in start_params(adapter).items()
     }
 
@@ -40,15 +42,17 @@ def local(adapter: Adapter, params: Mapping[str, Array], site: Site) -> tuple[Ne
     address = adapter.address(site)
     begin = start_params(adapter) if any(part.name not in params for part in address.parts.values()) else {}
     arrays = {
-        name: map_factor(part.factor.map, np.asarray(_held(part, params, begin))[part.cut])
+        name: map_factor(part.factor.map, _held(address.group.network, part, params, begin)[part.cut])
         for name, part in address.parts.items()
     }
     return address.group.network, arrays
 
 
-def _held(part: Part, params: Mapping[str, Array], begin: Mapping[str, Array]) -> Array:
+def _held(network: Network, part: Part, params: Mapping[str, Array], begin: Mapping[str, Array]) -> Array:
     """Return the array that a part is cut from: a start that is no entry of the params is that of the factor."""
-    return params[part.name] if part.name in params else begin[part.source]
+    held = params[part.name] if part.name in params else begin[part.source]
+    is_host = part.factor.init.is_host
+    return np.reshape(held, [network.sizes[mode] for mode in part.factor.modes]) if is_host else np.asarray(held)
 
 
 def dense(adapter: Adapter, params: Mapping[str, Array], site: Site) -> Array:

@@ -29,6 +29,7 @@ from tnadapt._language import (
 )
 from tnadapt.initializers import (
     constant,
+    host,
     kaiming_uniform,
     normal,
     ones,
@@ -169,6 +170,14 @@ def specs(draw: st.DrawFn, *, start: Start = "zero", plain: bool = False) -> Ada
             factors = draw(_repeated(cast("dict[str, Factor]", factors), bonds))
         if draw(often):
             factors, terms = draw(_again(factors, weight))
+        if draw(st.integers(0, 2)) == 0:
+            factors["W"] = frozen(" ".join(weight), init=host())
+            gated = draw(st.sampled_from(["first", "last", "all"]))
+            last = len(terms) - 1
+            terms = [
+                f"{term} W" if gated == "all" or number == (0 if gated == "first" else last) else term
+                for number, term in enumerate(terms)
+            ]
     return AdapterSpec(
         name="random",
         weight=" ".join(f"({' '.join(axis)})" for axis in split),
