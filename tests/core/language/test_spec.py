@@ -204,10 +204,6 @@ def test_arguments_after_the_first_are_keyword_only(name):
         positional_calls()[name]()
 
 
-def test_the_repr_of_an_adapter_leaves_out_the_groups():
-    assert "groups=" not in repr(own().bind(SITES, rank=2))
-
-
 def test_integers_of_any_library_are_taken_as_python_integers():
     sites = [Site("q", (np.int64(6), np.int32(4)))]
     spec = families.lora()
@@ -229,11 +225,3 @@ def test_a_spec_of_many_bonds_is_bound_to_many_shapes_in_linear_time():
     adapter = spec.bind(sites, rank=dict.fromkeys(bonds, 1), overparametrized=True)
     assert len(adapter.slots) == 40 * 1001
     assert time.process_time() - start < 4
-
-
-def test_a_factor_of_the_whole_adapter_has_the_largest_size_of_each_mode():
-    sites = [Site("a", (9, 2)), Site("b", (3, 8)), Site("c", (4, 4))]
-    slots = families.vera().bind(sites, rank=2).slots
-    assert (slots["A"].shape, slots["B"].shape, slots["A"].group) == ((2, 8), (9, 2), "")
-    assert dict(slots["A"].sizes) == {"out": 9, "in": 8, "r": 2}
-    assert (slots["0.b.b"].shape, slots["0.b.b"].group, slots["0.b.b"].inner) == ((3,), "0.b", ("out",))
