@@ -72,7 +72,7 @@ def older(data: Any) -> Any:
     spec = copy.deepcopy(data["spec"])
     rules, start = spec.pop("sizes"), spec.pop("start")
     kept = {key: value for key, value in data.items() if key not in ("format", "spec")}
-    spec |= {"centered": start == "centered", "identity_at_start": start == "zero"}
+    spec |= {"centered": start == "centered", "identity_at_start": start != "free"}
     given = " ".join(mode for mode, rule in rules.items() if rule == "required")
     others = {mode: rule for mode, rule in rules.items() if rule != "required"}
     ties = {bond: rule["like"] for bond, rule in others.items() if "like" in rule}
