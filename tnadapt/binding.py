@@ -1,6 +1,15 @@
 """Names of the core for authors of framework bindings and tools, beyond those that `tnadapt` exports."""
 
-from tnadapt._files import Checkpoint, Written, digests, file_size, params_to_store, read_checkpoint, read_object
+from tnadapt._files import (
+    Checkpoint,
+    Written,
+    check_fingerprint,
+    digests,
+    file_size,
+    params_to_store,
+    read_checkpoint,
+    read_object,
+)
 from tnadapt._hosts import Block, Place, Rule, coordinates_of, in_layers, match, nearest, places_of
 from tnadapt._language import (
     START,
@@ -13,6 +22,7 @@ from tnadapt._language import (
     expect_adapter,
     expect_params,
     expect_path,
+    host_entry,
 )
 from tnadapt._planning import (
     BUCKETS,
@@ -29,7 +39,7 @@ from tnadapt._planning import (
 )
 from tnadapt._signature import answers, expect_names, mistake, told
 from tnadapt._structure import Cut, LoRA, minimum_cut
-from tnadapt._values import Params, drawn_starts, map_factor, pull_back, redraw, unknown_map
+from tnadapt._values import Params, drawn_starts, map_factor, pull_back, read_hosts, redraw, start_values, unknown_map
 from tnadapt.families import SpecLike, spec_of
 
 __all__ = [
@@ -59,6 +69,7 @@ __all__ = [
     "Written",
     "answers",
     "bucket",
+    "check_fingerprint",
     "coordinates_of",
     "digests",
     "drawn_starts",
@@ -68,6 +79,7 @@ __all__ = [
     "expect_params",
     "expect_path",
     "file_size",
+    "host_entry",
     "in_layers",
     "map_factor",
     "match",
@@ -78,10 +90,12 @@ __all__ = [
     "places_of",
     "pull_back",
     "read_checkpoint",
+    "read_hosts",
     "read_object",
     "redraw",
     "run",
     "spec_of",
+    "start_values",
     "told",
     "unknown_map",
 ]

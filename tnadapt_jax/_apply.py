@@ -108,6 +108,8 @@ def parts_at(adapter: Adapter, params: Params, address: Address) -> Parts:
 
     def local(part: Part, value: Array) -> Array:
         is_trained = part.factor.trainable and not part.at_start
+        if part.factor.init.is_host:
+            return lax.stop_gradient(value.reshape([network.sizes[mode] for mode in part.factor.modes]))
         return map_factor(part.factor.map, cut(value if is_trained else lax.stop_gradient(value), part.cut))
 
     return Parts(network, [local(parts[name], value) for name, value in found.items()])

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,16 @@ from jax.typing import ArrayLike, DTypeLike
 
 import tnadapt
 from tnadapt import Adapter, FormatError
-from tnadapt.binding import answers, expect_adapter, expect_path, params_to_store, read_checkpoint
+from tnadapt.binding import (
+    answers,
+    check_fingerprint,
+    expect_adapter,
+    expect_path,
+    host_entry,
+    params_to_store,
+    read_checkpoint,
+    read_hosts,
+)
 from tnadapt_jax._params import Params, check_params, tree_of
 
 __all__ = ["load", "save"]
@@ -42,13 +52,19 @@ def save(
     check_params(adapter, params)
     both = dict(params["trainable"]) | dict(params["frozen"])
     values = {name: _numpy(value) for name, value in both.items()}
-    kept = params_to_store(adapter, values, {name: value.dtype.name for name, value in both.items()})
-    tnadapt.save(adapter, kept, path, extra={name: _numpy(value) for name, value in (extra or {}).items()})
+    own = {name: value for name, value in values.items() if name not in adapter.hosts}
+    kept = params_to_store(adapter, own, {name: both[name].dtype.name for name in own})
+    hosts = {name: values[name] for name in adapter.hosts}
+    tnadapt.save(adapter, {**kept, **hosts}, path, extra={name: _numpy(value) for name, value in (extra or {}).items()})
 
 
 @answers(FormatError)
 def load(
-    path: str | os.PathLike[str], *, dtype: DTypeLike | None = None, draw_limit: int | None = None
+    path: str | os.PathLike[str],
+    *,
+    dtype: DTypeLike | None = None,
+    draw_limit: int | None = None,
+    weights: Mapping[str, npt.ArrayLike] | None = None,
 ) -> tuple[Adapter, dict[str, dict[str, Array]]]:
     """Load an adapter and its params from a file.
 
@@ -57,13 +73,14 @@ def load(
     Args:
         path: the file to read.
         dtype: the dtype of the params; by default float32, or float64 if stored in it.
+        weights: the host's weights by path, as for `init`; needed if a factor is the host's weight.
         draw_limit: the most frozen numbers to draw again, as for `tnadapt.binding.read_checkpoint`.
 
     Returns:
         The adapter and its params.
 
     Raises:
-        FormatError: for a damaged file, or for float64 if it is disabled in jax.
+        FormatError: for a damaged file, weights of another host, or for float64 if it is disabled in jax.
     """
     checkpoint = read_checkpoint(path, draw_limit=draw_limit)
     wanted = (jnp.float64 if checkpoint.is_double else jnp.float32) if dtype is None else dtype
@@ -72,7 +89,11 @@ def load(
             f"{path}: expected float32, since 64-bit types are disabled in jax, got float64.\n"
             "Set jax_enable_x64, or pass dtype=jnp.float32."
         )
-    return checkpoint.adapter, tree_of(checkpoint.adapter, checkpoint.params, wanted)
+    hosts = read_hosts(checkpoint.adapter, weights)
+    for site_path, known in checkpoint.hosts.items():
+        site = checkpoint.adapter.find(site_path)[1]
+        check_fingerprint(Path(path), site, known, hosts[host_entry(site)])
+    return checkpoint.adapter, tree_of(checkpoint.adapter, {**checkpoint.params, **hosts}, wanted)
 
 
 def _numpy(value: ArrayLike) -> npt.NDArray[np.generic]:

@@ -1,5 +1,6 @@
 """The params of an adapter as a plain pytree: starting values and checks."""
 
+import math
 from collections.abc import Mapping
 
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 import tnadapt
-from tnadapt import Adapter, SiteError
+from tnadapt import Adapter, Site, SiteError
 from tnadapt.binding import START, answers, drawn_starts, expect_adapter, mistake, told
 
 __all__ = ["Params", "init"]
@@ -31,7 +32,7 @@ def init(
 
     Returns:
         {"trainable": {name: array}, "frozen": {name: array}}. If the update subtracts starting values,
-        `frozen` also holds them, under "<name>:start".
+        `frozen` also holds them, under "<name>:start"; and if a factor is the host's weight, under "<path>:host".
 
     Raises:
         SiteError: if weights are missing or do not fit.
@@ -44,7 +45,7 @@ def tree_of(adapter: Adapter, values: Mapping[str, npt.ArrayLike], dtype: DTypeL
     """Return the two trees of values given by name. Each array has its own buffer, so that it can be donated."""
     trainable = {name: values[name] for name, slot in adapter.slots.items() if slot.factor.trainable}
     frozen = {name: values[name] for name in adapter.slots if name not in trainable}
-    frozen |= drawn_starts(adapter)
+    frozen |= drawn_starts(adapter) | {name: values[name] for name in adapter.hosts}
     return {
         tree: {name: jnp.array(value, dtype=dtype) for name, value in part.items()}
         for tree, part in zip(TREES, (trainable, frozen), strict=True)
@@ -57,7 +58,16 @@ def names_in(adapter: Adapter, tree: str) -> dict[str, tuple[int, ...]]:
     if tree == TREES[0]:
         return trained
     frozen = {name: slot.shape for name, slot in adapter.slots.items() if name not in trained}  # with stored starts
-    return frozen | {name: slot.shape for name, slot in adapter.starts.items()}
+    frozen |= {name: slot.shape for name, slot in adapter.starts.items()}
+    return frozen | {name: host_shape(site, kind) for name, (site, kind) in adapter.hosts.items()}
+
+
+def host_shape(site: Site, kind: str) -> tuple[int, ...]:
+    """Return the shape of a host's weight, or of a part of its SVD."""
+    outer, inner = site.shape[0], math.prod(site.shape[1:])
+    thin = min(outer, inner)
+    shapes = {"host": site.shape, "host_left": (outer, thin), "host_values": (thin,), "host_right": (thin, inner)}
+    return shapes[kind]
 
 
 def expect_trees(params: object) -> None:
@@ -96,18 +106,22 @@ def check_size(adapter: Adapter, params: Params) -> None:
         expect_trees(params)
     trained, frozen = (len(params.get(tree, {})) for tree in TREES)
     starts = sum(name not in adapter.slots for name in adapter.starts)
-    if len(params) != len(TREES) or trained + frozen != len(adapter.slots) + starts:
+    if len(params) != len(TREES) or trained + frozen != len(adapter.slots) + starts + len(adapter.hosts):
         check_params(adapter, params)
 
 
 def find_array(adapter: Adapter, params: Params, name: str) -> Array:
     """Return one array of either tree by name. Raises SiteError if it is missing or has a wrong shape."""
-    slot = adapter.slots[name.removesuffix(START)]
-    tree = TREES[0] if slot.factor.trainable and not name.endswith(START) else TREES[1]
+    if name in adapter.hosts:
+        tree, shape = TREES[1], host_shape(*adapter.hosts[name])
+    else:
+        slot = adapter.slots[name.removesuffix(START)]
+        tree = TREES[0] if slot.factor.trainable and not name.endswith(START) else TREES[1]
+        shape = slot.shape
     if name not in params[tree]:
         check_params(adapter, params)
     value = params[tree][name]
-    check_shape(f"params[{tree!r}]", name, value, slot.shape)
+    check_shape(f"params[{tree!r}]", name, value, shape)
     return value
 
 

@@ -100,7 +100,7 @@ def scan_split(adapter: Adapter, params: Params) -> tuple[dict[str, Array], dict
     per_layer: dict[str, Array] = {}
     for kind in _kinds(adapter).values():
         for source in kind.sources:
-            arrays = {name: _read(adapter, params, name) for name in source.names}
+            arrays = {name: _read(adapter, params, name).reshape(source.whole) for name in source.names}
             if source.is_shared:
                 shared.setdefault(source.key, arrays[source.names[0]])
             elif source.key not in per_layer:
@@ -165,7 +165,8 @@ def _kind(adapter: Adapter, kind: str, found: Mapping[int | str, Address], layer
         parts = [address.parts[node] for address in stack]
         names, places = tuple(part.name for part in parts), tuple(part.index for part in parts)
         local = tuple(at.stop for at in parts[0].cut if isinstance(at, slice))
-        whole = adapter.slots[parts[0].source].shape
+        sizes, is_host = [network.sizes[mode] for mode in parts[0].factor.modes], parts[0].factor.init.is_host
+        whole = tuple(sizes) if is_host else adapter.slots[parts[0].source].shape
         sources.append(Source(parts[0].factor, names, places, kind, whole, local))
     return Kind(site, network, tuple(sources))
 

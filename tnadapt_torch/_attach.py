@@ -3,13 +3,11 @@
 from collections.abc import Collection, Mapping, Sequence
 from numbers import Real
 
-import torch
 from torch import nn
 
-from tnadapt import SiteError, init, sites_of, split_sites
+from tnadapt import SiteError, sites_of, split_sites
 from tnadapt.binding import Rule, SpecLike, answers, match, spec_of
 from tnadapt_torch._host import (
-    HostWeights,
     SavedModules,
     Weight,
     check_foldable,
@@ -23,10 +21,21 @@ from tnadapt_torch._host import (
     serve,
     settle_weights,
     slow_down,
+    start_params,
     unwrapped,
     weights_to_fold,
 )
-from tnadapt_torch._state import AdapterState, MarksCheck, Replicas, Watch, enter, host_modules, make_updates, states_of
+from tnadapt_torch._state import (
+    AdapterState,
+    MarksCheck,
+    Replicas,
+    Watch,
+    check_unmerged,
+    enter,
+    host_modules,
+    make_updates,
+    states_of,
+)
 
 __all__ = ["attach"]
 
@@ -111,7 +120,7 @@ def attach(
         tasks=tasks,
     )
     adapter = table.bind(sites, rank=rank, sizes=sizes, alpha=alpha, seed=seed, overparametrized=overparametrized)
-    params = {name: torch.from_numpy(value).float() for name, value in init(adapter, HostWeights(weights)).items()}
+    params = start_params(adapter, weights)
     paths = match(known, list(modules_to_save), what="modules_to_save", things="modules") if modules_to_save else []
     saved = {path: known[path] for path in paths}
     state = AdapterState(adapter, place_params(adapter, weights, params), name=adapter_name, dropout=dropout)
@@ -145,11 +154,13 @@ def install(
     if folded:
         check_foldable(folded, state.dropout)
     others = states_of(model)
+    check_unmerged(state, weights, others)
     state.host, state.weights, state.saved, state.folded = (model,), dict(weights), SavedModules(saved), folded
     state.updates = make_updates(state)
+    state.turn = 1 + max((other.turn for other in others), default=0)
     state.train(model.training)
     try:
-        state.flags.freeze(model, state.saved.parameters(), _kept(others))
+        state.flags.freeze(model, state.saved.parameters(), _kept(others), turn=state.turn)
         model.add_module(state.child_name, state)
         for path, weight in weights.items():
             if path in folded:
@@ -169,7 +180,6 @@ def install(
         model._modules.pop(state.child_name, None)
         state.flags.restore(model)
         raise
-    state.turn = 1 + max((other.turn for other in others), default=0)
     enter(state)
     return state
 

@@ -2,19 +2,22 @@
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
 from tnadapt import Adapter, FormatError, read_peft
-from tnadapt.binding import Checkpoint, answers, expect_path, read_checkpoint
+from tnadapt.binding import Checkpoint, answers, check_fingerprint, expect_path, host_entry, read_checkpoint
 from tnadapt_torch._attach import install
 from tnadapt_torch._host import (
+    HostEntries,
     Weight,
     check_model,
     find_parameters,
     find_tie,
+    host_parts,
     is_linear,
     linear_weight,
     place_params,
@@ -120,7 +123,8 @@ def _attach(
     saved = _saved_of(model, checkpoint.extra, path)
     dtype = torch.float64 if checkpoint.is_double else torch.float32
     params = {name: torch.from_numpy(value).to(dtype, copy=True) for name, value in checkpoint.params.items()}
-    params = place_params(checkpoint.adapter, weights, params)
+    _check_hosts(checkpoint, weights, path)
+    params = place_params(checkpoint.adapter, weights, params | host_parts(checkpoint.adapter, weights))
     state = AdapterState(checkpoint.adapter, params, name=adapter_name, dropout=dropout)
     install(model, state, weights, saved)
     try:
@@ -131,6 +135,15 @@ def _attach(
         state.detach()
         raise
     return state
+
+
+def _check_hosts(checkpoint: Checkpoint, weights: Mapping[str, Weight], path: str | os.PathLike[str]) -> None:
+    """Raise FormatError unless the weights that are factors of the adapter are those that it was saved with."""
+    if not checkpoint.hosts:
+        return
+    entries = HostEntries(checkpoint.adapter, weights)
+    for site in checkpoint.adapter.sites:
+        check_fingerprint(Path(path), site, checkpoint.hosts[site.path], entries[host_entry(site)])
 
 
 def _weights_of(

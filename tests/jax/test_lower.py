@@ -16,7 +16,7 @@ CASES = [  # without centered ones, which are contracted twice, and without maps
     family
     for family in families.__all__
     if FAMILIES[family].is_linear
-    and not FAMILIES[family].spec.start == "centered"
+    and FAMILIES[family].spec.start != "centered"
     and not any(factor.map for factor in FAMILIES[family].spec.factors.values())
 ]
 

@@ -2,7 +2,7 @@
 
 from tests import table
 from tnadapt import AdapterSpec, Site, frozen, grid, normal, over_rank, raw, same, trainable
-from tnadapt.initializers import constant, ones, orthogonal
+from tnadapt.initializers import constant, host, ones, orthogonal
 from tnadapt.sizes import like
 
 KINDS = {"attn.q": (6, 4), "attn.v": (6, 4), "mlp.up": (4, 6)}
@@ -110,5 +110,39 @@ SUMS = {  # specs of several terms, and specs that have a factor more than once
             {"A": trainable("r in", shared=True), "B": t("kind out r"), "C": trainable("out r", shared=True)},
             ["B A", "C A"],
         ),
+    )
+}
+
+HOSTS = {  # specs with the host's weight, or parts of its SVD, as factors
+    name: AdapterSpec(name="host", weight=weight, factors=factors, terms=terms, scale=raw(0.5), start="free", over=over)
+    for name, weight, over, factors, terms in (
+        ("gate", "out in", "", {"W": frozen("out in", init=host()), "A": t("r in"), "B": t("out r")}, []),
+        (
+            "gate of a stack",
+            "out in",
+            "layer",
+            {"W": frozen("out in", init=host()), "A": t("layer r in"), "B": t("out r")},
+            [],
+        ),
+        (
+            "blocks turned",
+            "(g o) in",
+            "",
+            {
+                "W": frozen("g o in", init=host()),
+                "W2": same("W", "g a in"),
+                "R": trainable("g o a", map="cayley"),
+            },
+            ["R W2", "- W"],
+        ),
+        (
+            "spectrum",
+            "out in",
+            "kind",
+            {"U": frozen("out k", init=host("left")), "V": frozen("k in", init=host("right")), "d": t("kind k")},
+            [],
+        ),
+        ("values", "out in", "", {"S": frozen("k", init=host("values")), "A": t("k in"), "B": t("out k")}, []),
+        ("square", "out in", "", {"W": frozen("out in", init=host()), "W2": same("W"), "s": t("")}, ["W W2 s"]),
     )
 }

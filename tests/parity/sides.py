@@ -8,7 +8,7 @@ from torch import nn
 
 import tnadapt
 from tnadapt import Adapter, AdapterSpec, Site
-from tnadapt.binding import Params
+from tnadapt.binding import Params, read_hosts
 from tnadapt.testing import gradients, start_params
 from tnadapt_torch import AdapterState, attach
 
@@ -39,6 +39,9 @@ def to_zero(module: nn.Module) -> None:
 def torch_side(adapter: Adapter, params: Params, dtype: torch.dtype) -> tuple[nn.Module, AdapterState]:
     """Return a host with this adapter attached and set to these params, and the adapter's state."""
     host = host_of(adapter.sites).to(dtype)
+    with torch.no_grad():
+        for path in adapter.weights if adapter.hosts else ():
+            host.get_submodule(path).weight.copy_(torch.from_numpy(np.asarray(params[f"{path}:host"])))
     state = attach(
         host,
         adapter.spec,
@@ -58,12 +61,14 @@ def torch_side(adapter: Adapter, params: Params, dtype: torch.dtype) -> tuple[nn
 def moved(adapter: Adapter, seed: int = 0) -> Params:
     """Return params as after training, exactly representable in float32."""
     random = np.random.default_rng(seed)
+    begin = start_params(adapter)
+    weights = {path: begin[f"{path}:host"].astype(np.float32) for path in adapter.weights if adapter.hosts}
     return {
-        name: random.standard_normal(value.shape).astype(np.float32).astype(np.float64)
-        if adapter.slots[name].factor.trainable
-        else value
-        for name, value in start_params(adapter).items()
-    }
+        name: random.standard_normal(begin[name].shape).astype(np.float32).astype(np.float64)
+        if slot.factor.trainable
+        else begin[name]
+        for name, slot in adapter.slots.items()
+    } | read_hosts(adapter, weights)
 
 
 @dataclass(frozen=True)
@@ -105,10 +110,11 @@ def by_torch(adapter: Adapter, params: Params, dtype: torch.dtype) -> Answers:
     ys = {path: host.get_submodule(path)(x) for path, x in xs.items()}
     torch.autograd.backward([*ys.values()], [torch.from_numpy(gs[path]).to(dtype) for path in ys])
     assert all(value.grad is None for value in host.parameters() if not value.requires_grad)
+    weights = {path: host.get_submodule(path).weight.detach() for path in ys}
     return Answers(
-        y={path: y.detach().numpy() for path, y in ys.items()},
+        y={path: (y.detach() - xs[path].detach() @ weights[path].T).numpy() for path, y in ys.items()},
         delta={path: state.delta(path).detach().numpy() for path in ys},
-        of_x={path: x.grad.numpy() for path, x in xs.items()},
+        of_x={path: (x.grad - torch.from_numpy(gs[path]).to(dtype) @ weights[path]).numpy() for path, x in xs.items()},
         of_factor={name: value.grad.numpy() for name, value in state.params().items() if value.requires_grad},
     )
 

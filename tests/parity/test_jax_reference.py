@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 import tnadapt_jax
 from tests.parity import sides
-from tests.parity.cases import CENTERED, FAMILIES, GAPS, MAPPED, OWN, SITES, SUMS
+from tests.parity.cases import CENTERED, FAMILIES, GAPS, HOSTS, MAPPED, OWN, SITES, SUMS
 from tests.parity.jax_side import by_jax
 from tnadapt import AdapterSpec, families, grid, init, raw
 
@@ -65,6 +65,11 @@ def test_a_custom_spec_agrees(spec):
 @pytest.mark.parametrize("spec", MAPPED.values(), ids=MAPPED)
 def test_a_spec_with_maps_agrees(spec):
     compare(spec, SITES, "float64", rank=2)
+
+
+@pytest.mark.parametrize("spec", HOSTS.values(), ids=HOSTS)
+def test_a_spec_with_the_weight_of_the_host_agrees(spec):
+    compare(spec, SITES, "float64", rank=2, sizes={"g": 2} if "g" in spec.weight.split("(")[-1] else None)
 
 
 @pytest.mark.parametrize("spec", SUMS.values(), ids=SUMS)

@@ -8,7 +8,7 @@ pytest.importorskip("torch")
 import torch
 
 from tests.parity import sides
-from tests.parity.cases import CENTERED, FAMILIES, GAPS, MAPPED, OWN, REPRESENTATIVES, SITES, SUMS, own, t
+from tests.parity.cases import CENTERED, FAMILIES, GAPS, HOSTS, MAPPED, OWN, REPRESENTATIVES, SITES, SUMS, own, t
 from tests.table import required_of
 from tnadapt import AdapterSpec, delta, families, grid, init, raw
 from tnadapt_torch import attach
@@ -73,6 +73,12 @@ def test_the_update_of_a_centered_spec_starts_at_exactly_zero():
 @pytest.mark.parametrize("spec", MAPPED.values(), ids=MAPPED)
 def test_a_spec_with_maps_agrees(spec, dtype):
     sides.compare(spec, SITES, dtype, rank=2)
+
+
+@every_dtype
+@pytest.mark.parametrize("spec", HOSTS.values(), ids=HOSTS)
+def test_a_spec_with_the_weight_of_the_host_agrees(spec, dtype):
+    sides.compare(spec, SITES, dtype, rank=2, sizes={"g": 2} if "g" in spec.weight.split("(")[-1] else None)
 
 
 @every_dtype

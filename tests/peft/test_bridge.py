@@ -428,7 +428,7 @@ DAMAGE = {
         "expected another type of value for dropout, got str",
     ),
     "two specs": (lambda folder: rewrite_config(folder, spec="{}"), r"no spec, got a spec as well\.\nLeave spec out"),
-    "no adapter": (lambda folder: rewrite_config(folder, adapter="{}"), "expected format 1 or 2, which .*, got format None"),
+    "no adapter": (lambda folder: rewrite_config(folder, adapter="{}"), "expected format 1 or 2, .*, got format None"),
     "digest": (
         lambda folder: rewrite_config(folder, digests={"V": "0"}),
         "expected the stored digest of V, got another .* from seed 3",

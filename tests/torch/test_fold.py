@@ -52,6 +52,49 @@ def test_a_folded_adapter_can_be_disabled_copied_merged_and_detached():
         assert torch.equal(parameter, before[name])
 
 
+class Experts(torch.nn.Module):
+    """A block that holds the weight itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.up = torch.nn.Parameter(hosts.normal(4, 8, 8))
+
+    def forward(self, x):
+        return torch.einsum("eoi,ti->to", self.up, x)
+
+
+COMPILED = {  # modules that are compiled in place, and hold the weight that an update is folded into
+    "a linear layer": (torch.nn.Linear, {"target_modules": ["0"], "fold": True}),
+    "a block with a parameter": (lambda *_: Experts(), {"target_parameters": {"0.up": "expert out in"}}),
+}
+
+
+@pytest.mark.parametrize("when", ["before attach", "after attach"])
+@pytest.mark.parametrize("kind", COMPILED)
+def test_a_copy_of_a_compiled_module_computes_with_its_own_update(kind, when):
+    make, words = COMPILED[kind]
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    model, x = torch.nn.Sequential(make(8, 8)), hosts.normal(3, 8)
+    if when == "before attach":
+        model[0].compile(backend="eager")
+        model(x)
+    state = hosts.wake(attach(model, "lora", rank=2, seed=0, **words))
+    if when == "after attach":
+        model[0].compile(backend="eager")
+    wanted = model(x).detach()
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        for factor in copied.tnadapt_default.parameters():
+            factor.zero_()
+    hosts.close(model(x).detach(), wanted)
+    with state.disabled():
+        base = model(x).detach()
+    hosts.close(copied(x).detach(), base)
+    copied.tnadapt_default.detach()
+    assert not hasattr(copied[0], "parametrizations")
+
+
 def test_detach_after_folding_restores_the_same_parameter_objects():
     model = hosts.toy()
     spec, sizes = hosts.FAMILIES["lora"]

@@ -9,6 +9,7 @@ from tnadapt._files.file import (
     read_checkpoint,
     save,
 )
+from tnadapt._files.fingerprint import check_fingerprint
 from tnadapt._files.peft_folder import TENSORS
 from tnadapt._files.peft_read import read_peft
 from tnadapt._files.peft_write import Written, save_as_lora
@@ -19,6 +20,7 @@ __all__ = [
     "TENSORS",
     "Checkpoint",
     "Written",
+    "check_fingerprint",
     "digests",
     "file_size",
     "from_json",

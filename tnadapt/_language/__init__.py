@@ -7,6 +7,7 @@ from tnadapt._language.expected import expect_adapter, expect_params, expect_pat
 from tnadapt._language.factor import MAPS, Factor, Same, frozen, same, trainable
 from tnadapt._language.faults import MOST_AXES
 from tnadapt._language.initializer import (
+    HOST,
     Initializer,
     constant,
     controlled_z,
@@ -35,6 +36,7 @@ from tnadapt._language.spec import AdapterSpec
 from tnadapt._language.terms import START, Node, Term
 
 __all__ = [
+    "HOST",
     "MAPS",
     "MOST_AXES",
     "START",

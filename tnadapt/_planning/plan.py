@@ -89,6 +89,14 @@ class Plan:
         """Return the largest number of elements of intermediates alive at once in the forward pass."""
         return self.cost.peak
 
+    def cancels(self, result: int) -> bool:
+        """Return whether a result and the next one are of the same factors and opposite signs: they start equal."""
+        if result + 1 >= len(self.results):
+            return False
+        terms = _paired(self.network)
+        (sign, _, root), (other, _, same) = terms[result], terms[result + 1]
+        return root == same and sign == -other
+
     def modes(self, number: int) -> Modes:
         """Return the modes of an operand or of a step's result, in order."""
         known = len(self.inputs)

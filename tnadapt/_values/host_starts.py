@@ -1,14 +1,14 @@
 """Starting values that are read from the host's weights, by a decomposition of the weights of a group's sites."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 from tnadapt._errors import SiteError
 from tnadapt._hosts import Site
-from tnadapt._language import Adapter, Group, Network
+from tnadapt._language import HOST, Adapter, Group, Network
 from tnadapt._values.einsum import contract
 
 __all__: list[str] = []
@@ -65,19 +65,21 @@ def read_start(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Arr
     return np.array(values, order="C")  # the layout of an array that was loaded from a file
 
 
-def read_hosts(adapter: Adapter, weights: Weights | None) -> dict[str, Array]:
-    """Return the entries of params that are the host's weights or parts of their SVDs.
+def read_hosts(adapter: Adapter, weights: Weights | None, kinds: Collection[str] = HOST) -> dict[str, Array]:
+    """Return the entries of params that are the host's weights or parts of their SVDs, of these kinds.
 
+    Each has the shape (out axis first) of the weight, of U, of the singular values or of V^T.
     Raises SiteError for a weight that is missing or has the wrong shape.
     """
-    if adapter.hosts and weights is None:
+    wanted = {name: (site, kind) for name, (site, kind) in adapter.hosts.items() if kind in kinds}
+    if wanted and weights is None:
         raise SiteError(
             f"{adapter.spec.name}: expected the host's weights, which are a factor of it, got none.\n"
             "Pass init(adapter, weights), with a mapping from paths to arrays (out, in)."
         )
     found: dict[str, Array] = {}
     parts: dict[str, tuple[Array, Array, Array]] = {}
-    for name, (site, kind) in adapter.hosts.items():
+    for name, (site, kind) in wanted.items():
         weight = _weight_of(site, weights or {})
         if kind == "host":
             found[name] = weight

@@ -34,14 +34,19 @@ def init(adapter: Adapter, weights: Mapping[str, npt.ArrayLike] | None = None) -
     if not isinstance(weights, Mapping | None):
         todo = "Pass a mapping from paths to arrays (out, in)."
         raise mistake(SiteError, "init", "the host's weights by path", told(weights), todo)
-    params: Params = read_hosts(adapter, weights)
+    return start_values(adapter, weights) | read_hosts(adapter, weights)
+
+
+def start_values(adapter: Adapter, weights: Mapping[str, npt.ArrayLike] | None = None) -> Params:
+    """Return the starting values of `init` without the host's weights themselves."""
+    params: Params = {}
     for group in adapter.groups:
         reader = _Reader(adapter, group, weights, params)
         for name in adapter.spec.arrays:
             reader.value(name)
     for name in adapter.slots.keys() - params.keys():  # starts that are kept: copied, because the originals are trained
         params[name] = params[name.removesuffix(START)].copy()
-    return {name: params[name] for name in (*adapter.slots, *adapter.hosts)}
+    return {name: params[name] for name in adapter.slots}
 
 
 def redraw(adapter: Adapter) -> Params:

@@ -12,6 +12,7 @@ from tnadapt_torch._host.find import (
 )
 from tnadapt_torch._host.flags import Flags
 from tnadapt_torch._host.fold import check_foldable, check_folded, check_unfoldable, fold_in, unfold
+from tnadapt_torch._host.hosted import Hosted, HostEntries, host_parts, start_params
 from tnadapt_torch._host.merge import Merged, check_weights
 from tnadapt_torch._host.parallel import flattened, managed, settle_weights
 from tnadapt_torch._host.quantized import check_trainable, count_parameters
@@ -23,7 +24,9 @@ from tnadapt_torch._host.wrappers import modules_of, plain_path, unwrapped
 
 __all__ = [
     "Flags",
+    "HostEntries",
     "HostWeights",
+    "Hosted",
     "Merged",
     "Removable",
     "SavedModules",
@@ -42,6 +45,7 @@ __all__ = [
     "find_weights",
     "flattened",
     "fold_in",
+    "host_parts",
     "is_linear",
     "linear_weight",
     "managed",
@@ -53,6 +57,7 @@ __all__ = [
     "settle_weights",
     "slow_down",
     "speed_up",
+    "start_params",
     "unfold",
     "unwrapped",
     "updates_of",

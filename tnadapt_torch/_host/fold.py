@@ -1,9 +1,10 @@
 """Fold an update into its weight, x (W + dW), by a torch parametrization: faster for full-rank specs at many tokens."""
 
-from collections.abc import Mapping
-from typing import cast
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import torch
+from torch import nn
 from torch.nn.utils import parametrize
 
 from tnadapt import SiteError
@@ -83,8 +84,26 @@ def check_folded(weights: Mapping[str, Weight], updates: Mapping[str, Update]) -
 def fold_in(weight: Weight, update: Update) -> None:
     """Parametrize the weight of a module so that the module uses it with the update added."""
     update.write_dense()
+    is_first = not parametrize.is_parametrized(weight.module)
     order = tuple(weight.module._parameters)
     parametrize.register_parametrization(weight.module, weight.name, Folded(update, weight, order), unsafe=True)
+    cls = type(weight.module)
+    if is_first and "__deepcopy__" in vars(cls):
+        cls.__deepcopy__ = _without_compiled_code(vars(cls)["__deepcopy__"])  # type: ignore[attr-defined]
+
+
+def _without_compiled_code(copy: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """Let the deep copy of torch's parametrized class drop compiled code, as that of every other module does.
+
+    The code is that of the original: a copy that keeps it computes with the weights of the original.
+    """
+
+    def deepcopy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+        made = copy(module, memo)
+        vars(made).pop("_compiled_call_impl", None)
+        return made
+
+    return deepcopy
 
 
 def unfold(weight: Weight, update: Update) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tnadapt import SiteError
-from tnadapt_torch._run.gradient import Watched, check_gradient, path_of
+from tnadapt_torch._run.gradient import Watched, check_gradient, is_transformed, path_of
 
 __all__: list[str] = []
 
@@ -55,7 +55,7 @@ def see_x(update: Seeing, args: tuple[Any, ...], kwargs: dict[str, Any], output:
             f"{path_of(update)}: expected a layer that returns a tensor, got one that returns a "
             f"{type(output).__name__}.\nRemove it from target_modules, or attach with fold=True."
         )
-    if x.requires_grad and (update.unproven or not output.requires_grad):
+    if (x.requires_grad or is_transformed()) and (update.unproven or not output.requires_grad):
         check_gradient(update, x, output)
     if update.owner.dropout and update.owner.training:
         x = torch.nn.functional.dropout(x, update.owner.dropout)

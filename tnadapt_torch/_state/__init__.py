@@ -1,7 +1,7 @@
 """The trained and saved state of an adapter: its factors, what it knows of its host, parameter groups and norms."""
 
 from tnadapt_torch._state.factors import stored_factors
-from tnadapt_torch._state.known import enter, states_of
+from tnadapt_torch._state.known import check_unmerged, enter, states_of
 from tnadapt_torch._state.marks import MarksCheck
 from tnadapt_torch._state.modules import host_modules
 from tnadapt_torch._state.replicas import Replicas
@@ -14,6 +14,7 @@ __all__ = [
     "MarksCheck",
     "Replicas",
     "Watch",
+    "check_unmerged",
     "enter",
     "host_modules",
     "make_updates",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tnadapt import Adapter, SiteError
-from tnadapt.binding import params_to_store
+from tnadapt.binding import START, drawn_starts, params_to_store
 from tnadapt_torch._sharded import whole
 
 __all__: list[str] = []
@@ -63,6 +63,13 @@ def spare(convert: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         return made if made.dtype in DTYPES or made.dtype == tensor.dtype else tensor.to(made.device)
 
     return convert_factor
+
+
+def start_of(adapter: Adapter, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what no file has: redrawn starting values, and parts of the SVDs of the host's weights."""
+    drawn = {name: torch.from_numpy(value) for name, value in drawn_starts(adapter).items()}
+    drawn = {name: value.to(params[name.removesuffix(START)]) for name, value in drawn.items()}
+    return drawn | {name: params[name] for name in adapter.hosts if name in params}
 
 
 def stored_factors(adapter: Adapter, params: Mapping[str, Tensor]) -> dict[str, npt.ArrayLike]:

@@ -1,13 +1,13 @@
 """The attached adapters of this process, so that those on a part of a model and those on the whole know each other."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from torch import nn
 
 from tnadapt import SiteError
-from tnadapt_torch._host import Flags, Merged
+from tnadapt_torch._host import Flags, Merged, Weight
 
 if TYPE_CHECKING:
     from tnadapt_torch._state.state import AdapterState
@@ -42,8 +42,8 @@ def served_by_others(state: "AdapterState") -> list[nn.Module]:
     return [weight.module for other in others for weight in other.weights.values()]
 
 
-def leave(state: "AdapterState") -> list[tuple[nn.Module, Flags, bool]]:
-    """Take a state off its host; return the other adapted hosts, their flags, and whether each was attached later.
+def leave(state: "AdapterState") -> list[tuple[nn.Module, Flags]]:
+    """Take a state off its host; return the other adapted hosts, and their flags.
 
     What was merged below an update that stays can no longer be unmerged.
     """
@@ -54,7 +54,7 @@ def leave(state: "AdapterState") -> list[tuple[nn.Module, Flags, bool]]:
     for other in others:
         if state.merged and other.merged and state.merged.is_over(other.merged):
             other.merged.buried_by = state.name
-    return [(other.model, other.flags, other.turn > state.turn) for other in others]
+    return [(other.model, other.flags) for other in others]
 
 
 def check_latest(state: "AdapterState", merged: Merged) -> None:
@@ -68,3 +68,30 @@ def check_latest(state: "AdapterState", merged: Merged) -> None:
             f"{where}: {merged.buried_by!r} was merged later and detached.\n"
             f"The update of {merged.buried_by!r} stays, so the earlier weights can no longer be restored."
         )
+
+
+def check_unread(state: "AdapterState", others: Iterable["AdapterState"]) -> None:
+    """Raise SiteError if a merge would change a weight that is a factor of another adapter, which reads it."""
+    for other in others:
+        reads = other is not state and other.spec.hosts and not other.merged
+        if reads and (path := _common(state.weights, other.weights)):
+            raise SiteError(
+                f"{path}: expected a weight that no other adapter reads, got a factor of adapter {other.name!r}.\n"
+                f"A merge would change its update. Merge {other.name!r} first, or detach it."
+            )
+
+
+def check_unmerged(state: "AdapterState", weights: Mapping[str, Weight], others: Iterable["AdapterState"]) -> None:
+    """Raise SiteError if an adapter would read a weight that contains the update of another one."""
+    for other in others if state.spec.hosts else ():
+        if other.merged and (path := _common(weights, other.weights)):
+            raise SiteError(
+                f"{path}: expected the host's own weight, which is a factor of the adapter, got one with the update of "
+                f"adapter {other.name!r}.\nUnmerge {other.name!r} first."
+            )
+
+
+def _common(weights: Mapping[str, Weight], others: Mapping[str, Weight]) -> str:
+    """Return the path of a weight that both have; "" if there is none."""
+    known = {(id(weight.module), weight.name) for weight in others.values()}
+    return next((path for path, weight in weights.items() if (id(weight.module), weight.name) in known), "")

@@ -19,11 +19,13 @@ def norms(adapter: Adapter, params: Mapping[str, Tensor], updates: Mapping[str, 
     """Compute the norms of `AdapterState.norms`; `updates` are the updates of the sites by path."""
     wide = {name: whole(value.detach()).double() for name, value in params.items()}
     squares = {name: 0.0 for name, factor in adapter.spec.arrays.items() if factor.trainable}
+    for name in squares:
+        slots = {adapter.slot_name(group, name) for group in adapter.groups}
+        squares[name] = sum(wide[slot].square().sum().item() for slot in slots)
     total = 0.0
     for group in adapter.groups:
-        for name in squares:
-            squares[name] += wide[adapter.slot_name(group, name)].square().sum().item()
-        if len(group.network.terms) > 1:  # a small difference of two updates would be lost in products of their factors
+        # The products of factors lose a small difference of two terms, and a host's weight is another one at each site.
+        if len(group.network.terms) > 1 or adapter.spec.hosts:
             like = next(iter(wide.values()))
             with torch.no_grad():
                 total += sum(updates[site.path].delta(like).square().sum().item() for site in group.sites)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import tnadapt
 from tnadapt import Adapter, AdapterSpec, SiteError
-from tnadapt.binding import START, Written, drawn_starts
+from tnadapt.binding import Written
 from tnadapt_torch._host import (
     Flags,
     Merged,
@@ -25,9 +25,9 @@ from tnadapt_torch._host import (
 )
 from tnadapt_torch._run import Stack, Update
 from tnadapt_torch._sharded import reshard
-from tnadapt_torch._state.factors import Factors, leaf_of, plant, spare
+from tnadapt_torch._state.factors import Factors, leaf_of, plant, spare, start_of
 from tnadapt_torch._state.groups import parameter_groups
-from tnadapt_torch._state.known import check_latest, enter, leave, served_by_others, states_of
+from tnadapt_torch._state.known import check_latest, check_unread, enter, leave, served_by_others, states_of
 from tnadapt_torch._state.marks import MERGED, ORIGINAL, marks_of
 from tnadapt_torch._state.norms import norms
 from tnadapt_torch._state.replicas import own_factors, settle
@@ -41,8 +41,7 @@ __all__ = ["AdapterState"]
 class AdapterState(nn.Module):
     """An attached adapter. The trainable factors are its parameters and the frozen factors its buffers, each held once.
 
-    `attach` and `load` create it. `params()` returns the factors by their names in the core. Called as a module, it
-    returns its input, so it has no effect in a container that calls all its children.
+    `attach` and `load` create it. Called as a module, it returns its input: a container may call all its children.
     """
 
     def __init__(self, adapter: Adapter, params: Mapping[str, Tensor], *, name: str, dropout: float) -> None:
@@ -70,9 +69,8 @@ class AdapterState(nn.Module):
         self.start = Factors()
         for key, slot in adapter.slots.items():
             plant(self.factors, key, params[key], trainable=slot.factor.trainable)
-        for key, value in drawn_starts(adapter).items():
-            like = params[key.removesuffix(START)]
-            plant(self.start, key, torch.from_numpy(value).to(like), trainable=False, persistent=False)
+        for key, value in start_of(adapter, params).items():
+            plant(self.start, key, value, trainable=False, persistent=False)
 
     @property
     def spec(self) -> AdapterSpec:
@@ -193,6 +191,7 @@ class AdapterState(nn.Module):
             raise SiteError(f"adapter {self.name!r}: expected an adapter that is not merged, got one already merged.")
         settle(self)
         self.check_host()
+        check_unread(self, states_of(host))
         number = 1 + max((other.merged.number for other in states_of(host) if other.merged), default=0)
         deltas = {path: partial(self._update_of, path, weight) for path, weight in self.weights.items()}
         self.merged = Merged.write(host, self.weights, deltas, number)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import tnadapt
 from tnadapt import SiteError
 from tnadapt.binding import Written, drawn_starts
-from tnadapt_torch._host import SavedModules, find_tie
+from tnadapt_torch._host import HostEntries, SavedModules, find_tie
 from tnadapt_torch._sharded import once
 from tnadapt_torch._state.factors import leaf_of, stored_factors, to_numpy
 from tnadapt_torch._state.replicas import settle, shared_by
@@ -28,7 +28,8 @@ def write_file(state: "AdapterState", path: str | os.PathLike[str]) -> None:
     extra = {key: to_numpy(value) for key, value in saved.items()}
     starts = {key: getattr(*leaf_of(state.start, key)) for key in drawn_starts(state.adapter)}
     stored = stored_factors(state.adapter, params | starts)
-    once(shared_by(state), partial(tnadapt.save, state.adapter, stored, path, extra=extra))
+    whole = HostEntries(state.adapter, state.weights, stored)
+    once(shared_by(state), partial(tnadapt.save, state.adapter, whole, path, extra=extra))
 
 
 def write_lora(
@@ -54,7 +55,7 @@ def write_lora(
     write = partial(
         tnadapt.save_as_lora,
         state.adapter,
-        {key: to_numpy(value) for key, value in state.params().items()},
+        HostEntries(state.adapter, state.weights, {key: to_numpy(value) for key, value in state.params().items()}),
         directory,
         rank=rank,
         base_model=getattr(getattr(state.model, "config", None), "name_or_path", None) or None,

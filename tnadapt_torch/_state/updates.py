@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from tnadapt import Adapter, Site
-from tnadapt.binding import Part
+from tnadapt.binding import Address, Part
+from tnadapt_torch._host import Hosted, Weight
 from tnadapt_torch._run import BlocksUpdate, Held, Leading, Mapped, Owner, Ref, Row, SiteUpdate, Stack, Update
 from tnadapt_torch._state.factors import Factors, leaf_of
 
@@ -18,6 +19,12 @@ class Trees(Owner, Protocol):
     factors: Factors
     start: Factors
     stacks: dict[str, Stack]
+    weights: dict[str, Weight]
+
+    @property
+    def merged(self) -> object:
+        """What was merged, or None."""
+        ...
 
 
 def make_updates(state: Trees) -> dict[str, Update]:
@@ -41,13 +48,16 @@ def follow(updates: Iterable[Update]) -> None:
 
 def _update_of(state: Trees, site: Site) -> SiteUpdate:
     address = state.adapter.address(site)
-    return SiteUpdate(state, address.group.network, [_ref(state, part) for part in address.parts.values()])
+    return SiteUpdate(state, address.group.network, [_ref(state, part, address) for part in address.parts.values()])
 
 
-def _ref(state: Trees, part: Part) -> Ref:
+def _ref(state: Trees, part: Part, address: Address) -> Ref:
     """Make the reference to a site's part of a factor. All sites of a stacked factor share one `Stack`."""
-    is_redrawn = part.at_start and part.name not in state.adapter.slots
-    owner, leaf = leaf_of(state.start if is_redrawn else state.factors, part.name)
+    if part.factor.init.kind == "host":
+        site, sizes = address.site, address.group.network.sizes
+        return Hosted(state, state.weights[site.weight], site, tuple(sizes[mode] for mode in part.factor.modes))
+    is_kept = part.name in state.adapter.slots
+    owner, leaf = leaf_of(state.factors if is_kept else state.start, part.name)
     held = Held(owner, leaf, leaf in owner._parameters)
     places = [(axis, at) for axis, at in enumerate(part.cut) if isinstance(at, int)]
     found: Ref
@@ -56,6 +66,6 @@ def _ref(state: Trees, part: Part) -> Ref:
         stack = state.stacks.setdefault(part.name, Stack(held, axes))
         found = Row(stack, tuple(at for _, at in places))
     else:
-        whole = tuple(at.stop for at in part.stack) == state.adapter.slots[part.source].shape
+        whole = tuple(at.stop for at in part.stack) == tuple(held.stored.shape)
         found = Leading(held, None if whole else part.stack)
     return Mapped(found, part.factor.map) if part.factor.map else found

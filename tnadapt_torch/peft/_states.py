@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from tnadapt import SiteError, init, sites_of, split_sites
+from tnadapt import SiteError, sites_of, split_sites
 from tnadapt.binding import drawn_starts
-from tnadapt_torch._host import HostWeights, Weight, check_foldable, place_params, plain_path, weights_to_fold
+from tnadapt_torch._host import Weight, check_foldable, place_params, plain_path, start_params, weights_to_fold
 from tnadapt_torch._state import AdapterState, make_updates
 from tnadapt_torch.peft._checkpoint import SEED, STEM
 from tnadapt_torch.peft._config import TnConfig
@@ -48,10 +48,10 @@ def new_state(model: nn.Module, config: TnConfig, weights: Mapping[str, Weight],
     folded = weights_to_fold(model, weights, config.dropout, all_of_them=config.fold)
     if folded:
         check_foldable(folded, config.dropout)
-    start = init(adapter, HostWeights(weights))
-    params = {key: torch.from_numpy(value).float() for key, value in start.items()}
+    params = start_params(adapter, weights)
     state = AdapterState(adapter, place_params(adapter, weights, params), name=name, dropout=config.dropout)
-    state.updates, state.weights, state.folded = make_updates(state), dict(weights), folded
+    state.weights, state.folded = dict(weights), folded
+    state.updates = make_updates(state)
     return state
 
 

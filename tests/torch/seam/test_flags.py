@@ -37,6 +37,32 @@ def test_what_the_user_unfroze_stays_trainable_through_a_second_attach_and_both_
     assert flags(model) == flags(mixed()) | {"embed.weight": True}
 
 
+NORM = {  # adapters that have the norm of the first block in their hosts; one trains it in full
+    "whole": lambda model: hosts.adapt(model, "lora", name="whole"),
+    "part": lambda model: hosts.adapt(model.layers, "lotr", name="part"),
+    "saved": lambda model: hosts.adapt(model, "lora", name="saved", modules_to_save=["layers.0.norm"]),
+}
+
+
+@pytest.mark.parametrize("was_trained", [True, False])
+@pytest.mark.parametrize("unfrozen_after", [0, 1, None])
+@pytest.mark.parametrize("order", list(itertools.permutations(NORM)), ids="-".join)
+def test_what_the_user_unfroze_stays_trainable_though_a_later_adapter_trained_it(order, unfrozen_after, was_trained):
+    for leaving in itertools.permutations(order):
+        model, states, unfrozen = hosts.toy(), {}, False
+        norm = model.layers[0].norm
+        norm.requires_grad_(requires_grad=was_trained)
+        for turn, name in enumerate(order):
+            states[name] = NORM[name](model)
+            if turn == unfrozen_after and not norm.weight.requires_grad:
+                norm.requires_grad_(requires_grad=True)
+                unfrozen = True
+        for name in leaving:
+            assert norm.weight.requires_grad == norm.bias.requires_grad == (unfrozen or "saved" in states), leaving
+            states.pop(name).detach()
+        assert norm.weight.requires_grad == (unfrozen or was_trained), leaving
+
+
 def test_a_factor_that_the_user_froze_stays_frozen_through_a_second_attach():
     model = hosts.toy()
     state = hosts.adapt(model, "lotr")

@@ -95,8 +95,10 @@ class Book:
     def is_under(self, key: str, host: str) -> bool:
         return any(not host or name.startswith(f"{host}.") for name in self.names_of(key))
 
-    def is_shared(self, key: str) -> bool:
-        return any(len(self.names_of(name)) > 1 for name in self.stored(key))
+    def is_shared(self, key: str, host: str = "") -> bool:
+        """Return whether a host holds a weight under several names. No module knows of those outside of it."""
+        start = f"{host}." if host else ""
+        return any(sum(name.startswith(start) for name in self.names_of(place)) > 1 for place in self.stored(key))
 
     def adapted(self) -> set[str]:
         return {key for entry in self.entries.values() for key in entry.weights.values()}

@@ -47,7 +47,7 @@ def train(
 def compare_gradients(walk: Walk, wanted: oracle.Gradients, x: Tensor) -> None:
     tolerance = min(30 * walk.tolerance(), 0.2)
     tolerance = max(tolerance, 1e-4) if narrow(walk) else tolerance
-    scale = max((largest(one) for one in [*wanted.factors.values(), *wanted.held.values()]), default=0.0)
+    scale = max((oracle.largest(one) for one in [*wanted.factors.values(), *wanted.held.values()]), default=0.0)
     for name, state in walk.states().items():
         entry = walk.book.entries[name]
         for key, value in state.params().items():
@@ -64,18 +64,15 @@ def compare_gradients(walk: Walk, wanted: oracle.Gradients, x: Tensor) -> None:
         assert flag or found is None, f"{key}: a gradient, though it is frozen"
         if flag and key in wanted.held:
             assert found is not None, f"{key}: no gradient"
-            close_at(found, wanted.held[key], tolerance, scale, f"gradient of {key}")
+            close_at(found, wanted.held[key], tolerance, scale, f"gradient of {key}", terms=wanted.terms.get(key, 0.0))
     if x.requires_grad:
         close_at(x.grad, wanted.x, tolerance, scale, "gradient of x")
 
 
-def close_at(found: Tensor, wanted: Tensor, tolerance: float, scale: float, what: str) -> None:
-    """Compare relative to a scale that is not that of the wanted tensor alone, which may be zero."""
-    oracle.assert_close(found / max(scale, 1e-3), wanted / max(scale, 1e-3), tolerance, what)
-
-
-def largest(values: Tensor) -> float:
-    return values.abs().max().item() if values.numel() else 0.0
+def close_at(found: Tensor, wanted: Tensor, tolerance: float, scale: float, what: str, *, terms: float = 0.0) -> None:
+    """Compare relative to a scale that is not that of the wanted tensor alone, which may be zero, or to its terms."""
+    scale = max(scale, 1e-3)
+    oracle.assert_close(found / scale, wanted / scale, tolerance, what, max(1e-3, terms / scale))
 
 
 def narrow(walk: Walk) -> bool:
@@ -90,7 +87,7 @@ def descend(walk: Walk) -> None:
         for name, value in walk.model.named_parameters():
             if value.grad is None or name in held or not value.numel():
                 continue
-            value.sub_(value.grad * (0.05 / max(largest(value.grad), 1e-6)))
+            value.sub_(value.grad * (0.05 / max(oracle.largest(value.grad), 1e-6)))
             if not is_ours(name):
                 walk.book.tensors[name] = value.detach().clone()
     walk.note_values()

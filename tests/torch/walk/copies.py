@@ -7,6 +7,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from tests.torch.walk.calls import train
 from tests.torch.walk.walk import Walk, is_ours, states_of
 from tests.torch.walk.weights import pick
 from tnadapt import FormatError, PlanError, SiteError
+from tnadapt_torch import AdapterState
 
 THIN = ("lora", "lotr", "vera", "tlora", "lorta", "metatt", "fact_tt", "lotr_tt", "mtlora", "loha")  # exact LoRAs
 
@@ -228,15 +230,22 @@ def save_and_load(walk: Walk, rng: random.Random) -> str | None:
     return name
 
 
+def has_full_rank(entry: Entry, state: AdapterState) -> bool:
+    """Return whether some update has no LoRA that is smaller than itself."""
+    values = oracle.values_of({"": state})[""]
+    dense = [oracle.update_of(entry, path, state.adapter, values).numpy() for path in entry.weights]
+    return any(bool((np.linalg.matrix_rank(update) == min(update.shape[-2:])).any()) for update in dense)
+
+
 def save_as_lora(walk: Walk, rng: random.Random) -> str | None:
     """Export an adapter as a LoRA of PEFT and load that onto a fresh copy of the base."""
     if (name := pick(walk, rng)) is None or (model := fresh(walk, walk.book.entries[name])) is None:
         return None
     entry, state = walk.book.entries[name], walk.states()[name]
     has_others = len(entry.tasks) > 1 or any(key in walk.kind.parameters for key in entry.weights.values())
-    tied = any(walk.book.is_shared(key) for key in entry.saved)
+    tied = any(walk.book.is_shared(key, entry.host) for key in entry.saved)
     is_thin = state.spec.name in THIN and all(site.block is None for site in state.adapter.sites)
-    refusal = "always" if has_others or tied else "never" if is_thin else "maybe"
+    refusal = "always" if has_others or tied or has_full_rank(entry, state) else "never" if is_thin else "maybe"
     folder = walk.folder / f"lora{rng.getrandbits(32)}"
     if not walk.attempt(lambda: state.save_as_lora(folder), refusal, (SiteError, PlanError, FormatError)):
         return f"{name} refused"

@@ -153,6 +153,7 @@ def run(kind: str, steps: Sequence[tuple[int, str]], seed: int, folder: Path) ->
         raise WalkError("\n".join([*log, told]), name) from error
     finally:
         if walk.has_compiled:
+            torch._dynamo.config.skip_nnmodule_hook_guards = True
             torch.compiler.reset()
     return log
 

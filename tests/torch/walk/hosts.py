@@ -200,7 +200,9 @@ def plain_pair(p: Any, ids: Tensor) -> Tensor:
 class Encoder(Host):
     def __init__(self) -> None:
         super().__init__()
-        layer = nn.TransformerEncoderLayer(WIDTH, HEADS, INNER, dropout=0.0, batch_first=True)
+        layer = nn.TransformerEncoderLayer(  # of a smooth activation: rounding moves the gradient across a kink
+            WIDTH, HEADS, INNER, dropout=0.0, activation="gelu", batch_first=True
+        )
         self.stack = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.head = nn.Linear(WIDTH, 4)
 
@@ -215,7 +217,7 @@ def plain_encoder(p: Any, x: Tensor) -> Tensor:
         q, k, v = (part.unflatten(-1, (HEADS, -1)).transpose(-2, -3) for part in (q, k, v))
         heard = (q @ k.mT / (WIDTH // HEADS) ** 0.5).softmax(-1) @ v
         x = p.norm(f"{path}.norm1", x + p.linear(f"{path}.self_attn.out_proj", heard.transpose(-2, -3).flatten(-2)))
-        return p.norm(f"{path}.norm2", x + p.linear(f"{path}.linear2", p.linear(f"{path}.linear1", x).relu()))
+        return p.norm(f"{path}.norm2", x + p.linear(f"{path}.linear2", F.gelu(p.linear(f"{path}.linear1", x))))
 
     for n in range(2):
         x = p.block(f"stack.layers.{n}", block, x)

@@ -6,7 +6,7 @@ reference, all else from the book, and the host is written out by hand (`hosts.p
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -63,16 +63,22 @@ def differentiate(book: Book, states: States, x: Tensor, objective: Objective) -
             found = gradients(states[name].adapter, values[name], pulls)
             factors |= {(name, factor): torch.from_numpy(value) for factor, value in found.items()}
     held = {key: leaf.grad for key, leaf in plain.leaves.items() if leaf.grad is not None}
-    return Gradients(factors, held, x.grad if x.is_floating_point() else None)
+    terms = {key: sum(map(sum_of_sizes, added)) for key, added in plain.added.items()}
+    return Gradients(factors, held, x.grad if x.is_floating_point() else None, terms)
 
 
 @dataclass
 class Gradients:
-    """The gradients of factors by adapter and name, of the host's tensors by name, and of x if it holds numbers."""
+    """The gradients of factors by adapter and name, of the host's tensors by name, and of x if it holds numbers.
+
+    That of a bias is a sum over tokens. `terms` has the largest sum of the sizes of its terms, by name, which is the
+    scale of its rounding. The terms may cancel: those of a bias of keys always do, as attention does not depend on it.
+    """
 
     factors: dict[tuple[str, str], Tensor]
     held: dict[str, Tensor]
     x: Tensor | None
+    terms: dict[str, float]
 
 
 class Plain:
@@ -81,6 +87,7 @@ class Plain:
     def __init__(self, book: Book, updates: dict[tuple[str, str], Tensor], *, with_gradients: bool = False) -> None:
         self.book = book
         self.deltas = {at: update.requires_grad_(with_gradients) for at, update in updates.items()}
+        self.added: dict[str, list[Tensor]] = {}  # what each bias added to each token, for the terms of its gradient
         wide = {key: value.double() if value.is_floating_point() else value for key, value in book.tensors.items()}
         self.leaves = {
             key: value.detach().clone().requires_grad_(with_gradients and value.is_floating_point())
@@ -111,7 +118,13 @@ class Plain:
         weight, bias = self.value(f"{path}.weight"), f"{path}.bias"
         turned = self.book.kind.layout(f"{path}.weight") == ("in", "out")
         y = x @ (weight if turned else weight.T)
-        return y + self.value(bias) if bias in self.leaves else y
+        if bias not in self.leaves:
+            return y
+        added = self.value(bias).expand_as(y)
+        if added.requires_grad:
+            added.retain_grad()
+            self.added.setdefault(bias, []).append(added)
+        return y + added
 
     def norm(self, path: str, x: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], self.value(f"{path}.weight"), self.value(f"{path}.bias"))
@@ -125,6 +138,15 @@ class Plain:
         for factor in (factor for when, factor in hooks if when == "after"):
             x = x * factor + 0.25
         return x
+
+
+def sum_of_sizes(added: Tensor) -> float:
+    """Return the largest entry of the sum over tokens of the sizes of what each token pulls at a bias."""
+    return 0.0 if added.grad is None else largest(added.grad.abs().flatten(end_dim=-2).sum(0))
+
+
+def largest(values: Tensor) -> float:
+    return values.abs().max().item() if values.numel() else 0.0
 
 
 def values_of(states: States) -> dict[str, dict[str, np.ndarray]]:
@@ -143,6 +165,19 @@ def update_of(entry: Entry, path: str, adapter: tnadapt.Adapter, values: Mapping
     return torch.from_numpy(np.ascontiguousarray(whole.transpose(_order(entry.layouts[entry.weights[path]]))))
 
 
+def terms_of(entry: Entry, path: str, adapter: tnadapt.Adapter, values: Mapping[str, np.ndarray]) -> float:
+    """Return the largest entry of what an update is summed from, the scale of its rounding.
+
+    A centered update is the difference of the network at the present and at the starting values, which may be much
+    larger than the difference.
+    """
+    if not adapter.spec.centered:
+        return 1e-3
+    plain = replace(adapter, spec=replace(adapter.spec, centered=False, identity_at_start=False))
+    held = {key: value for key, value in values.items() if not key.endswith(":start")}
+    return max(largest(update_of(entry, path, plain, held)), 1e-3)
+
+
 def _sites(entry: Entry, path: str, adapter: tnadapt.Adapter) -> list[tnadapt.Site]:
     return [site for site in adapter.weights[path] if site.coordinates.get("task", "") == entry.task]
 
@@ -158,13 +193,13 @@ def _unlaid(stored: np.ndarray, layout: Iterable[str]) -> np.ndarray:
     return stored.transpose(np.argsort(_order(layout)))
 
 
-def assert_close(found: Tensor, wanted: Tensor, tolerance: float, what: str) -> None:
-    """Compare relative to the largest wanted entry, or absolutely where that is small."""
+def assert_close(found: Tensor, wanted: Tensor, tolerance: float, what: str, least: float = 1e-3) -> None:
+    """Compare relative to the largest wanted entry, or to `least` where that is larger."""
     assert isinstance(found, Tensor), f"{what}: expected a tensor, got {type(found).__name__}"
     assert type(found) in (Tensor, nn.Parameter), f"{what}: expected a plain tensor, got {type(found).__name__}"
     assert found.shape == wanted.shape, f"{what}: expected the shape {tuple(wanted.shape)}, got {tuple(found.shape)}"
     if wanted.numel():
-        largest = max(wanted.abs().max().item(), 1e-3)
+        largest = max(wanted.abs().max().item(), least)
         error = (found.detach().double() - wanted.double()).abs().max().item()
         assert math.isfinite(error), f"{what}: not finite"
         assert error <= tolerance * largest, f"{what}: off by {error / largest:.3g} of the largest entry"

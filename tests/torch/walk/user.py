@@ -247,7 +247,9 @@ def delta(walk: Walk, rng: random.Random) -> str | None:
         wide = torch.promote_types(walk.book.dtype, torch.float32)
         assert found.dtype == wide, f"delta of {path} is {found.dtype}"
         wanted = oracle.update_of(entry, path, state.adapter, values)
-        oracle.assert_close(found, wanted, entry.error + (1e-10 if wide == torch.float64 else 1e-5), f"delta of {path}")
+        tolerance = entry.error + (1e-10 if wide == torch.float64 else 1e-5)
+        terms = oracle.terms_of(entry, path, state.adapter, values)
+        oracle.assert_close(found, wanted, tolerance, f"delta of {path}", terms)
         assert key in entry.layouts
     return name
 

@@ -30,9 +30,10 @@ def merge(walk: Walk, rng: random.Random) -> str | None:
     book, parts = walk.book, {key: walk.book.stored(key)[0] for key in entry.weights.values()}
     book.merge(name, {key: oracle.update_of(entry, path, state.adapter, values) for path, key in entry.weights.items()})
     held = walk.model.state_dict()
-    for key, place in parts.items():
-        tolerance = TIGHT[book.dtype] + entry.error
-        oracle.assert_close(held[place], book.tensors[place], tolerance, f"{key} after merge")
+    for path, key in entry.weights.items():
+        tolerance, place = TIGHT[book.dtype] + entry.error, parts[key]
+        terms = oracle.terms_of(entry, path, state.adapter, values)
+        oracle.assert_close(held[place], book.tensors[place], tolerance, f"{key} after merge", terms)
         book.tensors[place] = held[place].detach().clone()  # the last bit is the library's
     return name
 

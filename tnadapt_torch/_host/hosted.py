@@ -1,0 +1,96 @@
+"""The host's own weights as factors: read at each call, or decomposed once."""
+
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tnadapt import Adapter, Site, SiteError
+from tnadapt.binding import read_hosts, start_values
+from tnadapt_torch._host.quantized import read_dense
+from tnadapt_torch._host.weight import HostWeights, Weight
+from tnadapt_torch._sharded import whole
+
+__all__: list[str] = []
+
+PARTS = ("host_left", "host_values", "host_right")
+
+
+class Merging(Protocol):
+    """The attribute of an adapter that says whether its update is in the weights."""
+
+    @property
+    def merged(self) -> object:
+        """What was merged, or None."""
+        ...
+
+
+class Hosted:
+    """A reference to a site's weight, without updates that are folded into it."""
+
+    def __init__(self, owner: Merging, weight: Weight, site: Site, shape: tuple[int, ...]) -> None:
+        """Store the adapter, the weight, and the shape in which the site's part of it is read."""
+        self.owner, self.weight = owner, weight
+        self.rectangle, self.shape = site.rectangle, shape
+        self.is_plain = not weight.storage
+
+    def read(self) -> Tensor:
+        """Return the site's weight. It gets no gradient. Raise SiteError while it contains the update itself."""
+        if self.owner.merged is not None:
+            raise SiteError(
+                f"{self.weight.path}: expected the host's own weight, which is a factor of the adapter, got one with "
+                "the update merged into it.\nCall unmerge() first."
+            )
+        stored = self.weight.tensor.detach() if self.is_plain else self._dequantize()
+        return self.weight.unlay(whole(stored))[self.rectangle].reshape(self.shape)
+
+    def _dequantize(self) -> Tensor:
+        with torch.no_grad():
+            return read_dense(self.weight.path, self.weight.module, self.weight.name, self.weight.held)
+
+
+class HostEntries(Mapping[str, npt.ArrayLike]):
+    """An adapter's params, with the entries that are the host's weights; each of those is read when it is looked up."""
+
+    def __init__(
+        self, adapter: Adapter, weights: Mapping[str, Weight], params: Mapping[str, npt.ArrayLike] | None = None
+    ) -> None:
+        """Store the adapter, the weights by path, and the other params."""
+        self.adapter, self.weights, self.params = adapter, HostWeights(weights), params or {}
+
+    def __getitem__(self, name: str) -> npt.ArrayLike:
+        if name in self.params:
+            return self.params[name]
+        site, kind = self.adapter.hosts[name]
+        weight = np.asarray(self.weights[site.weight])[site.rectangle]
+        if kind == "host":
+            return weight
+        parts = np.linalg.svd(weight.reshape(len(weight), -1).astype(np.float64), full_matrices=False)
+        return parts[PARTS.index(kind)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*self.params, *self.adapter.hosts))
+
+    def __len__(self) -> int:
+        return len(self.params) + len(self.adapter.hosts)
+
+
+def start_params(adapter: Adapter, weights: Mapping[str, Weight]) -> dict[str, Tensor]:
+    """Return the starting values of an adapter, with the parts of the SVDs of the host's weights that are factors."""
+    drawn = start_values(adapter, HostWeights(weights))
+    return {name: torch.from_numpy(value).float() for name, value in drawn.items()} | host_parts(adapter, weights)
+
+
+def host_parts(adapter: Adapter, weights: Mapping[str, Weight]) -> dict[str, Tensor]:
+    """Return the parts of the SVDs of the host's weights that are factors, by their names in params."""
+    found = {}
+    shapes: dict[str, tuple[str, ...]] = {one.init.kind: one.modes for one in adapter.spec.hosts.values()}
+    for name, value in read_hosts(adapter, HostWeights(weights), PARTS).items():
+        site, kind = adapter.hosts[name]
+        sizes = adapter.find(site)[0].network.sizes
+        part = torch.from_numpy(value.reshape([sizes[mode] for mode in shapes[kind]]))
+        found[name] = part.to(weights[site.weight].like.dtype)
+    return found
