@@ -96,10 +96,12 @@ def _other_faults(spec: Given) -> Iterator[str]:
     if not isinstance(spec.terms, list | tuple) or not all(isinstance(term, str) for term in spec.terms):
         text = spec.terms if isinstance(spec.terms, str) else "B A"
         yield f'terms: expected a list of strings, got {told(spec.terms)}; write terms=["{text}"]'
-    if not isinstance(spec.sizes, Mapping) or not all(isinstance(mode, str) for mode in spec.sizes):
+    if not isinstance(spec.sizes, Mapping):
         yield f'sizes: expected sizes by mode, got {told(spec.sizes)}; write sizes={{"r": at_most("in")}}'
         return
     for mode, rule in spec.sizes.items():
+        if not isinstance(mode, str):
+            yield f"sizes: expected strings as modes, got {told(mode)} among them; write 'r'"
         is_number = isinstance(rule, int) and not isinstance(rule, bool)
         if not is_number and not isinstance(rule, SizeRule):
             yield (

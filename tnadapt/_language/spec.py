@@ -95,12 +95,12 @@ class AdapterSpec:
         return FrozenMap({name: one for name, one in arrays_of(self.factors).items() if one.init.is_host})
 
     @cached_property
-    def _expanded(self) -> tuple[dict[str, Node], tuple[Term, ...]]:
+    def _expanded(self) -> tuple[Mapping[str, Node], tuple[Term, ...]]:
         nodes, terms = nodes_of(self.factors), terms_of(self.terms, self.factors)
         arrays = {**self.arrays, **self.hosts}
         nodes, terms = less_start(arrays, nodes, terms) if self.start == "centered" else (nodes, terms)
         used = {name for term in terms for name in term.nodes}
-        return {name: node for name, node in nodes.items() if name in used}, terms
+        return FrozenMap({name: node for name, node in nodes.items() if name in used}), terms
 
     @property
     def nodes(self) -> Mapping[str, Node]:
@@ -131,7 +131,7 @@ class AdapterSpec:
         first = {mode for axis in self.axes for mode in axis} | {*self.site_modes}
         likes = {b: r.mode for b, r in self.sizes.items() if isinstance(r, SizeRule) and r.kind == "like"}
         arrays = {**self.arrays, **self.hosts}
-        return tied_bonds(arrays, self.nodes, likes, first | {*self.short} | ({*self.sizes} - {*likes}))
+        return FrozenMap(tied_bonds(arrays, self.nodes, likes, first | {*self.short} | ({*self.sizes} - {*likes})))
 
     @cached_property
     def free_bonds(self) -> tuple[str, ...]:
