@@ -45,7 +45,7 @@ class Table(Protocol):
     @property
     def sizes(self) -> Mapping[str, SizeRule | int]: ...
     @property
-    def start(self) -> str: ...
+    def start(self) -> object: ...
 
 
 def find_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
@@ -267,7 +267,7 @@ def _host_faults(arrays: Mapping[str, Factor], axes: tuple[Axis, ...], over: Mod
     return faults
 
 
-def _start_faults(start: str, update: Sum) -> list[str]:
+def _start_faults(start: object, update: Sum) -> list[str]:
     trained = [name for name, factor in update.factors.items() if factor.trainable]
     if not trained:
         return ["nothing is trainable"]
