@@ -33,7 +33,18 @@ from tnadapt.testing import adapters, dense, random_params
 
 KINDS = {"query": (12, 8), "value": (12, 8), "up": (8, 12)}
 # Families for which the closest adapter is always found: singular values or linear equations determine every factor.
-LINEAR = ("lora", "lora frozen a", "lora_xs", "mtlora", "tlora", "lokr whole", "krona", "gralora", "monarch", "btt")
+LINEAR = (
+    "lora",
+    "lora frozen a",
+    "lora_xs",
+    "mtlora_tasks",
+    "tlora",
+    "lokr whole",
+    "krona",
+    "gralora",
+    "monarch",
+    "btt",
+)
 TRAINS = ("lotr", "lotr by layer", "lotr_tt", "flora kernel", "fact_tk", "fact_tt", "tenslora", "metatt", "tt_lora")
 CENTERED = ("tt_lora centered", "loretta centered", "quanta 2")
 
