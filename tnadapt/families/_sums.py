@@ -69,7 +69,7 @@ def rasa(*, alpha: float = 8.0) -> AdapterSpec:
 
 @family
 def bslora(*, mode: Literal["slice", "gate", "kron"] = "slice", alpha: float = 2.0) -> AdapterSpec:
-    """BSLoRA: dW = alpha (B A + B_l A_l + B_all A_all), pairs of a weight, a layer and the model (ICML 2025, Bi-Share).
+    """BSLoRA: dW = alpha (B A + B_l A_l + B_all A_all), a pair of a weight, a layer, the model (openreview:IXYBuwCOMl).
 
     Ranks p, q and r. Every A starts uniform in +-1/sqrt(columns), every B at 0. "slice": a weight reads the leading
     part of the model's pair, in the code the middle. "gate": a shared pair is b x a, used as t (w^T B_l A_l u) v^T.

@@ -27,7 +27,8 @@ def flora(*, kernel_axes: int = 0, gaussian: bool = False, alpha: float = 1.0) -
 
     `kernel_axes=2` is for conv kernels (out, in, kh, kw), 0 for linear layers. Every P (size x rank) starts normal with
     variance 1/(2 rank), or with `gaussian` standard deviation 0.02, as in the authors' code for language models; the
-    core G at 0. A rank is limited to the size of its axis. The scale is alpha, not divided by a rank.
+    core G at 0. A rank is limited to the size of its axis. The scale is alpha, not divided by a rank; the code for
+    language models divides it by the rank plus 1e-5.
     Trainable: prod ranks + sum size rank, per site. Rank of dW: at most min(r_out, the product of the other ranks).
     """
     if kernel_axes < 0:
@@ -117,7 +118,8 @@ def tenslora(
     Kind is the paper's qkv, layer its depth, and `heads` its att: the out axis splits into "head dim", the layout of
     torch, or into "dim head", as the official code unfolds it. Tucker: one rank per mode, not limited to its size; the
     core G starts at 0, every U (size x rank) orthogonal, those of layer and kind with rows of norm 1. `cp`: no core,
-    one bond, U_in at 0; the initializers of the other factors are a choice here. The scale is alpha, 1 in the code.
+    one bond, U_in at 0; the initializers of the other factors are a choice here, and the network is a reading of the
+    paper, since the official classes of this form raise an error when made. The scale is alpha, 1 in the code.
     Trainable: prod ranks + sum size rank, or r sum size. Rank of dW: at most min(r_in, r_out); with heads
     min(r_in, r_head r_dim); r with `cp`.
     """
