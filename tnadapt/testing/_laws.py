@@ -92,8 +92,7 @@ def formula_is_count(adapter: Adapter, random: np.random.Generator) -> None:
     expect(stated == counted.trainable, f"formula {counted.formula}: expected {counted.trainable}, got {stated}")
     if len(adapter.groups) == 1:
         frozen = value(adapter.spec.formula(trainable=False), adapter.networks[0].sizes)
-        kept = sum(row.entries for row in counted.rows if row.name.endswith(START))
-        wanted = counted.frozen - kept
+        wanted = counted.frozen - sum(row.entries for row in counted.rows if row.name.endswith(START))
         expect(frozen == wanted, f"formula of the frozen entries: expected {wanted}, got {frozen}")
 
 
