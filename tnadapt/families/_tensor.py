@@ -38,11 +38,7 @@ def lotr(
     Trainable: p out + S p q + q in. Rank of dW_s, and of all dW_s concatenated: at most min(p, q).
     """
     first, core, last = {
-        "normal": (
-            normal(),
-            zeros(),
-            normal(),
-        ),  # G alone is zero, so that dW = 0 at the start and G still gets a gradient
+        "normal": (normal(), zeros(), normal()),  # G alone is zero: dW = 0 at the start, and G gets a gradient
         "neutral": (zeros(), identity(), None),
         "svd": (None, None, None),
     }[start]

@@ -108,9 +108,7 @@ def _shared(draw: st.DrawFn, factors: dict[str, Factor], over: list[str]) -> dic
 
 
 @st.composite
-def _again(
-    draw: st.DrawFn, factors: dict[str, Factor | Same], fans: list[str]
-) -> tuple[dict[str, Factor | Same], list[str]]:
+def _again(draw: st.DrawFn, factors: dict[str, Factor | Same]) -> tuple[dict[str, Factor | Same], list[str]]:
     """Draw a second term of the same structure: of each factor itself, its start or another factor in its place."""
     names = list(factors)
     added: dict[str, Factor | Same] = {}
@@ -125,7 +123,7 @@ def _again(
         if kind == "itself" or isinstance(one, Same):
             second.append(name)
             continue
-        start = zeros() if one.is_zero else draw(_initializers(draw, fans))
+        start = zeros() if one.is_zero else draw(st.sampled_from([normal(0.5), uniform(2)]))  # equal ones would cancel
         added[f"{name}b"] = same(name, at_start=True) if kind == "start" else replace(one, init=start)
         second.append(f"{name}b")
     sign = draw(st.sampled_from(["", "- "]))
@@ -171,7 +169,7 @@ def specs(draw: st.DrawFn, *, start: Start = "zero", plain: bool = False) -> Ada
         if draw(often):
             factors = draw(_repeated(cast("dict[str, Factor]", factors), bonds))
         if draw(often):
-            factors, terms = draw(_again(factors, weight))
+            factors, terms = draw(_again(factors))
         if draw(st.integers(0, 2)) == 0:
             factors["W"] = frozen(" ".join(weight), init=host())
             gated = draw(st.sampled_from(["first", "last", "all"]))

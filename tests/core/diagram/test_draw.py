@@ -92,7 +92,9 @@ def assert_clean(of):
     assert boxes == {"factor": sorted(names), "mode": sorted(bonds), "end": sorted([*weight] * len(terms))}
     stubs = {(stroke.of, *stroke.ends) for stroke in diagram.strokes if stroke.kind == "site" and stroke.of}
     carried = {(mode, name) for name, factor in factors.items() for mode in factor.modes if mode in over_of(of)}
-    assert stubs == carried | {(mode,) for mode in over_of(of) if mode not in {held for held, _ in carried}}
+    present = [{mode for name in term.nodes for mode in factors[name].modes} for term in terms]
+    bare = {(mode,) for mode in over_of(of) if any(mode not in modes for modes in present)}
+    assert stubs == carried | bare
     texts = [element.text for element in ElementTree.fromstring(diagram.svg()).iter(f"{SVG}text")]
     assert sorted(texts) == sorted(box.text for box in diagram.boxes if box.text)
     assert max(map(len, str(diagram).splitlines())) <= 100

@@ -28,6 +28,7 @@ MADE = {
     "t_svd": (Initializer("t_svd", 1.0), "t_svd()"),
     "tensor_cur": (Initializer("tensor_cur", 1.0), "tensor_cur()"),
     "host": (initializers.host(), "host()"),
+    "host, mask": (initializers.host("mask"), "host_mask()"),
     "host, left": (initializers.host("left"), "host_left()"),
     "host, values": (initializers.host("values"), "host_values()"),
     "host, right": (initializers.host("right"), "host_right()"),

@@ -55,7 +55,7 @@ def by_every_partition(network, rows):
     return best
 
 
-@given(adapter=adapters(), data=st.data())
+@given(adapter=adapters(plain=True), data=st.data())
 def test_the_bound_is_the_least_over_all_partitions(adapter, data):
     site = data.draw(st.sampled_from(adapter.sites))
     network = adapter.find(site)[0].network

@@ -56,7 +56,7 @@ representative = pytest.mark.parametrize("adapter", REPRESENTATIVES, indirect=Tr
 
 
 def test_the_list_covers_every_initializer():
-    kinds = {name: {factor.init.kind for factor in case.spec.factors.values()} for name, case in FAMILIES.items()}
+    kinds = {name: {factor.init.kind for factor in case.spec.arrays.values()} for name, case in FAMILIES.items()}
     assert set().union(*(kinds[name] for name in STARTS)) == set().union(*kinds.values())
 
 
