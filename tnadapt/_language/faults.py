@@ -146,7 +146,7 @@ def _factor_faults(name: str, factor: Factor, over: Modes) -> list[str]:
     faults += [*factor.init.faults(), *_map_faults(factor, over)]
     if factor.shared and {*factor.modes} & {*over}:
         faults.append("shared: expected no site mode, since every site reads a shared factor alike")
-    if factor.shared and factor.init.is_read:
+    if factor.shared and (factor.init.is_read or factor.init.is_pattern):
         faults.append(f"shared: expected an initializer that is drawn, got {factor.init.kind}")
     return [f"factor {name!r}: {fault}" for fault in faults]
 

@@ -35,6 +35,7 @@ Host = Literal["host", "host_left", "host_values", "host_right"]  # the weight i
 Kind = Literal[Drawn, Read, Host]
 
 READ, HOST = frozenset(get_args(Read)), frozenset(get_args(Host))
+PATTERNS = frozenset({"cyclic", "controlled_z"})
 AMOUNTS = dict.fromkeys((*get_args(Drawn), *get_args(Read), *get_args(Host)), "gain")
 AMOUNTS |= {"constant": "value", "normal": "std", "uniform": "bound"}
 TINY, HUGE = 1e-30, 1e30  # products of numbers in this range fit in float32
@@ -68,6 +69,11 @@ class Initializer:
     def is_host(self) -> bool:
         """Whether the values are the host's own weight or a part of its SVD, and not an array of the adapter."""
         return self.kind in HOST
+
+    @property
+    def is_pattern(self) -> bool:
+        """Whether the sizes of a factor set its values, so that the values for smaller sizes are no part of them."""
+        return self.kind in PATTERNS
 
     @property
     def is_redrawn(self) -> bool:

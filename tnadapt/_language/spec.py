@@ -200,6 +200,9 @@ class AdapterSpec:
         return bool(set(self.arrays[factor].modes) & set(self.site_modes))
 
     def is_global(self, factor: str) -> bool:
-        """Return whether all groups share a factor: it is `shared`, or frozen, drawn, and without site modes."""
+        """Return whether all groups share a factor: it is `shared`, or frozen, drawn, and without site modes.
+
+        Groups do not share a pattern, since a smaller one is not the leading part of a larger one.
+        """
         one = self.arrays[factor]
-        return one.shared or not (one.trainable or self.is_private(factor) or one.init.is_read)
+        return one.shared or not (one.trainable or self.is_private(factor) or one.init.is_read or one.init.is_pattern)

@@ -10,6 +10,7 @@ from tests.table import FAMILIES, REPRESENTATIVES, required_of
 from tnadapt import (
     AdapterSpec,
     SiteError,
+    SpecError,
     delta,
     families,
     frozen,
@@ -24,7 +25,7 @@ from tnadapt import (
 from tnadapt._frozen import FrozenMap
 from tnadapt._values import sample
 from tnadapt.binding import Factor, Slot
-from tnadapt.initializers import Initializer, constant, kaiming_normal, ones, orthogonal, uniform
+from tnadapt.initializers import Initializer, constant, controlled_z, cyclic, kaiming_normal, ones, orthogonal, uniform
 from tnadapt.testing import start_params
 
 SITES = grid(layers=2, kinds={"q": (6, 4), "up": (8, 4)})
@@ -361,6 +362,20 @@ def test_a_pattern_follows_its_definition_entry_by_entry(kind, sizes, over, amou
             "controlled_z": -1.0 if all(place[axis] == sizes[axis] - 1 for axis in own) else 1.0,
         }[kind]
         assert found[place] == np.float64(np.float32(wanted * amount))
+
+
+@pytest.mark.parametrize("law", [cyclic(), controlled_z()], ids=str)
+def test_a_frozen_pattern_is_made_for_the_sizes_of_each_shape(law):
+    """The leading part of a larger pattern would be another tensor."""
+    spec = AdapterSpec(
+        name="pattern", weight="out in", factors={"A": trainable("r in", init=zeros()), "C": frozen("out r", init=law)}
+    )
+    small, large = grid(layers=1, kinds={"q": (3, 2)}), grid(layers=1, kinds={"k": (5, 2)})
+    params, alone = init(spec.bind((*small, *large), rank=4)), init(spec.bind(small, rank=4))
+    np.testing.assert_array_equal(params["0.q.C"], alone["C"])
+    assert params["0.k.C"].shape == (5, 4)
+    with pytest.raises(SpecError, match=r"'A': shared: expected an initializer that is drawn, got " + law.kind):
+        AdapterSpec(name="pattern", weight="out in", factors={"A": trainable("out in", init=law, shared=True)})
 
 
 @pytest.mark.parametrize("kind", ["identity", "cyclic", "controlled_z", "constant", "uniform"])
