@@ -1,13 +1,14 @@
 """Initializers for the factors of a spec, and rules for its scale."""
 
 from tnadapt._language import (
+    Decomposition,
     Initializer,
     Scale,
     constant,
     controlled_z,
     cyclic,
     host,
-    hosvd_core,
+    hosvd,
     identity,
     kaiming_normal,
     kaiming_uniform,
@@ -26,13 +27,14 @@ from tnadapt._language import (
 )
 
 __all__ = [
+    "Decomposition",
     "Initializer",
     "Scale",
     "constant",
     "controlled_z",
     "cyclic",
     "host",
-    "hosvd_core",
+    "hosvd",
     "identity",
     "kaiming_normal",
     "kaiming_uniform",

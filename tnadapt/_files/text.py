@@ -35,7 +35,7 @@ __all__ = ["from_json", "to_json"]
 
 VERSION, OLD = 2, 1
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-NUMBER = {"power": (int, float)}
+NUMBER = {"power": (int, float), "share": (int, float)}
 
 
 def to_json(value: AdapterSpec | Adapter) -> str:
@@ -110,7 +110,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def spec_data(spec: AdapterSpec) -> dict[str, Any]:
     """Return a spec as plain data."""
-    data = {
+    data: dict[str, Any] = {
         "name": spec.name,
         "weight": spec.weight,
         "over": spec.over,
@@ -134,7 +134,7 @@ def _factor_data(factor: Factor | Same) -> dict[str, Any]:
 
 def _initializer_data(init: Initializer) -> dict[str, Any]:
     data: dict[str, Any] = {"kind": init.kind, "amount": init.amount, "fan": " ".join(init.fan)}
-    return data | ({"power": init.power} if init.power else {})
+    return data | ({"power": init.power} if init.power else {}) | ({"share": init.share} if init.share else {})
 
 
 def _rule_data(rule: SizeRule | int) -> int | str | dict[str, str]:
@@ -181,7 +181,7 @@ def _factor_fields(name: str, data: object) -> dict[str, Any]:
 def _old_factor_fields(name: str, data: object) -> dict[str, Any]:
     where = f"factor {name}"
     fields = take(where, data, upgrade.FACTOR, {"map": str})
-    init = take(f"{where}: init", fields["init"], upgrade.INITIALIZER, NUMBER)
+    init = take(f"{where}: init", fields["init"], upgrade.INITIALIZER, {"power": (int, float)})
     if init["law"] in upgrade.KINDS.values():
         raise FormatError(f"{where}: expected an initializer of format {OLD}, got {init['law']!r}.")
     return fields | {"init": upgrade.upgrade_initializer(init)}
@@ -192,7 +192,9 @@ def _factor_of(fields: Mapping[str, Any]) -> Factor | Same:
         modes = modes_of(fields["modes"]) if "modes" in fields else None
         return Same(fields["same"], modes, fields.get("at_start", False))
     init = fields["init"]
-    initializer = Initializer(init["kind"], init["amount"], modes_of(init["fan"]), init.get("power", 0.0))
+    initializer = Initializer(
+        init["kind"], init["amount"], modes_of(init["fan"]), init.get("power", 0.0), init.get("share", 0.0)
+    )
     map_name, is_shared = fields.get("map", ""), fields.get("shared", False)
     return Factor(modes_of(fields["modes"]), initializer, fields["trainable"], map_name, is_shared)
 

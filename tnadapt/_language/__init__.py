@@ -3,8 +3,9 @@
 from tnadapt._language.adapter import Adapter, host_entry
 from tnadapt._language.address import Address, Part, Slot
 from tnadapt._language.count import FactorCount, ParamCount, count
+from tnadapt._language.decomposition import Decomposition, hosvd, svd, t_svd, tensor_cur, tt_svd
 from tnadapt._language.expected import expect_adapter, expect_params, expect_path
-from tnadapt._language.factor import MAPS, Factor, Same, frozen, same, trainable
+from tnadapt._language.factor import MAPS, Factor, Same, Start, frozen, same, trainable
 from tnadapt._language.faults import MOST_AXES
 from tnadapt._language.initializer import (
     HOST,
@@ -13,21 +14,15 @@ from tnadapt._language.initializer import (
     controlled_z,
     cyclic,
     host,
-    hosvd_core,
     identity,
     kaiming_normal,
     kaiming_uniform,
     normal,
     ones,
     orthogonal,
-    svd,
-    t_svd,
-    tensor_cur,
-    tt_svd,
     uniform,
     zeros,
 )
-from tnadapt._language.kinds import Start
 from tnadapt._language.network import Group, Network, split_evenly
 from tnadapt._language.notation import Axis, modes_of, text_of
 from tnadapt._language.scale import Scale, over_rank, over_sqrt_rank, raw
@@ -44,6 +39,7 @@ __all__ = [
     "AdapterSpec",
     "Address",
     "Axis",
+    "Decomposition",
     "Factor",
     "FactorCount",
     "Group",
@@ -69,7 +65,7 @@ __all__ = [
     "frozen",
     "host",
     "host_entry",
-    "hosvd_core",
+    "hosvd",
     "identity",
     "kaiming_normal",
     "kaiming_uniform",

@@ -9,6 +9,7 @@ from tnadapt._signature import answers, mistake, told
 
 __all__ = ["Factor", "Same", "frozen", "same", "trainable"]
 
+Start = Literal["zero", "centered", "free"]  # how an update starts
 Map = Literal["", "rotation", "householder", "cayley"]
 MAPS = {
     "rotation": 2,

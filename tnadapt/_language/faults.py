@@ -2,10 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Protocol
 
 from tnadapt._language.factor import MAPS, Factor, Same
+from tnadapt._language.initializer import ones
 from tnadapt._language.notation import Axis, modes_of
 from tnadapt._language.scale import Scale
 from tnadapt._language.sizes import SizeRule
@@ -43,7 +45,7 @@ class Table(Protocol):
     @property
     def sizes(self) -> Mapping[str, SizeRule | int]: ...
     @property
-    def start(self) -> str: ...
+    def start(self) -> object: ...
 
 
 def find_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
@@ -53,7 +55,9 @@ def find_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
     faults += [fault for name, factor in arrays.items() for fault in _factor_faults(name, factor, over)]
     if any(isinstance(one, Same) and arrays.get(one.factor) is None for one in spec.factors.values()):
         return faults  # the modes of a copy are those of a factor that does not exist
-    terms = [term for term in terms_of(spec.terms, spec.factors) if {*term.nodes} <= {*spec.factors}]
+    terms = [
+        t for t in terms_of(spec.terms, spec.factors) if {*t.nodes} <= {*spec.factors} and (t.nodes or not spec.terms)
+    ]
     nodes = nodes_of(spec.factors)
     faults += [*_mode_faults(spec, axes, terms, nodes), *_size_faults(spec, axes, nodes)]
     is_known = len(terms) == max(len(spec.terms), 1)
@@ -241,7 +245,7 @@ def _read_faults(arrays: Mapping[str, Factor], axes: tuple[Axis, ...], over: Mod
 
 def _host_faults(arrays: Mapping[str, Factor], axes: tuple[Axis, ...], over: Modes) -> list[str]:
     """Find factors that are the host's weight, or a part of its SVD, but do not have its modes."""
-    outs, ins = axes[0], tuple(mode for axis in axes[1:] for mode in axis)
+    outs, ins = tuple(mode for axis in axes[:1] for mode in axis), tuple(mode for axis in axes[1:] for mode in axis)
     outer, faults = {*outs, *ins, *over}, []
     for name, factor in arrays.items():
         if not factor.init.is_host:
@@ -263,21 +267,36 @@ def _host_faults(arrays: Mapping[str, Factor], axes: tuple[Axis, ...], over: Mod
     return faults
 
 
-def _start_faults(start: str, update: Sum) -> list[str]:
+def _start_faults(start: object, update: Sum) -> list[str]:
     trained = [name for name, factor in update.factors.items() if factor.trainable]
     if not trained:
         return ["nothing is trainable"]
-    if start != "zero":
-        return []
-    if not update.starts_at_zero:
+    used = [update.nodes[name] for term in update.terms for name in term.nodes]
+    moved, fixed = ({node.factor for node in used if node.at_start == at_start} for at_start in (False, True))
+    if idle := [name for name in trained if name in fixed - moved]:
+        return [
+            f"factor {name!r}: trainable, but only its starting values are in a term; make it frozen" for name in idle
+        ]
+    if start == "zero" and not update.starts_at_zero:
         return [
             "the update does not start at 0: give one trainable factor of each term zeros(), "
             'or write start="centered" or start="free"'
         ]
+    if start == "zero":
+        return _gradient_faults(update)
+    living = {name: replace(one, init=ones()) if one.is_zero else one for name, one in update.factors.items()}
+    return _gradient_faults(replace(update, factors=living))
+
+
+def _gradient_faults(update: Sum) -> list[str]:
     if update.moving:
         return []
+    if any(replace(update, terms=[term]).moving for term in update.terms):
+        return [
+            "the terms cancel at the start, so that no factor ever gets a gradient; change a sign or a factor of one"
+        ]
     zero = [name for name, factor in update.factors.items() if factor.is_zero]
-    if len(zero) == 1 and zero[0] not in trained:
+    if len(zero) == 1 and not update.factors[zero[0]].trainable:
         return [f"{zero[0]} starts at 0 and is frozen, so that the update stays 0; make it trainable"]
     begin = f"{' and '.join(zero)} {'all start' if len(zero) > 1 else 'starts'}" if zero else "all terms start"
     return [f"{begin} at 0, so that no factor ever gets a gradient; let only one factor of a term start at 0"]

@@ -14,17 +14,12 @@ __all__ = [
     "controlled_z",
     "cyclic",
     "host",
-    "hosvd_core",
     "identity",
     "kaiming_normal",
     "kaiming_uniform",
     "normal",
     "ones",
     "orthogonal",
-    "svd",
-    "t_svd",
-    "tensor_cur",
-    "tt_svd",
     "uniform",
     "zeros",
 ]
@@ -47,13 +42,15 @@ class Initializer:
 
     `amount` is the standard deviation of "normal", the half-width of "uniform", the value of "constant", and the gain
     of every other kind. `fan` may name any mode of the network, including modes that the factor does not have. `power`
-    is the power of the singular values by which singular vectors are multiplied.
+    is the power of the singular values by which singular vectors are multiplied, and `share` the power of the spec's
+    scale that divides them.
     """
 
     kind: Kind
     amount: float
     fan: tuple[str, ...] = ()
     power: float = 0.0
+    share: float = 0.0
 
     @property
     def is_zero(self) -> bool:
@@ -90,6 +87,8 @@ class Initializer:
             return [f"{self.kind}: expected a {what} of 0 or of {TINY} to {HUGE} in size, got {self.amount!r}"]
         if isinstance(self.power, bool) or self.power not in (0, 0.5, 1):
             return [f"{self.kind}: expected a power of the singular values of 0, 0.5 or 1, got {self.power!r}"]
+        if isinstance(self.share, bool) or self.share not in (0, 0.5, 1):
+            return [f"{self.kind}: expected a share of the scale of 0, 0.5 or 1, got {self.share!r}"]
         return []
 
     def __str__(self) -> str:
@@ -100,6 +99,7 @@ class Initializer:
         fan = f" / sqrt({'*'.join(self.fan)})" if self.fan else ""
         gain = "" if self.amount == 1 and name == "gain" else f"{name}={self.amount:.6g}{fan}"
         words = [gain, *([f"power={self.power:g}"] if self.power else [])]
+        words += [f"share={self.share:g}"] if self.share else []
         return f"{self.kind}({', '.join(filter(None, words))})"
 
 
@@ -230,41 +230,3 @@ def host(part: Literal["", "left", "values", "right"] = "") -> Initializer:
         raise mistake(SpecError, "host", "'', 'left', 'values' or 'right' as part", told(part), 'Write host("left").')
     kinds: dict[str, Kind] = {"": "host", "left": "host_left", "values": "host_values", "right": "host_right"}
     return Initializer(kinds[part], 1.0)
-
-
-@answers(SpecError)
-def svd(power: float = 0.0, *, gain: float = 1.0) -> Initializer:
-    """Read leading singular vectors of the host's weights, times the singular values to a power of 0, 0.5 or 1.
-
-    The vectors run along the factor's modes of the weight. If the factor lacks a site mode, the weights along that mode
-    are concatenated into one matrix, as in the HOSVD. A factor with in modes only gets the right singular vectors of
-    the matrix whose left singular vectors a factor with out modes gets.
-    """
-    return Initializer("svd", _number(gain, "svd", "gain"), power=power)
-
-
-@answers(SpecError)
-def tt_svd() -> Initializer:
-    """Read a core of the TT-SVD of the host's weights. The cores are the factors with this initializer, by name."""
-    return Initializer("tt_svd", 1.0)
-
-
-@answers(SpecError)
-def hosvd_core() -> Initializer:
-    """Read the host's weights contracted with all other factors, which is the best core if those are orthonormal."""
-    return Initializer("hosvd_core", 1.0)
-
-
-@answers(SpecError)
-def t_svd(power: float = 0.0) -> Initializer:
-    """Read the left, right or middle part of the t-SVD of the host's weights along the sites.
-
-    The factor has the bond that a `cyclic` factor joins to the sites. `power` is as for `svd`.
-    """
-    return Initializer("t_svd", 1.0, power=power)
-
-
-@answers(SpecError)
-def tensor_cur() -> Initializer:
-    """Read the columns, the rows or the middle part of the tensor CUR of the host's weights along the sites."""
-    return Initializer("tensor_cur", 1.0)

@@ -1,10 +1,11 @@
 """Check the types of the arguments of a spec: no list in place of a string, no function that was not called."""
 
 from collections.abc import Iterator, Mapping
-from typing import Literal, Protocol, get_args
+from typing import Protocol, get_args
 
 from tnadapt._errors import SiteError
-from tnadapt._language.factor import Factor, Same
+from tnadapt._language.decomposition import Decomposition
+from tnadapt._language.factor import Factor, Same, Start
 from tnadapt._language.initializer import Initializer, call_of_initializer
 from tnadapt._language.scale import Scale, raw
 from tnadapt._language.sizes import SizeRule
@@ -12,7 +13,6 @@ from tnadapt._signature import mistake, told
 
 __all__: list[str] = []
 
-Start = Literal["zero", "centered", "free"]
 STARTS = get_args(Start)
 
 
@@ -90,16 +90,18 @@ def _scale_faults(scale: object) -> Iterator[str]:
 
 
 def _other_faults(spec: Given) -> Iterator[str]:
-    if spec.start not in STARTS:
+    if not isinstance(spec.start, Decomposition) and spec.start not in STARTS:
         known = ", ".join(map(repr, STARTS))
-        yield f'start: expected one of {known}, got {told(spec.start)}; write start="centered"'
+        yield f'start: expected one of {known}, got {told(spec.start)}; write start="centered" or start=svd("B", "A")'
     if not isinstance(spec.terms, list | tuple) or not all(isinstance(term, str) for term in spec.terms):
         text = spec.terms if isinstance(spec.terms, str) else "B A"
         yield f'terms: expected a list of strings, got {told(spec.terms)}; write terms=["{text}"]'
-    if not isinstance(spec.sizes, Mapping) or not all(isinstance(mode, str) for mode in spec.sizes):
+    if not isinstance(spec.sizes, Mapping):
         yield f'sizes: expected sizes by mode, got {told(spec.sizes)}; write sizes={{"r": at_most("in")}}'
         return
     for mode, rule in spec.sizes.items():
+        if not isinstance(mode, str):
+            yield f"sizes: expected strings as modes, got {told(mode)} among them; write 'r'"
         is_number = isinstance(rule, int) and not isinstance(rule, bool)
         if not is_number and not isinstance(rule, SizeRule):
             yield (

@@ -8,10 +8,12 @@ from tnadapt._errors import SiteError, SpecError
 from tnadapt._frozen import FrozenMap
 from tnadapt._hosts import Site, as_integers, expect_sites
 from tnadapt._language.adapter import Adapter
-from tnadapt._language.factor import Factor, Same
+from tnadapt._language.decomposition import Decomposition
+from tnadapt._language.factor import Factor, Same, Start
 from tnadapt._language.faults import find_faults
 from tnadapt._language.groups import check_ranks
-from tnadapt._language.kinds import Start, expect_sizes, find_kind_faults, scale_of
+from tnadapt._language.initializer import normal
+from tnadapt._language.kinds import expect_sizes, find_kind_faults, scale_of
 from tnadapt._language.notation import Axis, axes_of, modes_of, text_of
 from tnadapt._language.scale import Scale, raw
 from tnadapt._language.sizes import SizeRule
@@ -37,7 +39,8 @@ class AdapterSpec:
         scale: `over_rank(...)`, `over_sqrt_rank(...)` or `raw(...)`; a number means `raw(number)`.
         sizes: mode -> `like(mode)`, `at_most(mode)`, `required()`, or a size unless `bind` gets another.
         start: "zero" if the update starts at 0; "centered" subtracts the update of the starting values, which is short
-            for further terms; "free" allows any start.
+            for further terms; "free" allows any start. `svd("B", "A")` and other decompositions of the host's weights
+            give these factors their starting values, and set it.
 
     Raises:
         SpecError: the spec is invalid; the message lists every fault.
@@ -50,14 +53,16 @@ class AdapterSpec:
     terms: Sequence[str] = ()
     scale: Scale = field(default_factory=raw)
     sizes: Mapping[str, SizeRule | int] = field(default_factory=dict)
-    start: Start = "zero"
+    start: Start | Decomposition = "zero"
 
     def __post_init__(self) -> None:
         """Find every fault, raise them together, and freeze the mappings."""
         object.__setattr__(self, "scale", scale_of(self.scale))
         if odd := find_kind_faults(self):
             raise SpecError(self.name, odd)
-        object.__setattr__(self, "factors", FrozenMap(self.factors))
+        object.__setattr__(self, "factors", FrozenMap(_started(self.name, self.factors, self.start)))
+        if isinstance(self.start, Decomposition):
+            object.__setattr__(self, "start", self.start.start)
         object.__setattr__(self, "sizes", FrozenMap(self.sizes))
         try:
             axes = axes_of(self.weight)
@@ -90,12 +95,12 @@ class AdapterSpec:
         return FrozenMap({name: one for name, one in arrays_of(self.factors).items() if one.init.is_host})
 
     @cached_property
-    def _expanded(self) -> tuple[dict[str, Node], tuple[Term, ...]]:
+    def _expanded(self) -> tuple[Mapping[str, Node], tuple[Term, ...]]:
         nodes, terms = nodes_of(self.factors), terms_of(self.terms, self.factors)
         arrays = {**self.arrays, **self.hosts}
         nodes, terms = less_start(arrays, nodes, terms) if self.start == "centered" else (nodes, terms)
         used = {name for term in terms for name in term.nodes}
-        return {name: node for name, node in nodes.items() if name in used}, terms
+        return FrozenMap({name: node for name, node in nodes.items() if name in used}), terms
 
     @property
     def nodes(self) -> Mapping[str, Node]:
@@ -126,7 +131,7 @@ class AdapterSpec:
         first = {mode for axis in self.axes for mode in axis} | {*self.site_modes}
         likes = {b: r.mode for b, r in self.sizes.items() if isinstance(r, SizeRule) and r.kind == "like"}
         arrays = {**self.arrays, **self.hosts}
-        return tied_bonds(arrays, self.nodes, likes, first | {*self.short} | ({*self.sizes} - {*likes}))
+        return FrozenMap(tied_bonds(arrays, self.nodes, likes, first | {*self.short} | ({*self.sizes} - {*likes})))
 
     @cached_property
     def free_bonds(self) -> tuple[str, ...]:
@@ -206,3 +211,24 @@ class AdapterSpec:
         """
         one = self.arrays[factor]
         return one.shared or not (one.trainable or self.is_private(factor) or one.init.is_read or one.init.is_pattern)
+
+
+def _started(
+    spec: str, factors: Mapping[str, Factor | Same], start: Start | Decomposition
+) -> Mapping[str, Factor | Same]:
+    """Return the factors with the initializers that a decomposition gives. Raises SpecError if they have others."""
+    if not isinstance(start, Decomposition):
+        return factors
+    faults = []
+    for name in start.inits:
+        one = factors.get(name)
+        if not isinstance(one, Factor):
+            faults.append(f"start: expected the names of factors, got {name!r}")
+        elif one.init != normal():
+            faults.append(f"factor {name!r}: expected no initializer, since the start gives its values, got {one.init}")
+    if faults:
+        raise SpecError(spec, faults)
+    return {
+        name: replace(one, init=start.inits[name]) if isinstance(one, Factor) and name in start.inits else one
+        for name, one in factors.items()
+    }

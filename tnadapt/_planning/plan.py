@@ -51,8 +51,8 @@ class Plan:
 
     Operand n is `operands[n]` with modes `inputs[n]`; step n makes number len(operands) + n. The answer is the sum of
     `results`, each a sign and the number of a term's result. There are no site modes, since a plan is for one site, and
-    the scale is not included. `exact` says whether the order of each term is proven to be the cheapest by the
-    objective.
+    the scale is not included. `exact` says whether all orders were searched, for each term by itself: that of a single
+    term is then proven to be the cheapest by the objective.
     """
 
     network: Network
@@ -89,6 +89,14 @@ class Plan:
         """Return the largest number of elements of intermediates alive at once in the forward pass."""
         return self.cost.peak
 
+    def cancels(self, result: int) -> bool:
+        """Return whether a result and the next one are of the same factors and opposite signs: they start equal."""
+        if result + 1 >= len(self.results):
+            return False
+        terms = _paired(self.network)
+        (sign, _, root), (other, _, same) = terms[result], terms[result + 1]
+        return root == same and sign == -other
+
     def modes(self, number: int) -> Modes:
         """Return the modes of an operand or of a step's result, in order."""
         known = len(self.inputs)
@@ -124,9 +132,10 @@ class Plan:
     def __str__(self) -> str:
         """Return a head with the totals, and two lines for each step."""
         tokens = f" at {self.tokens:,} tokens" if self.ask == "apply" else ""
-        proof = "no order is cheaper" if self.exact else "not proven cheapest"
         is_one = len(self.results) == 1
-        proof += "" if is_one else f"; a sum of {len(self.results)} terms"
+        proof = "no order is cheaper" if self.exact else "not proven cheapest"
+        if not is_one:  # another order of one term might share more with the others
+            proof = f"a sum of {len(self.results)} terms, each {'' if self.exact else 'not '}searched exhaustively"
         checked = f" (opt_einsum: {self.opt_einsum_flops():,})" if is_one else ""
         lines = [
             f"{self.ask}{tokens}, for {self.objective.name} ({proof})",
@@ -145,8 +154,9 @@ class Plan:
         """Compare the plan with making the dense update first and with folding it into the weight.
 
         All are in units of the objective: flops, and numbers moved or saved by their weights. Making the update first
-        is one of the orders that the search covers. Folding, x (W + dW), costs only the update and its gradient, since
-        the host's own product does the rest; it needs a full-precision weight. Raises PlanError for a delta.
+        is one of the orders that the search for a single term covers. Folding, x (W + dW), costs only the update and
+        its gradient, since the host's own product does the rest; it needs a full-precision weight. Raises PlanError
+        for a delta.
         """
         if self.ask != "apply":
             raise PlanError('explain: expected a plan for "apply", got one for "delta".\nPlan with ask="apply".')

@@ -62,6 +62,10 @@ def read_start(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Arr
     initializer = stack.network.factors[factor].init
     read = {"svd": _svd, "tt_svd": _tt_svd, "hosvd_core": _hosvd_core, "t_svd": _t_svd, "tensor_cur": _tensor_cur}
     values = initializer.amount * read[initializer.kind](factor, stack, starts)
+    if initializer.share:  # a negative scale turns the sign of one factor of the decomposition: that with out modes
+        scale = stack.network.scale
+        turned = scale < 0 and set(stack.network.factors[factor].modes) & set(stack.network.out_modes)
+        values = values * ((-1.0 if turned else 1.0) / abs(scale) ** initializer.share)
     return np.array(values, order="C")  # the layout of an array that was loaded from a file
 
 

@@ -52,19 +52,20 @@ def lora(
 def pissa(*, alpha: float = 8.0) -> AdapterSpec:
     """PiSSA: dW = (alpha / r) (B A - B0 A0), a LoRA that starts at the principal part of W (arXiv:2404.02948).
 
-    W = U S V^T gives B0 = U_r sqrt(S_r) (out x r) and A0 = sqrt(S_r) V_r^T (r x in); both are trained from there. The
-    paper freezes W - B0 A0 and has no scale (alpha = r); subtracting the start is equivalent, for every alpha.
+    W = U S V^T and the scale s = alpha / r give B0 = U_r sqrt(S_r / s) (out x r) and A0 = sqrt(S_r / s) V_r^T (r x in),
+    as in PEFT: s B0 A0 is the principal part. Both are trained from there. The paper freezes W - B0 A0 and has no scale
+    (s = 1); subtracting the start is equivalent.
     Trainable: r (in + out) per site; the file also contains the start, of the same size. Rank of dW: at most 2 r.
     """
     return AdapterSpec(
         name="pissa",
         weight="out in",
         factors={
-            "A": trainable("r in", init=svd(0.5)),
-            "B": trainable("out r", init=svd(0.5)),
+            "A": trainable("r in"),
+            "B": trainable("out r"),
         },
         scale=over_rank("r", alpha=alpha),
-        start="centered",
+        start=svd("B", "A"),
     )
 
 
@@ -78,18 +79,19 @@ def lora_xs(*, alpha: float = 16.0, sigma: float = 0.0, start: Literal["random",
     Alpha is 16 in its GLUE runs. EDoRA (arXiv:2501.12067) is the svd pair with DoRA's normalized rows.
     Trainable: p q per site; frozen: p out + q in per site. Rank of dW: at most min(p, q).
     """
-    left, right = (svd(), svd(1.0)) if start == "svd" else (kaiming_uniform("p"), kaiming_uniform("in"))
+    begin: Literal["free", "zero"] = "free" if sigma else "zero"
+    laws = (None, None) if start == "svd" else (kaiming_uniform("p"), kaiming_uniform("in"))
     return AdapterSpec(
         name="lora_xs",
         weight="out in",
         over="site",
         factors={
-            "A": frozen("site q in", init=right),
+            "A": frozen("site q in", init=laws[1]),
             "R": trainable("site p q", init=normal(sigma) if sigma else zeros()),
-            "B": frozen("site out p", init=left),
+            "B": frozen("site out p", init=laws[0]),
         },
         scale=over_rank("p", alpha=alpha),
-        start="free" if sigma else "zero",
+        start=svd("B", "A", powers=(0, 1), scaled=False, start=begin) if start == "svd" else begin,
     )
 
 

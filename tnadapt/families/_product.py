@@ -41,12 +41,13 @@ def abba(*, alpha: float = 8.0) -> AdapterSpec:
         name="abba",
         weight="out in",
         factors={
-            "A1": trainable("p in", init=svd(0.5)),
-            "B1": trainable("out p", init=svd(0.5)),
+            "A1": trainable("p in"),
+            "B1": trainable("out p"),
             "A2": trainable("q in", init=kaiming_uniform("in", slope=0.0)),
             "B2": trainable("out q", init=zeros()),
         },
         scale=raw(alpha),
+        start=svd("B1", "A1", scaled=False, start="zero"),
     )
 
 

@@ -24,13 +24,13 @@ def lora_pt(*, alpha: float = 1.0) -> AdapterSpec:
         weight="out in",
         over="layer",
         factors={
-            "U": trainable("g out r", init=t_svd()),
-            "S": trainable("h r q", init=t_svd()),
-            "V": trainable("k q in", init=t_svd()),
+            "U": trainable("g out r"),
+            "S": trainable("h r q"),
+            "V": trainable("k q in"),
             "C": frozen("layer g h k", init=cyclic()),
         },
         scale=raw(alpha),
-        start="centered",
+        start=t_svd("U", "S", "V"),
         sizes=TUBES,
     )
 
@@ -50,12 +50,12 @@ def tcurlora(*, alpha: float = 1.0) -> AdapterSpec:
         weight="out in",
         over="layer",
         factors={
-            "C": frozen("g out p", init=tensor_cur()),
-            "U": trainable("h p q", init=tensor_cur()),
-            "R": frozen("k q in", init=tensor_cur()),
+            "C": frozen("g out p"),
+            "U": trainable("h p q"),
+            "R": frozen("k q in"),
             "J": frozen("layer g h k", init=cyclic()),
         },
         scale=raw(alpha),
-        start="centered",
+        start=tensor_cur("C", "U", "R"),
         sizes=TUBES,
     )

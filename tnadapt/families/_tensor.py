@@ -3,10 +3,10 @@
 from typing import Literal
 
 from tnadapt._errors import SpecError
-from tnadapt._language import AdapterSpec, at_most, frozen, required, trainable
+from tnadapt._language import AdapterSpec, Decomposition, Start, at_most, frozen, required, trainable
 from tnadapt.families._family import family
 from tnadapt.initializers import (
-    hosvd_core,
+    hosvd,
     identity,
     kaiming_uniform,
     normal,
@@ -43,9 +43,14 @@ def lotr(
             zeros(),
             normal(),
         ),  # G alone is zero, so that dW = 0 at the start and G still gets a gradient
-        "neutral": (zeros(), identity(), svd()),
-        "svd": (svd(), hosvd_core(), svd()),
+        "neutral": (zeros(), identity(), None),
+        "svd": (None, None, None),
     }[start]
+    begins: dict[str, Start | Decomposition] = {
+        "normal": "zero",
+        "neutral": svd(None, "B", powers=(0, 0), start="zero"),
+        "svd": hosvd("G", "A", "B"),
+    }
     return AdapterSpec(
         name="lotr",
         weight="out in",
@@ -56,7 +61,7 @@ def lotr(
             "B": trainable("in q", init=last),
         },
         scale=over_rank("p", alpha=alpha),
-        start="centered" if start == "svd" else "zero",
+        start=begins[start],
     )
 
 

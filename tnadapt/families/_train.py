@@ -60,11 +60,9 @@ def dota(*, order: int = 3, alpha: float = 1.0) -> AdapterSpec:
     return AdapterSpec(
         name="dota",
         weight=" ".join(f"({' '.join(f'{side}{k}' for k in range(1, order + 1))})" for side in "oi"),
-        factors={
-            f"T{k}": trainable(f"{bonds[k - 1]} o{k} i{k} {bonds[k]}", init=tt_svd()) for k in range(1, order + 1)
-        },
+        factors={f"T{k}": trainable(f"{bonds[k - 1]} o{k} i{k} {bonds[k]}") for k in range(1, order + 1)},
         scale=raw(alpha),
-        start="centered",
+        start=tt_svd(*(f"T{k}" for k in range(1, order + 1))),
     )
 
 

@@ -115,11 +115,11 @@ def _again(
     names = list(factors)
     added: dict[str, Factor | Same] = {}
     second = []
-    replaced = draw(st.integers(0, len(names) - 1))
-    for number, name in enumerate(names):
+    replaced = draw(st.sampled_from([name for name, one in factors.items() if isinstance(one, Factor)]))
+    for name in names:
         one = factors[name]
         kinds = ["itself", "another"] + (["start"] if isinstance(one, Factor) and one.trainable else [])
-        kind = "another" if number == replaced else draw(st.sampled_from(kinds))
+        kind = "another" if name == replaced else draw(st.sampled_from(kinds))
         if kind == "itself" or isinstance(one, Same):
             second.append(name)
             continue

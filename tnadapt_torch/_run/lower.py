@@ -132,6 +132,14 @@ class _Writer:
             total = self.graph.call_method("add_", (product, self.split(y, answer)))
         return total if len(answer) == len(lying) else self.reshape(total, lying)
 
+    def add_difference(self, y: fx.Node, way: Way, less: Way, operands: Sequence[fx.Node], scale: float) -> fx.Node:
+        """Write the addition of a difference to y. It is made first: added one by one, the terms would be rounded to y."""
+        answer = self.order.answer
+        more, fewer = (self.ordered(self.node(one, operands), one.order, answer) for one in (way, less))
+        difference = self.graph.call_function(torch.sub, (more, fewer))
+        total = self.graph.call_function(torch.add, (self.split(y, answer), difference), {"alpha": scale})
+        return total if len(answer) == 2 else self.reshape(total, (answer[:1], answer[1:]))  # noqa: PLR2004
+
     def function(self, result: fx.Node) -> Code:
         """Return the written code as a function."""
         self.graph.output(result)
@@ -154,8 +162,13 @@ def lower_apply(network: Network, tokens: int, *, training: bool = True, x_needs
     writer = _Writer(order)
     result, x = writer.input("y"), writer.input("x")
     operands = [writer.split(x, order.inputs[0]), *writer.factors()]
-    for sign, way in lay_out(order):  # each has a step, since x and at least one factor are operands
-        result = writer.add(result, cast("Way", way), operands, sign * network.scale)
+    ways = [(sign, cast("Way", way)) for sign, way in lay_out(order)]  # x and a factor are operands: there is a step
+    while ways:
+        sign, way = ways.pop(0)
+        if ways and order.cancels(len(order.results) - len(ways) - 1):
+            result = writer.add_difference(result, way, ways.pop(0)[1], operands, sign * network.scale)
+        else:
+            result = writer.add(result, way, operands, sign * network.scale)
     return writer.function(result)
 
 

@@ -46,15 +46,42 @@ def in_a_child(paths: Iterable[Path]) -> list[list]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def factor(modes: str, trainable: bool = True, law: str = "constant", amount: float = 0, fan: str = "") -> dict:
-    return {"modes": modes, "trainable": trainable, "init": {"law": law, "amount": amount, "fan": fan}}
+def factor(modes: str, trainable: bool = True, kind: str = "constant", amount: float = 0, fan: str = "") -> dict:
+    return {"modes": modes, "trainable": trainable, "init": {"kind": kind, "amount": amount, "fan": fan}}
 
 
 def spec(**changes: Any) -> dict:
-    """A LoRA in format 1, with changes."""
+    """A LoRA, with changes."""
     plain = {"factors": {"A": factor("out r"), "B": factor("r in", amount=1)}, "name": "x", "weight": "out in"}
-    plain |= {"over": "", "scale": {"rule": "raw", "alpha": 1, "bond": ""}, "centered": False}
-    return plain | {"start": "free", "caps": {}} | changes
+    plain |= {"over": "", "scale": {"rule": "raw", "alpha": 1, "bond": ""}}
+    return plain | {"start": "free", "sizes": {}} | changes
+
+
+LAWS = {  # kind of an initializer -> its word in format 1, where that is another
+    "controlled_z": "sign",
+    "hosvd_core": "projection",
+    "svd": "singular",
+    "t_svd": "tubal",
+    "tensor_cur": "cur",
+    "tt_svd": "train",
+}
+
+
+def older(data: Any) -> Any:
+    """Return the text of a spec or an adapter in format 1, which must have words for all that it says."""
+    spec = copy.deepcopy(data["spec"])
+    rules, start = spec.pop("sizes"), spec.pop("start")
+    kept = {key: value for key, value in data.items() if key not in ("format", "spec")}
+    spec |= {"centered": start == "centered", "identity_at_start": start != "free"}
+    given = " ".join(mode for mode, rule in rules.items() if rule == "required")
+    others = {mode: rule for mode, rule in rules.items() if rule != "required"}
+    ties = {bond: rule["like"] for bond, rule in others.items() if "like" in rule}
+    spec |= {"caps": {bond: rule["at_most"] for bond, rule in others.items() if "at_most" in rule}}
+    spec |= ({"given": given} if given else {}) | ({"ties": ties} if ties else {})
+    for init in (factor["init"] for factor in spec["factors"].values()):
+        init["law"] = LAWS.get(init["kind"], init["kind"])
+        del init["kind"]
+    return {"format": 1, "spec": spec, **kept}
 
 
 def site(shape: tuple[int, ...] = (6, 4), path: str = "q", **more: Any) -> dict:
@@ -84,9 +111,9 @@ def seal(arrays: dict[str, np.ndarray]) -> str:
 
 
 def adapter(**changes: Any) -> dict:
-    """The text of an adapter with one site, with changes."""
+    """The text of an adapter with one site in format 2, with changes."""
     plain = {"spec": spec(), "patterns": [site()], "sites": [[0, 0]], "rank": 2, "sizes": {}, "seed": 0}
-    return {"format": 1} | plain | changes
+    return {"format": 2} | plain | changes
 
 
 def write_text(path: Path, text: str, arrays: dict[str, np.ndarray]) -> Path:
@@ -105,11 +132,11 @@ def write_header(path: Path, header: bytes, body: bytes = b"") -> Path:
     return path
 
 
-def write(path: Path, arrays: dict[str, np.ndarray] | None = None, **changes: Any) -> Path:
-    """Write the file of an adapter, which is valid if the changes are."""
+def write(path: Path, arrays: dict[str, np.ndarray] | None = None, *, is_old: bool = False, **changes: Any) -> Path:
+    """Write the file of an adapter in format 2, or in format 1; it is valid if the changes are."""
     arrays = {"A": np.zeros((6, 2), "f4"), "B": np.ones((2, 4), "f4")} if arrays is None else arrays
     data = adapter(**changes) | {"library": "0", "drawn": changes.get("drawn", {}), "stored": seal(arrays)}
-    return write_text(path, json.dumps(data), arrays)
+    return write_text(path, json.dumps(older(data) if is_old else data), arrays)
 
 
 NUMBERS = [0, -1, 1, 2, 3, 7, 1000, 65_536, 2**25, 2**27, 2**31 - 1, 2**31, 2**40, 2**63, 2**64, 10**400, 0.5, 1e308]
@@ -133,6 +160,7 @@ def any_text(draw: random.Random) -> str:
         "r",
     ]
     words += ["sign", "cyclic", "singular", "orthogonal", "cayley", "rotation", "over_rank", "site", "layer"]
+    words += ["controlled_z", "svd", "A", "- A B", "A A", "same", "required", "centered", "free", "zero"]
     return draw.choice([*words, " ".join(f"m{n}" for n in range(draw.choice(MANY[:3]))), "r " * draw.choice(MANY)])
 
 
@@ -164,11 +192,24 @@ def changed(data: Any, draw: random.Random) -> Any:
     return whole[""]
 
 
+def taken(content: bytes) -> tuple[dict, dict, bytes]:
+    """Return the header, the text in it and the numbers of a file."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    return header, json.loads(header["__metadata__"]["tnadapt"].partition(" ")[2]), content[8 + length :]
+
+
+def as_format_1(content: bytes) -> bytes:
+    """Return a file in format 1, with the same numbers."""
+    header, text, body = taken(content)
+    plain = json.dumps(older(text))
+    whole = json.dumps(header | {"__metadata__": {"tnadapt": f"{digest(plain)} {plain}"}}).encode()
+    return len(whole).to_bytes(8, "little") + whole + body
+
+
 def forge(content: bytes, draw: random.Random) -> bytes:
     """Return the bytes of a valid file with one to three changes, and the right digest of its text."""
-    length = int.from_bytes(content[:8], "little")
-    header, body = json.loads(content[8 : 8 + length]), content[8 + length :]
-    text = json.loads(header["__metadata__"]["tnadapt"].partition(" ")[2])
+    header, text, body = taken(content)
     tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
     for _ in range(draw.choice([1, 1, 1, 2, 3])):
         if draw.random() < 0.8:

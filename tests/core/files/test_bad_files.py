@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from tests.core.files.forged import as_format_1
 from tnadapt import FormatError, families, grid, load, save
 from tnadapt.binding import read_checkpoint
 from tnadapt.testing import start_params
@@ -142,9 +143,10 @@ def path(tmp_path):
 ANOTHER_DRAW = "expected A, drawn again from seed 3, to have its saved digest, got another"
 DIGEST = "expected stored numbers with the digest that was saved with them, got another"
 FACTORS = "expected exactly the factors of its adapter, got a file that differs in "
-VERSION = "expected format 1, which this release reads, got format "
+VERSION = "expected format 1 or 2, which this release reads, got format "
 FORGED = {
-    "another version": (lambda d: d.update(format=2), VERSION + "2"),
+    "another version": (lambda d: d.update(format=3), VERSION + "3"),
+    "the other version": (lambda d: d.update(format=3 - d["format"]), "spec: expected no unknown keys, got"),
     "a version that is a boolean": (lambda d: d.update(format=True), "a.safetensors: " + VERSION + "True"),
     "a version that is a string": (lambda d: d.update(format="1"), "a.safetensors: " + VERSION + "'1'"),
     "no version": (lambda d: d.pop("format"), VERSION + "None"),
@@ -189,8 +191,12 @@ FORGED = {
 }
 
 
+@pytest.mark.parametrize("is_old", [False, True], ids=["format 2", "format 1"])
 @pytest.mark.parametrize(("edit", "message"), FORGED.values(), ids=FORGED)
-def test_a_forged_text_is_refused(edit, message, path):
+def test_a_forged_text_is_refused(edit, message, is_old, path):
+    if is_old:
+        path.write_bytes(as_format_1(path.read_bytes()))
+        assert load(path)[0] == VERA
     forge(path, edit)
     with pytest.raises(FormatError, match=message):
         load(path)

@@ -6,14 +6,32 @@ import random
 import numpy as np
 import pytest
 
-from tests.core.files.forged import SECONDS, forge, in_a_child
+from tests.core.files.forged import SECONDS, as_format_1, forge, in_a_child
 from tests.table import FAMILIES
-from tnadapt import grid, save, split_sites
+from tnadapt import AdapterSpec, frozen, grid, same, save, split_sites, trainable
 from tnadapt.families import lora
+from tnadapt.sizes import at_most
 from tnadapt.testing import start_params
 
 KINDS = {"q": (12, 8), "up": (8, 12)}
 BASES = ["vera", "tera", "tlora", "lokr", "quantum_peft", "lora_pt"]
+SUM = AdapterSpec(
+    name="own",
+    weight="out in",
+    over="layer",
+    factors={
+        "A": trainable("r in", shared=True),
+        "As": same("A", "s in"),
+        "B": trainable("out layer r"),
+        "B0": same("B", at_start=True),
+        "C": trainable("r q"),
+        "Ct": same("C", "s q"),
+        "D": frozen("r"),
+    },
+    terms=["B C Ct As", "- B0 D A"],
+    sizes={"r": at_most("in"), "q": 2},
+    start="free",
+)
 FILES = 2000 if os.environ.get("HYPOTHESIS_PROFILE") == "laws" else 60  # for each base
 
 
@@ -22,12 +40,24 @@ def blocks():
     return lora().bind(split_sites(whole, fused={"qkv": ["q", "k", "v"]}, experts=["up"], tasks=["a", "b"]), rank=2)
 
 
-@pytest.mark.parametrize("base", [*BASES, "blocks"])
+def sums():
+    return SUM.bind(grid(layers=2, kinds=KINDS), rank=3, seed=3)
+
+
+OWN = {"blocks": blocks, "sum": sums}
+IN_FORMAT_1 = ["vera", "lora_pt", "blocks"]
+
+
+@pytest.mark.parametrize("base", [*BASES, *OWN, *(f"{name} in format 1" for name in IN_FORMAT_1)])
 def test_a_file_changed_at_random_is_refused_or_read_with_its_numbers(base, tmp_path):
-    adapter = blocks() if base == "blocks" else FAMILIES[base].bind(layers=2, kinds=KINDS, seed=3)
+    name, is_old = base.removesuffix(" in format 1"), base.endswith(" in format 1")
+    adapter = OWN[name]() if name in OWN else FAMILIES[name].bind(layers=2, kinds=KINDS, seed=3)
     params = {name: value.astype(np.float32) for name, value in start_params(adapter).items()}
     save(adapter, params, tmp_path / "valid", extra={"head.w": np.ones((2, 3), np.float32)})
     content, paths = (tmp_path / "valid").read_bytes(), [tmp_path / "valid"]
+    if is_old:
+        content = as_format_1(content)
+        paths[0].write_bytes(content)
     for number in range(FILES):
         paths.append(tmp_path / str(number))
         paths[-1].write_bytes(forge(content, random.Random(f"{base} {number}")))

@@ -11,7 +11,22 @@ import pytest
 from tests.core.files import forged
 from tests.core.files.forged import SECONDS, factor, in_a_child, site, spec, write, write_header, write_text
 from tests.core.hosts.test_parts import herringbone, spiral
-from tnadapt import AdapterSpec, FormatError, Site, families, from_json, grid, init, load, raw, save, to_json, trainable
+from tnadapt import (
+    AdapterSpec,
+    FormatError,
+    Site,
+    families,
+    from_json,
+    grid,
+    init,
+    load,
+    normal,
+    raw,
+    same,
+    save,
+    to_json,
+    trainable,
+)
 from tnadapt._files import limits
 from tnadapt._hosts.parts import MOST_COMPARED
 from tnadapt._hosts.site import LARGEST
@@ -19,15 +34,16 @@ from tnadapt.binding import Block, read_checkpoint
 from tnadapt.initializers import zeros
 
 SMALL = {"A": np.zeros((6, 2), "f4")}
+LORA = {"A": factor("out r"), "B": factor("r in", amount=1)}
 BONDS = " ".join(f"b{n}" for n in range(24))
 FROZEN = {"B": "0" * 64, "C": "0" * 64}
 
 
-def frozen_factors(modes, law):
+def frozen_factors(modes, kind):
     return {
         "A": factor("out r"),
-        "B": factor(modes, trainable=False, law=law, amount=1),
-        "C": factor(BONDS, trainable=False, law=law, amount=1),
+        "B": factor(modes, trainable=False, kind=kind, amount=1),
+        "C": factor(BONDS, trainable=False, kind=kind, amount=1),
     }
 
 
@@ -64,10 +80,10 @@ BOMBS = {  # arguments of `write`: a small file that says what would cost memory
         "drawn": FROZEN,
         "spec": spec(factors=frozen_factors(f"{BONDS} in r", "cyclic")),
     },
-    "frozen sign of 26 modes": {
+    "frozen controlled_z of 26 modes": {
         "arrays": SMALL,
         "drawn": FROZEN,
-        "spec": spec(factors=frozen_factors(f"in {BONDS} r", "sign")),
+        "spec": spec(factors=frozen_factors(f"in {BONDS} r", "controlled_z")),
     },
     "a factor of 500 modes": {"spec": spec(weight=f"({OVER[:1890]}) in", factors={"A": factor(OVER[:1890])})},
     "an axis of 2,000 modes": {"spec": split(2000)},
@@ -114,7 +130,7 @@ BOMBS = {  # arguments of `write`: a small file that says what would cost memory
             factors={
                 "A": factor("out r"),
                 "B": factor("r in", amount=1),
-                "C": factor("r", trainable=False, law="normal", amount=1, fan="s " * 40),
+                "C": factor("r", trainable=False, kind="normal", amount=1, fan="s " * 40),
                 "D": factor("s"),
                 "E": factor("s"),
             }
@@ -122,12 +138,12 @@ BOMBS = {  # arguments of `write`: a small file that says what would cost memory
     },
     "a cyclic factor without modes": {
         "arrays": SMALL,
-        "spec": spec(factors={"A": factor("out in"), "C": factor("", trainable=False, law="cyclic")}),
+        "spec": spec(factors={"A": factor("out in"), "C": factor("", trainable=False, kind="cyclic")}),
     },
     "half a surrogate pair": {"patterns": [site(path="\ud800")]},
     "100,000 ranks": {"rank": {f"b{n}": 1 for n in range(10**5)}},
     "100,000 sizes": {"sizes": {f"b{n}": 1 for n in range(10**5)}},
-    "100,000 caps": {"spec": spec(caps={f"b{n}": "in" for n in range(10**5)})},
+    "100,000 rules for sizes": {"spec": spec(sizes={f"b{n}": {"at_most": "in"} for n in range(10**5)})},
     "a rank of 2^40": {"rank": 2**40},
     "a rank of thousands of digits": {"rank": 10**4000},
     "a negative rank": {"rank": -1},
@@ -138,22 +154,50 @@ BOMBS = {  # arguments of `write`: a small file that says what would cost memory
         "arrays": SMALL,
         "patterns": [site((6, 2**26))],
         "drawn": {"B": "0" * 64},
-        "spec": spec(factors={"A": factor("out r"), "B": factor("r in", trainable=False, law="normal", amount=1)}),
+        "spec": spec(factors={"A": factor("out r"), "B": factor("r in", trainable=False, kind="normal", amount=1)}),
     },
     "trained numbers that are not in it": {"arrays": {}, "patterns": [site((2**31 - 1, 2**31 - 1))], "rank": 2**31 - 1},
 }
+NEWER = {  # the same, with words that format 1 does not have
+    "10,000 terms": {"spec": spec(terms=["A B"] * 10_000)},
+    "a term of a million names": {"spec": spec(terms=["A B " * 10**6])},
+    "a term of names of a megabyte": {"spec": spec(terms=["A" * 10**6])},
+    "64 terms of 16 factors": {"spec": chain(16) | {"terms": [" ".join(chain(16)["factors"])] * 64}, "rank": 1},
+    "10,000 copies": {"spec": spec(factors=LORA | {f"C{n}": {"same": "A"} for n in range(10_000)})},
+    "a copy of 2,000 modes": {"spec": spec(factors=LORA | {"C": {"same": "A", "modes": OVER}})},
+    "a copy of a name of a megabyte": {"spec": spec(factors=LORA | {"C": {"same": "A" * 10**6}})},
+    "a rule with a name of a megabyte": {"spec": spec(sizes={"r": {"like": "o" * 10**6}})},
+    "a size of 2^40": {"spec": spec(sizes={"r": 2**40}), "rank": None},
+    "a size of thousands of digits": {"spec": spec(sizes={"r": 10**4000}), "rank": None},
+    "shared numbers that are not in it": {
+        "arrays": {"A": np.zeros((6, 2), "f4")},
+        "patterns": [site((2**31 - 1, 2**31 - 1))],
+        "spec": spec(factors=LORA | {"B": factor("r in", amount=1) | {"shared": True}}),
+        "rank": 2**31 - 1,
+    },
+}
 
 
-def test_a_forged_file_is_refused_in_seconds_and_little_memory(tmp_path):
-    paths = [write(tmp_path / str(number), **changes) for number, changes in enumerate(BOMBS.values())]
-    found = dict(zip(BOMBS, in_a_child(paths), strict=False))
-    assert list(found) == list(BOMBS), f"ended the process: {list(BOMBS)[len(found)]}"
+def refused(tmp_path, bombs, **words):
+    paths = [write(tmp_path / str(number), **changes, **words) for number, changes in enumerate(bombs.values())]
+    found = dict(zip(bombs, in_a_child(paths), strict=False))
+    assert list(found) == list(bombs), f"ended the process: {list(bombs)[len(found)]}"
     assert {name: what for name, what in found.items() if what[0] != "refused" or what[1] > SECONDS} == {}
 
 
-def test_the_plain_forged_file_is_read(tmp_path):
+@pytest.mark.parametrize("is_old", [False, True], ids=["format 2", "format 1"])
+def test_a_forged_file_is_refused_in_seconds_and_little_memory(is_old, tmp_path):
+    refused(tmp_path, BOMBS, is_old=is_old)
+
+
+def test_a_forged_file_with_the_words_of_format_2_is_refused_in_seconds_and_little_memory(tmp_path):
+    refused(tmp_path, NEWER)
+
+
+@pytest.mark.parametrize("is_old", [False, True], ids=["format 2", "format 1"])
+def test_the_plain_forged_file_is_read(is_old, tmp_path):
     """Without a change, so that each bomb is refused for its change alone."""
-    adapter, params = load(write(tmp_path / "a"))
+    adapter, params = load(write(tmp_path / "a", is_old=is_old))
     assert (len(adapter.sites), {name: value.shape for name, value in params.items()}) == (
         1,
         {"A": (6, 2), "B": (2, 4)},
@@ -165,8 +209,9 @@ TEXTS = {
     "objects in objects": '{"a":' * 10**6,
     "five million lists": "[" + "[]," * 5 * 10**6 + "[]]",
     "a number of a million digits": '{"format":' + "1" * 10**6 + "}",
-    "a key twice": '{"format":1,"format":1}',
-    "half a surrogate pair": '{"format":1,"spec":"\\ud800"}',
+    "a key twice": '{"format":2,"format":2}',
+    "half a surrogate pair": '{"format":2,"spec":"\\ud800"}',
+    "half a surrogate pair in format 1": '{"format":1,"spec":"\\ud800"}',
 }
 
 
@@ -310,6 +355,23 @@ def chained(count):
     return AdapterSpec(name="own", weight="out in", factors=inner | ends, scale=raw())
 
 
+def of_terms(*counts):
+    """A spec whose terms have this many factors each, of which one starts at 0."""
+    factors = {f"F{n}": trainable("out in", init=normal() if n else zeros()) for n in range(max(counts))}
+    names = list(factors)
+    return AdapterSpec(
+        name="own", weight="out in", factors=factors, terms=[" ".join(names[:count]) for count in counts], scale=raw()
+    )
+
+
+def copied(count):
+    """A spec with a factor and this many copies of it, all with modes."""
+    copies = {f"C{n}": same("A", " ".join(f"b{m}" for m in range(50))) for n in range(count)}
+    modes = " ".join(f"b{m}" for m in range(50))
+    ends = {"A": trainable(modes), "B": trainable("out in", init=zeros())}
+    return AdapterSpec(name="own", weight="out in", factors=ends | copies, scale=raw())
+
+
 def bound(sites):
     return families.lora().bind(sites, rank=1)
 
@@ -336,6 +398,17 @@ WRITTEN = {  # what is at its limit, what is above it, and what the error says
         lambda: named(mode="r" * 500),
         lambda: named(mode="r" * 501),
         "spec: expected at most 500 characters in a name, got 501",
+    ),
+    "modes of all factors and copies": (
+        lambda: copied(80),
+        lambda: copied(81),
+        "spec: expected at most 4,096 modes of all factors together, got 4,102",
+    ),
+    "terms": (lambda: of_terms(*[2] * 64), lambda: of_terms(*[2] * 65), "spec: expected at most 64 terms, got 65"),
+    "factors of all terms": (
+        lambda: of_terms(511, 1),
+        lambda: of_terms(511, 2),
+        "spec: expected at most 512 factors in all terms together, got 513",
     ),
     "a path": (
         lambda: bound([Site("h.3." + "q" * 497, (6, 4), {"layer": 3, "kind": "q"})]),
@@ -475,6 +548,8 @@ TABLE = {  # the first column of the table in the docs
     "modes of a spec": limits.MODES,
     "modes of all its factors together": limits.ENDS,
     "site modes of a spec, coordinates of a site": limits.OVER,
+    "terms of a spec": limits.TERMS,
+    "factors of all its terms together": limits.FACTORS,
     "size of a mode": LARGEST,
     "sites, and patterns of their paths": limits.SITES,
     "different shapes of sites": limits.SHAPES,

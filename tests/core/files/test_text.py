@@ -7,8 +7,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.table import REPRESENTATIVES
-from tnadapt import AdapterSpec, FormatError, Site, families, from_json, grid, normal, raw, to_json, trainable, zeros
+from tests.core.files.forged import older
+from tests.table import FAMILIES, REPRESENTATIVES
+from tnadapt import (
+    AdapterSpec,
+    FormatError,
+    Site,
+    families,
+    from_json,
+    frozen,
+    grid,
+    normal,
+    raw,
+    same,
+    to_json,
+    trainable,
+    zeros,
+)
+from tnadapt.sizes import at_most, like
+from tnadapt.testing import adapters, specs
 
 SITES = grid(layers=2, kinds={"self_attn.q": (4, 6), "up": (8, 6)})
 
@@ -32,6 +49,34 @@ SPECS = {
     "tera": families.tera(out_order=1, in_order=4),
     "centered": table(start="centered", factors={"A": trainable("r in"), "B": trainable("out r"), "s": trainable("")}),
     "own start": table(start="free", factors={"W": trainable("in out", init=normal(1e-30))}),
+    "a rule of each kind": table(
+        weight="(o1 o2) in",
+        over="layer",
+        factors={"A": trainable("r s t u in"), "B": trainable("o1 o2 r s t u layer", init=zeros())},
+        sizes={"r": like("layer"), "s": at_most("in"), "t": 3, "o1": 2},
+    ),
+    "copies": table(
+        factors={
+            "A": trainable("r in"),
+            "B": trainable("out q", init=zeros()),
+            "C": trainable("p q"),
+            "Ct": same("C", "p r"),
+            "C0": same("C", at_start=True),
+        },
+    ),
+    "a scalar again": table(factors={"W": trainable("out in", init=zeros()), "s": trainable(""), "t": same("s", "")}),
+    "terms": table(
+        factors={
+            "A": trainable("r in"),
+            "B": trainable("out r"),
+            "A0": same("A", at_start=True),
+            "B0": same("B", at_start=True),
+            "G": frozen("r"),
+        },
+        terms=["G B A", "- B0 G A0"],
+    ),
+    "one term": table(terms=["+ B  A"]),
+    "shared": table(over="layer", factors={"A": trainable("r in", shared=True), "B": trainable("out r", init=zeros())}),
 }
 
 
@@ -43,6 +88,30 @@ def test_a_spec_survives_the_round_trip(spec):
     assert list(again.factors) == list(spec.factors)
     assert to_json(again) == to_json(spec)
     assert "\n" not in to_json(spec)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_survives_the_round_trip(name):
+    spec = FAMILIES[name].spec
+    again = from_json(to_json(spec))
+    assert (again, to_json(again)) == (spec, to_json(spec))
+
+
+@given(spec=st.sampled_from(["zero", "centered", "free"]).flatmap(lambda start: specs(start=start)))
+def test_any_spec_survives_the_round_trip(spec):
+    again = from_json(to_json(spec))
+    assert (again, str(again), to_json(again)) == (spec, str(spec), to_json(spec))
+
+
+@given(adapter=adapters())
+def test_any_adapter_survives_the_round_trip(adapter):
+    again = from_json(to_json(adapter))
+    assert (again, again.slots, again.starts, to_json(again)) == (
+        adapter,
+        adapter.slots,
+        adapter.starts,
+        to_json(adapter),
+    )
 
 
 @pytest.mark.parametrize("adapter", REPRESENTATIVES, indirect=True)
@@ -148,7 +217,7 @@ def test_any_site_survives_the_round_trip(data, words):
 
 
 GONE = type("Gone", (), {"__repr__": lambda self: "gone"})()
-ONES = {"law": "constant", "amount": 1, "fan": ""}
+ONES = {"kind": "constant", "amount": 1, "fan": ""}
 
 
 def edited(text, place, value):
@@ -169,25 +238,25 @@ def edited(text, place, value):
 
 INVALID = "expected a valid spec, got an invalid one(.|\n)*"
 NOT_JSON = "the text: expected JSON, got text that cannot be parsed"
-SPEC_EDITS = [
-    ("format", 0, "the text: expected format 1, which this release reads, got format 0."),
-    ("format", -1, "the text: expected format 1, which this release reads, got format -1."),
-    ("format", 2, "the text: expected format 1, which this release reads, got format 2"),
-    ("format", "1", "the text: expected format 1, which this release reads, got format '1'"),
-    ("format", True, "the text: expected format 1, which this release reads, got format True"),
-    ("format", [1], "the text: expected format 1, which this release reads, got format .1."),
-    ("format", GONE, "expected format 1, which this release reads, got format None"),
+READS = "the text: expected format 1 or 2, which this release reads, got format "
+EDITS = [  # of the text of a spec in either format
+    ("format", 0, READS + "0."),
+    ("format", -1, READS + "-1."),
+    ("format", 3, READS + "3"),
+    ("format", "1", READS + "'1'"),
+    ("format", "2", READS + "'2'"),
+    ("format", 2.0, READS + "2.0"),
+    ("format", True, READS + "True"),
+    ("format", [1], READS + ".1."),
+    ("format", GONE, READS + "None"),
     ("spec", GONE, "adapter: expected the keys .*, got none"),
     ("spec", [], "spec: expected a value of type .+, got list"),
     ("extra", 1, "adapter: expected no unknown keys, got .'extra'."),
     ("spec.extra", 1, "spec: expected no unknown keys, got .'extra'..\nWas it saved by a newer release?"),
     ("spec.weight", GONE, "spec: expected the keys .'weight'."),
-    ("spec.caps", GONE, "spec: expected the keys .'caps'."),
     ("spec.name", 3, "spec.name: expected a value of type .+, got int"),
     ("spec.over", None, "spec.over: expected a value of type .+, got NoneType"),
-    ("spec.start == "centered"", 0, "spec.start == "centered": expected a value of type .+, got int"),
     ("spec.factors", [], "spec.factors: expected a value of type .+, got list"),
-    ("spec.caps", {"r": 3}, "caps.r: expected a value of type .+, got int"),
     ("spec.scale", "raw", "spec.scale: expected a value of type .+, got str"),
     ("spec.scale.alpha", "1", "scale.alpha: expected a value of type .+, got str"),
     ("spec.scale.alpha", True, "scale.alpha: expected a value of type .+, got bool"),
@@ -203,8 +272,6 @@ SPEC_EDITS = [
     ("spec.factors.A.trainable", 1, "factor A.trainable: expected a value of type .+, got int"),
     ("spec.factors.A.trainable", "yes", "factor A.trainable: expected a value of type .+, got str"),
     ("spec.factors.A.init", "zeros", "factor A.init: expected a value of type .+, got str"),
-    ("spec.factors.A.init.law", "os.system", INVALID + "expected one of constant.*got 'os"),
-    ("spec.factors.A.init.law", "svd", "factor A: expected an initializer of format 1, got 'svd'"),
     ("spec.factors.A.init.amount", None, "factor A: init.amount: expected a value of type .+, got NoneType"),
     ("spec.factors.A.init.amount", 10**400, INVALID + "expected a bound of 0 or of 1e-30 to 1e.30"),
     ("spec.factors.A.init.amount", 2e30, INVALID + "expected a bound of 0 or of 1e-30 to 1e.30"),
@@ -214,21 +281,92 @@ SPEC_EDITS = [
     ("spec.factors.A.init.fan", "z", INVALID + "unknown mode 'z'"),
     ("spec.factors.A.init.mean", 0, "factor A: init: expected no unknown keys, got .'mean'."),
     ("spec.factors.A", GONE, INVALID + "weight mode 'in': no factor has it"),
+    ("spec.weight", "((out in", INVALID + "bracket inside a bracket"),
+    ("spec.weight", "(" * 10**4, INVALID + "bracket inside a bracket"),
+    ("spec.weight", "(" * 10**6, "weight: expected at most 65,536 characters, got 1,000,000"),
+]
+SAME = "spec.factors.C"
+EDITS_OF_2 = [
+    ("format", 1, "spec: expected no unknown keys, got .'sizes', 'start'."),
+    ("spec.sizes", GONE, "spec: expected the keys .'sizes'."),
+    ("spec.sizes", [], "spec.sizes: expected a value of type .+, got list"),
+    ("spec.sizes", {"r": {"at_most": 3}}, "sizes.r: expected a size or a rule for one, got {'at_most': 3}"),
+    ("spec.sizes", {"r": {"at_most": "in", "like": "in"}}, "sizes.r: expected a size or a rule for one, got"),
+    ("spec.sizes", {"r": {}}, "sizes.r: expected a size or a rule for one, got {}"),
+    ("spec.sizes", {"r": "like"}, "sizes.r: expected a size or a rule for one, got 'like'"),
+    ("spec.sizes", {"r": True}, "sizes.r: expected a size or a rule for one, got True"),
+    ("spec.sizes", {"r": 2.0}, "sizes.r: expected a size or a rule for one, got 2.0"),
+    ("spec.sizes", {"r": 0}, INVALID + "sizes: expected a size of at least 1 for 'r', got 0"),
+    ("spec.sizes", {"r": {"at_most": "z"}}, INVALID + "sizes: expected a bond that is at most a mode of the weight"),
+    ("spec.start", GONE, "spec: expected the keys .'start'."),
+    ("spec.start", True, "spec.start: expected a value of type .+, got bool"),
+    ("spec.start", "yes", INVALID + "start: expected one of 'zero', 'centered', 'free', got 'yes'"),
+    ("spec.terms", "A B", "spec.terms: expected a value of type .+, got str"),
+    ("spec.terms", [3], "terms.0.: expected a value of type str, got int"),
+    ("spec.terms", ["A B", None], "terms.1.: expected a value of type str, got NoneType"),
+    ("spec.terms", ["A C"], INVALID + "term 'A C': 'C' is no factor"),
+    ("spec.factors.A.shared", 1, "factor A.shared: expected a value of type bool, got int"),
+    ("spec.factors.A.init.kind", "os.system", INVALID + "expected one of constant.*got 'os"),
+    ("spec.factors.A.init.law", "normal", "factor A: init: expected no unknown keys, got .'law'."),
+    (SAME, {"same": 3}, "factor C.same: expected a value of type str, got int"),
+    (SAME, {"same": "A", "init": ONES}, "factor C: expected no unknown keys, got .'init'."),
+    (SAME, {"same": "A", "modes": ["r"]}, "factor C.modes: expected a value of type str, got list"),
+    (SAME, {"same": "A", "at_start": 1}, "factor C.at_start: expected a value of type bool, got int"),
+    (SAME, {"same": "D"}, INVALID + "factor 'C': expected the name of a factor to use again, got 'D'"),
+    (SAME, {"same": "C"}, INVALID + "factor 'C': expected the name of a factor to use again, got 'C', which is a copy"),
     (
         "spec.factors._",
         {"modes": "r", "trainable": True, "init": ONES},
         "factor '_': expected a name that does not begin with '_'",
     ),
-    ("spec.weight", "((out in", INVALID + "bracket inside a bracket"),
-    ("spec.weight", "(" * 10**4, INVALID + "bracket inside a bracket"),
-    ("spec.weight", "(" * 10**6, "weight: expected at most 65,536 characters, got 1,000,000"),
+]
+LAW = ONES | {"law": "constant"}
+del LAW["kind"]
+EDITS_OF_1 = [
+    ("format", 2, "spec: expected no unknown keys, got .'caps', 'centered', 'identity_at_start'."),
+    ("spec.caps", GONE, "spec: expected the keys .'caps'."),
+    ("spec.caps", {"r": 3}, "caps.r: expected a value of type .+, got int"),
+    ("spec.caps", {"r": "z"}, INVALID + "sizes: expected a bond that is at most a mode of the weight, got 'r' and 'z'"),
+    ("spec.ties", {"r": None}, "ties.r: expected a value of type .+, got NoneType"),
+    ("spec.ties", ["r"], "spec.ties: expected a value of type .+, got list"),
+    ("spec.ties", {"r": "z"}, INVALID + "sizes: expected a bond like a mode of the weight or the sites"),
+    ("spec.given", ["r"], "spec.given: expected a value of type .+, got list"),
+    ("spec.given", "r", INVALID + "sizes: expected a mode of the weight as required, got 'r'"),
+    ("spec.centered", 0, "spec.centered: expected a value of type .+, got int"),
+    ("spec.identity_at_start", "yes", "spec.identity_at_start: expected a value of type .+, got str"),
+    ("spec.identity_at_start", GONE, "spec: expected the keys .'identity_at_start'."),
+    ("spec.start", "zero", "spec: expected no unknown keys, got .'start'."),
+    ("spec.sizes", {}, "spec: expected no unknown keys, got .'sizes'."),
+    ("spec.terms", ["A B"], "spec: expected no unknown keys, got .'terms'."),
+    ("spec.factors.A.shared", True, "factor A: expected no unknown keys, got .'shared'."),
+    ("spec.factors.A.init.law", "os.system", INVALID + "expected one of constant.*got 'os"),
+    ("spec.factors.A.init.law", "svd", "factor A: expected an initializer of format 1, got 'svd'"),
+    ("spec.factors.A.init.kind", "normal", "factor A: init: expected no unknown keys, got .'kind'."),
+    (SAME, {"same": "A"}, "factor C: expected no unknown keys, got .'same'."),
+    (
+        "spec.factors._",
+        {"modes": "r", "trainable": True, "init": LAW},
+        "factor '_': expected a name that does not begin with '_'",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("place", "value", "message"), SPEC_EDITS, ids=lambda value: str(value)[:30])
+def shown(value):
+    return str(value)[:30]
+
+
+@pytest.mark.parametrize(("place", "value", "message"), [*EDITS, *EDITS_OF_2], ids=shown)
 def test_an_invalid_text_of_a_spec_is_refused(place, value, message):
     with pytest.raises(FormatError, match=message):
         from_json(edited(to_json(families.lora()), place, value))
+
+
+@pytest.mark.parametrize(("place", "value", "message"), [*EDITS, *EDITS_OF_1], ids=shown)
+def test_an_invalid_text_of_a_spec_in_format_1_is_refused(place, value, message):
+    text = json.dumps(older(json.loads(to_json(families.lora()))))
+    assert from_json(text) == families.lora()
+    with pytest.raises(FormatError, match=message):
+        from_json(edited(text, place, value))
 
 
 ADAPTER_EDITS = [
@@ -287,11 +425,12 @@ ADAPTER_EDITS = [
 ]
 
 
-@pytest.mark.parametrize(("place", "value", "message"), ADAPTER_EDITS, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(("place", "value", "message"), ADAPTER_EDITS, ids=shown)
 def test_an_invalid_text_of_an_adapter_is_refused(place, value, message):
     text = to_json(families.lotr().bind(SITES, rank=2))
-    with pytest.raises(FormatError, match=message):
-        from_json(edited(text, place, value))
+    for written in (text, json.dumps(older(json.loads(text)))):
+        with pytest.raises(FormatError, match=message):
+            from_json(edited(written, place, value))
 
 
 @pytest.mark.parametrize(
@@ -307,8 +446,9 @@ def test_an_invalid_text_of_an_adapter_is_refused(place, value, message):
         ("[]", "the text: expected a value of type .+, got list"),
         ("3", "the text: expected a value of type .+, got int"),
         ("null", "the text: expected a value of type .+, got NoneType"),
-        ("{}", "expected format 1, which this release reads, got format None"),
+        ("{}", READS + "None"),
         ('{"format": 1}', "adapter: expected the keys .*, got none"),
+        ('{"format": 2}', "adapter: expected the keys .*, got none"),
     ],
     ids=lambda value: value[:20],
 )

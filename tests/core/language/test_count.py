@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.table import required_of
 from tnadapt import Adapter, AdapterSpec, count, families, frozen, grid, raw, trainable, zeros
 
 ROBERTA_BASE = {"query": (768, 768), "value": (768, 768)}

@@ -19,12 +19,14 @@ from tnadapt import (
     normal,
     over_rank,
     raw,
+    same,
     trainable,
     zeros,
 )
 from tnadapt._values import sample
 from tnadapt.binding import Factor, Slot, digests, file_size, map_factor, pull_back, redraw
 from tnadapt.initializers import Initializer, constant
+from tnadapt.sizes import at_most, like, required
 
 FACTORS = {"A": trainable("out r", init=zeros()), "B": trainable("r in")}
 HOST = find_host("llama-2-7b")
@@ -80,11 +82,49 @@ PARTS = {  # parts of a spec -> a call, and the words of the SpecError
     "commas": (lambda: spec(factors={"A": trainable("out,r")}), r"'out,r': .*separate modes by spaces, as in 'out r'"),
     "an arrow": (lambda: spec(over="a->b"), r"separate modes by spaces, as in 'a b'"),
     "einsum's axes": (lambda: spec(weight="oi"), r"weight 'oi': .*separate axes by spaces, as in 'out in'"),
-    "centered": (lambda: spec(centered="yes"), r"centered: expected True or False, got 'yes'; write start="centered""),
-    "a start of 1": (lambda: spec(identity_at_start=1), r"expected True or False, got 1; write identity_at_start=True"),
-    "caps of text": (lambda: spec(caps="r"), r'caps: expected bond -> mode, got \'r\'; write sizes={"r": at_most("out")}'),
-    "caps of a number": (lambda: spec(caps={"r": 3}), r"caps: expected bond -> mode, got {'r': 3}"),
-    "ties as a list": (lambda: spec(ties=["r"]), r"ties: expected bond -> mode, got \['r'\]"),
+    "a start of text": (
+        lambda: spec(start="yes"),
+        r"start: expected one of 'zero', 'centered', 'free', got 'yes'; write start=\"centered\"",
+    ),
+    "a start of truth": (lambda: spec(start=True), r"start: expected one of .*, got True; write start="),
+    "a start of nothing": (lambda: spec(start=None), r"start: expected one of .*, got None; write start="),
+    "terms of text": (
+        lambda: spec(terms="A B"),
+        r"terms: expected a list of strings, got 'A B'; write terms=\[\"A B\"",
+    ),
+    "terms of numbers": (lambda: spec(terms=[1]), r"terms: expected a list of strings, got \[1\]; write terms=\["),
+    "terms of lists": (lambda: spec(terms=[["A", "B"]]), r"terms: expected a list of strings, got \[\['A', 'B'\]\]"),
+    "sizes of text": (
+        lambda: spec(sizes="r"),
+        r'sizes: expected sizes by mode, got \'r\'; write sizes={"r": at_most\(',
+    ),
+    "sizes as a list": (lambda: spec(sizes=["r"]), r"sizes: expected sizes by mode, got \['r'\]"),
+    "sizes by number": (lambda: spec(sizes={3: 3}), r"sizes: expected strings as modes, got 3 among them"),
+    "a rule of text": (
+        lambda: spec(sizes={"r": "in"}),
+        r"sizes: expected a rule or a number for 'r', got 'in'; write li",
+    ),
+    "a rule not called": (lambda: spec(sizes={"out": required}), r"for 'out', got the function required; write like\("),
+    "a rule for no mode": (
+        lambda: at_most(3),
+        r'^at_most: expected the name of a mode, got 3.\nWrite at_most\("in"\).',
+    ),
+    "a rule like no mode": (lambda: like(None), r"^like: expected the name of a mode, got None."),
+    "a rule with a mode": (lambda: required("head"), r"^required: expected no positional arguments, got 1"),
+    "a copy of a factor": (
+        lambda: same(FACTORS["A"]),
+        r'^same: expected the name of a factor, got .*\nWrite same\("C", "q s"\).',
+    ),
+    "a copy of nothing": (lambda: same(None), r"^same: expected the name of a factor, got None."),
+    "a copy with modes as a list": (lambda: same("A", ["q"]), r'^same: .*as one string, got .*\nWrite same\("q"\)'),
+    "a copy at a start of 1": (lambda: same("A", at_start=1), r"^same: expected True or False as at_start, got 1."),
+    "a copy not called": (lambda: spec(factors={**FACTORS, "C": same}), r"factor 'C': .*got the function same; write"),
+    "shared by 1": (
+        lambda: trainable("r", shared=1),
+        r"^trainable: expected True or False as shared, got 1.\nWrite sh",
+    ),
+    "a frozen one that is shared": (lambda: tnadapt.frozen("r", shared=True), r"^frozen: .*got 'shared'"),
+    "an old word": (lambda: spec(centered=True), r"expected a known argument, got 'centered'"),
     "first gradients of a name": (lambda: tnadapt.first_gradients("lora"), r"AdapterSpec or an Adapter, got 'lora'"),
     "an unknown map": (lambda: map_factor("no_such_map", np.eye(2)), r"expected one of .*'cayley'.* got 'no_such_map'"),
     "an unknown initializer": (

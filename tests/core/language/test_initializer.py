@@ -25,6 +25,10 @@ MADE = {
     "hosvd_core": (initializers.hosvd_core(), "hosvd_core()"),
     "t_svd": (initializers.t_svd(), "t_svd()"),
     "tensor_cur": (initializers.tensor_cur(), "tensor_cur()"),
+    "host": (initializers.host(), "host()"),
+    "host, left": (initializers.host("left"), "host_left()"),
+    "host, values": (initializers.host("values"), "host_values()"),
+    "host, right": (initializers.host("right"), "host_right()"),
 }
 READ = {"svd", "tt_svd", "hosvd_core", "t_svd", "tensor_cur"}
 
@@ -36,7 +40,8 @@ def test_an_initializer_is_valid_and_prints_itself(name):
     assert str(made) == text
     assert made.is_zero == (name == "zeros")
     assert made.is_read == (name in READ)
-    assert made.is_redrawn == (name not in READ and made.kind != "orthogonal")
+    assert made.is_host == name.startswith("host")
+    assert made.is_redrawn == (name not in READ and not name.startswith("host") and made.kind != "orthogonal")
 
 
 def test_every_initializer_is_in_the_table():

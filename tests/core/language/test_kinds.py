@@ -2,16 +2,35 @@
 
 import pytest
 
-from tnadapt import AdapterSpec, SpecError, raw, trainable, zeros
+from tnadapt import AdapterSpec, SpecError, raw, same, trainable, zeros
+from tnadapt.sizes import required
 
 FACTORS = {"A": trainable("out r", init=zeros()), "B": trainable("r in")}
 
 
 def test_every_wrong_kind_is_reported_at_once():
     with pytest.raises(SpecError, match="not valid") as caught:
-        AdapterSpec(name="own", weight=("out", "in"), over=3, factors={"A": "out r"}, scale=raw, centered=1, caps=[])
+        AdapterSpec(
+            name="own",
+            weight=("out", "in"),
+            over=3,
+            factors={"A": "out r", "B": same},
+            terms="A B",
+            scale=raw,
+            sizes=[],
+            start=True,
+        )
     words = [fault.partition(":")[0] for fault in caught.value.faults]
-    assert words == ["weight", "over", "factor 'A'", "scale", "centered", "caps"]
+    assert words == ["weight", "over", "factor 'A'", "factor 'B'", "scale", "start", "terms", "sizes"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "told"),
+    [(2.0, "2.0"), (True, "True"), ("in", "'in'"), (None, "None"), (required, "the function required")],
+)
+def test_a_rule_for_a_size_that_is_none_is_named_with_its_mode(rule, told):
+    with pytest.raises(SpecError, match=f"sizes: expected a rule or a number for 'r', got {told}; write like"):
+        AdapterSpec(name="own", weight="out in", factors=FACTORS, sizes={"r": rule})
 
 
 @pytest.mark.parametrize("scale", [2, 2.0, 0.5])

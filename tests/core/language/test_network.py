@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tnadapt import AdapterSpec, Site, SiteError, families, grid, raw, trainable, zeros
+from tnadapt import AdapterSpec, Site, SiteError, families, frozen, grid, raw, trainable, zeros
 from tnadapt._hosts.site import divisors
+from tnadapt._language import Node, Term
 from tnadapt._language.network import split_evenly
 from tnadapt.binding import Network
 
@@ -229,9 +230,36 @@ def test_an_axis_of_invalid_size_is_rejected(size):
         Network((("out",), ("in",)), (), {"A": trainable("out in")}, {"out": 4, "in": size}, 1.0)
 
 
-def test_a_network_is_not_centered_by_default():
-    plain = Network((("out",), ("in",)), (), {"A": trainable("out in")}, {"out": 4, "in": 2}, 1.0)
-    assert plain.centered is False
+def test_a_network_is_one_term_of_all_its_factors_by_default():
+    factors = {"B": frozen("r in"), "A": trainable("out r")}
+    plain = Network((("out",), ("in",)), (), factors, {"out": 4, "in": 2, "r": 3}, 1.0)
+    assert dict(plain.nodes) == {"A": Node("A", ("out", "r")), "B": Node("B", ("r", "in"))}
+    assert list(plain.nodes) == ["A", "B"]
+    assert plain.terms == (Term(1, ("A", "B")),)
+    assert [plain.is_trained(name) for name in "AB"] == [True, False]
+
+
+def test_a_node_has_modes_of_its_own_and_is_trained_unless_its_start_is_meant():
+    nodes = {
+        "A": Node("A", ("layer", "r", "in")),
+        "A2": Node("A", ("layer", "s", "in")),
+        "A0": Node("A", ("layer", "r", "in"), True),
+    }
+    terms = (Term(1, ("A", "A2")), Term(-1, ("A0", "A2")))
+    sizes = {"layer": 2, "out": 4, "in": 3, "r": 3, "s": 3}
+    network = Network((("out",), ("in",)), ("layer",), {"A": trainable("layer r in")}, sizes, 1.0, nodes, terms)
+    assert [network.local_modes(name) for name in ("A", "A0", "A2")] == [("r", "in"), ("r", "in"), ("s", "in")]
+    assert [network.is_trained(name) for name in ("A", "A0", "A2")] == [True, False, True]
+    assert list(network.nodes) == ["A", "A0", "A2"]
+    assert network.terms == terms
+
+
+def test_a_copy_needs_modes_of_the_sizes_of_its_factor():
+    nodes = {"A": Node("A", ("r", "in")), "A2": Node("A", ("s", "in"))}
+    with pytest.raises(
+        SiteError, match=r"factor 'A2': expected 3 as the size of 's', which is 'r' of 'A' under another"
+    ):
+        Network((("out",), ("in",)), (), {"A": trainable("r in")}, {"out": 4, "in": 2, "r": 3, "s": 2}, 1.0, nodes)
 
 
 def test_a_size_above_the_largest_is_rejected():

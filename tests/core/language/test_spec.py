@@ -25,11 +25,13 @@ from tnadapt import (
     plan,
     rank_bound,
     raw,
+    same,
     to_json,
     trainable,
     zeros,
 )
 from tnadapt.binding import Network
+from tnadapt.sizes import at_most, like
 
 A, G, B = trainable("out p"), trainable("site p q", init=zeros()), trainable("in q")
 SITES = grid(layers=2, kinds={"q": (4, 6), "up": (8, 6)})
@@ -48,6 +50,7 @@ def values():
     network = adapter.networks[0]
     parts = [spec.factors["G"], spec.factors["G"].init, spec.scale, SITES[0], adapter.groups[0], adapter.slots["G"]]
     made, counted = plan(network), count(adapter)
+    parts += [same("A", "out q"), like("in"), *network.nodes.values(), *network.terms]
     return [own(), spec, adapter, network, made, made.steps[0], counted, counted.rows[0], rank_bound(adapter), *parts]
 
 
@@ -75,12 +78,17 @@ def test_no_field_can_be_set(value):
     ("owner", "name"),
     [
         (own(), "factors"),
-        (own(), "caps"),
+        (own(), "sizes"),
+        (own(), "arrays"),
+        (own(), "nodes"),
+        (own(start="centered"), "nodes"),
+        (own(sizes={"p": like("out")}), "tied"),
         (SITES[0], "coordinates"),
         (own().bind(SITES, rank={"p": 1, "q": 2}), "rank"),
         (own().bind(SITES, rank=1), "sizes"),
         (own().bind(SITES, rank=1).networks[0], "sizes"),
         (own().bind(SITES, rank=1).networks[0], "factors"),
+        (own().bind(SITES, rank=1).networks[0], "nodes"),
         (own().bind(SITES, rank=1).groups[0], "values"),
     ],
 )
@@ -121,7 +129,12 @@ def test_the_order_of_factors_does_not_matter():
         {"scale": over_rank("p", alpha=2.0)},
         {"start": "centered"},
         {"start": "free"},
-        {"caps": {"p": "out"}},
+        {"sizes": {"p": at_most("out")}},
+        {"sizes": {"p": like("out")}},
+        {"sizes": {"p": 3}},
+        {"terms": ["A G B", "- A G0 B"], "factors": {"A": A, "G": G, "B": B, "G0": same("G", at_start=True)}},
+        {"factors": {"A": A, "G": G, "B": B, "A2": same("A")}},
+        {"factors": {"A": trainable("out p", shared=True), "G": G, "B": B}},
         {"weight": "out in", "factors": {"A": A, "G": G, "C": B}},
         {"factors": {"A": frozen("out p"), "G": G, "B": B}},
         {"factors": {"A": trainable("p out"), "G": G, "B": B}},
@@ -191,10 +204,6 @@ def test_arguments_after_the_first_are_keyword_only(name):
         positional_calls()[name]()
 
 
-def test_the_repr_of_an_adapter_leaves_out_the_groups():
-    assert "groups=" not in repr(own().bind(SITES, rank=2))
-
-
 def test_integers_of_any_library_are_taken_as_python_integers():
     sites = [Site("q", (np.int64(6), np.int32(4)))]
     spec = families.lora()
@@ -216,11 +225,3 @@ def test_a_spec_of_many_bonds_is_bound_to_many_shapes_in_linear_time():
     adapter = spec.bind(sites, rank=dict.fromkeys(bonds, 1), overparametrized=True)
     assert len(adapter.slots) == 40 * 1001
     assert time.process_time() - start < 4
-
-
-def test_a_factor_of_the_whole_adapter_has_the_largest_size_of_each_mode():
-    sites = [Site("a", (9, 2)), Site("b", (3, 8)), Site("c", (4, 4))]
-    slots = families.vera().bind(sites, rank=2).slots
-    assert (slots["A"].shape, slots["B"].shape, slots["A"].group) == ((2, 8), (9, 2), "")
-    assert dict(slots["A"].sizes) == {"out": 9, "in": 8, "r": 2}
-    assert (slots["0.b.b"].shape, slots["0.b.b"].group, slots["0.b.b"].inner) == ((3,), "0.b", ("out",))

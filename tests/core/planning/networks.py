@@ -58,6 +58,23 @@ def pairs_by_opt_einsum(question):
     return linear_to_ssa(path)
 
 
+def tree_of(made, result):
+    """The operands below a result of a plan, each as often as it is read, and the steps that make it, in order."""
+    if result < len(made.operands):
+        return [result], []
+    step = made.steps[result - len(made.operands)]
+    (left, before), (right, more) = (tree_of(made, side) for side in (step.left, step.right))
+    return left + right, [*before, *more, result]
+
+
+def path_of(made, result):
+    """The operands of a term of a plan, and the pairs of its order, as numbers among them and what was made before."""
+    leaves, steps = tree_of(made, result)
+    places = {number: place for place, number in enumerate([*leaves, *steps])}
+    known = len(made.operands)
+    return leaves, [(places[made.steps[n - known].left], places[made.steps[n - known].right]) for n in steps]
+
+
 def matrices(count, size=3):
     """A chain of matrices."""
     inputs = tuple((f"m{n}", f"m{n + 1}") for n in range(count))

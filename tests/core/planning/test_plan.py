@@ -1,11 +1,17 @@
 """Plans: cached, printed whole, with flops that a hand can count and orders that nothing beats."""
 
+from collections import Counter
+
 import numpy as np
 import opt_einsum
 import pytest
+from opt_einsum.paths import ssa_to_linear
 
+from tests.core.planning.networks import path_of, tree_of
 from tests.table import places, required_of
 from tnadapt import AdapterSpec, PlanError, families, frozen, plan, raw, trainable, zeros
+from tnadapt._planning import equation_of
+from tnadapt._planning.plan import X
 from tnadapt.binding import BUCKETS, Cost, Objective, bucket
 
 TERA_RANKS = {f"r_{side}{n}": rank for side in "oi" for n, rank in enumerate((8, 4, 4), 1)}
@@ -150,29 +156,78 @@ def test_x_is_not_saved_where_a_frozen_factor_touches_it(family):
 @pytest.mark.parametrize("family", families.__all__)
 def test_opt_einsum_runs_the_path_and_counts_the_same(family, ask):
     made = plan(square(family), ask, tokens=16)
-    assert made.exact or len(made.operands) > 14
-    assert made.opt_einsum_flops() == made.forward_flops
-    shapes = [tuple(made.size(mode) for mode in modes) for modes in made.inputs]
     draw = np.random.default_rng(0)
-    arrays = [draw.standard_normal(shape) for shape in shapes]
-    found = opt_einsum.contract(made.equation(), *arrays, optimize=made.to_opt_einsum())
-    wanted = opt_einsum.contract(made.equation(), *arrays)
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-10 * abs(wanted).max())
+    arrays = [draw.standard_normal(tuple(made.size(mode) for mode in modes)) for modes in made.inputs]
+    paths = {result: path_of(made, result) for _, result in made.results}
+    assert made.exact or max(len(leaves) for leaves, _ in paths.values()) > 14
+    counted = 0
+    for leaves, pairs in paths.values():
+        equation = equation_of([made.inputs[number] for number in leaves], made.answer)
+        path = ssa_to_linear(pairs) or [(0,)]
+        term = [arrays[number] for number in leaves]
+        counted += opt_einsum.contract_path(equation, *term, optimize=path)[1].opt_cost if pairs else 0
+        found, wanted = opt_einsum.contract(equation, *term, optimize=path), opt_einsum.contract(equation, *term)
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-10 * abs(wanted).max())
+        if len(made.results) == 1:
+            assert (made.opt_einsum_flops(), made.equation().count(",")) == (made.forward_flops, len(leaves) - 1)
+            again = opt_einsum.contract(made.equation(), *arrays, optimize=made.to_opt_einsum())
+            np.testing.assert_allclose(again, wanted, rtol=0, atol=1e-10 * abs(wanted).max())
+    uses = Counter(step for result in paths for step in {*tree_of(made, result)[1]})
+    shared = sum((times - 1) * made.steps[n - len(made.operands)].cost.forward for n, times in uses.items())
+    assert counted == made.forward_flops + shared
 
 
 @pytest.mark.parametrize("ask", ["apply", "delta"])
-def test_a_plan_reads_every_factor_once(adapter, ask):
+def test_every_term_of_a_plan_reads_each_of_its_nodes_once(adapter, ask):
     for made in {plan(each, ask) for each in adapter.networks}:
-        if not made.steps:  # the update is its one factor
-            assert len(made.operands) == len(adapter.spec.factors) == 1
-            continue
-        read = [number for step in made.steps for number in (step.left, step.right)]
-        made_there = range(len(made.operands), len(made.operands) + len(made.steps) - 1)
-        assert sorted(read) == sorted([*range(len(made.operands)), *made_there])
-        assert set(made.operands) - {"(x)"} == set(adapter.spec.factors)
-        last = made.modes(len(made.operands) + len(made.steps) - 1)
-        assert sorted(last) == sorted(made.answer)
+        x = [X] if ask == "apply" else []
+        assert list(made.operands) == [*x, *made.network.nodes]
+        terms = [(sign, *tree_of(made, result)) for sign, result in made.results]
+        found = Counter((sign, *sorted(made.operands[leaf] for leaf in leaves)) for sign, leaves, _ in terms)
+        assert found == Counter((term.sign, *sorted([*x, *term.nodes])) for term in made.network.terms)
+        numbers = range(len(made.operands), len(made.operands) + len(made.steps))
+        assert {step for _, _, steps in terms for step in steps} == {*numbers}  # no step is made for nothing
+        below = [(frozenset(tree_of(made, number)[0]), frozenset(made.modes(number))) for number in numbers]
+        assert len({*below}) == len(below)  # none is made twice
+        assert all(sorted(made.modes(result)) == sorted(made.answer) for _, result in made.results)
         assert not set(adapter.spec.site_modes) & {mode for modes in made.inputs for mode in modes}
+
+
+SUM = AdapterSpec(
+    name="sum",
+    weight="out in",
+    factors={
+        "A": trainable("r in"),
+        "B": trainable("out r", init=zeros()),
+        "D": trainable("out r", init=zeros()),
+    },
+    terms=["B A", "- D A"],
+)
+
+
+def test_an_update_of_several_terms_has_neither_one_equation_nor_one_path():
+    made = plan(network(SUM, rank=4, shape=(8, 6)), tokens=16)
+    for ask, where in ((made.equation, "equation"), (made.to_opt_einsum, "to_opt_einsum")):
+        with pytest.raises(PlanError, match=rf"^{where}: expected an update of one term, got 2, which .*\nLook at the"):
+            ask()
+    with pytest.raises(PlanError, match="expected an update of one term, got 2"):
+        made.opt_einsum_flops()
+
+
+def test_the_text_of_a_sum_says_so_and_shows_what_is_shared():
+    lines = str(plan(network(SUM, rank=2, shape=(8, 6)), tokens=16)).splitlines()
+    assert lines[0] == "apply at 16 tokens, for training (a sum of 2 terms, each searched exhaustively)"
+    assert "opt_einsum" not in lines[1]
+    assert [line.partition("  [")[0] for line in lines[2::2]] == ["  %4 = (x), A", "  %5 = %4, B", "  %6 = %4, D"]
+
+
+def test_flops_of_a_sum_by_hand():
+    made, update = (plan(network(SUM, rank=2, shape=(8, 6)), ask, tokens=16) for ask in ("apply", "delta"))
+    assert made.forward_flops == 2 * 16 * 2 * (6 + 8 + 8)  # x A is made once
+    assert made.backward_flops == 2 * made.forward_flops
+    assert made.saved_elements == 16 * 6 + 16 * 2
+    assert made.peak_elements == 16 * 2 + 16 * 8 + 16 * 8
+    assert update.forward_flops == 2 * 2 * 8 * 2 * 6
 
 
 def test_how_often_the_values_of_a_step_change():
@@ -208,6 +263,15 @@ def test_a_plan_of_many_factors_is_not_proven_and_says_so(count):
     assert not made.exact
     assert str(made).splitlines()[0].endswith("for training (not proven cheapest)")
     assert made.opt_einsum_flops() == made.forward_flops
+
+
+def test_a_sum_with_one_term_of_many_factors_is_not_proven_and_says_so():
+    factors = {f"A{n:02}": trainable("o0 i0 r") for n in range(14)} | {"B": trainable("o0 i0")}
+    terms = ["B", " ".join(name for name in factors if name != "B")]
+    spec = AdapterSpec(name="two", weight="o0 i0", factors=factors, terms=terms, start="free")
+    made = plan(network(spec, rank=2, shape=(3, 2)))
+    assert not made.exact
+    assert str(made).splitlines()[0].endswith("(a sum of 2 terms, each not searched exhaustively)")
 
 
 def test_what_is_explained_is_what_planner_md_measured():

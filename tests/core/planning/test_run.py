@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tnadapt import AdapterSpec, Site, families, grid, plan, trainable
-from tnadapt._planning import Labeled, NumpyBackend, run
+from tnadapt._planning import Labeled, NumpyBackend, equation_of, run
 from tnadapt.testing import networks
 
 TOKENS = 3
@@ -22,7 +22,15 @@ def operands_of(order, seed=0):
 
 
 def by_einsum(order, operands):
-    return np.einsum(order.equation(), *(one.array for one in operands), optimize="greedy")
+    """Contract the operands of every term at once, and add the terms up."""
+    named = dict(zip(order.operands, operands, strict=True))
+    x = ["(x)"] if "(x)" in named else []
+    total = 0
+    for term in order.network.terms:
+        parts = [named[name] for name in (*x, *term.nodes)]
+        equation = equation_of([part.modes for part in parts], order.answer)
+        total = total + term.sign * np.einsum(equation, *(part.array for part in parts), optimize="greedy")
+    return total
 
 
 class Turning(NumpyBackend):
@@ -50,10 +58,10 @@ def test_a_plan_gives_what_its_equation_says_whatever_the_order_of_the_axes(ask,
 
 
 class Recording(NumpyBackend):
-    """Keeps what it is asked for, and what it is asked to order."""
+    """Keeps what it is asked for, what it is asked to order, and the signs of what it is asked to add."""
 
     def __init__(self):
-        self.steps, self.ordered_modes = [], []
+        self.steps, self.ordered_modes, self.signs = [], [], []
 
     def contract(self, left, right, kept, wanted):
         self.steps.append((left.modes, right.modes, kept, wanted))
@@ -63,19 +71,31 @@ class Recording(NumpyBackend):
         self.ordered_modes.append((value.modes, modes))
         return super().ordered(value, modes)
 
+    def add(self, values):
+        self.signs.append([sign for sign, _ in values])
+        return super().add(values)
+
 
 @pytest.mark.parametrize("ask", ["apply", "delta"])
 @settings(max_examples=20)
 @given(network=networks())
-def test_a_backend_is_asked_for_every_step_once_and_for_the_order_of_the_answer_at_the_last(ask, network):
+def test_a_backend_is_asked_for_every_step_once_and_for_the_order_of_the_answer_at_the_end_of_each_term(ask, network):
     order, backend = plan(network, ask, tokens=TOKENS), Recording()
     run(order, operands_of(order), backend)
-    wanted = [()] * (len(order.steps) - 1) + [order.answer]
+    ends = {number for _, number in order.results}
+    wanted = [order.answer if number in ends else () for number, _ in enumerate(order.steps, len(order.operands))]
+    held = {number: modes for number, modes in enumerate(wanted, len(order.operands)) if modes}
+
+    def modes_of(number):
+        return held.get(number, order.modes(number))
+
     assert backend.steps == [
-        (order.modes(step.left), order.modes(step.right), step.modes, last)
+        (modes_of(step.left), modes_of(step.right), step.modes, last)
         for step, last in zip(order.steps, wanted, strict=True)
     ]
-    assert backend.ordered_modes == [(order.answer, order.answer)]
+    assert backend.ordered_modes == [(modes_of(number), order.answer) for _, number in order.results]
+    signs = [sign for sign, _ in order.results]
+    assert backend.signs == ([] if signs == [1] else [signs])  # a single term is the answer as it is
 
 
 def test_a_numpy_step_has_the_wanted_order_or_that_of_the_plan():
@@ -117,6 +137,24 @@ def test_a_value_need_not_be_an_array():
     found = run(order, [Term(name) for name in order.operands], Writing())
     assert found.text.endswith(" as (token) out")
     assert sorted(re.findall(r"\w", found.text.partition(" as ")[0])) == ["A", "B", "G", "x"]
+
+
+@pytest.mark.parametrize("terms", [["- A"], ["- A", "B"], ["B", "- A"], ["B", "- A", "B"]], ids=str)
+def test_a_term_is_added_with_its_sign_and_the_operands_stay_as_they_are(terms):
+    factors = {"A": trainable("in out"), "B": trainable("out in")}
+    used = {name: factors[name] for name in "AB" if any(name in term for term in terms)}
+    spec = AdapterSpec(name="own", weight="out in", factors=used, terms=terms, start="free")
+    order = plan(spec.bind([Site("w", (3, 2))]).networks[0], "delta")
+    numbers = {"A": 2.0, "B": 5.0}
+    shapes = [[order.size(mode) for mode in modes] for modes in order.inputs]
+    values = [
+        Labeled(np.full(shape, numbers[name]), modes)
+        for name, shape, modes in zip(order.operands, shapes, order.inputs, strict=True)
+    ]
+    for value in values:
+        value.array.flags.writeable = False
+    wanted = sum(-numbers["A"] if "-" in term else numbers["B"] for term in terms)
+    assert run(order, values, NumpyBackend()).array.tolist() == np.full((3, 2), wanted).tolist()
 
 
 def test_a_network_of_one_factor_has_no_step_and_an_answer():

@@ -21,6 +21,7 @@ from tnadapt import (
     to_lora,
     trainable,
 )
+from tnadapt.sizes import at_most
 from tnadapt.testing import adapters, dense, random_params
 from tnadapt.testing._oracle import magnitude
 
