@@ -131,7 +131,8 @@ class AdapterSpec:
         first = {mode for axis in self.axes for mode in axis} | {*self.site_modes}
         likes = {b: r.mode for b, r in self.sizes.items() if isinstance(r, SizeRule) and r.kind == "like"}
         arrays = {**self.arrays, **self.hosts}
-        return FrozenMap(tied_bonds(arrays, self.nodes, likes, first | {*self.short} | ({*self.sizes} - {*likes})))
+        found = tied_bonds(arrays, self.nodes, likes, first | {*self.short} | ({*self.sizes} - {*likes}))
+        return FrozenMap({mode: own for mode, own in found.items() if mode not in first})
 
     @cached_property
     def free_bonds(self) -> tuple[str, ...]:
