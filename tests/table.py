@@ -36,7 +36,7 @@ class Case:
 
 def has_qubits(spec: AdapterSpec) -> bool:
     """Return whether a spec has gates on qubits."""
-    return any(factor.map == "rotation" for factor in spec.factors.values())
+    return any(factor.map == "rotation" for factor in spec.arrays.values())
 
 
 def places(spec: AdapterSpec, *, layers: int, kinds: Mapping[str, tuple[int, ...]]) -> tuple[Site, ...]:
@@ -96,6 +96,31 @@ FAMILIES = {
     "monarch wide": Case(families.monarch(alpha=2), 2),
     "btt": Case(families.btt(), 2),
     "mora": Case(families.mora(), 1, {"o2": 2, "i2": 2}),
+    "mora 6": Case(families.mora(variant=6, alpha=2), 1, {"o2": 2, "i2": 2}),
+    "c3a": Case(families.c3a(alpha=2), None, {"o2": 2, "i2": 2}),
+    "c3a rectangular": Case(families.c3a(), None),
+    "miss": Case(families.miss(alpha=2), None, {"i2": 2}),
+    "miss mini": Case(families.miss(variant="mini"), None, {"o2": 2, "i2": 2}),
+    "miss bat": Case(families.miss(variant="bat"), None, {"o2": 2, "i2": 2}),
+    "bora": Case(families.bora(), 2, {"g": 2, "h": 2}),
+    "tinylora": Case(families.tinylora(), {"p": 2, "q": 2, "k": 3}),
+    "tinylora tied": Case(families.tinylora(tied=True, alpha=2), {"p": 2, "q": 2, "k": 3}),
+    "sharelora": Case(families.sharelora()),
+    "sharelora b": Case(families.sharelora(share="B", alpha=2), 2),
+    "sharelora both": Case(families.sharelora(share="A B"), 2),
+    "kradapter": Case(families.kradapter(), None),
+    "kradapter short out": Case(families.kradapter(short="out", alpha=1), None),
+    "cp": Case(families.cp()),
+    "cp 1 2": Case(families.cp(out_order=1, in_order=2, alpha=2), 2),
+    "craft": Case(families.craft(alpha=2), {"p": 2, "a": 2, "q": 3, "b": 3}),
+    "adaring": Case(families.adaring(alpha=2), {"a": 2, "b": 3, "c": 2}),
+    "oft": Case(families.oft(), None, {"i": 2}),
+    "oft shared": Case(families.oft(shared_blocks=True), None, {"i": 2}),
+    "hra": Case(families.hra(reflections=2), None),
+    "hra free": Case(families.hra(reflections=3, start="free"), None),
+    "svdiff": Case(families.svdiff(alpha=2), None),
+    "soda": Case(families.soda(), None),
+    "soda delta": Case(families.soda(delta=1e-3), None),
     "lotr": Case(families.lotr(), {"p": 2, "q": 3}),
     "lotr by layer": Case(families.lotr(alpha=2, over="layer"), 2),
     "lotr_tt": Case(families.lotr_tt(), 2),

@@ -15,6 +15,7 @@ SITES = grid(layers=2, kinds={"q": (12, 8)})
         (lambda: families.tt_lora(in_order=0), r"tt_lora.*in_order: expected at least 1, got 0"),
         (lambda: families.loretta(out_order=0), r"loretta.*out_order: expected at least 1, got 0"),
         (lambda: families.metatt(order=3), r"metatt.*order: expected 4, or 5 with heads, got 3"),
+        (lambda: families.mora(variant=2), r"mora.*variant: expected 1 or 6, got 2"),
         (lambda: families.quanta(order=1), r"quanta.*order: expected at least 2, since a gate joins two axes, got 1"),
         (lambda: families.flora(kernel_axes=-1), r"flora.*kernel_axes: expected at least 0, got -1"),
         (lambda: families.superlora(parts=0), r"superlora.*parts: expected at least 1, got 0"),

@@ -20,6 +20,7 @@ MADE = {
     "identity": (initializers.identity(), "identity()"),
     "cyclic": (initializers.cyclic(), "cyclic()"),
     "controlled_z": (initializers.controlled_z(), "controlled_z()"),
+    "rotary": (initializers.rotary(), "rotary(base=10000)"),
     "svd": (initializers.svd(0.5), "svd(power=0.5)"),
     "tt_svd": (initializers.tt_svd(), "tt_svd()"),
     "hosvd_core": (initializers.hosvd_core(), "hosvd_core()"),
