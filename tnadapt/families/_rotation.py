@@ -84,31 +84,36 @@ def svdiff(*, alpha: float = 1.0) -> AdapterSpec:
 
 
 @family
-def soda(*, delta: float = 0.0) -> AdapterSpec:
+def soda(*, order: int = 3, delta: float = 0.0) -> AdapterSpec:
     """SODA: dW = U diag(S + d) V^T (R1 x R2 x R3)^T - W, singular values shifted and inputs turned (arXiv:2405.21050).
 
-    W = U S V^T is the host's weight. R1, R2, R3 are orthogonal matrices on three modes of the in axis, Cayley
+    W = U S V^T is the host's weight. R1, R2, .. are `order` orthogonal matrices on modes of the in axis, Cayley
     transforms of numbers that start at 0, where the official code has Stiefel factors and an optimizer of their own:
     both move in the component of 1. d (k = min(out, in)) starts at `delta`, 1e-3 in that code, which changes the model
     at once. The code has one d per row, and fails for out > in. It keeps S + d from falling below 0; here it may.
     sizes={"i1": 6, "i2": 8, "i3": 16} gives its split of 768. A rotation has no scale.
     Trainable: k + i1^2 + i2^2 + i3^2 per site. Rank of dW: full rank is possible.
     """
+    if order < 1:
+        raise SpecError("soda", [f"order: expected at least 1, got {order}"])
+    modes, ends, turns = ([f"{letter}{n}" for n in range(1, order + 1)] for letter in ("i", "a", "R"))
+    inputs, turned = " ".join(modes), " ".join(ends)
     factors: dict[str, Factor | Same] = {
-        f"R{n}": trainable(f"i{n} a{n}", init=zeros(), map="cayley") for n in (1, 2, 3)
+        turn: trainable(f"{mode} {end}", init=zeros(), map="cayley")
+        for turn, mode, end in zip(turns, modes, ends, strict=True)
     }
     factors |= {
         "d": trainable("k", init=constant(delta)),
-        "W": frozen("out i1 i2 i3", init=host()),
-        "W2": same("W", "out a1 a2 a3"),
+        "W": frozen(f"out {inputs}", init=host()),
+        "W2": same("W", f"out {turned}"),
         "U": frozen("out k", init=host("left")),
-        "V": frozen("k i1 i2 i3", init=host("right")),
-        "V2": same("V", "k a1 a2 a3"),
+        "V": frozen(f"k {inputs}", init=host("right")),
+        "V2": same("V", f"k {turned}"),
     }
     return AdapterSpec(
         name="soda",
-        weight="out (i1 i2 i3)",
+        weight=f"out ({inputs})",
         factors=factors,
-        terms=["W2 R1 R2 R3", "U d V2 R1 R2 R3", "- W"],
+        terms=[f"W2 {' '.join(turns)}", f"U d V2 {' '.join(turns)}", "- W"],
         start="free" if delta else "zero",
     )

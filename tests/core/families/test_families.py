@@ -223,7 +223,7 @@ def svdiff(p, at):
 
 def soda(p, at):
     u, s, vt = np.linalg.svd(p["W"], full_matrices=False)
-    turned = reduce(np.kron, (cayley(p[name]) for name in ("R1", "R2", "R3")))
+    turned = reduce(np.kron, (cayley(p[name]) for name in ("R1", "R2") if name in p))
     return u @ np.diag(s + p["d"]) @ vt @ turned.T - p["W"]
 
 
