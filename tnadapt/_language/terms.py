@@ -3,9 +3,8 @@
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
-from tnadapt._language.factor import PAIR, Factor, Same
+from tnadapt._language.factor import Factor, Same
 
 __all__: list[str] = []
 
@@ -107,12 +106,12 @@ class Sum:
     def _alike(self, names: Iterable[str]) -> object:
         """Return what products have in common whose nodes have equal values at the start.
 
-        What starts as the identity joins two modes into one: a factor, or a reflection that meets its start.
+        A factor that starts as the identity joins its last two modes into one.
         """
         joined: dict[str, str] = {}
         left = []
-        for node in self._less_pairs([self.nodes[name] for name in names]):
-            if node.factor and not self.factors[node.factor].is_identity:
+        for node in (self.nodes[name] for name in names):
+            if not self.factors[node.factor].is_identity:
                 left.append(node)
                 continue
             first, second = sorted((joined.get(m, m) for m in node.modes[-2:]), key=lambda m: m not in self.outer)
@@ -122,19 +121,6 @@ class Sum:
                 joined = {mode: first if known == second else known for mode, known in joined.items()}
                 joined[second] = first
         return frozenset(Counter((n.factor, tuple(joined.get(mode, mode) for mode in n.modes)) for n in left).items())
-
-    def _less_pairs(self, nodes: list[Node]) -> list[Node]:
-        """Replace a reflection and its start, joined by a bond of only these, by an identity without a name."""
-        often = Counter(mode for node in nodes for mode in node.modes)
-        for one, other in combinations(nodes, 2):
-            if one.factor != other.factor or not one.factor or self.factors[one.factor].map != "householder":
-                continue
-            shared = {*one.modes[-2:]} & {*other.modes[-2:]}
-            is_joint = len(shared) == 1 and shared.isdisjoint(self.outer) and often[min(shared)] == PAIR
-            if is_joint and one.modes[:-2] == other.modes[:-2] and one.at_start != other.at_start:
-                ends = tuple(sorted({*one.modes[-2:]} ^ {*other.modes[-2:]}))
-                return self._less_pairs([*(n for n in nodes if n is not one and n is not other), Node("", ends)])
-        return nodes
 
 
 def tied_bonds(

@@ -64,7 +64,6 @@ def test_a_node_has_its_own_modes_and_only_the_start_of_what_is_trained_is_anoth
 
 A, B, Z, F = trainable("r in"), trainable("out r"), trainable("out r", init=zeros()), frozen("r")
 A0, B0 = same("A", at_start=True), same("B", at_start=True)
-MIRROR, START = trainable("s m", map="householder"), same("B", "out r", at_start=True)
 ROTATED = trainable("r s", map="cayley", init=zeros())
 CASES = {  # factors, terms -> whether the update starts at 0, and the factors that have a gradient there
     "a product": ({"A": A, "B": B}, [], False, "AB"),
@@ -108,39 +107,6 @@ CASES = {  # factors, terms -> whether the update starts at 0, and the factors t
         ["B R A", "- B0 A"],
         True,
         "B",
-    ),
-    "a reflection that meets its start": (
-        {"A": A, "B": trainable("out s"), "H": MIRROR, "H0": same("H", "m r", at_start=True), "B0": START, "A0": A0},
-        ["B H H0 A", "- B0 A0"],
-        True,
-        "ABH",
-    ),
-    "two reflections": (
-        {
-            "A": A,
-            "B": trainable("out s"),
-            "H": MIRROR,
-            "I": trainable("m r", map="householder"),
-            "B0": START,
-            "A0": A0,
-        },
-        ["B H I A", "- B0 A0"],
-        False,
-        "ABHI",
-    ),
-    "a reflection that meets its start by a bond of three": (
-        {
-            "A": A,
-            "B": trainable("out s"),
-            "H": MIRROR,
-            "H0": same("H", "m r", at_start=True),
-            "d": trainable("m"),
-            "B0": START,
-            "A0": A0,
-        },
-        ["B H H0 d A", "- B0 A0"],
-        False,
-        "ABHd",
     ),
     "a matrix that is no identity": (
         {"A": A, "B": trainable("out s"), "R": trainable("s r"), "B0": same("B", "out r", at_start=True), "A0": A0},
