@@ -34,30 +34,34 @@ def oft(*, shared_blocks: bool = False) -> AdapterSpec:
 
 
 @family
-def hra(*, reflections: int = 8, start: Literal["zero", "free"] = "zero") -> AdapterSpec:
+def hra(*, reflections: int = 8, start: Literal["centered", "free"] = "centered") -> AdapterSpec:
     """HRA: dW = W H(u1) H(u2) .. H(ur) - W, a product of Householder reflections of the inputs (arXiv:2405.17484).
 
-    H(u) = 1 - 2 u u^T / |u|^2; u1 .. ur (in) start uniform. `start="free"` is that product, which is not 1 at the
-    start. The paper starts the reflections in equal pairs, which cancel. Factors here have starts of their own: with
-    "zero" each reflection is followed by its start, H(u) H(start of u), which is also orthogonal and 1 at the start.
-    The Gram-Schmidt form and the penalty that keeps the u apart are left out. A rotation has no scale.
-    Trainable: r in per site. Rank of dW: at most r with "free", 2 r with "zero"; the stated bound is full rank.
+    H(u) = 1 - 2 u u^T / |u|^2; u1 .. ur (in) start uniform. `start="free"` is that product, which changes the model at
+    once. The paper starts the reflections in equal pairs, which cancel. Factors here have starts of their own: if
+    "centered", each reflection is followed by its start, H(u) H(start of u), so that the product is orthogonal too, and
+    1 at the start; what is subtracted is W times that, exactly. The Gram-Schmidt form and the penalty that keeps the u
+    apart are left out. A reflection is a matrix of in x in numbers when it is used. A rotation has no scale.
+    Trainable: r in per site. Rank of dW: at most r if "free", else 2 r; the bound that is stated is full rank.
     """
     if reflections < 1:
         raise SpecError("hra", [f"reflections: expected at least 1, got {reflections}"])
-    links = reflections * (2 if start == "zero" else 1)
-    ends = [*(f"b{n}" for n in range(links)), "in"]
+    uses = [
+        (n, again) for n in range(1, reflections + 1) for again in ((False, True) if start == "centered" else (False,))
+    ]
+    ends = [*(f"b{n}" for n in range(len(uses))), "in"]
     factors: dict[str, Factor | Same] = {"W": frozen("out in", init=host()), "W2": same("W", "out b0")}
-    for n in range(1, reflections + 1):
-        first = 2 * n - 2 if start == "zero" else n - 1
-        factors[f"u{n}"] = trainable(f"{ends[first]} {ends[first + 1]}", init=uniform(), map="householder")
-        if start == "zero":
-            factors[f"u{n}_start"] = same(f"u{n}", f"{ends[first + 1]} {ends[first + 2]}", at_start=True)
+    for (n, again), one, other in zip(uses, ends[:-1], ends[1:], strict=True):
+        if again:
+            factors[f"u{n}_start"] = same(f"u{n}", f"{one} {other}", at_start=True)
+        else:
+            factors[f"u{n}"] = trainable(f"{one} {other}", init=uniform(), map="householder")
+    product = " ".join(name for name in factors if name != "W")
     return AdapterSpec(
         name="hra",
         weight="out in",
         factors=factors,
-        terms=[" ".join(name for name in factors if name != "W"), "- W"],
+        terms=[product] if start == "centered" else [product, "- W"],
         sizes={end: like("in") for end in ends[:-1]},
         start=start,
     )

@@ -44,7 +44,7 @@ def test_a_copy_that_joins_two_modes_of_a_weight_leaves_both_to_the_caller():
     factors = {"A": trainable("o1 i2 o2", init=zeros()), "A2": same("A", "o1 o2 i2")}
     square = AdapterSpec(name="own", weight="(o1 o2) i2", factors=factors, terms=["A2"])
     assert sizes(square, sizes={"o2": 8, "o1": 3}, site=Site("w", (24, 8)))["o2"] == 8
-    with pytest.raises(SiteError, match="factor 'A2': expected .* as the size of 'o2', which is 'i2' of 'A'"):
+    with pytest.raises(SiteError, match=r"factor 'A2': expected .* as the size of 'o2', which is 'i2' of 'A'"):
         sizes(square, sizes={"o2": 4})
 
 
