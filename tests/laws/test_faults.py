@@ -279,7 +279,7 @@ def test_a_custom_law_is_checked_and_progress_is_reported():
         check(LORA, laws=[*LAWS[:1], small], tell=told.append)
     assert [(one.law, one.examples) for one in told] == [("update_is_its_definition", 25)]
     assert isinstance(told[0], Held)
-    assert told[0].statement.startswith("`delta` is the scale times the product")
+    assert told[0].statement.startswith("`delta` is the scale times the signed sum of its terms, each the product")
 
 
 def test_check_uses_the_given_ranks_and_sizes():

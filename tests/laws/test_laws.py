@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from tests.table import FAMILIES
 from tnadapt import Adapter, families
+from tnadapt._language import Same
+from tnadapt._language.terms import terms_of
 from tnadapt.binding import Network
 from tnadapt.testing import LAWS, LawError, adapters, check, networks, sites, specs
 
@@ -25,6 +27,13 @@ def test_a_random_spec(law, adapter, seed):
 @slow_data
 @given(adapter=adapters(start="centered"), seed=st.integers(0, 2**16))
 def test_a_random_centered_spec(law, adapter, seed):
+    law(adapter, np.random.default_rng(seed))
+
+
+@every_law
+@slow_data
+@given(adapter=adapters(start="free"), seed=st.integers(0, 2**16))
+def test_a_random_spec_that_starts_anywhere(law, adapter, seed):
     law(adapter, np.random.default_rng(seed))
 
 
@@ -65,13 +74,35 @@ REACHED = {
     "a weight mode in two factors": lambda spec, modes: any(modes.count(mode) > 1 for mode in ("o0", "i0")),
     "an axis of two modes": lambda spec, modes: any(len(axis) > 1 for axis in spec.axes),
     "a kernel": lambda spec, modes: len(spec.axes) == 3,
-    "a scalar": lambda spec, modes: any(not factor.modes for factor in spec.factors.values()),
-    "a frozen factor": lambda spec, modes: any(not factor.trainable for factor in spec.factors.values()),
-    "a factor of one site": lambda spec, modes: any(spec.is_private(name) for name in spec.factors),
+    "a scalar": lambda spec, modes: any(not factor.modes for factor in spec.arrays.values()),
+    "a frozen factor": lambda spec, modes: any(not factor.trainable for factor in spec.arrays.values()),
+    "a factor of one site": lambda spec, modes: any(spec.is_private(name) for name in spec.arrays),
     "a custom coordinate": lambda spec, modes: "expert" in spec.site_modes,
     "no bond": lambda spec, modes: not spec.bonds,
     "centered": lambda spec, modes: spec.start == "centered",
+    "one term of all factors": lambda spec, modes: spec.terms == () and spec.factors == spec.arrays,
+    "two terms": lambda spec, modes: len(spec.terms) == 2,
+    "a term that is subtracted": lambda spec, modes: any(term.sign < 0 for term in terms_of(spec.terms, spec.factors)),
+    "terms with a factor in common": lambda spec, modes: len(spec.terms) == 2 and common(spec),
+    "terms with two factors in common": lambda spec, modes: len(spec.terms) == 2 and len(common(spec)) > 1,
+    "a start in a term": lambda spec, modes: any(term.at_start for term in copies(spec)),
+    "a factor twice in a term": lambda spec, modes: any(not one.at_start and one.modes is None for one in copies(spec)),
+    "a factor under other modes": lambda spec, modes: any(one.modes for one in copies(spec)),
+    "a trained factor that is shared": lambda spec, modes: any(one.shared for one in spec.arrays.values()),
+    "the weight of the host": lambda spec, modes: bool(spec.hosts),
+    "the weight of the host in one of two terms": lambda spec, modes: sum("W" in term for term in spec.terms) == 1,
 }
+
+
+def copies(spec):
+    return [one for one in spec.factors.values() if isinstance(one, Same)]
+
+
+def common(spec):
+    """The factors that every term has."""
+    return set.intersection(*({*term.nodes} for term in terms_of(spec.terms, spec.factors)))
+
+
 BOUND = {
     "several groups": lambda adapter: len(adapter.groups) > 1,
     "two shapes": lambda adapter: len({site.shape for site in adapter.sites}) > 1,
@@ -79,13 +110,19 @@ BOUND = {
     "a gap between layers": lambda adapter: max(site.coordinates["layer"] for site in adapter.sites) > 3,
     "a size of 1": lambda adapter: 1 in adapter.networks[0].sizes.values(),
     "a site mode that no factor carries": lambda adapter: any(
-        all(mode not in factor.modes for factor in adapter.spec.factors.values()) for mode in adapter.spec.site_modes
+        all(mode not in factor.modes for factor in adapter.spec.arrays.values()) for mode in adapter.spec.site_modes
     ),
     "a frozen factor of two shapes": lambda adapter: any(
         slot.shape != tuple(group.network.sizes[mode] for mode in slot.factor.modes)
         for group in adapter.groups
         for slot in adapter.slots.values()
-        if slot.name in adapter.spec.factors and adapter.spec.is_global(slot.name)
+        if slot.name in adapter.spec.arrays and adapter.spec.is_global(slot.name) and not slot.factor.trainable
+    ),
+    "a trained factor of two shapes": lambda adapter: any(
+        slot.shape != tuple(group.network.sizes[mode] for mode in slot.factor.modes)
+        for group in adapter.groups
+        for slot in adapter.slots.values()
+        if slot.factor.shared
     ),
 }
 
@@ -110,9 +147,20 @@ def seen(strategy, table, look):
 
 def test_the_strategy_for_specs_covers_what_it_promises():
     def look(holds, spec):
-        return holds(spec, [mode for factor in spec.factors.values() for mode in factor.modes])
+        return holds(spec, [mode for factor in spec.arrays.values() for mode in factor.modes])
 
     assert seen(specs() | specs(start="centered"), REACHED, look) == REACHED.keys()
+
+
+def test_plain_specs_are_one_term_of_factors_with_arrays():
+    @settings(PLAIN, max_examples=200, phases=[Phase.generate])
+    @given(spec=specs(plain=True) | specs(plain=True, start="centered"))
+    def collect(spec):
+        assert spec.terms == ()
+        assert spec.factors == spec.arrays
+        assert not any(factor.shared for factor in spec.arrays.values())
+
+    collect()
 
 
 def test_the_strategy_for_adapters_covers_what_it_promises():

@@ -42,11 +42,11 @@ def is_fixed(factor):
     return not factor.trainable and (factor.init.is_pattern or factor.init.kind == "constant")
 
 
-def compare(spec, params, update, *, host=None, bound=1e-10, **words):
-    """Compare updates. `params` has every factor with an array; patterns, ones and the host's weight are added."""
+def compare(spec, params, update, weight=None, *, bound=1e-10, **words):
+    """Compare an update with that of a layer. `weight` is the layer's own weight, if it is a factor of the spec."""
     (site,) = grid(layers=1, kinds={"q": update.shape})
     adapter = spec.bind([site], **words)
-    begin = init(adapter, None if host is None else {site.weight: host})
+    begin = init(adapter, None if weight is None else {site.weight: weight})
     fixed = {name for name in begin if name not in adapter.slots or is_fixed(adapter.slots[name].factor)}
     assert {name: value.shape for name, value in params.items()} == {
         name: value.shape for name, value in begin.items() if name not in fixed
@@ -129,7 +129,7 @@ def test_oft_agrees_with_peft(shared):
     x = np.zeros((len(stored), 4, 4))
     x[:, *np.triu_indices(4, 1)] = stored
     params = {"X": x[0] if shared else x}
-    compare(families.oft(shared_blocks=shared), params, update, host=host_of(layer), sizes={"i": 4})
+    compare(families.oft(shared_blocks=shared), params, update, weight=host_of(layer), sizes={"i": 4})
 
 
 @pytest.mark.parametrize("reflections", [1, 4])
@@ -138,7 +138,7 @@ def test_hra_agrees_with_peft(reflections):
     stored = layer.hra_u["default"].detach().numpy()
     params = {f"u{n}": stored[:, n - 1] for n in range(1, reflections + 1)}
     spec = families.hra(reflections=reflections, start="free")
-    compare(spec, params, update, host=host_of(layer), bound=1e-6)  # PEFT begins with a float32 identity
+    compare(spec, params, update, weight=host_of(layer), bound=1e-6)  # PEFT begins with a float32 identity
 
 
 def test_c3a_agrees_with_peft():
@@ -158,8 +158,8 @@ def test_c3a_agrees_with_peft():
 def test_miss_agrees_with_peft(variant, words, name, sizes):
     layer, update = peft_side(peft.MissConfig(r=4, target_modules=["q"], **words))
     params = {name: layer.miss_block["default"].detach().numpy()}
-    host = host_of(layer) if variant == "bat" else None
-    compare(families.miss(variant=variant), params, update, host=host, sizes=sizes)
+    weight = host_of(layer) if variant == "bat" else None
+    compare(families.miss(variant=variant), params, update, weight, sizes=sizes)
 
 
 def test_tinylora_agrees_with_peft():
@@ -172,7 +172,7 @@ def test_tinylora_agrees_with_peft():
         "v": layer.tinylora_v["default"]["0"][None],
     }
     params = {key: value.detach().double().numpy() for key, value in params.items()}
-    compare(families.tinylora(), params, update, host=host_of(layer), rank={"p": 3, "q": 3, "k": 5})
+    compare(families.tinylora(), params, update, weight=host_of(layer), rank={"p": 3, "q": 3, "k": 5})
 
 
 def test_tinylora_starts_at_the_frozen_pair_of_peft():
@@ -187,3 +187,29 @@ def test_tinylora_starts_at_the_frozen_pair_of_peft():
     (site,) = grid(layers=1, kinds={"q": (OUT, IN)})
     ours = init(families.tinylora().bind([site], rank={"p": 3, "q": 3, "k": 5}), {site.weight: host_of(layer)})
     np.testing.assert_allclose(ours["B"][0] @ ours["A"][0], theirs, rtol=0, atol=1e-6)
+
+
+def test_gralora_with_a_lora_agrees_with_peft():
+    """PEFT divides both parts by r + h, with r for a row of blocks; here by the rank of a block."""
+    k, r, h = 2, 6, 3
+    config = peft.GraloraConfig(r=r, alpha=8, gralora_k=k, hybrid_r=h, target_modules=["q"])
+    layer, update = peft_side(config)
+    down = held(layer, "gralora_A").reshape(k, IN // k, k, r // k)
+    up = held(layer, "gralora_B").reshape(k, k, r // k, OUT // k)
+    params = {"A": down.transpose(2, 0, 3, 1), "B": up.transpose(0, 1, 3, 2)}
+    params["A_all"] = held(layer, "gralora_A_general").reshape(h, k, IN // k)
+    params["B_all"] = held(layer, "gralora_B_general").reshape(k, OUT // k, h)
+    spec = families.gralora(alpha=8 * (r / k) / (r + h), hybrid=True)
+    compare(spec, params, update, rank={"r": r // k, "h": h}, sizes={"o1": k, "i1": k})
+
+
+def test_hira_agrees_with_peft():
+    layer, update = peft_side(peft.HiraConfig(r=4, target_modules=["q"]))
+    params = {"A": held(layer, "hira_A"), "B": held(layer, "hira_B")}
+    compare(families.hira(), params, update, host_of(layer), rank=4)
+
+
+def test_ssl_agrees_with_a_feed_forward_layer_of_ia3_in_peft():
+    config = peft.IA3Config(target_modules=["q"], feedforward_modules=["q"])
+    layer, update = peft_side(config)
+    compare(families.ssl(), {"l": held(layer, "ia3_l")[0]}, update, host_of(layer))

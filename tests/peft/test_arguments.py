@@ -68,7 +68,7 @@ CASES = {
     ),
     "fused": (families.lotr(), {"rank": 2, "target_modules": ["qkv"], "fused": {"qkv": ["q", None, "v"]}}),
     "fused by rows": (families.lora(), {"rank": 2, "target_modules": ["qkv"], "fused": {"qkv": {"q": 8, "k": 4}}}),
-    "tasks": (families.mtlora(), {"rank": 2, "target_modules": ["qkv"], "tasks": ["seg", "depth"]}),
+    "tasks": (families.mtlora_tasks(), {"rank": 2, "target_modules": ["qkv"], "tasks": ["seg", "depth"]}),
     "fold": (families.lora(), {"rank": 2, "target_modules": ["qkv", "out"], "fold": True}),
     "experts": (families.lotr(over="layer expert"), {"rank": 2, "target_parameters": LAYOUTS}),
     "both": (
@@ -231,7 +231,7 @@ def test_factors_of_a_quantized_base_stay_float32():
 
 
 REFUSED = {
-    "ranks by module": ({"rank_pattern": {"qkv": 4}}, r"^rank_pattern: .*one rank .*\nAdd a second adapter"),
+    "ranks by module as a list": ({"rank_pattern": ["qkv"]}, r"^rank_pattern: expected ranks by module, got"),
     "alphas by module": ({"alpha_pattern": {"qkv": 4.0}}, r"^alpha_pattern: .*one alpha"),
     "PEFT's rank": ({"r": 4}, r"^TnConfig: .*got 'r'\.\nPEFT's r is called rank here"),
     "PEFT's alpha": ({"lora_alpha": 4}, r"^TnConfig: .*\nPEFT's lora_alpha is called alpha here"),
@@ -364,3 +364,14 @@ def test_a_pickle_is_not_written(tmp_path):
     lora = get_peft_model(llama(), peft.LoraConfig(target_modules=["q_proj"]))
     lora.save_pretrained(folder, safe_serialization=False)  # other methods are not affected
     assert (folder / "adapter_model.bin").exists()
+
+
+def test_ranks_by_module_are_those_of_bind():
+    model = get_peft_model(
+        llama(), TnConfig(spec="lora", rank=4, target_modules=["q_proj", "v_proj"], rank_pattern={"^v_proj": 2})
+    )
+    adapter = model.base_model.states()["default"].adapter
+    assert {site.path.rpartition(".")[2]: adapter.find(site)[0].network.sizes["r"] for site in adapter.sites} == {
+        "q_proj": 4,
+        "v_proj": 2,
+    }

@@ -94,7 +94,8 @@ def compress(
         tell: a function that is called after each sweep.
 
     Raises:
-        SpecError: a factor with a map, a trained factor that is used twice, or trained factors in several terms.
+        SpecError: a factor with a map or of the host, a trained factor that is used twice or shared by several groups,
+            or trained factors in several terms.
         SiteError: an update that is not finite or not of its site's shape; a start of another adapter; sizes as for
             `bind`.
     """
@@ -108,6 +109,10 @@ def compress(
     _check_linear(spec)
     checked = {site: check_update(site, update) for site, update in updates.items()}
     adapter = spec.bind(checked, rank=rank, sizes=sizes, alpha=alpha, seed=seed, overparametrized=overparametrized)
+    shared = [name for name, factor in spec.arrays.items() if factor.shared and factor.trainable]
+    if shared and len(adapter.groups) > 1:
+        fault = f"got {shared[0]!r}, which {len(adapter.groups)} groups share"
+        raise SpecError(spec.name, [f"compress: expected trained factors of one group each, {fault}"])
     params = init(adapter, weights) if start is None else _begin_at(adapter, start)
     errors: dict[Site, float] = {}
     history, squares = {}, np.zeros(2)
@@ -146,6 +151,9 @@ def _begin_at(adapter: Adapter, start: Mapping[str, npt.ArrayLike]) -> Params:
 
 def _check_linear(spec: AdapterSpec) -> None:
     """Raise SpecError unless the update is linear in each trained factor, and all of these are in one term."""
+    if spec.hosts:
+        name = next(iter(spec.hosts))
+        raise SpecError(spec.name, [f"compress: expected factors with arrays, got the host's weight as {name!r}"])
     trained = _trained_terms(spec)
     mapped = [name for name, factor in spec.arrays.items() if factor.map]
     uses = Counter(spec.nodes[name].factor for term in trained for name in term.nodes if _is_trained(spec, name))

@@ -91,16 +91,18 @@ def draw(of: SpecLike | Network | Adapter) -> Diagram:
     if not isinstance(of, Network):
         of = spec_of(of, "draw")
     if isinstance(of, AdapterSpec):
-        subject = Subject(of.axes, of.site_modes, _drawn_factors(of.sum, of.nodes, of.arrays))
+        terms = of.sum
+        subject = Subject(of.axes, of.site_modes, _drawn_factors(terms, of.nodes, {**of.arrays, **of.hosts}))
         title, over = of.name, f", stacked over {of.over}" if of.over else ""
         notes = [f"updates weights [{of.weight}]{over}", f"trains {of.formula()}"]
     else:
-        cut = minimum_cut(of)
-        subject = Subject(of.axes, of.over, _drawn_factors(of.terms, of.nodes, of.factors), of.sizes, cut.modes)
+        cut, terms = minimum_cut(of), of.terms
+        subject = Subject(of.axes, of.over, _drawn_factors(terms, of.nodes, of.factors), of.sizes, cut.modes)
         over = f", stacked over {', '.join(map(subject.label, of.over))}" if of.over else ""
         title = f"[{text_of(of.axes)}] = {' x '.join(f'{size:,}' for size in of.weight_shape)}{over}"
+        arrays = {name: factor for name, factor in of.factors.items() if not factor.init.is_host}
         sums = [
-            sum(math.prod(of.shape(name)) for name, factor in of.factors.items() if factor.trainable is kind)
+            sum(math.prod(of.shape(name)) for name, factor in arrays.items() if factor.trainable is kind)
             for kind in (True, False)
         ]
         twice = f"{cut.times} times " if cut.times > 1 else ""
@@ -108,8 +110,7 @@ def draw(of: SpecLike | Network | Adapter) -> Diagram:
             f"rank ≤ {cut.rank:,}: {twice}cut {', '.join(cut.modes) or 'nothing'}",
             f"trains {sums[0]:,} entries" + (f", holds {sums[1]:,} frozen" if sums[1] else ""),
         ]
-    if any(node.at_start for node in of.nodes.values()):
-        notes += ["centered: minus the same network at its starting values"]
+    notes += _notes_of(terms, of.nodes)
     marks = ["▒ frozen"] if any(not factor.trainable for factor in subject.factors.values()) else []
     lines = [line for text in (title, *notes) for line in textwrap.wrap(text, WIDTH)]
     text = "\n".join([*lines, *score(subject), *([""] if marks else []), *marks])
@@ -117,10 +118,26 @@ def draw(of: SpecLike | Network | Adapter) -> Diagram:
 
 
 def _drawn_factors(terms: Sequence[Term], nodes: Mapping[str, Node], arrays: Mapping[str, Factor]) -> dict[str, Factor]:
-    """Return what is drawn of a term by name: each factor under the modes that it has there."""
+    """Return what is drawn by name, of the first term: each factor under the modes that it has there."""
     first = terms[0].nodes
-    in_order = [name for name in (*arrays, *nodes) if name in first]
-    return {name: replace(arrays[nodes[name].factor], modes=nodes[name].modes) for name in dict.fromkeys(in_order)}
+    drawn = {}
+    for name in dict.fromkeys(name for name in (*arrays, *nodes) if name in first):
+        node, factor = nodes[name], arrays[nodes[name].factor]
+        drawn[name] = replace(factor, modes=node.modes, trainable=factor.trainable and not node.at_start)
+    return drawn
+
+
+def _notes_of(terms: Sequence[Term], nodes: Mapping[str, Node]) -> list[str]:
+    """Return what a picture of the first term does not show: its sign, and the other terms."""
+    if len(terms) == 1 and terms[0].sign > 0:
+        return []
+    alike = [sorted((nodes[name].factor, nodes[name].modes) for name in term.nodes) for term in terms]
+    others = [name for name in terms[-1].nodes if name not in terms[0].nodes]
+    are_starts = others and all(nodes[name].at_start for name in others)
+    if [term.sign for term in terms] == [1, -1] and alike[0] == alike[1] and are_starts:
+        return ["centered: minus the same network at its starting values"]
+    text = " + ".join(map(str, terms)).replace("+ -", "-")
+    return [f"the first of {len(terms)} terms: {text}" if len(terms) > 1 else f"subtracted: {text}"]
 
 
 def _card(title: str, notes: Sequence[str], subject: Subject, picture: Scene, text: str) -> Diagram:

@@ -53,9 +53,11 @@ class Subject:
         return f"{mode} = {self.sizes[mode]:,}" if mode in self.sizes else mode
 
     def is_shared(self, name: str) -> bool:
-        """Return whether sites share a factor: it carries no site mode, and there are some or it is frozen."""
-        carries = set(self.factors[name].modes) & set(self.over)
-        return not carries and (bool(self.over) or not self.factors[name].trainable)
+        """Return whether sites share a factor: it carries no site mode, and there are some or it is for all sites."""
+        one = self.factors[name]
+        if one.init.is_host or {*one.modes} & {*self.over}:
+            return False
+        return bool(self.over) or one.shared or not one.trainable
 
     @cached_property
     def vectors(self) -> dict[str, list[str]]:

@@ -10,7 +10,7 @@ from tnadapt._errors import SiteError
 from tnadapt._frozen import FrozenMap
 from tnadapt._hosts import TASK, Site, check_parts, check_size, expect_site
 from tnadapt._language.address import Address, Part, Slot
-from tnadapt._language.groups import group_of
+from tnadapt._language.groups import check_patterns, group_of
 from tnadapt._language.network import Group, Network, most_shapes, stacks_of
 from tnadapt._language.terms import START
 from tnadapt._table import align
@@ -45,6 +45,7 @@ class Adapter:
             raise SiteError(f"{path}: expected each site once, got this one {times} times.\nPass it once.")
         for weight, parts in self.weights.items():
             check_parts(weight, parts)
+        check_patterns(self)
         stacks = stacks_of(self.sites, self.spec.site_modes)
         networks: dict[object, Network] = {}  # groups of equal sizes share one
         groups = tuple(group_of(self, name, stack, networks) for name, stack in stacks.items())

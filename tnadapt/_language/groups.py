@@ -6,7 +6,7 @@ from typing import Protocol
 
 from tnadapt._errors import SiteError
 from tnadapt._frozen import FrozenMap
-from tnadapt._hosts import Site, check_size
+from tnadapt._hosts import Site, check_size, is_named, nearest
 from tnadapt._language.factor import Factor
 from tnadapt._language.network import Group, Network, sizes_of, values_of
 from tnadapt._language.notation import Axis
@@ -57,6 +57,8 @@ class Asked(Protocol):
     def rank(self) -> int | Mapping[str, int] | None: ...
     @property
     def sizes(self) -> Mapping[str, int]: ...
+    @property
+    def sites(self) -> tuple[Site, ...]: ...
 
 
 class Bound(Asked, Protocol):
@@ -64,6 +66,17 @@ class Bound(Asked, Protocol):
 
     @property
     def groups(self) -> tuple[Group, ...]: ...
+
+
+def _ranks(adapter: Asked, asked: Mapping[str, int]) -> dict[str, int]:
+    """Return the ranks that were asked for all networks, by bond."""
+    rank = adapter.rank
+    if isinstance(rank, Mapping):
+        return {bond: size for bond, size in rank.items() if bond in adapter.spec.bonds}
+    if rank is None:
+        return {}
+    check_size("rank", rank)
+    return {bond: rank for bond in adapter.spec.free_bonds if bond not in asked}
 
 
 def check_ranks(adapter: Bound) -> None:
@@ -85,13 +98,48 @@ def check_ranks(adapter: Bound) -> None:
 def group_of(adapter: Asked, name: str, stack: tuple[Site, ...], networks: dict[object, Network]) -> Group:
     values = {mode: values_of(stack, mode) for mode in adapter.spec.site_modes}
     lengths = {mode: len(along) for mode, along in values.items()}
-    key = (stack[0].shape, *lengths.values())
+    own = _own_rank(adapter, stack)
+    key = (stack[0].shape, own, *lengths.values())
     if key not in networks:
-        networks[key] = _network(adapter, stack[0], lengths)
+        networks[key] = _network(adapter, stack[0], lengths, own)
     return Group(name, networks[key], stack, FrozenMap(values))
 
 
-def _network(adapter: Asked, site: Site, lengths: Mapping[str, int]) -> Network:
+def _patterns(adapter: Asked) -> dict[str, int]:
+    """Return the ranks that were asked for some modules, by name; those for bonds are the others."""
+    rank = adapter.rank if isinstance(adapter.rank, Mapping) else {}
+    return {name: size for name, size in rank.items() if name not in adapter.spec.bonds}
+
+
+def _own_rank(adapter: Asked, stack: tuple[Site, ...]) -> int | None:
+    """Return the rank that was asked for the modules of a network, or None. The first name that matches counts."""
+    patterns = _patterns(adapter)
+    if not patterns:
+        return None
+    found = {site: next((size for name, size in patterns.items() if is_named(site.path, name)), None) for site in stack}
+    if len(set(found.values())) > 1:
+        first, other = (
+            next(site for site, size in found.items() if size == one) for one in list(set(found.values()))[:2]
+        )
+        raise SiteError(
+            f"{other.path}: expected the rank of {first.path}, {found[first]}, since both are in one network, got "
+            f"{found[other]}.\nStack over fewer site modes, or give all of them one rank."
+        )
+    return found[stack[0]]
+
+
+def check_patterns(adapter: Asked) -> None:
+    """Raise SiteError for a name in `rank` that is neither a bond nor that of a module."""
+    for name in _patterns(adapter):
+        if not any(is_named(site.path, name) for site in adapter.sites):
+            bonds = ", ".join(adapter.spec.free_bonds) or "none"
+            raise SiteError(
+                f"rank: expected bonds of {adapter.spec.name} or names of adapted modules, got {name!r}.\n"
+                f"Its bonds are {bonds}.{nearest(name, [site.path for site in adapter.sites])}"
+            )
+
+
+def _network(adapter: Asked, site: Site, lengths: Mapping[str, int], own: int | None) -> Network:
     spec = adapter.spec
     known = {*spec.bonds, *(mode for axis in spec.axes for mode in axis)}
     if wrong := [mode for mode in adapter.sizes if mode not in known]:
@@ -102,19 +150,18 @@ def _network(adapter: Asked, site: Site, lengths: Mapping[str, int]) -> Network:
     asked = {mode: rule for mode, rule in spec.sizes.items() if isinstance(rule, int)} | dict(adapter.sizes)
     required = {mode for mode, rule in spec.sizes.items() if isinstance(rule, SizeRule) and rule.kind == "required"}
     outer = sizes_of(site.path, site.shape, spec.axes, asked, required) | dict(lengths)
-    sizes = outer | _bond_sizes(adapter, outer, asked)
+    sizes = outer | _bond_sizes(adapter, outer, asked, own)
     scale = spec.scale.at(sizes.get(spec.scale.bond, 1))
     factors = {**spec.arrays, **spec.hosts}
     return Network(spec.axes, spec.site_modes, factors, sizes, scale, spec.nodes, spec.sum)
 
 
-def _bond_sizes(adapter: Asked, outer: Mapping[str, int], asked: Mapping[str, int]) -> dict[str, int]:
-    spec, rank = adapter.spec, adapter.rank
-    if not isinstance(rank, Mapping | None):
-        check_size("rank", rank)
-    free = spec.free_bonds
-    told = rank if isinstance(rank, Mapping) else dict.fromkeys(free if rank is not None else (), rank)
-    ranks = told if isinstance(rank, Mapping) else {bond: size for bond, size in told.items() if bond not in asked}
+def _bond_sizes(adapter: Asked, outer: Mapping[str, int], asked: Mapping[str, int], own: int | None) -> dict[str, int]:
+    """Return the sizes of the bonds. `own` is the rank that was asked for the modules of this network."""
+    spec, free = adapter.spec, adapter.spec.free_bonds
+    ranks = _ranks(adapter, asked)
+    if own is not None:
+        ranks |= {bond: own for bond in free if bond not in adapter.sizes}
     known = {*free, *(bond for bond in spec.bonds if bond in spec.sizes and bond not in spec.tied)}
     if wrong := [
         bond for bond in (*ranks, *adapter.sizes) if bond in spec.tied or (bond in ranks and bond not in known)

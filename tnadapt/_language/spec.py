@@ -161,7 +161,8 @@ class AdapterSpec:
 
         Args:
             sites: the weights to adapt, in the order of the host; a single site is accepted.
-            rank: the size of every bond, or bond -> size.
+            rank: the size of every bond; or bond -> size; and beside that name -> size, for the networks of the modules
+                of this name, as in {"r": 8, "q_proj": 16}.
             sizes: mode -> size for modes of the weight, such as {"head": 12}, or for bonds (not limited by `at_most`).
             alpha: replaces the alpha of the spec's scale.
             seed: the seed of the starting values.

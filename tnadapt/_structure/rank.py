@@ -226,8 +226,9 @@ def _partings(split: Split) -> tuple[Parting, ...]:
 def _part(split: Split, terms: tuple[Term, ...]) -> Parting:
     """Return the minimum cut through terms, all of whose different nodes are on one side of it."""
     nodes = split.nodes
-    common = set.intersection(*({*term.nodes} for term in terms))
-    others = {name for term in terms for name in term.nodes} - common
+    used = dict.fromkeys(name for term in terms for name in term.nodes)  # in order: of equal cuts, the first is taken
+    common = [name for name in used if all(name in term.nodes for term in terms)]
+    others = [name for name in used if name not in common]
 
     def parting(side: Node) -> Parting:
         carriers: dict[str, list[Node]] = {}
@@ -237,7 +238,7 @@ def _part(split: Split, terms: tuple[Term, ...]) -> Parting:
         for mode in split.open_modes:
             carriers.setdefault(mode, []).append(ROWS if mode in split.rows else COLUMNS)
         modes, reached = _least_cut(carriers, split.network.sizes)
-        rows = {name for name in common if name in reached} | (others if side == ROWS else set())
+        rows = {name for name in common if name in reached} | (set(others) if side == ROWS else set())
         return Parting(terms, modes, split.network.volume(modes), frozenset(rows), side == COLUMNS)
 
     return parting(ROWS) if not others else min(parting(ROWS), parting(COLUMNS), key=lambda one: one.rank)

@@ -2,12 +2,15 @@
 
 from tnadapt.families._blocks import bora, btt, c3a, gralora, miss, monarch, mora
 from tnadapt.families._circuit import quanta
-from tnadapt.families._matrix import lora, lora_xs, mtlora, pissa, randlora, sharelora, tinylora, tlora, vera
+from tnadapt.families._gated import hira, losa, ssb, ssl
+from tnadapt.families._inner import mtlora, triadaptlora
+from tnadapt.families._matrix import lora, lora_xs, mtlora_tasks, pissa, randlora, sharelora, tinylora, tlora, vera
 from tnadapt.families._named import SpecLike as SpecLike
 from tnadapt.families._named import spec_of as spec_of
 from tnadapt.families._orthogonal import householder, quantum_peft
 from tnadapt.families._product import abba, kadaptation, kradapter, krona, loha, lokr, superlora
 from tnadapt.families._rotation import hra, oft, soda, svdiff
+from tnadapt.families._sums import bslora, nola, rasa
 from tnadapt.families._t_product import lora_pt, tcurlora
 from tnadapt.families._tensor import adaring, lorta, lotr, tera
 from tnadapt.families._train import dota, fact_tt, loretta, lotr_tt, metatt, tt_lora
@@ -17,6 +20,7 @@ __all__ = [
     "abba",
     "adaring",
     "bora",
+    "bslora",
     "btt",
     "c3a",
     "cara",
@@ -27,6 +31,7 @@ __all__ = [
     "fact_tt",
     "flora",
     "gralora",
+    "hira",
     "householder",
     "hra",
     "kadaptation",
@@ -39,6 +44,7 @@ __all__ = [
     "lora_xs",
     "loretta",
     "lorta",
+    "losa",
     "lotr",
     "lotr_tt",
     "metatt",
@@ -46,13 +52,18 @@ __all__ = [
     "monarch",
     "mora",
     "mtlora",
+    "mtlora_tasks",
+    "nola",
     "oft",
     "pissa",
     "quanta",
     "quantum_peft",
     "randlora",
+    "rasa",
     "sharelora",
     "soda",
+    "ssb",
+    "ssl",
     "superlora",
     "svdiff",
     "tcurlora",
@@ -60,6 +71,7 @@ __all__ = [
     "tera",
     "tinylora",
     "tlora",
+    "triadaptlora",
     "tt_lora",
     "vera",
 ]

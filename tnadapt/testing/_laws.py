@@ -52,17 +52,13 @@ def identity_at_the_start(adapter: Adapter, random: np.random.Generator) -> None
 
 
 def living_gradient(adapter: Adapter, random: np.random.Generator) -> None:
-    """At the starting values, exactly the trainable factors named by `first_gradients` have a nonzero gradient.
-
-    A reflection or a rotation of one entry is a constant, and is left out.
-    """
+    """At the starting values, exactly the trainable factors named by `first_gradients` have a nonzero gradient."""
     pulls = {site.path: random.standard_normal(site.shape) for site in adapter.sites}
     found = gradients(adapter, start_params(adapter), pulls)
     named = first_gradients(adapter.spec)
     for group in adapter.groups:
         for name, factor in group.network.factors.items():
-            is_constant = bool(factor.map) and group.network.sizes[factor.modes[-1]] == 1
-            if factor.trainable and not is_constant:
+            if factor.trainable and not (factor.map and group.network.sizes[factor.modes[-1]] == 1):  # a constant
                 moves = bool(found[adapter.slot_name(group, name)].any())
                 words = GRADIENT[name in named], GRADIENT[moves]
                 expect(words[0] == words[1], f"gradient of {name} at the start: expected {words[0]}, got {words[1]}")

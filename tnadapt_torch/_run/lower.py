@@ -133,7 +133,7 @@ class _Writer:
         return total if len(answer) == len(lying) else self.reshape(total, lying)
 
     def add_difference(self, y: fx.Node, way: Way, less: Way, operands: Sequence[fx.Node], scale: float) -> fx.Node:
-        """Write the addition of a difference to y. It is made first: added one by one, the terms would be rounded to y."""
+        """Write the addition of a difference to y; the difference comes first, since y rounds what is added to it."""
         answer = self.order.answer
         more, fewer = (self.ordered(self.node(one, operands), one.order, answer) for one in (way, less))
         difference = self.graph.call_function(torch.sub, (more, fewer))

@@ -64,7 +64,7 @@ class TnConfig(peft.PeftConfig):  # type: ignore[misc]
         tasks: names of tasks, as in `attach`; `model.base_model.states()["default"].set_task` chooses one.
         fold: add the update to the weight at each call, as in `attach`.
         overparametrized: allow a rank higher than that of any update.
-        rank_pattern: not supported, since all sites of a network have one rank; a value raises SiteError.
+        rank_pattern: name of modules -> rank, for the networks of these modules alone, as in `AdapterSpec.bind`.
         alpha_pattern: not supported, since all sites of a network have one scale; a value raises SiteError.
         adapter: only in a file, in place of spec, rank, alpha, sizes and seed: the saved adapter as JSON.
         digests: only in a file: the SHA-256 of each frozen factor that is drawn again at load.
@@ -102,11 +102,8 @@ class TnConfig(peft.PeftConfig):  # type: ignore[misc]
         self.peft_type = PeftType.TNADAPT
         self._loaded: Adapter | None = None
         self._sealed: dict[str, Any] = {}
-        for word, given in (("rank", rank_pattern), ("alpha", alpha_pattern)):
-            if given:
-                raise mistake(
-                    SiteError, f"{word}_pattern", f"one {word} for the sites of a network", told(given), APART
-                )
+        if alpha_pattern:
+            raise mistake(SiteError, "alpha_pattern", "one alpha for all sites", told(alpha_pattern), APART)
         if self.adapter is not None:
             self._take(self.adapter)
         if inspect.isfunction(self.spec) or (isinstance(self.spec, str) and self.spec.isidentifier()):
@@ -117,10 +114,21 @@ class TnConfig(peft.PeftConfig):  # type: ignore[misc]
             raise SiteError(
                 f"TnConfig: expected an AdapterSpec as spec, got {self.spec!r}.\nPass one such as families.lora()."
             )
+        if rank_pattern:
+            self.rank = self._ranks(rank_pattern)
         self._check_values()
         for name in ("target_modules", "exclude_modules"):
             if isinstance(rule := getattr(self, name), list):
                 setattr(self, name, set(rule))
+
+    def _ranks(self, pattern: object) -> Mapping[str, int]:
+        """Return the rank of every bond, with those of some modules by name."""
+        if not isinstance(pattern, Mapping):
+            raise mistake(SiteError, "rank_pattern", "ranks by module", told(pattern), 'Write {"q_proj": 16}.')
+        ranks = self.rank
+        if not isinstance(ranks, Mapping):
+            ranks = {} if ranks is None else dict.fromkeys(cast("AdapterSpec", self.spec).free_bonds, ranks)
+        return {**ranks, **{str(name).removeprefix("^"): size for name, size in pattern.items()}}
 
     def _check_values(self) -> None:
         if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:

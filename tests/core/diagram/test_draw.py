@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.core.diagram.shown import shown
 from tests.table import REPRESENTATIVES
-from tnadapt import AdapterSpec, draw, families, frozen, grid, raw, trainable, zeros
+from tnadapt import AdapterSpec, draw, families, frozen, grid, raw, same, trainable, zeros
 from tnadapt.binding import Factor, Network, minimum_cut
+from tnadapt.initializers import host
 from tnadapt.testing import adapters, specs
 
 representative = pytest.mark.parametrize("adapter", REPRESENTATIVES, indirect=True)
@@ -83,10 +85,11 @@ def assert_clean(of):
     assert strays(diagram) == []
     boxes = {kind: sorted(box.of for box in diagram.boxes if box.kind == kind) for kind in ("factor", "mode", "end")}
     weight = {mode for axis in of.axes for mode in axis}
-    bonds = {mode for factor in of.factors.values() for mode in factor.modes} - weight - set(over_of(of))
-    assert boxes == {"factor": sorted(of.factors), "mode": sorted(bonds), "end": sorted(weight)}
+    factors = shown(of)
+    bonds = {mode for factor in factors.values() for mode in factor.modes} - weight - set(over_of(of))
+    assert boxes == {"factor": sorted(factors), "mode": sorted(bonds), "end": sorted(weight)}
     stubs = {(stroke.of, *stroke.ends) for stroke in diagram.strokes if stroke.kind == "site" and stroke.of}
-    carried = {(mode, name) for name, factor in of.factors.items() for mode in factor.modes if mode in over_of(of)}
+    carried = {(mode, name) for name, factor in factors.items() for mode in factor.modes if mode in over_of(of)}
     assert stubs == carried | {(mode,) for mode in over_of(of) if mode not in {held for held, _ in carried}}
     texts = [element.text for element in ElementTree.fromstring(diagram.svg()).iter(f"{SVG}text")]
     assert sorted(texts) == sorted(box.text for box in diagram.boxes if box.text)
@@ -198,7 +201,7 @@ def test_a_random_network_is_drawn_right(adapter):
 
 def assert_joined(of):
     carriers = {}
-    for name, factor in of.factors.items():
+    for name, factor in shown(of).items():
         for mode in set(factor.modes) - set(over_of(of)):
             carriers.setdefault(mode, set()).add(name)
     assert joins(draw(of)) == carriers
@@ -227,11 +230,13 @@ def assert_marked(of):
     picture = ElementTree.fromstring(draw(of).svg())
     nodes = {group.find(f"{SVG}text").text: group.findall(f"{SVG}rect") for group in picture.findall(FACTOR)}
     hatched = {name for name, rects in nodes.items() if rects[0].get("fill") == "url(#hatch)"}
-    assert hatched == {name for name, factor in of.factors.items() if not factor.trainable}
+    factors = shown(of)
+    assert hatched == {name for name, factor in factors.items() if not factor.trainable}
     assert (picture.find(f"{SVG}defs") is not None) == bool(hatched)
     double = {name for name, rects in nodes.items() if len(rects) == 2}
-    private = {name for name, factor in of.factors.items() if set(factor.modes) & set(over_of(of))}
-    assert double == (set(of.factors) - private if over_of(of) else hatched)
+    private = {name for name, one in factors.items() if one.init.is_host or set(one.modes) & set(over_of(of))}
+    everywhere = hatched | {name for name, factor in factors.items() if factor.shared}
+    assert double == (set(factors) if over_of(of) else everywhere) - private
 
 
 @representative
@@ -247,12 +252,18 @@ def test_other_networks_are_hatched_and_bordered_alike(other):
 def assert_cut(network):
     diagram, cut = draw(network), minimum_cut(network)
     marked = [stroke.of for stroke in diagram.strokes if stroke.kind == "cut" and stroke.of]
-    assert sorted(marked) == sorted(cut.modes)
-    assert {stroke.of for stroke in diagram.strokes if stroke.is_cut and stroke.of} == set(cut.modes)
+    known = {mode for factor in shown(network).values() for mode in factor.modes}
+    drawn = set(cut.modes) & known  # the others are cut in terms that are not drawn
+    assert sorted(marked) == sorted(drawn)
+    assert {stroke.of for stroke in diagram.strokes if stroke.is_cut and stroke.of} == drawn
+    assert len(network.terms) > 1 or drawn == set(cut.modes)
     twice = f"{cut.times} times " if cut.times > 1 else ""
     caption = f"rank ≤ {cut.rank:,}: {twice}cut {', '.join(cut.modes) or 'nothing'}"
     assert caption in str(diagram).splitlines()
-    assert ("centered" in str(diagram)) == network.start == "centered"
+    text = " ".join(str(diagram).split())
+    is_centered = "centered: minus the same network at its starting values" in text
+    assert is_centered or (f"the first of {len(network.terms)} terms: " in text) == (len(network.terms) > 1)
+    assert not is_centered or [term.sign for term in network.terms] == [1, -1]
 
 
 @representative
@@ -267,6 +278,61 @@ def test_a_centered_network_is_cut_twice():
     lines = str(draw(network)).splitlines()
     assert lines[1] == "rank ≤ 6: 2 times cut r"
     assert lines[3] == "centered: minus the same network at its starting values"
+
+
+SUM = AdapterSpec(
+    name="sum",
+    weight="out in",
+    factors={
+        "A": trainable("r in"),
+        "B": trainable("out r", init=zeros()),
+        "C": trainable("q r", shared=True),
+        "Ct": same("C", "q s"),
+        "D": trainable("out s", init=zeros()),
+        "B0": same("B", at_start=True),
+        "W": frozen("out in", init=host()),
+    },
+    terms=["B A", "- D Ct C A", "B0 A W"],
+)
+
+
+def test_a_sum_is_drawn_by_its_first_term_and_says_so():
+    network = SUM.bind(grid(layers=1, kinds={"q": (12, 8)}), rank=3).networks[0]
+    for of in (SUM, network):
+        diagram = draw(of)
+        assert sorted(box.of for box in diagram.boxes if box.kind == "factor") == ["A", "B"]
+        assert any("first of 3 terms: " in line for line in str(diagram).splitlines())
+    assert "the first of 3 terms: A B - A C Ct D + A B0 W" in str(draw(SUM)).splitlines()
+    assert "trains 105 entries" in str(draw(network)).splitlines()  # the host's weight is not held
+
+
+@pytest.mark.parametrize("first", ["- B A", "D Ct C A", "B0 A W"])
+def test_whatever_term_is_first_is_drawn_with_its_copies_and_starts(first):
+    terms = [first, *(term for term in SUM.terms if term.strip("- ") != first.strip("- "))]
+    spec = replace(SUM, terms=terms)
+    assert_clean(spec)
+    assert_joined(spec)
+    assert_marked(spec)
+    network = spec.bind(grid(layers=1, kinds={"q": (12, 8)}), rank=3).networks[0]
+    assert_clean(network)
+    assert_marked(network)
+    assert_cut(network)
+
+
+def test_the_sign_of_a_single_term_is_said():
+    factors = {"A": trainable("r in"), "B": trainable("out r", init=zeros())}
+    spec = AdapterSpec(name="own", weight="out in", factors=factors, terms=["- B A"])
+    assert "subtracted: - A B" in str(draw(spec)).splitlines()
+    assert "subtracted" not in str(draw(replace(spec, terms=["B A"])))
+
+
+def test_only_a_difference_from_the_start_is_called_centered():
+    factors = {"A": trainable("r in"), "B": trainable("out r"), "A0": same("A", at_start=True)}
+    factors |= {"B0": same("B", at_start=True)}
+    spec = AdapterSpec(name="own", weight="out in", factors=factors, terms=["B A", "- B0 A0"])
+    assert "centered: minus the same network at its starting values" in str(draw(spec)).splitlines()
+    other = replace(spec, terms=["B A", "- B0 A0", "B A", "- B0 A0"])
+    assert "centered" not in str(draw(other))
 
 
 def test_a_network_says_its_sizes_and_counts():

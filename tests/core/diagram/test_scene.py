@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.core.diagram.shown import shown
 from tnadapt import families, trainable
 from tnadapt._diagram.scene import Box, Scene, Stroke, line, text_width
 from tnadapt._diagram.subject import Subject
@@ -13,7 +14,7 @@ from tnadapt.testing import specs
 
 
 def scene_of(spec, sizes=None, cut=()):
-    return Scene(Subject(spec.axes, spec.site_modes, spec.factors, sizes or {}, cut))
+    return Scene(Subject(spec.axes, spec.site_modes, shown(spec), sizes or {}, cut))
 
 
 def boxes_of(scene, *kinds):

@@ -4,29 +4,34 @@ from dataclasses import replace
 
 from hypothesis import given
 
+from tests.core.diagram.shown import shown
 from tnadapt import families, frozen, trainable
 from tnadapt._diagram.subject import Subject
+from tnadapt.initializers import host
 from tnadapt.testing import specs
 
 
 def subject_of(spec):
-    return Subject(spec.axes, spec.site_modes, spec.factors)
+    return Subject(spec.axes, spec.site_modes, shown(spec))
 
 
 @given(spec=specs())
 def test_what_a_random_spec_carries(spec):
     subject = subject_of(spec)
     over = set(spec.site_modes)
-    assert subject.local == {name: tuple(m for m in one.modes if m not in over) for name, one in spec.factors.items()}
+    factors = shown(spec)
+    assert subject.local == {name: tuple(m for m in one.modes if m not in over) for name, one in factors.items()}
     pairs = {(mode, name) for name, modes in subject.local.items() for mode in modes}
     assert {(mode, name) for mode, names in subject.carriers.items() for name in names} == pairs
-    assert set(subject.carriers) == {mode for axis in spec.axes for mode in axis} | set(spec.bonds)
+    bonds = {mode for factor in factors.values() for mode in factor.modes if mode in spec.bonds}
+    assert set(subject.carriers) == {mode for axis in spec.axes for mode in axis} | bonds
+    assert len(spec.sum) > 1 or bonds == set(spec.bonds)
     for mode, names in subject.carriers.items():
         ends = len(names) + (mode in (*subject.outs, *subject.ins))
         assert subject.is_dot(mode) == (ends > 2)
     assert subject.scalars == [name for name, modes in subject.local.items() if not modes]
     lone = {*subject.scalars, *(name for names in subject.vectors.values() for name in names)}
-    assert set(subject.columns) == set(spec.factors) - lone
+    assert set(subject.columns) == set(factors) - lone
     assert set(subject.columns.values()) == set(range(len(set(subject.columns.values()))))  # no column is empty
     for mode, names in subject.vectors.items():
         assert subject.is_dot(mode)
@@ -75,8 +80,10 @@ def test_shared_is_a_factor_that_several_sites_read():
     factors = {"W": trainable("out in"), "F": frozen("out"), "L": trainable("layer in"), "M": frozen("layer out")}
     axes = (("out",), ("in",))
     assert [name for name in factors if Subject(axes, ("layer",), factors).is_shared(name)] == ["W", "F"]
-    alone = {name: factors[name] for name in "WF"}
-    assert [name for name in alone if Subject(axes, (), alone).is_shared(name)] == ["F"]
+    alone = {name: factors[name] for name in "WF"} | {"S": trainable("out", shared=True)}
+    alone |= {"H": frozen("out in", init=host())}
+    assert [name for name in alone if Subject(axes, (), alone).is_shared(name)] == ["F", "S"]
+    assert not Subject(axes, ("layer",), alone).is_shared("H")  # each site has a weight of its own
 
 
 def test_a_factor_that_joins_nothing_is_a_scalar():

@@ -288,3 +288,37 @@ def test_groups_of_equal_sizes_share_one_network():
     networks = families.lora().bind(sites, rank=2).networks
     assert len(networks) == 9
     assert len({id(network) for network in networks}) == 2
+
+
+def ranks_of(adapter, bond="r"):
+    return {site.path: adapter.find(site)[0].network.sizes[bond] for site in adapter.sites}
+
+
+def test_some_modules_have_a_rank_of_their_own():
+    adapter = families.lora().bind(MIXED, rank={"r": 2, "q": 3, "layers.1.k": 1})
+    assert ranks_of(adapter) == {
+        site.path: 3 if site.path.endswith(".q") else 1 if site.path == "layers.1.k" else 2 for site in MIXED
+    }
+    assert ranks_of(families.lora().bind(MIXED, rank={"q": 3, "k": 1, "up": 2}))["layers.0.up"] == 2
+
+
+def test_the_first_name_that_matches_counts():
+    adapter = families.lora().bind(MIXED, rank={"r": 2, "layers.0.q": 1, "q": 3})
+    assert (ranks_of(adapter)["layers.0.q"], ranks_of(adapter)["layers.1.q"]) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("spec", "rank", "message"),
+    [
+        (families.lora(), {"q": 3}, r"^lora: expected a size for every bond, got none for r\."),
+        (families.lora(), {"r": 2, "key": 3}, r"^rank: expected bonds of lora or names of adapted modules, got 'key'"),
+        (
+            families.lotr(),
+            {"p": 2, "q": 2, "k": 3},
+            r"^layers\.0\.[qk]: expected the rank of .*, since both are in one network",
+        ),
+    ],
+)
+def test_a_rank_of_modules_that_does_not_fit_is_refused(spec, rank, message):
+    with pytest.raises(SiteError, match=message):
+        spec.bind(MIXED, rank=rank)

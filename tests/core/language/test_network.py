@@ -96,8 +96,12 @@ def test_a_rank_in_a_dict_is_checked_even_if_no_bond_uses_it(rank):
 @pytest.mark.parametrize(
     ("spec", "words", "message"),
     [
-        (LOTR, {"rank": {"p": 1, "z": 1}}, "rank: expected bonds of lotr, got 'z'.\nIts bonds are p, q."),
-        (LOTR, {"rank": {"in": 1}}, "rank: expected bonds of lotr, got 'in'"),
+        (
+            LOTR,
+            {"rank": {"p": 1, "z": 1}},
+            "of lotr or names of adapted modules, got 'z'.\nIts bonds are p, q.",
+        ),
+        (LOTR, {"rank": {"in": 1}}, "rank: expected bonds of lotr or names of adapted modules, got 'in'"),
         (
             LOTR,
             {"rank": 1, "sizes": {"z": 1}},

@@ -81,7 +81,7 @@ def test_an_update_of_zero_has_no_error():
 
 
 def own(**words):
-    return AdapterSpec(name="own", weight="out in", scale=raw(2), start="free", **words)
+    return AdapterSpec(**({"name": "own", "weight": "out in", "scale": raw(2), "start": "free"} | words))
 
 
 def test_a_centered_spec_with_a_frozen_half_has_the_rank_of_one_network():
