@@ -35,7 +35,7 @@ def test_every_figure_equals_that_of_the_function_it_comes_from(name):
     sizes = dict.fromkeys(required_of(spec), 8)
     adapter = spec.bind(places(spec, layers=3, kinds=KINDS), rank=2, sizes=sizes)
     found = report(adapter, tokens=64)
-    is_mapped = any(factor.map for factor in spec.factors.values())
+    is_mapped = any(factor.map for factor in spec.arrays.values())
     assert found.count == count(adapter)
     assert found.file_size == file_size(adapter)
     assert found.bytes == {
@@ -43,7 +43,15 @@ def test_every_figure_equals_that_of_the_function_it_comes_from(name):
     }
     assert found.frozen_bytes["bfloat16"] == 2 * found.count.frozen
     assert sum(net.sites for net in found.networks) == len(adapter.sites)
-    assert sum(len(net.groups) * net.trainable for net in found.networks) == found.count.trainable
+    trained = [
+        (factor, group.network.volume(factor.held))
+        for group in adapter.groups
+        for factor in group.network.factors.values()
+        if factor.trainable
+    ]  # every network with the part that it reads of factors that all share
+    assert sum(len(net.groups) * net.trainable for net in found.networks) == sum(size for _, size in trained)
+    if not any(factor.shared for factor, _ in trained):
+        assert sum(size for _, size in trained) == found.count.trainable
     known = {group.name: group for group in adapter.groups}
     for net in found.networks:
         group = known[net.groups[0]]
