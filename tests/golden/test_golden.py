@@ -18,13 +18,16 @@ from tnadapt import (
     init,
     kaiming_uniform,
     normal,
+    over_rank,
     plan,
     raw,
+    same,
     to_json,
     trainable,
     zeros,
 )
 from tnadapt.initializers import constant, uniform
+from tnadapt.sizes import at_most, like, required
 
 HERE = Path(__file__).parent
 MIXED = grid(layers=2, kinds={"q": (12, 8), "k": (12, 8), "up": (20, 8)})
@@ -40,7 +43,30 @@ SQUARE = {
     .networks[0]
     for name, rank in RANKS.items()
 }
+SUM = AdapterSpec(  # every word that format 1 does not have
+    name="sum",
+    weight="(head dim) in",
+    over="layer",
+    factors={
+        "A": trainable("r in", init=normal(fan="in"), shared=True),
+        "As": same("A", "s in"),
+        "B": trainable("head dim layer r q"),
+        "B0": same("B", at_start=True),
+        "C": trainable("r q t"),
+        "Ct": same("C", "s q t"),
+        "D": frozen("r q u", init=constant(0.5)),
+        "E": frozen("u", init=constant(2.0)),
+    },
+    terms=["B C Ct As", "- B0 D E A"],
+    scale=over_rank("r", alpha=4),
+    sizes={"r": at_most("in"), "q": like("layer"), "t": 2, "head": required()},
+    start="free",
+).bind(grid(layers=2, kinds={"q": (12, 8), "v": (4, 8)}), rank=3, sizes={"head": 2}, seed=5)
 TEXTS = {
+    "spec sum": SUM.spec,
+    "adapter sum": SUM,
+    "count sum": count(SUM),
+    "plan sum": plan(SUM.networks[0], tokens=64),
     "spec lora": families.lora(alpha=16),
     "spec tlora": families.tlora(),
     "spec vera": families.vera(),
@@ -88,11 +114,17 @@ def test_every_stored_text_is_compared():
     assert sections("texts.txt").keys() == TEXTS.keys()
 
 
-def test_the_text_of_an_adapter_is_the_stored_one():
-    """tnadapt 0.1.0 wrote adapter.json, reformatted here and checked line by line. Such texts must stay readable."""
-    text = (HERE / "adapter.json").read_text(encoding="utf-8")
-    assert from_json(text) == ADAPTER
-    assert json.dumps(json.loads(to_json(ADAPTER))) == json.dumps(json.loads(text))  # also in the order of the keys
+@pytest.mark.parametrize(("name", "made"), [("adapter", ADAPTER), ("sum", SUM)])
+def test_the_text_of_an_adapter_is_the_stored_one(name, made):
+    """Each was written by `to_json`, reformatted and checked line by line. Such texts must stay readable."""
+    text = (HERE / f"{name}.json").read_text(encoding="utf-8")
+    assert from_json(text) == made
+    assert json.dumps(json.loads(to_json(made))) == json.dumps(json.loads(text))  # also in the order of the keys
+
+
+def test_the_text_of_an_adapter_in_format_1_is_still_read():
+    """Written by tnadapt 0.1.0 before terms, copies and rules for sizes."""
+    assert from_json((HERE / "format1" / "adapter.json").read_text(encoding="utf-8")) == ADAPTER
 
 
 @pytest.mark.parametrize(("seed", "name", "law", "digest"), [row for row in draws() if "." not in row[1]])

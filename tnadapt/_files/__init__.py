@@ -13,8 +13,9 @@ from tnadapt._files.fingerprint import check_fingerprint
 from tnadapt._files.peft_folder import TENSORS
 from tnadapt._files.peft_read import read_peft
 from tnadapt._files.peft_write import Written, save_as_lora
+from tnadapt._files.plain import read_object
 from tnadapt._files.target import write_atomically
-from tnadapt._files.text import from_json, read_object, to_json
+from tnadapt._files.text import from_json, to_json
 
 __all__ = [
     "TENSORS",

@@ -16,9 +16,10 @@ from safetensors.numpy import save as to_bytes
 from tnadapt._errors import FormatError, SiteError
 from tnadapt._files.fingerprint import DIGITS, check_fingerprints, fingerprint_of
 from tnadapt._files.limits import HEADER, MADE, MADE_PER_STORED, MOST_MADE, STORED, UNNAMED, check_extra, keep, shorten
+from tnadapt._files.plain import dump, parse, take
 from tnadapt._files.target import write_atomically
 from tnadapt._files.tensors import TensorFile, open_tensors
-from tnadapt._files.text import VERSION, adapter_data, adapter_of, dump, parse, take, take_version
+from tnadapt._files.text import VERSION, adapter_data, adapter_of, take_version
 from tnadapt._hosts import Site
 from tnadapt._language import START, Adapter, Slot, expect_adapter, expect_params, expect_path, host_entry
 from tnadapt._signature import answers

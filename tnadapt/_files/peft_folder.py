@@ -16,9 +16,9 @@ from safetensors.numpy import save_file
 from tnadapt._errors import FormatError
 from tnadapt._files.limits import MATCHED, SITES, WORD, keep, shorten
 from tnadapt._files.peft_patterns import Patterns
+from tnadapt._files.plain import read_object
 from tnadapt._files.target import replace_folder
 from tnadapt._files.tensors import DTYPES, TensorFile, open_tensors
-from tnadapt._files.text import read_object
 
 __all__: list[str] = []
 

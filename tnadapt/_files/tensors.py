@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from tnadapt._errors import FormatError
 from tnadapt._files.limits import HEADER, NESTED, STORED, keep
-from tnadapt._files.text import parse
+from tnadapt._files.plain import parse
 from tnadapt._language import MOST_AXES
 
 __all__: list[str] = []

@@ -1,20 +1,15 @@
 """Write specs and adapters as JSON text, and read them. Nothing in a text is trusted: every key and type is checked."""
 
 import json
-import re
 import reprlib
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from tnadapt._errors import FormatError, TnadaptError
 from tnadapt._files import upgrade
 from tnadapt._files.limits import (
-    HEADER,
     SITES,
-    TODO,
     UNNAMED,
     WORD,
     check_asked,
@@ -23,10 +18,10 @@ from tnadapt._files.limits import (
     check_factors,
     check_pattern,
     check_spec,
-    check_text,
     keep,
     shorten,
 )
+from tnadapt._files.plain import dump, parse, take, typed
 from tnadapt._hosts import RUNNING, Block, Coordinate, Site
 from tnadapt._language import Adapter, AdapterSpec, Factor, Initializer, Same, Scale, SizeRule, modes_of
 from tnadapt._signature import mistake, told
@@ -34,7 +29,6 @@ from tnadapt._signature import mistake, told
 __all__ = ["from_json", "to_json"]
 
 VERSION, OLD = 2, 1
-SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 NUMBER = {"power": (int, float), "share": (int, float)}
 
 
@@ -66,46 +60,6 @@ def take_version(where: str, data: dict[str, Any]) -> int:
             f"{reprlib.repr(version)}."
         )
     return version
-
-
-def dump(data: Mapping[str, Any]) -> str:
-    """Return JSON without spaces."""
-    return json.dumps(data, separators=(",", ":"), allow_nan=False)
-
-
-def parse(text: str | bytes) -> dict[str, Any]:
-    """Read the object in a JSON text. Raises FormatError for anything else, and for a text above the limits."""
-    try:
-        decoded = text if isinstance(text, str) else text.decode(json.detect_encoding(text))
-        check_text(decoded)
-        data = json.loads(decoded, object_pairs_hook=_object)
-        if not decoded.isascii() or SURROGATE.search(decoded):
-            json.dumps(data, ensure_ascii=False).encode()  # raises for half of a pair, which no name can have
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"the text: expected JSON, got text that cannot be parsed: {error}.") from None
-    fields: dict[str, Any] = _typed("the text", data, dict)
-    return fields
-
-
-def read_object(path: Path, most: int = HEADER) -> dict[str, Any]:
-    """Read the object in a JSON file. Raises FormatError for anything else, or if it has more than `most` bytes."""
-    with path.open("rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise FormatError(f"{path}: expected at most {most:,} bytes, got more.\n{TODO}")
-    try:
-        return parse(content.decode())
-    except (FormatError, UnicodeDecodeError) as error:
-        reason = str(error).rstrip(".")
-        raise FormatError(f"{path}: expected one JSON object, got a file that cannot be read ({reason}).") from None
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    data = dict(pairs)
-    if len(data) < len(pairs):
-        twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
-        raise FormatError(f"the text: expected each key of an object once, got {told(twice)} twice.")
-    return data
 
 
 def spec_data(spec: AdapterSpec) -> dict[str, Any]:
@@ -150,7 +104,7 @@ def spec_of(data: object, version: int = VERSION) -> AdapterSpec:
         fields = take("spec", data, upgrade.SPEC, upgrade.MORE)
         for word in ("caps", "ties"):
             for bond, mode in fields.get(word, {}).items():
-                _typed(f"{word}.{bond}", mode, str)
+                typed(f"{word}.{bond}", mode, str)
         fields = upgrade.upgrade_spec(fields)
     else:
         fields = take("spec", data, kinds, {"terms": list})
@@ -159,7 +113,7 @@ def spec_of(data: object, version: int = VERSION) -> AdapterSpec:
     read = _old_factor_fields if version == OLD else _factor_fields
     fields["factors"] = {name: read(name, factor) for name, factor in fields["factors"].items()}
     for number, term in enumerate(fields.get("terms", [])):
-        _typed(f"terms[{number}]", term, str)
+        typed(f"terms[{number}]", term, str)
     check_spec(fields)
     fields["sizes"] = {mode: _rule_of(mode, rule) for mode, rule in fields["sizes"].items()}
     factors = {name: _factor_of(factor) for name, factor in fields["factors"].items()}
@@ -333,29 +287,3 @@ def _pattern_of(data: object) -> dict[str, Any]:
 
 def _block_of(block: Mapping[str, Any], layer: Coordinate) -> Block:
     return Block(str(layer).join(block["weight"]), tuple(block["shape"]), tuple(block["start"]))
-
-
-def take(
-    where: str, data: object, kinds: Mapping[str, Any], optional: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """Return the fields of an object after checking its keys and their types.
-
-    Raises FormatError unless it has all of these keys, perhaps optional ones, no others, and each of its type.
-    """
-    fields = _typed(where, data, dict)
-    kinds = dict(kinds) | {key: kind for key, kind in (optional or {}).items() if key in fields}
-    if unknown := fields.keys() - kinds.keys():
-        raise FormatError(
-            f"{where}: expected no unknown keys, got {reprlib.repr(sorted(unknown))}.\nWas it saved by a newer release?"
-        )
-    if missing := kinds.keys() - fields.keys():
-        raise FormatError(f"{where}: expected the keys {sorted(missing)}, got none.")
-    return {key: _typed(f"{where}.{key}", fields[key], kind) for key, kind in kinds.items()}
-
-
-def _typed(where: str, value: Any, kind: Any) -> Any:
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        kinds = kind if isinstance(kind, tuple) else (kind,)
-        expected = " or ".join(one.__name__ for one in kinds)
-        raise FormatError(f"{shorten(where)}: expected a value of type {expected}, got {type(value).__name__}.")
-    return value

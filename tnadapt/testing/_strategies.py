@@ -118,7 +118,9 @@ def _again(
     replaced = draw(st.sampled_from([name for name, one in factors.items() if isinstance(one, Factor)]))
     for name in names:
         one = factors[name]
-        kinds = ["itself", "another"] + (["start"] if isinstance(one, Factor) and one.trainable else [])
+        kinds = ["itself", "another"] + (
+            ["start"] if isinstance(one, Factor) and one.trainable and not one.is_zero else []
+        )
         kind = "another" if name == replaced else draw(st.sampled_from(kinds))
         if kind == "itself" or isinstance(one, Same):
             second.append(name)

@@ -81,6 +81,7 @@ def older(data: Any) -> Any:
     for init in (factor["init"] for factor in spec["factors"].values()):
         init["law"] = LAWS.get(init["kind"], init["kind"])
         del init["kind"]
+        assert not init.get("share")  # format 1 has no word for it
     return {"format": 1, "spec": spec, **kept}
 
 

@@ -12,15 +12,12 @@ from tnadapt.initializers import (
     cyclic,
     ones,
     over_sqrt_rank,
-    svd,
-    t_svd,
-    tensor_cur,
-    tt_svd,
 )
 from tnadapt.sizes import at_most, like, required
 
 A, B = trainable("r in"), trainable("out r", init=zeros())
 M64 = " ".join(f"m{n:02}" for n in range(64))
+SVD, T_SVD, TT_SVD, TENSOR_CUR = (Initializer(kind, 1.0) for kind in ("svd", "t_svd", "tt_svd", "tensor_cur"))
 INF, NAN = float("inf"), float("nan")
 AT_MOST = "sizes: expected a bond that is at most a mode of the weight"
 LIKE = "sizes: expected a bond like a mode of the weight or the sites"
@@ -132,7 +129,7 @@ REFUSED = {  # changes -> the only fault that is reported
         "factor 'A': shared: expected no site mode, since every site reads a shared factor alike",
     ),
     "shared but read from the host": (
-        {"A": trainable("r in", init=svd(), shared=True)},
+        {"A": trainable("r in", init=SVD, shared=True)},
         "factor 'A': shared: expected an initializer that is drawn, got svd",
     ),
     "a second term that does not start at 0": (
@@ -248,7 +245,7 @@ def test_all_faults_of_a_sum_are_reported_together():
             over="layer",
             factors={
                 "A": trainable("layer r in", shared=True),
-                "B": trainable("out r", init=svd(), shared=True),
+                "B": trainable("out r", init=SVD, shared=True),
                 "C": same("A", "layer in"),
                 "D": same("A", "r r in"),
                 "E": frozen("q"),
@@ -400,25 +397,25 @@ def test_the_table_of_a_spec_tells_what_is_shared_and_what_is_subtracted():
 @pytest.mark.parametrize(
     ("over", "factors", "message"),
     [
-        ("", {"A": ("out r q", svd()), "B": ("r q in", zeros())}, "'A': svd needs one bond and a mode"),
+        ("", {"A": ("out r q", SVD), "B": ("r q in", zeros())}, "'A': svd needs one bond and a mode"),
         (
             "layer",
-            {"A": ("out r", t_svd()), "B": ("layer r in", zeros())},
+            {"A": ("out r", T_SVD), "B": ("layer r in", zeros())},
             "'A': t_svd needs one site mode, and one",
         ),
         (
             "",
-            {"A": ("out r", tensor_cur()), "B": ("r in", zeros())},
+            {"A": ("out r", TENSOR_CUR), "B": ("r in", zeros())},
             "'A': tensor_cur needs one site mode, and one",
         ),
         (
             "",
-            {"A": ("out r", tt_svd()), "B": ("q in", tt_svd()), "C": ("r q", zeros())},
+            {"A": ("out r", TT_SVD), "B": ("q in", TT_SVD), "C": ("r q", zeros())},
             "'A' and 'B': cores must share one bond with the next",
         ),
         (
             "",
-            {"A": ("out r", tt_svd()), "B": ("r in", zeros())},
+            {"A": ("out r", TT_SVD), "B": ("r in", zeros())},
             "tt_svd: its cores must carry every mode of the weight",
         ),
     ],

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from tnadapt import initializers
+from tnadapt._language.initializer import AMOUNTS as AMOUNTS_OF_ALL
 from tnadapt.initializers import Initializer
 
 MADE = {
@@ -21,11 +22,12 @@ MADE = {
     "cyclic": (initializers.cyclic(), "cyclic()"),
     "controlled_z": (initializers.controlled_z(), "controlled_z()"),
     "rotary": (initializers.rotary(), "rotary(base=10000)"),
-    "svd": (initializers.svd(0.5), "svd(power=0.5)"),
-    "tt_svd": (initializers.tt_svd(), "tt_svd()"),
-    "hosvd_core": (initializers.hosvd_core(), "hosvd_core()"),
-    "t_svd": (initializers.t_svd(), "t_svd()"),
-    "tensor_cur": (initializers.tensor_cur(), "tensor_cur()"),
+    "svd": (Initializer("svd", 1.0, power=0.5), "svd(power=0.5)"),
+    "svd, share": (Initializer("svd", 1.0, power=1, share=0.5), "svd(power=1, share=0.5)"),
+    "tt_svd": (Initializer("tt_svd", 1.0), "tt_svd()"),
+    "hosvd_core": (Initializer("hosvd_core", 1.0), "hosvd_core()"),
+    "t_svd": (Initializer("t_svd", 1.0), "t_svd()"),
+    "tensor_cur": (Initializer("tensor_cur", 1.0), "tensor_cur()"),
     "host": (initializers.host(), "host()"),
     "host, left": (initializers.host("left"), "host_left()"),
     "host, values": (initializers.host("values"), "host_values()"),
@@ -40,14 +42,16 @@ def test_an_initializer_is_valid_and_prints_itself(name):
     assert made.faults() == []
     assert str(made) == text
     assert made.is_zero == (name == "zeros")
-    assert made.is_read == (name in READ)
+    assert made.is_read == (made.kind in READ)
     assert made.is_host == name.startswith("host")
-    assert made.is_redrawn == (name not in READ and not name.startswith("host") and made.kind != "orthogonal")
+    assert made.is_redrawn == (made.kind not in READ and not name.startswith("host") and made.kind != "orthogonal")
 
 
 def test_every_initializer_is_in_the_table():
-    rules = {"Initializer", "Scale", "over_rank", "over_sqrt_rank", "raw"}
-    assert {name.partition(",")[0] for name in MADE} == set(initializers.__all__) - rules
+    others = {"Initializer", "Scale", "over_rank", "over_sqrt_rank", "raw", "Decomposition"}
+    starts = {"svd", "tt_svd", "hosvd", "t_svd", "tensor_cur"}  # which give several factors their values
+    assert {name.partition(",")[0] for name in MADE} - READ == set(initializers.__all__) - others - starts
+    assert {made.kind for made, _ in MADE.values()} == {*AMOUNTS_OF_ALL}
 
 
 def test_kaiming_bounds_follow_their_slope():
@@ -82,14 +86,16 @@ def test_other_amounts_are_valid(kind, word, amount):
 
 @pytest.mark.parametrize("power", [0, 0.5, 1, 1.0])
 def test_a_power_of_singular_values(power):
-    assert initializers.svd(power).faults() == initializers.t_svd(power).faults() == []
+    assert Initializer("svd", 1.0, power=power).faults() == Initializer("t_svd", 1.0, power=power).faults() == []
+    assert Initializer("svd", 1.0, share=power).faults() == []
 
 
 @pytest.mark.parametrize("power", [2, -0.5, True, False, "1", float("nan")])
 def test_any_other_power_is_a_fault(power):
-    (fault,) = initializers.svd(power).faults()
-    assert fault.startswith("svd: ")
-    assert f"got {power!r}" in fault
+    for word in ("power", "share"):
+        (fault,) = Initializer("svd", 1.0, **{word: power}).faults()
+        assert fault.startswith(f"svd: expected a {word} of the ")
+        assert f"got {power!r}" in fault
 
 
 def test_an_unknown_kind_is_the_one_fault():

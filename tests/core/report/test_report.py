@@ -43,15 +43,8 @@ def test_every_figure_equals_that_of_the_function_it_comes_from(name):
     }
     assert found.frozen_bytes["bfloat16"] == 2 * found.count.frozen
     assert sum(net.sites for net in found.networks) == len(adapter.sites)
-    trained = [
-        (factor, group.network.volume(factor.held))
-        for group in adapter.groups
-        for factor in group.network.factors.values()
-        if factor.trainable
-    ]  # every network with the part that it reads of factors that all share
-    assert sum(len(net.groups) * net.trainable for net in found.networks) == sum(size for _, size in trained)
-    if not any(factor.shared for factor, _ in trained):
-        assert sum(size for _, size in trained) == found.count.trainable
+    if not adapter.joined:  # each group counts what it shares with the others
+        assert sum(len(net.groups) * net.trainable for net in found.networks) == found.count.trainable
     known = {group.name: group for group in adapter.groups}
     for net in found.networks:
         group = known[net.groups[0]]
@@ -63,7 +56,7 @@ def test_every_figure_equals_that_of_the_function_it_comes_from(name):
         assert net.forward_flops * 64 == pytest.approx(order.forward_flops)
         assert net.backward_flops * 64 == pytest.approx(order.backward_flops)
         assert net.saved_bytes * 64 == pytest.approx(4 * order.saved_elements)
-    assert found.freedom == (None if is_mapped else degrees_of_freedom(adapter))
+    assert found.freedom == (None if is_mapped or adapter.joined else degrees_of_freedom(adapter))
     assert found.saved_bytes == pytest.approx(sum(net.sites * net.saved_bytes for net in found.networks))
 
 

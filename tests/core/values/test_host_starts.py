@@ -23,7 +23,7 @@ from tnadapt import (
     trainable,
     zeros,
 )
-from tnadapt.initializers import hosvd_core, svd
+from tnadapt.initializers import svd
 from tnadapt.testing import random_params
 
 SITES = grid(layers=3, kinds={"q": (12, 8)})
@@ -53,17 +53,19 @@ def moved(adapter, params):
     }
 
 
-def test_pissa_starts_at_the_principal_part_of_the_weight(weights):
-    adapter = families.pissa(alpha=6).bind(SITES, rank=3)
+@pytest.mark.parametrize("alpha", [6, 3, -1])
+def test_pissa_starts_at_the_principal_part_of_the_weight(alpha, weights):
+    """The scale is in the factors, as in PEFT: scale B A is the principal part for every alpha."""
+    adapter = families.pissa(alpha=alpha).bind(SITES, rank=3)
     start = init(adapter, weights)
     for layer, site in enumerate(SITES):
         a, b = start[f"{layer}.q.A"], start[f"{layer}.q.B"]
-        np.testing.assert_allclose(b @ a, truncated(weights[site.path], 3), **CLOSE)
+        np.testing.assert_allclose(alpha / 3 * b @ a, truncated(weights[site.path], 3), **CLOSE)
         np.testing.assert_allclose(
             np.linalg.norm(b, axis=0), np.linalg.norm(a, axis=1), **CLOSE
         )  # each factor takes the square root of the singular values
         now = moved(adapter, start)
-        wanted = 6 / 3 * (now[f"{layer}.q.B"] @ now[f"{layer}.q.A"] - b @ a)
+        wanted = alpha / 3 * (now[f"{layer}.q.B"] @ now[f"{layer}.q.A"] - b @ a)
         np.testing.assert_allclose(delta(adapter, now, site), wanted, rtol=0, atol=1e-10)
         assert not delta(adapter, start, site).any()
         assert not np.shares_memory(a, start[f"{layer}.q.A:start"])
@@ -73,7 +75,8 @@ def test_the_partial_svd_of_a_large_weight_equals_the_leading_part_of_the_full_o
     weight = np.random.default_rng(0).standard_normal((300, 280))
     adapter = families.pissa().bind([Site("w", weight.shape)], rank=5)
     one, two = (init(adapter, {"w": weight}) for _ in range(2))
-    np.testing.assert_allclose(one["B"] @ one["A"], truncated(weight, 5), **CLOSE)
+    scale = adapter.networks[0].scale
+    np.testing.assert_allclose(scale * one["B"] @ one["A"], truncated(weight, 5), **CLOSE)
     assert all((one[name] == two[name]).all() for name in one)
 
 
@@ -217,8 +220,10 @@ def test_a_file_stores_the_starts_that_cannot_be_drawn_again(family, weights, tm
 def test_the_start_of_a_block_is_read_from_its_part_of_the_weight(weights):
     whole = np.random.default_rng(2).standard_normal((12, 8))
     sites = split_sites([Site("w", (12, 8))], blocks={"w": (1, 2)})
-    start = init(families.pissa().bind(sites, rank=4), {"w": whole})
-    np.testing.assert_allclose(start["0.w.1.B"] @ start["0.w.1.A"], truncated(whole[:, 4:], 4), **CLOSE)
+    adapter = families.pissa().bind(sites, rank=4)
+    start = init(adapter, {"w": whole})
+    scale = adapter.networks[0].scale
+    np.testing.assert_allclose(scale * start["0.w.1.B"] @ start["0.w.1.A"], truncated(whole[:, 4:], 4), **CLOSE)
 
 
 @pytest.mark.parametrize(
@@ -250,8 +255,9 @@ def test_a_grid_with_holes_is_refused(weights):
         name="own",
         weight="out in",
         over="layer kind",
-        factors={"A": trainable("out r", init=svd()), "B": trainable("layer kind r in", init=zeros())},
+        factors={"A": trainable("out r"), "B": trainable("layer kind r in", init=zeros())},
         scale=raw(),
+        start=svd("A", start="zero"),
     )
     with pytest.raises(SiteError, match=r"0\.q: expected a site for every combination of \(layer kind\), got a grid"):
         init(spec.bind(sites, rank=2), {site.path: np.ones((4, 4)) for site in sites})
@@ -262,9 +268,9 @@ def test_a_power_that_is_none_is_refused():
         AdapterSpec(
             name="own",
             weight="out in",
-            factors={"A": trainable("r in", init=svd(2)), "B": trainable("out r", init=hosvd_core())},
+            factors={"A": trainable("r in"), "B": trainable("out r")},
             scale=raw(),
-            start="centered",
+            start=svd("B", "A", powers=(0, 2)),
         )
 
 
