@@ -38,19 +38,25 @@ def setting(family: str, width: int) -> Setting:
     shape = {768: (8, 8, 12), 4096: (16, 16, 16)}[width]
     wires = dict.fromkeys("io", {768: (4, 4, 6, 8), 4096: (16, 8, 8, 4)}[width])
     special = {
+        "bora": Setting(8, {"g": 4, "h": 4}),
         "bslora": Setting({"p": 2, "q": 4, "r": 16}),
         "btt": Setting(1),
+        "c3a": Setting(1, {"o2": 256, "i2": 256}),
         "cara": Setting(8, heads),
         "gralora": Setting(4, {"o1": 2, "i1": 2}),
         "kadaptation": Setting(32, {"o1": 32, "i1": 32}),
         "krona": Setting(1),
         "loretta": Setting(5, {"r": 8, **{f"{side}{n}": size for side in "io" for n, size in enumerate(shape, 1)}}),
         "lorta": Setting(8, heads),
+        "miss": Setting(1, {"i2": 64}),
         "monarch": Setting(1, {"i1": 4, "o2": 4}),
         "mora": Setting(1, {"o2": 96, "i2": 96} if width == 768 else {"o2": 256, "i2": 256}),  # noqa: PLR2004
-        "nola": Setting({"r": 8, "n": 1024, "k": 1024}),
+        "oft": Setting(1, {"i": 32}),
         "quanta": Setting(16, {f"{side}{n}": size for side, all_ in wires.items() for n, size in enumerate(all_, 1)}),
         "randlora": Setting({"r": 8, "n": math.ceil(width / 8)}),
+        "soda": Setting(1, dict(zip(("i1", "i2", "i3"), {768: (6, 8, 16), 4096: (16, 16, 16)}[width], strict=True))),
+        "tinylora": Setting({"p": 2, "q": 2, "k": 64}),
+        "nola": Setting({"r": 8, "n": 1024, "k": 1024}),
         "rasa": Setting({"p": 7, "q": LAYERS[width]}),
     }
     return special.get(family, Setting())
@@ -76,9 +82,10 @@ def row(family: str) -> str:
     said = re.fullmatch(r"(.*) \(([^()]*)\)\.", first)
     if said is None:
         raise ValueError(f"{family}: expected a docstring that begins 'words (source).', got {first!r}")
-    zero = [name for name, factor in spec.arrays.items() if factor.init.is_zero]
+    zero = [name for name, factor in spec.arrays.items() if factor.is_zero]
     cells = [f"`{family}`", said[1].replace("*", "\\*"), f"`{spec.formula()}`"]
-    cells.append(f"{', '.join(zero)} = 0" if zero else "its start is subtracted")
+    subtracted = "its start is subtracted" if spec.start == "centered" else "the host's weight is subtracted"
+    cells.append(f"{', '.join(zero)} = 0" if zero else subtracted)
     for host in HOSTS:
         sites = sites_of(spec, host)
         if family == "quantum_peft":

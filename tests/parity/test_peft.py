@@ -24,7 +24,7 @@ def peft_side(config, width=IN, height=OUT):
     layer = peft.get_peft_model(host, config).base_model.model["q"].double().eval()
     with torch.no_grad():
         for name, value in [*layer.named_parameters(), *layer.named_buffers()]:
-            if "base_layer" not in name:
+            if "base_layer" not in name and value.is_floating_point():
                 value.normal_()
         x = torch.eye(width, dtype=torch.float64)
         update = (layer(x) - layer.base_layer(x)).T.numpy()
@@ -37,13 +37,27 @@ def held(layer, name):
     return (value.weight if isinstance(value, torch.nn.Module) else value).detach().double().numpy()
 
 
-def compare(spec, params, update, weight=None, **words):
+def is_fixed(factor):
+    """Return whether a factor is a pattern or ones, which PEFT has no array for."""
+    return not factor.trainable and (factor.init.is_pattern or factor.init.kind == "constant")
+
+
+def compare(spec, params, update, weight=None, *, bound=1e-10, **words):
     """Compare an update with that of a layer. `weight` is the layer's own weight, if it is a factor of the spec."""
     (site,) = grid(layers=1, kinds={"q": update.shape})
     adapter = spec.bind([site], **words)
-    start = init(adapter, None if weight is None else {site.path: weight})
-    assert {name: value.shape for name, value in params.items()} == {name: start[name].shape for name in adapter.slots}
-    np.testing.assert_allclose(delta(adapter, start | params, site), update, rtol=0, atol=1e-10 * abs(update).max())
+    begin = init(adapter, None if weight is None else {site.weight: weight})
+    fixed = {name for name in begin if name not in adapter.slots or is_fixed(adapter.slots[name].factor)}
+    assert {name: value.shape for name, value in params.items()} == {
+        name: value.shape for name, value in begin.items() if name not in fixed
+    }
+    whole = params | {name: begin[name] for name in fixed}
+    np.testing.assert_allclose(delta(adapter, whole, site), update, rtol=0, atol=bound * abs(update).max())
+
+
+def host_of(layer):
+    """Return the weight of the layer that PEFT adapts."""
+    return layer.base_layer.weight.detach().numpy()
 
 
 @pytest.mark.parametrize("stabilized", [False, True])
@@ -104,6 +118,77 @@ def test_gralora_agrees_with_peft():
     compare(families.gralora(alpha=8 / k), params, update, rank=r // k, sizes={"o1": k, "i1": k})
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_oft_agrees_with_peft(shared):
+    """PEFT stores what is above the diagonal. Its default replaces the Cayley transform by a series."""
+    config = peft.OFTConfig(
+        oft_block_size=4, r=0, block_share=shared, use_cayley_neumann=False, bias="none", target_modules=["q"]
+    )
+    layer, update = peft_side(config)
+    stored = layer.oft_R["default"].weight.detach().numpy()
+    x = np.zeros((len(stored), 4, 4))
+    x[:, *np.triu_indices(4, 1)] = stored
+    params = {"X": x[0] if shared else x}
+    compare(families.oft(shared_blocks=shared), params, update, weight=host_of(layer), sizes={"i": 4})
+
+
+@pytest.mark.parametrize("reflections", [1, 4])
+def test_hra_agrees_with_peft(reflections):
+    layer, update = peft_side(peft.HRAConfig(r=reflections, target_modules=["q"]))
+    stored = layer.hra_u["default"].detach().numpy()
+    params = {f"u{n}": stored[:, n - 1] for n in range(1, reflections + 1)}
+    spec = families.hra(reflections=reflections, start="free")
+    compare(spec, params, update, weight=host_of(layer), bound=1e-6)  # PEFT begins with a float32 identity
+
+
+def test_c3a_agrees_with_peft():
+    layer, update = peft_side(peft.C3AConfig(block_size=4, target_modules=["q"]))
+    params = {"c": layer.c3a_kernel["default"].detach().numpy()}
+    compare(families.c3a(), params, update, sizes={"o2": 4, "i2": 4}, bound=1e-6)  # PEFT computes in float32
+
+
+@pytest.mark.parametrize(
+    ("variant", "words", "name", "sizes"),
+    [
+        ("", {"init_weights": True}, "D", {"i2": 4}),
+        ("mini", {"init_weights": "mini", "mini_r": 8}, "D", {"i2": 4, "o2": 8}),
+        ("bat", {"init_weights": "bat"}, "B", {"i2": 4, "o2": 4}),
+    ],
+)
+def test_miss_agrees_with_peft(variant, words, name, sizes):
+    layer, update = peft_side(peft.MissConfig(r=4, target_modules=["q"], **words))
+    params = {name: layer.miss_block["default"].detach().numpy()}
+    weight = host_of(layer) if variant == "bat" else None
+    compare(families.miss(variant=variant), params, update, weight, sizes=sizes)
+
+
+def test_tinylora_agrees_with_peft():
+    """Its four arrays are random here, also the frozen ones."""
+    layer, update = peft_side(peft.TinyLoraConfig(r=3, u=5, target_modules=["q"]))
+    params = {
+        "A": layer.tinylora_A["default"][None],
+        "B": layer.tinylora_B["default"][None],
+        "P": layer.tinylora_P["default"][None],
+        "v": layer.tinylora_v["default"]["0"][None],
+    }
+    params = {key: value.detach().double().numpy() for key, value in params.items()}
+    compare(families.tinylora(), params, update, weight=host_of(layer), rank={"p": 3, "q": 3, "k": 5})
+
+
+def test_tinylora_starts_at_the_frozen_pair_of_peft():
+    """PEFT takes the SVD in float32, so the three values that it keeps are far above the others here."""
+    torch.manual_seed(0)
+    host = torch.nn.ModuleDict({"q": torch.nn.Linear(IN, OUT, bias=False)})
+    with torch.no_grad():
+        u, s, vt = torch.linalg.svd(host["q"].weight.double(), full_matrices=False)
+        host["q"].weight.copy_(u[:, :3] * torch.tensor([4.0, 2.0, 1.0]) @ vt[:3] + u[:, 3:] * s[3:] / 100 @ vt[3:])
+    layer = peft.get_peft_model(host, peft.TinyLoraConfig(r=3, u=5, target_modules=["q"])).base_model.model["q"]
+    theirs = (layer.tinylora_B["default"] @ layer.tinylora_A["default"]).numpy()
+    (site,) = grid(layers=1, kinds={"q": (OUT, IN)})
+    ours = init(families.tinylora().bind([site], rank={"p": 3, "q": 3, "k": 5}), {site.weight: host_of(layer)})
+    np.testing.assert_allclose(ours["B"][0] @ ours["A"][0], theirs, rtol=0, atol=1e-6)
+
+
 def test_gralora_with_a_lora_agrees_with_peft():
     """PEFT divides both parts by r + h, with r for a row of blocks; here by the rank of a block."""
     k, r, h = 2, 6, 3
@@ -121,10 +206,10 @@ def test_gralora_with_a_lora_agrees_with_peft():
 def test_hira_agrees_with_peft():
     layer, update = peft_side(peft.HiraConfig(r=4, target_modules=["q"]))
     params = {"A": held(layer, "hira_A"), "B": held(layer, "hira_B")}
-    compare(families.hira(), params, update, layer.base_layer.weight.detach().numpy(), rank=4)
+    compare(families.hira(), params, update, host_of(layer), rank=4)
 
 
 def test_ssl_agrees_with_a_feed_forward_layer_of_ia3_in_peft():
     config = peft.IA3Config(target_modules=["q"], feedforward_modules=["q"])
     layer, update = peft_side(config)
-    compare(families.ssl(), {"l": held(layer, "ia3_l")[0]}, update, layer.base_layer.weight.detach().numpy())
+    compare(families.ssl(), {"l": held(layer, "ia3_l")[0]}, update, host_of(layer))

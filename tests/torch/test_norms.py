@@ -45,7 +45,9 @@ def test_norms_of_a_centered_spec():
     check(hosts.wake(state))
 
 
-LARGE = {name: case for name, case in FAMILIES.items() if case.is_linear and case.spec.start != "centered"}
+LARGE = {  # one term, which is a product of small arrays
+    name: case for name, case in FAMILIES.items() if case.is_linear and len(case.spec.sum) == 1 and not case.spec.hosts
+}
 
 
 @pytest.mark.parametrize("name", LARGE)
@@ -55,7 +57,7 @@ def test_no_step_of_the_norm_is_as_large_as_a_dense_update(name):
     sizes = dict.fromkeys(required_of(case.spec), 32)
     sites = grid(layers=32, kinds={"q": (4096, 4096), "v": (4096, 4096)})
     network = case.spec.bind(sites, rank=case.rank, sizes=sizes, overparametrized=True).groups[0].network
-    shapes = [network.shape(factor) for factor in network.factors] * 2
+    shapes = [tuple(network.sizes[mode] for mode in node.modes) for node in network.nodes.values()] * 2
     _, told = opt_einsum.contract_path(contraction(network)[0], *shapes, shapes=True)
     assert told.largest_intermediate < 4096**2 / 16
 

@@ -20,6 +20,7 @@ from tnadapt._language.initializer import (
     normal,
     ones,
     orthogonal,
+    rotary,
     uniform,
     zeros,
 )
@@ -78,6 +79,7 @@ __all__ = [
     "over_sqrt_rank",
     "raw",
     "required",
+    "rotary",
     "same",
     "split_evenly",
     "svd",

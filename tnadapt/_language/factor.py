@@ -119,8 +119,8 @@ def trainable(modes: str, *, init: Initializer | None = None, map: Map = "", sha
 def frozen(modes: str, *, init: Initializer | None = None) -> Factor:
     """Make a frozen factor, which keeps its starting values.
 
-    A frozen factor without site modes is one array for the whole adapter, unless it is read from the host. It is drawn
-    at the largest sizes, and each group reads its leading part.
+    A frozen factor without site modes is one array for the whole adapter, unless it is read from the host or is a
+    pattern such as cyclic(). It is drawn at the largest sizes, and each group reads its leading part.
 
     Args:
         modes: its modes in order, as in "site p q"; "" makes a scalar.

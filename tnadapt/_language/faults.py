@@ -156,7 +156,7 @@ def _factor_faults(name: str, factor: Factor, over: Modes) -> list[str]:
     faults += [*factor.init.faults(), *_map_faults(factor, over)]
     if factor.shared and {*factor.modes} & {*over}:
         faults.append("shared: expected no site mode, since every site reads a shared factor alike")
-    if factor.shared and factor.init.is_read:
+    if factor.shared and (factor.init.is_read or factor.init.is_pattern):
         faults.append(f"shared: expected an initializer that is drawn, got {factor.init.kind}")
     return [f"factor {name!r}: {fault}" for fault in faults]
 
@@ -232,6 +232,9 @@ def _read_faults(arrays: Mapping[str, Factor], axes: tuple[Axis, ...], over: Mod
         kind, bonds = factor.init.kind, [mode for mode in factor.modes if mode not in outer]
         if kind == "cyclic" and not factor.modes:
             faults.append(f"factor {name!r}: cyclic needs at least one mode")
+        own = tuple(mode for mode in factor.modes if mode not in over)
+        if kind == "rotary" and (len(own) != 3 or own != factor.modes[-3:]):  # noqa: PLR2004
+            faults.append(f"factor {name!r}: rotary needs a position, a row and a column as its last modes")
         if kind == "svd" and (len(bonds) != 1 or not weight & {*factor.modes}):
             faults.append(f"factor {name!r}: svd needs one bond and a mode of the weight")
         if kind in ("t_svd", "tensor_cur") and (

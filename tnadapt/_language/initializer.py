@@ -20,11 +20,12 @@ __all__ = [
     "normal",
     "ones",
     "orthogonal",
+    "rotary",
     "uniform",
     "zeros",
 ]
 
-Drawn = Literal["constant", "normal", "uniform", "orthogonal", "identity", "cyclic", "controlled_z"]
+Drawn = Literal["constant", "normal", "uniform", "orthogonal", "identity", "cyclic", "controlled_z", "rotary"]
 Read = Literal["svd", "tt_svd", "hosvd_core", "t_svd", "tensor_cur"]  # from the host's weights
 Host = Literal[
     "host", "host_mask", "host_left", "host_values", "host_right"
@@ -32,8 +33,9 @@ Host = Literal[
 Kind = Literal[Drawn, Read, Host]
 
 READ, HOST = frozenset(get_args(Read)), frozenset(get_args(Host))
+PATTERNS = frozenset({"cyclic", "rotary"})
 AMOUNTS = dict.fromkeys((*get_args(Drawn), *get_args(Read), *get_args(Host)), "gain")
-AMOUNTS |= {"constant": "value", "normal": "std", "uniform": "bound"}
+AMOUNTS |= {"constant": "value", "normal": "std", "uniform": "bound", "rotary": "base"}
 TINY, HUGE = 1e-30, 1e30  # products of numbers in this range fit in float32
 
 
@@ -69,6 +71,11 @@ class Initializer:
         return self.kind in HOST
 
     @property
+    def is_pattern(self) -> bool:
+        """Whether the sizes of a factor set its values, so that the values for smaller sizes are no part of them."""
+        return self.kind in PATTERNS
+
+    @property
     def is_redrawn(self) -> bool:
         """Whether a seed gives the same bits on every machine. It does not if a linear algebra library is involved."""
         return self.kind != "orthogonal" and not self.is_read and not self.is_host
@@ -81,6 +88,8 @@ class Initializer:
         if not is_number or (self.amount != 0 and not TINY <= abs(self.amount) <= HUGE):
             what = AMOUNTS[self.kind]
             return [f"{self.kind}: expected a {what} of 0 or of {TINY} to {HUGE} in size, got {self.amount!r}"]
+        if self.kind == "rotary" and self.amount <= 0:
+            return [f"rotary: expected a base above 0, got {self.amount!r}"]
         if isinstance(self.power, bool) or self.power not in (0, 0.5, 1):
             return [f"{self.kind}: expected a power of the singular values of 0, 0.5 or 1, got {self.power!r}"]
         if isinstance(self.share, bool) or self.share not in (0, 0.5, 1):
@@ -213,6 +222,16 @@ def cyclic() -> Initializer:
 def controlled_z() -> Initializer:
     """Set -1 where every index is the last one, and 1 elsewhere: the controlled-Z gate of two qubits."""
     return Initializer("controlled_z", 1.0)
+
+
+@answers(SpecError)
+def rotary(base: float = 10000.0) -> Initializer:
+    """Set the rotations of RoPE: along three modes, the matrix that rotates a row at a position (arXiv:2104.09864).
+
+    frozen("h a i", init=rotary()) has at position h the matrix that turns the pair (k, k + n/2) of the n entries, for
+    k < n/2, by the angle h base^(-2k/n). The modes a and i must have the same, even size n.
+    """
+    return Initializer("rotary", _number(base, "rotary", "base"))
 
 
 @answers(SpecError)

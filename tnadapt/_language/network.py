@@ -43,6 +43,8 @@ class Network:
         for name, factor in self.factors.items():
             if factor.map:
                 _check_map(name, factor, self.sizes)
+            if factor.init.kind == "rotary":
+                _check_rotary(name, factor, self.sizes)
         nodes = self.nodes or nodes_of(self.factors)
         for name, node in nodes.items():
             _check_copy(name, node, self.factors[node.factor], self.sizes)
@@ -108,6 +110,16 @@ def _check_map(name: str, factor: Factor, sizes: Mapping[str, int]) -> None:
         raise SiteError(
             f"factor {name!r}: expected {wanted} as the sizes of {' and '.join(map(repr, factor.modes[-2:]))}, which a "
             f"{factor.map} makes, got {one} and {other}."
+        )
+
+
+def _check_rotary(name: str, factor: Factor, sizes: Mapping[str, int]) -> None:
+    """Raise SiteError unless the last two modes of the rotations have the same, even size."""
+    row, column = factor.modes[-2:]
+    if sizes[row] != sizes[column] or sizes[row] % 2:
+        raise SiteError(
+            f"factor {name!r}: expected the same, even size for {row!r} and {column!r}, since rotary() turns pairs of "
+            f"entries, got {sizes[row]} and {sizes[column]}.\nPass such sizes to bind, as in sizes={{{column!r}: 64}}."
         )
 
 

@@ -131,7 +131,8 @@ class AdapterSpec:
         first = {mode for axis in self.axes for mode in axis} | {*self.site_modes}
         likes = {b: r.mode for b, r in self.sizes.items() if isinstance(r, SizeRule) and r.kind == "like"}
         arrays = {**self.arrays, **self.hosts}
-        return FrozenMap(tied_bonds(arrays, self.nodes, likes, first | {*self.short} | ({*self.sizes} - {*likes})))
+        found = tied_bonds(arrays, self.nodes, likes, first | {*self.short} | ({*self.sizes} - {*likes}))
+        return FrozenMap({mode: own for mode, own in found.items() if mode not in first})
 
     @cached_property
     def free_bonds(self) -> tuple[str, ...]:
@@ -206,9 +207,12 @@ class AdapterSpec:
         return bool(set(self.arrays[factor].modes) & set(self.site_modes))
 
     def is_global(self, factor: str) -> bool:
-        """Return whether all groups share a factor: it is `shared`, or frozen, drawn, and without site modes."""
+        """Return whether all groups share a factor: it is `shared`, or frozen, drawn, and without site modes.
+
+        Groups do not share a pattern, since a smaller one is not the leading part of a larger one.
+        """
         one = self.arrays[factor]
-        return one.shared or not (one.trainable or self.is_private(factor) or one.init.is_read)
+        return one.shared or not (one.trainable or self.is_private(factor) or one.init.is_read or one.init.is_pattern)
 
 
 def _started(

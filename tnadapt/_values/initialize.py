@@ -110,6 +110,8 @@ def sample(slot: Slot, seed: int) -> npt.NDArray[np.float64]:
         case "identity" | "cyclic" | "controlled_z":
             values = _pattern(slot)
             values *= amount
+        case "rotary":
+            values = _rotations(slot)
         case "constant":
             values = np.full(slot.shape, amount, dtype=np.float64)
         case "normal":
@@ -165,6 +167,18 @@ def _pattern(slot: Slot) -> npt.NDArray[np.float64]:
     values = np.full(slot.shape, base)
     np.copyto(values, value, where=where)
     return values
+
+
+def _rotations(slot: Slot) -> npt.NDArray[np.float64]:
+    """Return at position h the matrix that turns each pair (k, k + n/2) by h base^(-2k/n), alike at every site."""
+    number, length = slot.shape[-3], slot.shape[-1]
+    low = np.arange(length // 2)
+    angles = np.outer(np.arange(number), slot.factor.init.amount ** (-2.0 * low / length))
+    values = np.zeros((number, length, length))
+    values[:, low, low] = values[:, low + length // 2, low + length // 2] = np.cos(angles)
+    values[:, low + length // 2, low] = np.sin(angles)
+    values[:, low, low + length // 2] = -np.sin(angles)
+    return np.array(np.broadcast_to(values, slot.shape), order="C")
 
 
 def stream(seed: int, name: str) -> np.random.RandomState:

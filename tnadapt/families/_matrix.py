@@ -20,7 +20,7 @@ from tnadapt.initializers import (
     zeros,
 )
 
-__all__ = ["lora", "lora_xs", "mtlora_tasks", "pissa", "randlora", "tlora", "vera"]
+__all__ = ["lora", "lora_xs", "mtlora_tasks", "pissa", "randlora", "sharelora", "tinylora", "tlora", "vera"]
 
 
 @family
@@ -188,4 +188,49 @@ def vera(*, d_initial: float = 0.1) -> AdapterSpec:
             "b": trainable("out", init=zeros()),
         },
         scale=raw(),
+    )
+
+
+@family
+def tinylora(*, tied: bool = False, alpha: float = 1.0) -> AdapterSpec:
+    """TinyLoRA: dW_s = alpha B_s (sum_k v_sk P_sk) A_s, a few numbers inside the SVD of W_s (arXiv:2602.04118).
+
+    W_s = U S V^T gives B_s = U sqrt(S) (out x p) and A_s = sqrt(S) V^T (q x in), as in PEFT; both are saved in the
+    file. P_s (k x p x q) is frozen, normal with variance 1/p, and v_s (k) starts at 0: rank={"p": 2, "q": 2, "k": 64}
+    are PEFT's defaults. `tied`: one v for all sites, its weight_tying=1; groups of sites between are left out. The
+    paper does not say how P is drawn, and has no alpha.
+    Trainable: k per site, or k in all if `tied`. Rank of dW: at most min(p, q).
+    """
+    return AdapterSpec(
+        name="tinylora",
+        weight="out in",
+        over="site",
+        factors={
+            "A": frozen("site q in"),
+            "P": frozen("site k p q", init=normal(fan="p")),
+            "v": trainable("k" if tied else "site k", init=zeros(), shared=tied),
+            "B": frozen("site out p"),
+        },
+        scale=raw(alpha),
+        start=svd("B", "A", scaled=False, start="zero"),
+    )
+
+
+@family
+def sharelora(*, share: Literal["A", "B", "A B"] = "A", alpha: float = 8.0) -> AdapterSpec:
+    """ShareLoRA: dW_s = (alpha / r) B_s A, a LoRA of which all sites share one matrix or both (arXiv:2406.10785).
+
+    A (r x in) starts uniform in +-1/sqrt(in), B (out x r) at 0. `share` names what the sites share: "A" (ShareA), "B",
+    or "A B". Where their shapes differ, the shared matrix has the largest, and a smaller weight reads its leading part;
+    the paper shares among weights of one shape.
+    Trainable: r in + r out per site with "A". Rank of dW: at most r.
+    """
+    return AdapterSpec(
+        name="sharelora",
+        weight="out in",
+        factors={
+            "A": trainable("r in", init=kaiming_uniform("in"), shared="A" in share),
+            "B": trainable("out r", init=zeros(), shared="B" in share),
+        },
+        scale=over_rank("r", alpha=alpha),
     )

@@ -1,11 +1,13 @@
 """Families that are an entrywise or a Kronecker product of two matrices, or a sum of Kronecker products."""
 
+from typing import Literal
+
 from tnadapt._errors import SpecError
 from tnadapt._language import AdapterSpec, Factor, trainable
 from tnadapt.families._family import family
 from tnadapt.initializers import kaiming_uniform, normal, over_rank, raw, svd, uniform, zeros
 
-__all__ = ["abba", "kadaptation", "krona", "loha", "lokr", "superlora"]
+__all__ = ["abba", "kadaptation", "kradapter", "krona", "loha", "lokr", "superlora"]
 
 
 @family
@@ -145,5 +147,26 @@ def superlora(*, parts: int = 2, alpha: float = 1.0) -> AdapterSpec:
         weight=f"({split[0]}) ({split[1]})",
         over="site",
         factors=factors,
+        scale=raw(alpha),
+    )
+
+
+@family
+def kradapter(*, short: Literal["in", "out"] = "in", alpha: float = 2.0) -> AdapterSpec:
+    """KRAdapter: dW[(o1, o2), i] = alpha V[o1, i] U[o2, i], a Khatri-Rao product of two matrices (arXiv:2508.00230).
+
+    U (o2 x in) starts at 0, V (o1 x in) uniform in +-sqrt(6/(26 o1)). `short="out"` splits the in axis instead, for
+    out < in. The axis splits as evenly as possible; the official code takes o2 = int(sqrt(min(in, out))), rounds o1 up
+    and cuts off the rows that are too many. The scale is alpha, 2 in that code.
+    Trainable: (o1 + o2) in per site. Rank of dW: full rank is possible.
+    """
+    one, two = ("o1", "o2") if short == "in" else ("i1", "i2")
+    return AdapterSpec(
+        name="kradapter",
+        weight="(o1 o2) in" if short == "in" else "out (i1 i2)",
+        factors={
+            "U": trainable(f"{two} {short}", init=zeros()),
+            "V": trainable(f"{one} {short}", init=kaiming_uniform(one, slope=5.0)),
+        },
         scale=raw(alpha),
     )

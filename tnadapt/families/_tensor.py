@@ -18,7 +18,7 @@ from tnadapt.initializers import (
     zeros,
 )
 
-__all__ = ["lorta", "lotr", "tera"]
+__all__ = ["adaring", "lorta", "lotr", "tera"]
 
 
 @family
@@ -133,4 +133,27 @@ def tera(*, out_order: int = 3, in_order: int = 3, alpha: float = 1.0) -> Adapte
         },
         scale=raw(alpha),
         sizes={bond: at_most(mode) for mode, bond in bonds.items()},
+    )
+
+
+@family
+def adaring(*, alpha: float = 1.0) -> AdapterSpec:
+    """AdaRing: dW_l[o, i] = alpha sum_abc U[a, o, b] V[b, i, c] G[l, c, a], a ring over layers (arXiv:2508.11870).
+
+    U (a x out x b) and V (b x in x c) are shared by the layers of a kind, G_l (c x a) is the slice of one layer. U and
+    G start normal with variance 1/b and 1/a, V at 0. Only the abstract was read, so starting values and scale are
+    choices. The paper has rings for the matrices of inserted bottlenecks, of several ranks; here a ring updates a
+    weight.
+    Trainable: a b out + b c in + c a n for n layers. Rank of dW: at most b min(a, c).
+    """
+    return AdapterSpec(
+        name="adaring",
+        weight="out in",
+        over="layer",
+        factors={
+            "U": trainable("a out b", init=normal(fan="b")),
+            "V": trainable("b in c", init=zeros()),
+            "G": trainable("layer c a", init=normal(fan="a")),
+        },
+        scale=raw(alpha),
     )

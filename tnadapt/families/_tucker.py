@@ -4,10 +4,12 @@ import math
 from typing import Literal
 
 from tnadapt._errors import SpecError
-from tnadapt._language import AdapterSpec, Factor, at_most, required, trainable
+from tnadapt._language import AdapterSpec, Factor, at_most, frozen, like, required, trainable
 from tnadapt.families._family import family
 from tnadapt.initializers import (
     Initializer,
+    hosvd,
+    identity,
     kaiming_normal,
     kaiming_uniform,
     normal,
@@ -18,7 +20,7 @@ from tnadapt.initializers import (
     zeros,
 )
 
-__all__ = ["cara", "fact_tk", "flora", "tenslora"]
+__all__ = ["cara", "cp", "craft", "fact_tk", "flora", "tenslora"]
 
 
 @family
@@ -55,8 +57,9 @@ def fact_tk(*, alpha: float = 1.0) -> AdapterSpec:
 
     U (in x q) starts uniform in +-1/sqrt(in), V (out x p) at 0, the core C (p x q x t) in +-sqrt(3/(p q)), P (site x t)
     in +-sqrt(6/site). The official code has site + t there, but an initializer here depends only on a product of sizes.
-    The code splits the feed-forward weights into blocks of d x d; each block is a site. The scale is alpha, not divided
-    by a rank.
+    The code splits the feed-forward weights into blocks of d x d; each block is a site. In these the code's slices
+    differ from the paper's, which are here: it reshapes four slices of C x_3 P together, and so mixes bond and block.
+    The scale is alpha, not divided by a rank.
     Trainable: p out + q in + S t + p q t. Rank of dW_s, and of all dW_s concatenated: at most min(p, q).
     """
     return AdapterSpec(
@@ -135,4 +138,54 @@ def tenslora(
         over=over,
         factors=factors,
         scale=raw(alpha),
+    )
+
+
+@family
+def cp(*, out_order: int = 2, in_order: int = 2, alpha: float = 1.0) -> AdapterSpec:
+    """CP of one weight: dW = alpha sum_r w[r] a1[o1, r] a2[o2, r] b1[i1, r] b2[i2, r], split axes (arXiv:2606.00428).
+
+    The axes split into `out_order` and `in_order` modes as evenly as possible, 2048 into 32 x 64. The vectors start
+    normal, with length 1 on average, and w at 0. Only the abstract was read: a component has as many numbers as there;
+    its vectors are normalized, which no network can express.
+    Trainable: r (sum of the mode sizes + 1) per site. Rank of dW: at most r.
+    """
+    for name, order in (("out_order", out_order), ("in_order", in_order)):
+        if order < 1:
+            raise SpecError("cp", [f"{name}: expected at least 1, got {order}"])
+    outs, ins = ([f"{side}{n}" for n in range(1, order + 1)] for side, order in (("o", out_order), ("i", in_order)))
+    return AdapterSpec(
+        name="cp",
+        weight=f"({' '.join(outs)}) ({' '.join(ins)})",
+        factors={"w": trainable("r", init=zeros())}
+        | {f"A_{mode}": trainable(f"{mode} r", init=normal(fan=mode)) for mode in (*outs, *ins)},
+        scale=raw(alpha),
+    )
+
+
+@family
+def craft(*, alpha: float = 1.0) -> AdapterSpec:
+    """CRAFT: dW_l = alpha (K_l - start of K_l), K the HOSVD of W with a trained matrix per mode (arXiv:2602.17510).
+
+    K_l = sum_t L[l, t] U P G_t Q^T V^T. U (out x p) and V (in x q) are the HOSVD of the host's weights over the layers,
+    and G (t x a x b) its core; they are frozen and saved in the file. P (p x a), Q (q x b) and L (layer x t) start as
+    the identity and are trained. Only the abstract was read. The rank of the layer mode is the number of layers, with
+    which an orthogonal factor of that mode would only turn L and G.
+    Trainable: p a + q b + n^2 for n layers; p = a and q = b in the paper. Rank of dW: at most min(p, q).
+    """
+    return AdapterSpec(
+        name="craft",
+        weight="out in",
+        over="layer",
+        factors={
+            "U": frozen("out p"),
+            "P": trainable("p a", init=identity()),
+            "G": frozen("t a b"),
+            "L": trainable("layer t", init=identity()),
+            "Q": trainable("q b", init=identity()),
+            "V": frozen("in q"),
+        },
+        scale=raw(alpha),
+        start=hosvd("G", "U", "V"),
+        sizes={"t": like("layer")},
     )

@@ -4,13 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from tnadapt._language import Adapter, AdapterSpec, Same, count, raw, same
+from tnadapt._language import Adapter, AdapterSpec, Factor, Same, count, ones, raw, same, trainable
 from tnadapt._structure import rank_bound
 from tnadapt._values import delta
 from tnadapt.testing._expect import expect, expect_close, some_site
 from tnadapt.testing._oracle import magnitude, random_params
 
 __all__: list[str] = []
+
+UNIT = "unit"  # a factor of 1 entry, which is 1
 
 
 def terms_add_up(adapter: Adapter, random: np.random.Generator) -> None:
@@ -24,6 +26,7 @@ def terms_add_up(adapter: Adapter, random: np.random.Generator) -> None:
     for names in (term.nodes for term in spec.sum):
         one = _alone(adapter, names)
         own = {name: value for name, value in params.items() if name in one.slots or name in one.hosts}
+        own |= {name: np.ones(()) for name in one.slots if name.rpartition(".")[2] == UNIT}
         sign = next(term.sign for term in spec.sum if term.nodes == names)
         total = total + sign * delta(one, own, site)
     expect_close(
@@ -63,6 +66,8 @@ def _alone(adapter: Adapter, names: tuple[str, ...]) -> Adapter:
     spec = adapter.spec
     used = {*names, *(one.factor for name in names if isinstance(one := spec.factors[name], Same))}
     factors = {name: one for name, one in spec.factors.items() if name in used}
+    if not any(isinstance(one, Factor) and one.trainable for one in factors.values()):  # no spec has no trained factor
+        factors, names = factors | {UNIT: trainable("", init=ones())}, (*names, UNIT)
     outer = {*spec.site_modes, *(mode for axis in spec.axes for mode in axis)}
     known = outer | {mode for one in factors.values() for mode in one.modes or ()}
     sizes = {mode: rule for mode, rule in spec.sizes.items() if mode in known}

@@ -54,6 +54,33 @@ SOURCED = [  # spec, layers, kinds, rank, sizes, trainable
     (families.monarch(), 1, {"q": (768, 1024)}, 1, {"i1": 4, "o2": 4}, 4 * (768 + 1024)),
     # GraLoRA: r (in + out) for any blocks, tuners/gralora of PEFT 0.21.2; its r = 8 is 4 for each of 2 x 2 blocks
     (families.gralora(), 1, {"q": (768, 1024)}, 4, {"o1": 2, "i1": 2}, 8 * (768 + 1024)),
+    # SODA: a spectrum and three squares; the splits of script/ of phymhan/SODA-Diffusion @ f15ded2
+    (families.soda(), 1, {"q": (640, 640)}, None, {"i1": 8, "i2": 8, "i3": 10}, 640 + 228),
+    (families.soda(), 1, SQUARE, None, {"i1": 6, "i2": 8, "i3": 16}, 768 + 356),
+    (families.soda(), 1, {"q": (1280, 1280)}, None, {"i1": 4, "i2": 16, "i3": 20}, 1280 + 672),
+    (families.soda(), 1, {"q": (640, 2048)}, None, {"i1": 4, "i2": 8, "i3": 64}, 640 + 4_176),
+    # CP: one component of a 32 x 64 x 32 x 64 tensor has 193 numbers, abstract of arXiv:2606.00428
+    *[(families.cp(), 1, {"q": (2048, 2048)}, r, {}, 193 * r) for r in (1, 21)],
+    # KRAdapter, 768 x 768: r = 27 = int(sqrt(768)) and 29, the least with 27 x 29 >= 768; README of its repository
+    (families.kradapter(), 1, SQUARE, None, {}, 768 * (27 + 29)),
+    # tuners of PEFT 0.21.2: C3A with blocks of 256, MiSS with r = 64, HRA with r = 8, TinyLoRA with u = 64
+    (families.c3a(), 1, WIDE, None, {"o2": 256, "i2": 256}, 16 * 16 * 256),
+    (families.miss(), 1, {"q": (768, 4096)}, None, {"i2": 64}, 64 * 768),
+    (families.miss(variant="mini"), 1, {"q": (768, 4096)}, None, {"i2": 64, "o2": 8}, 64 * 8),
+    (families.miss(variant="bat"), 1, {"q": (768, 4096)}, None, {"i2": 64, "o2": 64}, 12 * 64 * 64),
+    (families.hra(), 1, {"q": (4096, 768)}, None, {}, 8 * 768),
+    (families.tinylora(), 12, BOTH, {"p": 2, "q": 2, "k": 64}, {}, 24 * 64),
+    (families.tinylora(tied=True), 12, BOTH | {"up": (3072, 768)}, {"p": 2, "q": 2, "k": 13}, {}, 13),
+    # OFT: 24 blocks of 32 x 32, where PEFT counts the 496 numbers above each diagonal
+    (families.oft(), 1, SQUARE, None, {"i": 32}, 24 * 32 * 32),
+    (families.oft(shared_blocks=True), 1, SQUARE, None, {"i": 32}, 32 * 32),
+    (families.svdiff(), 1, {"q": (3072, 768)}, None, {}, 768),
+    # BoRA: b^2 r more than LoRA, abstract of arXiv:2508.06953
+    (families.bora(), 1, SQUARE, 8, {"g": 4, "h": 4}, 8 * (768 + 768) + 4**2 * 8),
+    # ShareLoRA: one A, or one B, for all sites
+    (families.sharelora(), 12, BOTH, 8, {}, 8 * 768 + 24 * 8 * 768),
+    (families.sharelora(share="B"), 12, BOTH, 8, {}, 8 * 768 + 24 * 8 * 768),
+    (families.sharelora(share="A B"), 12, BOTH | {"up": (3072, 768)}, 8, {}, 8 * (768 + 3072)),
     # MTLoRA: r (in + out) and one or two squares, YaoLiang-Code/MTLoRA-main @ 08e89b0
     (families.mtlora(), 24, {"q": (1024, 1024), "v": (1024, 1024)}, 4, {}, 48 * (4 * 2048 + 16)),
     (families.mtlora(variant="icfm"), 24, {"q": (1024, 1024), "v": (1024, 1024)}, 4, {}, 48 * (4 * 2048 + 16)),
@@ -198,6 +225,19 @@ STATED = {  # the formula of the docstring, for S sites of one shape and the siz
     "quanta": lambda n: n["S"] * pairs(n),
     "householder": lambda n: n["S"] * (n["out"] + n["in"] + n["t"]),
     "quantum_peft": lambda n: n["S"] * (2 * (3 * 4 - 2) + 2**4),  # four qubits, one layer
+    "adaring": lambda n: n["M"] * (n["a"] * n["b"] * n["out"] + n["b"] * n["c"] * n["in"] + n["c"] * n["a"] * n["L"]),
+    "bora": lambda n: n["S"] * n["r"] * (n["in"] + n["out"] + n["g"] * n["h"]),
+    "c3a": lambda n: n["S"] * n["o1"] * n["i1"] * n["i2"],
+    "cp": lambda n: n["S"] * n["r"] * (n["o1"] + n["o2"] + n["i1"] + n["i2"] + 1),
+    "craft": lambda n: n["M"] * (n["p"] * n["a"] + n["q"] * n["b"] + n["L"] ** 2),
+    "hra": lambda n: n["S"] * 8 * n["in"],
+    "kradapter": lambda n: n["S"] * (n["o1"] + n["o2"]) * n["in"],
+    "miss": lambda n: n["S"] * n["i2"] * n["out"],
+    "oft": lambda n: n["S"] * n["g"] * n["i"] ** 2,
+    "sharelora": lambda n: n["r"] * n["in"] + n["S"] * n["r"] * n["out"],
+    "soda": lambda n: n["S"] * (min(n["out"], n["in"]) + n["i1"] ** 2 + n["i2"] ** 2 + n["i3"] ** 2),
+    "svdiff": lambda n: n["S"] * min(n["out"], n["in"]),
+    "tinylora": lambda n: n["S"] * n["k"],
     "pissa": lambda n: n["S"] * n["r"] * (n["in"] + n["out"]),
     "abba": lambda n: n["S"] * (n["p"] + n["q"]) * (n["in"] + n["out"]),
     "dota": lambda n: (

@@ -1,6 +1,7 @@
 """The update of each family equals the formula of its paper in numpy or tensorly, for the same factor values."""
 
 from collections.abc import Callable, Mapping
+from functools import reduce
 from itertools import combinations, product
 
 import numpy as np
@@ -90,6 +91,140 @@ def btt(p, at):
 
 def mora(p, at):
     return np.array([[p["M"][o % 2, i % 2] for i in range(SHAPE[1])] for o in range(SHAPE[0])])
+
+
+def mora_turned(p, at):
+    """Turn each group of two entries of x by RoPE, multiply it by M, and join the results, as in the official code."""
+    update = np.zeros(SHAPE)
+    for o, i in product(range(6), range(4)):
+        if o % 4 == i:
+            cos, sin = np.float32(np.cos(i)), np.float32(np.sin(i))  # of the one pair of a group of two
+            update[2 * o : 2 * o + 2, 2 * i : 2 * i + 2] = 2 * p["M"] @ np.array([[cos, -sin], [sin, cos]])
+    return update
+
+
+def c3a(p, at):
+    """Convolve each block of the input with its kernel by FFT, as in the official code."""
+    x = np.eye(8).reshape(8, 4, 2)
+    y = np.fft.fft(np.einsum("xnb,mnb->xmb", np.fft.ifft(x), np.fft.fft(p["c"]))).real
+    return 2 / 8 * y.reshape(8, 12).T
+
+
+def c3a_rectangular(p, at):
+    """Blocks of 4 x 4: o2 = 4, i2 = 4 in two columns, three rows."""
+    rows, columns = 4, 4
+    return np.block(
+        [
+            [np.array([[c[(i - o) % columns] for i in range(columns)] for o in range(rows)]) / 8 for c in row]
+            for row in p["c"]
+        ]
+    )
+
+
+def miss(p, at):
+    """Sum the groups of x, and multiply once."""
+    return 2 * (np.eye(8).reshape(8, 4, 2).sum(axis=1) @ p["D"]).T
+
+
+def miss_mini(p, at):
+    return (np.eye(8).reshape(8, 4, 2).sum(axis=1) @ np.tile(p["D"], 6)).T
+
+
+def miss_bat(p, at):
+    blocks = p["W"].reshape(6, 2, 4, 2).transpose(2, 0, 1, 3)
+    return (blocks @ p["B"] + p["B"]).transpose(1, 2, 0, 3).reshape(SHAPE)
+
+
+def bora(p, at):
+    return 8 / 2 * np.block([[p["B"][g] @ np.diag(p["S"][g, h]) @ p["A"][:, h] for h in range(2)] for g in range(2)])
+
+
+def tinylora(p, at):
+    s = at["site"]
+    return p["B"][s] @ sum(v * matrix for v, matrix in zip(p["v"][s], p["P"][s], strict=True)) @ p["A"][s]
+
+
+def tinylora_tied(p, at):
+    s = at["site"]
+    return 2 * p["B"][s] @ sum(v * matrix for v, matrix in zip(p["v"], p["P"][s], strict=True)) @ p["A"][s]
+
+
+def sharelora(p, at):
+    return 8 / 3 * p["B"] @ p["A"]
+
+
+def sharelora_b(p, at):
+    return 2 / 2 * p["B"] @ p["A"]
+
+
+def sharelora_both(p, at):
+    return 8 / 2 * p["B"] @ p["A"]
+
+
+def kradapter(p, at):
+    """Column i is the Kronecker product of columns of V and U."""
+    return 2 * np.stack([np.kron(p["V"][:, i], p["U"][:, i]) for i in range(8)], axis=1)
+
+
+def kradapter_short_out(p, at):
+    return np.stack([np.kron(p["V"][:, o], p["U"][:, o]) for o in range(12)])
+
+
+def cp(p, at):
+    return tensorly.cp_to_tensor((p["w"], [p["A_o1"], p["A_o2"], p["A_i1"], p["A_i2"]])).reshape(SHAPE)
+
+
+def cp_1_2(p, at):
+    return 2 * tensorly.cp_to_tensor((p["w"], [p["A_o1"], p["A_i1"], p["A_i2"]])).reshape(SHAPE)
+
+
+def craft(p, at):
+    """Multiply each factor of a Tucker tensor of all layers by its trained matrix."""
+    factors = [p["L"], p["U"] @ p["P"], p["V"] @ p["Q"]]
+    return 2 * tensorly.tucker_to_tensor((p["G"], factors))[at["layer"]]
+
+
+def adaring(p, at):
+    whole = tensorly.tr_to_tensor([p["U"], p["V"], p["G"].transpose(1, 0, 2)])
+    return 2 * whole[:, :, at["layer"]]
+
+
+def cayley(x):
+    turn, one = x - x.T, np.eye(len(x))
+    return (one - turn) @ np.linalg.inv(one + turn)
+
+
+def oft(p, at):
+    """Turn each pair of inputs, then apply W."""
+    turned = np.zeros((8, 8))
+    for g in range(4):
+        turned[2 * g : 2 * g + 2, 2 * g : 2 * g + 2] = cayley(p["X"][g])
+    return p["W"] @ turned.T - p["W"]
+
+
+def oft_shared(p, at):
+    return p["W"] @ np.kron(np.eye(4), cayley(p["X"])).T - p["W"]
+
+
+def hra(p, at):
+    """Each reflection is followed by its start."""
+    turned = reduce(np.matmul, (reflection(p[name]) for name in ("u1", "u1:start", "u2", "u2:start")))
+    return p["W"] @ turned
+
+
+def hra_free(p, at):
+    return p["W"] @ reflection(p["u1"]) @ reflection(p["u2"]) @ reflection(p["u3"]) - p["W"]
+
+
+def svdiff(p, at):
+    u, s, vt = np.linalg.svd(p["W"], full_matrices=False)
+    return u @ np.diag(s + 2 * p["d"]) @ vt - p["W"]
+
+
+def soda(p, at):
+    u, s, vt = np.linalg.svd(p["W"], full_matrices=False)
+    turned = reduce(np.kron, (cayley(p[name]) for name in ("R1", "R2") if name in p))
+    return u @ np.diag(s + p["d"]) @ vt @ turned.T - p["W"]
 
 
 def train(cores):
@@ -220,6 +355,31 @@ FORMULAS: dict[str, Formula] = {
     "monarch": monarch,
     "btt": btt,
     "mora": mora,
+    "mora 6": mora_turned,
+    "c3a": c3a,
+    "c3a rectangular": c3a_rectangular,
+    "miss": miss,
+    "miss mini": miss_mini,
+    "miss bat": miss_bat,
+    "bora": bora,
+    "tinylora": tinylora,
+    "tinylora tied": tinylora_tied,
+    "sharelora": sharelora,
+    "sharelora b": sharelora_b,
+    "sharelora both": sharelora_both,
+    "kradapter": kradapter,
+    "kradapter short out": kradapter_short_out,
+    "cp": cp,
+    "cp 1 2": cp_1_2,
+    "craft": craft,
+    "adaring": adaring,
+    "oft": oft,
+    "oft shared": oft_shared,
+    "hra": hra,
+    "hra free": hra_free,
+    "svdiff": svdiff,
+    "soda": soda,
+    "soda delta": soda,
     "lotr_tt": lotr_tt,
     "fact_tt": fact_tt,
     "fact_tk": fact_tk,
@@ -245,23 +405,31 @@ ELSEWHERE |= {"abba", "dota", "lora_pt", "pissa", "tcurlora"}  # test_starts.py
 ELSEWHERE |= {"bslora", "hira", "losa", "mtlora", "nola", "rasa", "ssb", "ssl", "triadaptlora"}  # test_sums.py
 
 
+def is_fixed(adapter, key):
+    """Return whether an entry is the host's weight, or a frozen factor whose values belong to the formula."""
+    slot = adapter.slots.get(key)
+    return slot is None or (not slot.factor.trainable and adapter.spec.name in {"mora", "c3a", "miss"})
+
+
 @pytest.mark.parametrize("name", FORMULAS)
 def test_the_update_equals_the_formula_of_the_paper(name):
     case, random = FAMILIES[name], np.random.default_rng(0)
     adapter = case.bind(layers=2, kinds=KINDS, seed=3)
-    start = init(adapter)
+    weights = {site.weight: random.standard_normal(site.weight_shape) for site in adapter.sites}
+    start = init(adapter, weights)
     moved = {
-        key: value if case.spec.name == "mora" and key != "M" else random.standard_normal(value.shape)
-        for key, value in start.items()
-    }  # random values for all factors, also frozen ones, except the ones of MoRA
+        key: value if is_fixed(adapter, key) else random.standard_normal(value.shape) for key, value in start.items()
+    }  # random values for all factors, also frozen ones, unless they are patterns, ones or the host's weights
     for group in adapter.groups:
-        p, before = (
-            {key: params[adapter.slot_name(group, key)] for key in case.spec.factors} for params in (moved, start)
-        )
+        p = {key: moved[adapter.slot_name(group, key)] for key in case.spec.arrays}
+        began = {key: start[adapter.slot_name(group, key)] for key, one in case.spec.arrays.items() if one.trainable}
+        p |= {f"{key}:start": value for key, value in began.items()}
+        before = p | began
         for site in group.sites:
+            p |= {"W": weights[site.weight]} if case.spec.hosts else {}
             wanted = FORMULAS[name](p, group.index(site))
             if case.spec.start == "centered":
-                wanted = wanted - FORMULAS[name](before, group.index(site))
+                wanted = wanted - FORMULAS[name](before | {"W": p.get("W")}, group.index(site))
             np.testing.assert_allclose(delta(adapter, moved, site), wanted, rtol=0, atol=1e-10 * abs(wanted).max())
 
 
@@ -271,9 +439,10 @@ def test_every_family_has_a_formula():
 
 @pytest.mark.parametrize("name", [name for name, case in FAMILIES.items() if case.spec.start == "free"])
 def test_the_update_starts_nonzero_only_on_request(name):
-    assert name in {"lora_xs sigma", "tt_lora random", "loretta random"}
+    assert name in {"lora_xs sigma", "tt_lora random", "loretta random", "hra free", "soda delta"}
     adapter = FAMILIES[name].bind(layers=1, kinds=KINDS)
-    assert all(delta(adapter, init(adapter), site).any() for site in adapter.sites)
+    weights = {site.weight: np.random.default_rng(0).standard_normal(site.weight_shape) for site in adapter.sites}
+    assert all(delta(adapter, init(adapter, weights), site).any() for site in adapter.sites)
 
 
 def test_superlora_with_one_part_is_a_tucker_tensor_of_the_group():

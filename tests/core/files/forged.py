@@ -161,7 +161,7 @@ def any_text(draw: random.Random) -> str:
         "r",
     ]
     words += ["sign", "cyclic", "singular", "orthogonal", "cayley", "rotation", "over_rank", "site", "layer"]
-    words += ["controlled_z", "svd", "A", "- A B", "A A", "same", "required", "centered", "free", "zero"]
+    words += ["controlled_z", "rotary", "svd", "A", "- A B", "A A", "same", "required", "centered", "free", "zero"]
     return draw.choice([*words, " ".join(f"m{n}" for n in range(draw.choice(MANY[:3]))), "r " * draw.choice(MANY)])
 
 

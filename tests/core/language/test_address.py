@@ -47,7 +47,7 @@ def check_parts(adapter):
 
 
 def check_names(adapter):
-    """All groups read one array of a shared factor, or of a frozen one that is drawn and has no site modes.
+    """All groups read one array of a shared factor, or of a frozen one that is drawn, has no site modes and no pattern.
 
     Of every other factor each group reads its own, and of the host's weight each site. A copy reads the array of its
     factor; a starting value has a name of its own, which is an entry of params only if it was read from the host.
@@ -63,7 +63,7 @@ def check_names(adapter):
             assert [place.parts[name].name for place in addresses] == [f"{site.path}:{kind}" for site in adapter.sites]
             continue
         parts = [adapter.address(group.sites[0]).parts[name] for group in adapter.groups]
-        is_drawn = not factor.trainable and not factor.init.is_read
+        is_drawn = not (factor.trainable or factor.init.is_read or factor.init.is_pattern)
         is_shared = factor.shared or (is_drawn and not set(factor.modes) & set(adapter.spec.site_modes))
         assert len({part.name for part in parts}) == (1 if is_shared else len(parts))
         for part, group in zip(parts, adapter.groups, strict=True):

@@ -21,6 +21,7 @@ MADE = {
     "identity": (initializers.identity(), "identity()"),
     "cyclic": (initializers.cyclic(), "cyclic()"),
     "controlled_z": (initializers.controlled_z(), "controlled_z()"),
+    "rotary": (initializers.rotary(), "rotary(base=10000)"),
     "svd": (Initializer("svd", 1.0, power=0.5), "svd(power=0.5)"),
     "svd, share": (Initializer("svd", 1.0, power=1, share=0.5), "svd(power=1, share=0.5)"),
     "tt_svd": (Initializer("tt_svd", 1.0), "tt_svd()"),

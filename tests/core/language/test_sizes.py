@@ -34,6 +34,20 @@ def test_a_rule_prints_itself(rule, text):
     assert rule == SizeRule(rule.kind, rule.mode)
 
 
+def test_a_copy_that_joins_two_modes_of_a_weight_leaves_both_to_the_caller():
+    """Their sizes must be equal, but they follow from the weight, as those of all its modes."""
+    factors = {"A": trainable("o1 p i2", init=zeros()), "A2": same("A", "o1 o2 i2"), "b": frozen("i1")}
+    factors |= {"D": frozen("p o2 i1")}
+    spec = AdapterSpec(name="own", weight="(o1 o2) (i1 i2)", factors=factors, terms=["A D", "A2 b"])
+    assert (dict(spec.tied), spec.free_bonds) == ({"p": "o2"}, ())
+    assert sizes(spec, sizes={"o2": 3, "i2": 2})["p"] == 3
+    factors = {"A": trainable("o1 i2 o2", init=zeros()), "A2": same("A", "o1 o2 i2")}
+    square = AdapterSpec(name="own", weight="(o1 o2) i2", factors=factors, terms=["A2"])
+    assert sizes(square, sizes={"o2": 8, "o1": 3}, site=Site("w", (24, 8)))["o2"] == 8
+    with pytest.raises(SiteError, match=r"factor 'A2': expected .* as the size of 'o2', which is 'i2' of 'A'"):
+        sizes(square, sizes={"o2": 4})
+
+
 def test_a_bond_like_a_mode_has_its_size_and_is_no_rank():
     spec = own(sizes={"q": like("in")})
     assert (spec.tied, spec.free_bonds, spec.bonds) == ({"q": "in"}, ("r",), ("r", "q"))

@@ -10,6 +10,7 @@ from tests.table import FAMILIES, REPRESENTATIVES, required_of
 from tnadapt import (
     AdapterSpec,
     SiteError,
+    SpecError,
     delta,
     families,
     frozen,
@@ -24,7 +25,7 @@ from tnadapt import (
 from tnadapt._frozen import FrozenMap
 from tnadapt._values import sample
 from tnadapt.binding import Factor, Slot
-from tnadapt.initializers import Initializer, constant, kaiming_normal, ones, orthogonal, uniform
+from tnadapt.initializers import Initializer, constant, cyclic, kaiming_normal, ones, orthogonal, rotary, uniform
 from tnadapt.testing import start_params
 
 SITES = grid(layers=2, kinds={"q": (6, 4), "up": (8, 4)})
@@ -50,6 +51,7 @@ STARTS = (
     "lotr svd",  # hosvd_core
     "lora_pt",  # t_svd, cyclic
     "tcurlora",  # tensor_cur
+    "mora 6",  # rotary
 )
 every_start = pytest.mark.parametrize("adapter", STARTS, indirect=True)
 representative = pytest.mark.parametrize("adapter", REPRESENTATIVES, indirect=True)
@@ -78,6 +80,7 @@ def test_the_same_seed_gives_equal_values_in_new_arrays(adapter):
 
 FIXED = {
     "constant",
+    "rotary",
     "identity",
     "cyclic",
     "controlled_z",
@@ -361,6 +364,56 @@ def test_a_pattern_follows_its_definition_entry_by_entry(kind, sizes, over, amou
             "controlled_z": -1.0 if all(place[axis] == sizes[axis] - 1 for axis in own) else 1.0,
         }[kind]
         assert found[place] == np.float64(np.float32(wanted * amount))
+
+
+@pytest.mark.parametrize("over", [(), ("site",)])
+def test_rotary_turns_pairs_as_rope_does(over):
+    """RoPE: x cos + turned(x) sin, where turned(x) puts minus the upper half of x before its lower half."""
+    sizes = (*[2 for _ in over], 5, 6, 6)
+    found = sample(slot_of(rotary(100.0), (*over, "h", "a", "i"), sizes, over), 0).reshape(-1, 5, 6, 6)
+    x = np.random.default_rng(0).standard_normal(6)
+    for h in range(5):
+        angles = h / 100.0 ** (np.arange(0, 6, 2) / 6)
+        cos, sin = (np.concatenate([half, half]) for half in (np.cos(angles), np.sin(angles)))
+        wanted = x * cos + np.concatenate([-x[3:], x[:3]]) * sin
+        for matrices in found:
+            np.testing.assert_allclose(matrices[h] @ x, wanted, rtol=0, atol=1e-6)  # values are rounded to float32
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 6)])
+def test_rotary_needs_pairs_and_a_square(shape):
+    factors = {"M": trainable("out a", init=zeros()), "R": frozen("h a i", init=rotary())}
+    spec = AdapterSpec(name="turned", weight="out (h i)", factors=factors)
+    with pytest.raises(SiteError, match=r"factor 'R': expected the same, even size for 'a' and 'i'.*got 4 and [36]\."):
+        spec.bind(grid(layers=1, kinds={"q": shape}), rank=4, sizes={"h": 1}, overparametrized=True)
+
+
+@pytest.mark.parametrize("modes", ["a in", "h b a in"])
+def test_rotary_needs_three_modes(modes):
+    with pytest.raises(SpecError, match="factor 'R': rotary needs a position, a row and a column as its last modes"):
+        AdapterSpec(
+            name="turned",
+            weight="out in",
+            factors={"M": trainable("out h b a", init=zeros()), "R": frozen(modes, init=rotary())},
+        )
+    with pytest.raises(SpecError, match=r"rotary: expected a base above 0, got -1\.0"):
+        AdapterSpec(
+            name="turned",
+            weight="out in",
+            factors={"M": trainable("out h a", init=zeros()), "R": frozen("h a in", init=rotary(-1))},
+        )
+
+
+def test_a_frozen_pattern_is_made_for_the_sizes_of_each_shape():
+    """The leading part of a larger pattern would be another tensor."""
+    factors = {"A": trainable("r in", init=zeros()), "C": frozen("out r", init=cyclic())}
+    spec = AdapterSpec(name="pattern", weight="out in", factors=factors)
+    small, large = grid(layers=1, kinds={"q": (3, 2)}), grid(layers=1, kinds={"k": (5, 2)})
+    params, alone = init(spec.bind((*small, *large), rank=2)), init(spec.bind(small, rank=2))
+    np.testing.assert_array_equal(params["0.q.C"], alone["C"])
+    assert params["0.k.C"].shape == (5, 2)
+    with pytest.raises(SpecError, match="'A': shared: expected an initializer that is drawn, got cyclic"):
+        AdapterSpec(name="pattern", weight="out in", factors={"A": trainable("out in", init=cyclic(), shared=True)})
 
 
 @pytest.mark.parametrize("kind", ["identity", "cyclic", "controlled_z", "constant", "uniform"])
