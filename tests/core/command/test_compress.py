@@ -115,7 +115,10 @@ def test_the_scale_of_a_rank_stabilized_lora_is_read(shared, tmp_path, capsys):
         (("--to", "lotr"), "required: -o/--output"),
         (("-o", "x"), "required: --to"),
         (("--to", "nothing", "-o", "x"), "expected a family or file.py:name, got 'nothing'; the families are"),
-        (("--to", "lotr", "--rank", "x=2", "-o", "x"), "rank: expected bonds of lotr, got 'x'"),
+        (
+            ("--to", "lotr", "--rank", "x=2", "-o", "x"),
+            "rank: expected bonds of lotr or names of adapted modules, got 'x'",
+        ),
         (
             ("--to", "lotr", "-o", "gone/x"),
             "gone/x: expected the path of the file to write, got a file in a folder that does not exist.",

@@ -185,7 +185,10 @@ WRONG = [
     (("show", "lora", "--sites", "config.json"), "expected the key 'hidden_size' in a config of type 'bert', got none"),
     (("show", "nothing", *GPT2), "expected a family or file.py:name, got 'nothing'; the families are"),
     (("show", "refused.py:bad", *GPT2), "weight mode 'in': no factor has it"),
-    (("show", "lora", "--sites", "gpt2", "--rank", "q=2"), "rank: expected bonds of lora, got 'q'"),
+    (
+        ("show", "lora", "--sites", "gpt2", "--rank", "q=2"),
+        "rank: expected bonds of lora or names of adapted modules, got 'q'",
+    ),
     (("show", "lora", "--sites", "gpt2", "--rank", "many"), "expected a whole number, got 'many'"),
     (("show", "lora", *GPT2, "--target-modules", "foo"), "got 'foo', which matches none"),
     (("compare", *GPT2), "the following arguments are required"),

@@ -352,7 +352,7 @@ SITE = Site("layers.0.q", (6, 5))
         ({SITE: np.zeros((6, 5))}, {"starts": 0}, "expected starts and sweeps of at least 1, got 0 and 100"),
         ({SITE: np.zeros((6, 5))}, {"start": {}}, "start: expected an array 'A', got none"),
         ({SITE: np.zeros((6, 5))}, {"start": {"A": np.zeros(3), "B": np.zeros(3)}}, r"start\['A'\]: expected shape"),
-        ({SITE: np.zeros((6, 5))}, {"rank": {"x": 2}}, "expected bonds of lora, got 'x'"),
+        ({SITE: np.zeros((6, 5))}, {"rank": {"x": 2}}, "expected bonds of lora or names of adapted modules, got 'x'"),
         ({}, {}, "expected at least one site, got none"),
     ],
 )

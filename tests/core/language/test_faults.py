@@ -162,6 +162,14 @@ REFUSED = {  # changes -> the only fault that is reported
         {"C": trainable("r"), "C0": same("C", at_start=True), "terms": ["B A C0"]},
         "factor 'C': trainable, but only its starting values are in a term; make it frozen",
     ),
+    "a factor whose only term stays at 0": (
+        {"C": trainable("r in"), "B0": same("B", at_start=True), "terms": ["B A", "B0 C"]},
+        "factor 'C': never trained, since each of its terms has a factor that starts at 0 and stays there",
+    ),
+    "a factor beside a frozen zero, from any start": (
+        {"C": trainable("r in"), "D": frozen("out r", init=zeros()), "terms": ["B A", "D C"], "start": "free"},
+        "factor 'C': never trained, since each of its terms has a factor that starts at 0 and stays there",
+    ),
     "a factor only at its start, from any start": (
         {"B": trainable("out r"), "B0": same("B", at_start=True), "terms": ["B0 A"], "start": "free"},
         "factor 'B': trainable, but only its starting values are in a term; make it frozen",
@@ -321,6 +329,11 @@ TAKEN = {
     "a difference from the start of one factor": {
         "factors": {"A": A, "B": trainable("out r"), "B0": same("B", at_start=True)},
         "terms": ["B A", "-B0 A"],
+    },
+    "the start of a zero": {
+        "A0": same("A", at_start=True),
+        "B0": same("B", at_start=True),
+        "terms": ["B A", "- B0 A0"],
     },
     "terms that share the zero": {"C": trainable("r in"), "terms": ["B A", "B C"]},
     "a zero in each term": {"C": trainable("r in"), "D": trainable("out r", init=zeros()), "terms": ["B A", "D C"]},
