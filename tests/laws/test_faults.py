@@ -1,5 +1,6 @@
 """Every law can fail: each test plants a fault in the code under test, and the law meant for it reports it."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 import tnadapt
 from tnadapt import Adapter, SpecError, families
-from tnadapt.testing import LAWS, Held, LawError, _laws, check
+from tnadapt.testing import LAWS, Held, LawError, _laws, _stored, _sums, check
 
 LOTR, LORA, VERA = families.lotr(), families.lora(), families.vera()
 SMALL = tnadapt.AdapterSpec(  # its updates are below 1e-16, to test that tolerances are relative
@@ -104,6 +105,32 @@ def another_seed(true):
 
     return read
 
+
+def _with_first_term(adapter):
+    """Return the adapter whose networks have only the first term of several."""
+    if len(adapter.spec.sum) == 1:
+        return adapter
+    other = copy.copy(adapter)
+    groups = [
+        dataclasses.replace(one, network=dataclasses.replace(one.network, terms=one.network.terms[:1]))
+        for one in adapter.groups
+    ]
+    object.__setattr__(other, "groups", tuple(groups))
+    for name in ("_places", "slots"):
+        other.__dict__.pop(name, None)
+    return other
+
+
+PAIRS = tnadapt.AdapterSpec(
+    name="pairs",
+    weight="out in",
+    factors={
+        "A": tnadapt.trainable("r in"),
+        "B": tnadapt.trainable("out r", init=tnadapt.zeros()),
+        "C": tnadapt.trainable("out r", init=tnadapt.zeros()),
+    },
+    terms=["B A", "C A"],
+)
 
 FAULTS = [  # description, fault, spec, and the law that catches the fault
     (
@@ -219,9 +246,9 @@ FAULTS = [  # description, fault, spec, and the law that catches the fault
         LOTR,
         "gradients_are_differences",
     ),
-    ("a file loses its values", planted(_laws, "load", loses_a_factor), LOTR, "files_give_back"),
-    ("a file rounds its values", planted(_laws, "load", rounds_to_half), LOTR, "files_give_back"),
-    ("a text has another seed", planted(_laws, "from_json", another_seed), LOTR, "texts_give_back"),
+    ("a file loses its values", planted(_stored, "load", loses_a_factor), LOTR, "files_give_back"),
+    ("a file rounds its values", planted(_stored, "load", rounds_to_half), LOTR, "files_give_back"),
+    ("a text has another seed", planted(_stored, "from_json", another_seed), LOTR, "texts_give_back"),
     (
         "specs are equal only to themselves",
         planted(tnadapt.AdapterSpec, "__eq__", lambda true: object.__eq__),
@@ -241,6 +268,28 @@ FAULTS = [  # description, fault, spec, and the law that catches the fault
         ),
         VERA,
         "order_of_factors_is_nothing",
+    ),
+    (
+        "an update has its first term alone",
+        planted(_sums, "delta", lambda true: lambda a, p, s: true(_with_first_term(a), p, s)),
+        PAIRS,
+        "terms_add_up",
+    ),
+    (
+        "a second name is an array of its own in the count",
+        planted(_sums, "count", lambda true: lambda a: counted_on(true)(a) if "_again" in str(a.spec) else true(a)),
+        LORA,
+        "second_names_change_nothing",
+    ),
+    (
+        "a second name is a factor of its own in the bound",
+        planted(
+            _sums,
+            "rank_bound",
+            lambda true: lambda a, s: bound_too_high(true)(a, s) if "_again" in str(a.spec) else true(a, s),
+        ),
+        PAIRS,
+        "second_names_change_nothing",
     ),
 ]
 

@@ -59,6 +59,12 @@ def find_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
         t for t in terms_of(spec.terms, spec.factors) if {*t.nodes} <= {*spec.factors} and (t.nodes or not spec.terms)
     ]
     nodes = nodes_of(spec.factors)
+    faults += [
+        f"term {str(term)!r}: always 0, since {nodes[name].factor!r}, whose starting value it has, starts at 0"
+        for term in terms
+        for name in term.nodes
+        if nodes[name].at_start and arrays[nodes[name].factor].is_zero
+    ]
     faults += [*_mode_faults(spec, axes, terms, nodes), *_size_faults(spec, axes, nodes)]
     is_known = len(terms) == max(len(spec.terms), 1)
     faults += [*_read_faults(arrays, axes, over), *_host_faults(arrays, axes, over)]

@@ -148,11 +148,15 @@ def tied_bonds(
 def less_start(
     arrays: Mapping[str, Factor], nodes: Mapping[str, Node], terms: Sequence[Term]
 ) -> tuple[dict[str, Node], tuple[Term, ...]]:
-    """Return the nodes and the terms of an update from which its starting value is subtracted."""
+    """Return the nodes and the terms of an update from which its starting value is subtracted, without zero terms."""
     names = {
         name: name + START if arrays[node.factor].trainable and not node.at_start else name
         for name, node in nodes.items()
     }
     starts = {new: Node(nodes[old].factor, nodes[old].modes, at_start=True) for old, new in names.items() if new != old}
-    mirrored = tuple(Term(-term.sign, tuple(sorted(names[name] for name in term.nodes))) for term in terms)
+    mirrored = [
+        Term(-term.sign, tuple(sorted(names[name] for name in term.nodes)))
+        for term in terms
+        if not any(arrays[nodes[name].factor].is_zero for name in term.nodes)
+    ]
     return dict(nodes) | starts, (*terms, *mirrored)

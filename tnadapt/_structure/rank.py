@@ -11,7 +11,7 @@ import numpy as np
 
 from tnadapt._errors import PlanError, SiteError
 from tnadapt._hosts import Site
-from tnadapt._language import Adapter, Group, Network, Term, expect_adapter
+from tnadapt._language import Adapter, Group, Network, Node, Term, expect_adapter
 from tnadapt._signature import answers
 from tnadapt._structure.modular import PRIME, Budget, Residues, contract, question_of, rank, residues
 from tnadapt._values import delta, sample
@@ -19,7 +19,7 @@ from tnadapt._values import delta, sample
 __all__ = ["Cut", "generic_rank", "minimum_cut", "rank_bound"]
 
 Modes = tuple[str, ...]
-Node = str | tuple[str, str]
+Vertex = str | tuple[str, str]
 
 ROWS, COLUMNS = "(rows)", "(columns)"  # brackets: no mode and no factor can have these names
 EMPTY = 1e-12  # an arc with less capacity left is full; logarithms of different products below 10^11 differ by more
@@ -225,13 +225,14 @@ def _partings(split: Split) -> tuple[Parting, ...]:
 
 def _part(split: Split, terms: tuple[Term, ...]) -> Parting:
     """Return the minimum cut through terms, all of whose different nodes are on one side of it."""
-    nodes = split.nodes
-    used = dict.fromkeys(name for term in terms for name in term.nodes)  # in order: of equal cuts, the first is taken
-    common = [name for name in used if all(name in term.nodes for term in terms)]
+    nodes, first = split.nodes, _first_names(split.network)
+    of_terms = [[first[name] for name in term.nodes] for term in terms]
+    used = dict.fromkeys(name for names in of_terms for name in names)  # in order: of equal cuts, the first is taken
+    common = [name for name in used if all(name in names for names in of_terms)]
     others = [name for name in used if name not in common]
 
-    def parting(side: Node) -> Parting:
-        carriers: dict[str, list[Node]] = {}
+    def parting(side: Vertex) -> Parting:
+        carriers: dict[str, list[Vertex]] = {}
         for name in (*common, *others):
             for mode in nodes[name]:
                 carriers.setdefault(mode, []).append(name if name in common else side)
@@ -239,19 +240,26 @@ def _part(split: Split, terms: tuple[Term, ...]) -> Parting:
             carriers.setdefault(mode, []).append(ROWS if mode in split.rows else COLUMNS)
         modes, reached = _least_cut(carriers, split.network.sizes)
         rows = {name for name in common if name in reached} | (set(others) if side == ROWS else set())
-        return Parting(terms, modes, split.network.volume(modes), frozenset(rows), side == COLUMNS)
+        every = frozenset(name for name in nodes if first[name] in rows)
+        return Parting(terms, modes, split.network.volume(modes), every, side == COLUMNS)
 
     return parting(ROWS) if not others else min(parting(ROWS), parting(COLUMNS), key=lambda one: one.rank)
 
 
-def _least_cut(carriers: Mapping[str, list[Node]], sizes: Mapping[str, int]) -> tuple[Modes, frozenset[Node]]:
+def _first_names(network: Network) -> dict[str, str]:
+    """Return the first name of each node: a factor may have several names for the same modes."""
+    firsts: dict[Node, str] = {}
+    return {name: firsts.setdefault(node, name) for name, node in network.nodes.items()}
+
+
+def _least_cut(carriers: Mapping[str, list[Vertex]], sizes: Mapping[str, int]) -> tuple[Modes, frozenset[Vertex]]:
     """Find the modes of least product that separate ROWS from COLUMNS, and the nodes that stay connected to ROWS.
 
     Uses shortest augmenting paths (Edmonds and Karp).
     """
-    room: dict[Node, dict[Node, float]] = {ROWS: {}, COLUMNS: {}}
+    room: dict[Vertex, dict[Vertex, float]] = {ROWS: {}, COLUMNS: {}}
 
-    def arc(start: Node, end: Node, capacity: float) -> None:
+    def arc(start: Vertex, end: Vertex, capacity: float) -> None:
         room.setdefault(start, {})[end] = capacity
         room.setdefault(end, {}).setdefault(start, 0.0)
 
@@ -262,7 +270,7 @@ def _least_cut(carriers: Mapping[str, list[Node]], sizes: Mapping[str, int]) -> 
             arc(node, entry, math.inf)
             arc(leave, node, math.inf)
     while COLUMNS in (parents := _reached(room)):
-        path: list[Node] = [COLUMNS]
+        path: list[Vertex] = [COLUMNS]
         while path[-1] != ROWS:
             path.append(parents[path[-1]])
         arcs = list(zip(path[1:], path, strict=False))
@@ -274,10 +282,10 @@ def _least_cut(carriers: Mapping[str, list[Node]], sizes: Mapping[str, int]) -> 
     return tuple(mode for mode in cut if sizes[mode] > 1), frozenset(parents)
 
 
-def _reached(room: Mapping[Node, Mapping[Node, float]]) -> dict[Node, Node]:
+def _reached(room: Mapping[Vertex, Mapping[Vertex, float]]) -> dict[Vertex, Vertex]:
     """Return the parent of each node that a breadth-first search from ROWS reaches over arcs with capacity left."""
-    parents: dict[Node, Node] = {ROWS: ROWS}
-    waiting: list[Node] = [ROWS]
+    parents: dict[Vertex, Vertex] = {ROWS: ROWS}
+    waiting: list[Vertex] = [ROWS]
     for node in waiting:
         for other, left in room[node].items():
             if left > EMPTY and other not in parents:

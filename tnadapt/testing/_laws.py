@@ -4,17 +4,14 @@ A law takes an adapter and a random generator. Its docstring is its statement, w
 """
 
 import math
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from tnadapt._files import from_json, load, save, to_json
 from tnadapt._hosts import Site
 from tnadapt._language import START, Adapter, count
 from tnadapt._planning import plan
@@ -22,6 +19,8 @@ from tnadapt._structure import degrees_of_freedom, first_gradients, generic_rank
 from tnadapt._values import Params, apply, delta
 from tnadapt.testing._expect import bind_again, expect, expect_close, same_spec, some_site
 from tnadapt.testing._oracle import dense, gradients, least_cut, local, magnitude, random_params, run_plan, start_params
+from tnadapt.testing._stored import files_give_back, texts_give_back
+from tnadapt.testing._sums import second_names_change_nothing, terms_add_up
 
 __all__ = ["LAWS", "Law"]
 
@@ -273,31 +272,6 @@ def gradients_are_differences(adapter: Adapter, random: np.random.Generator) -> 
         expect_close((ahead - behind) / (2 * STEP), np.sum(gradient * way), f"gradient of {name}", size / STEP)
 
 
-def files_give_back(adapter: Adapter, random: np.random.Generator) -> None:
-    """`load` returns the adapter and the values that `save` wrote; saving them again writes the same bytes."""
-    params = random_params(adapter, random)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "adapter.safetensors"
-        save(adapter, params, path)
-        before = path.read_bytes()
-        again, loaded = load(path)
-        expect(again == adapter, "loaded file: expected the saved adapter, got another")
-        expect(loaded.keys() == adapter.slots.keys(), "loaded file: expected the names of the saved params, got others")
-        for name, value in loaded.items():
-            expect(np.array_equal(params[name], value), f"loaded file: expected the saved values of {name}, got others")
-        save(again, params | {name: loaded[name] for name in reversed(loaded)}, path)
-        expect(path.read_bytes() == before, "file saved again: expected the same bytes, got others")
-
-
-def texts_give_back(adapter: Adapter, random: np.random.Generator) -> None:
-    """`from_json` restores an adapter or a spec from `to_json` exactly, with the same printed form."""
-    again = from_json(to_json(adapter))
-    expect(again == adapter and hash(again) == hash(adapter), "text of an adapter: expected an equal one, got another")
-    expect(from_json(to_json(adapter.spec)) == adapter.spec, "text of a spec: expected an equal one, got another")
-    is_equal = (str(again), to_json(again)) == (str(adapter), to_json(adapter))
-    expect(is_equal, "text written again: expected the same text, got another")
-
-
 def equal_specs_are_one(adapter: Adapter, random: np.random.Generator) -> None:
     """A spec rebuilt from its parts is equal and has an equal hash, as do its networks; a changed spec is not equal."""
     spec = adapter.spec
@@ -347,4 +321,6 @@ LAWS: tuple[Law, ...] = (
     texts_give_back,
     equal_specs_are_one,
     order_of_factors_is_nothing,
+    terms_add_up,
+    second_names_change_nothing,
 )

@@ -273,7 +273,8 @@ def test_the_cut_is_the_minimum_cut(adapter):
 
 
 def test_a_centered_network_is_cut_twice():
-    spec = replace(families.lora(), start="centered")
+    factors = {"A": trainable("r in"), "B": trainable("out r")}
+    spec = replace(families.lora(), factors=factors, start="centered")
     network = spec.bind(grid(layers=1, kinds={"q": (12, 8)}), rank=3).networks[0]
     lines = str(draw(network)).splitlines()
     assert lines[1] == "rank ≤ 6: 2 times cut r"
@@ -285,7 +286,7 @@ SUM = AdapterSpec(
     weight="out in",
     factors={
         "A": trainable("r in"),
-        "B": trainable("out r", init=zeros()),
+        "B": trainable("out r"),
         "C": trainable("q r", shared=True),
         "Ct": same("C", "q s"),
         "D": trainable("out s", init=zeros()),
@@ -293,6 +294,7 @@ SUM = AdapterSpec(
         "W": frozen("out in", init=host()),
     },
     terms=["B A", "- D Ct C A", "B0 A W"],
+    start="free",
 )
 
 

@@ -147,7 +147,12 @@ REFUSED = {  # changes -> the only fault that is reported
     "terms that are the same": ({"terms": ["B A", "- A B"]}, CANCEL),
     "terms that are the same under another name": ({"C": same("A"), "terms": ["B A", "- B C"]}, CANCEL),
     "terms that are the same at the start": (
-        {"A0": same("A", at_start=True), "B0": same("B", at_start=True), "terms": ["B A", "- B0 A", "- B A0", "B0 A0"]},
+        {
+            "B": trainable("out r"),
+            "A0": same("A", at_start=True),
+            "B0": same("B", at_start=True),
+            "terms": ["B A", "- B0 A", "- B A0", "B0 A0"],
+        },
         CANCEL,
     ),
     "the zero itself cancels": ({"A0": same("A", at_start=True), "terms": ["B A", "- B A0"]}, CANCEL),
@@ -162,13 +167,13 @@ REFUSED = {  # changes -> the only fault that is reported
         {"C": trainable("r"), "C0": same("C", at_start=True), "terms": ["B A C0"]},
         "factor 'C': trainable, but only its starting values are in a term; make it frozen",
     ),
-    "a factor whose only term stays at 0": (
+    "a term with the start of a zero": (
         {"C": trainable("r in"), "B0": same("B", at_start=True), "terms": ["B A", "B0 C"]},
-        "factor 'C': never trained, since each of its terms has a factor that starts at 0 and stays there",
+        "term 'B0 C': always 0, since 'B', whose starting value it has, starts at 0",
     ),
-    "a factor beside a frozen zero, from any start": (
-        {"C": trainable("r in"), "D": frozen("out r", init=zeros()), "terms": ["B A", "D C"], "start": "free"},
-        "factor 'C': never trained, since each of its terms has a factor that starts at 0 and stays there",
+    "a term with the start of a zero, from any start": (
+        {"B0": same("B", at_start=True), "A0": same("A", at_start=True), "terms": ["B A", "- B0 A0"], "start": "free"},
+        "term '- A0 B0': always 0, since 'B', whose starting value it has, starts at 0",
     ),
     "a factor only at its start, from any start": (
         {"B": trainable("out r"), "B0": same("B", at_start=True), "terms": ["B0 A"], "start": "free"},
@@ -329,11 +334,6 @@ TAKEN = {
     "a difference from the start of one factor": {
         "factors": {"A": A, "B": trainable("out r"), "B0": same("B", at_start=True)},
         "terms": ["B A", "-B0 A"],
-    },
-    "the start of a zero": {
-        "A0": same("A", at_start=True),
-        "B0": same("B", at_start=True),
-        "terms": ["B A", "- B0 A0"],
     },
     "terms that share the zero": {"C": trainable("r in"), "terms": ["B A", "B C"]},
     "a zero in each term": {"C": trainable("r in"), "D": trainable("out r", init=zeros()), "terms": ["B A", "D C"]},

@@ -1,0 +1,87 @@
+"""Laws of sums: an update is the sum of its terms, and a second name of a factor changes nothing."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from tnadapt._language import Adapter, AdapterSpec, Same, count, raw, same
+from tnadapt._structure import rank_bound
+from tnadapt._values import delta
+from tnadapt.testing._expect import expect, expect_close, some_site
+from tnadapt.testing._oracle import magnitude, random_params
+
+__all__: list[str] = []
+
+
+def terms_add_up(adapter: Adapter, random: np.random.Generator) -> None:
+    """An update is the scale times the sum of the updates of one-term specs that are given the same arrays."""
+    spec, params, site = adapter.spec, random_params(adapter, random), some_site(adapter, random)
+    if adapter.starts:
+        return  # a term of starting values alone trains nothing, so that no spec has it by itself
+    if len({tuple(network.sizes[bond] for bond in spec.free_bonds) for network in adapter.networks}) > 1:
+        return  # a rank that some shapes limit
+    scale, total = adapter.find(site)[0].network.scale, np.zeros(site.shape)
+    for names in (term.nodes for term in spec.sum):
+        one = _alone(adapter, names)
+        own = {name: value for name, value in params.items() if name in one.slots or name in one.hosts}
+        sign = next(term.sign for term in spec.sum if term.nodes == names)
+        total = total + sign * delta(one, own, site)
+    expect_close(
+        delta(adapter, params, site), scale * total, f"sum of the terms at {site.path}", _size(adapter, params)
+    )
+
+
+def second_names_change_nothing(adapter: Adapter, random: np.random.Generator) -> None:
+    """Reading a factor under a second name of the same modes changes neither updates, nor counts, nor rank bounds."""
+    spec = adapter.spec
+    terms = list(spec.terms) or [" ".join(spec.factors)]
+    place = int(random.integers(len(terms)))
+    sign, names = ("- ", terms[place][2:].split()) if terms[place].startswith("- ") else ("", terms[place].split())
+    known = [name for name in names if not isinstance(spec.factors[name], Same)]
+    if not known:
+        return
+    name = known[int(random.integers(len(known)))]
+    again = f"{name}_again"
+    terms[place] = sign + " ".join(again if other == name else other for other in names)
+    other = replace(spec, factors={**spec.factors, again: same(name)}, terms=terms)
+    bound = other.bind(adapter.sites, rank=adapter.rank, sizes=adapter.sizes, seed=adapter.seed, overparametrized=True)
+    counts = [(count(one).trainable, count(one).frozen) for one in (adapter, bound)]
+    expect(counts[0] == counts[1], f"count with a second name of {name}: expected {counts[0]}, got {counts[1]}")
+    params, site = random_params(adapter, random), some_site(adapter, random)
+    expect_close(
+        delta(bound, params, site),
+        delta(adapter, params, site),
+        f"delta with a second name of {name}",
+        2 * _size(adapter, params),
+    )
+    ranks = [rank_bound(one, site).rank for one in (adapter, bound)]
+    expect(ranks[0] == ranks[1], f"rank_bound with a second name of {name}: expected {ranks[0]}, got {ranks[1]}")
+
+
+def _alone(adapter: Adapter, names: tuple[str, ...]) -> Adapter:
+    """Return the adapter of one term, added, with the sizes of the whole one and scale 1."""
+    spec = adapter.spec
+    used = {*names, *(one.factor for name in names if isinstance(one := spec.factors[name], Same))}
+    factors = {name: one for name, one in spec.factors.items() if name in used}
+    outer = {*spec.site_modes, *(mode for axis in spec.axes for mode in axis)}
+    known = outer | {mode for one in factors.values() for mode in one.modes or ()}
+    sizes = {mode: rule for mode, rule in spec.sizes.items() if mode in known}
+    term = AdapterSpec(
+        name=spec.name,
+        weight=spec.weight,
+        over=spec.over,
+        factors=factors,
+        terms=[" ".join(names)],
+        scale=raw(),
+        sizes=sizes,
+        start="free",
+    )
+    asked = {mode: size for mode, size in adapter.sizes.items() if mode in known}
+    ranks = {
+        bond: size for bond, size in adapter.networks[0].sizes.items() if bond in term.free_bonds and bond not in asked
+    }
+    return term.bind(adapter.sites, rank=ranks, sizes=asked, seed=adapter.seed, overparametrized=True)
+
+
+def _size(adapter: Adapter, params: dict[str, np.ndarray]) -> float:
+    return max(magnitude(adapter, params, site) for site in adapter.sites)
