@@ -36,7 +36,7 @@ class Case:
 
 def has_qubits(spec: AdapterSpec) -> bool:
     """Return whether a spec has gates on qubits."""
-    return any(factor.map == "rotation" for factor in spec.factors.values())
+    return any(factor.map == "rotation" for factor in spec.arrays.values())
 
 
 def places(spec: AdapterSpec, *, layers: int, kinds: Mapping[str, tuple[int, ...]]) -> tuple[Site, ...]:
@@ -75,8 +75,25 @@ FAMILIES = {
     "lotr svd": Case(families.lotr(start="svd", over="layer"), {"p": 2, "q": 3}),
     "lora_pt": Case(families.lora_pt(), {"r": 2, "q": 2}),
     "tcurlora": Case(families.tcurlora(), {"p": 2, "q": 3}),
-    "mtlora": Case(families.mtlora(), 2),
-    "mtlora learned": Case(families.mtlora(learned_scale=True, alpha=2), 2),
+    "mtlora_tasks": Case(families.mtlora_tasks(), 2),
+    "mtlora_tasks learned": Case(families.mtlora_tasks(learned_scale=True, alpha=2), 2),
+    "mtlora_tasks shared": Case(families.mtlora_tasks(shared=True, learned_scale=True, alpha=2), {"r": 2, "p": 1}),
+    "mtlora": Case(families.mtlora(), {"p": 2, "q": 3}),
+    "mtlora icfm": Case(families.mtlora(variant="icfm"), {"p": 2, "s": 3}),
+    "mtlora ctcm": Case(families.mtlora(variant="ctcm", alpha=2), {"p": 2, "s": 2, "q": 3}),
+    "mtlora dtsm": Case(families.mtlora(variant="dtsm"), 2),
+    "triadaptlora": Case(families.triadaptlora(), {"p": 2, "q": 3}),
+    "hira": Case(families.hira(), 2),
+    "losa": Case(families.losa(), 2),
+    "ssl": Case(families.ssl(), None),
+    "ssb": Case(families.ssb(alpha=2), None),
+    "nola": Case(families.nola(), {"r": 2, "n": 2, "k": 3}),
+    "rasa": Case(families.rasa(), {"p": 1, "q": 2}),
+    "bslora": Case(families.bslora(), {"p": 1, "q": 1, "r": 2}),
+    "bslora gate": Case(families.bslora(mode="gate"), {"p": 1, "q": 1, "r": 2, "a": 3, "b": 2}),
+    "bslora kron": Case(families.bslora(mode="kron", alpha=3), 1, {"o2": 2, "i2": 2}),
+    "gralora hybrid": Case(families.gralora(hybrid=True), {"r": 2, "h": 1}, {"o1": 2, "i1": 2}),
+    "cara blocks": Case(families.cara(part="blocks", alpha=2), 2),
     "randlora": Case(families.randlora(), {"r": 2, "n": 3}),
     "randlora short out": Case(families.randlora(short="out", alpha=3), {"r": 3, "n": 2}),
     "tlora": Case(families.tlora(), {"p": 2, "q": 3}),

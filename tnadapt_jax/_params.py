@@ -63,11 +63,11 @@ def names_in(adapter: Adapter, tree: str) -> dict[str, tuple[int, ...]]:
 
 
 def host_shape(site: Site, kind: str) -> tuple[int, ...]:
-    """Return the shape of a host's weight, or of a part of its SVD."""
+    """Return the shape of a host's weight, of its pattern, or of a part of its SVD."""
     outer, inner = site.shape[0], math.prod(site.shape[1:])
     thin = min(outer, inner)
-    shapes = {"host": site.shape, "host_left": (outer, thin), "host_values": (thin,), "host_right": (thin, inner)}
-    return shapes[kind]
+    parts = {"host_left": (outer, thin), "host_values": (thin,), "host_right": (thin, inner)}
+    return parts.get(kind, site.shape)
 
 
 def expect_trees(params: object) -> None:

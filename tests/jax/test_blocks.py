@@ -84,7 +84,7 @@ def test_experts_of_stacked_layers_are_merged():
 
 def test_each_task_has_its_own_update():
     leaves = tnadapt_jax.find_sites(WEIGHTS, target=["qkv"], layout="linen", tasks=["seg", "depth"])
-    adapter, params, numbers = bound(families.mtlora(), leaves)
+    adapter, params, numbers = bound(families.mtlora_tasks(), leaves)
     for task in ("seg", "depth"):
         merged = tnadapt_jax.merge(adapter, params, WEIGHTS, leaves, task=task)
         wanted = tnadapt.delta(adapter, numbers, f"layers.0.qkv[{task}]")

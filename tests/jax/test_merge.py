@@ -122,3 +122,15 @@ def test_merge_rejects_invalid_arguments_before_tracing():
             tnadapt_jax.merge(adapter, params, WEIGHTS, some)
         with pytest.raises(SiteError, match=r"params\['trainable'\]: expected the array '\w+\.?\w*', got none"):
             tnadapt_jax.merge(adapter, params | {"trainable": {}}, WEIGHTS, leaves)
+
+
+@pytest.mark.parametrize("layout", ["in out", "out in"])
+def test_a_losa_keeps_every_zero_of_the_weight(layout):
+    sparse = {"a": {"kernel": jnp.where(normal(0, 4, 6) < 0, 0, normal(0, 4, 6))}}
+    leaves = tnadapt_jax.find_sites(sparse, target=["a"], layout=layout)
+    adapter = families.losa().bind(leaves.sites, rank=2, seed=1)
+    params = tnadapt_jax.init(adapter, weights=leaves.read(sparse))
+    params["trainable"] = {name: normal(5, *value.shape) for name, value in params["trainable"].items()}
+    merged = tnadapt_jax.merge(adapter, params, sparse, leaves)["a"]["kernel"]
+    np.testing.assert_array_equal(merged == 0, sparse["a"]["kernel"] == 0)
+    assert (merged != sparse["a"]["kernel"]).any()

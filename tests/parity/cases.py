@@ -143,6 +143,7 @@ HOSTS = {  # specs with the host's weight, or parts of its SVD, as factors
             [],
         ),
         ("values", "out in", "", {"S": frozen("k", init=host("values")), "A": t("k in"), "B": t("out k")}, []),
+        ("pattern", "out in", "", {"M": frozen("out in", init=host("mask")), "A": t("r in"), "B": t("out r")}, []),
         ("square", "out in", "", {"W": frozen("out in", init=host()), "W2": same("W"), "s": t("")}, ["W W2 s"]),
     )
 }

@@ -63,6 +63,8 @@ def moved(adapter: Adapter, seed: int = 0) -> Params:
     random = np.random.default_rng(seed)
     begin = start_params(adapter)
     weights = {path: begin[f"{path}:host"].astype(np.float32) for path in adapter.weights if adapter.hosts}
+    if any(kind == "host_mask" for _, kind in adapter.hosts.values()):
+        weights = {path: np.where(abs(weight) < 0.5, 0, weight) for path, weight in weights.items()}
     return {
         name: random.standard_normal(begin[name].shape).astype(np.float32).astype(np.float64)
         if slot.factor.trainable

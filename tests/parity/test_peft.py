@@ -37,12 +37,13 @@ def held(layer, name):
     return (value.weight if isinstance(value, torch.nn.Module) else value).detach().double().numpy()
 
 
-def compare(spec, params, update, **words):
+def compare(spec, params, update, weight=None, **words):
+    """Compare an update with that of a layer. `weight` is the layer's own weight, if it is a factor of the spec."""
     (site,) = grid(layers=1, kinds={"q": update.shape})
     adapter = spec.bind([site], **words)
-    shapes = {name: value.shape for name, value in init(adapter).items()}
-    assert {name: value.shape for name, value in params.items()} == shapes
-    np.testing.assert_allclose(delta(adapter, params, site), update, rtol=0, atol=1e-10 * abs(update).max())
+    start = init(adapter, None if weight is None else {site.path: weight})
+    assert {name: value.shape for name, value in params.items()} == {name: start[name].shape for name in adapter.slots}
+    np.testing.assert_allclose(delta(adapter, start | params, site), update, rtol=0, atol=1e-10 * abs(update).max())
 
 
 @pytest.mark.parametrize("stabilized", [False, True])
@@ -101,3 +102,29 @@ def test_gralora_agrees_with_peft():
     up = held(layer, "gralora_B").reshape(k, k, r // k, OUT // k)  # out block, in block, rank, within
     params = {"A": down.transpose(2, 0, 3, 1), "B": up.transpose(0, 1, 3, 2)}
     compare(families.gralora(alpha=8 / k), params, update, rank=r // k, sizes={"o1": k, "i1": k})
+
+
+def test_gralora_with_a_lora_agrees_with_peft():
+    """PEFT divides both parts by r + h, with r for a row of blocks; here by the rank of a block."""
+    k, r, h = 2, 6, 3
+    config = peft.GraloraConfig(r=r, alpha=8, gralora_k=k, hybrid_r=h, target_modules=["q"])
+    layer, update = peft_side(config)
+    down = held(layer, "gralora_A").reshape(k, IN // k, k, r // k)
+    up = held(layer, "gralora_B").reshape(k, k, r // k, OUT // k)
+    params = {"A": down.transpose(2, 0, 3, 1), "B": up.transpose(0, 1, 3, 2)}
+    params["A_all"] = held(layer, "gralora_A_general").reshape(h, k, IN // k)
+    params["B_all"] = held(layer, "gralora_B_general").reshape(k, OUT // k, h)
+    spec = families.gralora(alpha=8 * (r / k) / (r + h), hybrid=True)
+    compare(spec, params, update, rank={"r": r // k, "h": h}, sizes={"o1": k, "i1": k})
+
+
+def test_hira_agrees_with_peft():
+    layer, update = peft_side(peft.HiraConfig(r=4, target_modules=["q"]))
+    params = {"A": held(layer, "hira_A"), "B": held(layer, "hira_B")}
+    compare(families.hira(), params, update, layer.base_layer.weight.detach().numpy(), rank=4)
+
+
+def test_ssl_agrees_with_a_feed_forward_layer_of_ia3_in_peft():
+    config = peft.IA3Config(target_modules=["q"], feedforward_modules=["q"])
+    layer, update = peft_side(config)
+    compare(families.ssl(), {"l": held(layer, "ia3_l")[0]}, update, layer.base_layer.weight.detach().numpy())

@@ -68,7 +68,7 @@ CASES = {
     ),
     "fused": (families.lotr(), {"rank": 2, "target_modules": ["qkv"], "fused": {"qkv": ["q", None, "v"]}}),
     "fused by rows": (families.lora(), {"rank": 2, "target_modules": ["qkv"], "fused": {"qkv": {"q": 8, "k": 4}}}),
-    "tasks": (families.mtlora(), {"rank": 2, "target_modules": ["qkv"], "tasks": ["seg", "depth"]}),
+    "tasks": (families.mtlora_tasks(), {"rank": 2, "target_modules": ["qkv"], "tasks": ["seg", "depth"]}),
     "fold": (families.lora(), {"rank": 2, "target_modules": ["qkv", "out"], "fold": True}),
     "experts": (families.lotr(over="layer expert"), {"rank": 2, "target_parameters": LAYOUTS}),
     "both": (

@@ -182,7 +182,7 @@ def test_every_expert_of_one_parameter_is_a_site(layout, tmp_path):
 
 
 def test_each_task_has_its_own_update(host):
-    state = attach(host, families.mtlora(), target_modules=["qkv"], tasks=["seg", "depth"], rank=2, seed=0)
+    state = attach(host, families.mtlora_tasks(), target_modules=["qkv"], tasks=["seg", "depth"], rank=2, seed=0)
     params = moved(state)
     found = {}
     for task in ("seg", "depth"):

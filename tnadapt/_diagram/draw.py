@@ -92,17 +92,18 @@ def draw(of: SpecLike | Network | Adapter) -> Diagram:
         of = spec_of(of, "draw")
     if isinstance(of, AdapterSpec):
         terms = of.sum
-        subject = Subject(of.axes, of.site_modes, _drawn_factors(terms, of.nodes, {**of.arrays, **of.hosts}))
+        arrays: Mapping[str, Factor] = {**of.arrays, **of.hosts}
+        whole = Subject(of.axes, of.site_modes, {})
         title, over = of.name, f", stacked over {of.over}" if of.over else ""
         notes = [f"updates weights [{of.weight}]{over}", f"trains {of.formula()}"]
     else:
         cut, terms = minimum_cut(of), of.terms
-        subject = Subject(of.axes, of.over, _drawn_factors(terms, of.nodes, of.factors), of.sizes, cut.modes)
-        over = f", stacked over {', '.join(map(subject.label, of.over))}" if of.over else ""
+        arrays, whole = of.factors, Subject(of.axes, of.over, {}, of.sizes, cut.modes)
+        over = f", stacked over {', '.join(map(whole.label, of.over))}" if of.over else ""
         title = f"[{text_of(of.axes)}] = {' x '.join(f'{size:,}' for size in of.weight_shape)}{over}"
-        arrays = {name: factor for name, factor in of.factors.items() if not factor.init.is_host}
+        own = {name: factor for name, factor in of.factors.items() if not factor.init.is_host}
         sums = [
-            sum(math.prod(of.shape(name)) for name, factor in arrays.items() if factor.trainable is kind)
+            sum(math.prod(of.shape(name)) for name, factor in own.items() if factor.trainable is kind)
             for kind in (True, False)
         ]
         twice = f"{cut.times} times " if cut.times > 1 else ""
@@ -110,39 +111,45 @@ def draw(of: SpecLike | Network | Adapter) -> Diagram:
             f"rank ≤ {cut.rank:,}: {twice}cut {', '.join(cut.modes) or 'nothing'}",
             f"trains {sums[0]:,} entries" + (f", holds {sums[1]:,} frozen" if sums[1] else ""),
         ]
-    notes += _notes_of(terms, of.nodes)
-    marks = ["▒ frozen"] if any(not factor.trainable for factor in subject.factors.values()) else []
+    shown = _shown(terms, of.nodes)
+    notes += ["centered: minus the same network at its starting values"] if len(shown) < len(terms) else []
+    subjects = [replace(whole, factors=_drawn_factors(term, of.nodes, arrays)) for term in shown]
+    labels = [f"{'-' if term.sign < 0 else '+'} {' '.join(term.nodes)}" for term in shown]
+    labels = [""] if len(shown) == 1 and shown[0].sign > 0 else labels
+    marks = ["▒ frozen"] if any(not one.trainable for subject in subjects for one in subject.factors.values()) else []
     lines = [line for text in (title, *notes) for line in textwrap.wrap(text, WIDTH)]
-    text = "\n".join([*lines, *score(subject), *([""] if marks else []), *marks])
-    return _card(title, notes, subject, Scene(subject), text)
+    for label, subject in zip(labels, subjects, strict=True):
+        lines += [*(["", label] if label else []), *score(subject)]
+    text = "\n".join([*lines, *([""] if marks else []), *marks])
+    return _card(title, notes, list(zip(labels, subjects, strict=True)), text)
 
 
-def _drawn_factors(terms: Sequence[Term], nodes: Mapping[str, Node], arrays: Mapping[str, Factor]) -> dict[str, Factor]:
-    """Return what is drawn by name, of the first term: each factor under the modes that it has there."""
-    first = terms[0].nodes
+def _shown(terms: Sequence[Term], nodes: Mapping[str, Node]) -> list[Term]:
+    """Return the terms that are drawn: all but those that subtract the start of another one."""
+    alike: dict[object, int] = {}
+    shown = []
+    for term in terms:
+        key = tuple(sorted((nodes[name].factor, nodes[name].modes) for name in term.nodes))
+        if alike.get(key) == -term.sign and any(nodes[name].at_start for name in term.nodes):
+            continue
+        alike[key] = term.sign
+        shown.append(term)
+    return shown
+
+
+def _drawn_factors(term: Term, nodes: Mapping[str, Node], arrays: Mapping[str, Factor]) -> dict[str, Factor]:
+    """Return what is drawn of a term by name: each factor under the modes that it has there."""
     drawn = {}
-    for name in dict.fromkeys(name for name in (*arrays, *nodes) if name in first):
+    for name in dict.fromkeys(name for name in (*arrays, *nodes) if name in term.nodes):
         node, factor = nodes[name], arrays[nodes[name].factor]
         drawn[name] = replace(factor, modes=node.modes, trainable=factor.trainable and not node.at_start)
     return drawn
 
 
-def _notes_of(terms: Sequence[Term], nodes: Mapping[str, Node]) -> list[str]:
-    """Return what a picture of the first term does not show: its sign, and the other terms."""
-    if len(terms) == 1 and terms[0].sign > 0:
-        return []
-    alike = [sorted((nodes[name].factor, nodes[name].modes) for name in term.nodes) for term in terms]
-    others = [name for name in terms[-1].nodes if name not in terms[0].nodes]
-    are_starts = others and all(nodes[name].at_start for name in others)
-    if [term.sign for term in terms] == [1, -1] and alike[0] == alike[1] and are_starts:
-        return ["centered: minus the same network at its starting values"]
-    text = " + ".join(map(str, terms)).replace("+ -", "-")
-    return [f"the first of {len(terms)} terms: {text}" if len(terms) > 1 else f"subtracted: {text}"]
-
-
-def _card(title: str, notes: Sequence[str], subject: Subject, picture: Scene, text: str) -> Diagram:
-    """Return the diagram: the title, the picture below it, the legend at the bottom."""
-    inner = max(LEAST, picture.width)
+def _card(title: str, notes: Sequence[str], subjects: Sequence[tuple[str, Subject]], text: str) -> Diagram:
+    """Return the diagram: the title, a picture for each term below its label, the legend at the bottom."""
+    pictures = [(label, Scene(subject)) for label, subject in subjects]
+    inner = max(LEAST, *(picture.width for _, picture in pictures))
     limit = int(max(inner, 720.0) / (0.62 * SMALL))
     heads = [*textwrap.wrap(title, int(limit * 0.7)), *(line for note in notes for line in textwrap.wrap(note, limit))]
     titles = len(textwrap.wrap(title, int(limit * 0.7)))
@@ -155,21 +162,28 @@ def _card(title: str, notes: Sequence[str], subject: Subject, picture: Scene, te
         boxes.append(Box(kind, words, PAD, y, wide, size + 4, anchor="start", is_cut=is_cut))
         y += size + 6
     inner = max(inner, *(box.width for box in boxes))
-    y += PAD
-    shift = PAD + (inner - picture.width) / 2
-    boxes += [box.moved(shift, y) for box in picture.boxes]
-    strokes = [stroke.moved(shift, y) for stroke in picture.strokes]
-    y = _legend(subject, inner, y + picture.height + PAD, boxes, strokes)
+    strokes: list[Stroke] = []
+    for label, picture in pictures:
+        y += PAD
+        if label:
+            boxes.append(Box("note", label, PAD, y, text_width(label, SMALL), SMALL + 4, anchor="start"))
+            y += SMALL + 6
+        shift = PAD + (inner - picture.width) / 2
+        boxes += [box.moved(shift, y) for box in picture.boxes]
+        strokes += [stroke.moved(shift, y) for stroke in picture.strokes]
+        y += picture.height
+    y = _legend([subject for _, subject in subjects], inner, y + PAD, boxes, strokes)
     return Diagram(title, text, tuple(boxes), tuple(strokes), math.ceil(inner + 2 * PAD), math.ceil(y + PAD))
 
 
-def _legend(subject: Subject, inner: float, y: float, boxes: list[Box], strokes: list[Stroke]) -> float:
+def _legend(subjects: Sequence[Subject], inner: float, y: float, boxes: list[Box], strokes: list[Stroke]) -> float:
     """Add a legend of the symbols in use. Return the y coordinate of its lower end."""
-    kinds = {factor.trainable for factor in subject.factors.values()}
+    subject = subjects[0]
+    kinds = {factor.trainable for one in subjects for factor in one.factors.values()}
     items = [("trained", True), ("frozen", False)]
     signs: list[tuple[str, Box | Stroke]] = []
     signs += [(text, Box("key", "", 0, 0, KEY, 14, is_frozen=not kind)) for text, kind in items if kind in kinds]
-    if any(map(subject.is_shared, subject.factors)):
+    if any(one.is_shared(name) for one in subjects for name in one.factors):
         signs.append(("one for all sites", Box("key", "", 0, 0, KEY, 14, is_shared=True)))
     signs += [("site mode", Stroke("site", "", line((0, 8), (KEY, 8))))] if subject.over else []
     signs += [("minimum cut", Stroke("mode", "", line((0, 8), (KEY, 8)), is_cut=True))] if subject.cut else []

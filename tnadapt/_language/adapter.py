@@ -101,6 +101,12 @@ class Adapter:
             if slot.factor.trainable and slot.name.rpartition(".")[2] in used:
                 yield replace(slot, name=slot.name + START, factor=replace(slot.factor, trainable=False))
 
+    @property
+    def joined(self) -> tuple[str, ...]:
+        """The trainable factors that several groups share, so that these cannot be looked at one by one."""
+        shared = (name for name, factor in self.spec.arrays.items() if factor.shared and factor.trainable)
+        return tuple(shared) if len(self.groups) > 1 else ()
+
     @cached_property
     def _largest_sizes(self) -> Mapping[str, int]:
         """The largest size of every mode over the groups, at which factors of the whole adapter are drawn."""

@@ -261,6 +261,7 @@ def _host_faults(arrays: Mapping[str, Factor], axes: tuple[Axis, ...], over: Mod
         bond = next((mode for mode in factor.modes if mode not in outer), "k")
         wanted = {
             "host": (*outs, *ins),
+            "host_mask": (*outs, *ins),
             "host_left": (*outs, bond),
             "host_values": (bond,),
             "host_right": (bond, *ins),

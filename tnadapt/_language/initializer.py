@@ -26,7 +26,9 @@ __all__ = [
 
 Drawn = Literal["constant", "normal", "uniform", "orthogonal", "identity", "cyclic", "controlled_z"]
 Read = Literal["svd", "tt_svd", "hosvd_core", "t_svd", "tensor_cur"]  # from the host's weights
-Host = Literal["host", "host_left", "host_values", "host_right"]  # the weight itself, and the parts of its SVD
+Host = Literal[
+    "host", "host_mask", "host_left", "host_values", "host_right"
+]  # the weight, its pattern, parts of its SVD
 Kind = Literal[Drawn, Read, Host]
 
 READ, HOST = frozenset(get_args(Read)), frozenset(get_args(Host))
@@ -63,7 +65,7 @@ class Initializer:
 
     @property
     def is_host(self) -> bool:
-        """Whether the values are the host's own weight or a part of its SVD, and not an array of the adapter."""
+        """Whether the values are the host's own weight or follow from it, and are not an array of the adapter."""
         return self.kind in HOST
 
     @property
@@ -214,13 +216,21 @@ def controlled_z() -> Initializer:
 
 
 @answers(SpecError)
-def host(part: Literal["", "left", "values", "right"] = "") -> Initializer:
+def host(part: Literal["", "mask", "left", "values", "right"] = "") -> Initializer:
     """Read the host's weight of each site, which is never drawn, counted or stored: frozen("out in", init=host()).
 
-    The parts of its thin SVD are U for "left" (out modes and a bond), the singular values for "values" (that bond) and
-    V^T for "right" (the bond and in modes); the bond has the length of the shorter side.
+    "mask" is 1 where the weight is not 0, and 0 elsewhere. The parts of its thin SVD are U for "left" (out modes and a
+    bond), the singular values for "values" (that bond) and V^T for "right" (the bond and in modes); the bond has the
+    length of the shorter side.
     """
-    if part not in ("", "left", "values", "right"):
-        raise mistake(SpecError, "host", "'', 'left', 'values' or 'right' as part", told(part), 'Write host("left").')
-    kinds: dict[str, Kind] = {"": "host", "left": "host_left", "values": "host_values", "right": "host_right"}
+    kinds: dict[str, Kind] = {
+        "": "host",
+        "mask": "host_mask",
+        "left": "host_left",
+        "values": "host_values",
+        "right": "host_right",
+    }
+    if part not in kinds:
+        wanted = "'', 'mask', 'left', 'values' or 'right' as part"
+        raise mistake(SpecError, "host", wanted, told(part), 'Write host("left").')
     return Initializer(kinds[part], 1.0)

@@ -88,9 +88,9 @@ class Report:
 
     @property
     def freedom(self) -> Freedom | None:
-        """Degrees of freedom of the whole adapter; None unless they are known for every network."""
+        """Degrees of freedom of the whole adapter; None unless they are known, and add up, for every network."""
         parts = [(len(net.groups), net.freedom) for net in self.networks]
-        if any(part is None for _, part in parts):
+        if self.adapter.joined or any(part is None for _, part in parts):
             return None
         degrees = sum(times * part.degrees for times, part in parts if part is not None)
         return Freedom(self.count.trainable, degrees)

@@ -94,7 +94,8 @@ def degrees_of_freedom(
         seed: the seed of the generic values.
 
     Raises:
-        PlanError: a network that stays above the limit or takes too much work, or a trainable factor with a map.
+        PlanError: a network that stays above the limit or takes too much work; a trainable factor with a map; or, for
+            the whole adapter, one that several groups share.
         SiteError: a site or a group that does not belong to this adapter.
     """
     expect_adapter(adapter, "degrees_of_freedom")
@@ -102,6 +103,11 @@ def degrees_of_freedom(
         raise PlanError(
             "degrees_of_freedom: expected an update that is a polynomial in its trainable numbers, got one whose "
             f"factor {mapped[0]} has a map."
+        )
+    if where is None and adapter.joined:
+        raise PlanError(
+            f"degrees_of_freedom: expected groups that share no trained factor, got {adapter.joined[0]!r}, which "
+            f"{len(adapter.groups)} groups share.\nPass a group or a site, such as {adapter.groups[0].name!r}."
         )
     parts = []
     for group, site in networks_at(adapter, where):

@@ -70,7 +70,7 @@ def read_start(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Arr
 
 
 def read_hosts(adapter: Adapter, weights: Weights | None, kinds: Collection[str] = HOST) -> dict[str, Array]:
-    """Return the entries of params that are the host's weights or parts of their SVDs, of these kinds.
+    """Return the entries of params that are the host's weights, their patterns or parts of their SVDs, of these kinds.
 
     Each has the shape (out axis first) of the weight, of U, of the singular values or of V^T.
     Raises SiteError for a weight that is missing or has the wrong shape.
@@ -85,8 +85,8 @@ def read_hosts(adapter: Adapter, weights: Weights | None, kinds: Collection[str]
     parts: dict[str, tuple[Array, Array, Array]] = {}
     for name, (site, kind) in wanted.items():
         weight = _weight_of(site, weights or {})
-        if kind == "host":
-            found[name] = weight
+        if kind in ("host", "host_mask"):
+            found[name] = weight if kind == "host" else (weight != 0).astype(np.float64)
             continue
         if site.path not in parts:
             parts[site.path] = np.linalg.svd(weight.reshape(len(weight), -1), full_matrices=False)

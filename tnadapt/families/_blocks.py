@@ -8,21 +8,28 @@ __all__ = ["btt", "gralora", "monarch", "mora"]
 
 
 @family
-def gralora(*, alpha: float = 8.0) -> AdapterSpec:
+def gralora(*, alpha: float = 8.0, hybrid: bool = False) -> AdapterSpec:
     """GraLoRA: block (o, i) of dW is (alpha / r) B_oi A_oi, a low-rank pair per block (arXiv:2505.20355).
 
     A (o1 x i1 x r x i2) starts uniform in +-1/sqrt(i2), B (o1 x i1 x o2 x r) at 0. The weight is split into o1 x i1
-    blocks: sizes={"o1": 2, "i1": 2} for k = 2. The rank and alpha of PEFT are k times r and alpha here. Its hybrid
-    form, which adds a LoRA, is a sum of two networks and is left out.
-    Trainable: o1 i1 r (o2 + i2) per site. Rank of dW: at most o1 i1 r.
+    blocks: sizes={"o1": 2, "i1": 2} for k = 2. The rank and alpha of PEFT are k times r and alpha here.
+    `hybrid` adds a LoRA of rank h with the same scale: A_all (h x in) uniform in +-1/sqrt(in), B_all (out x h) at 0.
+    PEFT divides both by k r + h: its alpha is (k r + h) / r times alpha here.
+    Trainable: o1 i1 r (o2 + i2) per site, plus h (in + out). Rank of dW: at most o1 i1 r, plus h.
     """
+    blocks = {
+        "A": trainable("o1 i1 r i2", init=kaiming_uniform("i2")),
+        "B": trainable("o1 i1 o2 r", init=zeros()),
+    }
+    whole = {
+        "A_all": trainable("h i1 i2", init=kaiming_uniform("i1 i2")),
+        "B_all": trainable("o1 o2 h", init=zeros()),
+    }
     return AdapterSpec(
         name="gralora",
         weight="(o1 o2) (i1 i2)",
-        factors={
-            "A": trainable("o1 i1 r i2", init=kaiming_uniform("i2")),
-            "B": trainable("o1 i1 o2 r", init=zeros()),
-        },
+        factors=blocks | whole if hybrid else blocks,
+        terms=["B A", "B_all A_all"] if hybrid else [],
         scale=over_rank("r", alpha=alpha),
     )
 

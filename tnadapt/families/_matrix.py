@@ -20,7 +20,7 @@ from tnadapt.initializers import (
     zeros,
 )
 
-__all__ = ["lora", "lora_xs", "mtlora", "pissa", "randlora", "tlora", "vera"]
+__all__ = ["lora", "lora_xs", "mtlora_tasks", "pissa", "randlora", "tlora", "vera"]
 
 
 @family
@@ -96,24 +96,27 @@ def lora_xs(*, alpha: float = 16.0, sigma: float = 0.0, start: Literal["random",
 
 
 @family
-def mtlora(*, alpha: float = 1.0, learned_scale: bool = False) -> AdapterSpec:
-    """MTLoRA, the task-specific part: dW_t = alpha B_t A_t, a pair per weight and task (arXiv:2403.20320).
+def mtlora_tasks(*, alpha: float = 1.0, learned_scale: bool = False, shared: bool = False) -> AdapterSpec:
+    """MTLoRA for several tasks: dW_t = alpha B_t A_t, a pair per weight and task (arXiv:2403.20320).
 
-    A site is one weight for one task, and needs the coordinate `task`. A_t (r x in) starts uniform in +-1/sqrt(in),
-    B_t (out x r) at 0. The scale is alpha, not divided by r; `learned_scale` trains a factor s_t that starts at 1.
-    The part that all tasks share is a LoRA of scale alpha. The sum is two networks, so attach it as a second adapter.
-    In mode `matrix`, the official code adds only the task's own part to its output; in `matrixv2`, it adds both.
-    Trainable: r (in + out) per weight and task, plus 1 with `learned_scale`. Rank of dW_t: at most r.
+    `shared` adds a pair that all tasks of a weight share: dW_t = alpha (B_t A_t + B A), mode `matrixv2` of the official
+    code. In its mode `matrix`, a task's output has the task's own part only, and the shared pair is that of the shared
+    output: a further task here. A site is one weight for one task, and needs the coordinate `task`. A_t (r x in) and
+    A (p x in) start uniform in +-1/sqrt(in), B_t (out x r) and B (out x p) at 0. The scale is alpha, not divided by a
+    rank; `learned_scale` trains factors s_t of each task and s of the shared pair that start at 1.
+    The MTLoRA of arXiv:2403.07440 is `mtlora`.
+    Trainable: r (in + out) per weight and task, plus p (in + out) per weight; scales one each. Rank of dW_t: r + p.
     """
+    own = {"A": trainable("task r in", init=kaiming_uniform("in")), "B": trainable("task out r", init=zeros())}
+    common = {"A_all": trainable("p in", init=kaiming_uniform("in")), "B_all": trainable("out p", init=zeros())}
+    if learned_scale:
+        own, common = own | {"s": trainable("task", init=ones())}, common | {"s_all": trainable("", init=ones())}
     return AdapterSpec(
-        name="mtlora",
+        name="mtlora_tasks",
         weight="out in",
         over="task",
-        factors={
-            "A": trainable("task r in", init=kaiming_uniform("in")),
-            "B": trainable("task out r", init=zeros()),
-        }
-        | ({"s": trainable("task", init=ones())} if learned_scale else {}),
+        factors=own | (common if shared else {}),
+        terms=[" ".join(own), " ".join(common)] if shared else [],
         scale=raw(alpha),
     )
 

@@ -77,7 +77,8 @@ def lorta(
 
     With `heads="out"`: dW_{l,m}[(h, j), i] = (alpha / r) sum_r A[i, r] B[j, r] H[h, r] L[l, r] M[m, r], the layout of
     the authors' instruction-tuning code; `heads="in"` puts the heads on the in axis, as their GLUE code does.
-    A starts uniform in +-1/sqrt(r), H, L and M in +-sqrt(6/r), B at 0. If `over` leaves out the layer or the kind mode,
+    A starts uniform in +-1/sqrt(r), H, L and M in +-sqrt(6/r), B at 0, as in the GLUE code; the instruction-tuning code
+    starts H and M in +-sqrt(6/(layers r)). If `over` leaves out the layer or the kind mode,
     each layer or each kind has its own tensor. Pass the number of heads as sizes={"head": 12} when binding.
     Trainable: r (d + d/H + H + L + M). Rank of dW: at most r.
     """
@@ -107,12 +108,13 @@ def tera(*, out_order: int = 3, in_order: int = 3, alpha: float = 1.0) -> Adapte
     into out_order modes, the in axis into in_order. G and every Un are frozen and shared by all sites; the vectors d
     are trained, one set per site.
 
-    Known from the abstract: Tucker-like, frozen shared random factors, trained layer-specific diagonals, a rank that
-    does not depend on the count. Chosen here, since the body of the paper was not available: the place of the diagonals
-    (between Un and G, on every mode), orders 3 and 3, the initializers (Un normal with variance 1/R_n, G with variance
-    1/in, so that an entry of dW has variance 1/in if all d = 1), the start (d = 1, but 0 on the last out mode, so that
-    dW = 0 and that vector has a gradient), scale alpha = 1. Counts cannot be compared with those of the paper.
-    A rank is limited to the size of its mode; with all ranks at that limit, dW can have full rank.
+    The official code, github.com/guyuxuan9/TeRA, could not be read. Known from the abstract: Tucker-like, frozen shared
+    random factors, trained layer-specific diagonals, a rank that does not depend on the count. Chosen here, since the
+    body of the paper was not available: the place of the diagonals (between Un and G, on every mode), orders 3 and 3,
+    the initializers (Un normal with variance 1/R_n, G with variance 1/in, so that an entry of dW has variance 1/in if
+    all d = 1), the start (d = 1, but 0 on the last out mode, so that dW = 0 and that vector has a gradient), scale
+    alpha = 1. Counts cannot be compared with those of the paper. A rank is limited to the size of its mode; with all
+    ranks at that limit, dW can have full rank.
     Trainable: S sum R_n; frozen: prod R_n + sum I_n R_n. Rank of dW: at most the product of the ranks on either side.
     """
     if out_order < 1 or in_order < 1:

@@ -27,7 +27,8 @@ def flora(*, kernel_axes: int = 0, gaussian: bool = False, alpha: float = 1.0) -
 
     `kernel_axes=2` is for conv kernels (out, in, kh, kw), 0 for linear layers. Every P (size x rank) starts normal with
     variance 1/(2 rank), or with `gaussian` standard deviation 0.02, as in the authors' code for language models; the
-    core G at 0. A rank is limited to the size of its axis. The scale is alpha, not divided by a rank.
+    core G at 0. A rank is limited to the size of its axis. The scale is alpha, not divided by a rank; the code for
+    language models divides it by the rank plus 1e-5.
     Trainable: prod ranks + sum size rank, per site. Rank of dW: at most min(r_out, the product of the other ranks).
     """
     if kernel_axes < 0:
@@ -73,28 +74,33 @@ def fact_tk(*, alpha: float = 1.0) -> AdapterSpec:
 
 
 @family
-def cara(*, alpha: float = 1.0) -> AdapterSpec:
+def cara(*, part: Literal["attention", "blocks"] = "attention", alpha: float = 1.0) -> AdapterSpec:
     """CaRA for attention: dW_s[(h, j), i] = alpha sum_r w[r] S[s, r] A[i, r] H[h, r] D[j, r] (openreview:vexHifrbJg).
 
     One CP tensor over the queries, keys and values of all layers. w starts at 1, S normal with variance 2/site (the
     official code has site + r, but an initializer here depends only on a product of sizes), H and D orthogonal, A at 0.
     Pass the number of heads as sizes={"head": 12}. The scale is alpha, not divided by a rank.
-    Its other part, a CP tensor over d x d blocks of the output projection and the feed-forward weights, is left out,
-    since out and in are swapped in the blocks of one of them; so are the three biases, which do not update a weight.
-    Trainable: r (S + in + H + d/H + 1). Rank of dW_s: at most r.
+
+    `part="blocks"` is the paper's second tensor, without heads: dW_s[o, i] = alpha sum_r w[r] S[s, r] O[o, r] I[i, r]
+    over the d x d blocks of the output projection and of the feed-forward weights, each a site; O at 0, I orthogonal.
+    The whole method is these two adapters, which share nothing, and three trained biases, which are left out. In the
+    blocks of the down projection the code has O on the in side and I on the out side. One spec cannot: a factor has the
+    same axis of the weight at every site. Here O is on the out side of all.
+    Trainable: r (S + in + H + d/H + 1), or r (S + in + out + 1). Rank of dW_s: at most r.
     """
+    shared = {"w": trainable("r", init=ones()), "S": trainable("site r", init=normal(math.sqrt(2.0), fan="site"))}
+    attention = {
+        "A": trainable("in r", init=zeros()),
+        "H": trainable("head r", init=orthogonal()),
+        "D": trainable("dim r", init=orthogonal()),
+    }
+    blocks = {"O": trainable("out r", init=zeros()), "I": trainable("in r", init=orthogonal())}
     return AdapterSpec(
         name="cara",
-        weight="(head dim) in",
-        sizes={"head": required()},
+        weight="(head dim) in" if part == "attention" else "out in",
+        sizes={"head": required()} if part == "attention" else {},
         over="site",
-        factors={
-            "w": trainable("r", init=ones()),
-            "S": trainable("site r", init=normal(math.sqrt(2.0), fan="site")),
-            "A": trainable("in r", init=zeros()),
-            "H": trainable("head r", init=orthogonal()),
-            "D": trainable("dim r", init=orthogonal()),
-        },
+        factors=shared | (attention if part == "attention" else blocks),
         scale=raw(alpha),
     )
 
@@ -112,7 +118,8 @@ def tenslora(
     Kind is the paper's qkv, layer its depth, and `heads` its att: the out axis splits into "head dim", the layout of
     torch, or into "dim head", as the official code unfolds it. Tucker: one rank per mode, not limited to its size; the
     core G starts at 0, every U (size x rank) orthogonal, those of layer and kind with rows of norm 1. `cp`: no core,
-    one bond, U_in at 0; the initializers of the other factors are a choice here. The scale is alpha, 1 in the code.
+    one bond, U_in at 0; the initializers of the other factors are a choice here, and the network is a reading of the
+    paper, since the official classes of this form raise an error when made. The scale is alpha, 1 in the code.
     Trainable: prod ranks + sum size rank, or r sum size. Rank of dW: at most min(r_in, r_out); with heads
     min(r_in, r_head r_dim); r with `cp`.
     """

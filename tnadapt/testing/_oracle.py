@@ -18,11 +18,18 @@ Array = npt.NDArray[np.float64]
 
 
 def random_params(adapter: Adapter, random: np.random.Generator, *, frozen: bool = False) -> Params:
-    """Return params as after training: every trainable entry is random, and on request every frozen entry too."""
+    """Return params as after training: every trainable entry is random, and on request every frozen entry too.
+
+    The host's weights are random already; their patterns are not.
+    """
+
+    def is_random(name: str) -> bool:
+        if name in adapter.hosts:
+            return frozen and adapter.hosts[name][1] == "host_mask"
+        return frozen or adapter.slots[name].factor.trainable
+
     return {
-        name: random.standard_normal(value.shape)
-        if name in adapter.slots and (frozen or adapter.slots[name].factor.trainable)
-        else value
+        name: random.standard_normal(value.shape) if is_random(name) else value
         for name, value in start_params(adapter).items()
     }
 

@@ -16,6 +16,7 @@ from tnadapt_torch._sharded import whole
 
 __all__: list[str] = []
 
+WEIGHTS = ("host", "host_mask")  # of the shape of the weight, and read at each call
 PARTS = ("host_left", "host_values", "host_right")
 
 
@@ -29,23 +30,29 @@ class Merging(Protocol):
 
 
 class Hosted:
-    """A reference to a site's weight, without updates that are folded into it."""
+    """A reference to a site's weight, without updates that are folded into it, or to the pattern of its nonzeros."""
 
-    def __init__(self, owner: Merging, weight: Weight, site: Site, shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, owner: Merging, weight: Weight, site: Site, shape: tuple[int, ...], *, is_mask: bool = False
+    ) -> None:
         """Store the adapter, the weight, and the shape in which the site's part of it is read."""
-        self.owner, self.weight = owner, weight
+        self.owner, self.weight, self.is_mask = owner, weight, is_mask
         self.rectangle, self.shape = site.rectangle, shape
         self.is_plain = not weight.storage
 
     def read(self) -> Tensor:
-        """Return the site's weight. It gets no gradient. Raise SiteError while it contains the update itself."""
+        """Return the site's weight or its pattern, which get no gradient.
+
+        Raise SiteError while the weight contains the update itself.
+        """
         if self.owner.merged is not None:
             raise SiteError(
                 f"{self.weight.path}: expected the host's own weight, which is a factor of the adapter, got one with "
                 "the update merged into it.\nCall unmerge() first."
             )
         stored = self.weight.tensor.detach() if self.is_plain else self._dequantize()
-        return self.weight.unlay(whole(stored))[self.rectangle].reshape(self.shape)
+        read = self.weight.unlay(whole(stored))[self.rectangle].reshape(self.shape)
+        return (read != 0).to(read.dtype) if self.is_mask else read
 
     def _dequantize(self) -> Tensor:
         with torch.no_grad():
@@ -66,8 +73,8 @@ class HostEntries(Mapping[str, npt.ArrayLike]):
             return self.params[name]
         site, kind = self.adapter.hosts[name]
         weight = np.asarray(self.weights[site.weight])[site.rectangle]
-        if kind == "host":
-            return weight
+        if kind in WEIGHTS:
+            return weight if kind == "host" else (weight != 0).astype(weight.dtype)
         parts = np.linalg.svd(weight.reshape(len(weight), -1).astype(np.float64), full_matrices=False)
         return parts[PARTS.index(kind)]
 

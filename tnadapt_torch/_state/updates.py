@@ -53,9 +53,10 @@ def _update_of(state: Trees, site: Site) -> SiteUpdate:
 
 def _ref(state: Trees, part: Part, address: Address) -> Ref:
     """Make the reference to a site's part of a factor. All sites of a stacked factor share one `Stack`."""
-    if part.factor.init.kind == "host":
-        site, sizes = address.site, address.group.network.sizes
-        return Hosted(state, state.weights[site.weight], site, tuple(sizes[mode] for mode in part.factor.modes))
+    if part.factor.init.kind in ("host", "host_mask"):
+        shape = tuple(address.group.network.sizes[mode] for mode in part.factor.modes)
+        is_mask = part.factor.init.kind == "host_mask"
+        return Hosted(state, state.weights[address.site.weight], address.site, shape, is_mask=is_mask)
     is_kept = part.name in state.adapter.slots
     owner, leaf = leaf_of(state.factors if is_kept else state.start, part.name)
     held = Held(owner, leaf, leaf in owner._parameters)

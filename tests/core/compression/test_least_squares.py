@@ -158,7 +158,9 @@ def turned_everywhere(name):
     return adapter, params, problem, {name: turn_to(problem, factors, (name,)) for name in factors}
 
 
-@pytest.mark.parametrize("name", ["lora", "mtlora", "lotr", "lotr_tt", "fact_tk", "loha", "superlora", "metatt heads"])
+@pytest.mark.parametrize(
+    "name", ["lora", "mtlora_tasks", "lotr", "lotr_tt", "fact_tk", "loha", "superlora", "metatt heads"]
+)
 def test_turning_does_not_change_the_updates(name):
     adapter, params, _, turned = turned_everywhere(name)
     group = adapter.groups[0]

@@ -57,7 +57,7 @@ def test_invalid_options_are_rejected(make, fault):
         (families.loretta(), {"sizes": {"o2": 9}}, r"o2=9, which does not divide 12"),
         (families.flora(kernel_axes=2), {}, r"expected a weight of 4 axes for this spec, got shape \(12, 8\)"),
         (
-            families.mtlora(),
+            families.mtlora_tasks(),
             {},
             r"expected the coordinate 'task', since the spec stacks weights over it, got only layer, kind",
         ),

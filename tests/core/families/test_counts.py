@@ -14,6 +14,8 @@ LARGE = dict.fromkeys(("query", "value", "attention.output.dense"), (1024, 1024)
 BLOCKS = {f"block{n}": (768, 768) for n in range(12)}  # four of the attention, four of either feed-forward weight
 QKV = dict.fromkeys(("query", "key", "value"), (768, 768))
 SQUARE = {"q": (768, 768)}
+LLAMA3 = {"q": (4096, 4096), "k": (1024, 4096), "v": (1024, 4096), "o": (4096, 4096)}
+LLAMA3 |= {"gate": (14336, 4096), "up": (14336, 4096), "down": (4096, 14336)}
 BOTH = {"q": (768, 768), "v": (768, 768)}
 WIDE = {"q": (4096, 4096)}
 AXES = {f"{side}{axis}": size for side in "io" for axis, size in enumerate((16, 8, 8, 4), start=1)}
@@ -52,6 +54,21 @@ SOURCED = [  # spec, layers, kinds, rank, sizes, trainable
     (families.monarch(), 1, {"q": (768, 1024)}, 1, {"i1": 4, "o2": 4}, 4 * (768 + 1024)),
     # GraLoRA: r (in + out) for any blocks, tuners/gralora of PEFT 0.21.2; its r = 8 is 4 for each of 2 x 2 blocks
     (families.gralora(), 1, {"q": (768, 1024)}, 4, {"o1": 2, "i1": 2}, 8 * (768 + 1024)),
+    # MTLoRA: r (in + out) and one or two squares, YaoLiang-Code/MTLoRA-main @ 08e89b0
+    (families.mtlora(), 24, {"q": (1024, 1024), "v": (1024, 1024)}, 4, {}, 48 * (4 * 2048 + 16)),
+    (families.mtlora(variant="icfm"), 24, {"q": (1024, 1024), "v": (1024, 1024)}, 4, {}, 48 * (4 * 2048 + 16)),
+    (families.mtlora(variant="ctcm"), 24, {"q": (1024, 1024), "v": (1024, 1024)}, 4, {}, 48 * (4 * 2048 + 2 * 16)),
+    (families.mtlora(variant="dtsm"), 24, {"q": (1024, 1024), "v": (1024, 1024)}, 4, {}, 48 * (4 * 2048 + 2 * 16)),
+    # HiRA: r (in + out) as LoRA, tuners/hira of PEFT 0.21.2; LoSA has LoRA's count, peft/tuners/lora/layer.py @ 51b4e57
+    (families.hira(), 32, QV, 32, {}, 64 * 32 * 8192),
+    (families.losa(), 32, QV, 8, {}, 64 * 8 * 8192),
+    # SSL and SSB: in, and in + out, of every weight
+    (families.ssl(), 32, QV, None, {}, 64 * 4096),
+    (families.ssb(), 32, QV, None, {}, 64 * 8192),
+    # NOLA, LLaMA-2-7B's width on both sides: 2 k per module, whatever the rank, gpt/src/model_nola.py @ 03c7027
+    (families.nola(), 2, {"q": (64, 64), "v": (64, 64)}, {"r": 8, "n": 1024, "k": 1024}, {}, 4 * 2 * 1024),
+    # RaSA, LLaMA-3.1-8B, r = 8, k = 1: LoRA's 20,971,520 and 39 weights for each of 224 modules, zwhe99/peft @ d0ab69b
+    (families.rasa(), 32, LLAMA3, {"p": 7, "q": 32}, {}, 20_971_520 + 224 * 39),
     # KAdaptation, ViT-B q, v, less the bias: 4 d a layer and 4 n^2, vision_benchmark/evaluation/model.py @ be6fb43
     (
         families.kadaptation(factorized=True),
@@ -71,10 +88,42 @@ def test_the_count_is_that_of_the_source(row):
 
 
 def test_the_parts_of_cara_add_up_to_its_published_count():
-    """The other part is computed by hand: 108 rows, 768 twice, and the weights; biases 768, 3072 and 768."""
+    """The biases, 768, 3072 and 768, are added by hand."""
     for rank, whole in [(8, 24_816), (16, 45_024), (32, 85_440)]:
         attention = count(families.cara().bind(grid(layers=12, kinds=QKV), rank=rank, sizes={"head": 12})).trainable
-        assert attention + rank * (108 + 768 + 768 + 1) + 768 + 3072 + 768 == whole
+        kinds = {f"block{n}": (768, 768) for n in range(9)}  # the output projection, four of up and four of down
+        others = count(families.cara(part="blocks").bind(grid(layers=12, kinds=kinds), rank=rank)).trainable
+        assert attention + others + 768 + 3072 + 768 == whole
+
+
+@pytest.mark.parametrize(
+    ("mode", "ranks", "published"),
+    [
+        ("slice", (2, 1, 2), 4_513_792),
+        ("slice", (2, 4, 16), 7_667_712),
+        ("slice", (4, 8, 32), 15_335_424),
+        ("gate", (2, 4, 16), 8_028_160),
+        ("gate", (4, 16, 32), 12_386_304),
+    ],
+)
+def test_the_parts_of_bslora_add_up_to_its_published_count(mode, ranks, published):
+    """The README @ 2477ddc has counts for q, k, v, up and down of Llama 3 8B.
+
+    The pairs of the layers are computed by hand: one for each layer in the code, one for each layer and shape here.
+    """
+    kinds = {kind: LLAMA3[kind] for kind in ("q", "k", "v", "up", "down")}
+    rank = dict(zip("pqr", ranks, strict=True)) | ({"a": 1024, "b": 1024} if mode == "gate" else {})
+    counted = count(families.bslora(mode=mode).bind(grid(layers=32, kinds=kinds), rank=rank))
+    layers = sum(row.entries for row in counted.rows if row.name.rpartition(".")[2] in ("A_layer", "B_layer"))
+    pair = 2 * 14336 if mode == "slice" else 2 * 1024
+    assert counted.trainable - layers + 32 * ranks[1] * pair == published
+
+
+def test_the_frozen_numbers_of_nola_and_of_a_host():
+    nola = families.nola().bind(grid(layers=1, kinds={"q": (32, 48)}), rank={"r": 4, "n": 10, "k": 20})
+    assert count(nola).frozen == 4 * (10 * 48 + 20 * 32 + 48)
+    for family in (families.hira(), families.losa(), families.ssl(), families.ssb()):
+        assert count(family.bind(grid(layers=1, kinds=SQUARE), rank=4 if family.free_bonds else None)).frozen == 0
 
 
 def test_mora_rejects_a_square_that_does_not_tile_the_weight():
@@ -96,7 +145,16 @@ def train(sizes, bonds, modes):
 STATED = {  # the formula of the docstring, for S sites of one shape and the sizes n
     "lora": lambda n: n["S"] * n["r"] * (n["in"] + n["out"]),
     "lora_xs": lambda n: n["S"] * n["p"] * n["q"],
-    "mtlora": lambda n: n["S"] * 2 * n["r"] * (n["in"] + n["out"]),  # two tasks
+    "mtlora_tasks": lambda n: n["S"] * 2 * n["r"] * (n["in"] + n["out"]),  # two tasks
+    "mtlora": lambda n: n["S"] * (n["p"] * n["out"] + n["q"] * n["in"] + n["p"] * n["q"]),
+    "triadaptlora": lambda n: n["S"] * (n["p"] * n["out"] + n["p"] * n["q"] + n["q"] * n["in"]),
+    "hira": lambda n: n["S"] * n["r"] * (n["in"] + n["out"]),
+    "losa": lambda n: n["S"] * n["r"] * (n["in"] + n["out"]),
+    "ssl": lambda n: n["S"] * n["in"],
+    "ssb": lambda n: n["S"] * (n["in"] + n["out"]),
+    "nola": lambda n: n["S"] * (n["n"] + n["k"]),
+    "rasa": lambda n: n["S"] * (n["p"] * (n["in"] + n["out"] + 1) + n["q"]) + n["M"] * n["q"] * (n["in"] + n["out"]),
+    "bslora": lambda n: (n["S"] * n["p"] + n["L"] * n["q"] + n["r"]) * (n["in"] + n["out"]),
     "randlora": lambda n: n["S"] * (n["r"] * n["n"] + n["n"] * n["in"]),
     "tlora": lambda n: n["S"] * (n["p"] * n["q"] + 1),
     "vera": lambda n: n["S"] * (n["out"] + n["r"]),
@@ -161,7 +219,7 @@ def test_the_formula_of_the_docstring_gives_the_count(name, shape, layers, kinds
     spec = getattr(families, name)()
     shape, rank = ((shape[1], shape[1]), 40) if name == "quanta" else (shape, rank)  # out and in must be equal
     sites = places(spec, layers=layers, kinds={f"k{kind}": shape for kind in range(kinds)})
-    rank = None if name == "quantum_peft" else rank  # it has no free bond
+    rank = rank if spec.free_bonds else None
     adapter = spec.bind(sites, rank=rank, sizes=dict.fromkeys(required_of(spec), 1), overparametrized=True)
     sizes = {"out": shape[0], "in": shape[1], "L": layers, "M": kinds, "S": layers * kinds}
     assert count(adapter).trainable == STATED[name](sizes | dict(adapter.networks[0].sizes))

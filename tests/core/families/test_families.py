@@ -26,7 +26,7 @@ def lora_xs(p, at):
     return 16 / 2 * p["B"][at["site"]] @ p["R"][at["site"]] @ p["A"][at["site"]]
 
 
-def mtlora(p, at):
+def mtlora_tasks(p, at):
     return 2 * p["s"][at["task"]] * p["B"][at["task"]] @ p["A"][at["task"]]
 
 
@@ -209,7 +209,7 @@ def quantum_peft(p, at):
 FORMULAS: dict[str, Formula] = {
     "lora frozen a": lora_fa,
     "lora_xs": lora_xs,
-    "mtlora learned": mtlora,
+    "mtlora_tasks learned": mtlora_tasks,
     "randlora": randlora,
     "randlora short out": randlora_short_out,
     "krona": krona,
@@ -242,6 +242,7 @@ FORMULAS: dict[str, Formula] = {
 }
 ELSEWHERE = {"loha", "lokr", "lora", "lorta", "lotr", "tera", "tlora", "vera"}  # test_products.py and test_apply.py
 ELSEWHERE |= {"abba", "dota", "lora_pt", "pissa", "tcurlora"}  # test_starts.py
+ELSEWHERE |= {"bslora", "hira", "losa", "mtlora", "nola", "rasa", "ssb", "ssl", "triadaptlora"}  # test_sums.py
 
 
 @pytest.mark.parametrize("name", FORMULAS)

@@ -102,7 +102,7 @@ def test_every_site_is_repeated_once_per_task():
         ("h.0.attn.c_attn", "seg", (slice(0, 12), slice(0, 4))),
         ("h.0.attn.c_attn", "depth", (slice(0, 12), slice(0, 4))),
     ]
-    adapter = families.mtlora().bind(parts, rank=2)
+    adapter = families.mtlora_tasks().bind(parts, rank=2)
     assert len(adapter.weights["h.0.mlp.fc"]) == 2
     with pytest.raises(
         SiteError,

@@ -16,6 +16,7 @@ from tnadapt import (
     frozen,
     grid,
     raw,
+    report,
     trainable,
     zeros,
 )
@@ -136,6 +137,21 @@ def test_many_large_modes_are_refused_at_once():
     adapter = spec.bind([Site("w", (4096, 4096))], rank=2)
     with pytest.raises(PlanError, match=r"expected at most 8 large modes to cut to smaller sizes, got 10"):
         degrees_of_freedom(adapter)
+
+
+def test_groups_that_share_a_trained_factor_have_no_sum():
+    """The matrix that both weights read is in both Jacobians, and its gauge in one. By hand: 16 + 12 - 4 numbers."""
+    spec = own("out in", A=trainable("r in", shared=True), B=trainable("out r"))
+    adapter = spec.bind(grid(layers=1, kinds={"q": (4, 4), "v": (4, 6)}), rank=2)
+    assert count(adapter).trainable == 28
+    with pytest.raises(
+        PlanError, match=r"groups that share no trained factor, got 'A', which 2 groups share\.\nPass a "
+    ):
+        degrees_of_freedom(adapter)
+    assert degrees_of_freedom(adapter, adapter.groups[1]).degrees == 2 * (4 + 6) - 4
+    assert report(adapter).freedom is None
+    alone = spec.bind(grid(layers=1, kinds={"q": (4, 4)}), rank=2)
+    assert report(alone).freedom == degrees_of_freedom(alone)
 
 
 def test_a_group_of_another_adapter_is_refused():

@@ -20,7 +20,7 @@ from tests.torch.walk.weights import pick
 from tnadapt import FormatError, PlanError, SiteError
 from tnadapt_torch import AdapterState
 
-THIN = ("lora", "lotr", "vera", "tlora", "lorta", "metatt", "fact_tt", "lotr_tt", "mtlora", "loha")  # exact LoRAs
+THIN = ("lora", "lotr", "vera", "tlora", "lorta", "metatt", "fact_tt", "lotr_tt", "mtlora_tasks", "loha")  # exact LoRAs
 
 
 # ---- the model as a whole
