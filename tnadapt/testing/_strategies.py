@@ -100,9 +100,7 @@ def _factors(
 def _shared(draw: st.DrawFn, factors: dict[str, Factor], over: list[str]) -> dict[str, Factor]:
     """Draw whether each trainable factor without site modes is one array for the whole adapter."""
     return {
-        name: replace(one, shared=True)
-        if one.trainable and not {*one.modes} & {*over} and draw(st.integers(0, 3)) == 0
-        else one
+        name: replace(one, shared=True) if one.trainable and not {*one.modes} & {*over} and draw(st.booleans()) else one
         for name, one in factors.items()
     }
 
@@ -116,9 +114,8 @@ def _again(draw: st.DrawFn, factors: dict[str, Factor | Same]) -> tuple[dict[str
     replaced = draw(st.sampled_from([name for name, one in factors.items() if isinstance(one, Factor)]))
     for name in names:
         one = factors[name]
-        kinds = ["itself", "another"] + (
-            ["start"] if isinstance(one, Factor) and one.trainable and not one.is_zero else []
-        )
+        is_living = isinstance(one, Factor) and one.trainable and not one.is_zero  # a start of 0 makes a term of 0
+        kinds = ["itself", "another"] + (["start"] if is_living else [])
         kind = "another" if name == replaced else draw(st.sampled_from(kinds))
         if kind == "itself" or isinstance(one, Same):
             second.append(name)

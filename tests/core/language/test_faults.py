@@ -150,6 +150,15 @@ REFUSED = {  # changes -> the only fault that is reported
         {"B0": same("B", at_start=True), "terms": ["B A", "- B0 A"]},
         "term '- A B0': always 0, since 'B', whose starting value it has, starts at 0",
     ),
+    "terms that are the same at the start": (
+        {
+            "B": trainable("out r"),
+            "A0": same("A", at_start=True),
+            "B0": same("B", at_start=True),
+            "terms": ["B A", "- B0 A", "- B A0", "B0 A0"],
+        },
+        CANCEL,
+    ),
     "the zero itself cancels": ({"A0": same("A", at_start=True), "terms": ["B A", "- B A0"]}, CANCEL),
     "terms that are the same, from any start": ({"terms": ["B A", "- A B"], "start": "free"}, CANCEL),
     "terms that are the same, centered": ({"terms": ["B A", "- A B"], "start": "centered"}, CANCEL),
@@ -161,6 +170,14 @@ REFUSED = {  # changes -> the only fault that is reported
     "a factor only at its start": (
         {"C": trainable("r"), "C0": same("C", at_start=True), "terms": ["B A C0"]},
         "factor 'C': trainable, but only its starting values are in a term; make it frozen",
+    ),
+    "a term with the start of a zero": (
+        {"C": trainable("r in"), "B0": same("B", at_start=True), "terms": ["B A", "B0 C"]},
+        "term 'B0 C': always 0, since 'B', whose starting value it has, starts at 0",
+    ),
+    "a term with the start of a zero, from any start": (
+        {"B0": same("B", at_start=True), "A0": same("A", at_start=True), "terms": ["B A", "- B0 A0"], "start": "free"},
+        "term '- A0 B0': always 0, since 'B', whose starting value it has, starts at 0",
     ),
     "a factor only at its start, from any start": (
         {"B": trainable("out r"), "B0": same("B", at_start=True), "terms": ["B0 A"], "start": "free"},

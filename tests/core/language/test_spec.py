@@ -133,6 +133,8 @@ def test_the_order_of_factors_does_not_matter():
         {"sizes": {"p": like("out")}},
         {"sizes": {"p": 3}},
         {"terms": ["A G B", "A0 G B"], "factors": {"A": A, "G": G, "B": B, "A0": same("A", at_start=True)}},
+        {"terms": ["- A G B"]},
+        {"terms": ["A G B", "A G B2"], "factors": {"A": A, "G": G, "B": B, "B2": B}},
         {"factors": {"A": A, "G": G, "B": B, "A2": same("A")}},
         {"factors": {"A": trainable("out p", shared=True), "G": G, "B": B}},
         {"weight": "out in", "factors": {"A": A, "G": G, "C": B}},

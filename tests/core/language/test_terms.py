@@ -129,7 +129,10 @@ def test_what_a_sum_is_at_its_start_and_which_of_its_factors_move(factors, terms
     assert "".join(sorted(update.moving)) == moving
 
 
-@pytest.mark.parametrize(("factors", "terms", "is_zero", "moving"), CASES.values(), ids=CASES)
+VALID = {name: case for name, case in CASES.items() if name != "a frozen zero"}  # beside which A could not train
+
+
+@pytest.mark.parametrize(("factors", "terms", "is_zero", "moving"), VALID.values(), ids=VALID)
 def test_numbers_agree_about_the_start_and_the_gradients(factors, terms, is_zero, moving):
     """The same cases by the oracle, in a spec that has another trainable term, which is taken off again."""
     factors = factors | {"Y": trainable("out in"), "Y0": same("Y", at_start=True)}
