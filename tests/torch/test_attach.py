@@ -139,7 +139,7 @@ NO_PLACE = Spec(
         ({"rank": -1}, r"at least 1, got -1"),
         ({"rank": 2.0}, r"expected an integer of at least 1, got 2.0"),
         ({"rank": None}, r"expected a size for every bond, got none for "),
-        ({"rank": {"p": 2}}, r"rank: expected bonds of lora, got 'p'"),
+        ({"rank": {"p": 2}}, r"rank: expected bonds of lora or names of adapted modules, got 'p'"),
         ({"spec": families.lorta(), "sizes": {"head": 5}}, r"got head=5, which does not divide 8"),
         (
             {"spec": families.lorta(), "sizes": {"heads": 4}},

@@ -119,7 +119,7 @@ def test_a_start_is_computed_from_the_weight_that_the_layer_uses(compute):
     model = hosts.toy()
     compute(model.layers[0].mlp.down)
     used = model.layers[0].mlp.down.weight.detach()
-    state = attach(model, families.pissa(), target_modules=[PATH], rank=16)
+    state = attach(model, families.pissa(), target_modules=[PATH], rank=16, alpha=16)
     factors = {name.rpartition(".")[2]: value.detach() for name, value in state.params().items()}
     hosts.close(factors["B"] @ factors["A"], used, 1e-4)
 

@@ -171,9 +171,9 @@ def terms_of(entry: Entry, path: str, adapter: tnadapt.Adapter, values: Mapping[
     A centered update is the difference of the network at the present and at the starting values, which may be much
     larger than the difference.
     """
-    if not adapter.spec.centered:
+    if adapter.spec.start != "centered":
         return 1e-3
-    plain = replace(adapter, spec=replace(adapter.spec, centered=False, identity_at_start=False))
+    plain = replace(adapter, spec=replace(adapter.spec, start="free"))
     held = {key: value for key, value in values.items() if not key.endswith(":start")}
     return max(largest(update_of(entry, path, plain, held)), 1e-3)
 
