@@ -62,7 +62,7 @@ def moved(adapter: Adapter, seed: int = 0) -> Params:
     """Return params as after training, exactly representable in float32."""
     random = np.random.default_rng(seed)
     begin = start_params(adapter)
-    weights = {path: begin[f"{path}:host"].astype(np.float32) for path in adapter.weights if adapter.hosts}
+    weights = {path: host_weight(sites, begin) for path, sites in adapter.weights.items() if adapter.hosts}
     if any(kind == "host_mask" for _, kind in adapter.hosts.values()):
         weights = {path: np.where(abs(weight) < 0.5, 0, weight) for path, weight in weights.items()}
     return {
@@ -71,6 +71,14 @@ def moved(adapter: Adapter, seed: int = 0) -> Params:
         else begin[name]
         for name, slot in adapter.slots.items()
     } | read_hosts(adapter, weights)
+
+
+def host_weight(sites: tuple[Site, ...], begin: Params) -> np.ndarray:
+    """Return the host's weight in float32 from the entries of its sites; 0 outside of them."""
+    whole = np.zeros(sites[0].weight_shape, np.float32)
+    for site in sites:
+        whole[site.rectangle] = begin[f"{site.path}:host"]
+    return whole
 
 
 @dataclass(frozen=True)
