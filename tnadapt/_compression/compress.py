@@ -94,8 +94,8 @@ def compress(
         tell: a function that is called after each sweep.
 
     Raises:
-        SpecError: a factor with a map or of the host, a trained factor that is used twice or shared by several groups,
-            or trained factors in several terms.
+        SpecError: a factor with a map or of the host, or a trained factor that is used twice or shared by several
+            groups.
         SiteError: an update that is not finite or not of its site's shape; a start of another adapter; sizes as for
             `bind`.
     """
@@ -117,17 +117,13 @@ def compress(
     errors: dict[Site, float] = {}
     history, squares = {}, np.zeros(2)
     for number, group in enumerate(adapter.groups):
-        problem = _problem(adapter, group, checked, params)
-        parts = adapter.address(group.sites[0]).parts
-        own = {name: params[parts[name].name][parts[name].stack] for name in problem.network.factors}
 
         def report(sweep: int, error: float, number: int = number) -> None:
             if tell is not None:
                 tell(Sweep(number, len(adapter.groups), sweep, sweeps, error))
 
-        begin = iter([own]) if start is not None else tries_of(problem, own, starts, [seed, number])
-        found, history[group.name] = _descend(problem, begin, sweeps, tolerance, report)
-        params |= {parts[factor].name: found[factor] for factor in problem.trainable}
+        ask = _Ask(start is not None, starts, (seed, number), sweeps, tolerance, report)
+        problem, found, history[group.name] = _fit(adapter, group, checked, params, ask)
         missed, whole = _missed_and_whole(problem, found)
         squares += (missed.sum(), whole.sum())
         for site in group.sites:
@@ -135,6 +131,50 @@ def compress(
             errors[site] = _relative(missed[at], whole[at], problem.square)
     in_order = {site: errors[site] for site in adapter.sites}
     return Compression(adapter, params, _relative(float(squares[0]), float(squares[1]), 0.0), in_order, history)
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """How to fit: whether from the present params, else from how many built-in starts; when to stop; what to tell."""
+
+    is_begun: bool
+    starts: int | None
+    seed: tuple[int, int]
+    sweeps: int
+    tolerance: float
+    report: Callable[[int, float], None]
+
+
+def _fit(
+    adapter: Adapter,
+    group: Group,
+    updates: Mapping[Site, Update],
+    params: Params,
+    ask: _Ask,
+) -> tuple[Problem, Factors, tuple[float, ...]]:
+    """Fit the trained terms of a group in turn, each to what the others leave, and set their factors in params.
+
+    Returns the fit of the last term, its factors, and the errors, which never rise.
+    """
+    terms = _trained_terms(group.network)
+    parts = adapter.address(group.sites[0]).parts
+    sweeps = ask.sweeps if len(terms) == 1 else RACE
+    course: list[float] = []
+    for turn in range(ask.sweeps if len(terms) > 1 else 1):
+        before = course[-1:]
+        for term in terms:
+            problem = _problem(adapter, group, updates, params, term)
+            found = {name: params[parts[name].name][parts[name].stack] for name in problem.network.factors}
+            is_begun = ask.is_begun or turn > 0
+            begin = iter([found]) if is_begun else tries_of(problem, found, ask.starts, [*ask.seed])
+            better, errors = _descend(problem, begin, sweeps, ask.tolerance, ask.report)
+            if not course or errors[-1] <= course[-1]:
+                found = better
+                params |= {parts[factor].name: found[factor] for factor in problem.trainable}
+                course += errors if len(terms) == 1 else errors[-1:]
+        if course[-1] <= ROUNDED or (before and before[0] - course[-1] <= ask.tolerance * course[-1]):
+            break
+    return problem, found, tuple(course)
 
 
 def _begin_at(adapter: Adapter, start: Mapping[str, npt.ArrayLike]) -> Params:
@@ -150,7 +190,7 @@ def _begin_at(adapter: Adapter, start: Mapping[str, npt.ArrayLike]) -> Params:
 
 
 def _check_linear(spec: AdapterSpec) -> None:
-    """Raise SpecError unless the update is linear in each trained factor, and all of these are in one term."""
+    """Raise SpecError unless the update is linear in each trained factor, which is then in one term alone."""
     if spec.hosts:
         name = next(iter(spec.hosts))
         raise SpecError(spec.name, [f"compress: expected factors with arrays, got the host's weight as {name!r}"])
@@ -161,12 +201,12 @@ def _check_linear(spec: AdapterSpec) -> None:
     fault = ""
     if mapped:
         fault = f"got a map on {mapped[0]!r}"
-    elif len(trained) > 1:
-        fault = f"got {len(trained)} terms with trained factors"
     elif twice:
         fault = f"got {twice[0]!r} twice"
     if fault:
-        raise SpecError(spec.name, [f"compress: expected one term that is linear in each trained factor, {fault}"])
+        raise SpecError(
+            spec.name, [f"compress: expected each trained factor in one term, once and without a map, {fault}"]
+        )
 
 
 def _trained_terms(of: AdapterSpec | Network) -> list[SpecTerm]:
@@ -179,13 +219,14 @@ def _is_trained(of: AdapterSpec | Network, node: str) -> bool:
     return arrays[of.nodes[node].factor].trainable and not of.nodes[node].at_start
 
 
-def _problem(adapter: Adapter, group: Group, updates: Mapping[Site, Update], params: Params) -> Problem:
-    """Return the fit of the trained term to the updates less all other terms, which are constant."""
+def _problem(
+    adapter: Adapter, group: Group, updates: Mapping[Site, Update], params: Params, trained: SpecTerm
+) -> Problem:
+    """Return the fit of one trained term to the updates less all other terms, which are constant meanwhile."""
     network = group.network
     presence = np.zeros([network.sizes[mode] for mode in network.over])
     for site in group.sites:
         presence[tuple(group.index(site).values())] = 1.0
-    (trained,) = _trained_terms(network)
     factors = {
         name: replace(network.factors[network.nodes[name].factor], modes=network.nodes[name].modes)
         for name in trained.nodes
