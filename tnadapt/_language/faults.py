@@ -191,6 +191,12 @@ def _size_faults(spec: Table, axes: tuple[Axis, ...], nodes: Mapping[str, Node])
     faults = spec.scale.faults()
     if spec.scale.rule != "raw" and spec.scale.bond not in bonds:
         faults.append(f"scale: unknown mode {spec.scale.bond!r}; the bonds are {', '.join(bonds) or 'none'}")
+    short = {mode for one in arrays_of(spec.factors).values() if one.init.is_host for mode in one.modes} & {*bonds}
+    faults += [
+        f"sizes: expected no rule for {mode!r}, the bond of the host's SVD, whose length follows from the weight"
+        for mode in spec.sizes
+        if mode in short
+    ]
     for mode, rule in spec.sizes.items():
         if isinstance(rule, int):
             if mode not in (*weight, *bonds):
