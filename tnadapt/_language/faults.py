@@ -19,6 +19,7 @@ from tnadapt._language.terms import (
     arrays_of,
     nodes_of,
     terms_of,
+    tied_bonds,
     words_of,
 )
 
@@ -69,7 +70,9 @@ def find_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
     is_known = len(terms) == max(len(spec.terms), 1)
     faults += [*_read_faults(arrays, axes, over), *_host_faults(arrays, axes, over)]
     outer = {*over, *(mode for axis in axes for mode in axis)}
-    return faults + (_start_faults(spec.start, Sum(terms, nodes, arrays, outer)) if is_known else [])
+    likes = {mode: rule.mode for mode, rule in spec.sizes.items() if isinstance(rule, SizeRule) and rule.kind == "like"}
+    update = Sum(terms, nodes, arrays, outer, tied_bonds(arrays, nodes, likes, outer))
+    return faults + (_start_faults(spec.start, update) if is_known else [])
 
 
 def _name_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
@@ -188,6 +191,12 @@ def _size_faults(spec: Table, axes: tuple[Axis, ...], nodes: Mapping[str, Node])
     faults = spec.scale.faults()
     if spec.scale.rule != "raw" and spec.scale.bond not in bonds:
         faults.append(f"scale: unknown mode {spec.scale.bond!r}; the bonds are {', '.join(bonds) or 'none'}")
+    short = {mode for one in arrays_of(spec.factors).values() if one.init.is_host for mode in one.modes} & {*bonds}
+    faults += [
+        f"sizes: expected no rule for {mode!r}, the bond of the host's SVD, whose length follows from the weight"
+        for mode in spec.sizes
+        if mode in short
+    ]
     for mode, rule in spec.sizes.items():
         if isinstance(rule, int):
             if mode not in (*weight, *bonds):

@@ -1,7 +1,7 @@
 """The groups of an adapter and the sizes of their networks, from what was asked at bind."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from tnadapt._errors import SiteError
@@ -164,7 +164,9 @@ def _bond_sizes(adapter: Asked, outer: Mapping[str, int], asked: Mapping[str, in
         ranks |= {bond: own for bond in free if bond not in adapter.sizes}
     known = {*free, *(bond for bond in spec.bonds if bond in spec.sizes and bond not in spec.tied)}
     if wrong := [
-        bond for bond in (*ranks, *adapter.sizes) if bond in spec.tied or (bond in ranks and bond not in known)
+        bond
+        for bond in (*ranks, *adapter.sizes)
+        if bond in spec.tied or bond in spec.short or (bond in ranks and bond not in known)
     ]:
         raise SiteError(
             f"rank: expected bonds of {spec.name}, got {wrong[0]!r}.\nIts bonds are {', '.join(free) or 'none'}."
@@ -176,12 +178,37 @@ def _bond_sizes(adapter: Asked, outer: Mapping[str, int], asked: Mapping[str, in
         )
     sizes = dict(asked) | {bond: check_size(f"rank of {bond!r}", size) for bond, size in ranks.items()}
     for bond, rule in spec.sizes.items():
-        if isinstance(rule, SizeRule) and rule.kind == "at_most" and bond in ranks:
-            sizes[bond] = min(sizes[bond], outer[rule.mode])
+        first = spec.tied.get(bond, bond)
+        if isinstance(rule, SizeRule) and rule.kind == "at_most" and first in ranks:
+            sizes[first] = min(sizes[first], outer[rule.mode])
     whole = sizes | dict(adapter.sizes) | dict(outer)
     sides = ([mode for axis in axes for mode in axis] for axes in (spec.axes[:1], spec.axes[1:]))
     thin = min(math.prod(outer[mode] for mode in side) for side in sides)
     whole |= dict.fromkeys(spec.short, thin)
     for bond, mode in spec.tied.items():  # in an order in which a mode comes before what has its size
         whole[bond] = whole[mode]
+    for bond in spec.bonds:
+        _check_rule(adapter, bond, whole, {*ranks, *adapter.sizes}, thin)
     return {bond: whole[bond] for bond in spec.bonds}
+
+
+def _check_rule(adapter: Asked, bond: str, sizes: Mapping[str, int], asked: Collection[str], thin: int) -> None:
+    """Raise SiteError for a bond that has another size than its rule says, since copies tie it to one with a rule.
+
+    `asked` has the bonds whose sizes were passed to `bind`, `thin` the length of the bond of the host's SVD.
+    """
+    spec, rule, first = adapter.spec, adapter.spec.sizes.get(bond), adapter.spec.tied.get(bond, bond)
+    size, wanted = sizes[bond], sizes[bond]
+    if bond in spec.short:
+        wanted = thin
+    elif isinstance(rule, int):
+        wanted = size if first in asked else rule
+    elif rule is not None and rule.kind == "like":
+        wanted = sizes[rule.mode]
+    elif rule is not None and rule.kind == "at_most" and first not in spec.bonds:
+        wanted = min(size, sizes[rule.mode])
+    if size != wanted:
+        raise SiteError(
+            f"{spec.name}: expected {wanted} as the size of {bond!r}, got {size}, the size of {first!r}, which a copy "
+            f"of a factor gives it.\nGive these modes sizes that agree, or adapt weights where they do."
+        )

@@ -116,7 +116,7 @@ class AdapterSpec:
     def moving(self) -> tuple[str, ...]:
         """The trainable factors that have a gradient at the starting values, for a generic loss."""
         outer = {*self.site_modes, *(mode for axis in self.axes for mode in axis)}
-        return Sum(self.sum, self.nodes, {**self.arrays, **self.hosts}, outer).moving
+        return Sum(self.sum, self.nodes, {**self.arrays, **self.hosts}, outer, self.tied).moving
 
     @cached_property
     def bonds(self) -> tuple[str, ...]:

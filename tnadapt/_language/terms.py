@@ -9,6 +9,7 @@ from tnadapt._language.factor import Factor, Same
 __all__: list[str] = []
 
 START = ":start"  # ends the name of what holds starting values; the name of a factor cannot contain it
+ROUNDS = 4  # of telling bonds apart by their neighbours; the factors at their ends nearly always do
 Modes = tuple[str, ...]
 
 
@@ -69,12 +70,16 @@ def terms_of(terms: Sequence[str], factors: Iterable[str]) -> tuple[Term, ...]:
 
 @dataclass(frozen=True)
 class Sum:
-    """The terms of an update, with its nodes and factors. `outer` has the modes of the weight and of the sites."""
+    """The terms of an update, with its nodes and factors.
+
+    `outer` has the modes of the weight and of the sites, and `tied` the modes whose sizes are those of others.
+    """
 
     terms: Sequence[Term]
     nodes: Mapping[str, Node]
     factors: Mapping[str, Factor]
     outer: Collection[str]
+    tied: Mapping[str, str]
 
     @property
     def starts_at_zero(self) -> bool:
@@ -97,30 +102,61 @@ class Sum:
                 node, others = self.nodes[name], [other for other in term.nodes if other != name]
                 is_trained = node.factor in pulls and not node.at_start
                 if is_trained and not any(self._is_zero(other) for other in others):
-                    pulls[node.factor][node.modes, self._alike(others)] += term.sign
+                    pulls[node.factor][self._alike(others, node.modes)] += term.sign
         return tuple(name for name, pull in pulls.items() if any(pull.values()))
 
     def _is_zero(self, name: str) -> bool:
         return self.factors[self.nodes[name].factor].is_zero
 
-    def _alike(self, names: Iterable[str]) -> object:
-        """Return what products have in common whose nodes have equal values at the start.
+    def _alike(self, names: Iterable[str], hole: Modes = ()) -> object:
+        """Return what products have in common whose nodes have equal values at the start, whatever their bonds' names.
 
-        A factor that starts as the identity joins its last two modes into one.
+        A factor that starts as the identity joins its last two modes into one. `hole` has the modes of a factor that is
+        left out.
         """
         joined: dict[str, str] = {}
-        left = []
+        left = [("", hole)]
         for node in (self.nodes[name] for name in names):
-            if not self.factors[node.factor].is_identity:
-                left.append(node)
+            if not self._is_identity(node):
+                left.append((node.factor, node.modes))
                 continue
             first, second = sorted((joined.get(m, m) for m in node.modes[-2:]), key=lambda m: m not in self.outer)
             if second in self.outer:
-                left.append(node)
+                left.append((node.factor, node.modes))
             else:
                 joined = {mode: first if known == second else known for mode, known in joined.items()}
                 joined[second] = first
-        return frozenset(Counter((n.factor, tuple(joined.get(mode, mode) for mode in n.modes)) for n in left).items())
+        return renamed([(name, tuple(joined.get(mode, mode) for mode in modes)) for name, modes in left], self.outer)
+
+    def _is_identity(self, node: Node) -> bool:
+        """Return whether a node starts as a square identity: one that is not drops rows or columns."""
+        factor = self.factors[node.factor]
+        return factor.is_identity and (
+            bool(factor.map) or len({self.tied.get(mode, mode) for mode in node.modes[-2:]}) == 1
+        )
+
+
+def renamed(nodes: Iterable[tuple[str, Modes]], outer: Collection[str]) -> object:
+    """Return what equal contractions have in common: their nodes, with numbers for bonds that their places tell apart.
+
+    Bonds that the places do not tell apart keep their names.
+    """
+    parts = list(nodes)
+    bonds = {mode for _, modes in parts for mode in modes if mode not in outer}
+    found = dict.fromkeys(bonds, 0)
+    for _ in range(ROUNDS):
+        if len({*found.values()}) == len(bonds):
+            break
+        seen: dict[str, list[int]] = {mode: [] for mode in bonds}
+        for name, modes in parts:
+            known = tuple(found.get(mode, mode) for mode in modes)
+            for place, mode in enumerate(modes):
+                if mode in bonds:
+                    seen[mode].append(hash((name, place, known)))
+        found = {mode: hash(tuple(sorted(places))) for mode, places in seen.items()}
+    times = Counter(found.values())
+    names: dict[str, object] = {mode: n if times[n] == 1 else mode for mode, n in found.items()}
+    return frozenset(Counter((name, tuple(names.get(mode, mode) for mode in modes)) for name, modes in parts).items())
 
 
 def tied_bonds(
@@ -133,7 +169,8 @@ def tied_bonds(
     """
     pairs = list(likes.items())
     for node in nodes.values():
-        pairs += [(mine, own) for mine, own in zip(node.modes, arrays[node.factor].modes, strict=True) if mine != own]
+        own_modes = arrays[node.factor].modes  # of an invalid copy not as many
+        pairs += [(mine, own) for mine, own in zip(node.modes, own_modes, strict=False) if mine != own]
     alike: dict[str, set[str]] = {}
     for one, other in pairs:
         joined = alike.get(one, {one}) | alike.get(other, {other})

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.table import required_of
-from tnadapt import AdapterSpec, Site, SiteError, frozen, grid, same, trainable, zeros
+from tnadapt import AdapterSpec, Site, SiteError, SpecError, frozen, grid, same, trainable, zeros
+from tnadapt.initializers import host
 from tnadapt.sizes import SizeRule, at_most, like, required
 
 SITE = Site("w", (12, 8))
@@ -180,3 +181,49 @@ def test_an_axis_under_another_name_must_have_its_size():
         SiteError, match=r"factor 'At': expected (12|8) as the size of '(in|out)', which is '(out|in)' of 'B'"
     ):
         sizes(spec)
+
+
+@pytest.mark.parametrize(
+    ("rules", "wanted"),
+    [
+        ({"r": like("in"), "s": like("out")}, "12 as the size of 's', got 8|8 as the size of 'r', got 12"),
+        ({"r": 2, "s": 3}, "3 as the size of 's', got 2, the size of 'r'"),
+        ({"r": 2, "s": like("in")}, "2 as the size of 'r', got 8, the size of 'in'"),
+        ({"r": at_most("in"), "s": like("out")}, "8 as the size of 'r', got 12, the size of 'out'"),
+    ],
+)
+def test_rules_for_two_names_of_a_bond_must_agree(rules, wanted):
+    with pytest.raises(SiteError, match=f"own: expected ({wanted})"):
+        sizes(copied(sizes=rules), rank=2)
+
+
+def test_rules_for_two_names_of_a_bond_may_agree():
+    assert sizes(copied(sizes={"r": like("in"), "s": like("out")}), Site("w", (8, 8)), rank=2)["r"] == 8
+    assert sizes(copied(sizes={"r": 2, "s": 2}), rank=2)["s"] == 2
+    assert sizes(copied(sizes={"r": 2, "s": 2}), rank=2, sizes={"r": 5})["s"] == 5
+
+
+@pytest.mark.parametrize("rules", [{"s": at_most("in")}, {"r": at_most("out"), "s": at_most("in")}])
+def test_a_limit_for_one_name_of_a_bond_limits_the_others(rules):
+    found = sizes(copied(sizes=rules), rank=30)
+    assert found["r"] == found["s"] == 8
+
+
+def test_the_length_of_the_bond_of_an_svd_cannot_be_set():
+    factors = {"U": frozen("out k", init=host("left")), "V": frozen("k in", init=host("right"))}
+    factors |= {"g": trainable("k", init=zeros())}
+    for rule in (like("in"), at_most("in"), 3):
+        with pytest.raises(SpecError, match=r"sizes: expected no rule for 'k', the bond of the host's SVD"):
+            own(factors=factors, sizes={"k": rule})
+    for words in ({"sizes": {"k": 3}}, {"rank": {"k": 3}}):
+        with pytest.raises(SiteError, match=r"rank: expected bonds of own, got 'k'"):
+            sizes(own(factors=factors), **words)
+
+
+def test_the_bond_of_an_svd_may_have_the_size_of_an_axis_where_that_is_the_shorter():
+    factors = {"U": frozen("out k", init=host("left")), "C": trainable("k in", init=zeros())}
+    factors |= {"D": frozen("k l"), "E": same("D", "out l")}
+    spec = own(factors=factors, terms=["U C D E"])
+    assert sizes(spec, Site("w", (6, 8)), rank=2)["k"] == 6
+    with pytest.raises(SiteError, match=r"expected 8 as the size of 'out', which is 'k' of 'D'"):
+        sizes(spec, rank=2)

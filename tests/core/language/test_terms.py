@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tnadapt import AdapterSpec, Site, frozen, normal, same, trainable, zeros
+from tnadapt import AdapterSpec, Site, SpecError, delta, frozen, init, normal, same, trainable, zeros
 from tnadapt._language.terms import Node, Sum, Term, less_start, nodes_of, terms_of, tied_bonds, words_of
 from tnadapt.initializers import identity, ones
+from tnadapt.sizes import like
 from tnadapt.testing import dense, gradients, specs, start_params
 
 
@@ -119,7 +120,8 @@ CASES = {  # factors, terms -> whether the update starts at 0, and the factors t
 
 def sum_of(factors, terms):
     arrays = {name: one for name, one in factors.items() if not hasattr(one, "factor")}
-    return Sum(terms_of(terms, factors), nodes_of(factors), arrays, {"out", "in"})
+    nodes, outer = nodes_of(factors), {"out", "in"}
+    return Sum(terms_of(terms, factors), nodes, arrays, outer, tied_bonds(arrays, nodes, {}, outer))
 
 
 @pytest.mark.parametrize(("factors", "terms", "is_zero", "moving"), CASES.values(), ids=CASES)
@@ -211,3 +213,47 @@ def test_the_order_of_factors_does_not_matter_for_what_is_tied(order):
 
 def test_normal_with_a_deviation_of_0_is_a_zero():
     assert sum_of({"A": A, "B": replace(Z, init=normal(0))}, []).starts_at_zero
+
+
+def test_an_identity_that_may_drop_rows_is_not_left_out():
+    """The bond s is free: with s smaller than out, I J is no identity."""
+    words = {"I": frozen("out s", init=identity()), "J": trainable("s p", init=identity()), "A": frozen("p in")}
+    words = {
+        "name": "own",
+        "weight": "out in",
+        "factors": words | {"A2": same("A", "out in")},
+        "terms": ["I J A", "- A2"],
+    }
+    with pytest.raises(SpecError, match="the update does not start at 0"):
+        AdapterSpec(**words)
+    adapter = AdapterSpec(**words, sizes={"s": like("out")}).bind([Site("w", (6, 8))])
+    assert not delta(adapter, init(adapter), "w").any()
+
+
+RENAMED = {"A": A, "B": B, "A1": same("A", "s in"), "B1": same("B", "out s")}
+
+
+def test_the_names_of_bonds_do_not_matter_for_a_start_at_0():
+    spec = AdapterSpec(
+        name="own",
+        weight="out in",
+        factors={"A": A, "B": B, "A1": same("A", "s in", at_start=True), "B1": same("B", "out s", at_start=True)},
+        terms=["B A", "- B1 A1"],
+    )
+    adapter = spec.bind([Site("w", (6, 8))], rank=2)
+    assert spec.moving == ("A", "B")
+    assert not delta(adapter, init(adapter), "w").any()
+
+
+@pytest.mark.parametrize("start", ["zero", "free", "centered"])
+def test_the_names_of_bonds_do_not_matter_for_terms_that_cancel(start):
+    with pytest.raises(SpecError, match="no factor ever gets a gradient"):
+        AdapterSpec(name="own", weight="out in", factors=RENAMED, terms=["B A", "- B1 A1"], start=start)
+
+
+def test_bonds_that_differ_in_their_places_are_not_taken_for_each_other():
+    """B C C A and B C C^T A are not equal."""
+    factors = {"A": trainable("t in"), "B": trainable("out r"), "C": trainable("r s"), "D": same("C", "s t")}
+    factors |= {"E": same("C", "t s")}
+    assert sum_of(factors, ["B C D A", "- B C E A"]).starts_at_zero is False
+    assert sum_of(factors, ["B C D A", "- B C E A"]).moving == ("A", "B", "C")
