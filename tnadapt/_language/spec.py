@@ -17,7 +17,18 @@ from tnadapt._language.kinds import expect_sizes, find_kind_faults, scale_of
 from tnadapt._language.notation import Axis, axes_of, modes_of, text_of
 from tnadapt._language.scale import Scale, raw
 from tnadapt._language.sizes import SizeRule
-from tnadapt._language.terms import Node, Sum, Term, arrays_of, less_start, nodes_of, terms_of, tied_bonds, words_of
+from tnadapt._language.terms import (
+    Node,
+    Sum,
+    Term,
+    arrays_of,
+    join_modes,
+    less_start,
+    nodes_of,
+    terms_of,
+    tied_bonds,
+    words_of,
+)
 from tnadapt._signature import answers, answers_when_made
 
 __all__ = ["AdapterSpec"]
@@ -86,8 +97,9 @@ class AdapterSpec:
 
     @cached_property
     def arrays(self) -> Mapping[str, Factor]:
-        """The factors that have arrays of their own: not copies, and not the host's weight."""
-        return FrozenMap({name: one for name, one in arrays_of(self.factors).items() if not one.init.is_host})
+        """The factors that have arrays of their own: no copies, no host's weight, no identity that joins two modes."""
+        every, gone = arrays_of(self.factors), self._expanded[2]
+        return FrozenMap({name: one for name, one in every.items() if not one.init.is_host and name not in gone})
 
     @cached_property
     def hosts(self) -> Mapping[str, Factor]:
@@ -95,12 +107,24 @@ class AdapterSpec:
         return FrozenMap({name: one for name, one in arrays_of(self.factors).items() if one.init.is_host})
 
     @cached_property
-    def _expanded(self) -> tuple[Mapping[str, Node], tuple[Term, ...]]:
+    def _expanded(self) -> tuple[Mapping[str, Node], tuple[Term, ...], frozenset[str]]:
+        """The nodes and the terms that are contracted, and the identities that join modes instead."""
         nodes, terms = nodes_of(self.factors), terms_of(self.terms, self.factors)
-        arrays = {**self.arrays, **self.hosts}
-        nodes, terms = less_start(arrays, nodes, terms) if self.start == "centered" else (nodes, terms)
+        every = arrays_of(self.factors)
+        nodes, terms = less_start(every, nodes, terms) if self.start == "centered" else (nodes, terms)
         used = {name for term in terms for name in term.nodes}
-        return FrozenMap({name: node for name, node in nodes.items() if name in used}), terms
+        nodes, joined = {name: node for name, node in nodes.items() if name in used}, set()
+        outer = {*self.site_modes, *(mode for axis in self.axes for mode in axis)}
+        is_read = any(factor.init.is_read for factor in every.values())  # a decomposition sees the factors as written
+        for name, factor in every.items():
+            is_square = len({self.tied.get(mode, mode) for mode in factor.modes}) == 1
+            has_site = bool({*self.site_modes} & {*factor.modes})
+            if factor.trainable or not factor.is_identity or not is_square or has_site or is_read:
+                continue
+            if (found := join_modes(name, nodes, terms, outer)) is not None:
+                nodes, terms = found
+                joined.add(name)
+        return FrozenMap(nodes), terms, frozenset(joined)
 
     @property
     def nodes(self) -> Mapping[str, Node]:
@@ -130,8 +154,8 @@ class AdapterSpec:
         """The bonds whose sizes follow from others: bond -> the mode whose size it has."""
         first = {mode for axis in self.axes for mode in axis} | {*self.site_modes}
         likes = {b: r.mode for b, r in self.sizes.items() if isinstance(r, SizeRule) and r.kind == "like"}
-        arrays = {**self.arrays, **self.hosts}
-        found = tied_bonds(arrays, self.nodes, likes, first | {*self.short} | ({*self.sizes} - {*likes}))
+        every = arrays_of(self.factors)
+        found = tied_bonds(every, nodes_of(self.factors), likes, first | {*self.short} | ({*self.sizes} - {*likes}))
         return FrozenMap({mode: own for mode, own in found.items() if mode not in first})
 
     @cached_property

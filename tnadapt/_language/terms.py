@@ -182,6 +182,29 @@ def tied_bonds(
     return {mode: found for mode, found in sorted(known.items()) if found != mode}
 
 
+def join_modes(
+    factor: str, nodes: Mapping[str, Node], terms: Sequence[Term], outer: Collection[str]
+) -> tuple[dict[str, Node], tuple[Term, ...]] | None:
+    """Return the nodes and the terms without a square identity, whose two modes become one; None if that cannot be.
+
+    It cannot be where both modes are outer, where a term has one of them without the identity, and where a node would
+    have a mode twice.
+    """
+    left, terms = dict(nodes), tuple(terms)
+    for name in [name for name, node in nodes.items() if node.factor == factor]:
+        kept, gone = sorted(left.pop(name).modes, key=lambda mode: mode not in outer)
+        having = {other for other, node in left.items() if gone in node.modes}
+        if gone in outer or any(kept in left[other].modes for other in having):
+            return None
+        if any(having & {*term.nodes} and name not in term.nodes for term in terms):
+            return None
+        for other in having:
+            node = left[other]
+            left[other] = Node(node.factor, tuple(kept if m == gone else m for m in node.modes), node.at_start)
+        terms = tuple(Term(term.sign, tuple(one for one in term.nodes if one != name)) for term in terms)
+    return left, terms
+
+
 def less_start(
     arrays: Mapping[str, Factor], nodes: Mapping[str, Node], terms: Sequence[Term]
 ) -> tuple[dict[str, Node], tuple[Term, ...]]:

@@ -15,6 +15,7 @@ from tnadapt import (
     SpecError,
     TnadaptError,
     count,
+    delta,
     families,
     from_json,
     frozen,
@@ -31,7 +32,9 @@ from tnadapt import (
     zeros,
 )
 from tnadapt.binding import Network
+from tnadapt.initializers import identity
 from tnadapt.sizes import at_most, like
+from tnadapt.testing import random_params
 
 A, G, B = trainable("out p"), trainable("site p q", init=zeros()), trainable("in q")
 SITES = grid(layers=2, kinds={"q": (4, 6), "up": (8, 6)})
@@ -227,3 +230,44 @@ def test_a_spec_of_many_bonds_is_bound_to_many_shapes_in_linear_time():
     adapter = spec.bind(sites, rank=dict.fromkeys(bonds, 1), overparametrized=True)
     assert len(adapter.slots) == 40 * 1001
     assert time.process_time() - start < 4
+
+
+def joined(start="zero", sizes=None, **factors):
+    factors = {
+        "A": trainable("r in"),
+        "I": frozen("out a", init=identity()),
+        "B": trainable("a r", init=zeros()),
+    } | factors
+    sizes = {"a": like("out")} if sizes is None else sizes
+    return AdapterSpec(name="joined", weight="out in", factors=plain | factors, sizes=sizes, start=start)
+
+
+@pytest.mark.parametrize("start", ["zero", "centered"])
+def test_a_square_identity_joins_its_modes_and_is_no_array(start):
+    init = zeros() if start == "zero" else normal()
+    one = joined(start, B=trainable("a r", init=init)).bind(SITES, rank=2)
+    other = AdapterSpec(
+        name="plain", weight="out in", factors={"A": trainable("r in"), "B": trainable("out r", init=init)}, start=start
+    ).bind(SITES, rank=2)
+    assert one.slots.keys() == other.slots.keys()
+    assert [plan(network).steps for network in one.networks] == [plan(network).steps for network in other.networks]
+    assert (count(one).trainable, count(one).frozen) == (count(other).trainable, 0)
+    params = random_params(one, np.random.default_rng(0))
+    for site in one.sites:
+        np.testing.assert_allclose(delta(one, params, site), delta(other, params, site), rtol=1e-12)
+    assert rank_bound(one, one.sites[0]) == rank_bound(other, other.sites[0])
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        joined(sizes={}),  # a rank of its own, which may be less than the axis
+        joined(I=frozen("out a", init=identity(2.0))),
+        joined(I=trainable("out a", init=identity())),
+        joined(I=frozen("out in", init=identity()), B=trainable("r", init=zeros()), sizes={}),
+        joined(B=trainable("out a r", init=zeros())),
+    ],
+    ids=["rectangular", "with a gain", "trained", "two axes of the weight", "a mode twice"],
+)
+def test_any_other_identity_is_an_array(spec):
+    assert "I" in spec.arrays
