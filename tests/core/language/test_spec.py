@@ -233,11 +233,7 @@ def test_a_spec_of_many_bonds_is_bound_to_many_shapes_in_linear_time():
 
 
 def joined(start="zero", sizes=None, **factors):
-    factors = {
-        "A": trainable("r in"),
-        "I": frozen("out a", init=identity()),
-        "B": trainable("a r", init=zeros()),
-    } | factors
+    plain = {"A": trainable("r in"), "I": frozen("out a", init=identity()), "B": trainable("a r", init=zeros())}
     sizes = {"a": like("out")} if sizes is None else sizes
     return AdapterSpec(name="joined", weight="out in", factors=plain | factors, sizes=sizes, start=start)
 
