@@ -94,15 +94,15 @@ def contestants(family: str, tokens: int, dtype: torch.dtype, device: str) -> di
         for parameter in state.parameters():
             parameter.normal_(std=0.1)
     site, module = state.adapter.sites[0], host[0]["q"]
-    hook = state.updates[site.path]
-    factors = [ref.read().detach().to(dtype) for ref in hook.refs]
-    trained = [factor.trainable for factor in hook.network.factors.values()]
+    update = state.updates[site.path]
+    factors = [ref.read().detach().to(dtype) for ref in update.refs]
+    trained = [factor.trainable for factor in update.network.factors.values()]
     leaves = [f.clone().requires_grad_(needs) for f, needs in zip(factors, trained, strict=True)]
-    params = dict(zip(hook.network.factors, leaves, strict=True))
+    params = dict(zip(update.network.factors, leaves, strict=True))
     x = torch.randn(tokens, WIDTH, device=device, dtype=dtype, requires_grad=True)
     y, gradient = (torch.randn(tokens, WIDTH, device=device, dtype=dtype) for _ in range(2))
-    equation, scale = einsum_of(hook.network, tokens), hook.network.scale
-    shapes = [(tokens, *(hook.network.sizes[mode] for mode in hook.network.in_modes))]
+    equation, scale = einsum_of(update.network, tokens), update.network.scale
+    shapes = [(tokens, *(update.network.sizes[mode] for mode in update.network.in_modes))]
     expression = opt_einsum.contract_expression(equation, *shapes, *(leaf.shape for leaf in leaves))
 
     def step(forward: Callable[[], Tensor]) -> Callable[[], None]:
@@ -116,7 +116,7 @@ def contestants(family: str, tokens: int, dtype: torch.dtype, device: str) -> di
 
     split = x.detach().reshape(shapes[0]).requires_grad_()
     return {
-        "generic": step(lambda: hook(module, (x,), {}, y)),
+        "generic": step(lambda: update(module, (x,), {}, y)),
         "hand": step(lambda: HANDS[family](params, x, y, scale)),
         "opt_einsum": step(lambda: y + scale * expression(split, *leaves).reshape(y.shape)),
         "torch.einsum": step(lambda: y + scale * torch.einsum(equation, split, *leaves).reshape(y.shape)),
