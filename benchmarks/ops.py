@@ -101,6 +101,7 @@ def contestants(family: str, tokens: int, dtype: torch.dtype, device: str) -> di
     params = dict(zip(update.network.factors, leaves, strict=True))
     x = torch.randn(tokens, WIDTH, device=device, dtype=dtype, requires_grad=True)
     y, gradient = (torch.randn(tokens, WIDTH, device=device, dtype=dtype) for _ in range(2))
+    y.requires_grad_()  # as the output of a layer does whose input does
     equation, scale = einsum_of(update.network, tokens), update.network.scale
     shapes = [(tokens, *(update.network.sizes[mode] for mode in update.network.in_modes))]
     expression = opt_einsum.contract_expression(equation, *shapes, *(leaf.shape for leaf in leaves))
@@ -108,7 +109,7 @@ def contestants(family: str, tokens: int, dtype: torch.dtype, device: str) -> di
     def step(forward: Callable[[], Tensor]) -> Callable[[], None]:
         def run() -> None:
             forward().backward(gradient)
-            x.grad = None
+            x.grad = y.grad = None
             for leaf in (*leaves, *state.parameters()):
                 leaf.grad = None
 
