@@ -63,10 +63,14 @@ class HostEntries(Mapping[str, npt.ArrayLike]):
     """An adapter's params, with the entries that are the host's weights; each of those is read when it is looked up."""
 
     def __init__(
-        self, adapter: Adapter, weights: Mapping[str, Weight], params: Mapping[str, npt.ArrayLike] | None = None
+        self,
+        adapter: Adapter,
+        weights: Mapping[str, Weight],
+        params: Mapping[str, npt.ArrayLike] | None = None,
+        originals: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Store the adapter, the weights by path, and the other params."""
-        self.adapter, self.weights, self.params = adapter, HostWeights(weights), params or {}
+        """Store the adapter, the weights by path, the other params, and the values from before the adapter's merge."""
+        self.adapter, self.weights, self.params = adapter, HostWeights(weights, originals), params or {}
 
     def __getitem__(self, name: str) -> npt.ArrayLike:
         if name in self.params:
