@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tnadapt import Adapter, Site, SiteError
 from tnadapt.binding import read_hosts, start_values
@@ -18,6 +18,7 @@ __all__: list[str] = []
 
 WEIGHTS = ("host", "host_mask")  # of the shape of the weight, and read at each call
 PARTS = ("host_left", "host_values", "host_right")
+PLAIN = (Tensor, nn.Parameter)
 
 
 class Merging(Protocol):
@@ -50,9 +51,13 @@ class Hosted:
                 f"{self.weight.path}: expected the host's own weight, which is a factor of the adapter, got one with "
                 "the update merged into it.\nCall unmerge() first."
             )
-        stored = self.weight.tensor.detach() if self.is_plain else self._dequantize()
+        stored = self.weight.tensor.detach() if self.is_plain and self._stays_plain() else self._dequantize()
         read = self.weight.unlay(whole(stored))[self.rectangle].reshape(self.shape)
         return (read != 0).to(read.dtype) if self.is_mask else read
+
+    def _stays_plain(self) -> bool:
+        """Return whether the weight was not quantized since the attach."""
+        return type(self.weight.tensor) in PLAIN or not self.weight.storage
 
     def _dequantize(self) -> Tensor:
         with torch.no_grad():
