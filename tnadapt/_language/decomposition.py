@@ -47,6 +47,8 @@ def svd(
     Raises:
         SpecError: a name is not a string, or a power or `start` is not one of these.
     """
+    if not isinstance(powers, tuple | list) or len(powers) != 2:  # noqa: PLR2004
+        raise mistake(SpecError, "svd", "two powers", told(powers), "Write powers=(0, 1).")
     named = {name: power for name, power in zip((left, right), powers, strict=True) if name is not None}
     _expect_names("svd", tuple(name for name in (left, right) if name is not None))
     inits = {name: Initializer("svd", 1.0, power=p, share=p if scaled else 0.0) for name, p in named.items()}
