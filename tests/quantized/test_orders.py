@@ -50,6 +50,24 @@ def test_an_adapter_works_on_when_parameters_are_quantized(name, tmp_path):
         assert torch.equal(model(normal(5, WIDTH)), other(normal(5, WIDTH)))
 
 
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_a_weight_that_is_a_factor_is_read_as_it_is_stored_after_it_is_quantized(name):
+    quantized(WAYS[name])  # skips
+    model = host()
+    state = attach(model, families.hira(), **ARGUMENTS)
+    with torch.no_grad():
+        for parameter in state.parameters():
+            parameter.fill_(0.5)
+    WAYS[name].quantize(model)
+    x, layer = normal(5, WIDTH), model[0].up
+    with torch.no_grad():
+        wanted = WAYS[name].dense(layer) * state.spec.scale.at(2) * 0.5  # B A is 0.5 everywhere
+        torch.testing.assert_close(state.delta("0.up"), wanted, rtol=1e-5, atol=1e-6)
+        found = layer(x)
+        with state.disabled():
+            torch.testing.assert_close(found - layer(x), x @ wanted.T, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", REPLACING)
 @pytest.mark.parametrize("deed", ["save", "save_as_lora", "delta", "norms", "merge"])
 def test_a_layer_replaced_by_a_quantized_one_is_noticed(name, deed, tmp_path):

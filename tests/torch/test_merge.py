@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from tests.torch import hosts
-from tnadapt import AdapterSpec, SiteError, raw, trainable
-from tnadapt_torch import attach
+from tnadapt import AdapterSpec, SiteError, frozen, normal, raw, same, trainable
+from tnadapt.initializers import host
+from tnadapt_torch import attach, load, load_peft
 from tnadapt_torch._host import Weight, check_weights
 
 representative = pytest.mark.parametrize("family", hosts.REPRESENTATIVES)
@@ -215,3 +216,21 @@ def test_merging_a_module_in_two_places_raises():
     state = hosts.adapt(model, "lora", target_modules=["a"])
     with pytest.raises(SiteError, match=r"got one shared by a\.weight, b\.weight"):
         state.merge()
+
+
+@pytest.mark.parametrize("form", ["file", "file of a detached one", "lora"])
+def test_a_merged_adapter_that_reads_its_weights_is_saved_with_those_before_the_merge(form, tmp_path):
+    factors = {"W": frozen("out in", init=host()), "A": trainable("r in"), "B": trainable("a r", init=normal(4))}
+    factors |= {"V": same("W", "out a")}
+    spec = AdapterSpec(name="own", weight="out in", factors=factors, terms=["V B A"], start="free")
+    model = hosts.toy()
+    state = attach(model, spec, target_modules=[PATH], rank=2)
+    wanted = outputs(model)
+    state.merge()
+    if "detached" in form:
+        state.detach()
+    save, read = (state.save_as_lora, load_peft) if form == "lora" else (state.save, load)
+    save(tmp_path / "a")
+    other = hosts.toy()
+    read(other, tmp_path / "a")
+    torch.testing.assert_close(outputs(other), wanted, rtol=1e-4, atol=1e-4)

@@ -47,8 +47,10 @@ def svd(
     Raises:
         SpecError: a name is not a string, or a power or `start` is not one of these.
     """
+    if not isinstance(powers, tuple | list) or len(powers) != 2:  # noqa: PLR2004
+        raise mistake(SpecError, "svd", "two powers", told(powers), "Write powers=(0, 1).")
     named = {name: power for name, power in zip((left, right), powers, strict=True) if name is not None}
-    _expect_names("svd", tuple(named) or (None,))
+    _expect_names("svd", tuple(name for name in (left, right) if name is not None))
     inits = {name: Initializer("svd", 1.0, power=p, share=p if scaled else 0.0) for name, p in named.items()}
     return _decomposition("svd", inits, start)
 
@@ -107,7 +109,9 @@ def _decomposition(where: str, inits: Mapping[str, Initializer], start: Start) -
 
 
 def _expect_names(where: str, names: tuple[object, ...]) -> None:
-    """Raise SpecError unless these are names, at least one."""
+    """Raise SpecError unless these are names, at least one and each once."""
     for name in names or (None,):
         if not isinstance(name, str):
             raise mistake(SpecError, where, "the names of factors", told(name), 'Write svd("B", "A").')
+        if names.count(name) > 1:
+            raise mistake(SpecError, where, "each factor once", f"{name!r} twice", 'Write svd("B", "A").')

@@ -94,7 +94,9 @@ class Initializer:
             return [f"{self.kind}: expected a power of the singular values of 0, 0.5 or 1, got {self.power!r}"]
         if isinstance(self.share, bool) or self.share not in (0, 0.5, 1):
             return [f"{self.kind}: expected a share of the scale of 0, 0.5 or 1, got {self.share!r}"]
-        return []
+        is_changed = self.is_host and (self.amount, *self.fan, self.power, self.share) != (1, 0, 0)
+        todo = f"{self.kind}: expected the host's weight as it is, got {self}; multiply by a constant factor"
+        return [todo] if is_changed else []
 
     def __str__(self) -> str:
         """Return a text such as normal(std=0.5 / sqrt(in)), or the words zeros and ones."""

@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tnadapt import Adapter, Site, SiteError
 from tnadapt.binding import read_hosts, start_values
@@ -18,6 +18,7 @@ __all__: list[str] = []
 
 WEIGHTS = ("host", "host_mask")  # of the shape of the weight, and read at each call
 PARTS = ("host_left", "host_values", "host_right")
+PLAIN = (Tensor, nn.Parameter)
 
 
 class Merging(Protocol):
@@ -50,9 +51,13 @@ class Hosted:
                 f"{self.weight.path}: expected the host's own weight, which is a factor of the adapter, got one with "
                 "the update merged into it.\nCall unmerge() first."
             )
-        stored = self.weight.tensor.detach() if self.is_plain else self._dequantize()
+        stored = self.weight.tensor.detach() if self.is_plain and self._stays_plain() else self._dequantize()
         read = self.weight.unlay(whole(stored))[self.rectangle].reshape(self.shape)
         return (read != 0).to(read.dtype) if self.is_mask else read
+
+    def _stays_plain(self) -> bool:
+        """Return whether the weight was not quantized since the attach."""
+        return type(self.weight.tensor) in PLAIN or not self.weight.storage
 
     def _dequantize(self) -> Tensor:
         with torch.no_grad():
@@ -63,10 +68,14 @@ class HostEntries(Mapping[str, npt.ArrayLike]):
     """An adapter's params, with the entries that are the host's weights; each of those is read when it is looked up."""
 
     def __init__(
-        self, adapter: Adapter, weights: Mapping[str, Weight], params: Mapping[str, npt.ArrayLike] | None = None
+        self,
+        adapter: Adapter,
+        weights: Mapping[str, Weight],
+        params: Mapping[str, npt.ArrayLike] | None = None,
+        originals: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Store the adapter, the weights by path, and the other params."""
-        self.adapter, self.weights, self.params = adapter, HostWeights(weights), params or {}
+        """Store the adapter, the weights by path, the other params, and the values from before the adapter's merge."""
+        self.adapter, self.weights, self.params = adapter, HostWeights(weights, originals), params or {}
 
     def __getitem__(self, name: str) -> npt.ArrayLike:
         if name in self.params:

@@ -164,16 +164,20 @@ class Folded(nn.Module):
 
 
 class HostWeights(Mapping[str, npt.NDArray[np.generic]]):
-    """The weights of a host by path, as arrays (out, in). Each is read when it is looked up."""
+    """The weights of a host by path, as arrays (out, in). Each is read when it is looked up.
 
-    def __init__(self, weights: Mapping[str, Weight]) -> None:
+    `originals` has the values from before a merge of those that were merged into.
+    """
+
+    def __init__(self, weights: Mapping[str, Weight], originals: Mapping[str, Tensor] | None = None) -> None:
         """Store the weights by path."""
-        self.weights = weights
+        self.weights, self.originals = weights, originals or {}
 
     def __getitem__(self, path: str) -> npt.NDArray[np.generic]:
         weight = self.weights[path]
         with torch.no_grad():  # detaching would turn the parameter of a quantized layer into a plain tensor
-            held = None if weight.held is None else whole(weight.held)
+            stored = self.originals.get(path, weight.held)
+            held = None if stored is None else whole(stored)
             dense = weight.unlay(read_dense(path, weight.module, weight.name, held))
         return dense.detach().to("cpu", copy=True).numpy()  # a storage that is shared with an array could not be freed
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tnadapt import SiteError
-from tnadapt_torch._host import plain_path
+from tnadapt_torch._host import PARTS, Weight, plain_path
 from tnadapt_torch._sharded import whole
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__: list[str] = []
 
+CLOSE = 0.01  # relative; bfloat16 rounds by 0.002
 MERGED, ORIGINAL = "merged", "original_modules"  # keys beside those of the factors, in these two cases only
 
 
@@ -66,6 +67,8 @@ class MarksCheck:
                         f"load_state_dict: expected the merged weights of this model, got another {key}.\n"
                         f"Call unmerge() on adapter {state.name!r}, and load a state dict that was taken unmerged."
                     )
+        if not {*PARTS}.isdisjoint(kind for _, kind in state.adapter.hosts.values()):
+            _check_parts({key: weight for key, weight in weights.items() if not weight.storage}, state_dict)
         saved = [key for key in state.saved.values() if key in given]
         if saved and (f"{state.child_name}.{ORIGINAL}" in given) == state.saved.is_trained:
             self._refuse("with" if state.saved.is_trained else "without", "the trained modules_to_save", "disabled()")
@@ -77,6 +80,19 @@ class MarksCheck:
             f"as this model has now, got one {other} them.\n"
             f"Nothing of this model was loaded. Take both in the same state: inside or outside {how}."
         )
+
+
+def _check_parts(weights: Mapping[str, Weight], given: Mapping[str, Any]) -> None:
+    """Raise SiteError for other weights than those whose SVDs are factors, up to the rounding of a dtype."""
+    for key, weight in weights.items():
+        here = whole(weight.parameter.detach())
+        if not isinstance(given[key], Tensor) or given[key].shape != here.shape or here.is_meta or given[key].is_meta:
+            continue  # load_state_dict says so, or there is nothing to compare
+        if torch.linalg.norm(whole(given[key].detach()).to(here) - here) > CLOSE * torch.linalg.norm(here):
+            raise SiteError(
+                f"load_state_dict: expected the weight of this model as {key}, since its SVD is a factor of an "
+                "adapter, got another.\nNothing of this model was loaded. Load the weights first, and attach after."
+            )
 
 
 def _equal(given: Any, here: Tensor) -> bool:

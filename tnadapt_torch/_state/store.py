@@ -1,8 +1,11 @@
 """Write an adapter: its own file, or a LoRA that PEFT can load. The first of the processes that share it writes."""
 
 import os
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
+
+import numpy.typing as npt
 
 import tnadapt
 from tnadapt import SiteError
@@ -28,7 +31,7 @@ def write_file(state: "AdapterState", path: str | os.PathLike[str]) -> None:
     extra = {key: to_numpy(value) for key, value in saved.items()}
     starts = {key: getattr(*leaf_of(state.start, key)) for key in drawn_starts(state.adapter)}
     stored = stored_factors(state.adapter, params | starts)
-    whole = HostEntries(state.adapter, state.weights, stored)
+    whole = _with_hosts(state, stored)
     once(shared_by(state), partial(tnadapt.save, state.adapter, whole, path, extra=extra))
 
 
@@ -55,7 +58,7 @@ def write_lora(
     write = partial(
         tnadapt.save_as_lora,
         state.adapter,
-        HostEntries(state.adapter, state.weights, {key: to_numpy(value) for key, value in state.params().items()}),
+        _with_hosts(state, {key: to_numpy(value) for key, value in state.params().items()}),
         directory,
         rank=rank,
         base_model=getattr(getattr(state.model, "config", None), "name_or_path", None) or None,
@@ -65,3 +68,8 @@ def write_lora(
         modules_to_save=[*state.saved.modules, *heads],
     )
     return once(shared_by(state), write)
+
+
+def _with_hosts(state: "AdapterState", params: Mapping[str, npt.ArrayLike]) -> HostEntries:
+    """Return params with the host's weights, without the adapter's own update if that is merged."""
+    return HostEntries(state.adapter, state.weights, params, state.merged.originals if state.merged else None)

@@ -56,6 +56,12 @@ def test_a_weight_that_is_not_finite_is_refused():
         check_fingerprint("a", SITE, known, np.full((6, 4), np.nan))
 
 
+@pytest.mark.parametrize("size", [1e-6, 1e-7, 1e-8, 1e-30])
+def test_a_weight_of_tiny_numbers_is_itself(size):
+    weight = weight_of((6, 4)) * size
+    check_fingerprint("a", SITE, fingerprint_of(weight), weight)
+
+
 def test_large_numbers_have_a_fingerprint_too():
     weight = weight_of((6, 4)) * 1e30
     check_fingerprint("a", SITE, fingerprint_of(weight), weight)

@@ -102,3 +102,18 @@ MISTAKES = {
 def test_a_mistake_in_a_decomposition_is_told(act, message):
     with pytest.raises(SpecError, match=message):
         act()
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [(svd, "BB"), (tt_svd, "GG"), (hosvd, "GAA"), (hosvd, "GG"), (t_svd, "UUV"), (tensor_cur, "CRR")],
+)
+def test_a_factor_cannot_be_two_parts_of_a_decomposition(make, names):
+    with pytest.raises(SpecError, match=f"{make.__name__}: expected each factor once, got '[A-Z]' twice"):
+        make(*names)
+
+
+@pytest.mark.parametrize("powers", [(1,), (0, 1, 1), 1, None, "01"], ids=str)
+def test_powers_that_are_not_two_are_refused(powers):
+    with pytest.raises(SpecError, match=r"svd: expected two powers, got "):
+        svd("B", "A", powers=powers)

@@ -1,12 +1,13 @@
 """Initializers: what each one is, as a value and as text."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from tnadapt import initializers
 from tnadapt._language.initializer import AMOUNTS as AMOUNTS_OF_ALL
-from tnadapt.initializers import Initializer
+from tnadapt.initializers import Initializer, host
 
 MADE = {
     "zeros": (initializers.zeros(), "zeros"),
@@ -102,3 +103,12 @@ def test_any_other_power_is_a_fault(power):
 def test_an_unknown_kind_is_the_one_fault():
     (fault,) = Initializer("cauchy", float("nan"), power=7).faults()
     assert "'cauchy'" in fault
+
+
+@pytest.mark.parametrize(
+    "words", [{"amount": 0.5}, {"amount": 0}, {"fan": ("in",)}, {"power": 1}, {"share": 0.5}], ids=str
+)
+def test_the_weight_of_the_host_takes_no_gain(words):
+    found = replace(host(), **words)
+    assert not host().faults()
+    assert found.faults() == [f"host: expected the host's weight as it is, got {found}; multiply by a constant factor"]

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.torch import hosts
-from tnadapt import SiteError
+from tnadapt import SiteError, families
+from tnadapt_torch import attach
 
 HEAD = ["score"]
 MERGED = r"expected a state dict {} merged updates of adapter 'default'(.|\n)*Nothing of this model was loaded"
@@ -105,3 +106,22 @@ def test_a_copy_of_a_merged_host_checks_for_itself():
     other, _ = host(merged=True)
     with pytest.raises(SiteError, match=MERGED.format("with")):
         other.load_state_dict(twin.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_other_weights_than_those_whose_svds_are_factors_are_refused(dtype):
+    """The parts of the SVDs are no entries of a state dict, so that they would be those of the earlier weights."""
+    model, other = hosts.toy(), hosts.toy()
+    attach(model, families.svdiff(), target_modules=hosts.TARGETS)
+    given = {key: value.to(dtype) for key, value in taken(model).items()}
+    before = taken(model)
+    model.load_state_dict(given)
+    model.load_state_dict(before)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1)
+    with pytest.raises(
+        SiteError, match=r"expected the weight of this model as .*, since its SVD is a factor(.|\n)*Nothing"
+    ):
+        model.load_state_dict(other.state_dict(), strict=False)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
