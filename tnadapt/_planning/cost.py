@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tnadapt._errors import PlanError
 
@@ -80,6 +80,15 @@ class Question:
     sizes: Mapping[str, int]
     needs_grad: tuple[bool, ...]
     activations: tuple[bool, ...]
+
+    def part(self, numbers: Sequence[int]) -> "Question":
+        """Return the question about these operands alone."""
+        return replace(
+            self,
+            inputs=tuple(self.inputs[number] for number in numbers),
+            needs_grad=tuple(self.needs_grad[number] for number in numbers),
+            activations=tuple(self.activations[number] for number in numbers),
+        )
 
 
 def check_sizes(question: Question) -> None:

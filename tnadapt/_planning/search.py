@@ -60,15 +60,7 @@ def _merge_equal(question: Question) -> tuple[list[Pair], list[int], Question]:
             pairs.append((product, number))
             product = len(question.inputs) + len(pairs) - 1
         left.append((numbers[0], product))
-    firsts = [first for first, _ in left]
-    rest = Question(
-        tuple(question.inputs[first] for first in firsts),
-        question.answer,
-        question.sizes,
-        tuple(question.needs_grad[first] for first in firsts),
-        tuple(question.activations[first] for first in firsts),
-    )
-    return pairs, [product for _, product in left], rest
+    return pairs, [product for _, product in left], question.part([first for first, _ in left])
 
 
 def _renumber(pairs: Sequence[Pair], numbers: Sequence[int], known: int) -> list[Pair]:

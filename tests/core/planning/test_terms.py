@@ -34,13 +34,7 @@ def question(*inputs, grads=None, tokens=32, **others):
 
 def apart(asked, term, objective=OBJECTIVE):
     """The cost of a term by itself."""
-    part = Question(
-        tuple(asked.inputs[number] for number in term),
-        asked.answer,
-        asked.sizes,
-        tuple(asked.needs_grad[number] for number in term),
-        tuple(asked.activations[number] for number in term),
-    )
+    part = asked.part(term)
     pairs = search(part, objective).pairs if len(term) > 1 else ()
     return cost(part, pairs, objective)
 
@@ -185,13 +179,7 @@ def test_each_term_alone_has_the_cheapest_of_all_orders(case):
     asked, terms = case
     for term in terms:
         program = search_terms(asked, [term], OBJECTIVE, {})
-        part = Question(
-            tuple(asked.inputs[number] for number in term),
-            asked.answer,
-            asked.sizes,
-            tuple(asked.needs_grad[number] for number in term),
-            tuple(asked.activations[number] for number in term),
-        )
+        part = asked.part(term)
         least = min(cost(part, pairs, OBJECTIVE) for pairs in trees(asked, term))
         assert OBJECTIVE.of(measured(asked, program)) == pytest.approx(least)
         assert program.exact
