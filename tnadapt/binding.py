@@ -12,6 +12,8 @@ from tnadapt._files import (
 )
 from tnadapt._hosts import Block, Place, Rule, coordinates_of, in_layers, match, nearest, places_of
 from tnadapt._language import (
+    HOST_PARTS,
+    HOST_WEIGHTS,
     START,
     Address,
     Factor,
@@ -44,6 +46,8 @@ from tnadapt.families import SpecLike, spec_of
 
 __all__ = [
     "BUCKETS",
+    "HOST_PARTS",
+    "HOST_WEIGHTS",
     "OBJECTIVES",
     "START",
     "Address",

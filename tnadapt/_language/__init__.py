@@ -9,6 +9,8 @@ from tnadapt._language.factor import MAPS, Factor, Same, Start, frozen, same, tr
 from tnadapt._language.faults import MOST_AXES
 from tnadapt._language.initializer import (
     HOST,
+    HOST_PARTS,
+    HOST_WEIGHTS,
     Initializer,
     constant,
     controlled_z,
@@ -33,6 +35,8 @@ from tnadapt._language.terms import START, Node, Term
 
 __all__ = [
     "HOST",
+    "HOST_PARTS",
+    "HOST_WEIGHTS",
     "MAPS",
     "MOST_AXES",
     "START",

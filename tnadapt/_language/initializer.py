@@ -27,12 +27,13 @@ __all__ = [
 
 Drawn = Literal["constant", "normal", "uniform", "orthogonal", "identity", "cyclic", "controlled_z", "rotary"]
 Read = Literal["svd", "tt_svd", "hosvd_core", "t_svd", "tensor_cur"]  # from the host's weights
-Host = Literal[
-    "host", "host_mask", "host_left", "host_values", "host_right"
-]  # the weight, its pattern, parts of its SVD
+HostWeight = Literal["host", "host_mask"]  # the weight, the pattern of its nonzeros
+HostPart = Literal["host_left", "host_values", "host_right"]  # of its SVD, in the order of U, S, V^T
+Host = Literal[HostWeight, HostPart]
 Kind = Literal[Drawn, Read, Host]
 
 READ, HOST = frozenset(get_args(Read)), frozenset(get_args(Host))
+HOST_WEIGHTS, HOST_PARTS = get_args(HostWeight), get_args(HostPart)
 PATTERNS = frozenset({"cyclic", "rotary"})
 AMOUNTS = dict.fromkeys((*get_args(Drawn), *get_args(Read), *get_args(Host)), "gain")
 AMOUNTS |= {"constant": "value", "normal": "std", "uniform": "bound", "rotary": "base"}

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from tnadapt._errors import SiteError
 from tnadapt._hosts import Site
-from tnadapt._language import HOST, Adapter, Group, Network
+from tnadapt._language import HOST, HOST_PARTS, HOST_WEIGHTS, Adapter, Group, Network
 from tnadapt._values.einsum import contract
 
 __all__: list[str] = []
@@ -85,12 +85,12 @@ def read_hosts(adapter: Adapter, weights: Weights | None, kinds: Collection[str]
     parts: dict[str, tuple[Array, Array, Array]] = {}
     for name, (site, kind) in wanted.items():
         weight = _weight_of(site, weights or {})
-        if kind in ("host", "host_mask"):
+        if kind in HOST_WEIGHTS:
             found[name] = weight if kind == "host" else (weight != 0).astype(np.float64)
             continue
         if site.path not in parts:
             parts[site.path] = np.linalg.svd(weight.reshape(len(weight), -1), full_matrices=False)
-        found[name] = parts[site.path][("host_left", "host_values", "host_right").index(kind)]
+        found[name] = parts[site.path][HOST_PARTS.index(kind)]
     return found
 
 

@@ -9,15 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from tnadapt import Adapter, Site, SiteError
-from tnadapt.binding import read_hosts, start_values
+from tnadapt.binding import HOST_PARTS, HOST_WEIGHTS, read_hosts, start_values
 from tnadapt_torch._host.quantized import read_dense
 from tnadapt_torch._host.weight import HostWeights, Weight
 from tnadapt_torch._sharded import whole
 
 __all__: list[str] = []
 
-WEIGHTS = ("host", "host_mask")  # of the shape of the weight, and read at each call
-PARTS = ("host_left", "host_values", "host_right")
 PLAIN = (Tensor, nn.Parameter)
 
 
@@ -82,10 +80,10 @@ class HostEntries(Mapping[str, npt.ArrayLike]):
             return self.params[name]
         site, kind = self.adapter.hosts[name]
         weight = np.asarray(self.weights[site.weight])[site.rectangle]
-        if kind in WEIGHTS:
+        if kind in HOST_WEIGHTS:
             return weight if kind == "host" else (weight != 0).astype(weight.dtype)
         parts = np.linalg.svd(weight.reshape(len(weight), -1).astype(np.float64), full_matrices=False)
-        return parts[PARTS.index(kind)]
+        return parts[HOST_PARTS.index(kind)]
 
     def __iter__(self) -> Iterator[str]:
         return iter((*self.params, *self.adapter.hosts))
@@ -104,7 +102,7 @@ def host_parts(adapter: Adapter, weights: Mapping[str, Weight]) -> dict[str, Ten
     """Return the parts of the SVDs of the host's weights that are factors, by their names in params."""
     found = {}
     shapes: dict[str, tuple[str, ...]] = {one.init.kind: one.modes for one in adapter.spec.hosts.values()}
-    for name, value in read_hosts(adapter, HostWeights(weights), PARTS).items():
+    for name, value in read_hosts(adapter, HostWeights(weights), HOST_PARTS).items():
         site, kind = adapter.hosts[name]
         sizes = adapter.find(site)[0].network.sizes
         part = torch.from_numpy(value.reshape([sizes[mode] for mode in shapes[kind]]))

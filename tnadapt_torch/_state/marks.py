@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tnadapt import SiteError
-from tnadapt_torch._host import PARTS, Weight, plain_path
+from tnadapt.binding import HOST_PARTS
+from tnadapt_torch._host import Weight, plain_path
 from tnadapt_torch._sharded import whole
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class MarksCheck:
                         f"load_state_dict: expected the merged weights of this model, got another {key}.\n"
                         f"Call unmerge() on adapter {state.name!r}, and load a state dict that was taken unmerged."
                     )
-        if not {*PARTS}.isdisjoint(kind for _, kind in state.adapter.hosts.values()):
+        if not {*HOST_PARTS}.isdisjoint(kind for _, kind in state.adapter.hosts.values()):
             _check_parts({key: weight for key, weight in weights.items() if not weight.storage}, state_dict)
         saved = [key for key in state.saved.values() if key in given]
         if saved and (f"{state.child_name}.{ORIGINAL}" in given) == state.saved.is_trained:

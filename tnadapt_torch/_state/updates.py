@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from tnadapt import Adapter, Site
-from tnadapt.binding import Address, Part
+from tnadapt.binding import HOST_WEIGHTS, Address, Part
 from tnadapt_torch._host import Hosted, Weight
 from tnadapt_torch._run import BlocksUpdate, Held, Leading, Mapped, Owner, Ref, Row, SiteUpdate, Stack, Update
 from tnadapt_torch._state.factors import Factors, leaf_of
@@ -53,7 +53,7 @@ def _update_of(state: Trees, site: Site) -> SiteUpdate:
 
 def _ref(state: Trees, part: Part, address: Address) -> Ref:
     """Make the reference to a site's part of a factor. All sites of a stacked factor share one `Stack`."""
-    if part.factor.init.kind in ("host", "host_mask"):
+    if part.factor.init.kind in HOST_WEIGHTS:
         shape = tuple(address.group.network.sizes[mode] for mode in part.factor.modes)
         is_mask = part.factor.init.kind == "host_mask"
         return Hosted(state, state.weights[address.site.weight], address.site, shape, is_mask=is_mask)
