@@ -37,6 +37,8 @@ from tnadapt._planning import (
     Step,
     bucket,
     equation_of,
+    find_product,
+    nodes_beside_product,
     run,
 )
 from tnadapt._signature import answers, expect_names, mistake, told
@@ -83,6 +85,7 @@ __all__ = [
     "expect_params",
     "expect_path",
     "file_size",
+    "find_product",
     "host_entry",
     "in_layers",
     "map_factor",
@@ -90,6 +93,7 @@ __all__ = [
     "minimum_cut",
     "mistake",
     "nearest",
+    "nodes_beside_product",
     "params_to_store",
     "places_of",
     "pull_back",

@@ -88,9 +88,9 @@ def attach(
         dropout: the dropout probability on the adapter's input during training.
         seed: the seed of the starting values.
         adapter_name: an identifier that no other adapter on the model has.
-        fold: add the update to the weight at each call, x (W + dW), instead of to the output. `plan(...).explain()`
-            says when this is faster. The weights are parametrized, so their keys in the state dict change while the
-            adapter is attached.
+        fold: add the update to the weight at each call, x (W + dW), instead of to the output. A float32 nn.Linear does
+            so by itself where that is cheaper. The weights are parametrized, so their keys in the state dict change
+            while the adapter is attached.
         overparametrized: allow a rank higher than that of any update, as in `AdapterSpec.bind`.
 
     Returns:
@@ -166,8 +166,7 @@ def install(
             if path in folded:
                 fold_in(weight, state.updates[path])
             else:
-                state.updates[path].unproven = bool(weight.storage)
-                state.handles.append(serve(weight.module, state.updates[path]))
+                state.handles.append(serve(weight, state.updates[path]))
         slow_down(model, [weight.module for weight in weights.values()])
         check = model.register_load_state_dict_pre_hook(MarksCheck(state))  # type: ignore[no-untyped-call]
         state.handles.append(check)

@@ -2,6 +2,7 @@
 
 import copy
 from itertools import permutations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -204,7 +205,7 @@ def test_a_weight_without_a_site_for_the_task_gets_no_update():
         active, dropout, training, task = True, 0.0, False, "depth"
 
     site = Site("w[seg]", (4, 3), {"task": "seg"}, Block("w", (4, 3), (0, 0)))
-    hook, output = BlocksUpdate(Owner(), {site: None}), torch.randn(2, 4)
+    hook, output = BlocksUpdate(Owner(), {site: SimpleNamespace(reads_product=False)}), torch.randn(2, 4)
     assert torch.equal(hook(None, (torch.randn(2, 3),), {}, output), output)
     assert not hook.delta(output).any()
 
@@ -240,7 +241,7 @@ def test_blocks_whose_rows_overlap_only_in_part_raise():
     ]
     spec.bind(sites)
     with pytest.raises(SiteError, match=r"w: expected blocks with equal or disjoint rows, got row 4 in two"):
-        BlocksUpdate(None, dict.fromkeys(sites))
+        BlocksUpdate(None, dict.fromkeys(sites, SimpleNamespace(reads_product=False)))
 
 
 def test_the_task_of_a_merged_adapter_cannot_be_changed(host):

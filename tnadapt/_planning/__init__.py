@@ -2,6 +2,7 @@
 
 from tnadapt._planning.cost import OBJECTIVES, Cost, Modes, Objective, Question, measure
 from tnadapt._planning.equation import equation_of
+from tnadapt._planning.host_product import find_product, nodes_beside_product
 from tnadapt._planning.plan import BUCKETS, Plan, Step, bucket, plan
 from tnadapt._planning.run import Backend, Labeled, NumpyBackend, run
 from tnadapt._planning.search import ExactOrder, search
@@ -21,7 +22,9 @@ __all__ = [
     "Step",
     "bucket",
     "equation_of",
+    "find_product",
     "measure",
+    "nodes_beside_product",
     "plan",
     "run",
     "search",

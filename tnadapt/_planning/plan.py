@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Literal, get_args
 
 import opt_einsum
@@ -12,6 +12,7 @@ from tnadapt._errors import PlanError
 from tnadapt._language import Adapter, AdapterSpec, Network
 from tnadapt._planning.cost import OBJECTIVES, Cost, Line, Modes, Objective, Question, measure_lines
 from tnadapt._planning.equation import equation_of
+from tnadapt._planning.host_product import find_product, product_modes, product_name
 from tnadapt._planning.terms import search_terms
 from tnadapt._signature import answers
 
@@ -52,7 +53,8 @@ class Plan:
     Operand n is `operands[n]` with modes `inputs[n]`; step n makes number len(operands) + n. The answer is the sum of
     `results`, each a sign and the number of a term's result. There are no site modes, since a plan is for one site, and
     the scale is not included. `exact` says whether all orders were searched, for each term by itself: that of a single
-    term is then proven to be the cheapest by the objective.
+    term is then proven to be the cheapest by the objective. With a `host_product`, terms that begin with the host's
+    weight times x read that product, an operand of its own for each node that is the weight.
     """
 
     network: Network
@@ -61,6 +63,7 @@ class Plan:
     objective: Objective
     training: bool
     x_needs_grad: bool
+    host_product: bool
     operands: tuple[str, ...]
     inputs: tuple[Modes, ...]
     answer: Modes
@@ -161,11 +164,7 @@ class Plan:
         if self.ask != "apply":
             raise PlanError('explain: expected a plan for "apply", got one for "delta".\nPlan with ask="apply".')
         weigh = self.objective.of
-        own = weigh(self.cost)
-        update = _plan(self.network, "delta", 1, (self.training, False), self.objective)
-        dense, gradient = self._dense_costs(trained=any(f.trainable for f in self.network.factors.values()))
-        made = weigh(update.cost) + weigh(dense)
-        folded = weigh(update.cost) + weigh(gradient)
+        own, (made, folded) = weigh(self.cost), self._other_costs()
         return "\n".join(
             [
                 f"apply at {self.tokens:,} tokens, for {self.objective.name}: {own:.3g}",
@@ -174,6 +173,18 @@ class Plan:
                 + ("it would pay on a full-precision weight" if folded < own else "it would not pay"),
             ]
         )
+
+    @cached_property
+    def pays_to_fold(self) -> bool:
+        """Return whether x (W + dW) is cheaper than this plan and the host's own product."""
+        return self._other_costs()[1] < self.objective.of(self.cost)
+
+    def _other_costs(self) -> tuple[float, float]:
+        """Return the cost of making the dense update first, and of folding it into the weight."""
+        update = _plan(self.network, "delta", 1, (self.training, False, False), self.objective)
+        dense, gradient = self._dense_costs(trained=any(f.trainable for f in self.network.factors.values()))
+        weigh = self.objective.of
+        return weigh(update.cost) + weigh(dense), weigh(update.cost) + weigh(gradient)
 
     def _dense_costs(self, *, trained: bool) -> tuple[Cost, Cost]:
         """Return the cost of x times a dense update, and what folding adds to the host: the gradient of the weight."""
@@ -204,6 +215,7 @@ def plan(
     training: bool = True,
     x_needs_grad: bool = True,
     objective: str | Objective = "training",
+    host_product: bool = False,
 ) -> Plan:
     """Plan the cheapest contraction order that answers `ask` for one site of a network.
 
@@ -217,6 +229,7 @@ def plan(
         training: whether trainable factors need a gradient; if not, only the forward pass counts.
         x_needs_grad: whether x needs a gradient; it does not in the first adapted layer of a frozen host.
         objective: a name in OBJECTIVES, or an Objective of your own.
+        host_product: whether the product of x and the host's weight is given, since the layer makes it anyway.
 
     Raises:
         PlanError: an argument of another type, an unknown `ask` or objective, or `tokens` below 1.
@@ -236,7 +249,8 @@ def plan(
             f"plan: expected tokens to be an integer of at least 1, got {tokens!r}.\n"
             f"Pass the number of rows of x that the network sees at once."
         )
-    return _plan(network, ask, tokens if ask == "apply" else 1, (training, x_needs_grad), goal)
+    case = (training, x_needs_grad, host_product and ask == "apply")
+    return _plan(network, ask, tokens if ask == "apply" else 1, case, goal)
 
 
 def _described(value: object) -> str:
@@ -254,32 +268,40 @@ def _remedy(value: object) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _plan(network: Network, ask: Ask, tokens: int, needs: tuple[bool, bool], objective: Objective) -> Plan:
-    training, x_needs_grad = needs
-    through = ask == "apply"
-    operands = ((X,) if through else ()) + tuple(network.nodes)
-    inputs = (((TOKEN, *network.in_modes),) if through else ()) + tuple(map(network.local_modes, network.nodes))
-    answer = (TOKEN, *network.out_modes) if through else (*network.out_modes, *network.in_modes)
-    grads = tuple(training and network.is_trained(name) for name in network.nodes)
-    if through:
-        grads = (training and x_needs_grad, *grads)
-    active = tuple(name == X for name in operands)
-    question = Question(inputs, answer, {TOKEN: tokens, **network.sizes}, grads, active)
+def _plan(network: Network, ask: Ask, tokens: int, case: tuple[bool, bool, bool], objective: Objective) -> Plan:
+    training, x_needs_grad, host_product = case
     terms = _paired(network)
+    activations = {X: (TOKEN, *network.in_modes)} if ask == "apply" else {}
+    chosen = [[*activations, *names] for _, names, _ in terms]
+    for number, (_, names, _) in enumerate(terms):
+        if host_product and (node := find_product(network, names)) is not None:
+            activations[product_name(node)] = (TOKEN, *product_modes(network, node))
+            chosen[number] = [product_name(node), *(name for name in names if name != node)]
+    operands = (*activations, *network.nodes)
+    inputs = (*activations.values(), *map(network.local_modes, network.nodes))
+    answer = (TOKEN, *network.out_modes) if ask == "apply" else (*network.out_modes, *network.in_modes)
+    grads = (training and x_needs_grad,) * len(activations)
+    grads += tuple(training and network.is_trained(name) for name in network.nodes)
+    active = tuple(name in activations for name in operands)
+    question = Question(inputs, answer, {TOKEN: tokens, **network.sizes}, grads, active)
     place = {name: number for number, name in enumerate(operands)}
-    chosen = [[place[name] for name in ([X] if through else []) + names] for _, names, _ in terms]
-    program = search_terms(question, chosen, objective, {n: root for n, (_, _, root) in enumerate(terms) if root != n})
+    program = search_terms(
+        question,
+        [[place[name] for name in names] for names in chosen],
+        objective,
+        {n: root for n, (_, _, root) in enumerate(terms) if root != n},
+    )
     costs, total = measure_lines(question, program.lines, program.results)
     steps = _steps(network, operands, program.lines, costs)
     results = tuple((sign, number) for (sign, _, _), number in zip(terms, program.results, strict=True))
-    needs_x = x_needs_grad
     return Plan(
         network,
         ask,
         tokens,
         objective,
         training,
-        needs_x,
+        x_needs_grad,
+        host_product,
         operands,
         inputs,
         answer,
@@ -317,7 +339,8 @@ def _steps(
     for line, cost in zip(lines, costs, strict=True):
         names = below[line.left] | below[line.right]
         below.append(names)
-        is_trained = any(network.is_trained(name) for name in names - {X})
-        when: When = "call" if X in names else "update" if is_trained else "once"
+        inner = [name for name in names if name in network.nodes]
+        is_trained = any(network.is_trained(name) for name in inner)
+        when: When = "call" if len(inner) < len(names) else "update" if is_trained else "once"
         steps.append(Step(line.left, line.right, line.modes, cost, when))
     return tuple(steps)

@@ -68,6 +68,11 @@ def with_front(cls: type, front: type[Front]) -> type:
     return _made[front, cls]
 
 
+def class_behind(module: nn.Module) -> type[nn.Module]:
+    """Return the class of a module behind the fronts on it."""
+    return _taken_apart(type(module))[1]
+
+
 def _is_parametrized(cls: type) -> bool:
     """Return whether this is a class that torch made for one parametrized module."""
     return cls.__module__ == parametrize.__name__ and len(cls.__bases__) == 1

@@ -1,13 +1,14 @@
 """Serve a module: its forward, then the updates of the adapters on it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from types import MethodType
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
 
 from tnadapt_torch._host.fronts import Front, drop_front, put_front
+from tnadapt_torch._host.weight import Weight
+from tnadapt_torch._run import Update
 
 __all__: list[str] = []
 
@@ -31,9 +32,16 @@ class Served(Front):
         """Return the output of the module with all updates added."""
         if not isinstance(self, Served):  # detached; a closure still holds the method of before
             return type(self).forward(self, *args, **kwargs)
-        output = super().forward(*args, **kwargs)  # type: ignore[misc]  # the class behind has it
-        for update in vars(self).get(PLACE, ()):
-            output = update(self, args, kwargs, output)
+        module = cast("nn.Module", self)
+        updates = updates_of(module)
+        if len(updates) == 1 and updates[0].may_fold:
+            inside = updates[0].call_inside(module, args, kwargs)
+            if inside is not None:
+                return inside
+        base: Tensor = super().forward(*args, **kwargs)  # type: ignore[misc]  # the class behind has it
+        output = base
+        for update in updates:
+            output = update(module, args, kwargs, output, base)
         return output
 
 
@@ -42,7 +50,7 @@ class Service:
     """One update on one module, until it is removed."""
 
     module: nn.Module
-    update: Callable[..., Tensor]
+    update: Update
 
     def remove(self) -> None:
         """Remove the update, and the front with the last one. Where a wrapper forbids that, an idle front stays."""
@@ -54,12 +62,17 @@ class Service:
             drop_front(self.module, Served)
 
 
-def serve(module: nn.Module, update: Callable[..., Tensor]) -> Removable:
-    """Add an update to the outputs of a module, until what is returned is removed.
+def serve(weight: Weight, update: Update) -> Removable:
+    """Add an update to the outputs of the module of a weight, until what is returned is removed.
 
     The class of the module is exchanged. A forward hook serves a module whose class forbids subclasses, or whose own
     `forward` does not lead to that of its class. Code that was compiled before the attach does not see such a hook.
     """
+    module = weight.module
+    update.unproven = bool(weight.storage)
+    update.reads_product &= weight.is_product
+    if weight.is_plain_linear:
+        update.allow_folding()
     if not isinstance(module, Served):
         try:
             if not _is_reached(module):
@@ -71,9 +84,9 @@ def serve(module: nn.Module, update: Callable[..., Tensor]) -> Removable:
     return Service(module, update)
 
 
-def updates_of(module: nn.Module) -> tuple[Callable[..., Tensor], ...]:
+def updates_of(module: nn.Module) -> tuple[Update, ...]:
     """Return the updates that serve a module, in the order in which they are added."""
-    found: tuple[Callable[..., Tensor], ...] = vars(module).get(PLACE, ())
+    found: tuple[Update, ...] = vars(module).get(PLACE, ())
     return found
 
 

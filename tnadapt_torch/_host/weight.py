@@ -13,6 +13,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
 from tnadapt import SiteError
+from tnadapt_torch._host.fronts import class_behind
 from tnadapt_torch._host.quantized import device_of, is_fused, is_packed_linear, read_dense, storage_of, wide_dtype
 from tnadapt_torch._host.wrappers import module_at
 from tnadapt_torch._run import Update
@@ -20,6 +21,7 @@ from tnadapt_torch._sharded import whole
 
 __all__: list[str] = []
 
+PRODUCT_LIBRARIES = ("torch", "bitsandbytes")  # whose linear layers compute a product and nothing else
 ROLES = ("expert", "out", "in")
 
 
@@ -46,6 +48,20 @@ class Weight:
     def is_called(self) -> bool:
         """Whether the module maps (..., in) to (..., out) by this weight, so that its output can take the update."""
         return self.name == "weight" and is_linear(self.module)
+
+    @property
+    def is_plain_linear(self) -> bool:
+        """Whether the module is an nn.Linear and no subclass, with a weight of floating-point numbers."""
+        return self.is_called and class_behind(self.module) is nn.Linear and not self.storage
+
+    @property
+    def is_product(self) -> bool:
+        """Whether the output of the module is the product with its weight plus its bias, as its class computes it."""
+        bias = getattr(self.module, "bias", None)
+        if not self.is_called or not (bias is None or isinstance(bias, Tensor)):
+            return False
+        source = str(class_behind(self.module).forward.__module__)
+        return source.partition(".")[0] in PRODUCT_LIBRARIES or source == "transformers.pytorch_utils"
 
     @property
     def is_parametrized(self) -> bool:

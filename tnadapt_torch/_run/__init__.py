@@ -3,7 +3,8 @@
 from tnadapt_torch._run.blocks import BlocksUpdate, Update
 from tnadapt_torch._run.call import Owner, find_x
 from tnadapt_torch._run.maps import map_factor
-from tnadapt_torch._run.site import Held, Leading, Mapped, Ref, Row, SiteUpdate, Stack
+from tnadapt_torch._run.refs import Held, Leading, Mapped, Ref, Row, Stack
+from tnadapt_torch._run.site import SiteUpdate
 
 __all__ = [
     "BlocksUpdate",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tnadapt import Site, SiteError
 from tnadapt_torch._run.call import Owner, see_x
-from tnadapt_torch._run.site import SiteUpdate, add_by_rows
+from tnadapt_torch._run.site import SiteUpdate, add_by_rows, product_of
 
 __all__: list[str] = []
 
@@ -25,33 +25,56 @@ class BlocksUpdate:
         """Store the adapter and the update of each site. Raise SiteError for blocks whose rows overlap only in part."""
         self.owner = owner
         self.unproven = False
+        self.may_fold = False
         self.shape = next(iter(updates)).weight_shape
         self.width = self.shape[-1]
         self.by_task: dict[str, dict[Site, SiteUpdate]] = {}
         for site, update in updates.items():
             self.by_task.setdefault(str(site.coordinates.get("task", "")), {})[site] = update
+        self.reads_product = any(update.reads_product for update in updates.values())
         self.bands = {task: _bands(part) for task, part in self.by_task.items()}
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-        """Return the output with the updates added, as a new tensor."""
+    def __call__(
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Tensor,
+        base: Tensor | None = None,
+    ) -> Tensor:
+        """Return the output with the updates added, as a new tensor. `base` is the output without any update."""
         if not self.owner.active:
             return output
-        return add_by_rows(self.add, output, see_x(self, args, kwargs, output))
+        product = None if base is None or not self.reads_product else product_of(self.owner, module, base)
+        return add_by_rows(self.add, output, see_x(self, args, kwargs, output), product)
 
-    def add(self, flat: Tensor, seen: Tensor) -> Tensor:
-        """Return the output (token, out) with the updates of x (token, in) added."""
+    def add(self, flat: Tensor, seen: Tensor, product: Tensor | None = None) -> Tensor:
+        """Return the output (token, out) with the updates of x (token, in) added.
+
+        `product` is as in `SiteUpdate.add`. The blocks that read all of x read their rows of it.
+        """
         done, parts = 0, []
         for rows, updates in self.bands.get(self.owner.task, ()):
             if rows.start > done:
                 parts.append(flat[:, done : rows.start])
             part = flat[:, rows]
             for columns, update in updates:
-                part = update.add(part, seen[:, columns])
+                is_given = product is not None and update.reads_product and columns == slice(0, self.width)
+                part = update.add(
+                    part, seen[:, columns], product[:, rows] if is_given and product is not None else None
+                )
             parts.append(part)
             done = rows.stop
         if done < flat.shape[1]:
             parts.append(flat[:, done:])
         return torch.cat(parts, 1)
+
+    def call_inside(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """Return None, as `SiteUpdate.call_inside` does where it does not pay."""
+        return None
+
+    def allow_folding(self) -> None:
+        """Do nothing: the blocks of a weight are always added to the output."""
 
     def write_dense(self) -> None:
         """Write the code of the dense update of each site, as `SiteUpdate.write_dense`."""

@@ -57,9 +57,14 @@ def see_x(update: Seeing, args: tuple[Any, ...], kwargs: dict[str, Any], output:
         )
     if (x.requires_grad or is_transformed()) and (update.unproven or not output.requires_grad):
         check_gradient(update, x, output)
-    if update.owner.dropout and update.owner.training:
+    if is_dropping(update.owner):
         x = torch.nn.functional.dropout(x, update.owner.dropout)
     return x if x.dtype == output.dtype else x.to(output.dtype)
+
+
+def is_dropping(owner: Owner) -> bool:
+    """Return whether the input of the adapter goes through dropout."""
+    return bool(owner.dropout) and owner.training
 
 
 def find_x(args: tuple[Any, ...], kwargs: Mapping[str, Any], width: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from tnadapt import plan
-from tnadapt.binding import Network, Plan
+from tnadapt.binding import Network, Plan, nodes_beside_product
 from tnadapt_torch._run.layout import Given, Modes, Way, lay_out, size_of
 
 __all__: list[str] = []
@@ -110,10 +110,13 @@ class _Writer:
         node = self.graph.call_function(torch.bmm if way.roles.batch else torch.mm, (left, right))
         return node if all(len(part) == 1 for part in parts) else self.reshape(node, [(mode,) for mode in way.order])
 
-    def add(self, y: fx.Node, way: Way, operands: Sequence[fx.Node], scale: float) -> fx.Node:
+    def add(self, y: fx.Node, way: Given | Way, operands: Sequence[fx.Node], scale: float) -> fx.Node:
         """Write the last step, fused with the addition to the host's output y (token, out), in the shape of y."""
         answer = self.order.answer
         lying = (answer[:1], answer[1:])
+        if isinstance(way, Given):  # a term that is the product of x and the host's weight
+            update = self.reshape(self.ordered(operands[way.number], way.order, answer), lying)
+            return self.graph.call_function(torch.add, (y, update), {"alpha": scale})
         if way.roles.summed and way.order == answer and not way.roles.batch:
             left, right, parts = self.product(way, operands)
             whole = y if parts == lying else self.reshape(y, parts)
@@ -132,7 +135,9 @@ class _Writer:
             total = self.graph.call_method("add_", (product, self.split(y, answer)))
         return total if len(answer) == len(lying) else self.reshape(total, lying)
 
-    def add_difference(self, y: fx.Node, way: Way, less: Way, operands: Sequence[fx.Node], scale: float) -> fx.Node:
+    def add_difference(
+        self, y: fx.Node, way: Given | Way, less: Given | Way, operands: Sequence[fx.Node], scale: float
+    ) -> fx.Node:
         """Write the addition of a difference to y; the difference comes first, since y rounds what is added to it."""
         answer = self.order.answer
         more, fewer = (self.ordered(self.node(one, operands), one.order, answer) for one in (way, less))
@@ -152,17 +157,32 @@ def _is_call(node: fx.Node, method: str) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def lower_apply(network: Network, tokens: int, *, training: bool = True, x_needs_grad: bool = True) -> Code:
+def lower_apply(
+    network: Network, tokens: int, *, training: bool = True, x_needs_grad: bool = True, host_product: bool = False
+) -> Code:
     """Write a function (y, x, *factors) -> y plus the scaled update of x, as a new tensor.
 
+    With a host_product it is (y, x, product, *factors), where product (token, out) is x times the host's weight, and
+    the factors are those that are still read beside it.
     The code is optimized for about this many tokens and for these gradients, and is correct for any. y (token, out) and
     x (token, in) have the same dtype. The factors are those of one site, in the order of the network's nodes.
     """
-    order = plan(network, "apply", tokens=tokens, training=training, x_needs_grad=x_needs_grad)
+    order = plan(
+        network,
+        "apply",
+        tokens=tokens,
+        training=training,
+        x_needs_grad=x_needs_grad,
+        host_product=host_product,
+    )
     writer = _Writer(order)
     result, x = writer.input("y"), writer.input("x")
-    operands = [writer.split(x, order.inputs[0]), *writer.factors()]
-    ways = [(sign, cast("Way", way)) for sign, way in lay_out(order)]  # x and a factor are operands: there is a step
+    product = writer.input("product") if host_product else x
+    given = [x, *[product] * (len(order.operands) - len(network.nodes) - 1)]
+    operands = [writer.split(one, modes) for one, modes in zip(given, order.inputs, strict=False)]
+    read = nodes_beside_product(network) if host_product else tuple(network.nodes)
+    operands += [writer.input(f"factor_{n}") if name in read else x for n, name in enumerate(network.nodes)]
+    ways = lay_out(order)
     while ways:
         sign, way = ways.pop(0)
         if ways and order.cancels(len(order.results) - len(ways) - 1):

@@ -1,20 +1,17 @@
 """The update of one site, added to the output of its module: a plain object, pickled and copied with the model."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from tnadapt import SiteError
-from tnadapt.binding import BUCKETS, Network
-from tnadapt_torch._run.call import Owner, see_x
+from tnadapt import SiteError, plan
+from tnadapt.binding import BUCKETS, Network, find_product, nodes_beside_product
+from tnadapt_torch._run.call import Owner, is_dropping, see_x
 from tnadapt_torch._run.lower import Code, lower_apply, lower_delta
-from tnadapt_torch._run.maps import map_factor
-from tnadapt_torch._sharded import beside, whole
+from tnadapt_torch._run.refs import Ref, read_all
 
 __all__: list[str] = []
 
@@ -22,184 +19,8 @@ NEEDS = ("nothing", "factors", "factors and x")  # what needs a gradient: one ro
 MORE = BUCKETS[1:]  # the first tokens of each bucket but the first, which an empty batch belongs to as well
 COMPILED = len(NEEDS) * len(BUCKETS)  # torch.compile and torch.jit.trace get one code, whatever the tokens are
 COMPILED_FOR = 2 * len(BUCKETS) + BUCKETS.index(1024)
-
-
-class Ref(Protocol):
-    """A reference to a site's part of a factor, which is looked up at every call."""
-
-    def read(self) -> Tensor:
-        """Return the part, in the dtype and on the device of the factor."""
-        ...
-
-
-@dataclass(frozen=True)
-class Held:
-    """A parameter or buffer of a module, by name.
-
-    A move or a cast may replace a buffer, FSDP a parameter, and DeepSpeed the table of parameters, so only the module
-    is held. (Its tables are read directly: a module attribute takes as long as a small product.)
-    """
-
-    module: nn.Module
-    name: str
-    is_parameter: bool
-
-    @property
-    def stored(self) -> Tensor:
-        """The tensor, or the part of it that this process holds."""
-        module = self.module
-        found = (module._parameters if self.is_parameter else module._buffers).get(self.name)
-        return self._computed() if found is None else found
-
-    def read(self) -> Tensor:
-        """Return the tensor, with all its values."""
-        module = self.module
-        tensor = (module._parameters if self.is_parameter else module._buffers).get(self.name)
-        if tensor is None:
-            return self._computed()
-        return tensor if type(tensor) is nn.Parameter or type(tensor) is Tensor else whole(tensor)
-
-    def _computed(self) -> Tensor:
-        """Compute a factor that is parametrized. Raise SiteError for one that only a call of its module computes."""
-        if parametrize.is_parametrized(self.module, self.name):
-            return cast("Tensor", getattr(self.module, self.name))
-        raise SiteError(
-            f"factor: expected {self.name!r} to be stored or computed by torch.nn.utils.parametrize, got one that was "
-            "pruned, normed or removed.\nSuch a factor is computed when its module is called, which nobody does."
-        )
-
-
-@dataclass(frozen=True)
-class Leading:
-    """A shared factor: the whole of it, or the leading part of one that was drawn at the largest sizes."""
-
-    held: Held
-    lengths: tuple[slice, ...] | None
-
-    def read(self) -> Tensor:
-        """Return the part, as `Ref` says."""
-        tensor = self.held.read()
-        return tensor if self.lengths is None else tensor[self.lengths]
-
-
-class Stack:
-    """A factor that is stacked over sites, unbound once for all of them.
-
-    If each site selected its own row, the backward pass would compute a gradient of the whole stack per site, at a cost
-    quadratic in the number of sites. Rows that are unbound together share one backward step, at linear cost. The rows
-    are views of the factor, so their values are never stale. They are unbound again after the factor is replaced,
-    moved or changed, and when the autograd mode changes.
-
-    What is kept is one tuple, replaced as a whole, so that a thread that evaluates beside the training never sees half
-    of it. Nothing is kept of a pass that is traced: fake and wrapped tensors must not outlive it.
-    """
-
-    def __init__(self, held: Held, axes: tuple[int, ...]) -> None:
-        """Store where the factor is held, and which of its axes are site modes."""
-        self.held = held
-        self.axes = axes
-        self._kept: tuple[Tensor, tuple[Any, ...], Any] | None = None
-        self._places: tuple[torch.device, list[tuple[Tensor, ...]]] | None = None
-
-    def read(self, index: tuple[int, ...]) -> Tensor:
-        """Return the row at an index of the site modes."""
-        tensor = self.held.read()
-        if type(tensor) is not nn.Parameter or tensor.is_inference() or _is_traced():
-            return self._select(tensor, index)
-        key = (
-            tensor._version,
-            tensor.data_ptr(),
-            tensor.requires_grad,
-            torch.is_grad_enabled(),
-            torch.is_inference_mode_enabled(),
-        )
-        kept = self._kept
-        if kept is None or kept[0] is not tensor or kept[1] != key:
-            if torch._C._functorch.peek_interpreter_stack() is not None:  # a transform, such as vmap
-                return self._select(tensor, index)
-            self._kept = kept = tensor, key, _unbind(tensor, self.axes)
-        row = kept[2]
-        for place in index:
-            row = row[place]
-        return cast("Tensor", row)
-
-    def places(self, index: tuple[int, ...]) -> tuple[Tensor, ...]:
-        """Return an index as tensors on the device of the factor, views of one range for each axis."""
-        tensor = self.held.stored
-        device = torch.device("cpu") if tensor.is_meta else tensor.device
-        if self._places is None or self._places[0] != device:
-            with torch.inference_mode(False):  # a compiled backward pass saves them
-                ranges = [torch.arange(tensor.shape[axis], device=device) for axis in self.axes]
-                self._places = device, [torch.split(indices, 1) for indices in ranges]
-        return tuple(places[at] for places, at in zip(self._places[1], index, strict=True))
-
-    def forget(self) -> None:
-        """Drop the rows, which hold the factor: a conversion that swaps parameters needs it to be held by none."""
-        self._kept = None
-
-    def _select(self, tensor: Tensor, index: tuple[int, ...]) -> Tensor:
-        for axis, place in zip(reversed(self.axes), reversed(index), strict=True):
-            tensor = tensor.select(axis, place)
-        return tensor
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the state without the rows, which cannot be copied and are unbound again."""
-        return {"held": self.held, "axes": self.axes}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
-
-
-def _is_traced() -> bool:
-    """Return whether every operation is seen: by a mode, such as FakeTensorMode or that of make_fx, or by torch.jit."""
-    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state() is not None
-
-
-class Row:
-    """A site's row of a stacked factor.
-
-    `index` is its place along each site mode. Compiled code reads the same numbers from tensors, on the device of the
-    factor: a number would be a constant of the graph, and each layer that is compiled by itself would need its own.
-    """
-
-    def __init__(self, stack: Stack, index: tuple[int, ...]) -> None:
-        """Store the stack and the place of the row."""
-        self.stack = stack
-        self.index = index
-        self.places = stack.places(index)
-
-    def read(self) -> Tensor:
-        """Return the part, as `Ref` says."""
-        if not torch.compiler.is_compiling():
-            return self.stack.read(self.index)
-        tensor = self.stack.held.read()
-        for axis, place in zip(reversed(self.stack.axes), reversed(self.places), strict=True):
-            here = place if place.device == tensor.device else place.to(tensor.device)
-            tensor = tensor.index_select(axis, here).squeeze(axis)
-        return tensor
-
-    def follow(self) -> None:
-        """Move the tensors of the place to the device of the factor."""
-        self.places = self.stack.places(self.index)
-
-
-@dataclass(frozen=True)
-class Mapped:
-    """A factor with a map, which is applied to the stored parameter at each read."""
-
-    ref: Ref
-    map: str
-
-    def read(self) -> Tensor:
-        """Return the part, as `Ref` says."""
-        return map_factor(self.map, self.ref.read())
-
-
-def _unbind(tensor: Tensor, axes: tuple[int, ...]) -> Any:
-    """Unbind a tensor into nested tuples of views, one level per axis; the axes are in ascending order."""
-    first, *others = axes
-    rest = tuple(axis - 1 for axis in others)
-    return tuple(_unbind(row, rest) if rest else row for row in tensor.unbind(first))
+CODES = COMPILED + 1  # and as many with the product of x and the host's weight
+FULL_PRECISION = (torch.float32, torch.float64)  # a weight of fewer bits would round the update away
 
 
 class SiteUpdate:
@@ -212,34 +33,94 @@ class SiteUpdate:
         self.refs = tuple(refs)
         self.width = network.volume(network.in_modes)
         self.unproven = False  # whether the layer is quantized and no call has yet shown that it passes the gradient on
+        self.reads_product = any(find_product(network, term.nodes) is not None for term in network.terms)
+        beside = nodes_beside_product(network)
+        self._beside_product = tuple(ref for name, ref in zip(network.nodes, self.refs, strict=True) if name in beside)
+        self.may_fold = False  # whether `call_inside` may serve the layer: it is an nn.Linear, and that pays for many x
         self._code: list[Code | None] = []
+        self._folds: list[bool | None] = []  # by place: whether that pays there
         self._dense: Code | None = None
         self._forget_code()
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-        """Return the output with the update added, as a new tensor."""
+    def __call__(
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Tensor,
+        base: Tensor | None = None,
+    ) -> Tensor:
+        """Return the output with the update added, as a new tensor. `base` is the output without any update."""
         if not self.owner.active:
             return output
         x = see_x(self, args, kwargs, output)
+        product = None if base is None or not self.reads_product else product_of(self.owner, module, base)
         if x.ndim == 2:  # noqa: PLR2004  (a view costs as much as a small product)
-            return self.add(output, x)
-        return add_by_rows(self.add, output, x)
+            return self.add(output, x, product)
+        return add_by_rows(self.add, output, x, product)
 
-    def add(self, output: Tensor, x: Tensor) -> Tensor:
-        """Return the output (token, out) with the update of x (token, in) added."""
-        tokens = x.shape[0]
+    def add(self, output: Tensor, x: Tensor, product: Tensor | None = None) -> Tensor:
+        """Return the output (token, out) with the update of x (token, in) added.
+
+        `product` (token, out) is x times the host's weight, if it is at hand and some term begins with it.
+        """
+        place = self._place(x, x.shape[0])
+        if product is None:
+            code = self._code[place] or self._write_code(place)
+            return code(output, x, *read_all(self.refs, x))
+        code = self._code[CODES + place] or self._write_code(CODES + place)
+        return code(output, x, product, *read_all(self._beside_product, x))
+
+    def call_inside(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """Return x (W + dW)^T + bias where that is cheaper than adding to the output; None elsewhere.
+
+        It takes one product with a matrix of the weight's size instead of two, but only a weight of full precision
+        holds the update, and only an input without dropout belongs to both.
+        """
+        if not self.owner.active or is_dropping(self.owner) or len(args) != 1 or kwargs:
+            return None
+        x, weight = args[0], module._parameters.get("weight")
+        if type(weight) is not nn.Parameter or weight.dtype not in FULL_PRECISION or not _is_like(x, weight):
+            return None
+        place = self._place(x, x.numel() // self.width)
+        folds = self._folds[place]
+        if not (self._decide(place) if folds is None else folds):
+            return None
+        return nn.functional.linear(x, weight + self.delta(weight), module._parameters.get("bias"))
+
+    def allow_folding(self) -> None:
+        """Let `call_inside` serve the layer where that pays; whether it ever does is known here."""
+        compiled, most = self._decide(COMPILED), self._decide(COMPILED - 1)
+        self.may_fold = compiled or most
+        if self.may_fold:
+            self.write_dense()
+        self._folds = [*[None] * COMPILED, self._folds[COMPILED]]
+
+    def _decide(self, place: int) -> bool:
+        """Return, and remember, whether folding pays for a bucket of tokens and the gradients needed."""
+        tokens, training, x_needs_grad = _case(place)
+        order = plan(
+            self.network,
+            tokens=tokens,
+            training=training,
+            x_needs_grad=x_needs_grad,
+            host_product=self.reads_product,
+        )
+        self._folds[place] = pays = order.pays_to_fold
+        return pays
+
+    @staticmethod
+    def _place(x: Tensor, tokens: int) -> int:
+        """Return the place of the code for so many tokens, and for what needs a gradient."""
         if torch.compiler.is_compiling() or isinstance(tokens, Tensor):  # as torch.jit.trace counts them
-            place = COMPILED
-        else:
-            place = bisect_right(MORE, tokens)
-            place += len(BUCKETS) * (0 if not torch.is_grad_enabled() else 2 if x.requires_grad else 1)
-        code = self._code[place] or self._write_code(place)
-        return code(output, x, *_read(self.refs, x))
+            return COMPILED
+        place = bisect_right(MORE, tokens)
+        return place + len(BUCKETS) * (0 if not torch.is_grad_enabled() else 2 if x.requires_grad else 1)
 
     def delta(self, like: Tensor) -> Tensor:
         """Return the dense update, of shape (out, in), in the dtype and on the device of `like`."""
         code = self._dense or self.write_dense()
-        return code(*_read(self.refs, like))
+        return code(*read_all(self.refs, like))
 
     def write_dense(self) -> Code:
         """Write the code of the dense update. Tracing cannot do it, so an update that is folded does it at attach."""
@@ -248,25 +129,34 @@ class SiteUpdate:
 
     def _write_code(self, place: int) -> Code:
         """Write the code for a bucket of tokens and the gradients needed, at the first call that needs it."""
-        need, bucket = divmod(COMPILED_FOR if place == COMPILED else place, len(BUCKETS))
-        code = lower_apply(self.network, BUCKETS[bucket], training=need > 0, x_needs_grad=need > 1)
+        is_given, at = divmod(place, CODES)
+        tokens, training, x_needs_grad = _case(at)
+        code = lower_apply(
+            self.network, tokens, training=training, x_needs_grad=x_needs_grad, host_product=bool(is_given)
+        )
         self._code[place] = code
         return code
 
     @property
     def is_idle(self) -> bool:
         """Whether the site was never called, except under torch.compile and torch.jit.trace."""
-        return not any(self._code[:COMPILED])
+        code = (code for place, code in enumerate(self._code) if place % CODES != COMPILED)
+        return not any(code) and not any(self._folds[:COMPILED])
 
     def _forget_code(self) -> None:
         """Drop all code except the code that torch.compile traces, which cannot be written during tracing."""
-        self._code = [None] * (COMPILED + 1)
+        self._code = [None] * (2 * CODES)
+        self._folds = [None] * CODES
         self._dense = None
         self._write_code(COMPILED)
+        if self.reads_product:
+            self._write_code(CODES + COMPILED)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the code, which is written again from the network."""
-        return {name: value for name, value in self.__dict__.items() if name != "_code"} | {"_dense": bool(self._dense)}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_code", "_folds")} | {
+            "_dense": bool(self._dense)
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -274,34 +164,51 @@ class SiteUpdate:
         self._forget_code()
         if is_dense:
             self.write_dense()
+        if self.may_fold:
+            self.allow_folding()
 
 
-def add_by_rows(add: Callable[[Tensor, Tensor], Tensor], output: Tensor, x: Tensor) -> Tensor:
-    """Add an update to an output of any number of axes; `add` takes matrices (token, out) and (token, in)."""
+def _case(place: int) -> tuple[int, bool, bool]:
+    """Return the tokens, whether factors need a gradient, and whether x does, of a place in the codes."""
+    need, bucket = divmod(COMPILED_FOR if place == COMPILED else place, len(BUCKETS))
+    return BUCKETS[bucket], need > 0, need > 1
+
+
+def _is_like(x: object, weight: Tensor) -> bool:
+    """Return whether x is a plain tensor of the dtype of a weight, on its device, and not cast by autocast."""
+    if type(x) not in (Tensor, nn.Parameter) or not isinstance(x, Tensor) or x.is_nested:
+        return False
+    kind = x.device.type
+    is_cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return x.dtype == weight.dtype and x.device == weight.device and not is_cast
+
+
+def add_by_rows(
+    add: Callable[[Tensor, Tensor, Tensor | None], Tensor], output: Tensor, x: Tensor, product: Tensor | None = None
+) -> Tensor:
+    """Add an update to an output of any number of axes; `add` takes matrices (token, out), (token, in), (token, out).
+
+    The last is the product of x and the host's weight, or None.
+    """
     if not output.is_nested:
-        return add(output.reshape(-1, output.shape[-1]), x.reshape(-1, x.shape[-1])).reshape(output.shape)
+        rows = None if product is None else product.reshape(-1, output.shape[-1])
+        return add(output.reshape(-1, output.shape[-1]), x.reshape(-1, x.shape[-1]), rows).reshape(output.shape)
     ragged = cast("Any", output)  # the annotations of torch know no nested tensor
     if ragged.layout is not torch.jagged or ragged.lengths() is not None:
         raise SiteError(
             "x: expected a nested tensor of layout torch.jagged without holes, got another nested tensor.\n"
             "Make it with torch.nested.nested_tensor(..., layout=torch.jagged), or pad the batch."
         )
-    total = add(output.values(), x.values())
+    total = add(output.values(), x.values(), None if product is None else product.values())
     return torch.nested.nested_tensor_from_jagged(total, ragged.offsets())
 
 
-def _read(refs: Iterable[Ref], like: Tensor) -> Sequence[Tensor]:
-    """Read the factors of a site, in the dtype and on the device of `like`, and as copies if that is sharded."""
-    dtype, device = like.dtype, like.device
-    parts = [ref.read() for ref in refs]
-    parts = [part if part.dtype == dtype and part.device == device else _moved(part, like) for part in parts]
-    return parts if type(like) is Tensor else beside(parts, like)
+def product_of(owner: Owner, module: nn.Module, base: Tensor) -> Tensor | None:
+    """Return x times the weight of a module, from its output; None where x or the weight is another one.
 
-
-def _moved(part: Tensor, like: Tensor) -> Tensor:
-    if part.is_meta and not like.is_meta:
-        raise SiteError(
-            "factor: expected a factor with values, got one on the meta device: the adapter was offloaded with its "
-            "model.\nAttach or load the adapter after the model is offloaded."
-        )
-    return part.to(like.device, like.dtype)
+    That is so under dropout, and where another adapter is folded into the weight.
+    """
+    if is_dropping(owner) or "parametrizations" in module._modules:
+        return None
+    bias = cast("Tensor | None", module.bias)
+    return base if bias is None else base - bias

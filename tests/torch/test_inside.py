@@ -1,0 +1,203 @@
+"""Layers that are called with the update in their weight, and updates that read the layer's own product."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.torch import hosts
+from tnadapt import AdapterSpec, families, frozen, plan, same, trainable
+from tnadapt.initializers import host, normal, zeros
+from tnadapt_torch import attach
+
+WIDTH, TOKENS = 32, 256
+FULL = {
+    "hira": (families.hira(), {"rank": 4}),
+    "losa": (families.losa(), {"rank": 4}),
+    "monarch": (families.monarch(), {"rank": 2}),
+    "ssb": (families.ssb(), {}),
+    "oft": (families.oft(), {"sizes": {"i": 4}}),
+    "kradapter": (families.kradapter(), {"rank": 8}),
+}
+TURNED = AdapterSpec(  # the product of the layer, turned: nothing else of the host is read
+    name="turned",
+    weight="out in",
+    factors={
+        "R": trainable("out a", init=zeros(), map="cayley"),
+        "W2": same("W", "a in"),
+        "W": frozen("out in", init=host()),
+    },
+    terms=["R W2", "- W"],
+)
+SCALED = AdapterSpec(
+    name="scaled", weight="out in", factors={"s": trainable("out", init=zeros()), "W": frozen("out in", init=host())}
+)
+every_product = pytest.mark.parametrize("spec", [TURNED, SCALED, families.oft()], ids=lambda spec: spec.name)
+
+
+def layer_with(spec, *, bias=True, kind=nn.Linear, **words):
+    """Return a layer with a woken adapter in float64, an input, and the weight and the bias of the layer."""
+    torch.manual_seed(0)
+    layer = kind(WIDTH, WIDTH, bias=bias)
+    model = nn.Sequential(layer).double()
+    kept = [p.detach().clone() for p in layer.parameters()]
+    state = hosts.wake(attach(model, spec, target_modules="all-linear", seed=0, **words)).double()
+    return model, state, torch.randn(TOKENS, WIDTH, dtype=torch.float64, requires_grad=True), kept
+
+
+def oracle(state, x, weight, bias=None):
+    """Return the output, and the gradients of its cubes for x and the factors, by the dense update."""
+    update = state.updates["0"].delta(weight)
+    output = nn.functional.linear(x, weight + update, bias)
+    return output, torch.autograd.grad(output.pow(3).sum(), [x, *state.parameters()])
+
+
+def found(model, state, x):
+    output = model(x)
+    return output, torch.autograd.grad(output.pow(3).sum(), [x, *state.parameters()])
+
+
+def agree(one, other):
+    for mine, wanted in zip([one[0], *one[1]], [other[0], *other[1]], strict=True):
+        hosts.close(mine, wanted, 1e-10)
+
+
+def products(model, x):
+    """Count the products with a matrix of the weight's size."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(x)
+    return counter.get_total_flops() / (2 * x.shape[0] * WIDTH * WIDTH)
+
+
+@pytest.mark.parametrize("family", FULL)
+def test_a_layer_with_a_full_rank_update_is_called_with_the_update_in_its_weight(family):
+    spec, words = FULL[family]
+    model, state, x, kept = layer_with(spec, **words)
+    assert state.updates["0"].may_fold
+    agree(found(model, state, x), oracle(state, x, *kept))
+    many = torch.randn(4096, WIDTH, dtype=torch.float64)
+    assert products(model, many) < 1.5
+    state.updates["0"].may_fold = False
+    assert products(model, many) >= 2
+
+
+def test_an_update_of_low_rank_is_added_to_the_output():
+    model, state, x, _ = layer_with(families.lora(), rank=1)
+    assert not plan(state.adapter.networks[0], tokens=TOKENS).pays_to_fold
+    state.updates["0"].may_fold = True
+    assert state.updates["0"].call_inside(model[0], (x,), {}) is None
+
+
+class Doubled(nn.Linear):
+    """A layer that is more than the product with its weight."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("spec", [families.hira(), TURNED], ids=lambda spec: spec.name)
+def test_a_layer_of_another_class_is_called_as_it_is(spec):
+    words = {"rank": 4} if spec.name == "hira" else {}
+    model, state, x, (weight, bias) = layer_with(spec, kind=Doubled, **words)
+    assert not state.updates["0"].may_fold
+    assert not state.updates["0"].reads_product
+    hosts.close(model(x), 2 * (x @ weight.T + bias) + x @ state.updates["0"].delta(weight).T, 1e-10)
+
+
+@pytest.mark.parametrize("spec", [families.hira(), TURNED], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("change", ["dropout", "autocast", "another adapter", "another fold", "keyword", "half"])
+def test_what_a_weight_cannot_hold_is_added_to_the_output(spec, change):
+    words = {"rank": 4} if spec.name == "hira" else {}
+    model, state, x, (weight, bias) = layer_with(spec, **words)
+    update = state.updates["0"].delta(weight)
+    wanted, tolerance = x @ (weight + update).T + bias, 1e-10
+    if change == "dropout":
+        state.dropout = 0.5
+        torch.manual_seed(3)
+        dropped = nn.functional.dropout(x, 0.5)
+        torch.manual_seed(3)
+        hosts.close(model(x), x @ weight.T + bias + dropped @ update.T, 1e-10)
+        model.eval()
+    if change == "autocast":
+        model, x = model.float(), x.detach().float()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            hosts.close(model(x).double(), wanted, 2e-2)
+        return
+    if change == "another adapter":
+        other = hosts.wake(attach(model, families.lora(), target_modules=["0"], rank=2, seed=1, adapter_name="b"))
+        wanted = wanted + x @ other.double().updates["0"].delta(weight).T
+    if change == "another fold":
+        folding = attach(model, families.lora(), target_modules=["0"], rank=2, seed=1, adapter_name="b", fold=True)
+        other = hosts.wake(folding).double()
+        wanted = wanted + x @ other.updates["0"].delta(weight).T
+    if change == "keyword":
+        hosts.close(model[0](input=x), wanted, 1e-10)
+    if change == "half":
+        model, x, tolerance = model.bfloat16(), x.detach().bfloat16(), 3e-2
+    hosts.close(model(x).double(), wanted, tolerance)
+
+
+@every_product
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_product_of_the_layer_is_read_instead_of_the_weight(spec, bias):
+    model, state, x, kept = layer_with(spec, bias=bias)
+    state.updates["0"].may_fold = False
+    assert state.updates["0"].reads_product
+    agree(found(model, state, x), oracle(state, x, *kept))
+
+
+@pytest.mark.parametrize("spec", [TURNED, SCALED], ids=lambda spec: spec.name)
+def test_a_host_whose_product_is_at_hand_is_not_read(spec, monkeypatch):
+    model, state, x, _ = layer_with(spec)
+    state.updates["0"].may_fold = False
+    wanted = model(x)
+    monkeypatch.setattr("tnadapt_torch._host.hosted.Hosted.read", None)
+    assert torch.equal(model(x), wanted)
+    assert torch.equal(model(x.reshape(2, -1, WIDTH)), wanted.reshape(2, -1, WIDTH))
+    state.updates["0"].reads_product = False
+    with pytest.raises(TypeError, match="not callable"):
+        model(x)
+
+
+def test_blocks_read_their_rows_of_the_product():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 12)).double()
+    weight, bias = model[0].weight.detach().clone(), model[0].bias.detach().clone()
+    state = hosts.wake(attach(model, SCALED, target_modules=["0"], blocks={"0": (3, 1)})).double()
+    x = torch.randn(5, 8, dtype=torch.float64)
+    hosts.close(model(x), x @ (weight + state.delta("0").double()).T + bias, 1e-6)
+    assert state.updates["0"].reads_product
+
+
+@pytest.mark.parametrize("spec", [families.hira(), TURNED], ids=lambda spec: spec.name)
+def test_copies_and_compiled_code_agree(spec):
+    model, state, x, _ = layer_with(spec, **({"rank": 4} if spec.name == "hira" else {}))
+    wanted = found(model, state, x)
+    copied = copy.deepcopy(model)
+    assert torch.equal(copied(x), wanted[0])
+    torch._dynamo.reset()
+    agree(found(torch.compile(model, fullgraph=True), state, x), wanted)
+
+
+def test_an_update_in_the_weight_follows_training_and_the_end_of_the_adapter():
+    model, state, x, (weight, bias) = layer_with(families.hira(), rank=4)
+    before = model(x)
+    with torch.no_grad():
+        next(state.parameters()).add_(1.0)
+    hosts.close(model(x), oracle(state, x, weight, bias)[0], 1e-10)
+    assert not torch.allclose(model(x), before)
+    with state.disabled():
+        assert torch.equal(model(x), nn.functional.linear(x, weight, bias))
+    state.detach()
+    assert torch.equal(model(x), nn.functional.linear(x, weight, bias))
+
+
+def test_a_site_that_is_only_called_inside_is_not_idle():
+    spec = AdapterSpec(name="dense", weight="out in", factors={"D": trainable("out in", init=normal())}, start="free")
+    model, state, x, _ = layer_with(spec)
+    assert state.updates["0"].is_idle
+    model(x)
+    assert not state.updates["0"].is_idle
+    assert not any(state.updates["0"]._code[:15])
