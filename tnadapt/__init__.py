@@ -6,7 +6,7 @@ from tnadapt._diagram import draw
 from tnadapt._errors import FormatError, PlanError, SiteError, SpecError, TnadaptError
 from tnadapt._files import from_json, load, read_peft, save, save_as_lora, to_json
 from tnadapt._hosts import Site, find_host, grid, sites_of, split_sites
-from tnadapt._language import Adapter, AdapterSpec, count, frozen, same, trainable
+from tnadapt._language import Adapter, AdapterSpec, count, frozen, magnitude, masked, same, trainable
 from tnadapt._planning import plan
 from tnadapt._report import compare, report
 from tnadapt._structure import degrees_of_freedom, first_gradients, fit_rank, generic_rank, rank_bound, to_lora
@@ -43,6 +43,8 @@ __all__ = [
     "kaiming_uniform",
     "load",
     "low_rank_updates",
+    "magnitude",
+    "masked",
     "merge",
     "normal",
     "over_rank",

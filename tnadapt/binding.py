@@ -42,7 +42,7 @@ from tnadapt._planning import (
     run,
 )
 from tnadapt._signature import answers, expect_names, mistake, told
-from tnadapt._structure import Cut, LoRA, minimum_cut
+from tnadapt._structure import Cut, LoRA, RowProducts, minimum_cut, row_products
 from tnadapt._values import Params, drawn_starts, map_factor, pull_back, read_hosts, redraw, start_values, unknown_map
 from tnadapt.families import SpecLike, spec_of
 
@@ -68,6 +68,7 @@ __all__ = [
     "Part",
     "Place",
     "Plan",
+    "RowProducts",
     "Rule",
     "Slot",
     "SpecLike",
@@ -101,6 +102,7 @@ __all__ = [
     "read_hosts",
     "read_object",
     "redraw",
+    "row_products",
     "run",
     "spec_of",
     "start_values",

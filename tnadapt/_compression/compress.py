@@ -194,6 +194,9 @@ def _check_linear(spec: AdapterSpec) -> None:
     if spec.hosts:
         name = next(iter(spec.hosts))
         raise SpecError(spec.name, [f"compress: expected factors with arrays, got the host's weight as {name!r}"])
+    if spec.magnitude:
+        fault = f"got the magnitude {spec.magnitude!r}, which scales the host's weight as well"
+        raise SpecError(spec.name, [f"compress: expected an update that is a sum of products, {fault}"])
     trained = _trained_terms(spec)
     mapped = [name for name, factor in spec.arrays.items() if factor.map]
     uses = Counter(spec.nodes[name].factor for term in trained for name in term.nodes if _is_trained(spec, name))

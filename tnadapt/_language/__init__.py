@@ -23,6 +23,7 @@ from tnadapt._language.initializer import (
     ones,
     orthogonal,
     rotary,
+    row_norms,
     uniform,
     zeros,
 )
@@ -32,6 +33,7 @@ from tnadapt._language.scale import Scale, over_rank, over_sqrt_rank, raw
 from tnadapt._language.sizes import SizeRule, at_most, like, required
 from tnadapt._language.spec import AdapterSpec
 from tnadapt._language.terms import START, Node, Term
+from tnadapt._language.wrappers import magnitude, masked
 
 __all__ = [
     "HOST",
@@ -75,6 +77,8 @@ __all__ = [
     "kaiming_normal",
     "kaiming_uniform",
     "like",
+    "magnitude",
+    "masked",
     "modes_of",
     "normal",
     "ones",
@@ -84,6 +88,7 @@ __all__ = [
     "raw",
     "required",
     "rotary",
+    "row_norms",
     "same",
     "split_evenly",
     "svd",

@@ -85,8 +85,8 @@ class Adapter:
 
         They are read from the host, and neither counted nor stored. Where a part is used, the weight is there too.
         """
-        used = {factor.init.kind for factor in self.spec.hosts.values()}
-        kinds = sorted(used | {"host"}) if used else []
+        used: set[str] = {factor.init.kind for factor in self.spec.hosts.values()}
+        kinds = sorted(used | {"host"}) if used or self.spec.magnitude else []
         return {host_entry(site, kind): (site, kind) for site in self.sites for kind in kinds}
 
     @cached_property
@@ -138,7 +138,15 @@ class Adapter:
                 continue
             key = self.slot_name(group, node.factor) + (START if node.at_start else "")
             parts[name] = Part(key, factor, cut, node.at_start)
-        return Address(place, group, FrozenMap(index), FrozenMap(parts))
+        return Address(place, group, FrozenMap(index), FrozenMap(parts), self._magnitude_of(group, index))
+
+    def _magnitude_of(self, group: Group, index: Mapping[str, int]) -> Part | None:
+        """Return a site's part of the magnitude, or None without one."""
+        if not (name := self.spec.magnitude):
+            return None
+        factor, sizes = group.network.factors[name], group.network.sizes
+        cut = tuple(index[mode] if mode in index else slice(sizes[mode]) for mode in factor.modes)
+        return Part(self.slot_name(group, name), factor, cut)
 
     @cached_property
     def weights(self) -> dict[str, tuple[Site, ...]]:

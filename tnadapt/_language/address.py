@@ -66,10 +66,12 @@ class Part:
 class Address:
     """The position of a site: its group, its index along every site mode, and its part of every factor.
 
-    `parts` maps the name of each node of the network to the part that it reads, in the order of the nodes.
+    `parts` maps the name of each node of the network to the part that it reads, in the order of the nodes; the
+    `magnitude`, if there is one, is no node.
     """
 
     site: Site
     group: Group
     index: Mapping[str, int]
     parts: Mapping[str, Part]
+    magnitude: Part | None = None

@@ -56,10 +56,8 @@ def find_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
     faults += [fault for name, factor in arrays.items() for fault in _factor_faults(name, factor, over)]
     if any(isinstance(one, Same) and arrays.get(one.factor) is None for one in spec.factors.values()):
         return faults  # the modes of a copy are those of a factor that does not exist
-    terms = [
-        t for t in terms_of(spec.terms, spec.factors) if {*t.nodes} <= {*spec.factors} and (t.nodes or not spec.terms)
-    ]
     nodes = nodes_of(spec.factors)
+    terms = [t for t in terms_of(spec.terms, nodes) if {*t.nodes} <= {*nodes} and (t.nodes or not spec.terms)]
     faults += [
         f"term {str(term)!r}: always 0, since {nodes[name].factor!r}, whose starting value it has, starts at 0"
         for term in terms
@@ -69,6 +67,7 @@ def find_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
     faults += [*_mode_faults(spec, axes, terms, nodes), *_size_faults(spec, axes, nodes)]
     is_known = len(terms) == max(len(spec.terms), 1)
     faults += [*_read_faults(arrays, axes, over), *_host_faults(arrays, axes, over)]
+    faults += _magnitude_faults(spec, arrays, axes, over)
     outer = {*over, *(mode for axis in axes for mode in axis)}
     likes = {mode: rule.mode for mode, rule in spec.sizes.items() if isinstance(rule, SizeRule) and rule.kind == "like"}
     update = Sum(terms, nodes, arrays, outer, tied_bonds(arrays, nodes, likes, outer))
@@ -144,7 +143,12 @@ def _term_faults(spec: Table) -> list[str]:
         ]
     if spec.terms:
         read = used | {one.factor for name in used if isinstance(one := spec.factors.get(name), Same)}
-        faults += [f"factor {name!r}: in no term" for name in spec.factors if name not in read]
+        inside = nodes_of({name: one for name, one in spec.factors.items() if isinstance(one, Factor)})
+        faults += [
+            f"factor {name!r}: in no term"
+            for name, one in spec.factors.items()
+            if name not in read and (isinstance(one, Same) or name in inside)
+        ]
     return faults
 
 
@@ -283,6 +287,29 @@ def _host_faults(arrays: Mapping[str, Factor], axes: tuple[Axis, ...], over: Mod
     ranks = {mode for factor in arrays.values() if factor.init.is_host for mode in factor.modes if mode not in outer}
     if len(ranks) > 1:
         faults.append(f"host: expected one bond of the SVD of a weight, got {', '.join(sorted(ranks))}")
+    return faults
+
+
+def _magnitude_faults(spec: Table, arrays: Mapping[str, Factor], axes: tuple[Axis, ...], over: Modes) -> list[str]:
+    """Find magnitudes that are not one number for each row of each weight, or that are used as another factor is."""
+    names = [name for name, factor in arrays.items() if factor.init.is_magnitude]
+    wanted = (*over, *(mode for axis in axes[:1] for mode in axis))
+    faults = [f"magnitude: expected one, got {' and '.join(names)}"] if len(names) > 1 else []
+    for name in names:
+        factor = arrays[name]
+        if not factor.trainable or factor.map or factor.shared:
+            faults.append(f"factor {name!r}: expected a magnitude that is trained, without a map and not shared")
+        if factor.modes != wanted:
+            faults.append(f"factor {name!r}: expected the modes {' '.join(wanted)!r} for a magnitude, in order")
+        copies = [other for other, one in spec.factors.items() if isinstance(one, Same) and one.factor == name]
+        faults += [
+            f"factor {other!r}: expected a copy of a factor in a term, got one of a magnitude" for other in copies
+        ]
+        faults += [
+            f"term {term!r}: expected no magnitude, which multiplies the sum of the terms and the weight, got {name!r}"
+            for term in spec.terms
+            if name in words_of(term)[1]
+        ]
     return faults
 
 

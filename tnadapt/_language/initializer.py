@@ -21,12 +21,13 @@ __all__ = [
     "ones",
     "orthogonal",
     "rotary",
+    "row_norms",
     "uniform",
     "zeros",
 ]
 
 Drawn = Literal["constant", "normal", "uniform", "orthogonal", "identity", "cyclic", "controlled_z", "rotary"]
-Read = Literal["svd", "tt_svd", "hosvd_core", "t_svd", "tensor_cur"]  # from the host's weights
+Read = Literal["svd", "tt_svd", "hosvd_core", "t_svd", "tensor_cur", "row_norms"]  # from the host's weights
 HostWeight = Literal["host", "host_mask"]  # the weight, the pattern of its nonzeros
 HostPart = Literal["host_left", "host_values", "host_right"]  # of its SVD, in the order of U, S, V^T
 Host = Literal[HostWeight, HostPart]
@@ -72,6 +73,11 @@ class Initializer:
         return self.kind in HOST
 
     @property
+    def is_magnitude(self) -> bool:
+        """Whether the values are the lengths of the rows of the weight with its update, which the factor then sets."""
+        return self.kind == "row_norms"
+
+    @property
     def is_pattern(self) -> bool:
         """Whether the sizes of a factor set its values, so that the values for smaller sizes are no part of them."""
         return self.kind in PATTERNS
@@ -95,8 +101,10 @@ class Initializer:
             return [f"{self.kind}: expected a power of the singular values of 0, 0.5 or 1, got {self.power!r}"]
         if isinstance(self.share, bool) or self.share not in (0, 0.5, 1):
             return [f"{self.kind}: expected a share of the scale of 0, 0.5 or 1, got {self.share!r}"]
-        is_changed = self.is_host and (self.amount, *self.fan, self.power, self.share) != (1, 0, 0)
-        todo = f"{self.kind}: expected the host's weight as it is, got {self}; multiply by a constant factor"
+        is_fixed = self.is_host or self.is_magnitude
+        is_changed = is_fixed and (self.amount, *self.fan, self.power, self.share) != (1, 0, 0)
+        what = "the host's weight as it is" if self.is_host else "the lengths as they are"
+        todo = f"{self.kind}: expected {what}, got {self}; multiply by a constant factor"
         return [todo] if is_changed else []
 
     def __str__(self) -> str:
@@ -256,3 +264,9 @@ def host(part: Literal["", "mask", "left", "values", "right"] = "") -> Initializ
         wanted = "'', 'mask', 'left', 'values' or 'right' as part"
         raise mistake(SpecError, "host", wanted, told(part), 'Write host("left").')
     return Initializer(kinds[part], 1.0)
+
+
+@answers(SpecError)
+def row_norms() -> Initializer:
+    """Set the length of each row of the host's weight with the starting update: a magnitude, as `magnitude` adds it."""
+    return Initializer("row_norms", 1.0)

@@ -53,6 +53,11 @@ class Network:
         object.__setattr__(self, "terms", self.terms or terms_of((), nodes))
         object.__setattr__(self, "sizes", FrozenMap(self.sizes))
 
+    @cached_property
+    def magnitude(self) -> str:
+        """The factor that sets the length of each row of the weight with its update; "" without one."""
+        return next((name for name, factor in self.factors.items() if factor.init.is_magnitude), "")
+
     @property
     def out_modes(self) -> tuple[str, ...]:
         """The modes of the first axis of the weight."""

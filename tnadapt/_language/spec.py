@@ -107,10 +107,15 @@ class AdapterSpec:
         return FrozenMap({name: one for name, one in arrays_of(self.factors).items() if one.init.is_host})
 
     @cached_property
+    def magnitude(self) -> str:
+        """The factor that sets the length of each row of the weight with its update; "" without one."""
+        return next((name for name, one in self.arrays.items() if one.init.is_magnitude), "")
+
+    @cached_property
     def _expanded(self) -> tuple[Mapping[str, Node], tuple[Term, ...], frozenset[str]]:
         """The nodes and the terms that are contracted, and the identities that join modes instead."""
-        nodes, terms = nodes_of(self.factors), terms_of(self.terms, self.factors)
-        every = arrays_of(self.factors)
+        nodes, every = nodes_of(self.factors), arrays_of(self.factors)
+        terms = terms_of(self.terms, nodes)
         nodes, terms = less_start(every, nodes, terms) if self.start == "centered" else (nodes, terms)
         used = {name for term in terms for name in term.nodes}
         nodes, joined = {name: node for name, node in nodes.items() if name in used}, set()
@@ -140,7 +145,8 @@ class AdapterSpec:
     def moving(self) -> tuple[str, ...]:
         """The trainable factors that have a gradient at the starting values, for a generic loss."""
         outer = {*self.site_modes, *(mode for axis in self.axes for mode in axis)}
-        return Sum(self.sum, self.nodes, {**self.arrays, **self.hosts}, outer, self.tied).moving
+        update = Sum(self.sum, self.nodes, {**self.arrays, **self.hosts}, outer, self.tied)
+        return (*update.moving, *([self.magnitude] if self.magnitude else []))
 
     @cached_property
     def bonds(self) -> tuple[str, ...]:
@@ -219,6 +225,7 @@ class AdapterSpec:
         lines += [f"  terms  {' + '.join(self.terms).replace('+ -', '-')}"] if self.terms else []
         minus = ", minus the update of the starting values" if self.start == "centered" else ""
         lines += [f"  scale {self.scale}{minus}"]
+        lines += [f"  rows of weight + update have the lengths {self.magnitude}"] if self.magnitude else []
         shared = [name for name in self.arrays if self.over and not self.is_private(name) and not self.is_global(name)]
         lines += [f"  shared by the sites of a network: {', '.join(shared)}"] if shared else []
         everywhere = [name for name in self.arrays if self.is_global(name)]

@@ -47,11 +47,16 @@ def arrays_of(factors: Mapping[str, Factor | Same]) -> dict[str, Factor]:
 
 
 def nodes_of(factors: Mapping[str, Factor | Same]) -> dict[str, Node]:
-    """Return the node of every factor and of every copy. The start of a frozen factor is the factor itself."""
+    """Return the node of every factor and of every copy. The start of a frozen factor is the factor itself.
+
+    A magnitude has none, since it multiplies the sum of the weight and the update.
+    """
     arrays = arrays_of(factors)
     found = {}
     for name, one in factors.items():
         if isinstance(one, Factor):
+            if one.init.is_magnitude:
+                continue
             found[name] = Node(name, one.modes)
         else:
             source = arrays[one.factor]

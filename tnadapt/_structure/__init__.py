@@ -4,11 +4,13 @@ from tnadapt._structure.fit import fit_rank
 from tnadapt._structure.freedom import Freedom, degrees_of_freedom, first_gradients
 from tnadapt._structure.lora import LoRA, check_exportable, exact_lora, join, shorten, to_lora
 from tnadapt._structure.rank import Cut, generic_rank, minimum_cut, rank_bound
+from tnadapt._structure.row_products import RowProducts, row_products
 
 __all__ = [
     "Cut",
     "Freedom",
     "LoRA",
+    "RowProducts",
     "check_exportable",
     "degrees_of_freedom",
     "exact_lora",
@@ -18,6 +20,7 @@ __all__ = [
     "join",
     "minimum_cut",
     "rank_bound",
+    "row_products",
     "shorten",
     "to_lora",
 ]

@@ -94,8 +94,8 @@ def degrees_of_freedom(
         seed: the seed of the generic values.
 
     Raises:
-        PlanError: a network that stays above the limit or takes too much work; a trainable factor with a map; or, for
-            the whole adapter, one that several groups share.
+        PlanError: a network that stays above the limit or takes too much work; a trainable factor with a map; a
+            magnitude; or, for the whole adapter, one that several groups share.
         SiteError: a site or a group that does not belong to this adapter.
     """
     expect_adapter(adapter, "degrees_of_freedom")
@@ -103,6 +103,11 @@ def degrees_of_freedom(
         raise PlanError(
             "degrees_of_freedom: expected an update that is a polynomial in its trainable numbers, got one whose "
             f"factor {mapped[0]} has a map."
+        )
+    if adapter.spec.magnitude:
+        raise PlanError(
+            "degrees_of_freedom: expected an update that is a polynomial in its trainable numbers, got one with the "
+            f"magnitude {adapter.spec.magnitude}.\nAsk for the spec without it; each row of a weight adds at most one."
         )
     if where is None and adapter.joined:
         raise PlanError(

@@ -13,7 +13,7 @@ from tnadapt._hosts import Site, check_size
 from tnadapt._language import Adapter, Network, expect_adapter, expect_params
 from tnadapt._signature import answers
 from tnadapt._structure.rank import Parting, minimum_cut, partings
-from tnadapt._values import arrays_at
+from tnadapt._values import arrays_at, delta
 
 __all__ = ["LoRA", "to_lora"]
 
@@ -91,6 +91,9 @@ def exact_lora(adapter: Adapter, params: Mapping[str, npt.ArrayLike], site: Site
     `params` may also have the starting values that the update uses, if they were drawn before.
     """
     address = adapter.address(site)
+    if address.magnitude is not None:  # it scales the rows of the host's weight as well: no half of a network is thin
+        dense = delta(adapter, params, site)
+        return LoRA(dense.reshape(len(dense), -1), np.eye(len(dense)), 1.0)
     network, arrays = address.group.network, arrays_at(adapter, params, address)
     halves = [_halves(network, parting, arrays) for parting in partings(network)]
     return LoRA(np.vstack([A for _, A in halves]), np.hstack([B for B, _ in halves]), network.scale)

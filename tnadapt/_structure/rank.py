@@ -150,9 +150,8 @@ def generic_rank(
 ) -> int:
     """Return the rank of an update at random values, which is the rank at all values except a set of measure zero.
 
-    It is computed exactly, modulo the prime p = 2^31 - 19. The result is never too high. It is too low with a
-    probability of at most rank x (factors + 2) / p, by the degree of a minor with two random sketches among its
-    factors.
+    It is computed exactly, modulo the prime p = 2^31 - 19; with a magnitude it is the bound. The result is never too
+    high, and too low with a probability of at most rank x (factors + 2) / p, by the degree of a minor of two sketches.
 
     Args:
         adapter: the adapter whose updates are examined.
@@ -179,7 +178,7 @@ def generic_rank(
             )
         return _drawn_rank(adapter, group, site, np.random.default_rng(seed))
     splits = {_split(group, site, rows) for group, site in places}
-    return max(_generic(split, seed) for split in splits)
+    return max(_bound(split).rank if split.network.magnitude else _generic(split, seed) for split in splits)
 
 
 def _split(group: Group, site: Site | None, rows: Collection[str] | None) -> Split:
@@ -200,6 +199,9 @@ def _split(group: Group, site: Site | None, rows: Collection[str] | None) -> Spl
 
 def _bound(split: Split) -> Cut:
     """Return the sum of the cuts of all terms, at most the number of rows or of columns."""
+    if split.network.magnitude:  # it multiplies the rows of the host's weight as well
+        modes = min((split.rows, split.columns), key=split.network.volume)
+        return Cut(split.network.volume(modes), tuple(mode for mode in modes if split.network.sizes[mode] > 1))
     found = _partings(split)
     total = sum(one.rank for one in found)
     for modes in (split.rows, split.columns):

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from tnadapt._errors import SiteError
 from tnadapt._hosts import Site
-from tnadapt._language import HOST, HOST_PARTS, HOST_WEIGHTS, Adapter, Group, Network
+from tnadapt._language import HOST, HOST_PARTS, HOST_WEIGHTS, Adapter, Group, Network, host_entry
 from tnadapt._values.einsum import contract
 
 __all__: list[str] = []
@@ -92,6 +92,16 @@ def read_hosts(adapter: Adapter, weights: Weights | None, kinds: Collection[str]
             parts[site.path] = np.linalg.svd(weight.reshape(len(weight), -1), full_matrices=False)
         found[name] = parts[site.path][HOST_PARTS.index(kind)]
     return found
+
+
+def hosts_at(adapter: Adapter, site: Site, weights: Weights) -> dict[str, Array]:
+    """Return the entries of params that are one site's weight and, if used, its pattern and parts of its SVD."""
+    kinds = {factor.init.kind for factor in adapter.spec.hosts.values()} | {"host"}
+    weight = _weight_of(site, weights)
+    entries: dict[str, Array] = {"host": weight, "host_mask": (weight != 0).astype(np.float64)}
+    if kinds & {*HOST_PARTS}:
+        entries |= zip(HOST_PARTS, np.linalg.svd(weight.reshape(len(weight), -1), full_matrices=False), strict=True)
+    return {host_entry(site, kind): entries[kind] for kind in kinds}
 
 
 def _weight_of(site: Site, weights: Weights) -> Array:
@@ -197,7 +207,8 @@ def _hosvd_core(factor: str, stack: Stack, starts: Callable[[str], Array]) -> Ar
     """Return the weights contracted with all other factors: the best core if those are orthonormal."""
     network = stack.network
     operands = [(stack.values, stack.modes)]
-    operands += [(starts(name), other.modes) for name, other in network.factors.items() if name != factor]
+    others = {name: one for name, one in network.factors.items() if name != factor and not one.init.is_host}
+    operands += [(starts(name), other.modes) for name, other in others.items() if not other.init.is_magnitude]
     return contract(operands, network.factors[factor].modes)
 
 

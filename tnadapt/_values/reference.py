@@ -2,16 +2,17 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tnadapt._errors import SiteError
 from tnadapt._hosts import Site
-from tnadapt._language import Adapter, Address, Network, Part, expect_adapter, expect_params
+from tnadapt._language import Adapter, Address, Network, Part, expect_adapter, expect_params, host_entry
 from tnadapt._planning import Labeled, NumpyBackend, plan, run
 from tnadapt._signature import answers, mistake
-from tnadapt._values.initialize import sample
+from tnadapt._values.draw import sample
 from tnadapt._values.maps import map_factor
 
 __all__ = ["apply", "delta", "merge"]
@@ -35,8 +36,11 @@ def delta(adapter: Adapter, params: Mapping[str, npt.ArrayLike], site: Site | st
             whole[part.rectangle] = delta(adapter, params, part)
         return whole
     address = adapter.address(site)
-    network = address.group.network
-    return network.scale * _contract(network, arrays_at(adapter, params, address))
+    update = sum_at(adapter, params, address)
+    if address.magnitude is None:
+        return update
+    host = _host_array(params, host_entry(address.site), update.shape)
+    return _scaled_rows(adapter, params, address.magnitude, host + update) - host
 
 
 @answers(SiteError)
@@ -91,6 +95,26 @@ def merge(weight: npt.NDArray[np.floating], update: npt.ArrayLike) -> npt.NDArra
     return merged
 
 
+def sum_at(adapter: Adapter, params: Mapping[str, npt.ArrayLike], address: Address) -> Array:
+    """Return the sum of the terms at one site, scale included, before any magnitude."""
+    network = address.group.network
+    return network.scale * _contract(network, arrays_at(adapter, params, address))
+
+
+def row_norms(weight: Array) -> Array:
+    """Return the length of each row of a weight (out, in axes), over all in axes."""
+    norms: Array = np.linalg.norm(weight.reshape(len(weight), -1), axis=1)
+    return norms
+
+
+def _scaled_rows(adapter: Adapter, params: Mapping[str, npt.ArrayLike], part: Part, weight: Array) -> Array:
+    """Return a weight whose rows have the lengths of a magnitude; a row of zeros stays one."""
+    lengths = _entry(adapter, params, part)[part.cut].reshape(-1)
+    norms = row_norms(weight)
+    ratios = lengths / np.where(norms > 0, norms, 1.0)
+    return ratios.reshape(-1, *[1] * (weight.ndim - 1)) * weight
+
+
 def arrays_at(adapter: Adapter, params: Mapping[str, npt.ArrayLike], address: Address) -> dict[str, Array]:
     """Read one site's part of every factor as float64, apply the factor's map, and return it by the node's name.
 
@@ -101,31 +125,37 @@ def arrays_at(adapter: Adapter, params: Mapping[str, npt.ArrayLike], address: Ad
     sizes = address.group.network.sizes
     for node, part in address.parts.items():
         if part.factor.init.is_host:
-            arrays[node] = _host_array(params, part, [sizes[mode] for mode in part.factor.modes])
+            arrays[node] = _host_array(params, part.name, [sizes[mode] for mode in part.factor.modes])
             continue
-        slot = adapter.slots[part.source]
-        if part.name in params:
-            value = np.asarray(params[part.name])
-        elif part.name in adapter.starts and not slot.factor.init.is_read:
-            value = sample(slot, adapter.seed)
-        else:
-            raise SiteError(f"params: expected an array {part.name!r}, got none.\n{_remedy(adapter, part)}")
-        if value.shape != slot.shape:
-            raise SiteError(f"params[{part.name!r}]: expected shape {slot.shape}, got {value.shape}.")
+        value = _entry(adapter, params, part)
         # Cut before converting: a stack has as many rows as there are sites.
         arrays[node] = map_factor(part.factor.map, np.asarray(value[part.cut], dtype=np.float64))
     return arrays
 
 
-def _host_array(params: Mapping[str, npt.ArrayLike], part: Part, shape: Sequence[int]) -> Array:
-    if part.name not in params:
+def _entry(adapter: Adapter, params: Mapping[str, npt.ArrayLike], part: Part) -> npt.NDArray[Any]:
+    """Return the whole array that a part is cut from."""
+    slot = adapter.slots[part.source]
+    if part.name in params:
+        value = np.asarray(params[part.name])
+    elif part.name in adapter.starts and not slot.factor.init.is_read:
+        value = sample(slot, adapter.seed)
+    else:
+        raise SiteError(f"params: expected an array {part.name!r}, got none.\n{_remedy(adapter, part)}")
+    if value.shape != slot.shape:
+        raise SiteError(f"params[{part.name!r}]: expected shape {slot.shape}, got {value.shape}.")
+    return value
+
+
+def _host_array(params: Mapping[str, npt.ArrayLike], name: str, shape: Sequence[int]) -> Array:
+    if name not in params:
         raise SiteError(
-            f"params: expected the host's weight as {part.name!r}, got none.\n"
+            f"params: expected the host's weight as {name!r}, got none.\n"
             "Take it from init(adapter, weights): init(adapter, weights) | params."
         )
-    value = np.asarray(params[part.name], dtype=np.float64)
+    value = np.asarray(params[name], dtype=np.float64)
     if value.size != math.prod(shape):
-        raise SiteError(f"params[{part.name!r}]: expected {math.prod(shape):,} numbers, got shape {value.shape}.")
+        raise SiteError(f"params[{name!r}]: expected {math.prod(shape):,} numbers, got shape {value.shape}.")
     return value.reshape(shape)
 
 

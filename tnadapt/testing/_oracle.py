@@ -66,15 +66,37 @@ def dense(adapter: Adapter, params: Mapping[str, Array], site: Site) -> Array:
     """Return an update from its definition: in each term, multiply all nodes, broadcast; sum over bonds and terms."""
     network, arrays = local(adapter, params, site)
     update = sum(term.sign * _product_of(network, term, arrays) for term in network.terms)
-    return network.scale * np.asarray(update).reshape(site.shape)
+    below = network.scale * np.asarray(update).reshape(site.shape)
+    if not network.magnitude:
+        return below
+    host, ratios = _rows(adapter, params, site, below)
+    return ratios * (host + below) - host
 
 
-def magnitude(adapter: Adapter, params: Mapping[str, Array], site: Site) -> float:
+def _rows(adapter: Adapter, params: Mapping[str, Array], site: Site, below: Array) -> tuple[Array, Array]:
+    """Return the host's weight, and for each row its magnitude over its length with the update below it."""
+    part = adapter.address(site).magnitude
+    host = np.reshape(params[f"{site.path}:host"], site.shape)
+    lengths = [float(np.sqrt(np.sum(row**2))) for row in host + below]
+    ones = (site.shape[0], *[1] * (len(site.shape) - 1))
+    held = params[part.name][part.cut].reshape(-1) if part is not None else np.ones(site.shape[0])
+    return host, (held / [length or 1.0 for length in lengths]).reshape(ones)
+
+
+def rounding_size(adapter: Adapter, params: Mapping[str, Array], site: Site) -> float:
     """Return the largest sum of absolute terms of an entry of an update: the scale of its rounding error."""
     network, arrays = local(adapter, params, site)
     sizes = {name: np.abs(array) for name, array in arrays.items()}
     total = sum(_product_of(network, term, sizes) for term in network.terms)
-    return abs(network.scale) * float(np.asarray(total).max())
+    size = abs(network.scale) * float(np.asarray(total).max())
+    if not network.magnitude:
+        return size
+    begin = (
+        start_params(adapter) if any(part.name not in params for part in adapter.address(site).parts.values()) else {}
+    )
+    plain = network.scale * np.asarray(sum(t.sign * _product_of(network, t, arrays) for t in network.terms))
+    host, ratios = _rows(adapter, {**begin, **params}, site, plain.reshape(site.shape))
+    return float((np.abs(ratios).max() + 1.0) * (np.abs(host).max() + size)) * math.sqrt(host[0].size)
 
 
 def _product_of(network: Network, term: Term, arrays: Mapping[str, Array]) -> Array:
@@ -121,15 +143,27 @@ def gradients(adapter: Adapter, params: Mapping[str, Array], pulls: Mapping[str,
         address = adapter.address(path)
         network, arrays = local(adapter, params, address.site)
         outer = [*network.out_modes, *network.in_modes]
-        split = np.asarray(pull, dtype=np.float64).reshape([network.sizes[mode] for mode in outer])
+        wanted = np.asarray(pull, dtype=np.float64)
+        if address.magnitude is not None:
+            below = np.asarray(sum(t.sign * _product_of(network, t, arrays) for t in network.terms))
+            update = network.scale * below.reshape(address.site.shape)
+            host, ratios = _rows(adapter, params, address.site, update)
+            part = address.magnitude
+            flat = (wanted * (host + update)).reshape(len(host), -1).sum(axis=1)
+            lengths = np.linalg.norm((host + update).reshape(len(host), -1), axis=1)
+            totals[part.name][part.cut] += (flat / np.where(lengths > 0, lengths, 1.0)).reshape(
+                totals[part.name][part.cut].shape
+            )
+            wanted = wanted * ratios
+        split = wanted.reshape([network.sizes[mode] for mode in outer])
         for term in network.terms:
             for name in term.nodes:
                 if network.is_trained(name):
                     others = [(arrays[other], network.local_modes(other)) for other in term.nodes if other != name]
-                    part = _product([*others, (split, tuple(outer))], network.local_modes(name), network)
+                    pulled_back = _product([*others, (split, tuple(outer))], network.local_modes(name), network)
                     where = address.parts[name]
                     held = np.asarray(params[where.name])[where.cut]
-                    pulled = pull_back(where.factor.map, held, part)
+                    pulled = pull_back(where.factor.map, held, pulled_back)
                     totals[where.name][where.cut] += term.sign * network.scale * pulled
     return totals
 

@@ -8,13 +8,15 @@ from tnadapt._language import Adapter, AdapterSpec, Factor, Same, count, ones, r
 from tnadapt._structure import rank_bound
 from tnadapt._values import delta
 from tnadapt.testing._expect import expect, expect_close, some_site
-from tnadapt.testing._oracle import magnitude, random_params
+from tnadapt.testing._magnitude import of_the_sum
+from tnadapt.testing._oracle import random_params, rounding_size
 
 __all__: list[str] = []
 
 UNIT = "unit"  # a factor of 1 entry, which is 1
 
 
+@of_the_sum
 def terms_add_up(adapter: Adapter, random: np.random.Generator) -> None:
     """An update is the scale times the sum of the updates of one-term specs that are given the same arrays."""
     spec, params, site = adapter.spec, random_params(adapter, random), some_site(adapter, random)
@@ -34,6 +36,7 @@ def terms_add_up(adapter: Adapter, random: np.random.Generator) -> None:
     )
 
 
+@of_the_sum
 def second_names_change_nothing(adapter: Adapter, random: np.random.Generator) -> None:
     """Reading a factor under a second name of the same modes changes neither updates, nor counts, nor rank bounds."""
     spec = adapter.spec
@@ -89,4 +92,4 @@ def _alone(adapter: Adapter, names: tuple[str, ...]) -> Adapter:
 
 
 def _size(adapter: Adapter, params: dict[str, np.ndarray]) -> float:
-    return max(magnitude(adapter, params, site) for site in adapter.sites)
+    return max(rounding_size(adapter, params, site) for site in adapter.sites)

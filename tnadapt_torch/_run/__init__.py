@@ -2,6 +2,7 @@
 
 from tnadapt_torch._run.blocks import BlocksUpdate, Update
 from tnadapt_torch._run.call import Owner, find_x
+from tnadapt_torch._run.magnitude import MagnitudeUpdate
 from tnadapt_torch._run.maps import map_factor
 from tnadapt_torch._run.refs import Held, Leading, Mapped, Ref, Row, Stack
 from tnadapt_torch._run.site import SiteUpdate
@@ -10,6 +11,7 @@ __all__ = [
     "BlocksUpdate",
     "Held",
     "Leading",
+    "MagnitudeUpdate",
     "Mapped",
     "Owner",
     "Ref",

@@ -8,10 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from tnadapt import Site, SiteError
-from tnadapt_torch._run.call import Owner, see_x
+from tnadapt_torch._run.call import Owner, is_dropping, see_x
+from tnadapt_torch._run.magnitude import MagnitudeUpdate
 from tnadapt_torch._run.site import SiteUpdate, add_by_rows, product_of
 
 __all__: list[str] = []
+
+
+Single = SiteUpdate | MagnitudeUpdate  # the update of one site
 
 
 class BlocksUpdate:
@@ -21,14 +25,14 @@ class BlocksUpdate:
     task gets no update.
     """
 
-    def __init__(self, owner: Owner, updates: Mapping[Site, SiteUpdate]) -> None:
+    def __init__(self, owner: Owner, updates: Mapping[Site, Single]) -> None:
         """Store the adapter and the update of each site. Raise SiteError for blocks whose rows overlap only in part."""
         self.owner = owner
         self.unproven = False
         self.may_fold = False
         self.shape = next(iter(updates)).weight_shape
         self.width = self.shape[-1]
-        self.by_task: dict[str, dict[Site, SiteUpdate]] = {}
+        self.by_task: dict[str, dict[Site, Single]] = {}
         for site, update in updates.items():
             self.by_task.setdefault(str(site.coordinates.get("task", "")), {})[site] = update
         self.reads_product = any(update.reads_product for update in updates.values())
@@ -45,7 +49,7 @@ class BlocksUpdate:
         """Return the output with the updates added, as a new tensor. `base` is the output without any update."""
         if not self.owner.active:
             return output
-        product = None if base is None or not self.reads_product else product_of(self.owner, module, base)
+        product = product_of(module, base) if self.reads_product and base is not None else None
         return add_by_rows(self.add, output, see_x(self, args, kwargs, output), product)
 
     def add(self, flat: Tensor, seen: Tensor, product: Tensor | None = None) -> Tensor:
@@ -60,6 +64,7 @@ class BlocksUpdate:
             part = flat[:, rows]
             for columns, update in updates:
                 is_given = product is not None and update.reads_product and columns == slice(0, self.width)
+                is_given = is_given and (isinstance(update, MagnitudeUpdate) or not is_dropping(self.owner))
                 part = update.add(
                     part, seen[:, columns], product[:, rows] if is_given and product is not None else None
                 )
@@ -92,15 +97,17 @@ class BlocksUpdate:
         return whole
 
 
-Update = SiteUpdate | BlocksUpdate
+Update = Single | BlocksUpdate
 
 
-def _bands(updates: Mapping[Site, SiteUpdate]) -> list[tuple[slice, list[tuple[slice, SiteUpdate]]]]:
+def _bands(
+    updates: Mapping[Site, Single],
+) -> list[tuple[slice, list[tuple[slice, Single]]]]:
     """Collect the row ranges of the output in order, each with the columns of x that contribute to it.
 
     A weight of experts has no such ranges, since its update is always folded into the weight.
     """
-    found: dict[tuple[int, int], list[tuple[slice, SiteUpdate]]] = {}
+    found: dict[tuple[int, int], list[tuple[slice, Single]]] = {}
     for site, update in updates.items():
         *_, rows, columns = site.rectangle
         if isinstance(rows, slice) and isinstance(columns, slice) and len(site.rectangle) == len(site.shape):

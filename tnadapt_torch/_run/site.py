@@ -54,7 +54,8 @@ class SiteUpdate:
         if not self.owner.active:
             return output
         x = see_x(self, args, kwargs, output)
-        product = None if base is None or not self.reads_product else product_of(self.owner, module, base)
+        is_read = self.reads_product and base is not None and not is_dropping(self.owner)
+        product = product_of(module, base) if is_read and base is not None else None
         if x.ndim == 2:  # noqa: PLR2004  (a view costs as much as a small product)
             return self.add(output, x, product)
         return add_by_rows(self.add, output, x, product)
@@ -77,6 +78,13 @@ class SiteUpdate:
         It takes one product with a matrix of the weight's size instead of two, but only a weight of full precision
         holds the update, and only an input without dropout belongs to both.
         """
+        weight = self.weight_for(module, args, kwargs)
+        if weight is None:
+            return None
+        return nn.functional.linear(args[0], weight + self.delta(weight), module._parameters.get("bias"))
+
+    def weight_for(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Parameter | None:
+        """Return the weight of the layer if it can hold the update and that pays for this call; else None."""
         if not self.owner.active or is_dropping(self.owner) or len(args) != 1 or kwargs:
             return None
         x, weight = args[0], module._parameters.get("weight")
@@ -84,9 +92,7 @@ class SiteUpdate:
             return None
         place = self._place(x, x.numel() // self.width)
         folds = self._folds[place]
-        if not (self._decide(place) if folds is None else folds):
-            return None
-        return nn.functional.linear(x, weight + self.delta(weight), module._parameters.get("bias"))
+        return weight if (self._decide(place) if folds is None else folds) else None
 
     def allow_folding(self) -> None:
         """Let `call_inside` serve the layer where that pays; whether it ever does is known here."""
@@ -203,12 +209,9 @@ def add_by_rows(
     return torch.nested.nested_tensor_from_jagged(total, ragged.offsets())
 
 
-def product_of(owner: Owner, module: nn.Module, base: Tensor) -> Tensor | None:
-    """Return x times the weight of a module, from its output; None where x or the weight is another one.
-
-    That is so under dropout, and where another adapter is folded into the weight.
-    """
-    if is_dropping(owner) or "parametrizations" in module._modules:
+def product_of(module: nn.Module, base: Tensor) -> Tensor | None:
+    """Return x times the weight of a module, from its output; None where another adapter is folded into the weight."""
+    if "parametrizations" in module._modules:
         return None
     bias = cast("Tensor | None", module.bias)
     return base if bias is None else base - bias

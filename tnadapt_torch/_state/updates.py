@@ -6,7 +6,19 @@ from typing import Protocol
 from tnadapt import Adapter, Site
 from tnadapt.binding import HOST_WEIGHTS, Address, Part
 from tnadapt_torch._host import Hosted, Weight
-from tnadapt_torch._run import BlocksUpdate, Held, Leading, Mapped, Owner, Ref, Row, SiteUpdate, Stack, Update
+from tnadapt_torch._run import (
+    BlocksUpdate,
+    Held,
+    Leading,
+    MagnitudeUpdate,
+    Mapped,
+    Owner,
+    Ref,
+    Row,
+    SiteUpdate,
+    Stack,
+    Update,
+)
 from tnadapt_torch._state.factors import Factors, leaf_of
 
 __all__: list[str] = []
@@ -40,15 +52,19 @@ def make_updates(state: Trees) -> dict[str, Update]:
 def follow(updates: Iterable[Update]) -> None:
     """Move what the updates hold beside the factors to the devices of the factors."""
     for update in updates:
-        if isinstance(update, SiteUpdate):
+        if not isinstance(update, BlocksUpdate):
             for ref in update.refs:
                 if isinstance(row := ref.ref if isinstance(ref, Mapped) else ref, Row):
                     row.follow()
 
 
-def _update_of(state: Trees, site: Site) -> SiteUpdate:
+def _update_of(state: Trees, site: Site) -> SiteUpdate | MagnitudeUpdate:
     address = state.adapter.address(site)
-    return SiteUpdate(state, address.group.network, [_ref(state, part, address) for part in address.parts.values()])
+    below = SiteUpdate(state, address.group.network, [_ref(state, part, address) for part in address.parts.values()])
+    if address.magnitude is None:
+        return below
+    weight = Hosted(state, state.weights[site.weight], site, site.shape)
+    return MagnitudeUpdate(below, _ref(state, address.magnitude, address), weight)
 
 
 def _ref(state: Trees, part: Part, address: Address) -> Ref:

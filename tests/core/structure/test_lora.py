@@ -23,7 +23,7 @@ from tnadapt import (
 )
 from tnadapt.sizes import at_most
 from tnadapt.testing import adapters, dense, random_params
-from tnadapt.testing._oracle import magnitude
+from tnadapt.testing._oracle import rounding_size
 
 KINDS = {"q": (12, 8), "up": (16, 12)}
 ANY = 10**6
@@ -39,7 +39,7 @@ def check_exact(adapter, params):
         assert lora.A.shape == (bound, np.prod(site.shape[1:]))
         assert lora.B.shape == (site.shape[0], bound)
         assert (lora.rank, lora.error) == (bound, 0.0)
-        size = magnitude(adapter, params, site)
+        size = rounding_size(adapter, params, site)
         np.testing.assert_allclose(
             lora.scale * lora.B @ lora.A, matrix(dense(adapter, params, site)), rtol=0, atol=1e-10 * size
         )

@@ -1,0 +1,48 @@
+"""Magnitudes: the lengths of the rows of a weight with its update, as they start and as they are set."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from tnadapt._errors import SiteError
+from tnadapt._language import Adapter
+from tnadapt._values.host_starts import hosts_at
+from tnadapt._values.reference import row_norms, sum_at
+
+__all__: list[str] = []
+
+Array = npt.NDArray[np.float64]
+
+
+def read_magnitudes(
+    adapter: Adapter, params: Mapping[str, Array], weights: Mapping[str, npt.ArrayLike] | None
+) -> dict[str, Array]:
+    """Return the starting values of the magnitudes of all groups, by name: the lengths of the rows of W + dW.
+
+    `params` has those of all other factors. A site that a grid lacks has ones, which no update reads.
+    Raises SiteError for a weight that is missing, has the wrong shape, or is not finite.
+    """
+    name = adapter.spec.magnitude
+    if not name:
+        return {}
+    if weights is None:
+        raise SiteError(
+            f"{adapter.spec.name}: expected the host's weights to read the start of {name} from, got none.\n"
+            "Pass init(adapter, weights), with a mapping from paths to arrays (out, in)."
+        )
+    found: dict[str, Array] = {}
+    for group in adapter.groups:
+        key = adapter.slot_name(group, name)
+        found[key] = np.ones(adapter.slots[key].shape)
+        for site in group.sites:
+            hosts = hosts_at(adapter, site, weights)
+            host = next(value for entry, value in hosts.items() if entry.endswith(":host"))
+            if not np.isfinite(host).all():
+                raise SiteError(f"{site.path}: expected finite host weights to read {name} from, got NaN or infinity.")
+            address = adapter.address(site)
+            start = 0.0 if adapter.spec.start != "free" else sum_at(adapter, {**params, **hosts}, address)
+            part = address.magnitude
+            if part is not None:
+                found[key][part.cut] = row_norms(host + start).reshape(found[key][part.cut].shape)
+    return found
