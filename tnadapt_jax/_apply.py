@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
 
 from tnadapt import Adapter, Site, SiteError
 from tnadapt.binding import Address, Network, Part, expect_adapter, mistake, told
-from tnadapt_jax._lower import apply_network, make_delta
+from tnadapt_jax._lower import apply_network, make_delta, wide_of
+from tnadapt_jax._magnitude import Rows, product_of, scale_delta, scale_output
 from tnadapt_jax._maps import map_factor
 from tnadapt_jax._params import Params, check_size, find_array
 
@@ -19,13 +19,14 @@ __all__ = ["apply", "delta"]
 
 @dataclass(frozen=True)
 class Parts:
-    """The factors that one site reads, in the order of its network's nodes."""
+    """The factors that one site reads, in the order of its network's nodes, and what a magnitude reads."""
 
     network: Network
     factors: Sequence[Array]
+    rows: Rows | None = None
 
 
-def apply(adapter: Adapter, params: Params, site: Site | str, x: Array) -> Array:
+def apply(adapter: Adapter, params: Params, site: Site | str, x: Array, *, product: Array | None = None) -> Array:
     """Return what the update adds to the output of one site. Frozen factors get no gradient.
 
     Args:
@@ -33,20 +34,23 @@ def apply(adapter: Adapter, params: Params, site: Site | str, x: Array) -> Array
         params: the params of the adapter, as `init` returns them.
         site: the site or its path, or the path of a weight, for the sum of what all of its sites add.
         x: the input of the site, of shape (..., in axes of the weight).
+        product: x times the host's weight, of shape (..., out), which the layer makes anyway. A magnitude reads it, and
+            makes it again if it is not given.
 
     Returns:
         An array of shape (..., out), in the dtype of x.
 
     Raises:
-        SiteError: for a site, params or an x that do not fit the adapter, or for a weight whose sites belong to
-            several tasks. This is checked before anything is traced.
+        SiteError: for a site, params, a product or an x that do not fit the adapter, or for a weight whose sites belong
+            to several tasks. This is checked before anything is traced.
     """
     expect_adapter(adapter, "apply")
     if isinstance(site, str) and (parts := adapter.parts(site)):
-        return _apply_blocks(adapter, params, parts, x)
+        return _apply_blocks(adapter, params, parts, x, product)
     address = adapter.address(site)
     check_x(address.site.path, address.group.network, x)
-    return apply_parts(parts_at(adapter, params, address), x)
+    _check_product(address.site, x, product)
+    return apply_parts(parts_at(adapter, params, address), x, product)
 
 
 def delta(adapter: Adapter, params: Params, site: Site | str) -> Array:
@@ -79,7 +83,7 @@ def put_together(updates: Sequence[tuple[Site, Array]]) -> Array:
     return whole
 
 
-def _apply_blocks(adapter: Adapter, params: Params, blocks: Sequence[Site], x: Array) -> Array:
+def _apply_blocks(adapter: Adapter, params: Params, blocks: Sequence[Site], x: Array, product: Array | None) -> Array:
     """Return what the blocks of one weight add, each to its rows of the output from its columns of x."""
     path, shape = blocks[0].weight, blocks[0].weight_shape
     if len(shape) != 2:  # noqa: PLR2004
@@ -91,7 +95,9 @@ def _apply_blocks(adapter: Adapter, params: Params, blocks: Sequence[Site], x: A
     total = jnp.zeros((*jnp.shape(x)[:-1], shape[0]), x.dtype)
     for block in blocks:
         rows, columns = block.rectangle
-        total = total.at[..., rows].add(apply(adapter, params, block, x[..., columns]))
+        is_whole = columns == slice(0, shape[1])  # else the rows of the product belong to other columns as well
+        own = product[..., rows] if product is not None and is_whole else None
+        total = total.at[..., rows].add(apply(adapter, params, block, x[..., columns], product=own))
     return total
 
 
@@ -112,7 +118,12 @@ def parts_at(adapter: Adapter, params: Params, address: Address) -> Parts:
             return lax.stop_gradient(value.reshape([network.sizes[mode] for mode in part.factor.modes]))
         return map_factor(part.factor.map, cut(value if is_trained else lax.stop_gradient(value), part.cut))
 
-    return Parts(network, [local(parts[name], value) for name, value in found.items()])
+    rows = None
+    if address.magnitude is not None:
+        lengths, weight = address.magnitude.lengths, address.magnitude.weight
+        read = [find_array(adapter, params, part.name) for part in (lengths, weight)]
+        rows = Rows(cut(read[0], lengths.cut), lax.stop_gradient(read[1]))
+    return Parts(network, [local(parts[name], value) for name, value in found.items()], rows)
 
 
 def cut(value: Array, place: Sequence[int | slice]) -> Array:
@@ -124,25 +135,34 @@ def cut(value: Array, place: Sequence[int | slice]) -> Array:
     return lax.squeeze(value, [axis for axis, at in enumerate(place) if isinstance(at, int)])
 
 
-def apply_parts(parts: Parts, x: Array) -> Array:
+def apply_parts(parts: Parts, x: Array, product: Array | None = None) -> Array:
     """Return the scaled update of x by the factors of one site, in the dtype of x."""
-    return apply_network(parts.network, cast(parts.factors, x.dtype), x)
-
-
-def wide_of(*values: Array) -> DTypeLike:
-    """Return float64 if any value has that dtype, else float32: the dtype for updates and merged weights."""
-    is_double = any(jnp.result_type(value) == np.float64 for value in values)
-    return np.dtype(np.float64 if is_double else np.float32)
+    update = apply_network(parts.network, cast(parts.factors, x.dtype), x)
+    if parts.rows is None:
+        return update
+    made = product_of(parts.rows, x) if product is None else product
+    return scale_output(parts.network, parts.factors, parts.rows, made, update)
 
 
 def delta_of_parts(parts: Parts, dtype: DTypeLike) -> Array:
     """Return the scaled dense update by the factors of one site, in this dtype, at full precision on every device."""
-    return make_delta(parts.network, cast(parts.factors, dtype), precision=lax.Precision.HIGHEST)
+    update = make_delta(parts.network, cast(parts.factors, dtype), precision=lax.Precision.HIGHEST)
+    return update if parts.rows is None else scale_delta(parts.rows, update)
 
 
 def cast(values: Sequence[Array], dtype: DTypeLike) -> list[Array]:
     """Convert the values to this dtype explicitly, as strict dtype promotion requires."""
     return [lax.convert_element_type(value, dtype) for value in values]
+
+
+def _check_product(site: Site, x: Array, product: Array | None) -> None:
+    """Raise SiteError unless the product of x and the weight, if given, has its shape."""
+    lead = jnp.shape(x)[: jnp.ndim(x) - len(site.shape) + 1]
+    if product is not None and jnp.shape(product) != (*lead, site.shape[0]):
+        raise SiteError(
+            f"{site.path}: expected a product of shape {(*lead, site.shape[0])}, got {jnp.shape(product)}.\n"
+            "Pass x times the host's weight, without the bias."
+        )
 
 
 def check_x(path: str, network: Network, x: Array) -> None:

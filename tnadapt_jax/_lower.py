@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from tnadapt import plan
 from tnadapt.binding import Network, Plan, run
@@ -38,6 +40,12 @@ def apply_network(network: Network, factors: Sequence[Array], x: Array, *, preci
     laid = [Laid(split, (*names, *network.in_modes), active=True)]
     answer = run(order, [*laid, *_factors(order, factors)], _Backend(order, names, precision))
     return _rest_of_scale(network, answer.value.reshape(*lead, network.weight_shape[0]))
+
+
+def wide_of(*values: Array) -> DTypeLike:
+    """Return float64 if any value has that dtype, else float32: the dtype for updates and merged weights."""
+    is_double = any(jnp.result_type(value) == np.float64 for value in values)
+    return np.dtype(np.float64 if is_double else np.float32)
 
 
 def make_delta(network: Network, factors: Sequence[Array], *, precision: Precision) -> Array:

@@ -9,8 +9,9 @@ from jax import Array, lax
 
 from tnadapt import Adapter, SiteError
 from tnadapt.binding import answers, expect_adapter, mistake, told
-from tnadapt_jax._apply import delta_of_parts, parts_at, put_together, wide_of
+from tnadapt_jax._apply import delta_of_parts, parts_at, put_together
 from tnadapt_jax._leaf import Leaf, Leaves, check_leaves, expect_leaves, path_of
+from tnadapt_jax._lower import wide_of
 from tnadapt_jax._params import Params, check_params
 
 __all__ = ["adapt", "merge"]

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from tnadapt import Adapter, Site, SiteError
-from tnadapt.binding import Address, Factor, Network, expect_adapter
+from tnadapt.binding import Address, Factor, Network, Part, expect_adapter
 from tnadapt_jax._apply import Parts, apply_parts, check_x, cut
+from tnadapt_jax._magnitude import Rows
 from tnadapt_jax._maps import map_factor
 from tnadapt_jax._params import Params, check_params, check_shape, find_array
 
@@ -78,6 +79,12 @@ class Kind:
     site: Site
     network: Network
     sources: tuple[Source, ...]
+    rows: tuple[Source, ...] = ()
+
+    @property
+    def every(self) -> tuple[Source, ...]:
+        """The sources of the nodes, then those of a magnitude: its lengths and the host's weight."""
+        return self.sources + self.rows
 
 
 def scan_split(adapter: Adapter, params: Params) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -99,7 +106,7 @@ def scan_split(adapter: Adapter, params: Params) -> tuple[dict[str, Array], dict
     shared: dict[str, Array] = {}
     per_layer: dict[str, Array] = {}
     for kind in _kinds(adapter).values():
-        for source in kind.sources:
+        for source in kind.every:
             arrays = {name: _read(adapter, params, name).reshape(source.whole) for name in source.names}
             if source.is_shared:
                 shared.setdefault(source.key, arrays[source.names[0]])
@@ -128,9 +135,14 @@ def apply_in_layer(adapter: Adapter, shared: Arrays, layer: Arrays, kind: str, x
     kinds = _kinds(adapter)
     if kind not in kinds:
         raise SiteError(f"kind: expected a kind of this adapter, got {kind!r}.\nIts kinds are {', '.join(kinds)}.")
-    network = kinds[kind].network
-    check_x(kinds[kind].site.path, network, x)
-    return apply_parts(Parts(network, [_in_body(network, source, shared, layer) for source in kinds[kind].sources]), x)
+    network, found = kinds[kind].network, kinds[kind]
+    check_x(found.site.path, network, x)
+    factors = [_in_body(network, source, shared, layer) for source in found.sources]
+    rows = None
+    if found.rows:
+        lengths, weight = (_in_body(network, source, shared, layer) for source in found.rows)
+        rows = Rows(lengths, weight.reshape(found.site.shape))
+    return apply_parts(Parts(network, factors, rows), x)
 
 
 @lru_cache(maxsize=64)
@@ -160,15 +172,20 @@ def _kind(adapter: Adapter, kind: str, found: Mapping[int | str, Address], layer
                 f"{other.path}: expected one shape per kind for a scan, that of {site.path}, {site.shape}, "
                 f"got {other.shape}."
             )
-    sources = []
-    for node in network.nodes:
-        parts = [address.parts[node] for address in stack]
-        names, places = tuple(part.name for part in parts), tuple(part.index for part in parts)
-        local = tuple(at.stop for at in parts[0].cut if isinstance(at, slice))
-        sizes, is_host = [network.sizes[mode] for mode in parts[0].factor.modes], parts[0].factor.init.is_host
-        whole = tuple(sizes) if is_host else adapter.slots[parts[0].source].shape
-        sources.append(Source(parts[0].factor, names, places, kind, whole, local))
-    return Kind(site, network, tuple(sources))
+    read = [[address.parts[node] for address in stack] for node in network.nodes]
+    magnitudes = [address.magnitude for address in stack if address.magnitude is not None]
+    rows = [[each.lengths for each in magnitudes], [each.weight for each in magnitudes]] if magnitudes else []
+    nodes, further = (tuple(_source(adapter, network, kind, parts) for parts in some) for some in (read, rows))
+    return Kind(site, network, nodes, further)
+
+
+def _source(adapter: Adapter, network: Network, kind: str, parts: Sequence[Part]) -> Source:
+    """Return where a kind reads one factor, from its part in each layer."""
+    names, places = tuple(part.name for part in parts), tuple(part.index for part in parts)
+    local = tuple(at.stop for at in parts[0].cut if isinstance(at, slice))
+    sizes, is_host = [network.sizes[mode] for mode in parts[0].factor.modes], parts[0].factor.init.is_host
+    whole = tuple(sizes) if is_host else adapter.slots[parts[0].source].shape
+    return Source(parts[0].factor, names, places, kind, whole, local)
 
 
 def _read(adapter: Adapter, params: Params, name: str) -> Array:

@@ -1,7 +1,7 @@
 """Cases for both bindings: every family with its options, custom specs, specs with maps, centered specs."""
 
 from tests import table
-from tnadapt import AdapterSpec, Site, frozen, grid, normal, over_rank, raw, same, trainable
+from tnadapt import AdapterSpec, Site, frozen, grid, magnitude, masked, normal, over_rank, raw, same, trainable
 from tnadapt.initializers import constant, host, ones, orthogonal
 from tnadapt.sizes import like
 
@@ -146,4 +146,18 @@ HOSTS = {  # specs with the host's weight, or parts of its SVD, as factors
         ("pattern", "out in", "", {"M": frozen("out in", init=host("mask")), "A": t("r in"), "B": t("out r")}, []),
         ("square", "out in", "", {"W": frozen("out in", init=host()), "W2": same("W"), "s": t("")}, ["W W2 s"]),
     )
+}
+
+WRAPPED = {  # a magnitude on every family, on every custom spec, and a mask
+    **{f"magnitude {name}": (magnitude(spec), sizes) for name, (spec, sizes) in FAMILIES.items()},
+    **{
+        f"magnitude {name}": (
+            magnitude(spec),
+            {"rank": 2} | ({"sizes": {"g": 2}} if "g" in spec.weight.split("(")[-1] else {}),
+        )
+        for some in (OWN, MAPPED, SUMS, HOSTS)
+        for name, spec in some.items()
+    },
+    **{f"mask {name}": (masked(FAMILIES[name][0]), FAMILIES[name][1]) for name in ("lora", "lotr", "lokr", "loha")},
+    "both": (magnitude(masked(FAMILIES["lora"][0])), FAMILIES["lora"][1]),
 }

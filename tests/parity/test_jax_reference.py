@@ -1,5 +1,8 @@
 """JAX agrees with the numpy reference in outputs, updates and all gradients: by site, in a scan, and stacked."""
 
+import os
+from itertools import islice
+
 import numpy as np
 import pytest
 
@@ -11,11 +14,18 @@ import jax.numpy as jnp
 
 import tnadapt_jax
 from tests.parity import sides
-from tests.parity.cases import CENTERED, FAMILIES, GAPS, HOSTS, MAPPED, OWN, SITES, SUMS
+from tests.parity.cases import CENTERED, FAMILIES, GAPS, HOSTS, MAPPED, OWN, SITES, SUMS, WRAPPED
 from tests.parity.jax_side import by_jax
 from tnadapt import AdapterSpec, families, grid, init, raw
 
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 2e-2}
+
+
+def some_of(cases, every=6):
+    """Return all cases in `make laws`, else every sixth: each is compiled, and PyTorch runs all of them."""
+    return cases if os.environ.get("HYPOTHESIS_PROFILE") == "laws" else dict(islice(cases.items(), 0, None, every))
+
+
 TWO = grid(layers=1, kinds={"q": (6, 4), "v": (6, 4)})
 
 
@@ -70,6 +80,11 @@ def test_a_spec_with_maps_agrees(spec):
 @pytest.mark.parametrize("spec", HOSTS.values(), ids=HOSTS)
 def test_a_spec_with_the_weight_of_the_host_agrees(spec):
     compare(spec, SITES, "float64", rank=2, sizes={"g": 2} if "g" in spec.weight.split("(")[-1] else None)
+
+
+@pytest.mark.parametrize(("spec", "sizes"), some_of(WRAPPED).values(), ids=some_of(WRAPPED))
+def test_a_wrapped_spec_agrees(spec, sizes):
+    compare(spec, SITES, "float64", **sizes, ways=("scan",))
 
 
 @pytest.mark.parametrize("spec", SUMS.values(), ids=SUMS)

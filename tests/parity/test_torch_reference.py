@@ -8,7 +8,20 @@ pytest.importorskip("torch")
 import torch
 
 from tests.parity import sides
-from tests.parity.cases import CENTERED, FAMILIES, GAPS, HOSTS, MAPPED, OWN, REPRESENTATIVES, SITES, SUMS, own, t
+from tests.parity.cases import (
+    CENTERED,
+    FAMILIES,
+    GAPS,
+    HOSTS,
+    MAPPED,
+    OWN,
+    REPRESENTATIVES,
+    SITES,
+    SUMS,
+    WRAPPED,
+    own,
+    t,
+)
 from tests.table import required_of
 from tnadapt import AdapterSpec, delta, families, grid, init, raw
 from tnadapt_torch import attach
@@ -79,6 +92,11 @@ def test_a_spec_with_maps_agrees(spec, dtype):
 @pytest.mark.parametrize("spec", HOSTS.values(), ids=HOSTS)
 def test_a_spec_with_the_weight_of_the_host_agrees(spec, dtype):
     sides.compare(spec, SITES, dtype, rank=2, sizes={"g": 2} if "g" in spec.weight.split("(")[-1] else None)
+
+
+@pytest.mark.parametrize(("spec", "sizes"), WRAPPED.values(), ids=WRAPPED)
+def test_a_wrapped_spec_agrees(spec, sizes):
+    sides.compare(spec, SITES, torch.float64, **sizes)
 
 
 @every_dtype

@@ -1,7 +1,7 @@
 """The language of adapters: notation, factors, initializers, specs and their validation, and specs bound to sites."""
 
 from tnadapt._language.adapter import Adapter, host_entry
-from tnadapt._language.address import Address, Part, Slot
+from tnadapt._language.address import Address, Magnitude, Part, Slot
 from tnadapt._language.count import FactorCount, ParamCount, count
 from tnadapt._language.decomposition import Decomposition, hosvd, svd, t_svd, tensor_cur, tt_svd
 from tnadapt._language.expected import expect_adapter, expect_params, expect_path
@@ -51,6 +51,7 @@ __all__ = [
     "FactorCount",
     "Group",
     "Initializer",
+    "Magnitude",
     "Network",
     "Node",
     "ParamCount",

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from tnadapt._errors import SiteError
 from tnadapt._frozen import FrozenMap
 from tnadapt._hosts import TASK, Site, check_parts, check_size, expect_site
-from tnadapt._language.address import Address, Part, Slot
+from tnadapt._language.address import Address, Magnitude, Part, Slot
+from tnadapt._language.factor import Factor
 from tnadapt._language.groups import check_patterns, group_of
+from tnadapt._language.initializer import host
 from tnadapt._language.network import Group, Network, most_shapes, stacks_of
 from tnadapt._language.terms import START
 from tnadapt._table import align
@@ -138,15 +140,20 @@ class Adapter:
                 continue
             key = self.slot_name(group, node.factor) + (START if node.at_start else "")
             parts[name] = Part(key, factor, cut, node.at_start)
-        return Address(place, group, FrozenMap(index), FrozenMap(parts), self._magnitude_of(group, index))
+        return Address(place, group, FrozenMap(index), FrozenMap(parts), self._magnitude_of(group, place))
 
-    def _magnitude_of(self, group: Group, index: Mapping[str, int]) -> Part | None:
-        """Return a site's part of the magnitude, or None without one."""
+    def _magnitude_of(self, group: Group, site: Site) -> Magnitude | None:
+        """Return what the magnitude reads at a site, or None without one."""
         if not (name := self.spec.magnitude):
             return None
-        factor, sizes = group.network.factors[name], group.network.sizes
-        cut = tuple(index[mode] if mode in index else slice(sizes[mode]) for mode in factor.modes)
-        return Part(self.slot_name(group, name), factor, cut)
+        network, index = group.network, group.index(site)
+        factor = network.factors[name]
+        weight = Factor((*network.out_modes, *network.in_modes), host(), trainable=False)
+        cut, whole = (
+            tuple(index[mode] if mode in index else slice(network.sizes[mode]) for mode in one.modes)
+            for one in (factor, weight)
+        )
+        return Magnitude(Part(self.slot_name(group, name), factor, cut), Part(host_entry(site), weight, whole))
 
     @cached_property
     def weights(self) -> dict[str, tuple[Site, ...]]:

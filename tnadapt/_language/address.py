@@ -8,7 +8,7 @@ from tnadapt._language.factor import Factor
 from tnadapt._language.network import Group
 from tnadapt._language.terms import START
 
-__all__ = ["Address", "Part", "Slot"]
+__all__ = ["Address", "Magnitude", "Part", "Slot"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,14 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Magnitude:
+    """The parts that a magnitude reads at a site: its lengths, and the host's weight, whose rows it scales as well."""
+
+    lengths: Part
+    weight: Part
+
+
+@dataclass(frozen=True)
 class Address:
     """The position of a site: its group, its index along every site mode, and its part of every factor.
 
@@ -74,4 +82,4 @@ class Address:
     group: Group
     index: Mapping[str, int]
     parts: Mapping[str, Part]
-    magnitude: Part | None = None
+    magnitude: Magnitude | None = None

@@ -191,7 +191,8 @@ def _mode_faults(spec: Table, axes: tuple[Axis, ...], terms: Sequence[Term], nod
 
 def _size_faults(spec: Table, axes: tuple[Axis, ...], nodes: Mapping[str, Node]) -> list[str]:
     weight, over = [mode for axis in axes for mode in axis], modes_of(spec.over)
-    bonds = dict.fromkeys(mode for node in nodes.values() for mode in node.modes if mode not in (*weight, *over))
+    outer = {*weight, *over}
+    bonds = dict.fromkeys(mode for node in nodes.values() for mode in node.modes if mode not in outer)
     faults = spec.scale.faults()
     if spec.scale.rule != "raw" and spec.scale.bond not in bonds:
         faults.append(f"scale: unknown mode {spec.scale.bond!r}; the bonds are {', '.join(bonds) or 'none'}")

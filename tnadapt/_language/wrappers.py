@@ -65,4 +65,4 @@ def masked(spec: AdapterSpec) -> AdapterSpec:
 
 def _expect_spec(spec: object, where: str) -> None:
     if not isinstance(spec, AdapterSpec):
-        raise mistake(SpecError, where, "a spec", told(spec), f"Write {where}(families.lora()).")
+        raise mistake(SpecError, where, "a spec", told(spec), f"Write {where}(AdapterSpec(...)), or call the family.")

@@ -42,7 +42,7 @@ def read_magnitudes(
                 raise SiteError(f"{site.path}: expected finite host weights to read {name} from, got NaN or infinity.")
             address = adapter.address(site)
             start = 0.0 if adapter.spec.start != "free" else sum_at(adapter, {**params, **hosts}, address)
-            part = address.magnitude
-            if part is not None:
-                found[key][part.cut] = row_norms(host + start).reshape(found[key][part.cut].shape)
+            if address.magnitude is not None:
+                cut = address.magnitude.lengths.cut
+                found[key][cut] = row_norms(host + start).reshape(found[key][cut].shape)
     return found

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from tnadapt._errors import SiteError
 from tnadapt._hosts import Site
-from tnadapt._language import Adapter, Address, Network, Part, expect_adapter, expect_params, host_entry
+from tnadapt._language import Adapter, Address, Network, Part, expect_adapter, expect_params
 from tnadapt._planning import Labeled, NumpyBackend, plan, run
 from tnadapt._signature import answers, mistake
 from tnadapt._values.draw import sample
@@ -39,8 +39,8 @@ def delta(adapter: Adapter, params: Mapping[str, npt.ArrayLike], site: Site | st
     update = sum_at(adapter, params, address)
     if address.magnitude is None:
         return update
-    host = _host_array(params, host_entry(address.site), update.shape)
-    return _scaled_rows(adapter, params, address.magnitude, host + update) - host
+    host = _host_array(params, address.magnitude.weight.name, update.shape)
+    return _scaled_rows(adapter, params, address.magnitude.lengths, host + update) - host
 
 
 @answers(SiteError)

@@ -179,6 +179,7 @@ def weights_are_their_blocks(adapter: Adapter, random: np.random.Generator) -> N
         expect(not left.any(), f"update of {path}: expected 0 outside its sites, got other values")
 
 
+@of_the_sum
 def sharing_is_what_the_modes_say(adapter: Adapter, random: np.random.Generator) -> None:
     """Changing one row of a factor changes the updates of exactly those sites that read this row."""
     params = random_params(adapter, random, frozen=not adapter.starts)

@@ -45,9 +45,9 @@ def magnitudes_set_lengths(adapter: Adapter, random: np.random.Generator) -> Non
         return
     params, site = random_params(adapter, random), some_site(adapter, random)
     address, below = adapter.address(site), without_magnitude(adapter)
-    part = address.magnitude
-    if part is None:
+    if address.magnitude is None:
         return
+    part = address.magnitude.lengths
     host = np.reshape(params[host_entry(site)], (site.shape[0], -1))
     size = rounding_size(adapter, params, site)
     lengths = params[part.name][part.cut].reshape(-1, 1)

@@ -75,11 +75,13 @@ def dense(adapter: Adapter, params: Mapping[str, Array], site: Site) -> Array:
 
 def _rows(adapter: Adapter, params: Mapping[str, Array], site: Site, below: Array) -> tuple[Array, Array]:
     """Return the host's weight, and for each row its magnitude over its length with the update below it."""
-    part = adapter.address(site).magnitude
+    magnitude = adapter.address(site).magnitude
     host = np.reshape(params[f"{site.path}:host"], site.shape)
     lengths = [float(np.sqrt(np.sum(row**2))) for row in host + below]
     ones = (site.shape[0], *[1] * (len(site.shape) - 1))
-    held = params[part.name][part.cut].reshape(-1) if part is not None else np.ones(site.shape[0])
+    held = np.ones(site.shape[0])
+    if magnitude is not None:
+        held = params[magnitude.lengths.name][magnitude.lengths.cut].reshape(-1)
     return host, (held / [length or 1.0 for length in lengths]).reshape(ones)
 
 
@@ -148,7 +150,7 @@ def gradients(adapter: Adapter, params: Mapping[str, Array], pulls: Mapping[str,
             below = np.asarray(sum(t.sign * _product_of(network, t, arrays) for t in network.terms))
             update = network.scale * below.reshape(address.site.shape)
             host, ratios = _rows(adapter, params, address.site, update)
-            part = address.magnitude
+            part = address.magnitude.lengths
             flat = (wanted * (host + update)).reshape(len(host), -1).sum(axis=1)
             lengths = np.linalg.norm((host + update).reshape(len(host), -1), axis=1)
             totals[part.name][part.cut] += (flat / np.where(lengths > 0, lengths, 1.0)).reshape(

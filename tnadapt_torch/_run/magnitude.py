@@ -71,10 +71,11 @@ class MagnitudeUpdate:
         x = see_x(self, args, kwargs, output)
         width = output.shape[-1]
         product = product_of(module, base) if base is not None and self.reads_product else None
+        wide = torch.promote_types(torch.float32, output.dtype)
+        is_alone = base is output and product is not None and wide == output.dtype
         if product is None:
             product = self._product(find_x(args, kwargs, self.width).to(output.dtype))
-        is_alone = base is output and self.reads_product
-        rest = cast("Tensor | None", module.bias) if is_alone else (output - product).reshape(-1, width)
+        rest = cast("Tensor | None", module.bias) if is_alone else (output.to(wide) - product).reshape(-1, width)
         total = self._total(product.reshape(-1, width), x.reshape(-1, x.shape[-1]), rest)
         return total.reshape(output.shape)
 
@@ -91,7 +92,7 @@ class MagnitudeUpdate:
                     f"dropout={self.owner.dropout}.\\nAttach without dropout, or without splitting columns."
                 )
             product = self._product(x)
-        return self._total(product, x, output - product)
+        return self._total(product, x, output.to(torch.promote_types(torch.float32, output.dtype)) - product)
 
     def _product(self, x: Tensor) -> Tensor:
         """Return x times the host's weight, which is read for it."""
@@ -111,10 +112,12 @@ class MagnitudeUpdate:
         (weight,) = (part.detach() for part in read_all([self.weight], model))
         parts = [part.detach() for part in read_all(self.below.refs, model)]
         if self._products.pays:
-            known = dict(zip(self.below.network.nodes, parts, strict=True)) | {"(host)": weight}
+            network = self.below.network
+            known = dict(zip(network.nodes, parts, strict=True))
+            known["(host)"] = weight.reshape([network.sizes[mode] for mode in (*network.out_modes, *network.in_modes)])
             square = weight.square().flatten(1).sum(1)
-            for network, code in zip((self._products.cross, self._products.square), self._codes, strict=True):
-                square = square + code(*(known[self._products.source(node)] for node in network.nodes))
+            for one, code in zip((self._products.cross, self._products.square), self._codes, strict=True):
+                square = square + code(*(known[self._products.source(node)] for node in one.nodes))
             norms = square.clamp_min(0).sqrt()
         else:
             norms = (weight.flatten(1) + self._codes[0](*parts).flatten(1)).norm(dim=1)

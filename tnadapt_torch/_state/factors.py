@@ -1,6 +1,7 @@
 """The tree of modules that holds the factors; the dots in a factor's name separate the modules on its path."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +64,21 @@ def spare(convert: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         return made if made.dtype in DTYPES or made.dtype == tensor.dtype else tensor.to(made.device)
 
     return convert_factor
+
+
+@contextmanager
+def wide_magnitudes(adapter: Adapter, tree: nn.Module) -> Iterator[None]:
+    """Keep magnitudes in float32 or better in a `with` block that casts the factors.
+
+    Rounded to fewer bits, they would scale all rows of the host's weight by up to a percent.
+    """
+    keys = [key for key, slot in adapter.slots.items() if slot.factor.init.is_magnitude]
+    before = {key: getattr(*leaf_of(tree, key)).data for key in keys}
+    yield
+    for key, value in before.items():
+        held = getattr(*leaf_of(tree, key))
+        if held.dtype.itemsize < torch.float32.itemsize < 2 * value.dtype.itemsize:
+            held.data = value.to(held.device)
 
 
 def start_of(adapter: Adapter, params: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from tnadapt_torch._host import (
 )
 from tnadapt_torch._run import Stack, Update
 from tnadapt_torch._sharded import reshard
-from tnadapt_torch._state.factors import Factors, leaf_of, plant, spare, start_of
+from tnadapt_torch._state.factors import Factors, leaf_of, plant, spare, start_of, wide_magnitudes
 from tnadapt_torch._state.groups import parameter_groups
 from tnadapt_torch._state.known import check_latest, check_unread, enter, leave, served_by_others, states_of
 from tnadapt_torch._state.marks import MERGED, ORIGINAL, marks_of
@@ -65,8 +65,7 @@ class AdapterState(nn.Module):
         self.turn = 0  # the position of the attach among those on the host; a copy keeps it
         self.host: tuple[nn.Module, ...] = ()  # no module attribute: the host would be a child of its own child
         self.flags = Flags()
-        self.factors = Factors()
-        self.start = Factors()
+        self.factors, self.start = Factors(), Factors()
         for key, slot in adapter.slots.items():
             plant(self.factors, key, params[key], trainable=slot.factor.trainable)
         for key, value in start_of(adapter, params).items():
@@ -336,7 +335,8 @@ class AdapterState(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> "AdapterState":
         for stack in self.stacks.values():
             stack.forget()
-        super()._apply(spare(fn), recurse)  # type: ignore[no-untyped-call]
+        with wide_magnitudes(self.adapter, self.factors):
+            super()._apply(spare(fn), recurse)  # type: ignore[no-untyped-call]
         follow(self.updates.values())
         return self
 
@@ -346,5 +346,5 @@ class AdapterState(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the spec, the number of sites and the parameter count, for print(model)."""
-        trained = tnadapt.count(self.adapter).trainable
-        return f"{self.adapter.spec.name}, name={self.name!r}, sites={len(self.adapter.sites)}, trainable={trained:,}"
+        of, trained = self.adapter, tnadapt.count(self.adapter).trainable
+        return f"{of.spec.name}, name={self.name!r}, sites={len(of.sites)}, trainable={trained:,}"

@@ -64,7 +64,7 @@ def _update_of(state: Trees, site: Site) -> SiteUpdate | MagnitudeUpdate:
     if address.magnitude is None:
         return below
     weight = Hosted(state, state.weights[site.weight], site, site.shape)
-    return MagnitudeUpdate(below, _ref(state, address.magnitude, address), weight)
+    return MagnitudeUpdate(below, _ref(state, address.magnitude.lengths, address), weight)
 
 
 def _ref(state: Trees, part: Part, address: Address) -> Ref:

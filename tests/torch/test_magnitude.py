@@ -1,0 +1,226 @@
+"""Magnitudes in the PyTorch binding: equal to PEFT's DoRA, whatever the layer, the dtype, the bias and the dropout."""
+
+import copy
+
+import peft
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import dropout, linear
+
+from tests.torch import hosts
+from tests.torch.test_cost import Made
+from tests.torch.test_inside import Doubled
+from tnadapt import AdapterSpec, FormatError, SiteError, families, magnitude, trainable
+from tnadapt.initializers import row_norms
+from tnadapt_torch import attach, load
+
+DORA = magnitude(families.lora(alpha=8))
+IN, OUT = 12, 20
+
+
+def host(*, bias=True, kind=nn.Linear):
+    torch.manual_seed(1)
+    return nn.Sequential(kind(IN, OUT, bias=bias))
+
+
+def pair(*, bias=True):
+    """Return a layer with our DoRA and one with PEFT's, of equal random values, in float64, and their parameters."""
+    ours, theirs = host(bias=bias).double(), host(bias=bias).double()
+    state = attach(ours, DORA, target_modules=["0"], rank=4).double()
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["0"], use_dora=True)
+    theirs = peft.get_peft_model(theirs, config).double()
+    layer = theirs.base_model.model[0]
+    known = {
+        "A": layer.lora_A["default"].weight,
+        "B": layer.lora_B["default"].weight,
+        "magnitude": layer.lora_magnitude_vector["default"].weight,
+    }
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, value in known.items():
+            value.copy_(torch.randn(value.shape, dtype=value.dtype))
+            state.params()[name].copy_(value)
+    return ours, state, theirs, known
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("inside", [False, True])
+def test_it_is_dora_in_outputs_and_all_gradients(bias, inside):
+    ours, state, theirs, known = pair(bias=bias)
+    state.updates["0"].below.may_fold = inside
+    xs = [torch.randn(7, IN, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) for _ in range(2)]
+    for x in xs:
+        x.requires_grad_()
+    outputs = [model(x) for model, x in zip((ours, theirs), xs, strict=True)]
+    hosts.close(*outputs, 1e-12)
+    for output in outputs:
+        output.pow(3).sum().backward()
+    hosts.close(xs[0].grad, xs[1].grad, 1e-12)
+    for name, value in known.items():
+        hosts.close(state.params()[name].grad, value.grad, 1e-12)
+
+
+def test_the_start_is_that_of_the_spec_and_the_magnitude_the_lengths_of_the_rows():
+    model = host()
+    x = torch.randn(5, IN)
+    wanted = model(x)
+    state = attach(model, DORA, target_modules=["0"], rank=4)
+    hosts.close(state.params()["magnitude"], model[0].weight.norm(dim=1), 1e-6)
+    hosts.close(model(x), wanted, 1e-6)
+    free = magnitude(families.lotr(start="neutral"))
+    other = attach(host(), free, target_modules=["0"], rank=4)
+    weight = host()[0].weight + other.updates["0"].below.delta(host()[0].weight)
+    hosts.close(other.params()["magnitude"].reshape(-1), weight.norm(dim=1), 1e-6)
+
+
+def oracle(model, state):
+    """Return the changed weight by its definition."""
+    weight = model[0].weight.double()
+    whole = weight + state.updates["0"].below.delta(weight).double()
+    return state.params()["magnitude"].double()[:, None] * whole / whole.norm(dim=1, keepdim=True)
+
+
+def woken(model, spec=DORA, **words):
+    return hosts.wake(attach(model, spec, target_modules=["0"], rank=4, **words))
+
+
+@pytest.mark.parametrize("change", ["none", "subclass", "other adapter", "other fold", "keyword", "hook", "3 axes"])
+def test_every_layer_gives_the_output_of_the_changed_weight(change):
+    model = host(kind=Doubled if change == "subclass" else nn.Linear).double()
+    weight, bias = model[0].weight.detach().clone(), model[0].bias.detach().clone()
+    x, more = torch.randn(6, IN, dtype=torch.float64), 0.0
+    if change.startswith("other"):
+        words = {"fold": True} if change == "other fold" else {}
+        other = hosts.wake(attach(model, families.lora(), target_modules=["0"], rank=2, adapter_name="b", **words))
+        more = x @ other.double().updates["0"].delta(weight).T
+    state = woken(model).double()
+    whole = state.params()["magnitude"][:, None] * nn.functional.normalize(
+        weight + state.updates["0"].below.delta(weight), dim=1
+    )
+    wanted = linear(x, whole, bias) + more
+    if change == "subclass":
+        wanted = 2 * linear(x, weight, bias) + linear(x, whole - weight)
+    if change == "keyword":
+        hosts.close(model[0](input=x), wanted, 1e-10)
+    elif change == "3 axes":
+        hosts.close(model(x.reshape(2, 3, IN)).reshape(6, OUT), wanted, 1e-10)
+    elif change == "hook":
+        hosts.close(state.updates["0"](model[0], (x,), {}, linear(x, weight, bias)), wanted, 1e-10)
+    else:
+        hosts.close(model(x), wanted, 1e-10)
+
+
+def test_dropout_falls_on_the_input_of_the_update_alone():
+    model = host().double()
+    state = woken(model, dropout=0.5).double()
+    x = torch.randn(6, IN, dtype=torch.float64)
+    ratios = state.params()["magnitude"] / (model[0].weight + state.updates["0"].below.delta(model[0].weight)).norm(
+        dim=1
+    )
+    torch.manual_seed(5)
+    dropped = dropout(x, 0.5)
+    below = dropped @ state.updates["0"].below.delta(model[0].weight).T
+    torch.manual_seed(5)
+    hosts.close(model(x), ratios * (x @ model[0].weight.T + below) + model[0].bias, 1e-10)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_row_of_zeros_stays_finite(inside):
+    model = host()
+    with torch.no_grad():
+        model[0].weight[3] = 0.0
+    state = attach(model, DORA, target_modules=["0"], rank=4)
+    state.updates["0"].below.may_fold = inside
+    x = torch.randn(6, IN, requires_grad=True)
+    model(x).square().sum().backward()
+    assert all(torch.isfinite(value.grad).all() for value in (x, *state.parameters()))
+    assert (model(x)[:, 3] == model[0].bias[3]).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_lengths_stay_in_float32_on_a_host_of_half_precision(dtype):
+    model = host()
+    state = woken(model)
+    wanted = linear(torch.ones(1, IN).double(), oracle(model, state), model[0].bias.double())
+    model.to(dtype)
+    assert state.params()["magnitude"].dtype == torch.float32
+    assert state.params()["A"].dtype == dtype
+    hosts.close(model(torch.ones(1, IN, dtype=dtype)).double(), wanted, 3e-2)
+    fresh = host().to(dtype)
+    plain = fresh(torch.ones(1, IN, dtype=dtype))
+    attach(fresh, DORA, target_modules=["0"], rank=4)
+    assert torch.equal(fresh(torch.ones(1, IN, dtype=dtype)), plain)
+
+
+def test_it_is_merged_unmerged_copied_compiled_saved_and_loaded(tmp_path):
+    model = host()
+    state, x = woken(model), torch.randn(6, IN)
+    before, wanted = model[0].weight.detach().clone(), model(x)
+    hosts.close(copy.deepcopy(model)(x), wanted)
+    torch._dynamo.reset()
+    hosts.close(torch.compile(model, fullgraph=True)(x), wanted)
+    state.save(tmp_path / "a.safetensors")
+    again = host()
+    load(again, tmp_path / "a.safetensors")
+    assert torch.equal(again(x), wanted)
+    state.merge()
+    hosts.close(model[0].weight.double(), oracle_of_merge(state, before), 1e-6)
+    hosts.close(model(x), wanted)
+    state.unmerge()
+    assert torch.equal(model[0].weight, before)
+    assert torch.equal(model(x), wanted)
+
+
+def oracle_of_merge(state, weight):
+    whole = weight.double() + state.updates["0"].below.delta(weight).double()
+    return state.params()["magnitude"].double()[:, None] * nn.functional.normalize(whole, dim=1)
+
+
+def test_a_file_is_refused_on_another_host(tmp_path):
+    model = host()
+    woken(model).save(tmp_path / "a.safetensors")
+    other = nn.Sequential(nn.Linear(IN, OUT))
+    with pytest.raises(FormatError, match=r"expected the weight of 0 that the adapter was trained with"):
+        load(other, tmp_path / "a.safetensors")
+
+
+def test_blocks_and_a_split_of_columns():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 12)).double()
+    weight, bias = model[0].weight.detach().clone(), model[0].bias.detach().clone()
+    state = hosts.wake(attach(model, DORA, target_modules=["0"], blocks={"0": (3, 2)}, rank=2)).double()
+    x = torch.randn(5, 8, dtype=torch.float64)
+    hosts.close(model(x), linear(x, weight + state.updates["0"].delta(weight), bias), 1e-10)
+    state.dropout = 0.5
+    with pytest.raises(SiteError, match=r"expected dropout=0 for a magnitude on a block of columns"):
+        model(x)
+
+
+def test_a_folded_layer_gives_the_same():
+    x = torch.randn(6, IN)
+    plain = host()(x)
+    models = [host(), host()]
+    for model, fold in zip(models, (False, True), strict=True):
+        woken(model, fold=fold)
+    hosts.close(models[0](x), models[1](x))
+    assert not torch.allclose(plain, models[0](x))
+
+
+def test_a_step_makes_nothing_of_the_size_of_the_weight_that_a_low_rank_spec_need_not():
+    """The product of the weight and A is enough for the lengths."""
+    model = nn.Sequential(nn.Linear(64, 48, bias=False))
+    attach(model, DORA, target_modules=["0"], rank=2)
+    with Made() as made:
+        model(torch.randn(3, 64))
+    assert made.shapes.count((48, 64)) <= 1  # the squares of the weight
+
+
+def test_a_magnitude_of_ones_own_is_one():
+    factors = {**families.lora().factors, "m": trainable("out", init=row_norms())}
+    spec = AdapterSpec(name="own", weight="out in", factors=factors, scale=families.lora(alpha=8).scale)
+    models = [host(), host()]
+    for model, one in zip(models, (spec, DORA), strict=True):
+        woken(model, one)
+    x = torch.randn(6, IN)
+    assert torch.equal(models[0](x), models[1](x))
