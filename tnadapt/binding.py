@@ -41,7 +41,17 @@ from tnadapt._planning import (
 )
 from tnadapt._signature import answers, expect_names, mistake, told
 from tnadapt._structure import Cut, LoRA, minimum_cut
-from tnadapt._values import Params, drawn_starts, map_factor, pull_back, read_hosts, redraw, start_values, unknown_map
+from tnadapt._values import (
+    HostReader,
+    Params,
+    drawn_starts,
+    map_factor,
+    pull_back,
+    read_hosts,
+    redraw,
+    start_values,
+    unknown_map,
+)
 from tnadapt.families import SpecLike, spec_of
 
 __all__ = [
@@ -59,6 +69,7 @@ __all__ = [
     "ExactOrder",
     "Factor",
     "Group",
+    "HostReader",
     "LoRA",
     "Network",
     "Objective",

@@ -79,3 +79,15 @@ def test_starting_values_from_an_integer_weight_raise(host):
     with pytest.raises(SiteError, match=r"0\.0: expected a floating-point weight .*, got torch\.int8"):
         attach(host, families.pissa(), target_modules=r"\d\.0", rank=2, seed=0)
     assert not [name for name, _ in host.named_children() if name.startswith("tnadapt")]
+
+
+def test_a_folder_for_peft_needs_one_decomposition_of_each_weight(host, tmp_path, monkeypatch):
+    state = attach(host, families.svdiff(), target_modules=r"\d\.0")
+    train(host, state)
+    decompose, seen = np.linalg.svd, []
+    monkeypatch.setattr(np.linalg, "svd", lambda matrix, **more: seen.append(matrix) or decompose(matrix, **more))
+    state.save(tmp_path / "own")
+    assert not seen
+    state.save_as_lora(tmp_path / "lora", rank=8)
+    of_weights = [m for m in seen if any(np.array_equal(m, host[n][0].weight.detach().double()) for n in range(3))]
+    assert len(of_weights) == 3

@@ -3,13 +3,12 @@
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from tnadapt import Adapter, Site, SiteError
-from tnadapt.binding import HOST_PARTS, HOST_WEIGHTS, read_hosts, start_values
+from tnadapt.binding import HOST_PARTS, HostReader, read_hosts, start_values
 from tnadapt_torch._host.quantized import read_dense
 from tnadapt_torch._host.weight import HostWeights, Weight
 from tnadapt_torch._sharded import whole
@@ -73,17 +72,14 @@ class HostEntries(Mapping[str, npt.ArrayLike]):
         originals: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Store the adapter, the weights by path, the other params, and the values from before the adapter's merge."""
-        self.adapter, self.weights, self.params = adapter, HostWeights(weights, originals), params or {}
+        self.adapter, self.params = adapter, params or {}
+        self.reader = HostReader(adapter, HostWeights(weights, originals))
 
     def __getitem__(self, name: str) -> npt.ArrayLike:
-        if name in self.params:
-            return self.params[name]
-        site, kind = self.adapter.hosts[name]
-        weight = np.asarray(self.weights[site.weight])[site.rectangle]
-        if kind in HOST_WEIGHTS:
-            return weight if kind == "host" else (weight != 0).astype(weight.dtype)
-        parts = np.linalg.svd(weight.reshape(len(weight), -1).astype(np.float64), full_matrices=False)
-        return parts[HOST_PARTS.index(kind)]
+        return self.params[name] if name in self.params else self.reader.read(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.params or name in self.adapter.hosts  # without reading a weight
 
     def __iter__(self) -> Iterator[str]:
         return iter((*self.params, *self.adapter.hosts))
