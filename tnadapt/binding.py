@@ -10,7 +10,7 @@ from tnadapt._files import (
     read_checkpoint,
     read_object,
 )
-from tnadapt._hosts import Block, Place, Rule, coordinates_of, in_layers, match, nearest, places_of
+from tnadapt._hosts import Block, Place, Rule, as_integer, coordinates_of, in_layers, match, nearest, places_of
 from tnadapt._language import (
     HOST_PARTS,
     HOST_WEIGHTS,
@@ -83,6 +83,7 @@ __all__ = [
     "Step",
     "Written",
     "answers",
+    "as_integer",
     "bucket",
     "check_fingerprint",
     "coordinates_of",
