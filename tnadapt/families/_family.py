@@ -22,7 +22,7 @@ def family(make: Callable[P, AdapterSpec]) -> Callable[P, AdapterSpec]:
     @answers(SpecError)
     @functools.wraps(make)
     def checked(*args: P.args, **kwargs: P.kwargs) -> AdapterSpec:
-        kwargs |= {word: as_integer(value) for word, value in kwargs.items() if kinds.get(word) is int}
+        kwargs.update({word: as_integer(value) for word, value in kwargs.items() if kinds.get(word) is int})
         for word, value in kwargs.items():
             if wanted := _wanted(kinds.get(word), value):
                 example = wanted.rpartition(" or ")[2] if "'" in wanted else {"a number": "8.0"}.get(wanted, "4")
