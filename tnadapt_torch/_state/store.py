@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 import numpy.typing as npt
 
 import tnadapt
 from tnadapt import SiteError
-from tnadapt.binding import Written, drawn_starts
-from tnadapt_torch._host import HostEntries, SavedModules, find_tie
+from tnadapt.binding import HOST_PARTS, Written, drawn_starts
+from tnadapt_torch._host import HostEntries, SavedModules, check_parts, find_tie
 from tnadapt_torch._sharded import once
 from tnadapt_torch._state.factors import leaf_of, stored_factors, to_numpy
 from tnadapt_torch._state.replicas import settle, shared_by
@@ -32,6 +33,7 @@ def write_file(state: "AdapterState", path: str | os.PathLike[str]) -> None:
     starts = {key: getattr(*leaf_of(state.start, key)) for key in drawn_starts(state.adapter)}
     stored = stored_factors(state.adapter, params | starts)
     whole = _with_hosts(state, stored)
+    check_parts(state.adapter, whole.reader.weights, _parts_of(state))
     once(shared_by(state), partial(tnadapt.save, state.adapter, whole, path, extra=extra))
 
 
@@ -58,7 +60,7 @@ def write_lora(
     write = partial(
         tnadapt.save_as_lora,
         state.adapter,
-        _with_hosts(state, {key: to_numpy(value) for key, value in state.params().items()}),
+        _with_hosts(state, {key: to_numpy(value) for key, value in state.params().items()} | _parts_of(state)),
         directory,
         rank=rank,
         base_model=getattr(getattr(state.model, "config", None), "name_or_path", None) or None,
@@ -68,6 +70,12 @@ def write_lora(
         modules_to_save=[*state.saved.modules, *heads],
     )
     return once(shared_by(state), write)
+
+
+def _parts_of(state: "AdapterState") -> dict[str, npt.NDArray[np.generic]]:
+    """Return the parts of the SVDs of the host's weights that the adapter computes with: those of its attach."""
+    names = [name for name, (_, kind) in state.adapter.hosts.items() if kind in HOST_PARTS]
+    return {name: to_numpy(getattr(*leaf_of(state.start, name))) for name in names}
 
 
 def _with_hosts(state: "AdapterState", params: Mapping[str, npt.ArrayLike]) -> HostEntries:
