@@ -161,7 +161,8 @@ class AdapterSpec:
     @cached_property
     def free_bonds(self) -> tuple[str, ...]:
         """The bonds whose sizes have to be given."""
-        settled = {*self.tied, *self.short, *(mode for mode, rule in self.sizes.items() if isinstance(rule, int))}
+        numbers = {self.tied.get(mode, mode) for mode, rule in self.sizes.items() if isinstance(rule, int)}
+        settled = {*self.tied, *self.short, *numbers}
         return tuple(bond for bond in self.bonds if bond not in settled)
 
     @cached_property
