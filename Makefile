@@ -6,7 +6,7 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo demo-quick demo-jax test quantized lint format types laws peft-suite mutants bench docs clean
+.PHONY: demo demo-quick demo-jax test quantized lycoris lint format types laws peft-suite mutants bench docs clean
 .NOTPARALLEL:
 
 demo: .venv/.demo
@@ -24,6 +24,9 @@ test: .venv/.dev
 
 quantized: .venv/.quantized
 	$(BIN)/python -m pytest -n 2 tests/quantized $(ARGS)
+
+lycoris: .venv/.lycoris
+	$(BIN)/python -m pytest tests/parity/test_lycoris.py $(ARGS)
 
 lint: .venv/.dev
 	$(BIN)/ruff check
@@ -73,6 +76,10 @@ clean:
 
 .venv/.quantized: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) -e ".[dev,quantized]"
+	@touch $@ .venv/.dev .venv/.demo .venv/.demo-jax # it installs dev, too
+
+.venv/.lycoris: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) -e ".[dev,lycoris]"
 	@touch $@ .venv/.dev .venv/.demo .venv/.demo-jax # it installs dev, too
 
 .venv/.bench: pyproject.toml constraints.txt | .venv/bin/python

@@ -40,7 +40,7 @@ COPIED = ("tnadapt", "tnadapt_torch", "tnadapt_jax", "tests", "docs")
 SKIPPED = ("__init__.py", "__main__.py", "tnadapt/_version.py", "_hosts/configs.py", "tnadapt_torch/trainer.py")
 
 # Tests of demos, of benchmarks, of a compiler and of several processes. `_starts_one` finds single tests of processes.
-LEFT_OUT = ["demo", "benchmark", "compile", "distributed", "processes", "sharding"]
+LEFT_OUT = ["demo", "benchmark", "compile", "compile_families", "distributed", "processes", "sharding"]
 
 # Files of the core whose tests do not lie in the folder of their name.
 ELSEWHERE = {
@@ -56,10 +56,12 @@ TORCH = {
     "_attach": "attach mistakes several starts",
     "_files": "files peft_folder starts",
     "_host/find": "find attach blocks",
+    "_host/hosted": "starts files attach merge",
     "_host/merge": "merge merge_order",
     "_host/saved": "files identity",
     "_host/weight": "find merge inputs blocks",
     "_run/blocks": "blocks inputs",
+    "_run/call": "call inputs blocks attach",
     "_run/layout": "layout cost inputs blocks",
     "_run/lower": "cost inputs blocks",
     "_run/maps": "maps starts attach blocks",
@@ -98,10 +100,10 @@ def main() -> None:
     os.environ |= {"HYPOTHESIS_PROFILE": "mutants", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     os.chdir(ROOT)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        places = _places(asked.packages)
+        places = _places(asked.packages, asked.files)
         chosen = _chosen(places, asked.sample, asked.seed, asked.only)
         print(f"{len(chosen)} mutants of {sum(map(len, places.values()))} places", flush=True)
-        with ProcessPoolExecutor(2, initializer=_settle, initargs=(folder,)) as pool:
+        with ProcessPoolExecutor(asked.processes, initializer=_settle, initargs=(folder,)) as pool:
             wholes = {_whole(tests) for mutant in chosen for tests in _stages(mutant.module_path)}
             try:
                 limits = dict(zip(wholes, pool.map(_limit, wholes), strict=True))
@@ -116,6 +118,8 @@ def main() -> None:
 def _asked() -> argparse.Namespace:
     words = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     words.add_argument("--packages", nargs="+", choices=SAMPLE, default=list(SAMPLE), help="default: all three")
+    words.add_argument("--files", nargs="+", metavar="FILE", help="draw from these files of the packages only")
+    words.add_argument("--processes", type=int, default=2, help="mutants judged at a time (default: %(default)s)")
     words.add_argument("--sample", type=int, default=sum(SAMPLE.values()), help="mutants in all (default: %(default)s)")
     words.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
     words.add_argument("--only", nargs="+", metavar="FILE:LINE:COLUMN", help="judge the mutants of these places only")
@@ -125,10 +129,13 @@ def _asked() -> argparse.Namespace:
 # ---------------------------------------------------------------- the sample
 
 
-def _places(packages: list[str]) -> Places:
+def _places(packages: list[str], files: list[str] | None) -> Places:
     """File -> place -> its changes, in the order of the places; what lies in an annotation is no place."""
     found: Places = {}
-    for path in (path for package in packages for path in sorted(Path(package).rglob("*.py"))):
+    known = [path for package in packages for path in sorted(Path(package).rglob("*.py"))]
+    if missing := {*(files or ())} - {path.as_posix() for path in known}:
+        sys.exit(f"--files: expected files of the packages, got {', '.join(sorted(missing))}.")
+    for path in known if files is None else (path for path in known if path.as_posix() in files):
         if not path.as_posix().endswith(SKIPPED):
             annotations = list(_annotations(path.read_text()))
             places: dict[str, list[MutationSpec]] = {}
@@ -224,8 +231,10 @@ def _stages(path: Path) -> tuple[tuple[str, ...], ...]:
         if rest[0] == "peft":
             return (_files("tests/peft", first="test_bridge.py"),)
         subjects = TORCH.get("/".join(rest).removesuffix(".py"), path.stem).split()
-        near = tuple(f"tests/torch/test_{subject}.py" for subject in subjects)
-        return near, tuple(one for one in _files("tests/torch") if one not in near)
+        named = [f"{place}/test_{subject}.py" for subject in subjects for place in ("tests/torch", "tests/torch/seam")]
+        near = tuple(name for name in named if Path(name).exists())
+        rest_of_them = tuple(one for one in _files("tests/torch") if one not in near)
+        return (near, rest_of_them) if near else (rest_of_them,)
     if package == "tnadapt_jax":
         return (_files("tests/jax", first=f"test_{path.stem.removeprefix('_')}.py"),)
     if path.as_posix() in ELSEWHERE:

@@ -10,7 +10,7 @@ from tnadapt._files import (
     read_checkpoint,
     read_object,
 )
-from tnadapt._hosts import Block, Place, Rule, coordinates_of, in_layers, match, nearest, places_of
+from tnadapt._hosts import Block, Place, Rule, as_integer, coordinates_of, in_layers, match, nearest, places_of
 from tnadapt._language import (
     HOST_PARTS,
     HOST_WEIGHTS,
@@ -43,7 +43,17 @@ from tnadapt._planning import (
 )
 from tnadapt._signature import answers, expect_names, mistake, told
 from tnadapt._structure import Cut, LoRA, RowProducts, minimum_cut, row_products
-from tnadapt._values import Params, drawn_starts, map_factor, pull_back, read_hosts, redraw, start_values, unknown_map
+from tnadapt._values import (
+    HostReader,
+    Params,
+    drawn_starts,
+    map_factor,
+    pull_back,
+    read_hosts,
+    redraw,
+    start_values,
+    unknown_map,
+)
 from tnadapt.families import SpecLike, spec_of
 
 __all__ = [
@@ -61,6 +71,7 @@ __all__ = [
     "ExactOrder",
     "Factor",
     "Group",
+    "HostReader",
     "LoRA",
     "Network",
     "Objective",
@@ -75,6 +86,7 @@ __all__ = [
     "Step",
     "Written",
     "answers",
+    "as_integer",
     "bucket",
     "check_fingerprint",
     "coordinates_of",

@@ -5,6 +5,7 @@ import json
 import pickle
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -375,3 +376,13 @@ def test_ranks_by_module_are_those_of_bind():
         "q_proj": 4,
         "v_proj": 2,
     }
+
+
+def test_integers_of_numpy_are_saved_as_plain_ones(tmp_path):
+    four = np.int64(4)
+    words = {"spec": "lora", "target_modules": ["q_proj"], "rank_pattern": {"v_proj": np.int64(2)}}
+    config = TnConfig(**words, rank=four, sizes={"in": np.int64(16)}, blocks={"q_proj": (four, 1)}, seed=np.int64(3))
+    config.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (saved["rank"], saved["sizes"], saved["blocks"]) == ({"r": 4, "v_proj": 2}, {"in": 16}, [["q_proj", [4, 1]]])
+    assert (saved["seed"], type(config.seed)) == (3, int)

@@ -1,5 +1,6 @@
 """Attach an adapter: what it adds to the model, what it leaves alone, and that a failed attach changes nothing."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -309,3 +310,18 @@ def test_a_rank_above_that_of_any_update_is_to_be_asked_for():
     with pytest.raises(SiteError, match=r"pass overparametrized=True\.$"):
         attach(model, families.lora(), target_modules=["0"], rank=9)
     assert attach(model, families.lora(), target_modules=["0"], rank=9, overparametrized=True).adapter.rank == 9
+
+
+def test_ranks_sizes_and_seeds_may_be_integers_of_numpy(tmp_path):
+    words = [
+        {"rank": kind(2), "sizes": {"in": kind(16)}, "seed": kind(3), "target_modules": ["q_proj"]}
+        for kind in (np.int64, int)
+    ]
+    one, other = (attach(hosts.toy(), families.lora(), **more) for more in words)
+    assert one.adapter == other.adapter
+    assert type(one.adapter.rank) is type(one.adapter.seed) is int
+    for state, name in ((one, "one"), (other, "other")):
+        state.save(tmp_path / name)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
+    with pytest.raises(SiteError, match="rank: expected an integer of at least 1, got"):
+        attach(hosts.toy(), families.lora(), rank=np.True_, target_modules=["q_proj"])

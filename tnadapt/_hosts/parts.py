@@ -169,8 +169,8 @@ def _fused(site: Site, parts: Fused) -> Iterator[Site]:
 def _blocks(site: Site, counts: tuple[int, ...]) -> Iterator[Site]:
     if len(counts) != len(site.shape):
         raise SiteError(f"{site.path}: expected one number of blocks per axis of {site.shape}, got {counts}.")
+    counts = tuple(check_size(f"{site.path}: blocks along an axis", count) for count in counts)
     for count, size in zip(counts, site.shape, strict=True):
-        check_size(f"{site.path}: blocks along an axis", count)
         if size % count:
             raise SiteError(
                 f"{site.path}: expected a number of blocks that divides an axis of {size}, got {count}.\n"

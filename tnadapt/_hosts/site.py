@@ -151,8 +151,13 @@ def divisors(number: int) -> tuple[int, ...]:
 
 
 def as_integer(value: object) -> object:
-    """Return an integer of any library, such as numpy's, as a Python int; anything else as it is."""
-    return operator.index(value) if hasattr(value, "__index__") and not isinstance(value, bool) else value
+    """Return an integer of any library, such as numpy's, as a Python int; anything else, and a bool, as it is."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or str(getattr(value, "dtype", "")).endswith("bool"):
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:  # an array that is no single integer has the method, too
+        return value
 
 
 def as_integers(value: object) -> Any:

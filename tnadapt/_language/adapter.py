@@ -11,7 +11,7 @@ from tnadapt._frozen import FrozenMap
 from tnadapt._hosts import TASK, Site, check_parts, check_size, expect_site
 from tnadapt._language.address import Address, Magnitude, Part, Slot
 from tnadapt._language.factor import Factor
-from tnadapt._language.groups import check_patterns, group_of
+from tnadapt._language.groups import check_gates, check_patterns, group_of
 from tnadapt._language.initializer import host
 from tnadapt._language.network import Group, Network, most_shapes, stacks_of
 from tnadapt._language.terms import START
@@ -52,6 +52,7 @@ class Adapter:
         networks: dict[object, Network] = {}  # groups of equal sizes share one
         groups = tuple(group_of(self, name, stack, networks) for name, stack in stacks.items())
         object.__setattr__(self, "groups", groups)
+        check_gates(self)
 
     @property
     def networks(self) -> tuple[Network, ...]:

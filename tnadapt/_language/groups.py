@@ -46,6 +46,7 @@ class Spec(Protocol):
     def tied(self) -> Mapping[str, str]: ...
     @property
     def free_bonds(self) -> tuple[str, ...]: ...
+    def is_global(self, factor: str, /) -> bool: ...
 
 
 class Asked(Protocol):
@@ -93,6 +94,20 @@ def check_ranks(adapter: Bound) -> None:
                 f"{above[0]!r} of {network.sizes[above[0]]}, with which {adapter.spec.name} would train {trained:,} "
                 f"numbers for {dense:,} of the weights.\nChoose a smaller rank, or pass overparametrized=True."
             )
+
+
+def check_gates(adapter: Bound) -> None:
+    """Raise SiteError for a controlled Z that groups of several sizes share: a smaller one is no part of a larger."""
+    for name, factor in adapter.spec.arrays.items():
+        if factor.init.kind == "controlled_z" and adapter.spec.is_global(name):
+            shapes = {group.network.shape(name): group.sites[0].path for group in adapter.groups}
+            if len(shapes) > 1:
+                (one, first), (other, second) = list(shapes.items())[:2]
+                raise SiteError(
+                    f"factor {name!r}: expected the same sizes at all sites, since a controlled_z is one for the whole "
+                    f"adapter and a smaller one is no part of it, got {one} at {first} and {other} at {second}.\n"
+                    f"Adapt weights of one shape, or give {' and '.join(map(repr, factor.modes))} sizes in the spec."
+                )
 
 
 def group_of(adapter: Asked, name: str, stack: tuple[Site, ...], networks: dict[object, Network]) -> Group:
@@ -147,13 +162,20 @@ def _network(adapter: Asked, site: Site, lengths: Mapping[str, int], own: int | 
             f"sizes: expected modes of {spec.name} whose sizes are free, got {wrong[0]!r}.\n"
             f"It has {', '.join(sorted(known))}."
         )
-    asked = {mode: rule for mode, rule in spec.sizes.items() if isinstance(rule, int)} | dict(adapter.sizes)
+    asked = _numbers(spec) | dict(adapter.sizes)
     required = {mode for mode, rule in spec.sizes.items() if isinstance(rule, SizeRule) and rule.kind == "required"}
     outer = sizes_of(site.path, site.shape, spec.axes, asked, required) | dict(lengths)
     sizes = outer | _bond_sizes(adapter, outer, asked, own)
     scale = spec.scale.at(sizes.get(spec.scale.bond, 1))
     factors = {**spec.arrays, **spec.hosts}
     return Network(spec.axes, spec.site_modes, factors, sizes, scale, spec.nodes, spec.sum)
+
+
+def _numbers(spec: Spec) -> dict[str, int]:
+    """Return the sizes that a spec gives as numbers, those of a second name by the bond that has the size."""
+    given = {mode: rule for mode, rule in spec.sizes.items() if isinstance(rule, int)}
+    owners = {mode: spec.tied[mode] for mode in given if spec.tied.get(mode) in spec.bonds}
+    return {owner: given[mode] for mode, owner in owners.items()} | {m: n for m, n in given.items() if m not in owners}
 
 
 def _bond_sizes(adapter: Asked, outer: Mapping[str, int], asked: Mapping[str, int], own: int | None) -> dict[str, int]:
@@ -177,10 +199,9 @@ def _bond_sizes(adapter: Asked, outer: Mapping[str, int], asked: Mapping[str, in
             f"Pass rank=8 for all, or rank={{{missing[0]!r}: 8}} for each."
         )
     sizes = dict(asked) | {bond: check_size(f"rank of {bond!r}", size) for bond, size in ranks.items()}
-    for bond, rule in spec.sizes.items():
-        first = spec.tied.get(bond, bond)
-        if isinstance(rule, SizeRule) and rule.kind == "at_most" and first in ranks:
-            sizes[first] = min(sizes[first], outer[rule.mode])
+    for first, most in _limits(spec, outer).items():
+        if first in sizes and first not in adapter.sizes:
+            sizes[first] = min(sizes[first], most)
     whole = sizes | dict(adapter.sizes) | dict(outer)
     sides = ([mode for axis in axes for mode in axis] for axes in (spec.axes[:1], spec.axes[1:]))
     thin = min(math.prod(outer[mode] for mode in side) for side in sides)
@@ -190,6 +211,16 @@ def _bond_sizes(adapter: Asked, outer: Mapping[str, int], asked: Mapping[str, in
     for bond in spec.bonds:
         _check_rule(adapter, bond, whole, {*ranks, *adapter.sizes}, thin)
     return {bond: whole[bond] for bond in spec.bonds}
+
+
+def _limits(spec: Spec, outer: Mapping[str, int]) -> dict[str, int]:
+    """Return the largest size that `at_most` permits, by the bond whose size it limits."""
+    found: dict[str, int] = {}
+    for bond, rule in spec.sizes.items():
+        if isinstance(rule, SizeRule) and rule.kind == "at_most":
+            first = spec.tied.get(bond, bond)
+            found[first] = min(found.get(first, outer[rule.mode]), outer[rule.mode])
+    return found
 
 
 def _check_rule(adapter: Asked, bond: str, sizes: Mapping[str, int], asked: Collection[str], thin: int) -> None:
@@ -202,7 +233,7 @@ def _check_rule(adapter: Asked, bond: str, sizes: Mapping[str, int], asked: Coll
     if bond in spec.short:
         wanted = thin
     elif isinstance(rule, int):
-        wanted = size if first in asked else rule
+        wanted = size if first in asked else min(rule, _limits(spec, sizes).get(first, rule))
     elif rule is not None and rule.kind == "like":
         wanted = sizes[rule.mode]
     elif rule is not None and rule.kind == "at_most" and first not in spec.bonds:

@@ -111,10 +111,17 @@ def _check_map(name: str, factor: Factor, sizes: Mapping[str, int]) -> None:
     """Raise SiteError unless the modes that a map makes have equal sizes, which are 2 for a rotation."""
     one, other = (sizes[mode] for mode in factor.modes[-2:])
     if one != other or (factor.map == "rotation" and one != 2):  # noqa: PLR2004
-        wanted = "2 and 2" if factor.map == "rotation" else "equal numbers"
+        row, column = map(repr, factor.modes[-2:])
+        wanted, todo = (
+            "equal numbers",
+            f"Pass equal sizes to bind, or write sizes={{{column}: like({row})}} in the spec.",
+        )
+        if factor.map == "rotation":
+            wanted = "2 and 2"
+            todo = f"Write sizes={{{row}: 2, {column}: 2}} in the spec. Modes of size 2 alone split only a power of 2."
         raise SiteError(
-            f"factor {name!r}: expected {wanted} as the sizes of {' and '.join(map(repr, factor.modes[-2:]))}, which a "
-            f"{factor.map} makes, got {one} and {other}."
+            f"factor {name!r}: expected {wanted} as the sizes of {row} and {column}, which the map {factor.map} makes, "
+            f"got {one} and {other}.\n{todo}"
         )
 
 

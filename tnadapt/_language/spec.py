@@ -69,12 +69,12 @@ class AdapterSpec:
     def __post_init__(self) -> None:
         """Find every fault, raise them together, and freeze the mappings."""
         object.__setattr__(self, "scale", scale_of(self.scale))
+        object.__setattr__(self, "sizes", as_integers(self.sizes))
         if odd := find_kind_faults(self):
             raise SpecError(self.name, odd)
         object.__setattr__(self, "factors", FrozenMap(_started(self.name, self.factors, self.start)))
         if isinstance(self.start, Decomposition):
             object.__setattr__(self, "start", self.start.start)
-        object.__setattr__(self, "sizes", FrozenMap(self.sizes))
         try:
             axes = axes_of(self.weight)
         except ValueError as error:
@@ -167,7 +167,8 @@ class AdapterSpec:
     @cached_property
     def free_bonds(self) -> tuple[str, ...]:
         """The bonds whose sizes have to be given."""
-        settled = {*self.tied, *self.short, *(mode for mode, rule in self.sizes.items() if isinstance(rule, int))}
+        numbers = {self.tied.get(mode, mode) for mode, rule in self.sizes.items() if isinstance(rule, int)}
+        settled = {*self.tied, *self.short, *numbers}
         return tuple(bond for bond in self.bonds if bond not in settled)
 
     @cached_property

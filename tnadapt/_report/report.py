@@ -1,9 +1,9 @@
 """Report the counts, ranks, degrees of freedom and costs of an adapter before its arrays exist; compare several."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 from tnadapt._errors import PlanError, SiteError
 from tnadapt._files import file_size
@@ -19,6 +19,7 @@ DTYPES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 TOKENS = 1024
 LIMIT = 600
 UNKNOWN = "-"
+V = TypeVar("V")
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Report:
     """The counts, ranks, degrees of freedom and costs of an adapter.
 
     Flops and saved bytes are averages over `tokens` tokens. `first_gradients` are the factors that the first training
-    step changes; `file_size` is the size of the adapter's file in float32.
+    step changes, `file_size` that of the file in float32, `joined` the freedom of groups that share a trained factor.
     """
 
     adapter: Adapter
@@ -70,6 +71,7 @@ class Report:
     first_gradients: tuple[str, ...]
     file_size: int
     networks: tuple[NetworkReport, ...]
+    joined: Freedom | None = None
 
     @property
     def bytes(self) -> dict[str, int]:
@@ -88,9 +90,11 @@ class Report:
 
     @property
     def freedom(self) -> Freedom | None:
-        """Degrees of freedom of the whole adapter; None unless they are known, and add up, for every network."""
+        """Degrees of freedom of the whole adapter; None if they are not known."""
+        if self.adapter.joined:
+            return self.joined
         parts = [(len(net.groups), net.freedom) for net in self.networks]
-        if self.adapter.joined or any(part is None for _, part in parts):
+        if any(part is None for _, part in parts):
             return None
         degrees = sum(times * part.degrees for times, part in parts if part is not None)
         return Freedom(self.count.trainable, degrees)
@@ -201,9 +205,7 @@ class Report:
     def __str__(self) -> str:
         """Return the same tables as aligned text."""
         lines = [f"{self.adapter.spec.name}: {len(self.adapter.sites):,} sites in {len(self.adapter.groups):,} groups"]
-        lines += align(self.facts())
-        lines += [*align(self.factors()), *align(self.rows())]
-        return "\n".join(lines)
+        return "\n".join([*lines, *align(self.facts()), *align(self.factors()), *align(self.rows())])
 
 
 @dataclass(frozen=True)
@@ -251,9 +253,9 @@ class Comparison:
 
 def _asked(adapter: Adapter) -> str:
     rank = adapter.rank
-    if rank is None:
-        return UNKNOWN
-    return str(rank) if isinstance(rank, int) else " ".join(f"{bond}={size}" for bond, size in rank.items())
+    if isinstance(rank, Mapping):
+        return " ".join(f"{bond}={size}" for bond, size in rank.items())
+    return UNKNOWN if rank is None else str(rank)
 
 
 @answers(SiteError)
@@ -290,6 +292,7 @@ def report(
         first_gradients=first_gradients(adapter.spec),
         file_size=file_size(adapter),
         networks=tuple(networks),
+        joined=_affordable(lambda: degrees_of_freedom(adapter, limit=limit)) if adapter.joined else None,
     )
 
 
@@ -323,11 +326,6 @@ def _is_collection(given: object) -> TypeGuard[Iterable[Adapter]]:
 def _report_network(adapter: Adapter, network: Network, groups: list[Group], tokens: int, limit: int) -> NetworkReport:
     order, cut = plan(network, tokens=tokens), minimum_cut(network)
     outer, inner = network.volume(network.out_modes), network.volume(network.in_modes)
-    generic, freedom = None, None
-    with suppress(PlanError):
-        generic = generic_rank(adapter, groups[0].sites[0])
-    with suppress(PlanError):
-        freedom = degrees_of_freedom(adapter, groups[0], limit=limit)
     trained = [name for name, factor in network.factors.items() if factor.trainable]
     return NetworkReport(
         groups=tuple(group.name for group in groups),
@@ -335,11 +333,18 @@ def _report_network(adapter: Adapter, network: Network, groups: list[Group], tok
         weight=network.weight_shape,
         trainable=sum(network.volume(network.factors[name].held) for name in trained),
         rank=cut,
-        generic_rank=generic,
+        generic_rank=_affordable(lambda: generic_rank(adapter, groups[0].sites[0])),
         full_rank=cut.rank >= min(outer, inner),
-        freedom=freedom,
+        freedom=_affordable(lambda: degrees_of_freedom(adapter, groups[0], limit=limit)),
         forward_flops=order.forward_flops / tokens,
         backward_flops=order.backward_flops / tokens,
         host_flops=2 * outer * inner,
         saved_bytes=DTYPES["float32"] * order.saved_elements / tokens,
     )
+
+
+def _affordable(ask: Callable[[], V]) -> V | None:
+    """Return the answer, or None if it is too expensive to compute."""
+    with suppress(PlanError):
+        return ask()
+    return None

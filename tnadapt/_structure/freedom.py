@@ -19,25 +19,21 @@ entries that carry all modes of a set S, at one index of each of them, with all 
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import combinations
-
-import numpy as np
 
 from tnadapt._errors import PlanError, SiteError, SpecError
 from tnadapt._hosts import Site
-from tnadapt._language import Adapter, AdapterSpec, Group, Network, Term, expect_adapter
+from tnadapt._language import Adapter, AdapterSpec, Group, Network, expect_adapter
 from tnadapt._signature import answers, mistake, told
-from tnadapt._structure.modular import PRIME, Budget, contract, question_of, rank, residues
+from tnadapt._structure.jacobian import Jacobian, Modes, Place, joined_rank
+from tnadapt._structure.modular import Budget
 from tnadapt._structure.rank import networks_at, open_modes
 
 __all__ = ["Freedom", "degrees_of_freedom", "first_gradients"]
 
-Modes = tuple[str, ...]
-Place = tuple[int, ...]
 Directions = frozenset[Modes]
 
-FUNCTIONAL = "(functional)"  # brackets: no mode can have this name
 LIMIT = 2_048  # trainable numbers of one Jacobian
 WORK = 2**35  # flops of all Jacobians of a network together: about ten seconds
 MOST_DIRECTIONS = 8  # of cut modes; the number of corners and conditions grows exponentially with them
@@ -94,8 +90,9 @@ def degrees_of_freedom(
         seed: the seed of the generic values.
 
     Raises:
-        PlanError: a network that stays above the limit or takes too much work; a trainable factor with a map; a
-            magnitude; or, for the whole adapter, one that several groups share.
+        PlanError: a network that stays above the limit or takes too much work; a trainable factor with a map; or a
+            magnitude. If several groups share a trained factor, the Jacobian of the whole adapter is that of its full
+            size.
         SiteError: a site or a group that does not belong to this adapter.
     """
     expect_adapter(adapter, "degrees_of_freedom")
@@ -110,111 +107,28 @@ def degrees_of_freedom(
             f"magnitude {adapter.spec.magnitude}.\nAsk for the spec without it; each row of a weight adds at most one."
         )
     if where is None and adapter.joined:
-        raise PlanError(
-            f"degrees_of_freedom: expected groups that share no trained factor, got {adapter.joined[0]!r}, which "
-            f"{len(adapter.groups)} groups share.\nPass a group or a site, such as {adapter.groups[0].name!r}."
-        )
+        return _joined(adapter, limit, seed)
     parts = []
     for group, site in networks_at(adapter, where):
         parts.append(_degrees(group.network, site is None, None if site is not None else group.places, limit, seed))
     return Freedom(sum(part.trainable for part in parts), sum(part.degrees for part in parts))
 
 
-@dataclass(frozen=True)
-class _Jacobian:
-    """The derivative of a network with respect to some of its factors, at any sizes of its modes."""
-
-    network: Network
-    is_stack: bool
-    places: tuple[Place, ...] | None
-    seed: int
-    budget: Budget
-
-    def modes(self, factor: str) -> Modes:
-        modes = self.network.factors[factor].modes
-        return modes if self.is_stack else tuple(mode for mode in modes if mode not in self.network.over)
-
-    def _modes_of(self, node: str) -> Modes:
-        return self.network.stack_modes(node) if self.is_stack else self.network.local_modes(node)
-
-    @property
-    def trained(self) -> list[str]:
-        return [name for name, factor in self.network.factors.items() if factor.trainable]
-
-    @cached_property
-    def renamed(self) -> set[str]:
-        """The modes of axes that have several names, so that a size is the size of each of them."""
-        nodes = self.network.nodes.values()
-        pairs = [(node.modes, self.network.factors[node.factor].modes) for node in nodes]
-        return {mode for one, other in pairs if one != other for mode in (*one, *other)}
-
-    def entries(self, sizes: Mapping[str, int]) -> int:
-        return sum(math.prod(sizes[mode] for mode in self.modes(name)) for name in self.trained)
-
-    def carriers(self, modes: Collection[str]) -> list[str]:
-        """Return the trainable factors that carry all these modes."""
-        return [name for name in self.trained if set(modes) <= set(self.modes(name))]
-
-    def coupled(self, modes: Collection[str]) -> set[str]:
-        """Return these modes and all modes that trainable factors join to them, directly or through other modes."""
-        found = set(modes)
-        while (
-            more := {mode for name in self.trained if found & set(self.modes(name)) for mode in self.modes(name)}
-            - found
-        ):
-            found |= more
-        return found
-
-    def rank(self, sizes: Mapping[str, int], by: list[str]) -> int:
-        """Return the rank of the derivative with respect to these factors. Raises PlanError if it is too much work."""
-        random = np.random.default_rng(self.seed)
-        nodes = self.network.nodes
-        drawn = {(node.factor, node.at_start): self._modes_of(name) for name, node in nodes.items()}
-        self.budget.spend(0, sum(math.prod(sizes[mode] for mode in modes) for modes in drawn.values()))
-        values = {key: residues([sizes[mode] for mode in modes], random) for key, modes in drawn.items()}
-        outer = open_modes(self.network, is_stack=self.is_stack)
-        shape = [sizes[mode] for mode in outer]
-        count = min(sum(values[name, False].size for name in by), math.prod(shape))
-        if count == 0:
-            return 0
-        self.budget.spend(0, count * math.prod(shape))
-        pull = residues([count, *shape], random)
-        if self.places is not None:
-            pull *= self._mask(shape)
-        blocks = []
-        for name in by:
-            block = np.zeros((count, values[name, False].size), dtype=np.int64)
-            for term, place in self._uses(name):
-                others = [other for other in term.nodes if other != place]
-                inputs = [(FUNCTIONAL, *outer), *map(self._modes_of, others)]
-                question = question_of(inputs, (FUNCTIONAL, *self._modes_of(place)), {FUNCTIONAL: count, **sizes})
-                operands = [pull, *(values[nodes[other].factor, nodes[other].at_start] for other in others)]
-                block += term.sign * contract(question, operands, self.budget).reshape(count, -1)
-            blocks.append(block % PRIME)
-        return rank(np.concatenate(blocks, axis=1), self.budget)
-
-    def _uses(self, factor: str) -> list[tuple[Term, str]]:
-        """Return the terms that a factor is trained in, with the name of its node there."""
-        nodes = self.network.nodes
-        return [
-            (term, name)
-            for term in self.network.terms
-            for name in term.nodes
-            if nodes[name].factor == factor and not nodes[name].at_start
-        ]
-
-    def _mask(self, shape: list[int]) -> np.ndarray:
-        """Return 1 where there is a site and 0 elsewhere, in a shape that broadcasts."""
-        along = len(self.network.over)
-        mask = np.zeros(shape[:along], dtype=np.int64)
-        for place in self.places or ():
-            mask[place] = 1
-        return mask.reshape(1, *mask.shape, *[1] * (len(shape) - along))
+def _joined(adapter: Adapter, limit: int, seed: int) -> Freedom:
+    """Return the degrees of freedom of an adapter whose groups share a trained factor."""
+    trainable = sum(math.prod(slot.shape) for slot in adapter.slots.values() if slot.factor.trainable)
+    if trainable > limit:
+        raise PlanError(
+            f"degrees_of_freedom: expected at most {limit:,} trainable numbers where groups share a trained factor, "
+            f"since such a Jacobian is not cut, got {trainable:,} with {adapter.joined[0]!r} in {len(adapter.groups)} "
+            f"groups.\nAsk about a group or a site, such as {adapter.groups[0].name!r}, or pass a larger limit."
+        )
+    return Freedom(trainable, joined_rank(adapter, seed, Budget("degrees_of_freedom", flops=WORK)))
 
 
 @lru_cache(maxsize=1024)
 def _degrees(network: Network, is_stack: bool, places: tuple[Place, ...] | None, limit: int, seed: int) -> Freedom:
-    jacobian = _Jacobian(network, is_stack, places, seed, Budget("degrees_of_freedom", flops=WORK))
+    jacobian = Jacobian(network, is_stack, places, seed, Budget("degrees_of_freedom", flops=WORK))
     full = dict(network.sizes)
     trainable = jacobian.entries(full)
     if network.scale == 0:
@@ -251,7 +165,7 @@ class _Polynomial:
     of those grows, so if it stays the same when all grow at once, it stays the same when each grows.
     """
 
-    def __init__(self, jacobian: _Jacobian, full: Mapping[str, int], cut: Mapping[str, int]) -> None:
+    def __init__(self, jacobian: Jacobian, full: Mapping[str, int], cut: Mapping[str, int]) -> None:
         self.jacobian = jacobian
         self.full = full
         self.cut = cut

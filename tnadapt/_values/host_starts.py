@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from tnadapt._errors import SiteError
 from tnadapt._hosts import Site
-from tnadapt._language import HOST, HOST_PARTS, HOST_WEIGHTS, Adapter, Group, Network, host_entry
+from tnadapt._language import HOST, HOST_PARTS, Adapter, Group, Network
 from tnadapt._values.einsum import contract
 
 __all__: list[str] = []
@@ -75,33 +75,44 @@ def read_hosts(adapter: Adapter, weights: Weights | None, kinds: Collection[str]
     Each has the shape (out axis first) of the weight, of U, of the singular values or of V^T.
     Raises SiteError for a weight that is missing or has the wrong shape.
     """
-    wanted = {name: (site, kind) for name, (site, kind) in adapter.hosts.items() if kind in kinds}
+    wanted = [name for name, (_, kind) in adapter.hosts.items() if kind in kinds]
     if wanted and weights is None:
         raise SiteError(
             f"{adapter.spec.name}: expected the host's weights, which are a factor of it, got none.\n"
             "Pass init(adapter, weights), with a mapping from paths to arrays (out, in)."
         )
-    found: dict[str, Array] = {}
-    parts: dict[str, tuple[Array, Array, Array]] = {}
-    for name, (site, kind) in wanted.items():
-        weight = _weight_of(site, weights or {})
-        if kind in HOST_WEIGHTS:
-            found[name] = weight if kind == "host" else (weight != 0).astype(np.float64)
-            continue
-        if site.path not in parts:
-            parts[site.path] = np.linalg.svd(weight.reshape(len(weight), -1), full_matrices=False)
-        found[name] = parts[site.path][HOST_PARTS.index(kind)]
-    return found
+    reader = HostReader(adapter, weights or {})
+    return {name: reader.read(name) for name in wanted}
 
 
-def hosts_at(adapter: Adapter, site: Site, weights: Weights) -> dict[str, Array]:
-    """Return the entries of params that are one site's weight and, if used, its pattern and parts of its SVD."""
-    kinds = {factor.init.kind for factor in adapter.spec.hosts.values()} | {"host"}
-    weight = _weight_of(site, weights)
-    entries: dict[str, Array] = {"host": weight, "host_mask": (weight != 0).astype(np.float64)}
-    if kinds & {*HOST_PARTS}:
-        entries |= zip(HOST_PARTS, np.linalg.svd(weight.reshape(len(weight), -1), full_matrices=False), strict=True)
-    return {host_entry(site, kind): entries[kind] for kind in kinds}
+class HostReader:
+    """Reads single entries of params that are the host's weights.
+
+    The SVD of one site's weight is kept until a part of another is read: a site's parts are read one after another.
+    """
+
+    def __init__(self, adapter: Adapter, weights: Weights) -> None:
+        """Store the adapter, and the host's weights by path."""
+        self.adapter, self.weights = adapter, weights
+        self._parts: tuple[str, tuple[Array, ...]] = "", ()
+
+    def read(self, name: str) -> Array:
+        """Return a weight, its pattern or a part of its SVD, by its name in params.
+
+        Raises SiteError for a weight that is missing or has the wrong shape.
+        """
+        site, kind = self.adapter.hosts[name]
+        if kind in HOST_PARTS:
+            return self._parts_of(site)[HOST_PARTS.index(kind)]
+        weight = _weight_of(site, self.weights)
+        return weight if kind == "host" else (weight != 0).astype(np.float64)
+
+    def _parts_of(self, site: Site) -> tuple[Array, ...]:
+        if self._parts[0] != site.path:
+            weight = _weight_of(site, self.weights)
+            parts = np.linalg.svd(weight.reshape(len(weight), -1), full_matrices=False)
+            self._parts = site.path, tuple(parts)
+        return self._parts[1]
 
 
 def _weight_of(site: Site, weights: Weights) -> Array:

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tnadapt._errors import SiteError
-from tnadapt._language import Adapter
-from tnadapt._values.host_starts import hosts_at
+from tnadapt._language import Adapter, host_entry
+from tnadapt._values.host_starts import HostReader
 from tnadapt._values.reference import row_norms, sum_at
 
 __all__: list[str] = []
@@ -32,12 +32,14 @@ def read_magnitudes(
             "Pass init(adapter, weights), with a mapping from paths to arrays (out, in)."
         )
     found: dict[str, Array] = {}
+    reader = HostReader(adapter, weights)
+    kinds = sorted({factor.init.kind for factor in adapter.spec.hosts.values()} | {"host"})
     for group in adapter.groups:
         key = adapter.slot_name(group, name)
         found[key] = np.ones(adapter.slots[key].shape)
         for site in group.sites:
-            hosts = hosts_at(adapter, site, weights)
-            host = next(value for entry, value in hosts.items() if entry.endswith(":host"))
+            hosts = {host_entry(site, kind): reader.read(host_entry(site, kind)) for kind in kinds}
+            host = hosts[host_entry(site)]
             if not np.isfinite(host).all():
                 raise SiteError(f"{site.path}: expected finite host weights to read {name} from, got NaN or infinity.")
             address = adapter.address(site)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, Literal, ParamSpec, get_args, get_origin, get_type_hints
 
 from tnadapt._errors import SpecError
+from tnadapt._hosts import as_integer
 from tnadapt._language import AdapterSpec
 from tnadapt._signature import answers, mistake, told
 
@@ -21,6 +22,7 @@ def family(make: Callable[P, AdapterSpec]) -> Callable[P, AdapterSpec]:
     @answers(SpecError)
     @functools.wraps(make)
     def checked(*args: P.args, **kwargs: P.kwargs) -> AdapterSpec:
+        kwargs.update({word: as_integer(value) for word, value in kwargs.items() if kinds.get(word) is int})
         for word, value in kwargs.items():
             if wanted := _wanted(kinds.get(word), value):
                 example = wanted.rpartition(" or ")[2] if "'" in wanted else {"a number": "8.0"}.get(wanted, "4")

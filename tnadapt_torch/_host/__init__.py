@@ -12,7 +12,7 @@ from tnadapt_torch._host.find import (
 )
 from tnadapt_torch._host.flags import Flags
 from tnadapt_torch._host.fold import check_foldable, check_folded, check_unfoldable, fold_in, unfold
-from tnadapt_torch._host.hosted import Hosted, HostEntries, host_parts, start_params
+from tnadapt_torch._host.hosted import Hosted, HostEntries, Merging, check_parts, host_parts, start_params
 from tnadapt_torch._host.merge import Merged, check_weights
 from tnadapt_torch._host.parallel import flattened, managed, settle_weights
 from tnadapt_torch._host.quantized import check_trainable, count_parameters
@@ -28,6 +28,7 @@ __all__ = [
     "HostWeights",
     "Hosted",
     "Merged",
+    "Merging",
     "Removable",
     "SavedModules",
     "Weight",
@@ -35,6 +36,7 @@ __all__ = [
     "check_folded",
     "check_linear",
     "check_model",
+    "check_parts",
     "check_rules",
     "check_trainable",
     "check_unfoldable",

@@ -1,7 +1,7 @@
 """The host's own weights as factors: read at each call, or decomposed once."""
 
 from collections.abc import Iterator, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tnadapt import Adapter, Site, SiteError
-from tnadapt.binding import HOST_PARTS, HOST_WEIGHTS, read_hosts, start_values
+from tnadapt.binding import HOST_PARTS, HostReader, host_entry, read_hosts, start_values
 from tnadapt_torch._host.quantized import read_dense
 from tnadapt_torch._host.weight import HostWeights, Weight
 from tnadapt_torch._sharded import whole
@@ -17,6 +17,10 @@ from tnadapt_torch._sharded import whole
 __all__: list[str] = []
 
 PLAIN = (Tensor, nn.Parameter)
+SAMPLES = 16  # singular vectors of each weight that are compared
+CLOSE = 0.01  # relative; bfloat16 rounds by 0.002
+
+Array = npt.NDArray[np.floating[Any]]
 
 
 class Merging(Protocol):
@@ -73,17 +77,14 @@ class HostEntries(Mapping[str, npt.ArrayLike]):
         originals: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Store the adapter, the weights by path, the other params, and the values from before the adapter's merge."""
-        self.adapter, self.weights, self.params = adapter, HostWeights(weights, originals), params or {}
+        self.adapter, self.params = adapter, params or {}
+        self.reader = HostReader(adapter, HostWeights(weights, originals))
 
     def __getitem__(self, name: str) -> npt.ArrayLike:
-        if name in self.params:
-            return self.params[name]
-        site, kind = self.adapter.hosts[name]
-        weight = np.asarray(self.weights[site.weight])[site.rectangle]
-        if kind in HOST_WEIGHTS:
-            return weight if kind == "host" else (weight != 0).astype(weight.dtype)
-        parts = np.linalg.svd(weight.reshape(len(weight), -1).astype(np.float64), full_matrices=False)
-        return parts[HOST_PARTS.index(kind)]
+        return self.params[name] if name in self.params else self.reader.read(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.params or name in self.adapter.hosts  # without reading a weight
 
     def __iter__(self) -> Iterator[str]:
         return iter((*self.params, *self.adapter.hosts))
@@ -108,3 +109,39 @@ def host_parts(adapter: Adapter, weights: Mapping[str, Weight]) -> dict[str, Ten
         part = torch.from_numpy(value.reshape([sizes[mode] for mode in shapes[kind]]))
         found[name] = part.to(weights[site.weight].like.dtype)
     return found
+
+
+def check_parts(adapter: Adapter, weights: Mapping[str, npt.ArrayLike], parts: Mapping[str, npt.ArrayLike]) -> None:
+    """Raise SiteError if these are no longer parts of the SVDs of the host's weights, up to the rounding of a dtype.
+
+    Some singular vectors of each weight are tried: at most two products of the weight with 16 vectors.
+    """
+    for site in adapter.sites if parts else ():
+        weight = np.asarray(weights[site.weight], dtype=np.float64)[site.rectangle].reshape(site.shape[0], -1)
+        found = [parts.get(host_entry(site, kind)) for kind in HOST_PARTS]
+        left, values, right = (None if part is None else np.asarray(part, dtype=np.float64) for part in found)
+        left = None if left is None else left.reshape(len(weight), -1)
+        right = None if right is None else right.reshape(-1, weight.shape[1])
+        if not _is_decomposed(weight, left, values, right):
+            raise SiteError(
+                f"{site.path}: expected the weight that the adapter was attached to, since its SVD is a factor, got "
+                "another.\nA file does not store the SVD, so nothing was written. Put the weight back, or attach again "
+                "after the change."
+            )
+
+
+def _is_decomposed(weight: Array, left: Array | None, values: Array | None, right: Array | None) -> bool:
+    """Return whether U^T W V is diagonal and falls, in some of its rows; or W's Gram matrix, if U or V is not given."""
+    at = np.unique(np.linspace(0, min(weight.shape) - 1, SAMPLES).astype(int))
+    if left is not None:
+        rows = left.T[at] @ weight
+        core = rows @ right.T if right is not None else rows @ weight.T @ left
+    elif right is not None:
+        core = right[at] @ weight.T @ weight @ right.T
+    else:
+        total = np.linalg.norm(weight)
+        return values is None or bool(abs(np.linalg.norm(values) - total) <= CLOSE * total)
+    wanted, diagonal = np.zeros_like(core), np.sort(abs(core[np.arange(len(at)), at]))[::-1]
+    power = 1 if left is not None and right is not None else 2
+    wanted[np.arange(len(at)), at] = diagonal if values is None else values[at] ** power
+    return bool(np.linalg.norm(core - wanted) <= CLOSE * np.linalg.norm(core))

@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 import tnadapt
 from tnadapt import SiteError
-from tnadapt.binding import Written, drawn_starts
-from tnadapt_torch._host import HostEntries, SavedModules, find_tie
+from tnadapt.binding import HOST_PARTS, HOST_WEIGHTS, Written, drawn_starts
+from tnadapt_torch._host import HostEntries, HostWeights, SavedModules, check_parts, find_tie
 from tnadapt_torch._sharded import once
 from tnadapt_torch._state.factors import leaf_of, stored_factors, to_numpy
 from tnadapt_torch._state.replicas import settle, shared_by
@@ -31,8 +33,8 @@ def write_file(state: "AdapterState", path: str | os.PathLike[str]) -> None:
     extra = {key: to_numpy(value) for key, value in saved.items()}
     starts = {key: getattr(*leaf_of(state.start, key)) for key in drawn_starts(state.adapter)}
     stored = stored_factors(state.adapter, params | starts)
-    whole = _with_hosts(state, stored)
-    once(shared_by(state), partial(tnadapt.save, state.adapter, whole, path, extra=extra))
+    check_parts(state.adapter, HostWeights(state.weights, _originals(state)), _parts_of(state))
+    once(shared_by(state), partial(tnadapt.save, state.adapter, _with_hosts(state, stored), path, extra=extra))
 
 
 def write_lora(
@@ -58,7 +60,7 @@ def write_lora(
     write = partial(
         tnadapt.save_as_lora,
         state.adapter,
-        _with_hosts(state, {key: to_numpy(value) for key, value in state.params().items()}),
+        _with_hosts(state, {key: to_numpy(value) for key, value in state.params().items()} | _parts_of(state)),
         directory,
         rank=rank,
         base_model=getattr(getattr(state.model, "config", None), "name_or_path", None) or None,
@@ -70,6 +72,26 @@ def write_lora(
     return once(shared_by(state), write)
 
 
-def _with_hosts(state: "AdapterState", params: Mapping[str, npt.ArrayLike]) -> HostEntries:
-    """Return params with the host's weights, without the adapter's own update if that is merged."""
-    return HostEntries(state.adapter, state.weights, params, state.merged.originals if state.merged else None)
+def _parts_of(state: "AdapterState") -> dict[str, npt.NDArray[np.generic]]:
+    """Return the parts of the SVDs of the host's weights that the adapter computes with: those of its attach."""
+    names = [name for name, (_, kind) in state.adapter.hosts.items() if kind in HOST_PARTS]
+    return {name: to_numpy(getattr(*leaf_of(state.start, name))) for name in names}
+
+
+def _originals(state: "AdapterState") -> Mapping[str, Tensor] | None:
+    """Return the values of the weights from before the adapter's own merge."""
+    return state.merged.originals if state.merged else None
+
+
+def _with_hosts(state: "AdapterState", params: Mapping[str, npt.ArrayLike]) -> Mapping[str, npt.ArrayLike]:
+    """Return params with the host's weights, without the adapter's own update if that is merged.
+
+    Processes that share the host read the weights here, since each has a part and one alone writes.
+    """
+    entries = HostEntries(state.adapter, state.weights, params, _originals(state))
+    if shared_by(state) is None:
+        return entries
+    return {
+        **params,
+        **{name: entries[name] for name, (_, kind) in state.adapter.hosts.items() if kind in HOST_WEIGHTS},
+    }

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from tnadapt import Adapter, Site
 from tnadapt.binding import HOST_WEIGHTS, Address, Part
-from tnadapt_torch._host import Hosted, Weight
+from tnadapt_torch._host import Hosted, Merging, Weight
 from tnadapt_torch._run import (
     BlocksUpdate,
     Held,
@@ -24,7 +24,7 @@ from tnadapt_torch._state.factors import Factors, leaf_of
 __all__: list[str] = []
 
 
-class Trees(Owner, Protocol):
+class Trees(Owner, Merging, Protocol):
     """The attributes of an adapter's state from which its updates are made."""
 
     adapter: Adapter
@@ -32,11 +32,6 @@ class Trees(Owner, Protocol):
     start: Factors
     stacks: dict[str, Stack]
     weights: dict[str, Weight]
-
-    @property
-    def merged(self) -> object:
-        """What was merged, or None."""
-        ...
 
 
 def make_updates(state: Trees) -> dict[str, Update]:

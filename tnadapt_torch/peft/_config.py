@@ -11,7 +11,7 @@ from typing import Any, cast
 import peft
 
 from tnadapt import Adapter, AdapterSpec, FormatError, SiteError, from_json, to_json
-from tnadapt.binding import SpecLike, answers, digests, expect_names, mistake, read_object, spec_of, told
+from tnadapt.binding import SpecLike, answers, as_integer, digests, expect_names, mistake, read_object, spec_of, told
 from tnadapt_torch.peft._checkpoint import LARGEST_SEED, check_folder
 
 __all__ = ["TnConfig"]
@@ -133,6 +133,7 @@ class TnConfig(peft.PeftConfig):  # type: ignore[misc]
     def _check_values(self) -> None:
         if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
             raise SiteError(f"dropout: expected a number of at least 0 and below 1, got {self.dropout!r}.")
+        self.seed = cast("int | None", as_integer(self.seed))
         if not (self.seed is None or (type(self.seed) is int and 0 <= self.seed <= LARGEST_SEED)):
             todo = "Write seed=0, or leave it out to draw it from torch's generator."
             raise mistake(SiteError, "seed", "an integer from 0 to 2**63 - 1, or None", told(self.seed), todo)
@@ -265,7 +266,9 @@ def _plain(value: Any) -> Any:
     """Return a field as JSON stores it. A set is sorted, so that equal configs give equal files."""
     if isinstance(value, Mapping):
         return {name: _plain(each) for name, each in value.items()}
-    return sorted(value) if isinstance(value, set) else list(value) if isinstance(value, tuple) else value
+    if isinstance(value, set):
+        return sorted(value)
+    return [*map(_plain, value)] if isinstance(value, tuple) else as_integer(value)
 
 
 def _pairs(given: Mapping[str, Any]) -> list[Any]:

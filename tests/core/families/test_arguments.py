@@ -1,5 +1,6 @@
 """Errors for invalid options of a family, and for weights that it does not fit: the mode, the size, and what fits."""
 
+import numpy as np
 import pytest
 
 from tnadapt import SiteError, SpecError, families, grid
@@ -30,6 +31,12 @@ SITES = grid(layers=2, kinds={"q": (12, 8)})
 def test_invalid_options_are_rejected(make, fault):
     with pytest.raises(SpecError, match=f"(?s){fault}"):
         make()
+
+
+def test_an_integer_of_numpy_is_taken_as_an_option():
+    assert families.dota(order=np.int64(2)) == families.dota(order=2)
+    with pytest.raises(SpecError, match="dota: expected an integer as order, got the bool"):
+        families.dota(order=np.True_)
 
 
 @pytest.mark.parametrize(

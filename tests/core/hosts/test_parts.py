@@ -71,6 +71,17 @@ def test_blocks_are_numbered_row_by_row():
     ]
 
 
+def test_numbers_of_blocks_and_rows_may_be_integers_of_numpy():
+    two, three = np.int64(2), np.int64(3)
+    assert split_sites([UP], blocks={"fc": (two, two)}) == split_sites([UP], blocks={"fc": (2, 2)})
+    rows = {"q": np.int64(8), "k": two, "v": two}
+    parts = split_sites([QKV], fused={"c_attn": rows}, blocks={"c_attn": (two, 1)})
+    assert parts == split_sites([QKV], fused={"c_attn": {"q": 8, "k": 2, "v": 2}}, blocks={"c_attn": (2, 1)})
+    assert grid(layers=three, kinds={"q": (two, three)}) == grid(layers=3, kinds={"q": (2, 3)})
+    adapter = families.lora().bind(parts, rank=np.int64(1))
+    assert from_json(to_json(adapter)) == adapter
+
+
 def test_blocks_of_a_part_lie_inside_the_part():
     parts = split_sites([QKV], fused={"c_attn": ["q", "k", "v"]}, blocks={"c_attn": (2, 1)})
     assert [(site.path.removeprefix(QKV.path), site.rectangle[0]) for site in parts] == [

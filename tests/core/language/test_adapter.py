@@ -3,7 +3,8 @@
 import pytest
 from hypothesis import given
 
-from tnadapt import AdapterSpec, Site, count, families, frozen, grid, init, same, trainable, zeros
+from tnadapt import AdapterSpec, Site, SiteError, count, families, frozen, grid, init, same, trainable, zeros
+from tnadapt.binding import Block
 from tnadapt.initializers import Initializer, host, orthogonal
 from tnadapt.testing import adapters, start_params
 
@@ -17,6 +18,13 @@ def own(**words):
 
 def test_the_repr_of_an_adapter_leaves_out_the_groups():
     assert "groups=" not in repr(own().bind(SITES, rank=2))
+
+
+def test_blocks_of_a_weight_that_overlap_are_refused():
+    block = Block("w", (8, 6), (0, 0)), Block("w", (8, 6), (2, 0))
+    sites = [Site(f"w[{n}]", (4, 6), {"kind": str(n)}, at) for n, at in enumerate(block)]
+    with pytest.raises(SiteError, match=r"w.*overlap|w.*same entr"):
+        own().bind(sites, rank=2)
 
 
 def test_a_factor_of_the_whole_adapter_has_the_largest_size_of_each_mode():

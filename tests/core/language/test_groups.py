@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 
-from tnadapt import AdapterSpec, Site, SiteError, families, grid, init, raw, trainable, zeros
+from tnadapt import AdapterSpec, Site, SiteError, families, frozen, grid, init, raw, trainable, zeros
+from tnadapt.initializers import controlled_z
 
 MIXED = grid(layers=2, kinds={"q": (4, 6), "k": (4, 6), "up": (8, 6)})
 EXPERTS = tuple(
@@ -322,3 +323,31 @@ def test_the_first_name_that_matches_counts():
 def test_a_rank_of_modules_that_does_not_fit_is_refused(spec, rank, message):
     with pytest.raises(SiteError, match=message):
         spec.bind(MIXED, rank=rank)
+
+
+def gate(*, trained=False):
+    """Return a spec with a controlled Z on two modes of the out axis, which all groups share."""
+    middle = trainable if trained else frozen
+    factors = {
+        "A": trainable("o1 o2 r", init=zeros()),
+        "Z": middle("o1 o2", init=controlled_z(), **({"shared": True} if trained else {})),
+        "B": trainable("r in"),
+    }
+    return AdapterSpec(name="gate", weight="(o1 o2) in", factors=factors)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_gate_that_weights_of_several_shapes_would_share_is_refused(trained):
+    """The leading part of a larger gate has no -1."""
+    sites = grid(layers=1, kinds={"q": (6, 4), "up": (8, 4)})
+    with pytest.raises(
+        SiteError,
+        match=r"factor 'Z': expected the same sizes .* got \(2, 3\) at layers\.0\.q and \(2, 4\) at layers\.0\.up\.\n",
+    ):
+        gate(trained=trained).bind(sites, rank=2)
+    with pytest.raises(SiteError, match="Adapt weights of one shape, or give 'o1' and 'o2' sizes in the spec"):
+        gate(trained=trained).bind(sites, rank=2)
+    same_sizes = grid(layers=1, kinds={"q": (6, 4), "v": (6, 5)})
+    adapter = gate(trained=trained).bind(same_sizes, rank=2)
+    assert adapter.slots["Z"].shape == (2, 3)
+    assert init(adapter)["Z"].tolist() == [[1, 1, 1], [1, 1, -1]]

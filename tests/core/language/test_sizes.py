@@ -209,6 +209,32 @@ def test_a_limit_for_one_name_of_a_bond_limits_the_others(rules):
     assert found["r"] == found["s"] == 8
 
 
+@pytest.mark.parametrize("rules", [{"r": 30, "s": at_most("in")}, {"s": 30, "r": at_most("in")}], ids=str)
+def test_a_limit_holds_for_a_number_under_another_name_too(rules):
+    spec = copied(sizes=rules)
+    assert spec.free_bonds == ("q",)
+    for rank in (2, 30, {"q": 3}):
+        assert {bond: sizes(spec, rank=rank)[bond] for bond in "rs"} == {"r": 8, "s": 8}
+    assert sizes(spec, Site("w", (12, 40)), rank=2)["s"] == 30
+    assert sizes(spec, rank=2, sizes={"r": 20})["s"] == 20  # what a caller passes is used unchanged
+
+
+def test_a_number_for_the_second_name_of_a_bond_is_its_size():
+    for rank in (3, {"q": 3}):
+        found = sizes(copied(sizes={"s": 5}), rank=rank)
+        assert (found["r"], found["s"], found["q"]) == (5, 5, 3)
+    name = next(bond for bond in "rs" if bond not in copied(sizes={"s": 5}).tied)
+    assert sizes(copied(sizes={"s": 5}), rank=3, sizes={name: 4})["s"] == 4
+
+
+@pytest.mark.parametrize("rule", [like, at_most])
+def test_a_rule_without_its_mode_is_told(rule):
+    with pytest.raises(SpecError, match=rf"^{rule.__name__}: expected .*'bond'|^{rule.__name__}: .*got 'bond'"):
+        rule(bond="in")
+    with pytest.raises(SpecError, match=rf"^{rule.__name__}: expected the name of a mode, got 4"):
+        rule(4)
+
+
 def test_the_length_of_the_bond_of_an_svd_cannot_be_set():
     factors = {"U": frozen("out k", init=host("left")), "V": frozen("k in", init=host("right"))}
     factors |= {"g": trainable("k", init=zeros())}

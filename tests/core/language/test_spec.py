@@ -12,6 +12,7 @@ from tnadapt import (
     Adapter,
     AdapterSpec,
     Site,
+    SiteError,
     SpecError,
     TnadaptError,
     count,
@@ -217,6 +218,43 @@ def test_integers_of_any_library_are_taken_as_python_integers():
     assert from_json(to_json(adapter)) == adapter
     mapped = families.lotr().bind(sites, rank={"p": np.int64(2), "q": 1}, sizes={"in": np.int64(4)})
     assert to_json(mapped) == to_json(families.lotr().bind(sites, rank={"p": 2, "q": 1}, sizes={"in": 4}))
+
+
+def test_sizes_of_a_spec_are_stored_as_python_integers():
+    one, other = (joined_sizes(**{mode: kind(4) for mode in ("in", "r")}) for kind in (np.int64, int))
+    assert one == other
+    assert hash(one) == hash(other)
+    assert {type(size) for size in one.sizes.values()} == {int}
+    assert one.free_bonds == ()
+    assert from_json(to_json(one)) == one
+    assert str(one) == str(other)
+
+
+def joined_sizes(**sizes):
+    return AdapterSpec(
+        name="own",
+        weight="out in",
+        factors={"A": trainable("r in"), "B": trainable("out r", init=zeros())},
+        sizes=sizes,
+    )
+
+
+NOT_INTEGERS = [True, np.True_, 2.0, np.float64(2), np.array([2, 3]), np.array(2.5), np.array(True), "2"]
+
+
+@pytest.mark.parametrize("value", NOT_INTEGERS, ids=repr)
+def test_other_values_are_refused_wherever_a_size_is_given(value):
+    sites, spec = [Site("q", (6, 4))], families.lora()
+    for wrong in (
+        lambda: spec.bind(sites, rank=value),
+        lambda: spec.bind(sites, rank={"r": value}),
+        lambda: spec.bind(sites, rank=2, sizes={"in": value}),
+        lambda: Site("q", (value, 4)),
+    ):
+        with pytest.raises(SiteError, match="expected an integer of at least 1, got"):
+            wrong()
+    with pytest.raises(SpecError, match="sizes: expected a rule or a number for 'r', got"):
+        joined_sizes(r=value)
 
 
 def test_a_spec_of_many_bonds_is_bound_to_many_shapes_in_linear_time():

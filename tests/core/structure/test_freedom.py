@@ -20,7 +20,8 @@ from tnadapt import (
     trainable,
     zeros,
 )
-from tnadapt._structure.freedom import _degrees, _Jacobian
+from tnadapt._structure.freedom import Freedom, _degrees
+from tnadapt._structure.jacobian import Jacobian
 from tnadapt._structure.modular import Budget
 from tnadapt.initializers import ones
 from tnadapt.testing import adapters
@@ -81,7 +82,7 @@ LARGE = st.sampled_from([1, 5, 9, 12, 15])
 def test_cutting_large_modes_down_changes_nothing(adapter, data):
     group = data.draw(st.sampled_from(adapter.groups))
     network = group.network
-    whole = _Jacobian(network, True, None, 0, Budget("a test", flops=10**12))
+    whole = Jacobian(network, True, None, 0, Budget("a test", flops=10**12))
     assume(1 <= whole.entries(network.sizes) <= 400)
     assume(network.volume([*network.over, *network.out_modes, *network.in_modes]) <= 4000)
     degrees = _degrees(network, True, None, 2048, 1).degrees
@@ -92,7 +93,7 @@ def test_cutting_large_modes_down_changes_nothing(adapter, data):
 def test_cutting_a_family_down_changes_nothing(family):
     adapter = getattr(families, family)().bind(grid(layers=3, kinds={"q": (25, 16)}), rank=2)
     network = adapter.networks[0]
-    whole = _Jacobian(network, True, None, 0, Budget("a test", flops=10**12))
+    whole = Jacobian(network, True, None, 0, Budget("a test", flops=10**12))
     assert _degrees(network, True, None, 2048, 1).degrees == whole.rank(network.sizes, whole.trained)
 
 
@@ -139,17 +140,18 @@ def test_many_large_modes_are_refused_at_once():
         degrees_of_freedom(adapter)
 
 
-def test_groups_that_share_a_trained_factor_have_no_sum():
-    """The matrix that both weights read is in both Jacobians, and its gauge in one. By hand: 16 + 12 - 4 numbers."""
+def test_groups_that_share_a_trained_factor_have_one_jacobian():
+    """By hand: the matrix that both weights read is counted once, and so is its gauge."""
     spec = own("out in", A=trainable("r in", shared=True), B=trainable("out r"))
     adapter = spec.bind(grid(layers=1, kinds={"q": (4, 4), "v": (4, 6)}), rank=2)
-    assert count(adapter).trainable == 28
-    with pytest.raises(
-        PlanError, match=r"groups that share no trained factor, got 'A', which 2 groups share\.\nPass a "
-    ):
-        degrees_of_freedom(adapter)
+    assert degrees_of_freedom(adapter) == Freedom(12 + 8 + 8, 28 - 4)
     assert degrees_of_freedom(adapter, adapter.groups[1]).degrees == 2 * (4 + 6) - 4
-    assert report(adapter).freedom is None
+    assert report(adapter).freedom == degrees_of_freedom(adapter)
+    assert report(adapter, limit=27).freedom is None
+    with pytest.raises(
+        PlanError, match=r"expected at most 27 trainable .*not cut, got 28 with 'A' in 2 groups\.\nAsk about a group"
+    ):
+        degrees_of_freedom(adapter, limit=27)
     alone = spec.bind(grid(layers=1, kinds={"q": (4, 4)}), rank=2)
     assert report(alone).freedom == degrees_of_freedom(alone)
 

@@ -14,6 +14,7 @@ from tnadapt import (
     count,
     delta,
     families,
+    frozen,
     grid,
     init,
     load,
@@ -23,7 +24,8 @@ from tnadapt import (
     trainable,
     zeros,
 )
-from tnadapt.initializers import svd
+from tnadapt.binding import HOST_PARTS, HostReader, host_entry, read_hosts
+from tnadapt.initializers import host, svd
 from tnadapt.testing import random_params
 
 SITES = grid(layers=3, kinds={"q": (12, 8)})
@@ -287,3 +289,38 @@ def test_random_params_draws_weights_for_a_spec_that_reads_them():
     adapter = families.pissa().bind(SITES, rank=2, seed=3)
     one, two = (random_params(adapter, np.random.default_rng(0)) for _ in range(2))
     assert all((one[name] == two[name]).all() for name in one)
+
+
+WHOLE = AdapterSpec(
+    name="whole",
+    weight="out in",
+    factors={
+        "U": frozen("out k", init=host("left")),
+        "S": frozen("k", init=host("values")),
+        "V": frozen("k in", init=host("right")),
+        "M": frozen("out in", init=host("mask")),
+        "g": trainable("", init=zeros()),
+    },
+    terms=["g U S V M"],
+)
+
+
+def test_entries_of_the_host_are_the_same_read_together_or_one_by_one(weights, monkeypatch):
+    """Reading one by one decomposes each weight once, not once for each part."""
+    decompose, seen = np.linalg.svd, []
+    monkeypatch.setattr(np.linalg, "svd", lambda *a, **k: seen.append(a) or decompose(*a, **k))
+    weights[SITES[1].path][0] = 0
+    adapter = WHOLE.bind(SITES)
+    together, reader = read_hosts(adapter, weights), HostReader(adapter, weights)
+    assert together.keys() == adapter.hosts.keys()
+    assert len(together) == 5 * len(SITES)
+    for name, value in together.items():
+        np.testing.assert_array_equal(reader.read(name), value)
+    assert len(seen) == 2 * len(SITES)
+    for site in SITES:
+        u, s, vt = (reader.read(host_entry(site, kind)) for kind in HOST_PARTS)
+        np.testing.assert_allclose((u * s) @ vt, weights[site.path], rtol=0, atol=1e-12)
+        np.testing.assert_array_equal(reader.read(host_entry(site)), weights[site.path])
+        np.testing.assert_array_equal(reader.read(host_entry(site, "host_mask")), weights[site.path] != 0)
+    with pytest.raises(SiteError, match=r"layers\.0\.q: expected the host's weight layers\.0\.q to read its start"):
+        HostReader(adapter, {}).read(host_entry(SITES[0], "host_left"))

@@ -266,6 +266,24 @@ def merge_that_is_not_finite_on_one_process() -> None:
         assert torch.equal(full(value).nan_to_num(), photo[key].nan_to_num()), key
 
 
+def weights_that_are_factors_are_saved() -> None:
+    """One process writes, and each has a part of the weight that the file's fingerprint is of."""
+    for family in (families.hira(), families.svdiff()):
+        model = hosts.toy()
+        state = attach(model, family, target_modules=["q_proj"], rank=2 if family.free_bonds else None)
+        hosts.wake(state)
+        fully_shard(model)
+        model(hosts.words())
+        model.reshard()
+        wanted = {path: full(state.delta(path)).detach() for path in state.weights}
+        state.save(f"{family.name}.safetensors")
+        state.save_as_lora(f"{family.name}_lora", rank=4)
+        dist.barrier()
+        again = load(hosts.toy(), f"{family.name}.safetensors")
+        for path, update in wanted.items():
+            hosts.close(again.delta(path).detach(), update)
+
+
 def write_that_fails() -> None:
     model = hosts.toy()
     state = hosts.adapt(model, "lora")
@@ -429,6 +447,7 @@ SCENES: dict[str, Callable[[], None]] = {
         merged_before_it_is_sharded,
         state_dict_of_a_merged_sharded_host,
         merge_that_is_not_finite_on_one_process,
+        weights_that_are_factors_are_saved,
         write_that_fails,
         sharded_on_the_meta_device,
         folded_and_sharded,
