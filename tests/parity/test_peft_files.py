@@ -12,7 +12,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # warnings of its imports
     peft = pytest.importorskip("peft")
 
-from tnadapt import FormatError, Site, SiteError, delta, families, save_as_lora  # noqa: E402  (after importorskip)
+from tnadapt import FormatError, PlanError, Site, SiteError, delta, families, magnitude, save_as_lora  # noqa: E402  (after importorskip)
 from tnadapt.testing import random_params  # noqa: E402
 from tnadapt_torch import attach, load_peft  # noqa: E402
 
@@ -75,6 +75,8 @@ IN = {
         **LORA, rank_pattern={r"^.*0\..*": 2, "v_proj": 3}, alpha_pattern={"value": 1, r"h.\d.attn.c_attn": 5}
     ),
     "lora head": peft.LoraConfig(**LORA, modules_to_save=["lm_head"]),
+    "lora dora": peft.LoraConfig(**LORA, use_dora=True),
+    "lora dora patterns": peft.LoraConfig(**LORA, use_dora=True, rank_pattern={"v_proj": 3, "value": 2}),
     "vera": peft.VeraConfig(r=5),
     "loha": peft.LoHaConfig(r=3, alpha=6),
     "loha patterns": peft.LoHaConfig(r=3, alpha=5, rank_pattern={"value": 2, "q_proj": 1}),
@@ -106,7 +108,7 @@ def test_a_loaded_peft_checkpoint_gives_the_logits_of_peft(kind, name, tmp_path)
     state = load_peft(model, tmp_path)
     close(logits(model), wanted, before)
     assert updates.keys() == {site.path for site in state.adapter.sites}
-    for path, update in updates.items():
+    for path, update in updates.items() if "dora" not in name else ():  # of DoRA, PEFT's is that below the magnitude
         ours = state.delta(path).detach().numpy()
         np.testing.assert_allclose(ours, update, rtol=0, atol=1e-5 * abs(update).max())
     state.detach()
@@ -119,6 +121,8 @@ OUT = {
     "lorta": (families.lorta(), 4),
     "vera": (families.vera(), 5),
     "fact_tt": (families.fact_tt(), 3),
+    "dora": (magnitude(families.lora()), 4),
+    "lotr_magnitude": (magnitude(families.lotr()), 3),
 }
 
 
@@ -169,6 +173,14 @@ def test_a_fused_projection_is_exported_as_one_weight(tmp_path):
     ranks = state.save_as_lora(tmp_path / "lora")
     assert {rank for rank, _ in ranks.values()} == {9}
     close(logits(peft.PeftModel.from_pretrained(fresh("gpt2"), tmp_path / "lora").eval()), logits(model), before)
+
+
+def test_magnitudes_of_blocks_are_no_dora(tmp_path):
+    words = {"target_modules": ["c_attn"], "fused": {"c_attn": ["q", "k", "v"]}, "rank": 3}
+    state = attach(fresh("gpt2"), magnitude(families.lotr()), **words)
+    with pytest.raises(PlanError, match=r"expected a magnitude for each row of a whole weight, got one for each of 3"):
+        state.save_as_lora(tmp_path / "lora")
+    assert not (tmp_path / "lora").exists()
 
 
 def test_a_trained_head_is_exported_and_loaded(tmp_path):

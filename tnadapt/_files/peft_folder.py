@@ -51,9 +51,14 @@ OF_LYCORIS = "alpha alpha_pattern module_dropout rank_dropout rank_pattern use_e
 # fan_in_fan_out describes how the host stores its weight; A is (r, in) and B is (out, r) in both cases.
 METHODS = {
     "LORA": Method(
-        {"lora_A.weight": "A", "lora_B.weight": "B"},
+        {
+            "lora_A.weight": "A",
+            "lora_B.weight": "B",
+            "lora_magnitude_vector": "magnitude",
+            "lora_magnitude_vector.weight": "magnitude",
+        },
         HARMLESS + "alpha_pattern eva_config fan_in_fan_out init_lora_weights lora_alpha lora_dropout megatron_core "
-        "qalora_group_size rank_pattern runtime_config use_rslora",
+        "qalora_group_size rank_pattern runtime_config use_dora use_rslora",
     ),
     "VERA": Method(
         {"vera_lambda_b": "b", "vera_lambda_d": "d"},
@@ -72,8 +77,6 @@ METHODS = {
 STRANGERS = {  # endings of the names of tensors that are not supported
     "lora_embedding_A": "an embedding",
     "lora_embedding_B": "an embedding",
-    "lora_magnitude_vector.weight": "DoRA",
-    "lora_magnitude_vector": "DoRA",
     "lora_B.bias": "lora_bias",
     "hada_t1": "a convolution",
     "hada_t2": "a convolution",

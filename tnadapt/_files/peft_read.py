@@ -14,7 +14,7 @@ from tnadapt._files.file import Checkpoint
 from tnadapt._files.limits import MOST_MADE, PADDED, check_binding, keep, shorten
 from tnadapt._files.peft_folder import AXES, Array, Folder, Stored, open_folder
 from tnadapt._hosts import sites_of
-from tnadapt._language import Adapter, AdapterSpec, count, expect_path, split_evenly
+from tnadapt._language import Adapter, AdapterSpec, count, expect_path, magnitude, split_evenly
 from tnadapt._signature import answers
 from tnadapt.families import loha, lokr, lora, vera
 
@@ -54,8 +54,8 @@ class Converted:
 def read_peft(directory: str | os.PathLike[str], *, shapes: Shapes | None = None) -> Checkpoint:
     """Read a checkpoint that PEFT wrote as a tnadapt adapter and its params. Loading runs no code.
 
-    Supported are LoRA, VeRA, LoHa and LoKr on linear layers; the updates are equal to PEFT's. An adapter has one rank,
-    so if ranks differ, smaller factors are padded with zeros. If scales differ, one factor is multiplied by the ratio.
+    Supported are LoRA, DoRA, VeRA, LoHa and LoKr on linear layers; the updates are equal to PEFT's. An adapter has one
+    rank, so if ranks differ, smaller factors are padded with zeros. If scales differ, one factor takes the ratio.
     In LoKr, a first factor that is stored as a product is multiplied out. So is a second one if another module stores
     its second factor whole. Fully trained modules are returned as `extra`.
 
@@ -65,7 +65,7 @@ def read_peft(directory: str | os.PathLike[str], *, shapes: Shapes | None = None
             are checked against it. VeRA needs it, since its files do not contain the length of the in axes.
 
     Raises:
-        FormatError: another method; an option that changes what the factors mean, such as DoRA or lora_bias; a start
+        FormatError: another method; an option that changes what the factors mean, such as lora_bias; a start
             that changed the model's weights; a pickle; a file that is damaged, or has a missing or unknown factor; a
             checkpoint of another model.
         FileNotFoundError: no checkpoint in the folder.
@@ -107,15 +107,20 @@ def _adapter_of(folder: Folder, shapes: Shapes | None) -> tuple[Adapter, Convert
 
 
 def _read_lora(folder: Folder) -> Converted:
-    is_root = bool(folder.config.get("use_rslora"))
+    is_root, is_dora = (bool(folder.config.get(option)) for option in ("use_rslora", "use_dora"))
     parts = {}
     for path, found in folder.modules.items():
         rank, alpha = folder.rank(path), folder.alpha(path, "lora_alpha")
         shape = _outer(folder, path, "B", "A", rank)
+        lengths = found["magnitude"].shape if "magnitude" in found else None
+        if lengths != (shape[:1] if is_dora else None):
+            rule = f"expected a magnitude of shape {shape[:1]}" if is_dora else "expected no magnitude without use_dora"
+            raise folder.fault(f"{path}: {rule}", "none" if lengths is None else f"one of shape {lengths}")
         parts[path] = Part(shape, alpha, rank, alpha / (math.sqrt(rank) if is_root else rank), found)
     most = max(part.rank for part in parts.values())
     alpha = _one_alpha(parts, math.sqrt(most) if is_root else most)
-    return Converted(lora(alpha=alpha, rank_stabilized=is_root), parts, "B", {"r": most})
+    spec = lora(alpha=alpha, rank_stabilized=is_root)
+    return Converted(magnitude(spec) if is_dora else spec, parts, "B", {"r": most})
 
 
 def _read_loha(folder: Folder) -> Converted:

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tnadapt._errors import FormatError
+from tnadapt._errors import FormatError, PlanError, SiteError
 from tnadapt._files.limits import check_extra
 from tnadapt._files.peft_folder import PREFIX, write_folder
-from tnadapt._language import Adapter, expect_adapter, expect_params, expect_path
+from tnadapt._language import Adapter, expect_adapter, expect_params, expect_path, without_magnitude
 from tnadapt._signature import answers, mistake, told
 from tnadapt._structure import LoRA, check_exportable, exact_lora, join, shorten
 from tnadapt._values import drawn_starts
@@ -63,7 +63,8 @@ def save_as_lora(
         path -> the rank and the error of each weight.
 
     Raises:
-        PlanError: an update of full rank without `rank`.
+        PlanError: an update of full rank without `rank`, or magnitudes of blocks. That of a magnitude is DoRA in PEFT,
+            so its rank is that of the spec without it.
         SiteError: params that do not belong to this adapter; a weight of experts, or one whose sites serve several
             tasks.
         FormatError: an update that is not finite in float32, an unknown task, or a folder that holds anything else.
@@ -75,19 +76,28 @@ def save_as_lora(
         wanted = f"one of {', '.join(TASK_TYPES)} as task_type"
         raise mistake(FormatError, "save_as_lora", wanted, told(task_type), "Or leave it out.")
     parts = {path: adapter.parts(path) for path in adapter.weights}
+    below = without_magnitude(adapter)  # PEFT has the same magnitude, above a LoRA
     for path, sites in parts.items():
-        check_exportable(adapter, sites or adapter.weights[path], rank, is_weight=bool(sites))
+        check_exportable(below, sites or adapter.weights[path], rank, is_weight=bool(sites))
+        if sites and adapter.spec.magnitude:
+            raise PlanError(
+                f"{path}: expected a magnitude for each row of a whole weight, got one for each of {len(sites)} "
+                "blocks.\n"
+                "PEFT has no magnitudes of blocks. Merge the update, or attach without blocks."
+            )
     check_extra(extra or {})
     tensors = {f"{PREFIX}{name}": _checked(name, np.asarray(value)) for name, value in (extra or {}).items()}
     written, alphas = {}, {}
     values = {**params, **drawn_starts(adapter)}
     for path, sites in parts.items():
-        loras = [exact_lora(adapter, values, site) for site in sites or adapter.weights[path]]
+        loras = [exact_lora(below, values, site) for site in sites or adapter.weights[path]]
         lora = shorten(join(loras, sites) if sites else loras[0], rank)
         tensors |= _tensors(path, adapter.weights[path][0].weight_shape, lora)
+        tensors |= _magnitude_of(adapter, params, path)
         written[path] = Written(lora.rank, lora.error)
         alphas[path] = lora.scale * lora.rank
     config = _config(written, alphas) | {
+        "use_dora": bool(adapter.spec.magnitude),
         "base_model_name_or_path": base_model,
         "task_type": task_type,
         "fan_in_fan_out": fan_in_fan_out,
@@ -105,6 +115,20 @@ def _tensors(path: str, shape: tuple[int, ...], lora: LoRA) -> dict[str, npt.NDA
         f"{PREFIX}{path}.{name}": _checked(f"{path}: {name}", value)
         for name, value in (("lora_A.weight", down), ("lora_B.weight", up))
     }
+
+
+def _magnitude_of(
+    adapter: Adapter, params: Mapping[str, npt.ArrayLike], path: str
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Return the magnitude of a weight under PEFT's name, if the adapter has one."""
+    found = adapter.address(adapter.weights[path][0]).magnitude if adapter.spec.magnitude else None
+    if found is None:
+        return {}
+    if found.lengths.name not in params:
+        raise SiteError(f"params: expected an array {found.lengths.name!r}, got none.\nPass all params of the adapter.")
+    lengths = np.asarray(params[found.lengths.name])[found.lengths.cut].reshape(-1)
+    name = f"{PREFIX}{path}.lora_magnitude_vector"
+    return {name: _checked(f"{path}: lora_magnitude_vector", lengths)}
 
 
 def _checked(name: str, value: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

@@ -33,7 +33,7 @@ from tnadapt._language.scale import Scale, over_rank, over_sqrt_rank, raw
 from tnadapt._language.sizes import SizeRule, at_most, like, required
 from tnadapt._language.spec import AdapterSpec
 from tnadapt._language.terms import START, Node, Term
-from tnadapt._language.wrappers import magnitude, masked
+from tnadapt._language.wrappers import magnitude, masked, without_magnitude
 
 __all__ = [
     "HOST",
@@ -99,5 +99,6 @@ __all__ = [
     "trainable",
     "tt_svd",
     "uniform",
+    "without_magnitude",
     "zeros",
 ]

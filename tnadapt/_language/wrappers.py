@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from tnadapt._errors import SpecError
+from tnadapt._language.adapter import Adapter
 from tnadapt._language.factor import Factor, trainable
 from tnadapt._language.initializer import host, row_norms
 from tnadapt._language.spec import AdapterSpec
@@ -61,6 +62,15 @@ def masked(spec: AdapterSpec) -> AdapterSpec:
     factors = {**spec.factors, "mask": Factor(modes, host("mask"), trainable=False)}
     terms = [f"{'- ' if words_of(term)[0] < 0 else ''}{' '.join((*words_of(term)[1], 'mask'))}" for term in spec.terms]
     return replace(spec, name=f"{spec.name}_masked", factors=factors, terms=terms)
+
+
+def without_magnitude(adapter: Adapter) -> Adapter:
+    """Return the adapter of the same spec without its magnitude, if it has one; its params are named alike."""
+    spec = adapter.spec
+    if not spec.magnitude:
+        return adapter
+    factors = {name: one for name, one in spec.factors.items() if name != spec.magnitude}
+    return replace(adapter, spec=replace(spec, factors=factors))
 
 
 def _expect_spec(spec: object, where: str) -> None:

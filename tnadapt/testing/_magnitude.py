@@ -1,28 +1,18 @@
 """Laws of magnitudes: what they set, and that all other laws hold for the sum of the terms below them."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import wraps
 
 import numpy as np
 
-from tnadapt._language import Adapter, host_entry
+from tnadapt._language import Adapter, host_entry, without_magnitude
 from tnadapt._values import delta
-from tnadapt.testing._expect import bind_again, expect_close, some_site
+from tnadapt.testing._expect import expect_close, some_site
 from tnadapt.testing._oracle import dense, gradients, random_params, rounding_size
 
 __all__: list[str] = []
 
 Law = Callable[[Adapter, np.random.Generator], None]
-
-
-def without_magnitude(adapter: Adapter) -> Adapter:
-    """Return the adapter of the same spec without its magnitude, if it has one."""
-    spec = adapter.spec
-    if not spec.magnitude:
-        return adapter
-    factors = {name: one for name, one in spec.factors.items() if name != spec.magnitude}
-    return bind_again(replace(spec, factors=factors), adapter)
 
 
 def of_the_sum(law: Law) -> Law:

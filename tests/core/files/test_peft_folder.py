@@ -141,7 +141,7 @@ BOMBS = {
         "none of its factors",
     ),
     "modules to save that are no list": (lora([2]) | {f"{PREFIX}w.b": (1,)}, {"modules_to_save": 3}, "none of its"),
-    "options in options": (lora([2]), {"use_dora": [[[[0]]]] * 10**5}, "the option use_dora=.*[.][.][.]"),
+    "options in options": (lora([2]), {"lora_bias": [[[[0]]]] * 10**5}, "the option lora_bias=.*[.][.][.]"),
     "a name of a megabyte": ({f"{PREFIX}{'q' * 10**6}.lora_A.weight": (2, 4)}, {}, "paths of at most 500 characters"),
     "another name of a megabyte": ({"q" * 10**6: (2, 4)}, {}, "which is none of its factors"),
 }

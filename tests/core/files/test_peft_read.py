@@ -185,7 +185,6 @@ def test_a_lokr_without_one_rule_for_its_splits_is_refused(tmp_path):
 
 
 OPTIONS = {
-    "use_dora": True,
     "lora_bias": True,
     "use_qalora": True,
     "layer_replication": [[0, 1]],
@@ -202,6 +201,11 @@ OPTIONS = {
 def test_an_option_that_changes_the_meaning_is_refused_and_named(option, tmp_path):
     with pytest.raises(FormatError, match=option):
         read_peft(lora(tmp_path, {option: OPTIONS[option]}))
+
+
+def test_a_magnitude_comes_with_its_option_and_for_every_module(tmp_path):
+    with pytest.raises(FormatError, match=r"q: expected a magnitude of shape \(\d+,\), got none"):
+        read_peft(lora(tmp_path, {"use_dora": True}))
 
 
 @pytest.mark.parametrize("start", ["pissa", "olora", "corda", "loftq", "lora_ga", "mica", 1, "nonsense"])
@@ -226,7 +230,6 @@ def test_another_method_is_refused(kind, tmp_path):
 @pytest.mark.parametrize(
     ("key", "what"),
     [
-        ("h.0.q.lora_magnitude_vector.weight", "DoRA"),
         ("h.0.q.lora_B.bias", "lora_bias"),
         ("wte.lora_embedding_A", "an embedding"),
         ("h.0.q.bias", "none of its factors"),
