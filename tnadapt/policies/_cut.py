@@ -49,9 +49,10 @@ def cut(adapter: Adapter, params: Mapping[str, npt.ArrayLike], bond: str, keep: 
     for one in chosen:
         if reason := why_not_cut(adapter, one):
             raise refuse(WHERE, one, reason)
-    kept = {one.name: _kept(one, keep) for one in chosen}
-    if isinstance(keep, int) and keep > (most := max(one.sizes[0] for one in chosen)):
-        raise SiteError(f"{WHERE}: expected at most the {most} slices of {bond!r} to stay, got {keep}.")
+    plain = keep.tolist() if isinstance(keep, np.ndarray) else as_integers(keep)
+    kept = {one.name: _kept(one, plain) for one in chosen}
+    if isinstance(plain, int) and plain > (most := max(one.sizes[0] for one in chosen)):
+        raise SiteError(f"{WHERE}: expected at most the {most} slices of {bond!r} to stay, got {plain}.")
     return cut_each(adapter, arrays, chosen, kept, WHERE)
 
 
@@ -93,17 +94,15 @@ def cut_each(
 def _kept(bond: Bond, keep: object) -> tuple[int, ...]:
     """Return the indices that stay. Raises SiteError for none, and for what is no index or number of slices."""
     size = bond.sizes[0]
-    given = as_integers(keep)
     todo = "Pass the indices of the slices that stay, or how many: keep=[0, 2] or keep=2."
-    if isinstance(given, int) and not isinstance(given, bool):
-        if given < 1:
+    if isinstance(keep, int) and not isinstance(keep, bool):
+        if keep < 1:
             raise SiteError(
-                f"{WHERE}: expected at least 1 slice of {bond.name!r} to stay, got a cut to {given}.\n{todo}"
+                f"{WHERE}: expected at least 1 slice of {bond.name!r} to stay, got a cut to {keep}.\n{todo}"
             )
-        return tuple(range(min(given, size)))
-    is_listed = isinstance(keep, Sequence | np.ndarray) and not isinstance(keep, str | bytes)
-    places = [as_integers(place) for place in keep] if is_listed else []  # type: ignore[attr-defined]
-    if not is_listed or not all(isinstance(place, int) and not isinstance(place, bool) for place in places):
+        return tuple(range(min(keep, size)))
+    places = [as_integers(place) for place in keep] if isinstance(keep, list | tuple | range) else [None]
+    if not all(isinstance(place, int) and not isinstance(place, bool) for place in places):
         raise mistake(SiteError, WHERE, "indices of slices as keep", told(keep), todo)
     if not places:
         raise SiteError(f"{WHERE}: expected at least 1 slice of {bond.name!r} to stay, got a cut to 0.\n{todo}")

@@ -144,13 +144,19 @@ def _bases(
 
     The left one is R_right^T V S^(-1/2), the right one R_left^T U S^(-1/2): each is the other's dual basis, and
     multiplies the other's gradient. Where the singular value of an index of the batch is 0, but others are not, the
-    left factor gets 0, and the right one its largest slice, so that the slice can still be trained.
+    left factor gets 0, and the right one its largest slice, so that the slice can still be trained; or the reverse, if
+    the right factor is 0 there.
     """
     u, s, vt = (parts[0][..., :rank], parts[1][..., :rank], parts[2][..., :rank, :])
     living = (s > noise)[..., None, :]
     root = np.sqrt(np.where(s > noise, s, 1.0))[..., None, :]
-    on_left = np.where(living, right.swapaxes(-1, -2) @ vt.swapaxes(-1, -2) / root, 0.0)
-    largest = np.argmax(np.linalg.norm(right, axis=-2), axis=-1)
-    unit = np.eye(right.shape[-1])[largest][..., None]
-    on_right = np.where(living, left.swapaxes(-1, -2) @ u / root, unit)
+    is_empty = ~right.any(axis=(-2, -1), keepdims=True)  # then it is the left factor that has something to keep
+    on_left = np.where(living, right.swapaxes(-1, -2) @ vt.swapaxes(-1, -2) / root, is_empty * _largest(left))
+    on_right = np.where(living, left.swapaxes(-1, -2) @ u / root, ~is_empty * _largest(right))
     return on_left, on_right
+
+
+def _largest(side: Array) -> Array:
+    """Return the column (batch, size, 1) that selects the largest slice of a side."""
+    place = np.argmax(np.linalg.norm(side, axis=-2), axis=-1)
+    return np.asarray(np.eye(side.shape[-1])[place][..., None])

@@ -1,4 +1,4 @@
-"""What the tests of changes of bonds share: updates before and after, the bonds of many adapters, a chain of factors."""
+"""What the tests of changes of bonds share: updates before and after, bonds of many adapters, a chain of factors."""
 
 from collections.abc import Iterator, Mapping
 

@@ -80,7 +80,7 @@ def test_a_slice_that_is_zero_in_two_factors_would_be_dead():
     change = grow(adapter, params, "q", 1)
     dead = change.params["B"].copy()
     dead[..., 2:] = 0.0
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match=r"^q\n"):
         expect_life(adapter, change.__class__(**(vars(change) | {"params": change.params | {"B": dead}})), "q")
 
 

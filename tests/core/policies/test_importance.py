@@ -104,7 +104,7 @@ def test_bonds_that_are_left_out_have_a_reason():
 
 
 @pytest.mark.parametrize(("change", "match"), [
-    (lambda found: found.pop("B"), r"importance: expected the gradient of 'B', got none.\nCall this after the backward"),
+    (lambda found: found.pop("B"), r"importance: expected the gradient of 'B', got none.\nCall this after"),
     (lambda found: found.update(B=None), r"importance: expected the gradient of 'B', got none"),
     (lambda found: found.update(B=np.ones(3)), r"gradient of 'B' of shape \(3, 3, 3\), got \(3,\)"),
 ])  # fmt: skip
