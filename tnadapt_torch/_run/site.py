@@ -253,6 +253,14 @@ class SiteUpdate:
         self._code[place] = code
         return code
 
+    def become(self, other: "SiteUpdate") -> None:
+        """Take over the network and the references of another update, whose factors have other shapes."""
+        is_dense = self._dense is not None
+        self.network, self.refs, self.width = other.network, other.refs, other.width
+        self._forget_code()
+        if is_dense:
+            self.write_dense()
+
     @property
     def is_idle(self) -> bool:
         """Whether the site was never called, except under torch.compile and torch.jit.trace."""
