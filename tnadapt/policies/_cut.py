@@ -101,8 +101,9 @@ def _kept(bond: Bond, keep: object) -> tuple[int, ...]:
                 f"{WHERE}: expected at least 1 slice of {bond.name!r} to stay, got a cut to {keep}.\n{todo}"
             )
         return tuple(range(min(keep, size)))
-    places = [as_integers(place) for place in keep] if isinstance(keep, list | tuple | range) else [None]
-    if not all(isinstance(place, int) and not isinstance(place, bool) for place in places):
+    given = [as_integers(place) for place in keep] if isinstance(keep, list | tuple | range) else [None]
+    places: list[int] = [place for place in given if isinstance(place, int) and not isinstance(place, bool)]
+    if len(places) < len(given):
         raise mistake(SiteError, WHERE, "indices of slices as keep", told(keep), todo)
     if not places:
         raise SiteError(f"{WHERE}: expected at least 1 slice of {bond.name!r} to stay, got a cut to 0.\n{todo}")
