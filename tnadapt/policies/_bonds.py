@@ -45,10 +45,12 @@ def every_bond(adapter: Adapter) -> dict[str, Bond]:
     spec = adapter.spec
     for mode in (mode for mode in spec.bonds if mode not in spec.tied and mode not in spec.short):
         modes = modes_like(spec, mode)
+        if adapter.bond_name(adapter.groups[0], mode) == mode:  # all groups have it in common
+            found[mode] = Bond(mode, mode, modes, adapter.groups)
+            continue
         for group in adapter.groups:
             name = adapter.bond_name(group, mode)
-            known = found[name].groups if name in found else ()
-            found[name] = Bond(name, mode, modes, (*known, group))
+            found[name] = Bond(name, mode, modes, (group,))
     return found
 
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from tnadapt._errors import SiteError
 from tnadapt._frozen import FrozenMap
 from tnadapt._language import Adapter
-from tnadapt._signature import near
+from tnadapt._signature import mistake, near, told
 from tnadapt._values import Params, contract
 
 __all__ = ["Change"]
@@ -73,6 +73,33 @@ class Change:
         """Freeze the mappings."""
         for word in ("moves", "factors", "errors"):
             object.__setattr__(self, word, FrozenMap(getattr(self, word)))
+
+    def then(self, later: "Change") -> "Change":
+        """Return this change and a later one, made from its adapter and params, as one change.
+
+        Bonds that both rounded have the discarded values of both. Raises SiteError for a change of another adapter.
+        """
+        if not isinstance(later, Change):
+            todo = "Pass what grow, cut or sweep returns for the adapter and the params of this change."
+            raise mistake(SiteError, "then", "a change", told(later), todo)
+        if later.before != self.adapter:
+            raise SiteError("then: expected a change of the adapter that this one leads to, got one of another.")
+        names, lost = {*self.moves, *later.moves}, {*self.errors, *later.errors}
+        none: Array = np.zeros(0)
+        return Change(
+            before=self.before,
+            adapter=later.adapter,
+            params=later.params,
+            moves={name: (*self.moves.get(name, ()), *later.moves.get(name, ())) for name in sorted(names)},
+            factors={
+                name: self.factors.get(name, 1.0) * later.factors.get(name, 1.0)
+                for name in sorted({*self.factors, *later.factors})
+            },
+            errors={
+                name: np.concatenate([self.errors.get(name, none), later.errors.get(name, none)])
+                for name in sorted(lost)
+            },
+        )
 
     def carry(self, name: str, array: npt.ArrayLike, squared: bool = False) -> npt.NDArray[np.floating]:
         """Return what a gradient of an entry before the change, or a mean of gradients, is after it.

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from tnadapt._errors import SiteError
 from tnadapt._hosts import check_size
 from tnadapt._language import START, Adapter, AdapterSpec, Slot, Term, expect_adapter, normal
-from tnadapt._signature import answers
+from tnadapt._signature import answers, mistake, told
 from tnadapt._values import sample
 from tnadapt.policies._bonds import (
     Bond,
@@ -57,6 +57,8 @@ def grow(adapter: Adapter, params: Mapping[str, npt.ArrayLike], bond: str, by: i
     adapter = expect_adapter(adapter, WHERE)
     arrays = expect_arrays(adapter, params, WHERE)
     chosen, more = find_bonds(adapter, bond, WHERE), check_size(f"{WHERE}: by", by)
+    if seed is not None and (type(seed) is not int or seed < 0):
+        raise mistake(SiteError, WHERE, "an integer of at least 0 as seed", told(seed), "Write seed=0.")
     for one in chosen:
         if reason := why_not_grown(adapter, one, more):
             raise refuse(WHERE, one, reason)

@@ -114,3 +114,26 @@ def test_moments_that_do_not_fit(name, shape, match):
     change = grow(adapter, random_params(adapter, np.random.default_rng(0)), "r", 1)
     with pytest.raises(SiteError, match=match):
         change.carry(name, np.ones(shape))
+
+
+def test_changes_one_after_the_other_are_one_change():
+    adapter = families.lotr().bind(SITES, rank=3)
+    params = random_params(adapter, np.random.default_rng(0))
+    first = grow(adapter, params, "p", 2)
+    second = sweep(first.adapter, first.params, rank=2)
+    third = cut(second.adapter, second.params, "q", [1])
+    whole = first.then(second).then(third)
+    assert (whole.before, whole.adapter, whole.params) == (adapter, third.adapter, third.params)
+    assert whole.errors.keys() == second.errors.keys()
+    for name, gradient in gradients_of(adapter, params).items():
+        for squared in (False, True):
+            step = gradient
+            for change in (first, second, third):
+                step = change.carry(name, step, squared)
+            np.testing.assert_allclose(whole.carry(name, gradient, squared), step, rtol=1e-12)
+    fourth = sweep(second.adapter, second.params, rank=1, bond="p")
+    np.testing.assert_array_equal(second.then(fourth).errors["p"], [*second.errors["p"], *fourth.errors["p"]])
+    with pytest.raises(SiteError, match=r"then: expected a change of the adapter that this one leads to"):
+        first.then(first)
+    with pytest.raises(SiteError, match=r"then: expected a change, got 3"):
+        first.then(3)

@@ -213,6 +213,13 @@ def test_wrong_arguments(bond, by, match):
         grow(adapter, init(adapter), bond, by)
 
 
+@pytest.mark.parametrize("seed", [-1, 0.5, True, "0"])
+def test_a_seed_that_is_none(seed):
+    adapter = families.lora().bind(SITES, rank=2)
+    with pytest.raises(SiteError, match=r"grow: expected an integer of at least 0 as seed, got"):
+        grow(adapter, init(adapter), "r", 1, seed=seed)
+
+
 def test_a_bond_in_common_has_no_size_of_its_own():
     adapter = families.vera().bind(SITES, rank=2)
     with pytest.raises(SiteError, match=r"got '0.q.r', which all groups have in common.*\n.*'r'"):
