@@ -235,3 +235,33 @@ def test_the_buckets_of_data_parallelism_are_not_broken(tmp_path):
         wrapped(hosts.words()).sum().backward()
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_shards_are_not_resized(tmp_path):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model, state, _ = adapted("lotr")
+    change = grown(state)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.FileStore(str(tmp_path / "s"), 1), **ALONE)
+    try:
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(
+            SiteError, match=r"expected factors that this process holds to change their shapes, got .*DTe"
+        ):
+            state.resize(change)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dtypes_stay(dtype):
+    model = hosts.toy(dtype=dtype)
+    state = hosts.wake(hosts.adapt(model, "lotr")).to(dtype)
+    optimizer = torch.optim.AdamW(state.parameters(), lr=1e-2)
+    train(model, optimizer)
+    state.resize(grown(state), optimizer)
+    for value in state.parameters():
+        assert value.dtype == optimizer.state[value]["exp_avg"].dtype == dtype
+        assert value.shape == optimizer.state[value]["exp_avg_sq"].shape
+    train(model, optimizer)

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tnadapt._errors import SiteError
+from tnadapt._frozen import FrozenMap
 from tnadapt._hosts import check_size
 from tnadapt._language import START, Adapter, AdapterSpec, Factor, Group, SizeRule, Slot, expect_params
 from tnadapt._signature import mistake, near, told
@@ -191,7 +192,7 @@ def resized(adapter: Adapter, sizes: Mapping[str, tuple[int, ...]]) -> Adapter:
             asked[mode] = next(iter(whole.values()))
             continue
         asked |= {f"{group}.{mode}": size for group, size in whole.items() if size != now[group]}
-    made = replace(adapter, sizes=asked)
+    made = replace(adapter, sizes=FrozenMap(asked))
     for old, new in zip(adapter.groups, made.groups, strict=True):
         for mode, own in by_mode.items():
             wanted = own.get(old.name, old.network.sizes[mode])

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from tests.core.policies.changes import SITES, chain
+from tests.core.policies.changes import SITES, chain, served
 from tnadapt import SiteError, delta, families, init
 from tnadapt.policies import bonds, cut, grow, importance, sweep
 from tnadapt.policies._bonds import every_bond, resized
-from tnadapt.testing import gradients
+from tnadapt.testing import LAWS, gradients, start_params
 
 
 def test_a_bond_of_each_group_has_the_name_of_the_group():
@@ -80,3 +80,11 @@ def test_sizes_of_one_group_of_several():
     assert made.sizes == {"q.p": 3, "k.q": 4}
     assert [(g.network.sizes["p"], g.network.sizes["q"]) for g in made.groups] == [(3, 2), (2, 4)]
     assert resized(made, {"q.p": (2,)}).sizes == {"p": 2, "k.q": 4}
+
+
+def test_an_adapter_whose_groups_have_ranks_of_their_own_satisfies_every_law(adapter):
+    name = next(served(adapter, "grow"), None)
+    if name is not None:
+        made = grow(adapter, start_params(adapter), name, 1).adapter
+        for law in LAWS:
+            law(made, np.random.default_rng(0))
