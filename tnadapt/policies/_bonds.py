@@ -60,16 +60,38 @@ def modes_like(spec: AdapterSpec, mode: str) -> frozenset[str]:
     return frozenset({mode, *(other for other, own in spec.tied.items() if own == mode)})
 
 
-def find_bonds(adapter: Adapter, name: object, where: str) -> list[Bond]:
-    """Return the bonds of a name: that of a mode, for all groups, or "<group>.<mode>".
+def asked_bonds(adapter: Adapter, bond: object, value: object, where: str) -> list[dict[str, object]]:
+    """Return what was asked for each bond by its name, one dict for each mode, from one name or values by name.
+
+    Raises SiteError for a bond that was named twice, for values beside values by name, and as `find_bonds`.
+    """
+    if isinstance(bond, Mapping) and value is not None:
+        raise SiteError(f"{where}: expected no further value beside values by bond, got {told(value)}.")
+    asked = dict(bond) if isinstance(bond, Mapping) else {bond: value}
+    if not asked:
+        raise SiteError(f"{where}: expected at least one bond, got none.")
+    known, found = every_bond(adapter), dict[str, dict[str, object]]()
+    for name, own in asked.items():
+        for one in find_bonds(adapter, name, where, known):
+            by_name = found.setdefault(one.mode, {})
+            if one.name in by_name:
+                raise SiteError(f"{where}: expected each bond once, got {one.name!r} twice, also by {name!r}.")
+            by_name[one.name] = own
+    return list(found.values())
+
+
+def find_bonds(adapter: Adapter, name: object, where: str, every: Mapping[str, Bond] | None = None) -> list[Bond]:
+    """Return the bonds of a name: that of a mode, for all groups, or "<group>.<mode>". `every` has all bonds.
 
     Raises SiteError for a name that is no bond, and for a bond whose size follows from another mode's.
     """
     if not isinstance(name, str):
         todo = f'Write {where}(adapter, params, "r", ...).'
         raise mistake(SiteError, where, "the name of a bond", told(name), todo)
-    spec, known = adapter.spec, every_bond(adapter)
-    found = [bond for bond in known.values() if name in (bond.name, bond.mode)]
+    spec, known = adapter.spec, every_bond(adapter) if every is None else every
+    if name in known:
+        return [known[name]]
+    found = [bond for bond in known.values() if name == bond.mode]
     if found:
         return found
     group, _, mode = name.rpartition(".")

@@ -1,6 +1,7 @@
 """Cut a bond: some of its slices stay, and the update loses exactly the contribution of the others."""
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -9,13 +10,14 @@ from tnadapt._errors import SiteError
 from tnadapt._hosts import as_integers
 from tnadapt._language import Adapter, expect_adapter
 from tnadapt._signature import answers, mistake, told
-from tnadapt._values import sample
+from tnadapt._values import Params, sample
 from tnadapt.policies._bonds import (
     Bond,
+    asked_bonds,
     drawn_starts_of,
     entries_of,
+    every_bond,
     expect_arrays,
-    find_bonds,
     refuse,
     resized,
     why_no_carrier,
@@ -30,14 +32,23 @@ __all__ = ["cut"]
 WHERE = "cut"
 
 
+Keep = int | Sequence[int]
+
+
 @answers(SiteError)
-def cut(adapter: Adapter, params: Mapping[str, npt.ArrayLike], bond: str, keep: int | Sequence[int]) -> Change:
+def cut(
+    adapter: Adapter,
+    params: Mapping[str, npt.ArrayLike],
+    bond: str | Mapping[str, Keep],
+    keep: Keep | None = None,
+) -> Change:
     """Cut a bond to some of its slices, and return the change. The update loses what the other slices contribute.
 
     Args:
         adapter: the adapter.
         params: its arrays by name.
-        bond: the name of a bond, for all groups, or "<group>.<bond>" for that of one group.
+        bond: the name of a bond, for all groups, or "<group>.<bond>" for that of one group; or several, each with its
+            own `keep`.
         keep: the indices of the slices that stay, in their new order; or how many: the first ones.
 
     Raises:
@@ -45,15 +56,27 @@ def cut(adapter: Adapter, params: Mapping[str, npt.ArrayLike], bond: str, keep: 
     """
     adapter = expect_adapter(adapter, WHERE)
     arrays = expect_arrays(adapter, params, WHERE)
-    chosen = find_bonds(adapter, bond, WHERE)
+    changes: list[Change] = []
+    for asked in asked_bonds(adapter, bond, keep, WHERE):
+        change = _cut(adapter, arrays, asked)
+        changes, adapter, arrays = [*changes, change], change.adapter, change.params
+    return reduce(Change.then, changes)
+
+
+def _cut(adapter: Adapter, arrays: Params, asked: Mapping[str, object]) -> Change:
+    """Return the change of some bonds of one mode, each to the slices that were asked for it."""
+    known = every_bond(adapter)
+    chosen = [known[name] for name in asked]
     for one in chosen:
         if reason := why_not_cut(adapter, one):
             raise refuse(WHERE, one, reason)
-    plain = keep.tolist() if isinstance(keep, np.ndarray) else as_integers(keep)
-    kept = {one.name: _kept(one, plain) for one in chosen}
-    if isinstance(plain, int) and plain > (most := max(one.sizes[0] for one in chosen)):
-        raise SiteError(f"{WHERE}: expected at most the {most} slices of {bond!r} to stay, got {plain}.")
-    return cut_each(adapter, arrays, chosen, kept, WHERE)
+    plain = {name: keep.tolist() if isinstance(keep, np.ndarray) else as_integers(keep) for name, keep in asked.items()}
+    kept = {one.name: _kept(one, plain[one.name]) for one in chosen}
+    for number in {number for number in plain.values() if isinstance(number, int)}:
+        most = max(one.sizes[0] for one in chosen if plain[one.name] == number)
+        if number > most:
+            raise SiteError(f"{WHERE}: expected at most the {most} slices of {chosen[0].mode!r} to stay, got {number}.")
+    return _keep_slices(adapter, arrays, chosen, kept)
 
 
 def why_not_cut(adapter: Adapter, bond: Bond) -> str:
@@ -69,20 +92,15 @@ def why_not_cut(adapter: Adapter, bond: Bond) -> str:
     )
 
 
-def cut_each(
-    adapter: Adapter,
-    arrays: Mapping[str, npt.NDArray[np.float64]],
-    bonds: Sequence[Bond],
-    kept: Mapping[str, tuple[int, ...]],
-    where: str,
+def _keep_slices(
+    adapter: Adapter, arrays: Params, bonds: Sequence[Bond], kept: Mapping[str, tuple[int, ...]]
 ) -> Change:
-    """Return the change after which each bond has the slices that are kept, by its name."""
     after = resized(adapter, {one.name: (len(kept[one.name]),) * len(one.groups) for one in bonds})
-    factors = compensation(adapter, after, where)
+    factors = compensation(adapter, after, WHERE)
     moves: dict[str, list[Selection]] = {}
     for one, _, slot in entries_of(adapter, bonds):
         moves.setdefault(slot.name, []).extend(Selection(axis, kept[one.name]) for axis in one.axes(slot.factor))
-    _check_starts(adapter, after, bonds, kept, where)
+    _check_starts(adapter, after, bonds, kept)
     values = dict(arrays)
     for name, selections in moves.items():
         for selection in selections:
@@ -116,9 +134,7 @@ def _kept(bond: Bond, keep: object) -> tuple[int, ...]:
     return tuple(places)
 
 
-def _check_starts(
-    before: Adapter, after: Adapter, bonds: Sequence[Bond], kept: Mapping[str, tuple[int, ...]], where: str
-) -> None:
+def _check_starts(before: Adapter, after: Adapter, bonds: Sequence[Bond], kept: Mapping[str, tuple[int, ...]]) -> None:
     """Raise SiteError if the starting values that the new adapter draws are not the kept slices of those of before."""
     wanted: dict[str, npt.NDArray[np.float64]] = {}
     for one, slot in drawn_starts_of(before, bonds):
@@ -127,7 +143,7 @@ def _check_starts(
             values = Selection(axis, kept[one.name]).move(values, squared=False)
         wanted[slot.name] = values
     for name, values in wanted.items():
-        check_start(name, values, sample(after.slots[name], after.seed), where)
+        check_start(name, values, sample(after.slots[name], after.seed), WHERE)
 
 
 def check_start(name: str, wanted: npt.NDArray[np.float64], drawn: npt.NDArray[np.float64], where: str) -> None:

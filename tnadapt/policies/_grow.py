@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from itertools import combinations
 
 import numpy as np
@@ -11,13 +12,14 @@ from tnadapt._errors import SiteError
 from tnadapt._hosts import check_size
 from tnadapt._language import START, Adapter, AdapterSpec, Slot, Term, expect_adapter, normal
 from tnadapt._signature import answers, mistake, told
-from tnadapt._values import sample
+from tnadapt._values import Params, sample
 from tnadapt.policies._bonds import (
     Bond,
+    asked_bonds,
     drawn_starts_of,
     entries_of,
+    every_bond,
     expect_arrays,
-    find_bonds,
     limits_of,
     refuse,
     resized,
@@ -37,7 +39,13 @@ MOST = 3  # factors that get zeros together
 
 
 @answers(SiteError)
-def grow(adapter: Adapter, params: Mapping[str, npt.ArrayLike], bond: str, by: int, seed: int | None = None) -> Change:
+def grow(
+    adapter: Adapter,
+    params: Mapping[str, npt.ArrayLike],
+    bond: str | Mapping[str, int],
+    by: int | None = None,
+    seed: int | None = None,
+) -> Change:
     """Grow a bond by some slices, and return the change. No update changes.
 
     One trained factor gets zeros in the new slices, if possible one that starts at zero; it has a gradient there. The
@@ -47,7 +55,8 @@ def grow(adapter: Adapter, params: Mapping[str, npt.ArrayLike], bond: str, by: i
     Args:
         adapter: the adapter.
         params: its arrays by name.
-        bond: the name of a bond, for all groups, or "<group>.<bond>" for that of one group.
+        bond: the name of a bond, for all groups, or "<group>.<bond>" for that of one group; or several, each with its
+            own `by`.
         by: the number of new slices.
         seed: the seed of the new values; that of the adapter by default.
 
@@ -56,13 +65,24 @@ def grow(adapter: Adapter, params: Mapping[str, npt.ArrayLike], bond: str, by: i
     """
     adapter = expect_adapter(adapter, WHERE)
     arrays = expect_arrays(adapter, params, WHERE)
-    chosen, more = find_bonds(adapter, bond, WHERE), check_size(f"{WHERE}: by", by)
     if seed is not None and (type(seed) is not int or seed < 0):
         raise mistake(SiteError, WHERE, "an integer of at least 0 as seed", told(seed), "Write seed=0.")
+    changes: list[Change] = []
+    for asked in asked_bonds(adapter, bond, by, WHERE):
+        more = {name: check_size(f"{WHERE}: by", own) for name, own in asked.items()}
+        change = _grow(adapter, arrays, more, seed)
+        changes, adapter, arrays = [*changes, change], change.adapter, change.params
+    return reduce(Change.then, changes)
+
+
+def _grow(adapter: Adapter, arrays: Params, more: Mapping[str, int], seed: int | None) -> Change:
+    """Return the change of some bonds of one mode, each by the number of slices that was asked for it."""
+    known = every_bond(adapter)
+    chosen = [known[name] for name in more]
     for one in chosen:
-        if reason := why_not_grown(adapter, one, more):
+        if reason := why_not_grown(adapter, one, more[one.name]):
             raise refuse(WHERE, one, reason)
-    after = resized(adapter, {one.name: tuple(size + more for size in one.sizes) for one in chosen})
+    after = resized(adapter, {one.name: tuple(size + more[one.name] for size in one.sizes) for one in chosen})
     factors = compensation(adapter, after, WHERE)
     zero = zero_factors(adapter.spec, chosen[0].modes)
     values, moves = dict(arrays), _moves(adapter, chosen, after)

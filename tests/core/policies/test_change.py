@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.core.policies.changes import SITES, chain, gradients_of, served
+from tests.core.policies.changes import SITES, chain, distance, gradients_of, served, size, updates
 from tnadapt import SiteError, families
 from tnadapt.policies import bonds, cut, grow, sweep
 from tnadapt.testing import adapters, random_params
@@ -137,3 +137,34 @@ def test_changes_one_after_the_other_are_one_change():
         first.then(first)
     with pytest.raises(SiteError, match=r"then: expected a change, got 3"):
         first.then(3)
+
+
+def test_several_bonds_at_once():
+    adapter = families.lotr(over="layer").bind(SITES, rank=3)
+    params = random_params(adapter, np.random.default_rng(0))
+    larger = grow(adapter, params, {"q.p": 1, "k.p": 2, "q": 1}, seed=3)
+    sizes = [(group.network.sizes["p"], group.network.sizes["q"]) for group in larger.adapter.groups]
+    assert sizes == [(4, 4), (5, 4)]
+    first = grow(adapter, params, "q.p", 1, seed=3)
+    one = grow(first.adapter, first.params, "k.p", 2, seed=3)
+    np.testing.assert_array_equal(larger.params["k.A"], one.params["k.A"])
+    assert distance(updates(adapter, params), updates(larger.adapter, larger.params)) < 1e-12 * size(adapter, params)
+    smaller = cut(larger.adapter, larger.params, {"q.p": [3, 0], "k.q": 1})
+    assert smaller.params["q.G"].shape[1:] == (2, 4)
+    assert smaller.params["k.G"].shape[1:] == (5, 1)
+    gradient = gradients_of(adapter, params)["k.G"]
+    assert larger.then(smaller).carry("k.G", gradient).shape == smaller.params["k.G"].shape
+
+
+@pytest.mark.parametrize(("act", "match"), [
+    (lambda a, p: grow(a, p, {"r": 1}, 2), r"grow: expected no further value beside values by bond, got 2"),
+    (lambda a, p: grow(a, p, {}), r"grow: expected at least one bond, got none"),
+    (lambda a, p: cut(a, p, {"r": 1, "0.q.r": 1}), r"cut: expected each bond once, got '0.q.r' twice"),
+    (lambda a, p: cut(a, p, "r"), r"cut: expected indices of slices as keep, got None"),
+    (lambda a, p: grow(a, p, "r"), r"grow: by: expected an integer of at least 1, got None"),
+    (lambda a, p: cut(a, p, {"0.q.r": 3, "0.k.r": 2}), r"cut: expected at most the 2 slices of 'r' to stay, got 3"),
+])  # fmt: skip
+def test_several_bonds_that_do_not_fit(act, match):
+    adapter = families.lora().bind(SITES, rank=2)
+    with pytest.raises(SiteError, match=match):
+        act(adapter, random_params(adapter, np.random.default_rng(0)))

@@ -95,6 +95,18 @@ def test_groups_in_common_add_up():
     np.testing.assert_allclose(importance(adapter, params, gradients)["r"], total, rtol=1e-12)
 
 
+def test_a_factor_that_a_term_has_twice_would_count_twice():
+    from tnadapt import AdapterSpec, same, trainable
+
+    squared = {"A": trainable("out p"), "A2": same("A"), "B": trainable("p in")}
+    adapter = AdapterSpec(name="squared", weight="out in", factors=squared, start="free").bind(SITES[:1], rank=2)
+    assert telling(adapter, every_bond(adapter)["p"]) == ("B",)
+    params = random_params(adapter, np.random.default_rng(0))
+    gradients = gradients_of(adapter, params)
+    twice = slices_by(adapter, every_bond(adapter)["p"], "A", params, gradients)
+    np.testing.assert_allclose(twice, 2 * importance(adapter, params, gradients)["p"], rtol=1e-12)
+
+
 def test_bonds_that_are_left_out_have_a_reason():
     assert set(bonds(families.pissa().bind(SITES, rank=2)).values()) == {
         "no trained factor carries it once in every use"

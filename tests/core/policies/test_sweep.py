@@ -47,7 +47,7 @@ def test_what_a_family_loses(adapter, moved):
         expect_the_error_to_be_the_discarded_squares(adapter, params, **limits)
 
 
-@given(adapter=adapters(plain=True), seed=st.integers(0, 2**16), rank=st.integers(1, 2))
+@given(adapter=adapters(plain=True) | adapters(), seed=st.integers(0, 2**16), rank=st.integers(1, 2))
 def test_what_a_random_spec_loses(adapter, seed, rank):
     if "ok" in bonds(adapter, "sweep").values():
         params = random_params(adapter, np.random.default_rng(seed))
