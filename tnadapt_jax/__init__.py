@@ -6,6 +6,7 @@ from tnadapt_jax._find import find_sites
 from tnadapt_jax._leaf import Leaf, Leaves
 from tnadapt_jax._merge import adapt, merge
 from tnadapt_jax._params import Params, init
+from tnadapt_jax._resize import carry, resize
 from tnadapt_jax._scan import apply_in_layer, scan_split
 
 __all__ = [
@@ -15,11 +16,13 @@ __all__ = [
     "adapt",
     "apply",
     "apply_in_layer",
+    "carry",
     "delta",
     "find_sites",
     "init",
     "load",
     "merge",
+    "resize",
     "save",
     "scan_split",
 ]

@@ -137,3 +137,14 @@ def test_a_model_is_traced_by_jit():
     traced = torch.jit.trace(model, X, strict=False)
     wake(model.base_model.states()["default"], seed=1)
     close(traced(X), model(X))
+
+
+def test_the_bonds_of_an_adapter_under_peft_do_not_change():
+    """PEFT's layers and configs know the ranks of before."""
+    from tnadapt.policies import grow
+
+    state = adapted().base_model.states()["default"]
+    held = {name: value.clone() for name, value in state.params().items()}
+    with pytest.raises(SiteError, match=r"expected an adapter that is attached to a model.*\n.*under PEFT"):
+        state.resize(grow(state.adapter, state.arrays(), "r", 1))
+    assert all(torch.equal(value, held[name]) for name, value in state.params().items())

@@ -13,6 +13,7 @@ from tests.torch.test_cost import Made
 from tests.torch.test_inside import Doubled
 from tnadapt import AdapterSpec, FormatError, SiteError, families, magnitude, trainable
 from tnadapt.initializers import row_norms
+from tnadapt.policies import grow
 from tnadapt_torch import attach, load
 
 DORA = magnitude(families.lora(alpha=8))
@@ -224,3 +225,21 @@ def test_a_magnitude_of_ones_own_is_one():
         woken(model, one)
     x = torch.randn(6, IN)
     assert torch.equal(models[0](x), models[1](x))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_bond_grows_below_a_magnitude(inside):
+    model = host().double()
+    state, x = woken(model).double(), torch.randn(6, IN, dtype=torch.float64)
+    state.updates["0"].below.may_fold = inside
+    optimizer = torch.optim.Adam(state.parameters())
+    model(x).square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    wanted = model(x)
+    state.resize(grow(state.adapter, state.arrays(), "r", 2), optimizer)
+    assert state.params()["A"].shape == (6, IN)
+    hosts.close(model(x), wanted, 1e-10)
+    model(x).square().sum().backward()
+    optimizer.step()
+    assert not torch.allclose(model(x), wanted)

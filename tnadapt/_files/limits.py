@@ -20,6 +20,7 @@ LINE = 2**16  # characters of a string that names modes
 FACTORS = 512  # which a contraction order is found for in seconds
 TERMS = 64  # of one spec
 MODES = 1_024  # of one spec
+OWN = 4_096  # sizes of bonds of single groups, each of which may be a network of its own
 ENDS = 4_096  # modes of all factors together, each counted for every factor that has it; the work of a plan
 OVER = 16  # site modes of a spec, and coordinates of a site
 SITES = 100_000  # the largest mixtures of experts have 70,000 weights; patterns of paths may be as many
@@ -115,7 +116,9 @@ def check_asked(rank: object, sizes: Mapping[str, Any], seed: int) -> None:
     """Raise FormatError for too many ranks or sizes, or too large a seed."""
     for where, asked in (("rank", rank), ("sizes", sizes)):
         if isinstance(asked, Mapping):
-            keep(where, "modes", len(asked), MODES)
+            own = sum("." in name for name in asked) if where == "sizes" else 0
+            keep(where, "modes", len(asked) - own, MODES)
+            keep(where, "bonds of single groups", own, OWN)
             check_names(where, asked)
     keep("seed", "bits", seed.bit_length(), SEED)
 

@@ -11,7 +11,7 @@ from tnadapt._frozen import FrozenMap
 from tnadapt._hosts import TASK, Site, check_parts, check_size, expect_site
 from tnadapt._language.address import Address, Magnitude, Part, Slot
 from tnadapt._language.factor import Factor
-from tnadapt._language.groups import check_gates, check_patterns, group_of
+from tnadapt._language.groups import check_gates, check_patterns, group_of, joint_factors, own_sizes
 from tnadapt._language.initializer import host
 from tnadapt._language.network import Group, Network, most_shapes, stacks_of
 from tnadapt._language.terms import START
@@ -50,7 +50,8 @@ class Adapter:
         check_patterns(self)
         stacks = stacks_of(self.sites, self.spec.site_modes)
         networks: dict[object, Network] = {}  # groups of equal sizes share one
-        groups = tuple(group_of(self, name, stack, networks) for name, stack in stacks.items())
+        sizes = own_sizes(self, stacks)
+        groups = tuple(group_of(self, name, stack, networks, sizes[name]) for name, stack in stacks.items())
         object.__setattr__(self, "groups", groups)
         check_gates(self)
 
@@ -109,6 +110,14 @@ class Adapter:
         """The trainable factors that several groups share, so that these cannot be looked at one by one."""
         shared = (name for name, factor in self.spec.arrays.items() if factor.shared and factor.trainable)
         return tuple(shared) if len(self.groups) > 1 else ()
+
+    def bond_name(self, group: Group, bond: str) -> str:
+        """Return the name of a group's bond, prefixed as factors are unless all groups have it in common.
+
+        They have it in common if a factor that they share carries it.
+        """
+        is_joint = len(self.groups) == 1 or bool(joint_factors(self.spec, bond))
+        return bond if is_joint else f"{group.name}.{bond}"
 
     @cached_property
     def _largest_sizes(self) -> Mapping[str, int]:

@@ -110,14 +110,57 @@ def check_gates(adapter: Bound) -> None:
                 )
 
 
-def group_of(adapter: Asked, name: str, stack: tuple[Site, ...], networks: dict[object, Network]) -> Group:
+def group_of(
+    adapter: Asked, name: str, stack: tuple[Site, ...], networks: dict[object, Network], sizes: Mapping[str, int]
+) -> Group:
+    """Return the group of a stack of sites. `sizes` are those asked for its modes, and `networks` those known."""
     values = {mode: values_of(stack, mode) for mode in adapter.spec.site_modes}
     lengths = {mode: len(along) for mode, along in values.items()}
     own = _own_rank(adapter, stack)
-    key = (stack[0].shape, own, *lengths.values())
+    key = (stack[0].shape, own, *lengths.values(), *sorted(sizes.items()))
     if key not in networks:
-        networks[key] = _network(adapter, stack[0], lengths, own)
+        networks[key] = _network(adapter, stack[0], lengths, own, sizes)
     return Group(name, networks[key], stack, FrozenMap(values))
+
+
+def own_sizes(adapter: Asked, groups: Collection[str]) -> dict[str, dict[str, int]]:
+    """Return the sizes that were asked for each group: those of modes, and beside them those of its own bonds.
+
+    The key of the latter is the name of the group and of the bond, as in "0.q_proj.r". Raises SiteError for an unknown
+    group, and for a bond whose size is not free or that a factor of several groups carries.
+    """
+    alike = {mode: size for mode, size in adapter.sizes.items() if "." not in mode}
+    found = dict.fromkeys(groups, alike)
+    for key, size in adapter.sizes.items():
+        group, _, bond = key.rpartition(".")
+        if group:
+            _check_own(adapter, key, groups)
+            found[group] = found[group] | {bond: size}
+    return found
+
+
+def _check_own(adapter: Asked, key: str, groups: Collection[str]) -> None:
+    """Raise SiteError unless a key names a group and a bond whose size this group can have by itself."""
+    spec, (group, _, bond) = adapter.spec, key.rpartition(".")
+    where = f"sizes: expected a group of {spec.name} and a bond of its own, got {key!r}"
+    if group not in groups:
+        raise SiteError(f"{where}.{nearest(group, list(groups))}")
+    if bond in spec.tied:
+        raise SiteError(f"{where}, but {bond!r} has the size of {spec.tied[bond]!r}.\nGive that a size.")
+    if bond in spec.short or bond not in spec.bonds:
+        free = ", ".join(b for b in spec.bonds if b not in spec.tied and b not in spec.short) or "none"
+        raise SiteError(f"{where}.\nThe bonds with a size of their own are {free}.")
+    if len(groups) > 1 and (sharing := joint_factors(spec, bond)):
+        raise SiteError(
+            f"{where}, but the factor {sharing[0]!r}, which all groups share, carries {bond!r}.\n"
+            f"Give it one size for all groups: sizes={{{bond!r}: ...}}."
+        )
+
+
+def joint_factors(spec: Spec, bond: str) -> list[str]:
+    """Return the factors that all groups share and that carry a bond, or one whose size follows from it."""
+    modes = {bond, *(mode for mode, own in spec.tied.items() if own == bond)}
+    return [name for name, factor in spec.arrays.items() if modes & {*factor.modes} and spec.is_global(name)]
 
 
 def _patterns(adapter: Asked) -> dict[str, int]:
@@ -154,18 +197,20 @@ def check_patterns(adapter: Asked) -> None:
             )
 
 
-def _network(adapter: Asked, site: Site, lengths: Mapping[str, int], own: int | None) -> Network:
+def _network(
+    adapter: Asked, site: Site, lengths: Mapping[str, int], own: int | None, told: Mapping[str, int]
+) -> Network:
     spec = adapter.spec
     known = {*spec.bonds, *(mode for axis in spec.axes for mode in axis)}
-    if wrong := [mode for mode in adapter.sizes if mode not in known]:
+    if wrong := [mode for mode in told if mode not in known]:
         raise SiteError(
             f"sizes: expected modes of {spec.name} whose sizes are free, got {wrong[0]!r}.\n"
             f"It has {', '.join(sorted(known))}."
         )
-    asked = _numbers(spec) | dict(adapter.sizes)
+    asked = _numbers(spec) | dict(told)
     required = {mode for mode, rule in spec.sizes.items() if isinstance(rule, SizeRule) and rule.kind == "required"}
     outer = sizes_of(site.path, site.shape, spec.axes, asked, required) | dict(lengths)
-    sizes = outer | _bond_sizes(adapter, outer, asked, own)
+    sizes = outer | _bond_sizes(adapter, outer, asked, own, told)
     scale = spec.scale.at(sizes.get(spec.scale.bond, 1))
     factors = {**spec.arrays, **spec.hosts}
     return Network(spec.axes, spec.site_modes, factors, sizes, scale, spec.nodes, spec.sum)
@@ -178,16 +223,21 @@ def _numbers(spec: Spec) -> dict[str, int]:
     return {owner: given[mode] for mode, owner in owners.items()} | {m: n for m, n in given.items() if m not in owners}
 
 
-def _bond_sizes(adapter: Asked, outer: Mapping[str, int], asked: Mapping[str, int], own: int | None) -> dict[str, int]:
-    """Return the sizes of the bonds. `own` is the rank that was asked for the modules of this network."""
+def _bond_sizes(
+    adapter: Asked, outer: Mapping[str, int], asked: Mapping[str, int], own: int | None, told: Mapping[str, int]
+) -> dict[str, int]:
+    """Return the sizes of the bonds.
+
+    `own` is the rank that was asked for the modules of this network, and `told` are the sizes that were asked at bind.
+    """
     spec, free = adapter.spec, adapter.spec.free_bonds
     ranks = _ranks(adapter, asked)
     if own is not None:
-        ranks |= {bond: own for bond in free if bond not in adapter.sizes}
+        ranks |= {bond: own for bond in free if bond not in told}
     known = {*free, *(bond for bond in spec.bonds if bond in spec.sizes and bond not in spec.tied)}
     if wrong := [
         bond
-        for bond in (*ranks, *adapter.sizes)
+        for bond in (*ranks, *told)
         if bond in spec.tied or bond in spec.short or (bond in ranks and bond not in known)
     ]:
         raise SiteError(
@@ -200,16 +250,16 @@ def _bond_sizes(adapter: Asked, outer: Mapping[str, int], asked: Mapping[str, in
         )
     sizes = dict(asked) | {bond: check_size(f"rank of {bond!r}", size) for bond, size in ranks.items()}
     for first, most in _limits(spec, outer).items():
-        if first in sizes and first not in adapter.sizes:
+        if first in sizes and first not in told:
             sizes[first] = min(sizes[first], most)
-    whole = sizes | dict(adapter.sizes) | dict(outer)
+    whole = sizes | dict(told) | dict(outer)
     sides = ([mode for axis in axes for mode in axis] for axes in (spec.axes[:1], spec.axes[1:]))
     thin = min(math.prod(outer[mode] for mode in side) for side in sides)
     whole |= dict.fromkeys(spec.short, thin)
     for bond, mode in spec.tied.items():  # in an order in which a mode comes before what has its size
         whole[bond] = whole[mode]
     for bond in spec.bonds:
-        _check_rule(adapter, bond, whole, {*ranks, *adapter.sizes}, thin)
+        _check_rule(adapter, bond, whole, {*ranks, *told}, thin)
     return {bond: whole[bond] for bond in spec.bonds}
 
 

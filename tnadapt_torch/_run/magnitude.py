@@ -141,6 +141,12 @@ class MagnitudeUpdate:
         ratios = self._divided(norms).reshape(-1, *[1] * (whole.ndim - 1))
         return (ratios * whole).to(whole.dtype)
 
+    def become(self, other: "MagnitudeUpdate") -> None:
+        """Take over the factors of another update, as `SiteUpdate.become`."""
+        self.below.become(other.below)
+        self.lengths, self.weight = other.lengths, other.weight
+        self._write_code()
+
     def write_dense(self) -> None:
         """Write the code of the dense update, as `SiteUpdate.write_dense`."""
         self.below.write_dense()

@@ -36,6 +36,7 @@ class SiteUpdate:
         self.reads_product = any(find_product(network, term.nodes) is not None for term in network.terms)
         beside = nodes_beside_product(network)
         self._beside_product = tuple(ref for name, ref in zip(network.nodes, self.refs, strict=True) if name in beside)
+        self._is_asked = False  # whether `allow_folding` was called
         self.may_fold = False  # whether `call_inside` may serve the layer: it is an nn.Linear, and that pays for many x
         self._code: list[Code | None] = []
         self._folds: list[bool | None] = []  # by place: whether that pays there
@@ -96,6 +97,7 @@ class SiteUpdate:
 
     def allow_folding(self) -> None:
         """Let `call_inside` serve the layer where that pays; whether it ever does is known here."""
+        self._is_asked = True
         compiled, most = self._decide(COMPILED), self._decide(COMPILED - 1)
         self.may_fold = compiled or most
         if self.may_fold:
@@ -143,6 +145,17 @@ class SiteUpdate:
         self._code[place] = code
         return code
 
+    def become(self, other: "SiteUpdate") -> None:
+        """Take over the network and the references of another update, whose factors have other shapes."""
+        is_dense = self._dense is not None
+        self.network, self.refs, self.width = other.network, other.refs, other.width
+        self._beside_product = other._beside_product
+        self._forget_code()
+        if is_dense:
+            self.write_dense()
+        if self._is_asked:
+            self.allow_folding()
+
     @property
     def is_idle(self) -> bool:
         """Whether the site was never called, except under torch.compile and torch.jit.trace."""
@@ -170,7 +183,7 @@ class SiteUpdate:
         self._forget_code()
         if is_dense:
             self.write_dense()
-        if self.may_fold:
+        if self._is_asked:
             self.allow_folding()
 
 

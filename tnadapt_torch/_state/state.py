@@ -32,13 +32,14 @@ from tnadapt_torch._state.marks import MERGED, ORIGINAL, marks_of
 from tnadapt_torch._state.norms import norms
 from tnadapt_torch._state.replicas import own_factors, settle
 from tnadapt_torch._state.report import table, totals
+from tnadapt_torch._state.resize import Resizable
 from tnadapt_torch._state.store import write_file, write_lora
 from tnadapt_torch._state.updates import follow
 
 __all__ = ["AdapterState"]
 
 
-class AdapterState(nn.Module):
+class AdapterState(Resizable):
     """An attached adapter. The trainable factors are its parameters and the frozen factors its buffers, each held once.
 
     `attach` and `load` create it. Called as a module, it returns its input: a container may call all its children.
@@ -48,8 +49,7 @@ class AdapterState(nn.Module):
         """Register the factors; store the adapter, its name on the host, and the dropout on the input of each site."""
         super().__init__()
         self.adapter = adapter
-        self.name = name
-        self.dropout = dropout
+        self.name, self.dropout = name, dropout
         self.enabled = True
         self.blocks = 0  # of `disabled()` that are open: those of threads and generators end in any order
         self.merged: Merged | None = None

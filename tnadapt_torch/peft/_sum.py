@@ -51,7 +51,7 @@ def config_of_sum(configs: Sequence[TnConfig], states: Sequence[AdapterState]) -
     ranks = {bond: sum(_longest(state, bond) for state in states) for bond in bonds}
     return TnConfig(
         spec=spec,
-        sizes={mode: size for mode, size in states[0].adapter.sizes.items() if mode not in bonds} | ranks,
+        sizes=_outer_sizes(states[0]) | ranks,
         seed=states[0].adapter.seed,
         dropout=first.dropout,
         target_modules="|".join(map(re.escape, paths)) if paths else None,
@@ -131,7 +131,7 @@ def _check_alike(configs: Sequence[TnConfig], states: Sequence[AdapterState]) ->
     for word in ("blocks", "fused", "tasks", "fold"):
         if len({repr(getattr(config, word)) for config in configs}) > 1:
             raise SiteError(f"adapters: expected the same {word} in all of them, got different ones.\n{REMEDY}")
-    sizes = [{mode: n for mode, n in s.adapter.sizes.items() if mode not in s.spec.bonds} for s in states]
+    sizes = [_outer_sizes(state) for state in states]
     if any(each != sizes[0] for each in sizes):
         raise SiteError(f"adapters: expected the same sizes in all of them, got {sizes[0]} and others.\n{REMEDY}")
     if any(config.modules_to_save for config in configs):
@@ -140,6 +140,12 @@ def _check_alike(configs: Sequence[TnConfig], states: Sequence[AdapterState]) ->
         )
     if reason := _why_not(states[0].spec):
         raise SiteError(f"{states[0].spec.name}: expected a spec whose networks can be summed, got {reason}.\n{REMEDY}")
+
+
+def _outer_sizes(state: AdapterState) -> dict[str, int]:
+    """Return the sizes of modes of the weight that were passed to `bind`, without those of bonds."""
+    sizes = state.adapter.sizes.items()
+    return {mode: size for mode, size in sizes if mode.rpartition(".")[2] not in state.spec.bonds}
 
 
 def _why_not(spec: AdapterSpec) -> str:

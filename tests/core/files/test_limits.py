@@ -380,6 +380,12 @@ def coordinates(count, **more):
     return bound([Site("h.0.q", (6, 4), {f"c{n}": 0 for n in range(count)} | more)])
 
 
+def private(count):
+    """An adapter with this many groups, each of which has a rank of its own."""
+    sites = [Site(f"h.{n}.q", (6, 4), {"layer": n, "kind": "q"}) for n in range(4200)]
+    return families.lora().bind(sites, rank=1, sizes={f"{n}.q.r": 2 + n % 3 for n in range(count)})
+
+
 ONE = Site("q", (6, 4))
 WRITTEN = {  # what is at its limit, what is above it, and what the error says
     "factors": (lambda: chained(512), lambda: chained(513), "spec: expected at most 512 factors, got 513"),
@@ -439,6 +445,11 @@ WRITTEN = {  # what is at its limit, what is above it, and what the error says
         lambda: families.lora().bind(ONE, rank=1, seed=2**4096 - 1),
         lambda: families.lora().bind(ONE, rank=1, seed=2**4096),
         "seed: expected at most 4,096 bits, got 4,097",
+    ),
+    "ranks of groups": (
+        lambda: private(4096),
+        lambda: private(4097),
+        "sizes: expected at most 4,096 bonds of single groups, got 4,097",
     ),
     "shapes": (
         lambda: bound([Site(f"h.{n}.q", (n + 1, 4), {"layer": n}) for n in range(1024)]),
@@ -546,6 +557,7 @@ TABLE = {  # the first column of the table in the docs
     "axes of a weight, modes of a factor": limits.MOST_AXES,
     "factors of a spec": limits.FACTORS,
     "modes of a spec": limits.MODES,
+    "sizes of bonds of single groups": limits.OWN,
     "modes of all its factors together": limits.ENDS,
     "site modes of a spec, coordinates of a site": limits.OVER,
     "terms of a spec": limits.TERMS,

@@ -351,3 +351,54 @@ def test_a_gate_that_weights_of_several_shapes_would_share_is_refused(trained):
     adapter = gate(trained=trained).bind(same_sizes, rank=2)
     assert adapter.slots["Z"].shape == (2, 3)
     assert init(adapter)["Z"].tolist() == [[1, 1, 1], [1, 1, -1]]
+
+
+PAIR = grid(layers=2, kinds={"q": (4, 6), "k": (4, 6)})
+
+
+def test_a_group_has_a_rank_of_its_own():
+    adapter = families.lora().bind(PAIR, rank=2, sizes={"1.k.r": 3})
+    assert {group.name: group.network.sizes["r"] for group in adapter.groups} == {
+        "0.q": 2,
+        "0.k": 2,
+        "1.q": 2,
+        "1.k": 3,
+    }
+    assert adapter.slots["1.k.A"].shape == (3, 6)
+    assert len({id(network) for network in adapter.networks}) == 2
+    assert str(adapter).splitlines()[2:] == [
+        "  0.q .. 1.q (3)  3      4 x 6   4        out=4 in=6 r=2",
+        "  1.k             1      4 x 6   2.66667  out=4 in=6 r=3",
+    ]
+
+
+def test_the_rank_of_a_group_comes_before_all_others():
+    adapter = families.lora().bind(PAIR, rank={"r": 2, "k": 4}, sizes={"r": 1, "1.k.r": 3})
+    assert [group.network.sizes["r"] for group in adapter.groups] == [1, 1, 1, 3]
+
+
+def test_a_single_group_may_be_named():
+    (group,) = own("layer kind").bind(PAIR, rank=2).groups
+    adapter = own("layer kind").bind(PAIR, rank=2, sizes={f"{group.name}.p": 3})
+    assert adapter.networks[0].sizes["p"] == 3
+
+
+@pytest.mark.parametrize(
+    ("spec", "sizes", "match"),
+    [
+        (
+            families.lora(),
+            {"2.q.r": 3},
+            r"sizes: expected a group of lora and a bond of its own, got '2.q.r'.\nThe near",
+        ),
+        (families.lora(), {"0.q.s": 3}, r"got '0.q.s'.\nThe bonds with a size of their own are r."),
+        (families.lora(), {"0.q.in": 3}, r"got '0.q.in'.\nThe bonds with a size of their own are r."),
+        (families.vera(), {"0.q.r": 3}, r"but the factor 'A', which all groups share, carries 'r'"),
+        (families.mtlora(variant="icfm"), {"0.q.q": 3}, r"'0.q.q', but 'q' has the size of 'p'.\nGive that a size."),
+        (families.svdiff(), {"0.q.k": 3}, r"got '0.q.k'.\nThe bonds with a size of their own are"),
+        (families.lora(), {"0.q.r": 0}, r"size of '0.q.r': expected an integer of at least 1, got 0"),
+    ],
+)
+def test_a_size_that_a_group_cannot_have_by_itself(spec, sizes, match):
+    with pytest.raises(SiteError, match=match):
+        spec.bind(PAIR, rank=2 if spec.free_bonds else None, sizes=sizes)

@@ -1,0 +1,91 @@
+"""What keeps an update as it is when its scale moves with a rank: some factors are multiplied by a number."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from tnadapt._errors import SiteError
+from tnadapt._language import START, Adapter
+from tnadapt.policies._bonds import Bond
+
+__all__: list[str] = []
+
+EXACT = 1e-12
+
+
+def why_scale_holds(adapter: Adapter, bond: Bond) -> str:
+    """Say why the scale cannot move with a bond: no trained factor can make up for it. Empty if one can."""
+    if adapter.spec.scale.rule == "raw" or adapter.spec.scale.bond not in bond.modes:
+        return ""
+    is_whole = len(bond.groups) == len(adapter.groups)
+    if _powers(adapter, allow_shared=is_whole) is not None:
+        return ""
+    return f"the scale {adapter.spec.scale} moves with it, and no trained factor can make up for that"
+
+
+def compensation(before: Adapter, after: Adapter, where: str) -> dict[str, float]:
+    """Return the numbers by which entries of params have to be multiplied so that every update keeps its scale.
+
+    Each term of the update gets the ratio of the scales exactly once. Raises SiteError if trained factors cannot do it.
+    """
+    pairs = zip(before.groups, after.groups, strict=True)
+    ratios = {old.name: old.network.scale / new.network.scale for old, new in pairs}
+    if all(ratio == 1.0 for ratio in ratios.values()):
+        return {}
+    powers = _powers(before, allow_shared=len({*ratios.values()}) == 1)
+    if powers is None:
+        raise SiteError(
+            f"{where}: expected trained factors that can be multiplied so that the update stays as it is while its "
+            f"scale {before.spec.scale} moves, got none for {before.spec.name}.\n"
+            "Give the spec a scale that does not depend on this bond: raw(...)."
+        )
+    found: dict[str, float] = {}
+    for group in before.groups:
+        for name, power in powers.items():
+            key = before.slot_name(group, name.removesuffix(START)) + (START if name.endswith(START) else "")
+            found[key] = ratios[group.name] ** power
+    return {name: ratio for name, ratio in found.items() if ratio != 1.0}
+
+
+def _powers(adapter: Adapter, *, allow_shared: bool) -> dict[str, float] | None:
+    """Return the power of the ratio that each factor, or its stored start, is multiplied by; None if none would do.
+
+    The powers of the nodes of each term add up to 1. One factor is taken if it is enough, first one that starts at 0.
+    """
+    spec = adapter.spec
+    names = [
+        name
+        for name, factor in sorted(spec.arrays.items(), key=lambda item: (not item[1].is_zero, item[0]))
+        if factor.trainable and not factor.map and (allow_shared or not factor.shared)
+    ]
+    names += [name + START for name in names if spec.arrays[name].init.is_read and _has_start(adapter, name)]
+    counts = np.array(
+        [[sum(_entry_of(adapter, node) == name for node in term.nodes) for name in names] for term in spec.sum],
+        dtype=np.float64,
+    ).reshape(len(spec.sum), len(names))
+    for columns in _sets(adapter, names):
+        times = counts[:, columns].sum(axis=1)
+        if times[0] and (times == times[0]).all():
+            return {names[column]: 1.0 / times[0] for column in columns}
+    if not names:
+        return None
+    powers = np.linalg.lstsq(counts, np.ones(len(spec.sum)), rcond=None)[0]
+    if np.abs(counts @ powers - 1.0).max() > EXACT:
+        return None
+    return {name: float(power) for name, power in zip(names, powers, strict=True) if abs(power) > EXACT}
+
+
+def _sets(adapter: Adapter, names: Sequence[str]) -> Iterable[list[int]]:
+    """Yield the columns of each factor, with those of its stored start."""
+    for column, name in enumerate(names):
+        if not name.endswith(START):
+            yield [column, *([names.index(name + START)] if name + START in names else [])]
+
+
+def _has_start(adapter: Adapter, factor: str) -> bool:
+    return any(adapter.slot_name(group, factor) + START in adapter.slots for group in adapter.groups)
+
+
+def _entry_of(adapter: Adapter, node: str) -> str:
+    found = adapter.spec.nodes[node]
+    return found.factor + (START if found.at_start else "")
