@@ -1,14 +1,34 @@
-"""Change the sizes of bonds while an adapter is trained: grow, cut and round them, and tell which slices matter.
+"""Change the sizes of bonds while an adapter is trained: grow, cut and round them, tell which matter, and decide when.
 
-Everything here is a pure function of an adapter and its params, flat dicts of numpy arrays. `grow`, `cut` and `sweep`
-return a `Change`, which a binding applies to a model and to the moments of its optimizer.
+Everything here is a pure function of an adapter and its params, flat dicts of numpy arrays, or an object of plain
+numbers. `grow`, `cut` and `sweep` return a `Change`, which a binding applies to a model and to the moments of its
+optimizer. `Budget`, `Growth` and `Rounding` decide, one `step` at a time, what is to change.
 """
 
+from tnadapt.policies._budget import Budget
 from tnadapt.policies._change import Change
 from tnadapt.policies._cut import cut
 from tnadapt.policies._grow import grow
-from tnadapt.policies._importance import importance
+from tnadapt.policies._growth import Growth
+from tnadapt.policies._hide import hide
+from tnadapt.policies._importance import importance, tellers
 from tnadapt.policies._reasons import bonds
+from tnadapt.policies._rounding import Rounding
 from tnadapt.policies._sweep import sweep
+from tnadapt.policies._units import Unit, units
 
-__all__ = ["Change", "bonds", "cut", "grow", "importance", "sweep"]
+__all__ = [
+    "Budget",
+    "Change",
+    "Growth",
+    "Rounding",
+    "Unit",
+    "bonds",
+    "cut",
+    "grow",
+    "hide",
+    "importance",
+    "sweep",
+    "tellers",
+    "units",
+]

@@ -71,7 +71,7 @@ def _cut(adapter: Adapter, arrays: Params, asked: Mapping[str, object]) -> Chang
         if reason := why_not_cut(adapter, one):
             raise refuse(WHERE, one, reason)
     plain = {name: keep.tolist() if isinstance(keep, np.ndarray) else as_integers(keep) for name, keep in asked.items()}
-    kept = {one.name: _kept(one, plain[one.name]) for one in chosen}
+    kept = {one.name: kept_slices(one, plain[one.name]) for one in chosen}
     for number in {number for number in plain.values() if isinstance(number, int)}:
         most = max(one.sizes[0] for one in chosen if plain[one.name] == number)
         if number > most:
@@ -109,26 +109,26 @@ def _keep_slices(
     return Change(before=adapter, adapter=after, params=values, moves=moves, factors=factors)
 
 
-def _kept(bond: Bond, keep: object) -> tuple[int, ...]:
+def kept_slices(bond: Bond, keep: object, where: str = WHERE) -> tuple[int, ...]:
     """Return the indices that stay. Raises SiteError for none, and for what is no index or number of slices."""
     size = bond.sizes[0]
     todo = "Pass the indices of the slices that stay, or how many: keep=[0, 2] or keep=2."
     if isinstance(keep, int) and not isinstance(keep, bool):
         if keep < 1:
             raise SiteError(
-                f"{WHERE}: expected at least 1 slice of {bond.name!r} to stay, got a cut to {keep}.\n{todo}"
+                f"{where}: expected at least 1 slice of {bond.name!r} to stay, got a cut to {keep}.\n{todo}"
             )
         return tuple(range(min(keep, size)))
     given = [as_integers(place) for place in keep] if isinstance(keep, list | tuple | range) else [None]
     places: list[int] = [place for place in given if isinstance(place, int) and not isinstance(place, bool)]
     if len(places) < len(given):
-        raise mistake(SiteError, WHERE, "indices of slices as keep", told(keep), todo)
+        raise mistake(SiteError, where, "indices of slices as keep", told(keep), todo)
     if not places:
-        raise SiteError(f"{WHERE}: expected at least 1 slice of {bond.name!r} to stay, got a cut to 0.\n{todo}")
+        raise SiteError(f"{where}: expected at least 1 slice of {bond.name!r} to stay, got a cut to 0.\n{todo}")
     if len({*places}) < len(places) or not all(0 <= place < size for place in places):
         odd = next(place for place in places if not 0 <= place < size or places.count(place) > 1)
         raise SiteError(
-            f"{WHERE}: expected each index of {bond.name!r} at most once, from 0 to {size - 1}, got {odd} "
+            f"{where}: expected each index of {bond.name!r} at most once, from 0 to {size - 1}, got {odd} "
             f"among {told(places)}."
         )
     return tuple(places)

@@ -10,7 +10,7 @@ from tnadapt._language import Adapter, AdapterSpec, expect_adapter
 from tnadapt._signature import answers, mistake, told
 from tnadapt.policies._bonds import Bond, every_bond, expect_arrays, why_no_carrier
 
-__all__ = ["importance"]
+__all__ = ["importance", "tellers"]
 
 Array = npt.NDArray[np.float64]
 WHERE = "importance"
@@ -57,6 +57,20 @@ def telling(adapter: Adapter, bond: Bond) -> tuple[str, ...]:
     spec = adapter.spec
     able = [name for name, one in spec.arrays.items() if one.trainable and not one.map and bond.axes(one)]
     return tuple(name for name in able if _is_in_every_use(spec, bond, name))
+
+
+def tellers(adapter: Adapter) -> dict[str, tuple[tuple[str, tuple[int, ...]], ...]]:
+    """Return the entries that tell the importance of each bond, with the axes along it: sums over them of F dL/dF.
+
+    It is for bindings that sum on their device. Entries of groups that have a bond in common are added; those of a
+    smaller group tell the first slices.
+    """
+    found = {}
+    for name, bond in every_bond(expect_adapter(adapter, "tellers")).items():
+        if factors := telling(adapter, bond):
+            entries = dict.fromkeys(adapter.slot_name(group, min(factors)) for group in bond.groups)
+            found[name] = tuple((entry, bond.axes(adapter.slots[entry].factor)) for entry in entries)
+    return found
 
 
 def _is_in_every_use(spec: AdapterSpec, bond: Bond, factor: str) -> bool:

@@ -8,12 +8,13 @@ from tnadapt._signature import answers, mistake, told
 from tnadapt.policies._bonds import every_bond
 from tnadapt.policies._cut import why_not_cut
 from tnadapt.policies._grow import why_not_grown
+from tnadapt.policies._hide import why_not_hidden
 from tnadapt.policies._importance import why_not_told
 from tnadapt.policies._sweep import why_not_swept
 
 __all__ = ["bonds"]
 
-Operation = Literal["importance", "grow", "cut", "sweep"]
+Operation = Literal["importance", "grow", "cut", "sweep", "hide"]
 OK = "ok"
 
 
@@ -25,7 +26,7 @@ def bonds(adapter: Adapter, operation: Operation = "importance") -> dict[str, st
 
     Args:
         adapter: the adapter.
-        operation: "importance", "grow", "cut" or "sweep".
+        operation: "importance", "grow", "cut", "sweep" or "hide".
 
     Raises:
         SiteError: there is no such operation.
@@ -35,5 +36,11 @@ def bonds(adapter: Adapter, operation: Operation = "importance") -> dict[str, st
         known = ", ".join(map(repr, get_args(Operation)))
         todo = 'Write bonds(adapter, "sweep").'
         raise mistake(SiteError, "bonds", f"one of {known}", told(operation), todo)
-    why = {"importance": why_not_told, "grow": why_not_grown, "cut": why_not_cut, "sweep": why_not_swept}[operation]
+    why = {
+        "importance": why_not_told,
+        "grow": why_not_grown,
+        "cut": why_not_cut,
+        "sweep": why_not_swept,
+        "hide": why_not_hidden,
+    }[operation]
     return {name: why(adapter, bond) or OK for name, bond in every_bond(adapter).items()}

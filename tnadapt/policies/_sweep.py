@@ -100,7 +100,7 @@ def _edges(adapter: Adapter, name: str | None) -> list[tuple[Bond, Edge]]:
 
 
 @dataclass(frozen=True)
-class Rounding:
+class Rounded:
     """The new values of the two carriers of a bond, with the moves of their gradients, its rank and what was lost."""
 
     ends: tuple[tuple[str, Array, Selection | Transport], ...]
@@ -108,7 +108,7 @@ class Rounding:
     lost: Array
 
 
-def _round(adapter: Adapter, bond: Bond, edge: Edge, params: Params, limit: tuple[int | None, float]) -> Rounding:
+def _round(adapter: Adapter, bond: Bond, edge: Edge, params: Params, limit: tuple[int | None, float]) -> Rounded:
     most, tol = limit
     (group,) = bond.groups
     network = group.network
@@ -123,7 +123,7 @@ def _round(adapter: Adapter, bond: Bond, edge: Edge, params: Params, limit: tupl
         rank = min(size, most or size)
         chosen = [Selection(axis, tuple(range(rank))) for axis in axes]
         ends = tuple((x.name, m.move(params[x.name], squared=False), m) for x, m in zip(slots, chosen, strict=True))
-        return Rounding(ends, rank, np.zeros(0))
+        return Rounded(ends, rank, np.zeros(0))
     noise = NOISE * size * s.max()
     counts = (s > max(noise, tol * s.max())).sum(axis=-1)
     rank = min(int(counts.max()), most or size)
@@ -134,7 +134,7 @@ def _round(adapter: Adapter, bond: Bond, edge: Edge, params: Params, limit: tupl
         batch = tuple(slot.factor.held.index(mode) for mode in edge.batch)
         value = Transport(axis, basis, batch).move(params[slot.name], squared=False)
         ends_made.append((slot.name, value, Transport(axis, dual, batch)))
-    return Rounding(tuple(ends_made), rank, np.sort(lost.reshape(-1))[::-1])
+    return Rounded(tuple(ends_made), rank, np.sort(lost.reshape(-1))[::-1])
 
 
 def _bases(

@@ -31,7 +31,9 @@ def test_every_operation_has_reasons(adapter):
 
 
 def test_an_unknown_operation():
-    with pytest.raises(SiteError, match=r"bonds: expected one of 'importance', 'grow', 'cut', 'sweep', got 'shrink'"):
+    with pytest.raises(
+        SiteError, match=r"bonds: expected one of 'importance', 'grow', 'cut', 'sweep', 'hide', got 'shrink'"
+    ):
         bonds(families.lora().bind(SITES, rank=2), "shrink")
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.core.policies.changes import SITES, chain, gradients_of, pulls, updates
 from tnadapt import SiteError, families
-from tnadapt.policies import bonds, importance
+from tnadapt.policies import bonds, importance, tellers
 from tnadapt.policies._bonds import every_bond
 from tnadapt.policies._importance import slices_by, telling
 from tnadapt.testing import adapters, random_params
@@ -34,6 +34,21 @@ def expect_one_number_from_all(adapter, params):
 
 def test_every_factor_of_a_family_tells_the_same(adapter, moved):
     expect_one_number_from_all(adapter, moved(adapter))
+
+
+def test_tellers_say_where_a_binding_finds_the_same_numbers(adapter, moved):
+    params = moved(adapter)
+    gradients = gradients_of(adapter, params)
+    found = importance(adapter, params, gradients)
+    told = tellers(adapter)
+    assert told.keys() == found.keys()
+    for name, entries in told.items():
+        total = np.zeros(len(found[name]))
+        for entry, axes in entries:
+            for axis in axes:
+                product = np.moveaxis(params[entry] * gradients[entry], axis, 0)
+                total[: len(product)] += product.reshape(len(product), -1).sum(1)
+        np.testing.assert_allclose(total, found[name], rtol=1e-10, atol=1e-12)
 
 
 @given(adapter=adapters(), seed=st.integers(0, 2**16))
