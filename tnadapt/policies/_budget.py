@@ -140,7 +140,8 @@ class Budget:
                 f"{WHERE}: expected {known.get(odd, 0)} slices of {odd!r}, as before, got {sizes.get(odd, 0)}.\n"
                 "Cut what step returned, and nothing else, or make a new schedule."
             )
-        if not len(sizes) <= self.target <= (total := sum(sizes.values())):
+        total = sum(sizes.values())
+        if not len(sizes) <= self.target <= total:
             raise SiteError(
                 f"{WHERE}: expected a target from {len(sizes)}, one slice for each bond, to {total}, the slices that "
                 f"there are, got {self.target}."

@@ -1,23 +1,29 @@
 """The trained and saved state of an adapter: its factors, what it knows of its host, parameter groups and norms."""
 
-from tnadapt_torch._state.factors import stored_factors
+from tnadapt_torch._state.factors import stored_factors, to_numpy
 from tnadapt_torch._state.known import check_unmerged, enter, states_of
 from tnadapt_torch._state.marks import MarksCheck
 from tnadapt_torch._state.modules import host_modules
 from tnadapt_torch._state.replicas import Replicas
+from tnadapt_torch._state.resize import COUNTS, SQUARED, check_open, check_whole
 from tnadapt_torch._state.state import AdapterState
 from tnadapt_torch._state.updates import make_updates
 from tnadapt_torch._state.watch import Watch
 
 __all__ = [
+    "COUNTS",
+    "SQUARED",
     "AdapterState",
     "MarksCheck",
     "Replicas",
     "Watch",
+    "check_open",
     "check_unmerged",
+    "check_whole",
     "enter",
     "host_modules",
     "make_updates",
     "states_of",
     "stored_factors",
+    "to_numpy",
 ]

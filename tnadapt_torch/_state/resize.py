@@ -59,7 +59,7 @@ class Resizable(nn.Module):
         """
         state = cast("AdapterState", self)
         check_change(state, change)
-        _check_whole(state)
+        check_whole(state)
         _apply(state, change, {} if optimizer is None else _moments(optimizer, change, state.params()))
 
 
@@ -92,12 +92,7 @@ def check_change(state: "AdapterState", change: object) -> None:
     if not isinstance(change, Change):
         todo = "Pass what grow, cut or sweep of tnadapt.policies returns."
         raise mistake(SiteError, f"{where}: resize", "a change", told(change), todo)
-    _ = state.model
-    if state.merged is not None:
-        raise SiteError(
-            f"{where}: expected an adapter that is not merged to change its bonds, got a merged one.\n"
-            "Call unmerge() first."
-        )
+    check_open(state)
     if change.before != state.adapter:
         raise SiteError(
             f"{where}: expected a change of this adapter as it is now, got one of another.\n"
@@ -105,7 +100,17 @@ def check_change(state: "AdapterState", change: object) -> None:
         )
 
 
-def _check_whole(state: "AdapterState") -> None:
+def check_open(state: "AdapterState") -> None:
+    """Raise SiteError unless the adapter is attached and not merged."""
+    _ = state.model
+    if state.merged is not None:
+        raise SiteError(
+            f"adapter {state.name!r}: expected an adapter that is not merged to change its bonds, got a merged one.\n"
+            "Call unmerge() first."
+        )
+
+
+def check_whole(state: "AdapterState") -> None:
     """Raise SiteError for factors that other libraries hold, know by their shapes, or compute."""
     where = f"adapter {state.name!r}: expected factors that this process holds to change their shapes, got"
     for name, value in state.params().items():

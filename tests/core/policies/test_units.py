@@ -34,7 +34,7 @@ def test_groups_are_units_and_joint_bonds_are_one():
     assert list(units(families.lora().bind(SITES, rank=2))) == ["0.q", "0.k", "1.q", "1.k", "2.q", "2.k"]
     assert list(units(families.lotr().bind(SITES, rank=2))) == [""]
     found = units(families.triadaptlora().bind(SITES, rank=2))["0.q"]
-    assert found.bonds == ("0.q.p", "0.q.q")
+    assert found.bonds == ("0.q.q", "0.q.p")
     assert found.entries == ("0.q.C",)
     assert (found.rank, found.limit) == (2, None)
 
