@@ -32,7 +32,7 @@ from tnadapt._language.notation import Axis, modes_of, text_of
 from tnadapt._language.scale import Scale, over_rank, over_sqrt_rank, raw
 from tnadapt._language.sizes import SizeRule, at_most, like, required
 from tnadapt._language.spec import AdapterSpec
-from tnadapt._language.terms import START, Node, Term
+from tnadapt._language.terms import START, Node, Term, words_of
 from tnadapt._language.wrappers import magnitude, masked, without_magnitude
 
 __all__ = [
@@ -100,5 +100,6 @@ __all__ = [
     "tt_svd",
     "uniform",
     "without_magnitude",
+    "words_of",
     "zeros",
 ]

@@ -2,12 +2,16 @@
 
 Everything here is a pure function of an adapter and its params, flat dicts of numpy arrays, or an object of plain
 numbers. `grow`, `cut` and `sweep` return a `Change`, which a binding applies to a model and to the moments of its
-optimizer. `Budget`, `Growth` and `Rounding` decide, one `step` at a time, what is to change.
+optimizer. `Budget`, `Growth` and `Rounding` decide, one `step` at a time, what is to change. `ranks_from_dimensions`,
+`ranks_from_errors` and `select` decide before the training.
 """
 
 from tnadapt.policies._budget import Budget
 from tnadapt.policies._change import Change
 from tnadapt.policies._cut import cut
+from tnadapt.policies._dimension import intrinsic_dimension, ranks_from_dimensions
+from tnadapt.policies._error_ranks import ranks_from_errors
+from tnadapt.policies._gates import gated, select
 from tnadapt.policies._grow import grow
 from tnadapt.policies._growth import Growth
 from tnadapt.policies._hide import hide
@@ -25,9 +29,14 @@ __all__ = [
     "Unit",
     "bonds",
     "cut",
+    "gated",
     "grow",
     "hide",
     "importance",
+    "intrinsic_dimension",
+    "ranks_from_dimensions",
+    "ranks_from_errors",
+    "select",
     "sweep",
     "tellers",
     "units",
