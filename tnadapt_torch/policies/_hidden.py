@@ -58,7 +58,7 @@ class Hidden:
         reshard([self.state, *self.state.host])
         params, sizes = self.state.params(), sizes_of(change.adapter)
         self.alive = {**self._alive, **{name: tuple(range(sizes[name])) for name in change.errors}}
-        for name in {*change.moves, *change.factors}:
+        for name in sorted({*change.moves, *change.factors}):  # processes gather in one order
             parameter, factor = params[name], change.factors.get(name, 1.0)
             moments = {
                 word: (moment, change.carry(name, to_numpy(moment), squared=word in SQUARED), word in SQUARED)
