@@ -1,10 +1,25 @@
-"""Callbacks for the Trainer of transformers: log the norms of an adapter during training. Needs transformers."""
+"""Callbacks for the Trainer of transformers: log the norms of an adapter, step its policies. Needs transformers."""
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tnadapt import SiteError
 from tnadapt_torch._state import AdapterState
 
-__all__ = ["NormsCallback"]
+__all__ = ["NormsCallback", "PolicyCallback"]
+
+
+class Policy(Protocol):
+    """A policy of training, such as those of `tnadapt_torch.policies`."""
+
+    def step(self) -> None: ...
+    def state_dict(self) -> Mapping[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None: ...
 
 
 class NormsCallback(TrainerCallback):
@@ -37,3 +52,81 @@ class NormsCallback(TrainerCallback):
         norms = {f"norm_{name}": norm for name, norm in self.adapter.norms().items()}
         logs.update(norms)
         state.log_history[-1].update(norms)
+
+
+class PolicyCallback(TrainerCallback):
+    """Calls `policy.step()` after each step of the Trainer's optimizer, while the gradients are there.
+
+    A step that the scaler of float16 skipped is none. The state of the policy is saved in each checkpoint, as
+    tnadapt_<name>.pt, and loaded when a run is resumed from a checkpoint in the output folder. The Trainer loads values
+    into the shapes of a new adapter, so that to resume shapes must stay: shapes="keep".
+    """
+
+    def __init__(self, policy: Policy, name: str = "policy") -> None:
+        """Store the policy, and a name for its file; several policies need several names.
+
+        Make the policy with the optimizer that is passed to the Trainer: `optimizers=(optimizer, None)`.
+        """
+        self.policy, self.name = policy, name
+
+    def on_train_begin(  # type: ignore[override]  # named here: all that **kwargs of the base class can hold
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: object = None,
+        processing_class: object = None,
+        optimizer: object = None,
+        lr_scheduler: object = None,
+        train_dataloader: object = None,
+        eval_dataloader: object = None,
+    ) -> None:
+        """Load the policy's state if the run is resumed. Raises SiteError if the checkpoint has none."""
+        if state.global_step == 0:
+            return
+        path = self._path(args, state)
+        if not path.exists():
+            raise SiteError(
+                f"PolicyCallback: expected the state of the policy in {path}, got no file.\n"
+                "Copy it there from the checkpoint that the run is resumed from."
+            )
+        self.policy.load_state_dict(torch.load(path, weights_only=True))
+
+    def on_optimizer_step(  # type: ignore[override]
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: object = None,
+        processing_class: object = None,
+        optimizer: object = None,
+        lr_scheduler: object = None,
+        train_dataloader: object = None,
+        eval_dataloader: object = None,
+    ) -> None:
+        """Step the policy. The Trainer calls this after optimizer.step() and before zero_grad()."""
+        if isinstance(optimizer, AcceleratedOptimizer) and optimizer.step_was_skipped:
+            return
+        self.policy.step()
+
+    def on_save(  # type: ignore[override]
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: object = None,
+        processing_class: object = None,
+        optimizer: object = None,
+        lr_scheduler: object = None,
+        train_dataloader: object = None,
+        eval_dataloader: object = None,
+    ) -> None:
+        """Save the policy's state in the checkpoint."""
+        if state.is_world_process_zero:
+            torch.save(dict(self.policy.state_dict()), self._path(args, state))
+
+    def _path(self, args: TrainingArguments, state: TrainerState) -> Path:
+        return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / f"tnadapt_{self.name}.pt"
