@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.core.policies.changes import distance, gradients_of, size, updates
 from tnadapt import SiteError
-from tnadapt.policies import Budget
+from tnadapt.policies import Budget, bonds, cut, hide, importance
 
 SIZES = {"0.q.r": 4, "1.q.r": 4, "2.q.r": 4}
 
@@ -48,6 +49,35 @@ def test_the_budget_is_never_exceeded_and_the_end_is_the_target(sizes, data):
         assert sum(now.values()) == allowed, time
         assert min(now.values()) >= 1
     assert sum(seen[-1].values()) == target
+
+
+def test_a_family_is_cut_to_its_target(adapter, moved):
+    """Importance, decision and cut together; hidden slices give the same updates, where they can be hidden."""
+    able = {name for name, reason in bonds(adapter, "cut").items() if reason == "ok"}
+    able &= {name for name, reason in bonds(adapter, "importance").items() if reason == "ok"}
+    if not able:
+        return
+    params, now, parts, whole = moved(adapter), adapter, moved(adapter), {}
+    total = sum(
+        len(value) for name, value in importance(adapter, params, gradients_of(adapter, params)).items() if name in able
+    )
+    budget = Budget(target=max(len(able), total // 2), steps=4)
+    for _ in range(4):
+        found = importance(now, parts, gradients_of(now, parts))
+        keep = budget.step({name: found[name] for name in able})
+        for name, places in keep.items():
+            before = whole.get(name, range(len(found[name]) if name not in whole else 0))
+            whole[name] = [before[place] for place in places]
+        if keep:
+            change = cut(now, parts, keep)
+            now, parts = change.adapter, change.params
+        found = importance(now, parts, gradients_of(now, parts))
+        assert sum(len(found[name]) for name in able) == budget.at(budget.time)
+    assert sum(len(found[name]) for name in able) == budget.target
+    if whole and all(bonds(adapter, "hide")[name] == "ok" for name in whole):
+        masks = hide(adapter, whole)
+        hidden = {entry: value * masks.get(entry, 1.0) for entry, value in params.items()}
+        assert distance(updates(now, parts), updates(adapter, hidden)) <= 1e-11 * size(adapter, params)
 
 
 def test_the_curve_is_that_of_adalora():

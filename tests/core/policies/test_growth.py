@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.core.policies.changes import distance, size, updates
 from tnadapt import SiteError
-from tnadapt.policies import Growth
+from tnadapt.policies import Growth, bonds, grow, units
 
 
 def play(growth, ranks, norms, steps, limits=None):
@@ -43,6 +44,26 @@ def test_ranks_never_fall_or_exceed_the_target_and_end_there(ranks, more, steps,
         assert sum(after.values()) <= target
     assert sum(seen[-1].values()) == target
     assert seen[-1] == seen[steps - 1]
+
+
+def test_a_family_grows_to_its_target_and_the_update_stays(adapter, moved):
+    if "ok" not in bonds(adapter, "grow").values():
+        return
+    params, now = moved(adapter), adapter
+    wanted, bound = updates(adapter, params), size(adapter, params)
+    limits = {name: unit.limit for name, unit in units(adapter).items() if unit.limit is not None}
+    ranks = {name: unit.rank for name, unit in units(adapter).items()}
+    most = sum(limits.values()) - sum(ranks.values()) if len(limits) == len(ranks) else 3
+    growth = Growth(target=sum(ranks.values()) + min(3, most), steps=4, every=2)
+    for _ in range(4):
+        found = units(now)
+        norms = {n: float(np.sqrt(sum((params[e] ** 2).sum() for e in u.entries))) for n, u in found.items()}
+        more = growth.step(norms, {name: unit.rank for name, unit in found.items()}, limits)
+        if by := {bond: number for name, number in more.items() for bond in found[name].bonds}:
+            change = grow(now, params, by)
+            now, params = change.adapter, change.params
+            assert distance(wanted, updates(now, params)) <= 1e-12 * bound
+    assert sum(unit.rank for unit in units(now).values()) == growth.target
 
 
 def test_the_units_whose_norm_rose_most_grow_first():
