@@ -1,6 +1,6 @@
 """Contraction orders: the search for a cheap one, and the plan that is made of it."""
 
-from tnadapt._planning.cost import OBJECTIVES, Cost, Modes, Objective, Question, measure
+from tnadapt._planning.cost import OBJECTIVES, Convolution, Cost, Modes, Objective, Question, measure
 from tnadapt._planning.equation import equation_of
 from tnadapt._planning.plan import BUCKETS, Plan, Step, bucket, plan
 from tnadapt._planning.run import Backend, Labeled, NumpyBackend, run
@@ -10,6 +10,7 @@ __all__ = [
     "BUCKETS",
     "OBJECTIVES",
     "Backend",
+    "Convolution",
     "Cost",
     "ExactOrder",
     "Labeled",

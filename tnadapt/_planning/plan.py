@@ -10,8 +10,9 @@ from opt_einsum.paths import ssa_to_linear
 
 from tnadapt._errors import PlanError
 from tnadapt._language import Adapter, AdapterSpec, Network
-from tnadapt._planning.cost import OBJECTIVES, Cost, Line, Modes, Objective, Question, measure_lines
+from tnadapt._planning.cost import OBJECTIVES, Convolution, Cost, Line, Modes, Objective, Question, measure_lines
 from tnadapt._planning.equation import equation_of
+from tnadapt._planning.spectrum import amount_of_cyclic
 from tnadapt._planning.terms import search_terms
 from tnadapt._signature import answers
 
@@ -31,7 +32,7 @@ WHEN_TEXT: dict[When, str] = {
 
 @dataclass(frozen=True)
 class Step:
-    """One pairwise contraction.
+    """One pairwise contraction, or a convolution in place of one with a cyclic pattern.
 
     `left` and `right` are the numbers of its operands, `modes` the modes of its result, `cost` its cost, with the peak
     up to this step. `when` says how often its values change: "once" (they depend on frozen factors only), "update"
@@ -43,6 +44,7 @@ class Step:
     modes: Modes
     cost: Cost
     when: When
+    convolution: Convolution | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,17 @@ class Plan:
         """Return the largest number of elements of intermediates alive at once in the forward pass."""
         return self.cost.peak
 
+    @property
+    def convolutions(self) -> tuple[Convolution, ...]:
+        """The convolutions among the steps. The frozen patterns that they replace are not read."""
+        return tuple(step.convolution for step in self.steps if step.convolution)
+
+    @property
+    def unread(self) -> frozenset[str]:
+        """The names of the operands that no step reads, since a convolution replaces each."""
+        read = {side for step in self.steps for side in (step.left, step.right)} | {end for _, end in self.results}
+        return frozenset(self.operands[how.pattern] for how in self.convolutions if how.pattern not in read)
+
     def cancels(self, result: int) -> bool:
         """Return whether a result and the next one are of the same factors and opposite signs: they start equal."""
         if result + 1 >= len(self.results):
@@ -107,8 +120,13 @@ class Plan:
         return self.tokens if mode == TOKEN else self.network.sizes[mode]
 
     def to_opt_einsum(self) -> list[tuple[int, ...]]:
-        """Return this order as a path for `opt_einsum.contract`. Raises PlanError for a sum of several terms."""
+        """Return this order as a path for `opt_einsum.contract`. Raises PlanError for several terms, or an FFT."""
         self._expect_one_term("to_opt_einsum")
+        if self.convolutions:
+            raise PlanError(
+                "to_opt_einsum: expected steps that contract, got one that convolves, which opt_einsum cannot.\n"
+                "Look at the steps of the plan instead."
+            )
         return [tuple(pair) for pair in ssa_to_linear([(step.left, step.right) for step in self.steps])]
 
     def equation(self) -> str:
@@ -117,7 +135,7 @@ class Plan:
         return equation_of(self.inputs, self.answer)
 
     def opt_einsum_flops(self) -> int:
-        """Return the forward flops of this order as opt_einsum itself counts them, for a single term."""
+        """Return the forward flops of this order as opt_einsum itself counts them, where it can run it."""
         shapes = [tuple(self.size(mode) for mode in modes) for modes in self.inputs]
         path = self.to_opt_einsum() or [(0,)]
         return int(opt_einsum.contract_path(self.equation(), *shapes, shapes=True, optimize=path)[1].opt_cost)
@@ -136,7 +154,7 @@ class Plan:
         proof = "no order is cheaper" if self.exact else "not proven cheapest"
         if not is_one:  # another order of one term might share more with the others
             proof = f"a sum of {len(self.results)} terms, each {'' if self.exact else 'not '}searched exhaustively"
-        checked = f" (opt_einsum: {self.opt_einsum_flops():,})" if is_one else ""
+        checked = f" (opt_einsum: {self.opt_einsum_flops():,})" if is_one and not self.convolutions else ""
         lines = [
             f"{self.ask}{tokens}, for {self.objective.name} ({proof})",
             f"  flops {self.forward_flops:,} forward{checked}, "
@@ -148,6 +166,10 @@ class Plan:
             lines.append(f"  %{number} = {names[0]}, {names[1]}  [{left}, {right} -> {' '.join(step.modes)}]")
             flops = f"{step.cost.forward:,} + {step.cost.backward:,} flops"
             lines.append(f"       {flops}, saves {step.cost.saved:,}; {WHEN_TEXT[step.when]}")
+            if how := step.convolution:
+                lines.append(
+                    f"       by FFT: {how.left} and {how.right} to {how.made}, in place of {self._name(how.pattern)}"
+                )
         return "\n".join(lines)
 
     def explain(self) -> str:
@@ -162,7 +184,7 @@ class Plan:
             raise PlanError('explain: expected a plan for "apply", got one for "delta".\nPlan with ask="apply".')
         weigh = self.objective.of
         own = weigh(self.cost)
-        update = _plan(self.network, "delta", 1, (self.training, False), self.objective)
+        update = _plan(self.network, "delta", 1, (self.training, False, False), self.objective)
         dense, gradient = self._dense_costs(trained=any(f.trainable for f in self.network.factors.values()))
         made = weigh(update.cost) + weigh(dense)
         folded = weigh(update.cost) + weigh(gradient)
@@ -204,6 +226,7 @@ def plan(
     training: bool = True,
     x_needs_grad: bool = True,
     objective: str | Objective = "training",
+    fft: bool = True,
 ) -> Plan:
     """Plan the cheapest contraction order that answers `ask` for one site of a network.
 
@@ -217,6 +240,7 @@ def plan(
         training: whether trainable factors need a gradient; if not, only the forward pass counts.
         x_needs_grad: whether x needs a gradient; it does not in the first adapted layer of a frozen host.
         objective: a name in OBJECTIVES, or an Objective of your own.
+        fft: whether "apply" may replace a frozen `cyclic()` factor by a convolution, where that is cheaper.
 
     Raises:
         PlanError: an argument of another type, an unknown `ask` or objective, or `tokens` below 1.
@@ -236,7 +260,8 @@ def plan(
             f"plan: expected tokens to be an integer of at least 1, got {tokens!r}.\n"
             f"Pass the number of rows of x that the network sees at once."
         )
-    return _plan(network, ask, tokens if ask == "apply" else 1, (training, x_needs_grad), goal)
+    through = ask == "apply"
+    return _plan(network, ask, tokens if through else 1, (training, x_needs_grad, fft and through), goal)
 
 
 def _described(value: object) -> str:
@@ -254,8 +279,8 @@ def _remedy(value: object) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _plan(network: Network, ask: Ask, tokens: int, needs: tuple[bool, bool], objective: Objective) -> Plan:
-    training, x_needs_grad = needs
+def _plan(network: Network, ask: Ask, tokens: int, options: tuple[bool, bool, bool], objective: Objective) -> Plan:
+    training, x_needs_grad, fft = options
     through = ask == "apply"
     operands = ((X,) if through else ()) + tuple(network.nodes)
     inputs = (((TOKEN, *network.in_modes),) if through else ()) + tuple(map(network.local_modes, network.nodes))
@@ -264,7 +289,9 @@ def _plan(network: Network, ask: Ask, tokens: int, needs: tuple[bool, bool], obj
     if through:
         grads = (training and x_needs_grad, *grads)
     active = tuple(name == X for name in operands)
-    question = Question(inputs, answer, {TOKEN: tokens, **network.sizes}, grads, active)
+    amounts = tuple(amount_of_cyclic(network, name) if name != X else 0.0 for name in operands)
+    cyclic = amounts if fft and any(amounts) else ()
+    question = Question(inputs, answer, {TOKEN: tokens, **network.sizes}, grads, active, cyclic)
     terms = _paired(network)
     place = {name: number for number, name in enumerate(operands)}
     chosen = [[place[name] for name in ([X] if through else []) + names] for _, names, _ in terms]
@@ -272,14 +299,13 @@ def _plan(network: Network, ask: Ask, tokens: int, needs: tuple[bool, bool], obj
     costs, total = measure_lines(question, program.lines, program.results)
     steps = _steps(network, operands, program.lines, costs)
     results = tuple((sign, number) for (sign, _, _), number in zip(terms, program.results, strict=True))
-    needs_x = x_needs_grad
     return Plan(
         network,
         ask,
         tokens,
         objective,
         training,
-        needs_x,
+        x_needs_grad,
         operands,
         inputs,
         answer,
@@ -319,5 +345,5 @@ def _steps(
         below.append(names)
         is_trained = any(network.is_trained(name) for name in names - {X})
         when: When = "call" if X in names else "update" if is_trained else "once"
-        steps.append(Step(line.left, line.right, line.modes, cost, when))
+        steps.append(Step(line.left, line.right, line.modes, cost, when, line.convolution))
     return tuple(steps)

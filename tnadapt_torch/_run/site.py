@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from tnadapt import SiteError
 from tnadapt.binding import BUCKETS, Network
 from tnadapt_torch._run.call import Owner, see_x
-from tnadapt_torch._run.lower import Code, lower_apply, lower_delta
+from tnadapt_torch._run.lower import Code, lower_apply, lower_delta, nodes_read
 from tnadapt_torch._run.maps import map_factor
 from tnadapt_torch._sharded import beside, whole
 
@@ -212,7 +212,7 @@ class SiteUpdate:
         self.refs = tuple(refs)
         self.width = network.volume(network.in_modes)
         self.unproven = False  # whether the layer is quantized and no call has yet shown that it passes the gradient on
-        self._code: list[Code | None] = []
+        self._code: list[tuple[Code, tuple[Ref, ...]] | None] = []  # each with the factors that it reads
         self._dense: Code | None = None
         self._forget_code()
 
@@ -233,8 +233,8 @@ class SiteUpdate:
         else:
             place = bisect_right(MORE, tokens)
             place += len(BUCKETS) * (0 if not torch.is_grad_enabled() else 2 if x.requires_grad else 1)
-        code = self._code[place] or self._write_code(place)
-        return code(output, x, *_read(self.refs, x))
+        code, refs = self._code[place] or self._write_code(place)
+        return code(output, x, *_read(refs, x))
 
     def delta(self, like: Tensor) -> Tensor:
         """Return the dense update, of shape (out, in), in the dtype and on the device of `like`."""
@@ -246,12 +246,19 @@ class SiteUpdate:
         self._dense = code = lower_delta(self.network)
         return code
 
-    def _write_code(self, place: int) -> Code:
+    def _write_code(self, place: int) -> tuple[Code, tuple[Ref, ...]]:
         """Write the code for a bucket of tokens and the gradients needed, at the first call that needs it."""
         need, bucket = divmod(COMPILED_FOR if place == COMPILED else place, len(BUCKETS))
-        code = lower_apply(self.network, BUCKETS[bucket], training=need > 0, x_needs_grad=need > 1)
-        self._code[place] = code
-        return code
+        asked = {
+            "training": need > 0,
+            "x_needs_grad": need > 1,
+            # The inductor of torch 2.13 gives wrong gradients of the product of two spectra, without an error.
+            "fft": place != COMPILED,
+        }
+        code = lower_apply(self.network, BUCKETS[bucket], **asked)
+        read = nodes_read(self.network, BUCKETS[bucket], **asked)
+        self._code[place] = found = code, tuple(self.refs[number] for number in read)
+        return found
 
     @property
     def is_idle(self) -> bool:
