@@ -94,12 +94,12 @@ class NumpyBackend:
         sides = {"left": (left, how.left), "right": (right, how.right)}
         spectra = []
         for name, (side, mode) in sides.items():
-            array = np.fft.rfft(side.array, axis=side.modes.index(mode))
+            spectrum = np.fft.rfft(side.array, axis=side.modes.index(mode))
             modes = tuple(how.made if one == mode else one for one in side.modes)
-            spectra.append(Labeled(array.conj() if how.conjugated == name else array, modes))
+            spectra.append(Labeled(spectrum.conj() if how.conjugated == name else spectrum, modes))
         made = self.contract(spectra[0], spectra[1], kept, ())
-        array = np.fft.irfft(made.array, how.size, axis=made.modes.index(how.made))
-        return Labeled(how.amount * array, made.modes)
+        signal = np.fft.irfft(made.array, how.size, axis=made.modes.index(how.made))
+        return Labeled(how.amount * signal, made.modes)
 
     def ordered(self, value: Labeled, modes: Modes) -> Labeled:
         """Transpose, as `Backend` says."""

@@ -107,8 +107,8 @@ class _Backend:
     def convolve(self, left: _Ways, right: _Ways, kept: Modes, how: Convolution) -> _Ways:
         """Take the cheapest way of each side: a transform reads any order."""
         one, other = (min(side.ways, key=lambda way: way.cost) for side in (left, right))
-        sides = (mode for mode in one.order if mode != how.left), (mode for mode in other.order if mode != how.right)
-        roles = _roles(*map(tuple, sides), kept)
+        own = tuple(mode for mode in one.order if mode != how.left)
+        roles = _roles(own, tuple(mode for mode in other.order if mode != how.right), kept)
         order = (how.made, *roles.batch, *roles.left, *roles.right)
         made = _Ways(
             [Convolved(order, one.cost + other.cost, roles, one, other, how)], left.needs_grad or right.needs_grad

@@ -107,10 +107,9 @@ class _Writer:
             self.ordered(left, way.left.order, (how.left, *roles.batch, *roles.left, *roles.summed)),
             self.ordered(right, way.right.order, (how.right, *roles.batch, *roles.summed, *roles.right)),
         ]
-        small = size_of(self.order, way.left.order) > size_of(self.order, way.right.order)
-        sides[small] = sides[small] if how.amount == 1.0 else call(torch.mul, (sides[small], how.amount))
+        small = "right" if size_of(self.order, way.left.order) > size_of(self.order, way.right.order) else "left"
         spectra = [
-            call(to_spectrum, (side,), {"conjugated": how.conjugated == name})
+            call(to_spectrum, (side, how.amount if name == small else 1.0), {"conjugated": how.conjugated == name})
             for side, name in zip(sides, ("left", "right"), strict=True)
         ]
         summed = self.length(roles.summed)
@@ -128,11 +127,12 @@ class _Writer:
         if isinstance(way, Given):
             return operands[way.number]
         if id(way) not in self.made:
-            is_convolved = isinstance(way, Convolved)
-            self.made[id(way)] = self.convolution(way, operands) if is_convolved else self._write(way, operands)
+            self.made[id(way)] = self._write(way, operands)
         return self.made[id(way)]
 
-    def _write(self, way: Way, operands: Sequence[fx.Node]) -> fx.Node:
+    def _write(self, way: Way | Convolved, operands: Sequence[fx.Node]) -> fx.Node:
+        if isinstance(way, Convolved):
+            return self.convolution(way, operands)
         if not way.roles.summed:
             return self.graph.call_function(torch.mul, tuple(self.factors_of_product(way, operands, way.order)))
         left, right, parts = self.product(way, operands)

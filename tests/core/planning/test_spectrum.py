@@ -147,7 +147,7 @@ def test_terms_share_what_a_convolution_makes():
     factors = {"g": trainable("o2 out", init=normal()), "h": trainable("o2 out", init=normal())}
     factors |= {"c": trainable("b", init=normal()), "T": frozen("in b o2", init=cyclic())}
     spec = AdapterSpec(name="own", weight="out in", factors=factors, terms=["T c g", "- T c h"], start="free")
-    adapter = spec.bind([Site("w", (200, 64))], sizes={"b": 64, "o2": 64}, overparametrized=True)
+    adapter = spec.bind([Site("w", (60, 16))], sizes={"b": 16, "o2": 16}, overparametrized=True)
     with convolving():
         order, error = circulant(adapter, tokens=16)
     assert len(order.convolutions) == 1
