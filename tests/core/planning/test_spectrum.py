@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.cyclic import can_convolve, convolving, cyclic_adapters
-from tnadapt import AdapterSpec, PlanError, Site, delta, families, frozen, grid, plan, trainable
+from tnadapt import AdapterSpec, PlanError, Site, delta, families, frozen, grid, init, plan, trainable
 from tnadapt._planning import Question, search
 from tnadapt._planning.cost import CALL, Convolution, Line, measure_lines
 from tnadapt._planning.spectrum import amount_of_cyclic, convolved_orders, lines_of_order
@@ -137,9 +137,20 @@ def test_a_factor_that_is_no_pattern_of_three_modes_is_contracted(name):
 
 
 def test_a_dense_update_is_never_convolved():
-    adapter = c3a(1024, 256)
-    assert not plan(adapter.networks[0], "delta").convolutions
-    assert plan(adapter.networks[0], "delta") == plan(adapter.networks[0], "delta", fft=False)
+    """Here it could be: every mode of the pattern is a bond."""
+    factors = {"A": trainable("in a", init=normal()), "B": trainable("out b", init=normal())}
+    factors |= {"C": trainable("c", init=normal()), "T": frozen("a b c", init=cyclic())}
+    spec = AdapterSpec(name="own", weight="out in", factors=factors, start="free")
+    network = spec.bind([Site("w", (9, 7))], sizes=dict.fromkeys("abc", 5), overparametrized=True).networks[0]
+    with convolving():
+        assert plan(network).convolutions
+        assert not plan(network, "delta").convolutions
+
+
+def test_random_params_keep_a_pattern():
+    adapter = c3a(48, 16)
+    params = random_params(adapter, np.random.default_rng(0), frozen=True)
+    np.testing.assert_array_equal(params["J"], init(adapter)["J"])
 
 
 def test_terms_share_what_a_convolution_makes():
@@ -151,6 +162,17 @@ def test_terms_share_what_a_convolution_makes():
     with convolving():
         order, error = circulant(adapter, tokens=16)
     assert len(order.convolutions) == 1
+    assert error <= 1e-12
+
+
+def test_two_patterns_of_the_same_modes_are_two():
+    """The first term adds indices, and the second subtracts them."""
+    factors = {"c": trainable("b", init=normal())}
+    factors |= {"S": frozen("out b in", init=cyclic()), "T": frozen("in b out", init=cyclic())}
+    spec = AdapterSpec(name="own", weight="out in", factors=factors, terms=["S c", "T c"], start="free")
+    with convolving():
+        order, error = circulant(spec.bind([Site("w", (N, N))], sizes={"b": N}, overparametrized=True))
+    assert (len(order.convolutions), order.unread) == (2, {"S", "T"})
     assert error <= 1e-12
 
 
