@@ -110,7 +110,8 @@ class _Backend:
         ]
         made = _step(spectra[0], spectra[1], _spelled(kept, self.order, self.lead), (), self.precision)
         value = jnp.fft.irfft(made.value, how.size, axis=made.modes.index(how.made)) * how.amount
-        return Laid(lax.convert_element_type(value, left.value.dtype), made.modes, made.active)
+        laid = Laid(lax.convert_element_type(value, left.value.dtype), made.modes, made.active)
+        return laid if laid.active else _in_order(laid, self.order.network)
 
     def ordered(self, value: Laid, modes: Modes) -> Laid:
         """Transpose, as specified by the core's `Backend`."""

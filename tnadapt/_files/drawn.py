@@ -1,14 +1,16 @@
 """Which frozen factors a file leaves out: those that have the values of their seed, which loading draws again."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tnadapt._errors import FormatError
-from tnadapt._language import Slot
+from tnadapt._language import Adapter, Slot
+from tnadapt._values import sample
 
-__all__: list[str] = []
+__all__ = ["check_patterns"]
 
 CAST = 2**-7  # the most by which a cast to a dtype of a framework, and back, changes a number, as a part of it
 
@@ -27,6 +29,14 @@ def is_changed(slot: Slot, value: npt.NDArray[Any], drawn: npt.NDArray[np.float6
             "Use another initializer, such as zeros(), for values of your own."
         )
     return not slot.is_fixed
+
+
+def check_patterns(adapter: Adapter, params: Mapping[str, npt.ArrayLike]) -> None:
+    """Raise FormatError if any of these params is a `cyclic()` factor that has other values than its pattern."""
+    for name in params.keys() & adapter.slots.keys():
+        slot = adapter.slots[name]
+        if slot.is_fixed and np.shape(params[name]) == slot.shape:
+            is_changed(slot, np.asarray(params[name]), sample(slot, adapter.seed))
 
 
 def rounded(drawn: npt.NDArray[np.float64], dtype: str) -> npt.NDArray[np.float64]:

@@ -6,7 +6,7 @@ from safetensors import safe_open
 
 from tnadapt import FormatError, Site, families, init, load, save
 from tnadapt._files.drawn import is_changed, rounded
-from tnadapt.binding import params_to_store
+from tnadapt.binding import check_patterns, params_to_store
 
 C3A = families.c3a().bind([Site("q", (12, 9))], sizes={"o2": 3, "i2": 3})
 OTHERS = {
@@ -43,6 +43,15 @@ def test_a_pattern_that_a_cast_rounded_is_left_out_and_drawn_again(dtype, tmp_pa
     with safe_open(tmp_path / "a", framework="np") as file:
         assert {*file.keys()} == {"c"}
     np.testing.assert_array_equal(load(tmp_path / "a")[1]["J"], drawn["J"])
+
+
+def test_params_of_a_framework_are_checked_by_name():
+    params = init(C3A)
+    check_patterns(C3A, params | {"c": params["c"] + 1, "other": np.ones(3)})
+    check_patterns(C3A, {})
+    check_patterns(C3A, {"J": np.ones((2, 2))})  # of another shape, which who reads it says
+    with pytest.raises(FormatError, match=r"^J: expected the pattern of cyclic"):
+        check_patterns(C3A, {"J": 2 * params["J"]})
 
 
 def test_every_other_frozen_factor_may_be_changed():
