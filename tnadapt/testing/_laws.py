@@ -231,6 +231,8 @@ def linear_in_alpha(adapter: Adapter, random: np.random.Generator) -> None:
 def plans_give_the_numbers(adapter: Adapter, random: np.random.Generator) -> None:
     """Running the plans of `apply` and `delta` step by step gives the update, in as many flops as they state."""
     params, site = random_params(adapter, random, frozen=not adapter.starts), some_site(adapter, random)
+    fixed = [name for name, slot in adapter.slots.items() if slot.is_fixed]  # plans rely on their values
+    params |= {name: start_params(adapter)[name] for name in fixed}
     network, arrays = local(adapter, params, site)
     x = random.standard_normal((TOKENS, *(network.sizes[mode] for mode in network.in_modes)))
     inner = math.prod(x.shape[1:])

@@ -20,15 +20,13 @@ Array = npt.NDArray[np.float64]
 def random_params(adapter: Adapter, random: np.random.Generator, *, frozen: bool = False) -> Params:
     """Return params as after training: every trainable entry is random, and on request every frozen entry too.
 
-    The host's weights are random already; their patterns are not. A `cyclic()` factor keeps its entries, since plans
-    rely on them.
+    The host's weights are random already; their patterns are not.
     """
 
     def is_random(name: str) -> bool:
         if name in adapter.hosts:
             return frozen and adapter.hosts[name][1] == "host_mask"
-        factor = adapter.slots[name].factor
-        return factor.trainable or (frozen and factor.init.kind != "cyclic")
+        return frozen or adapter.slots[name].factor.trainable
 
     return {
         name: random.standard_normal(value.shape) if is_random(name) else value

@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.cyclic import can_convolve, convolving, cyclic_adapters
-from tnadapt import AdapterSpec, PlanError, Site, delta, families, frozen, grid, init, plan, trainable
+from tnadapt import AdapterSpec, PlanError, Site, delta, families, frozen, grid, plan, trainable
 from tnadapt._planning import Question, search
 from tnadapt._planning.cost import CALL, Convolution, Line, measure_lines
 from tnadapt._planning.spectrum import amount_of_cyclic, convolved_orders, lines_of_order
 from tnadapt.binding import BUCKETS, OBJECTIVES, Cost
 from tnadapt.initializers import constant, cyclic, normal, raw, zeros
 from tnadapt.testing import dense, random_params
+from tnadapt.testing._laws import plans_give_the_numbers
 from tnadapt.testing._oracle import local, run_plan
 
 N = 8
@@ -147,10 +148,12 @@ def test_a_dense_update_is_never_convolved():
         assert not plan(network, "delta").convolutions
 
 
-def test_random_params_keep_a_pattern():
+def test_the_law_of_plans_holds_for_an_adapter_that_convolves():
+    """It draws frozen factors at random, but not the pattern."""
     adapter = c3a(48, 16)
-    params = random_params(adapter, np.random.default_rng(0), frozen=True)
-    np.testing.assert_array_equal(params["J"], init(adapter)["J"])
+    with convolving():
+        assert plan(adapter.networks[0]).convolutions
+        plans_give_the_numbers(adapter, np.random.default_rng(0))
 
 
 def test_terms_share_what_a_convolution_makes():
