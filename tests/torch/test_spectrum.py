@@ -5,7 +5,9 @@ import io
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, distribute_tensor
 
 from tests.cyclic import convolving
 from tests.torch import hosts
@@ -115,3 +117,30 @@ def test_a_copy_a_pickle_and_a_trace_give_the_same_numbers():
     with torch.inference_mode():
         hosts.close(model(x), wanted, 1e-10)
     assert torch.autograd.gradcheck(model, (x[:2].requires_grad_(),))
+
+
+@pytest.fixture
+def mesh():
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    distributed.destroy_process_group()
+
+
+def test_sharded_tensors_are_contracted(mesh):
+    """The backward pass of a product of spectra fails on some of their layouts, in torch 2.13 on two processes."""
+    model, state = model_of()
+    x = torch.randn(20, WIDTH, dtype=torch.float64)
+    wanted = model(x)
+    for module in (model[0], model[2]):
+        for name, value in [*module._parameters.items()]:
+            spread = distribute_tensor(value.detach(), mesh, [Replicate()])
+            module._parameters[name] = nn.Parameter(spread, requires_grad=False)
+    given = distribute_tensor(x, mesh, [Replicate()]).requires_grad_()
+    found = model(given)
+    hosts.close(found.full_tensor(), wanted, 1e-10)
+    found.sum().backward()
+    assert given.grad.full_tensor().shape == x.shape
+    for name, value in state.params().items():
+        if name.endswith("J"):
+            value.fill_(torch.nan)
+    assert model(given).full_tensor().isnan().all()

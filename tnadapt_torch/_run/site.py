@@ -14,13 +14,14 @@ from tnadapt.binding import BUCKETS, Network
 from tnadapt_torch._run.call import Owner, see_x
 from tnadapt_torch._run.lower import Code, lower_apply, lower_delta, nodes_read
 from tnadapt_torch._run.maps import map_factor
-from tnadapt_torch._sharded import beside, whole
+from tnadapt_torch._sharded import beside, is_sharded, whole
 
 __all__: list[str] = []
 
 NEEDS = ("nothing", "factors", "factors and x")  # what needs a gradient: one row of codes each, one column per bucket
 MORE = BUCKETS[1:]  # the first tokens of each bucket but the first, which an empty batch belongs to as well
 COMPILED = len(NEEDS) * len(BUCKETS)  # torch.compile and torch.jit.trace get one code, whatever the tokens are
+SHARDED = COMPILED + 1  # the codes for a DTensor follow, in the order of those for a plain tensor
 COMPILED_FOR = 2 * len(BUCKETS) + BUCKETS.index(1024)
 
 
@@ -233,6 +234,8 @@ class SiteUpdate:
         else:
             place = bisect_right(MORE, tokens)
             place += len(BUCKETS) * (0 if not torch.is_grad_enabled() else 2 if x.requires_grad else 1)
+            if type(x) is not Tensor and is_sharded(x):
+                place += SHARDED
         code, refs = self._code[place] or self._write_code(place)
         return code(output, x, *_read(refs, x))
 
@@ -248,12 +251,13 @@ class SiteUpdate:
 
     def _write_code(self, place: int) -> tuple[Code, tuple[Ref, ...]]:
         """Write the code for a bucket of tokens and the gradients needed, at the first call that needs it."""
-        need, bucket = divmod(COMPILED_FOR if place == COMPILED else place, len(BUCKETS))
+        need, bucket = divmod(COMPILED_FOR if place == COMPILED else place % SHARDED, len(BUCKETS))
         asked = {
             "training": need > 0,
             "x_needs_grad": need > 1,
-            # The inductor of torch 2.13 gives wrong gradients of the product of two spectra, without an error.
-            "fft": place != COMPILED,
+            # The inductor of torch 2.13 gives wrong gradients of the product of two spectra, without an error; and the
+            # backward pass of such a product fails on DTensors.
+            "fft": place < COMPILED,
         }
         code = lower_apply(self.network, BUCKETS[bucket], **asked)
         read = nodes_read(self.network, BUCKETS[bucket], **asked)
@@ -263,11 +267,11 @@ class SiteUpdate:
     @property
     def is_idle(self) -> bool:
         """Whether the site was never called, except under torch.compile and torch.jit.trace."""
-        return not any(self._code[:COMPILED])
+        return not any((*self._code[:COMPILED], *self._code[SHARDED:]))
 
     def _forget_code(self) -> None:
         """Drop all code except the code that torch.compile traces, which cannot be written during tracing."""
-        self._code = [None] * (COMPILED + 1)
+        self._code = [None] * (SHARDED + COMPILED)
         self._dense = None
         self._write_code(COMPILED)
 
