@@ -1,5 +1,6 @@
 """Everything that is read from disk or written to it: adapter files, their JSON text, and PEFT's checkpoint folders."""
 
+from tnadapt._files.drawn import check_patterns
 from tnadapt._files.file import (
     Checkpoint,
     digests,
@@ -22,6 +23,7 @@ __all__ = [
     "Checkpoint",
     "Written",
     "check_fingerprint",
+    "check_patterns",
     "digests",
     "file_size",
     "from_json",

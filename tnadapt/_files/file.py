@@ -14,6 +14,7 @@ import numpy.typing as npt
 from safetensors.numpy import save as to_bytes
 
 from tnadapt._errors import FormatError, SiteError
+from tnadapt._files.drawn import is_changed, rounded
 from tnadapt._files.fingerprint import DIGITS, check_fingerprints, fingerprint_of
 from tnadapt._files.limits import HEADER, MADE, MADE_PER_STORED, MOST_MADE, STORED, UNNAMED, check_extra, keep, shorten
 from tnadapt._files.plain import dump, parse, take
@@ -67,7 +68,8 @@ def save(
 
     Frozen factors need not be in `params`. They are stored only if they are given and differ from the values of the
     seed, or if their initializer uses linear algebra (orthogonal). `extra` holds arrays of the host that were trained
-    too. The file is written completely or not at all. Raises FormatError for params that do not belong to this adapter.
+    too. The file is written completely or not at all. Raises FormatError for params that do not belong to this adapter,
+    and for a frozen `cyclic()` factor with other values than its pattern.
     """
     expect_adapter(adapter, "save", FormatError)
     expect_params(params, "save", FormatError)
@@ -79,8 +81,8 @@ def save(
             stored[name] = _array(name, params, slot)
             continue
         values = sample(slot, adapter.seed)
-        if name in params and not np.array_equal(changed := _array(name, params, slot), values):
-            stored[name] = changed
+        if name in params and is_changed(slot, found := _array(name, params, slot), values):
+            stored[name] = found
         else:
             drawn[name] = _digest(values)
     if unknown := params.keys() - adapter.slots.keys() - adapter.hosts.keys():
@@ -108,14 +110,14 @@ def params_to_store(
         dtypes: the dtype in which the framework keeps each array, such as "bfloat16".
 
     Raises:
-        FormatError: a drawn starting value that was changed, since no file stores one.
+        FormatError: a drawn starting value or a frozen `cyclic()` factor that was changed, since no file stores one.
     """
     kept: dict[str, npt.ArrayLike] = {}
     for name, value in params.items():
         slot = adapter.slots.get(name) or adapter.slots[name.removesuffix(START)]
         if name in adapter.slots and slot.is_stored:
             kept[name] = value
-        elif not np.array_equal(np.asarray(value), _rounded(sample(slot, adapter.seed), dtypes[name])):
+        elif is_changed(slot, np.asarray(value), rounded(sample(slot, adapter.seed), dtypes[name])):
             if name not in adapter.slots:
                 raise FormatError(
                     f"params[{name!r}]: expected the starting value that follows from the seed, got another.\n"
@@ -123,15 +125,6 @@ def params_to_store(
                 )
             kept[name] = value
     return kept
-
-
-def _rounded(drawn: npt.NDArray[np.float64], dtype: str) -> npt.NDArray[np.float64]:
-    """Round drawn values, which are float32 numbers, to a dtype."""
-    if dtype != "bfloat16":  # numpy does not have bfloat16: it is the upper half of a float32, rounded to even
-        return drawn.astype(dtype).astype(np.float64)
-    bits = drawn.astype(np.float32).view(np.uint32)
-    even = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
-    return even.view(np.float32).astype(np.float64)
 
 
 def file_size(adapter: Adapter, *, dtype: str = "float32") -> int:
@@ -289,6 +282,8 @@ def _params(path: Path, adapter: Adapter, stored: dict[str, Array], drawn: Mappi
     params: dict[str, Array] = {}
     for name, slot in adapter.slots.items():
         params[name] = stored[name] if name in stored else sample(slot, adapter.seed)
+        if name in stored and slot.is_fixed:
+            is_changed(slot, stored[name], sample(slot, adapter.seed))
         if name in drawn and _digest(params[name]) != drawn[name]:
             raise FormatError(
                 f"{path}: expected {name}, drawn again from seed {adapter.seed}, to have its saved digest, got another."

@@ -1,6 +1,6 @@
 """The trained and saved state of an adapter: its factors, what it knows of its host, parameter groups and norms."""
 
-from tnadapt_torch._state.factors import stored_factors
+from tnadapt_torch._state.factors import stored_factors, to_numpy
 from tnadapt_torch._state.known import check_unmerged, enter, states_of
 from tnadapt_torch._state.marks import MarksCheck
 from tnadapt_torch._state.modules import host_modules
@@ -20,4 +20,5 @@ __all__ = [
     "make_updates",
     "states_of",
     "stored_factors",
+    "to_numpy",
 ]
