@@ -1,7 +1,7 @@
 """Everything that is read from disk or written to it: adapter files, their JSON text, and PEFT's checkpoint folders."""
 
+from tnadapt._files.content import Checkpoint
 from tnadapt._files.file import (
-    Checkpoint,
     digests,
     file_size,
     load,
@@ -10,6 +10,7 @@ from tnadapt._files.file import (
     save,
 )
 from tnadapt._files.fingerprint import check_fingerprint
+from tnadapt._files.links import read_links, save_links
 from tnadapt._files.peft_folder import TENSORS
 from tnadapt._files.peft_read import read_peft
 from tnadapt._files.peft_write import Written, save_as_lora
@@ -28,10 +29,12 @@ __all__ = [
     "load",
     "params_to_store",
     "read_checkpoint",
+    "read_links",
     "read_object",
     "read_peft",
     "save",
     "save_as_lora",
+    "save_links",
     "to_json",
     "write_atomically",
 ]
