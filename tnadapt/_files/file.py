@@ -155,7 +155,7 @@ def check_draw(where: str | Path, slots: Iterable[Slot], limit: int) -> None:
 
 
 def _metadata(data: Mapping[str, Any]) -> dict[str, str]:
-    text = dump({"format": VERSION, "library": __version__} | data)
+    text = dump({"format": VERSION, "library": __version__, **data})
     return {"tnadapt": f"{_sha256(text)} {text}"}
 
 
