@@ -4,7 +4,7 @@ from tnadapt_torch._state.factors import stored_factors, to_numpy
 from tnadapt_torch._state.known import check_unmerged, check_unread, enter, states_of
 from tnadapt_torch._state.marks import MarksCheck
 from tnadapt_torch._state.modules import host_modules
-from tnadapt_torch._state.replicas import Replicas
+from tnadapt_torch._state.replicas import Replicas, shared_by
 from tnadapt_torch._state.state import AdapterState
 from tnadapt_torch._state.updates import make_updates
 from tnadapt_torch._state.values import copy_values, set_values
@@ -22,6 +22,7 @@ __all__ = [
     "host_modules",
     "make_updates",
     "set_values",
+    "shared_by",
     "states_of",
     "stored_factors",
     "to_numpy",

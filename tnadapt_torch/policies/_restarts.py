@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from tnadapt import Adapter, SiteError, to_json
 from tnadapt.binding import answers
 from tnadapt.policies import Chain, save_chain
 from tnadapt_torch._host import place_params, start_params
-from tnadapt_torch._state import AdapterState, copy_values, set_values, to_numpy
+from tnadapt_torch._sharded import once
+from tnadapt_torch._state import AdapterState, copy_values, set_values, shared_by, to_numpy
 from tnadapt_torch.policies._chosen import check_choosable, choose
 from tnadapt_torch.policies._finished import Beside, Finished, InWeights
 from tnadapt_torch.policies._moments import check_held, reset_moments
@@ -117,8 +119,11 @@ class Restarts:
         return list(self._chosen)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Save `links` to one file, which `tnadapt.policies.load_chain` reads. Call it on one process."""
-        save_chain(path, self.links)
+        """Save `links` to one file, which `tnadapt.policies.load_chain` reads.
+
+        If processes share the host by fully_shard or tensor parallelism, call this on each. The first one writes.
+        """
+        once(shared_by(self.state), partial(save_chain, path, self.links))
 
     def merged(self) -> dict[str, Tensor]:
         """Return the weights with all links, the running one included, in their stored layout, by the path of the site.
