@@ -130,24 +130,24 @@ def test_a_centered_spec_begins_anew():
 
 
 def test_a_bfloat16_host_loses_nothing():
-    """A hundred links, each below half an ulp of every weight, arrive; merged one by one they would all be lost."""
+    """Links below half an ulp of every weight arrive; merged one by one, or summed in bfloat16, they would be lost."""
     model = nn.Sequential(nn.Linear(4, 4, bias=False)).to(torch.bfloat16)
     nn.init.ones_(model[0].weight)
     state = attach(model, families.lora(), target_modules=["0"], rank=1, alpha=1, seed=0)
     optimizer = torch.optim.SGD(state.parameters(), lr=0.1)
     restarts = Restarts(state, optimizer, every=1)
-    step = 0.4 * torch.finfo(torch.bfloat16).eps
-    for _ in range(100):
+    links, step = 400, 0.1 * torch.finfo(torch.bfloat16).eps
+    for _ in range(links):
         with torch.no_grad():
             params = state.params()
             params["A"].fill_(1.0)
             params["B"].fill_(step)
         restarts.step()
     assert model[0].weight.dtype == torch.bfloat16
-    wanted = torch.full((4, 4), 1 + 100 * step).to(torch.bfloat16)
+    wanted = torch.full((4, 4), 1 + links * step).to(torch.bfloat16)
     assert torch.equal(model[0].weight, wanted)
     merged = restarts.links.merged({"0": np.ones((4, 4), np.float32)})["0"]
-    np.testing.assert_allclose(merged, 1 + 100 * step, rtol=1e-6)
+    np.testing.assert_allclose(merged, 1 + links * step, rtol=1e-5)
 
 
 # ---- the optimizer and its rate
@@ -235,7 +235,15 @@ def test_a_state_dict_that_does_not_fit_changes_nothing():
     infinite = copy.deepcopy(good)
     for value in infinite["links"][0]["params"].values():
         value.fill_(torch.inf)
-    cases += [(broken, "expected .* of shape"), (infinite, "expected a finite sum of weight and links")]
+    train(*(two := made())[:2], two[3], two[2], 2 * EVERY + 1)
+    later = copy.deepcopy(two[3].state_dict())  # its first link is added to the weights, and then taken back
+    for value in later["links"][1]["params"].values():
+        value.fill_(torch.inf)
+    cases += [
+        (broken, "expected .* of shape"),
+        (later, "expected a finite sum"),
+        (infinite, "expected a finite sum of weight and links"),
+    ]
     for state_dict, message in cases:
         with pytest.raises(SiteError, match=message):
             new.load_state_dict(state_dict)
