@@ -13,7 +13,7 @@ from tnadapt._files.fingerprint import check_fingerprint
 from tnadapt._files.links import read_links, save_links
 from tnadapt._files.peft_folder import TENSORS
 from tnadapt._files.peft_read import read_peft
-from tnadapt._files.peft_write import Written, save_as_lora
+from tnadapt._files.peft_write import Written, check_task, save_as_lora, write_loras
 from tnadapt._files.plain import read_object
 from tnadapt._files.target import write_atomically
 from tnadapt._files.text import from_json, to_json
@@ -23,6 +23,7 @@ __all__ = [
     "Checkpoint",
     "Written",
     "check_fingerprint",
+    "check_task",
     "digests",
     "file_size",
     "from_json",
@@ -37,4 +38,5 @@ __all__ = [
     "save_links",
     "to_json",
     "write_atomically",
+    "write_loras",
 ]

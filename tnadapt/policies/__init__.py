@@ -4,6 +4,6 @@ Everything here is a pure function of adapters and their params, flat dicts of a
 """
 
 from tnadapt.policies._chain import Chain, Link
-from tnadapt.policies._chain_file import load_chain, save_chain
+from tnadapt.policies._chain_file import load_chain, save_chain, save_chain_as_lora
 
-__all__ = ["Chain", "Link", "load_chain", "save_chain"]
+__all__ = ["Chain", "Link", "load_chain", "save_chain", "save_chain_as_lora"]

@@ -1,13 +1,16 @@
-"""One file for a chain: its links one after another, each checked as the file of an adapter is."""
+"""A chain on disk: its links in one file, each checked as the file of an adapter is; or a LoRA for PEFT."""
 
 import os
+from functools import partial
+from pathlib import Path
 
 from tnadapt._errors import FormatError, SiteError
-from tnadapt._files import read_links, save_links
+from tnadapt._files import Written, check_task, read_links, save_links, write_loras
+from tnadapt._language import expect_path
 from tnadapt._signature import answers, mistake, told
 from tnadapt.policies._chain import Chain
 
-__all__ = ["load_chain", "save_chain"]
+__all__ = ["load_chain", "save_chain", "save_chain_as_lora"]
 
 
 @answers(FormatError)
@@ -40,3 +43,38 @@ def load_chain(path: str | os.PathLike[str], *, draw_limit: int | None = None) -
         return Chain([(one.adapter, one.params) for one in found])
     except SiteError as error:
         raise FormatError(f"{path}: expected links that form a chain, got others.\n{error}") from error
+
+
+@answers(FormatError)
+def save_chain_as_lora(
+    chain: Chain,
+    directory: str | os.PathLike[str],
+    *,
+    rank: int | None = None,
+    base_model: str | None = None,
+    task_type: str | None = None,
+    fan_in_fan_out: bool = False,
+) -> dict[str, Written]:
+    """Write a LoRA checkpoint of PEFT with the sum of all links, for the weights from before the first one.
+
+    The factors of all links stand side by side, as in `Chain.to_lora`; a `rank` shortens them. The other arguments are
+    those of `tnadapt.save_as_lora`. Returns path -> the rank and the error of each weight.
+
+    Raises:
+        PlanError: a chain of full rank without `rank`.
+        SiteError: a weight of experts, or one whose sites serve several tasks.
+        FormatError: anything but a chain; and where `tnadapt.save_as_lora` raises it.
+    """
+    if not isinstance(chain, Chain):
+        todo = "Write save_chain_as_lora(Chain(links), directory)."
+        raise mistake(FormatError, "save_chain_as_lora", "a Chain", told(chain), todo)
+    expect_path(directory, "save_chain_as_lora", FormatError)
+    check_task(task_type, "save_chain_as_lora")
+    shapes = {path: sites[0].weight_shape for path, sites in chain.links[0].adapter.weights.items()}
+    options = {
+        "base_model_name_or_path": base_model,
+        "task_type": task_type,
+        "fan_in_fan_out": fan_in_fan_out,
+        "modules_to_save": None,
+    }
+    return write_loras(Path(directory), shapes, partial(chain.to_lora, rank=rank), options, {})

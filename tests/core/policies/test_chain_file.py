@@ -9,9 +9,9 @@ from safetensors import safe_open
 
 import tnadapt
 from tests.core.files.forged import SECONDS, write_text
-from tnadapt import FormatError, SiteError, families, grid, save
+from tnadapt import FormatError, PlanError, SiteError, families, grid, read_peft, save
 from tnadapt._files import limits
-from tnadapt.policies import Chain, load_chain, save_chain
+from tnadapt.policies import Chain, load_chain, save_chain, save_chain_as_lora
 from tnadapt.testing import random_params
 
 SITES = grid(layers=2, kinds={"q": (6, 4), "up": (8, 4)})
@@ -236,3 +236,45 @@ def test_a_host_factor_in_a_file_is_refused(file):
         load_chain(file)
     with pytest.raises(SiteError, match="reads the host's weight"):
         Chain([(adapter, tnadapt.init(adapter, weights))])
+
+
+# ---- as a LoRA
+
+
+@pytest.mark.parametrize("spec", [families.lora(), families.lotr(), families.vera()], ids=lambda spec: spec.name)
+def test_a_chain_is_exported_as_the_lora_of_its_sum(spec, tmp_path):
+    chain = chain_of(spec, 2, 1, grid(layers=2, kinds={"q": (6, 5), "up": (8, 4)}))
+    written = save_chain_as_lora(chain, tmp_path / "lora", base_model="m", task_type="CAUSAL_LM")
+    assert {one.rank for one in written.values()} == {2}
+    assert {one.error for one in written.values()} == {0.0}
+    found = read_peft(tmp_path / "lora", shapes={site.path: site.shape for site in chain.links[0].adapter.sites})
+    for path in chain.weights:
+        update = chain.delta(path)
+        largest = np.abs(update).max()
+        np.testing.assert_allclose(tnadapt.delta(found.adapter, found.params, path), update, atol=1e-5 * largest)
+    config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["task_type"]) == ("m", "CAUSAL_LM")
+
+
+def test_a_chain_of_full_rank_needs_a_rank(tmp_path):
+    chain = chain_of(families.lora(), 3, 2)
+    with pytest.raises(PlanError, match="expected a chain of less than full rank"):
+        save_chain_as_lora(chain, tmp_path / "lora")
+    assert not (tmp_path / "lora").exists()
+    written = save_chain_as_lora(chain, tmp_path / "lora", rank=2)
+    assert {one.rank for one in written.values()} == {2}
+    assert all(0 < one.error < 1 for one in written.values())
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda path: save_chain_as_lora(3, path), "save_chain_as_lora: expected a Chain, got 3"),
+        (lambda path: save_chain_as_lora(chain_of(families.lora(), 1), 3), "expected the path of a file"),
+        (lambda path: save_chain_as_lora(chain_of(families.lora(), 1), path, task_type="x"), "as task_type, got 'x'"),
+    ],
+)
+def test_mistakes_of_an_export_are_told(call, message, file):
+    with pytest.raises(FormatError, match=message):
+        call(file)
+    assert not file.exists()
