@@ -132,6 +132,7 @@ class Restarts:
         SiteError if the links are beside the weights.
         """
         _check_usable(self.state)
+        self.state.check_host()
         return self._finished.merged()
 
     def state_dict(self) -> dict[str, Any]:
@@ -153,6 +154,7 @@ class Restarts:
                 other weights, such as weights that have links in them. Nothing is changed.
         """
         _check_usable(self.state)
+        self.state.check_host()
         if self._past:
             raise SiteError(
                 f"load_state_dict: expected a policy that has finished no link, got one with {len(self._past)}.\n"
@@ -186,6 +188,7 @@ class Restarts:
     def _restart(self) -> None:
         """Keep the update of the running link and begin the next one, or leave everything as it was."""
         state, number = self.state, len(self._past) + 1
+        state.check_host()
         self._finished.check()
         ended = (state.adapter, copy_values(state))
         adapter = replace(self.base, seed=self.base.seed + number)
@@ -212,6 +215,7 @@ def _check_state(state: AdapterState) -> None:
             f"Restarts: expected an attached adapter, got {type(state).__name__}.\nPass what attach or load returned."
         )
     _check_usable(state)
+    state.check_host()
     where, adapter = f"adapter {state.name!r}", state.adapter
     if adapter.hosts:
         raise SiteError(
@@ -236,7 +240,6 @@ def _check_state(state: AdapterState) -> None:
 
 def _check_usable(state: AdapterState) -> None:
     _ = state.model
-    state.check_host()
     if state.merged is not None:
         raise SiteError(
             f"adapter {state.name!r}: expected an adapter that is not merged, got a merged one.\nCall unmerge() first."

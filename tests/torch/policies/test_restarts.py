@@ -466,3 +466,19 @@ def test_a_folded_adapter_chains_in_its_weights():
         for path, weight in restarts.merged().items():
             other.get_submodule(path).weight.copy_(weight)
     hosts.close(other(hosts.words()), model(hosts.words()))
+
+
+def test_a_module_that_was_replaced_is_told_before_anything_is_merged():
+    model, state, optimizer, restarts = made()
+    train(model, state, restarts, optimizer, EVERY - 1)
+    kept = model.layers[0].self_attn.q_proj
+    model.layers[0].self_attn.q_proj = nn.Linear(16, 16)
+    with pytest.raises(SiteError, match="The model changed after the adapter was attached"):
+        restarts.step()
+    assert restarts.steps == EVERY - 1
+    model.layers[0].self_attn.q_proj = kept
+    restarts.step()
+    assert len(restarts.links) == 1
+    state.detach()
+    with pytest.raises(SiteError, match="expected an adapter that is attached"):
+        restarts.step()
