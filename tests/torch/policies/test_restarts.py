@@ -482,3 +482,15 @@ def test_a_module_that_was_replaced_is_told_before_anything_is_merged():
     state.detach()
     with pytest.raises(SiteError, match="expected an adapter that is attached"):
         restarts.step()
+
+
+@pytest.mark.slow
+@beside(None)
+def test_compiled_code_follows_a_restart(beside):
+    outputs = []
+    for is_compiled in (False, True):
+        model, state, optimizer, restarts = made("vera", beside=beside, every=2)
+        run = torch.compile(model, backend="aot_eager") if is_compiled else model
+        train(run, state, restarts, optimizer, 5)
+        outputs.append(run(hosts.words()).detach())
+    hosts.close(*outputs)
