@@ -109,7 +109,7 @@ def write_loras(
         every |= _tensors(path, shape, lora)
         written[path] = Written(lora.rank, lora.error)
         alphas[path] = lora.scale * lora.rank
-    write_folder(directory, _config(written, alphas) | options, every)
+    write_folder(directory, {**_config(written, alphas), **options}, every)
     return written
 
 
