@@ -28,7 +28,7 @@ def test_a_pattern_with_other_values_is_neither_written_nor_read(name, tmp_path,
         params_to_store(C3A, params, dict.fromkeys(params, "float32"))
     assert list(tmp_path.iterdir()) == []
     with monkeypatch.context() as patch:
-        patch.setattr("tnadapt._files.file.is_changed", lambda slot, value, drawn: not np.array_equal(value, drawn))
+        patch.setattr("tnadapt._files.content.is_changed", lambda slot, value, drawn: not np.array_equal(value, drawn))
         save(C3A, params, tmp_path / "a")
     with pytest.raises(FormatError, match=message):
         load(tmp_path / "a")
