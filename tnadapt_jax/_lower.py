@@ -27,17 +27,29 @@ class Laid:
     active: bool = False
 
 
-def apply_network(network: Network, factors: Sequence[Array], x: Array, *, precision: Precision = None) -> Array:
+def apply_network(
+    network: Network,
+    factors: Sequence[Array],
+    x: Array,
+    *,
+    product: Array | None = None,
+    precision: Precision = None,
+) -> Array:
     """Return the scaled update of x at one site: x (..., in axes) -> (..., out). All arrays have one dtype.
 
-    The leading axes of x remain separate axes, so that each keeps its sharding. The plan is made for exactly the
-    product of their sizes. Nothing is checked here.
+    `product` (..., out) is x times the host's weight, if it is at hand: terms that begin with it read it. The leading
+    axes of x remain separate axes, so that each keeps its sharding. The plan is made for exactly the product of their
+    sizes. Nothing is checked here.
     """
     lead = x.shape[: x.ndim - len(network.axes) + 1]
-    order = plan(network, "apply", tokens=max(1, math.prod(lead)))
+    order = plan(network, "apply", tokens=max(1, math.prod(lead)), host_product=product is not None)
     names = tuple(f"(token {axis})" for axis in range(len(lead)))
     split = x.reshape(*lead, *(network.sizes[mode] for mode in network.in_modes))
     laid = [Laid(split, (*names, *network.in_modes), active=True)]
+    if product is not None:
+        for _, *modes in order.inputs[1 : len(order.operands) - len(factors)]:
+            sizes = [network.sizes[mode] for mode in modes]
+            laid.append(Laid(product.reshape(*lead, *sizes), (*names, *modes), active=True))
     answer = run(order, [*laid, *_factors(order, factors)], _Backend(order, names, precision))
     return _rest_of_scale(order, answer.value.reshape(*lead, network.weight_shape[0]))
 
@@ -78,6 +90,8 @@ def _scaled(order: Plan) -> frozenset[str]:
     Of a pattern that a convolution replaces, the convolution knows the entry, and nobody reads the array.
     """
     network = order.network
+    if order.host_product:  # a term may have no factor but the weight, which nobody reads
+        return frozenset()
     chosen: set[str] = set()
     seen = {order.operands[how.pattern] for how in order.convolutions}
     for term in network.terms:
