@@ -40,12 +40,25 @@ from tnadapt._planning import (
     run,
 )
 from tnadapt._signature import answers, expect_names, mistake, told
-from tnadapt._structure import Cut, LoRA, minimum_cut
+from tnadapt._structure import (
+    COUNTS,
+    Cut,
+    Environment,
+    LoRA,
+    Pair,
+    Piece,
+    Side,
+    Unfolding,
+    environments,
+    minimum_cut,
+    pairs,
+)
 from tnadapt._values import Params, drawn_starts, map_factor, pull_back, read_hosts, redraw, start_values, unknown_map
 from tnadapt.families import SpecLike, spec_of
 
 __all__ = [
     "BUCKETS",
+    "COUNTS",
     "HOST_PARTS",
     "HOST_WEIGHTS",
     "OBJECTIVES",
@@ -56,20 +69,25 @@ __all__ = [
     "Checkpoint",
     "Cost",
     "Cut",
+    "Environment",
     "ExactOrder",
     "Factor",
     "Group",
     "LoRA",
     "Network",
     "Objective",
+    "Pair",
     "Params",
     "Part",
+    "Piece",
     "Place",
     "Plan",
     "Rule",
+    "Side",
     "Slot",
     "SpecLike",
     "Step",
+    "Unfolding",
     "Written",
     "answers",
     "bucket",
@@ -77,6 +95,7 @@ __all__ = [
     "coordinates_of",
     "digests",
     "drawn_starts",
+    "environments",
     "equation_of",
     "expect_adapter",
     "expect_names",
@@ -90,6 +109,7 @@ __all__ = [
     "minimum_cut",
     "mistake",
     "nearest",
+    "pairs",
     "params_to_store",
     "places_of",
     "pull_back",
