@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tnadapt._errors import PlanError
-from tnadapt._language import Adapter, Network, Node, Term, frozen, ones
+from tnadapt._language import Adapter, Network, Node, Part, Term, frozen, ones
 
 __all__ = ["COUNTS", "Environment", "Piece", "Unfolding", "environments"]
 
@@ -79,16 +79,19 @@ class Environment:
         return found
 
 
-def environments(adapter: Adapter) -> dict[str, Environment]:
-    """Return the environment of each array of params that is trained, by name.
+def environments(adapter: Adapter) -> dict[str, tuple[Environment, Mapping[str, Part]]]:
+    """Return the environment of each array of params that is trained, by name, and the parts that its nodes read.
+
+    A node of the environment reads `stack` of its part: the values of all sites.
 
     Raises PlanError, with a reason for each factor, if the update is not linear in the array by one product: a factor
     with a map, in several terms, several times in a term, or shared by several groups. Also if the environment has the
     host's weight, or a Gram matrix of more than 1,024 rows.
     """
-    found: dict[str, Environment] = {}
+    found: dict[str, tuple[Environment, Mapping[str, Part]]] = {}
     faults: dict[str, str] = {}
     for group in adapter.groups:
+        parts = adapter.address(group.sites[0]).parts
         for name, factor in group.network.factors.items():
             if not factor.trainable or name in faults:
                 continue
@@ -96,7 +99,7 @@ def environments(adapter: Adapter) -> dict[str, Environment]:
                 faults[name] = "several groups share it"
                 continue
             try:
-                found[adapter.slot_name(group, name)] = _environment(group.network, group.places, name)
+                found[adapter.slot_name(group, name)] = _environment(group.network, group.places, name), parts
             except _Unfit as reason:
                 faults[name] = str(reason)
     raise_faults("environments", "factors whose environment is one Gram matrix", faults)

@@ -30,9 +30,8 @@ def group_of(adapter, slot):
     return names[slot]
 
 
-def grams(adapter, params, slot, environment):
+def grams(params, environment, parts):
     """Each piece as an array (batch, rows, rows), by the plan of its network."""
-    parts = adapter.address(group_of(adapter, slot).sites[0]).parts
     found = []
     for piece in environment.pieces:
         order = plan(piece.network, "delta")
@@ -73,9 +72,9 @@ def derivative(adapter, params, slot):
 
 def check(adapter):
     params = moved(adapter)
-    for slot, environment in environments(adapter).items():
+    for slot, (environment, parts) in environments(adapter).items():
         slope = derivative(adapter, params, slot)
-        pieces = grams(adapter, params, slot, environment)
+        pieces = grams(params, environment, parts)
         shape = adapter.slots[slot].shape
         units = np.eye(len(slope)).reshape(-1, *shape)
         found = np.stack([applied(environment, pieces, unit).ravel() for unit in units])
@@ -132,9 +131,9 @@ def spec(over="", **factors):
 def test_a_core_has_one_small_matrix_for_each_bond():
     adapter = families.lotr().bind(grid(layers=3, kinds={"q": (50, 40)}), rank={"p": 20, "q": 30})
     found = environments(adapter)
-    assert [piece.network.weight_shape for piece in found["G"].pieces] == [(1, 20, 20), (1, 30, 30)]
-    assert [piece.unfolding.shape for piece in found["G"].pieces] == [(1, 20, 90), (1, 30, 60)]
-    (of_a,) = found["A"].pieces
+    assert [piece.network.weight_shape for piece in found["G"][0].pieces] == [(1, 20, 20), (1, 30, 30)]
+    assert [piece.unfolding.shape for piece in found["G"][0].pieces] == [(1, 20, 90), (1, 30, 60)]
+    (of_a,) = found["A"][0].pieces
     assert of_a.network.weight_shape == (1, 20, 20)
     assert set(of_a.network.nodes) == {"B", "B'", "G", "G'"}  # one network for all sites, not one for each
 
@@ -143,8 +142,8 @@ def test_lora_has_the_gram_matrix_of_the_other_factor():
     adapter = families.lora().bind(Site("q", (5, 4)), rank=2)
     params = moved(adapter)
     found = environments(adapter)
-    (of_a,) = grams(adapter, params, "A", found["A"])
-    (of_b,) = grams(adapter, params, "B", found["B"])
+    (of_a,) = grams(params, *found["A"])
+    (of_b,) = grams(params, *found["B"])
     np.testing.assert_allclose(of_a[0], params["B"].T @ params["B"], rtol=1e-12)
     np.testing.assert_allclose(of_b[0], params["A"] @ params["A"].T, rtol=1e-12)
 
@@ -156,12 +155,12 @@ def test_sites_that_are_missing_are_not_counted():
     bare = {"A": trainable("out r"), "B": trainable("in r"), "K": trainable("kind r")}
     adapter = spec("layer kind", **bare).bind(places, rank=2)
     check(adapter)
-    assert environments(adapter)["K"].counts().tolist() == [2, 1]
+    assert environments(adapter)["K"][0].counts().tolist() == [2, 1]
 
 
 def test_a_site_mode_that_the_term_has_not_counts_its_sites():
     adapter = spec("layer", A=trainable("out r"), B=trainable("in r")).bind(grid(layers=3, kinds={"q": (4, 3)}), rank=2)
-    assert environments(adapter)["A"].times == 3
+    assert environments(adapter)["A"][0].times == 3
     check(adapter)
 
 
