@@ -65,6 +65,7 @@ class Environment:
 
     factor: str
     modes: Modes
+    shape: tuple[int, ...]
     pieces: tuple[Piece, ...]
     times: int
     seen: Modes = ()
@@ -162,7 +163,7 @@ def _environment(network: Network, places: tuple[tuple[int, ...], ...] | None, f
         _piece(network, {name: others[name] for name in names}, modes, outer)
         for names in _connected(others, {mode for mode in modes if mode in outer})
     )
-    return Environment(factor, modes, pieces, times, seen, lengths, found)
+    return Environment(factor, modes, network.shape(factor), pieces, times, seen, lengths, found)
 
 
 def _connected(nodes: Mapping[str, Node], apart: Collection[str]) -> list[list[str]]:

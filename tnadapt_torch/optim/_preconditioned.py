@@ -11,6 +11,7 @@ from tnadapt import SiteError
 from tnadapt.binding import COUNTS, Environment, Part, answers, environments, mistake, told
 from tnadapt_torch._run import lower_delta, map_factor
 from tnadapt_torch._state import AdapterState
+from tnadapt_torch.optim._rite import Rite
 from tnadapt_torch.optim._trained import arrays, check_trained, evaluated, expect_number, expect_state, matrices
 
 __all__ = ["Preconditioned"]
@@ -43,7 +44,7 @@ class Preconditioned(Optimizer):
         where = "Preconditioned"
         self.adapted = expect_state(state, where)
         self.damping = expect_number(damping, where, "damping")
-        if not isinstance(optimizer, Optimizer) or isinstance(optimizer, LBFGS | Preconditioned):
+        if not isinstance(optimizer, Optimizer) or isinstance(optimizer, LBFGS | Preconditioned | Rite):
             todo = "Write Preconditioned(state, torch.optim.SGD(state.parameters(), lr=1e-2))."
             raise mistake(SiteError, where, "an optimizer that steps without a closure", told(optimizer), todo)
         self.environments = environments(state.adapter)
@@ -71,7 +72,7 @@ class Preconditioned(Optimizer):
         """Precondition the gradients and let the optimizer step. The gradients are then again what they were.
 
         Raises:
-            SiteError: no factor has a gradient; or factors are merged or sharded.
+            SiteError: no factor has a gradient; values or gradients are not finite; or factors are merged or sharded.
         """
         loss = evaluated(closure)
         found = {name: value for name, value in self._found().items() if value.grad is not None}
@@ -79,7 +80,13 @@ class Preconditioned(Optimizer):
             raise SiteError(
                 "Preconditioned: expected gradients of the factors, got none.\nCall loss.backward() before step()."
             )
-        plain = {name: value.grad for name, value in found.items()}
+        plain = {name: value.grad for name, value in found.items() if value.grad is not None}
+        for name, value in found.items():
+            if not (torch.isfinite(value).all() and torch.isfinite(plain[name]).all()):
+                raise SiteError(
+                    f"Preconditioned: expected finite factors and gradients, got NaN or infinity in {name!r}.\n"
+                    "Nothing was changed."
+                )
         better = preconditioned(self.adapted, self.environments, plain, self.damping)
         try:
             for name, value in found.items():
