@@ -154,7 +154,8 @@ def _environment(network: Network, places: tuple[tuple[int, ...], ...] | None, f
         raise _Unfit(f"no other factor of its term has its bond {alone[0]!r}")
     seen = tuple(mode for mode in network.over if mode in near or mode in modes)
     times = network.volume(mode for mode in network.over if mode not in seen)
-    lengths, found = tuple(network.sizes[mode] for mode in seen), ()
+    lengths = tuple(network.sizes[mode] for mode in seen)
+    found: tuple[tuple[int, ...], ...] = ()
     if places is not None:
         found = tuple(tuple(at for at, mode in zip(one, network.over, strict=True) if mode in seen) for one in places)
         others[COUNTS] = Node(COUNTS, seen)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array, lax
 
@@ -16,6 +17,7 @@ from tnadapt_jax.optim._trained import across, arrays, expect_number, expect_tra
 
 __all__ = ["Preconditioned"]
 
+NOISE = 16  # rounding errors of a Gram matrix of n rows are below this many times n eps
 Arrays = Mapping[str, Array]
 
 
@@ -110,8 +112,8 @@ def _solve(environment: Environment, grams: Sequence[Array], grads: Array, dampi
     for piece, gram in zip(environment.pieces, grams, strict=True):
         fold = piece.unfolding
         values, basis = jnp.linalg.eigh(gram)
-        noise = values.shape[-1] * jnp.finfo(values.dtype).eps * values[..., -1:]
-        values = jnp.where(values > noise, values, jnp.zeros_like(values))
+        noise = 0.0 if damping else NOISE * values.shape[-1] * float(np.finfo(values.dtype).eps)
+        values = jnp.where(values > noise * values[..., -1:], values, jnp.zeros_like(values))
         strength = arrays(matrices(strength, fold) * values[..., None], fold)
         grads = arrays(product(across(basis), matrices(grads, fold)), fold)
         bases.append(basis)

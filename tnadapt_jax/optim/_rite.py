@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array, lax
 
@@ -23,7 +24,7 @@ Rate = float | Callable[[Array], Any]
 class RiteState(NamedTuple):
     """The number of steps taken, and by the name of each factor its moments and its basis in float32 or wider."""
 
-    count: Array
+    steps: Array
     moment: dict[str, Array]
     second: dict[str, Array]
     basis: dict[str, Array]
@@ -101,7 +102,7 @@ def Rite(
     ) -> tuple[optax.Updates, RiteState]:
         grads = expect_trained(adapter, where, updates, "gradients")
         held = expect_trained(adapter, where, params, "values")
-        now = rate(state.count) if callable(rate) else rate
+        now = rate(state.steps) if callable(rate) else rate
         return _update(batches, settings, now, state, Seen(grads, held))
 
     return optax.GradientTransformation(init, update)
@@ -143,7 +144,7 @@ class _Half:
             stacked((kept[name] for name in self.names), dtype) for kept in (state.moment, state.second, state.basis)
         )
         self.basis, rest = jnp.linalg.qr(self.now)
-        self.inverse = jnp.linalg.pinv(rest, rtol=max(rest.shape[-2:]) * float(jnp.finfo(dtype).eps))
+        self.inverse = jnp.linalg.pinv(rest, rtol=max(rest.shape[-2:]) * float(np.finfo(dtype).eps))
 
     def unmagnify(self, other: "_Half", skip: float) -> None:
         """Express the gradient in the basis of the other factor, where it does not depend on that factor's size."""
@@ -163,7 +164,8 @@ class _Half:
         sizes = 1 / (jnp.sqrt(jnp.maximum(sizes, 0)) + settings.eps)
         mean = product(product(self.grad, axes) * sizes[..., None, :], across(axes))
         self.moment = first * product(self.moment, across(turn)) + (1 - first) * mean
-        return -rate * (product(self.moment, across(other.inverse)) + settings.weight_decay * self.now)
+        added: Array = -rate * (product(self.moment, across(other.inverse)) + settings.weight_decay * self.now)
+        return added
 
 
 def _update(
@@ -182,10 +184,10 @@ def _update(
         norm = jnp.sqrt(jnp.sum(jnp.stack([jnp.sum(jnp.square(half.grad)) for half, _ in halves])))
         for half, _ in halves:
             half.grad = half.grad * (settings.clip / jnp.maximum(norm, settings.clip))
-    decays = [_decay(beta, lax.convert_element_type(state.count, dtype)) for beta in settings.betas]
+    decays = [_decay(beta, lax.convert_element_type(state.steps, dtype)) for beta in settings.betas]
     step = lax.convert_element_type(rate, dtype)
     made: dict[str, Array] = {}
-    new = RiteState(state.count + 1, {}, {}, {})
+    new = RiteState(state.steps + 1, {}, {}, {})
     for half, other in halves:
         added = arrays(half.step(other, decays, settings, step), half.fold)
         for n, name in enumerate(half.names):

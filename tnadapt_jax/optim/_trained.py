@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from numbers import Real
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ __all__: list[str] = []
 
 def expect_number(value: object, where: str, word: str, *, least: float = 0.0, below: float = math.inf) -> float:
     """Return a number in [least, below). Raises SiteError for anything else."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not least <= value < below:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < below:
         bound = f"at least {least:g}" + ("" if below == math.inf else f" and below {below:g}")
         raise mistake(SiteError, where, f"a number of {bound} as {word}", told(value), f"Pass another {word}.")
     return float(value)

@@ -16,6 +16,7 @@ from tnadapt_torch.optim._trained import arrays, check_trained, evaluated, expec
 
 __all__ = ["Preconditioned"]
 
+NOISE = 16  # rounding errors of a Gram matrix of n rows are below this many times n eps
 Known = tuple[Environment, Mapping[str, Part]]
 
 
@@ -68,7 +69,7 @@ class Preconditioned(Optimizer):
         return {name: params[name] for name in self.environments if id(params[name]) in own}
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Precondition the gradients and let the optimizer step. The gradients are then again what they were.
 
         Raises:
@@ -156,8 +157,8 @@ def solve(environment: Environment, grams: Sequence[Tensor], grads: Tensor, damp
     bases = []
     for piece, gram in zip(environment.pieces, grams, strict=True):
         values, basis = torch.linalg.eigh(gram)
-        noise = values.shape[-1] * torch.finfo(values.dtype).eps * values[..., -1:]
-        values = torch.where(values > noise, values, torch.zeros_like(values))
+        noise = 0.0 if damping else NOISE * values.shape[-1] * torch.finfo(values.dtype).eps
+        values = torch.where(values > noise * values[..., -1:], values, torch.zeros_like(values))
         along = matrices(strength, piece.unfolding) * values[..., None]
         strength = arrays(along, piece.unfolding)
         grads = arrays(basis.mT @ matrices(grads, piece.unfolding), piece.unfolding)

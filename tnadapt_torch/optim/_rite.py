@@ -73,7 +73,7 @@ class Rite(Optimizer):
         super().__init__(groups + ([{"params": saved}] if saved else []), defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step. All of it is computed before anything changes.
 
         A pair without gradients stands still.
@@ -118,10 +118,10 @@ class Rite(Optimizer):
             found.setdefault(key, []).append((one, other))
             folds[key] = fold
         batches = []
-        for key, some in found.items():
+        for alike, some in found.items():
             left, right = (
                 Half(values, fold, [self.state.get(value, {}) for value in values])
-                for values, fold in zip(zip(*some, strict=True), folds[key], strict=True)
+                for values, fold in zip(zip(*some, strict=True), folds[alike], strict=True)
             )
             batches.append((left, right))
         return batches

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable
-from numbers import Real
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ def expect_state(state: object, where: str) -> AdapterState:
 
 def expect_number(value: object, where: str, word: str, *, least: float = 0.0, below: float = math.inf) -> float:
     """Return a number in [least, below). Raises SiteError for anything else."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not least <= value < below:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < below:
         bound = f"at least {least:g}" + ("" if below == math.inf else f" and below {below:g}")
         raise mistake(SiteError, where, f"a number of {bound} as {word}", told(value), f"Pass another {word}.")
     return float(value)
