@@ -111,15 +111,18 @@ def _solve(environment: Environment, grams: Sequence[Array], grads: Array, dampi
     bases = []
     for piece, gram in zip(environment.pieces, grams, strict=True):
         fold = piece.unfolding
+        if gram.shape[-1] == 1:  # a number for each index: nothing to turn
+            strength = arrays(matrices(strength, fold) * gram, fold)
+            continue
         values, basis = jnp.linalg.eigh(gram)
         noise = 0.0 if damping else NOISE * values.shape[-1] * float(np.finfo(values.dtype).eps)
         values = jnp.where(values > noise * values[..., -1:], values, jnp.zeros_like(values))
         strength = arrays(matrices(strength, fold) * values[..., None], fold)
         grads = arrays(product(across(basis), matrices(grads, fold)), fold)
-        bases.append(basis)
+        bases.append((fold, basis))
     divisor = strength + damping
     is_seen = divisor > 0
     grads = jnp.where(is_seen, grads / jnp.where(is_seen, divisor, jnp.ones_like(divisor)), jnp.zeros_like(grads))
-    for piece, basis in zip(environment.pieces, bases, strict=True):
-        grads = arrays(product(basis, matrices(grads, piece.unfolding)), piece.unfolding)
+    for fold, basis in bases:
+        grads = arrays(product(basis, matrices(grads, fold)), fold)
     return grads

@@ -156,17 +156,20 @@ def solve(environment: Environment, grams: Sequence[Tensor], grads: Tensor, damp
     strength = torch.full_like(grads, environment.times)
     bases = []
     for piece, gram in zip(environment.pieces, grams, strict=True):
+        if gram.shape[-1] == 1:  # a number for each index: nothing to turn
+            strength = arrays(matrices(strength, piece.unfolding) * gram, piece.unfolding)
+            continue
         values, basis = torch.linalg.eigh(gram)
         noise = 0.0 if damping else NOISE * values.shape[-1] * torch.finfo(values.dtype).eps
         values = torch.where(values > noise * values[..., -1:], values, torch.zeros_like(values))
         along = matrices(strength, piece.unfolding) * values[..., None]
         strength = arrays(along, piece.unfolding)
         grads = arrays(basis.mT @ matrices(grads, piece.unfolding), piece.unfolding)
-        bases.append(basis)
+        bases.append((piece.unfolding, basis))
     divisor = strength + damping
     grads = torch.where(divisor > 0, grads / divisor, torch.zeros_like(grads))
-    for piece, basis in zip(environment.pieces, bases, strict=True):
-        grads = arrays(basis @ matrices(grads, piece.unfolding), piece.unfolding)
+    for fold, basis in bases:
+        grads = arrays(basis @ matrices(grads, fold), fold)
     return grads
 
 
