@@ -126,8 +126,8 @@ def place_of(network: Network, factor: str) -> tuple[Term, str] | str:
         return f"its entries follow from parameters by the map {network.factors[factor].map!r}"
     nodes = {name for name, node in network.nodes.items() if node.factor == factor and not node.at_start}
     terms = [term for term in network.terms if nodes & {*term.nodes}]
-    if len(terms) > 1:
-        return f"it is in {len(terms)} terms"
+    if len(terms) != 1:
+        return f"it is in {len(terms) or 'no'} term{'s' if terms else ''}"
     (term,) = terms
     here = [name for name in term.nodes if name in nodes]
     return (term, here[0]) if len(here) == 1 else f"its term has it {len(here)} times"

@@ -10,6 +10,7 @@ from torch.optim import LBFGS, Optimizer
 from tnadapt import SiteError
 from tnadapt.binding import COUNTS, Environment, Part, answers, environments, mistake, told
 from tnadapt_torch._run import lower_delta, map_factor
+from tnadapt_torch._sharded import laid_like, whole
 from tnadapt_torch._state import AdapterState
 from tnadapt_torch.optim._rite import Rite
 from tnadapt_torch.optim._trained import arrays, check_trained, evaluated, expect_number, expect_state, matrices
@@ -83,7 +84,7 @@ class Preconditioned(Optimizer):
             )
         plain = {name: value.grad for name, value in found.items() if value.grad is not None}
         for name, value in found.items():
-            if not (torch.isfinite(value).all() and torch.isfinite(plain[name]).all()):
+            if not all(torch.isfinite(whole(each)).all() for each in (value.detach(), plain[name])):
                 raise SiteError(
                     f"Preconditioned: expected finite factors and gradients, got NaN or infinity in {name!r}.\n"
                     "Nothing was changed."
@@ -138,7 +139,8 @@ def preconditioned(
             grams = [torch.stack(copies) for copies in zip(*each, strict=True)]
             stacked = torch.stack([wide(grads[name]) for name in names])
             made = solve(environment, grams, stacked, damping)
-        found |= {name: value.to(grads[name].dtype) for name, value in zip(names, made, strict=True)}
+        for name, value in zip(names, made, strict=True):
+            found[name] = laid_like(value.to(grads[name].dtype), grads[name])
     return found
 
 
@@ -174,8 +176,8 @@ def solve(environment: Environment, grams: Sequence[Tensor], grads: Tensor, damp
 
 
 def wide(value: Tensor) -> Tensor:
-    """Return a tensor in float64, or in float32 on a device that has no better."""
-    return value.detach().to(torch.float32 if value.device.type == "mps" else torch.float64)
+    """Return a tensor, with its values of all processes, in float64, or in float32 on a device that has no better."""
+    return whole(value.detach()).to(torch.float32 if value.device.type == "mps" else torch.float64)
 
 
 class Values:
@@ -200,5 +202,5 @@ class Values:
     def _node(self, part: Part) -> Tensor:
         key = (part.name, tuple(at.stop for at in part.stack))
         if key not in self.read:
-            self.read[key] = map_factor(part.factor.map, wide(self.held[part.name][part.stack]))
+            self.read[key] = map_factor(part.factor.map, wide(self.held[part.name])[part.stack])
         return self.read[key]

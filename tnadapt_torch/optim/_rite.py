@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from tnadapt import SiteError
 from tnadapt.binding import Pair, Unfolding, answers, pairs
+from tnadapt_torch._sharded import laid_like, whole
 from tnadapt_torch._state import AdapterState
 from tnadapt_torch.optim._trained import arrays, check_trained, evaluated, expect_number, expect_state, matrices
 
@@ -95,7 +96,7 @@ class Rite(Optimizer):
             raise SiteError("Rite: expected gradients, got none.\nCall loss.backward() before step().")
         made += [_plain_step(value, self.state.get(value, {}), group) for value, group in plain]
         for value, changed, kept in made:
-            value.copy_(changed)
+            value.copy_(laid_like(changed, value))
             self.state[value].update(kept)
         return loss
 
@@ -227,5 +228,5 @@ def _plain_step(value: Tensor, kept: Settings, group: Settings) -> tuple[Tensor,
 
 
 def single(value: Tensor) -> Tensor:
-    """Return a tensor in float32, or in float64 if it has that dtype."""
-    return value.detach().to(torch.promote_types(value.dtype, torch.float32))
+    """Return a tensor, with its values of all processes, in float32, or in float64 if it has that dtype."""
+    return whole(value.detach()).to(torch.promote_types(value.dtype, torch.float32))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tnadapt import SiteError
 from tnadapt.binding import Unfolding, mistake, told
-from tnadapt_torch._sharded import is_sharded
+from tnadapt_torch._sharded import is_partitioned, reshard
 from tnadapt_torch._state import AdapterState
 
 __all__: list[str] = []
@@ -31,7 +31,11 @@ def expect_number(value: object, where: str, word: str, *, least: float = 0.0, b
 
 
 def check_trained(state: AdapterState, where: str, names: Iterable[str]) -> dict[str, Tensor]:
-    """Return the factors of these names. Raises SiteError if one is merged, sharded, offloaded or held elsewhere."""
+    """Return the factors of these names. Raises SiteError if they are merged, or if one is offloaded or held elsewhere.
+
+    Under fully_shard, they are shards again: what was gathered for a pass is a copy.
+    """
+    reshard([state, *state.host])
     if state.merged is not None:
         raise SiteError(
             f"{where}: expected an adapter that is not merged, got a merged one.\n"
@@ -40,12 +44,12 @@ def check_trained(state: AdapterState, where: str, names: Iterable[str]) -> dict
     params = state.params()
     for name in names:
         value, wanted = params[name], state.adapter.slots[name].shape
-        if is_sharded(value) or value.is_meta or tuple(value.shape) != wanted:
-            got = "one that several processes share" if is_sharded(value) else f"a part of shape {tuple(value.shape)}"
+        if value.is_meta or tuple(value.shape) != wanted or is_partitioned(value):
+            got = "one on the meta device" if value.is_meta else f"a part of shape {tuple(value.shape)}"
             raise SiteError(
-                f"{where}: expected the whole factor {name!r} of shape {wanted} on this process, got "
-                f"{'one on the meta device' if value.is_meta else got}.\n"
-                "It looks at whole factors: use DistributedDataParallel, or another optimizer with sharded parameters."
+                f"{where}: expected the whole factor {name!r} of shape {wanted}, got {got}.\n"
+                "Optimizers of whole factors work with fully_shard and DistributedDataParallel. Where another library "
+                "holds factors in flat parts or offloads them, use another optimizer."
             )
     return params
 
