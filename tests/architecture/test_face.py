@@ -10,7 +10,16 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("tnadapt", "tnadapt_torch", "tnadapt_jax")
-FACES = ["tnadapt", "tnadapt.families", "tnadapt.testing", "tnadapt_torch", "tnadapt_torch.peft", "tnadapt_jax"]
+FACES = [
+    "tnadapt",
+    "tnadapt.families",
+    "tnadapt.testing",
+    "tnadapt_torch",
+    "tnadapt_torch.optim",
+    "tnadapt_torch.peft",
+    "tnadapt_jax",
+    "tnadapt_jax.optim",
+]
 
 
 def import_or_skip(name: str):

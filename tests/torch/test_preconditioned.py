@@ -98,7 +98,7 @@ def test_the_path_does_not_depend_on_the_split_and_that_of_adam_does(name):
         return apart(one, two)
 
     assert distance(maker(lr=lr)) < 1e-10
-    assert distance(lambda state: ADAM(state.parameters(), lr=1e-2)) > 0.01
+    assert distance(lambda state: ADAM(state.parameters(), lr=1e-2)) > 0.1
 
 
 @pytest.mark.parametrize("name", FAMILIES)

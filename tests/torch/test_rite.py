@@ -315,5 +315,5 @@ def test_what_it_needs_to_know():
     with pytest.raises(PlanError, match=r"'G' \(it has the bonds p and q\)"):
         Rite(state_of(adapter, moved(adapter)))
     meta = state_of(LORA, moved(LORA)).to("meta")
-    with pytest.raises(SiteError, match=r"the whole factor '0.q.A' of shape \(3, 5\) .* got one on the meta"):
+    with pytest.raises(SiteError, match=r"the whole factor '0.q.A' of shape \(3, 5\), got one on the meta"):
         Rite(meta)
