@@ -150,8 +150,6 @@ def _environment(network: Network, places: tuple[tuple[int, ...], ...] | None, f
     if any(network.factors[node.factor].init.is_host for node in others.values()):
         raise _Unfit("its term has the host's weight")
     near = {mode for node in others.values() for mode in node.modes}
-    if alone := [mode for mode in modes if mode not in outer and mode not in near]:
-        raise _Unfit(f"no other factor of its term has its bond {alone[0]!r}")
     seen = tuple(mode for mode in network.over if mode in near or mode in modes)
     times = network.volume(mode for mode in network.over if mode not in seen)
     lengths = tuple(network.sizes[mode] for mode in seen)

@@ -1,5 +1,7 @@
 """The environment of a factor is the Gram matrix of the derivative of all updates with respect to it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -10,7 +12,7 @@ from tests.table import FAMILIES
 from tnadapt import AdapterSpec, PlanError, Site, families, frozen, grid, raw, same, trainable
 from tnadapt._planning import Labeled, NumpyBackend, plan, run
 from tnadapt._structure import environment as module
-from tnadapt._structure.environment import COUNTS, environments
+from tnadapt._structure.environment import COUNTS, environments, place_of
 from tnadapt._values import drawn_starts, map_factor
 from tnadapt.testing import adapters, start_params
 
@@ -186,3 +188,16 @@ def test_every_factor_that_does_not_fit_is_named_with_its_reason():
     reasons = r"environments: .*'R' \(its entries follow .* 'rotation'\); 'C' \(its term has it 2 times\)|'C'.*'R'"
     with pytest.raises(PlanError, match=reasons):
         environments(adapter)
+
+
+def test_a_mode_of_the_factor_does_not_join_what_it_stacks():
+    factors = {"A": trainable("layer out p"), "G": trainable("layer p q"), "B": trainable("layer q in")}
+    adapter = spec("layer", **factors).bind(grid(layers=3, kinds={"q": (4, 5)}), rank={"p": 2, "q": 3})
+    assert [piece.network.weight_shape for piece in environments(adapter)["G"][0].pieces] == [(3, 2, 2), (3, 3, 3)]
+    check(adapter)
+
+
+def test_a_trained_factor_in_no_term_is_refused():
+    network = families.lora().bind(Site("q", (4, 4)), rank=2).networks[0]
+    more = replace(network, factors={**network.factors, "m": trainable("out")})
+    assert place_of(more, "m") == "it is in no term"
