@@ -10,12 +10,13 @@ import numpy as np
 import optax
 import torch
 
+import tnadapt
 from tests.descent import Task, apart, begin, moved, rate_of, walk
 from tests.gauge import turned
 from tests.jax.steps import JaxRule
 from tests.table import FAMILIES
 from tests.torch.steps import TorchRule
-from tnadapt import Site, grid
+from tnadapt import AdapterSpec, Site, grid, raw, trainable
 from tnadapt_jax import optim as ours_jax
 from tnadapt_torch import optim as ours_torch
 
@@ -64,6 +65,10 @@ def test_preconditioned_where_sites_are_missing():
     places = [Site(f"{n}.{kind}", (4, 4), {"layer": n, "kind": kind}) for n, kind in ((0, "q"), (1, "q"), (1, "v"))]
     case = FAMILIES["lorta"]
     check(case.spec.bind(places, rank=2, sizes={"head": 2}), sees_no_split=True)
+    factors = {"A": trainable("in r"), "B": trainable("out r"), "K": trainable("kind r")}
+    own = AdapterSpec(name="own", weight="out in", over="layer kind", factors=factors, scale=raw(0.5), start="free")
+    for sites in (places, grid(layers=3, kinds={"q": (4, 4), "v": (4, 4)})):
+        check(own.bind(sites, rank=2))
     check(FAMILIES["lorta alone"].spec.bind(grid(layers=1, kinds={"q": (4, 4)}), rank=1, sizes={"head": 2}))
 
 
@@ -88,3 +93,39 @@ def check(adapter, *, sees_no_split=False):
 
 def plain(adapter, lr):
     return optax.chain(ours_jax.Preconditioned(adapter, damping=0), optax.sgd(lr))
+
+
+@pytest.mark.skipif(not hasattr(tnadapt, "magnitude"), reason="magnitude is not there yet")
+def test_a_magnitude_is_in_no_term_and_takes_plain_steps():
+    spec = tnadapt.magnitude(tnadapt.families.lora())
+    adapter = spec.bind(grid(layers=1, kinds={"q": (6, 5)}), rank=2)
+    random = np.random.default_rng(0)
+    params = {name: random.standard_normal(slot.shape) for name, slot in adapter.slots.items()}
+    grads = [{name: random.standard_normal(value.shape) / 9 for name, value in params.items()} for _ in range(3)]
+    options = {"lr": 1e-2, "weight_decay": 0.1}
+    rules = [
+        TorchRule(adapter, params, lambda s: ours_torch.Rite(s, **options)),
+        JaxRule(adapter, params, lambda one: ours_jax.Rite(one, **options)),
+    ]
+    found = [params, params]
+    plain = torch.nn.Parameter(torch.tensor(params["magnitude"]))
+    adam = torch.optim.AdamW([plain], lr=1e-2, eps=1e-6, weight_decay=0.1)
+    for each in grads:
+        found = [rule(values, each) for rule, values in zip(rules, found, strict=True)]
+        plain.grad = torch.tensor(each["magnitude"])
+        adam.step()
+    for name, value in found[0].items():
+        np.testing.assert_allclose(found[1][name], value, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(found[0]["magnitude"], plain.detach().numpy(), rtol=1e-10)
+    given = grads[0]
+    changed = [
+        TorchRule(
+            adapter, params, lambda s: ours_torch.Preconditioned(s, torch.optim.SGD(s.parameters(), 1.0), damping=0.1)
+        )(params, given),
+        JaxRule(adapter, params, lambda one: optax.chain(ours_jax.Preconditioned(one, damping=0.1), optax.sgd(1.0)))(
+            params, given
+        ),
+    ]
+    for values in changed:
+        np.testing.assert_allclose(values["magnitude"], params["magnitude"] - given["magnitude"], rtol=1e-12)
+        assert np.abs(values["A"] - params["A"] + given["A"]).max() > 0.01

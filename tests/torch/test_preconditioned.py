@@ -13,7 +13,7 @@ from tests.gauge import turned
 from tests.table import FAMILIES
 from tests.torch import hosts
 from tests.torch.steps import TorchRule, give, state_of, values_of
-from tnadapt import PlanError, Site, SiteError, families, grid
+from tnadapt import AdapterSpec, PlanError, Site, SiteError, families, grid, raw, trainable
 from tnadapt.binding import environments
 from tnadapt.testing import adapters
 from tnadapt_torch.optim import Preconditioned, Rite
@@ -60,6 +60,22 @@ def test_lotr_has_a_kronecker_product_for_its_core_and_a_sum_over_sites(damping)
     np.testing.assert_allclose(found["G"], wanted, rtol=1e-10, atol=1e-12)
     left = sum(each @ b.T @ b @ each.T for each in g) + damping * np.eye(2)
     np.testing.assert_allclose(found["A"], np.linalg.solve(left, grads["A"].T).T, rtol=1e-10, atol=1e-12)
+
+
+def test_sites_that_a_term_does_not_tell_apart_are_counted():
+    own = AdapterSpec(
+        name="own",
+        weight="out in",
+        over="layer",
+        factors={"A": trainable("in r"), "B": trainable("out r")},
+        scale=raw(0.5),
+        start="free",
+    )
+    adapter = own.bind(grid(layers=3, kinds={"q": (6, 5)}), rank=2)
+    params = moved(adapter)
+    grads = Task(adapter).gradients(params)
+    wanted = np.linalg.solve(3 * params["B"].T @ params["B"] + 0.1 * np.eye(2), grads["A"].T).T
+    np.testing.assert_allclose(seen(adapter, params, grads, 0.1)["A"], wanted, rtol=1e-10, atol=1e-12)
 
 
 def test_cp_has_the_product_of_the_gram_matrices():
@@ -138,6 +154,15 @@ def test_without_damping_what_has_no_effect_stands_still():
     grads = {name: np.ones(np.shape(value)) for name, value in params.items()}
     found = seen(LORA, params, grads)
     assert all(np.abs(found[f"{layer}.q.A"]).max() == 0 < np.abs(found[f"{layer}.q.B"]).max() for layer in (0, 1))
+
+
+def test_without_damping_a_singular_matrix_has_its_pseudoinverse():
+    adapter = families.mtlora().bind(Site("q", (6, 5)), rank={"p": 2, "q": 4})
+    params = moved(adapter)
+    grads = Task(adapter).gradients(params)
+    joined = params["B"] @ params["C"]  # of rank 2, with 4 columns
+    wanted = np.linalg.pinv(joined.T @ joined, rcond=1e-10, hermitian=True) @ grads["A"]
+    np.testing.assert_allclose(seen(adapter, params, grads)["A"], wanted, rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -317,3 +317,19 @@ def test_what_it_needs_to_know():
     meta = state_of(LORA, moved(LORA)).to("meta")
     with pytest.raises(SiteError, match=r"the whole factor '0.q.A' of shape \(3, 5\), got one on the meta"):
         Rite(meta)
+
+
+def test_parameters_that_are_added_take_steps_of_adamw():
+    params = moved(LORA)
+    state = state_of(LORA, params)
+    optimizer = Rite(state, lr=1e-2)
+    more, same = (torch.nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(2))
+    optimizer.add_param_group({"params": [more], "lr": 0.1})
+    plain = torch.optim.AdamW([same], lr=0.1, eps=1e-6, weight_decay=0)
+    grads = Task(LORA).gradients(params)
+    for step in range(3):
+        give(state, grads)
+        more.grad = same.grad = torch.tensor([1.0, -2.0, 0.5 * step], dtype=torch.float64)
+        optimizer.step()
+        plain.step()
+    torch.testing.assert_close(more, same, rtol=1e-12, atol=1e-14)

@@ -83,7 +83,8 @@ class Environment:
 def environments(adapter: Adapter) -> dict[str, tuple[Environment, Mapping[str, Part]]]:
     """Return the environment of each array of params that is trained, by name, and the parts that its nodes read.
 
-    A node of the environment reads `stack` of its part: the values of all sites.
+    A node of the environment reads `stack` of its part: the values of all sites. A trained array that is in no term,
+    such as a magnitude, is left out: no bond ends in it.
 
     Raises PlanError, with a reason for each factor, if the update is not linear in the array by one product: a factor
     with a map, in several terms, several times in a term, or shared by several groups. Also if the environment has the
@@ -94,7 +95,7 @@ def environments(adapter: Adapter) -> dict[str, tuple[Environment, Mapping[str, 
     for group in adapter.groups:
         parts = adapter.address(group.sites[0]).parts
         for name, factor in group.network.factors.items():
-            if not factor.trainable or name in faults:
+            if not factor.trainable or name in faults or not is_in_a_term(group.network, name):
                 continue
             if name in adapter.joined:
                 faults[name] = "several groups share it"
@@ -120,14 +121,19 @@ class _Unfit(Exception):
     """A reason why a factor cannot be preconditioned."""
 
 
+def is_in_a_term(network: Network, factor: str) -> bool:
+    """Return whether a term has a factor."""
+    return any(network.nodes[name].factor == factor for term in network.terms for name in term.nodes)
+
+
 def place_of(network: Network, factor: str) -> tuple[Term, str] | str:
     """Return the only term that a trained factor is in, and the name of its only node there; or why it has none."""
     if network.factors[factor].map:
         return f"its entries follow from parameters by the map {network.factors[factor].map!r}"
     nodes = {name for name, node in network.nodes.items() if node.factor == factor and not node.at_start}
     terms = [term for term in network.terms if nodes & {*term.nodes}]
-    if len(terms) != 1:
-        return f"it is in {len(terms) or 'no'} term{'s' if terms else ''}"
+    if len(terms) > 1:
+        return f"it is in {len(terms)} terms"
     (term,) = terms
     here = [name for name in term.nodes if name in nodes]
     return (term, here[0]) if len(here) == 1 else f"its term has it {len(here)} times"

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tnadapt._language import Adapter, Network
-from tnadapt._structure.environment import Unfolding, outer_modes, place_of, raise_faults, unfolding
+from tnadapt._structure.environment import Unfolding, is_in_a_term, outer_modes, place_of, raise_faults, unfolding
 
 __all__ = ["Pair", "Side", "pairs"]
 
@@ -31,7 +31,7 @@ class Pair:
 
 
 def pairs(adapter: Adapter) -> tuple[Pair, ...]:
-    """Return the pairs of an adapter, group by group.
+    """Return the pairs of an adapter, group by group. A trained array that is in no term is left out.
 
     Raises PlanError, with a reason for each factor, if a trained factor is in no pair.
     """
@@ -40,7 +40,9 @@ def pairs(adapter: Adapter) -> tuple[Pair, ...]:
     for group in adapter.groups:
         network = group.network
         partners: dict[str, str] = {}
-        for name in (name for name, factor in network.factors.items() if factor.trainable):
+        for name, factor in network.factors.items():
+            if not factor.trainable or not is_in_a_term(network, name):
+                continue
             partner = "several groups share it" if name in adapter.joined else _partner(network, name)
             if isinstance(partner, str):
                 faults[name] = partner

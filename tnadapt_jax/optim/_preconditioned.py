@@ -29,8 +29,9 @@ def Preconditioned(adapter: Adapter, *, damping: float = 1e-6) -> optax.Gradient
     arXiv:2402.02347). Put it in front of an optimizer: `optax.chain(Preconditioned(adapter), optax.sgd(1e-2))`. With
     plain SGD and no damping, a step changes the update in the same way however it is split into factors.
 
-    The arithmetic is in float32 or wider. `update` takes the trained factors as params. If environments have frozen
-    factors, pass these too: `update(grads, state, params["trainable"], frozen=params["frozen"])`.
+    Trained arrays that are in no term (magnitudes) keep theirs. The arithmetic is in float32 or wider. `update` takes
+    the trained factors as params. If environments have frozen factors, pass these too:
+    `update(grads, state, params["trainable"], frozen=params["frozen"])`.
 
     Args:
         adapter: a spec bound to sites.
@@ -69,7 +70,7 @@ def _preconditioned(
     """Return the preconditioned gradients by name. Arrays of equal environments are treated together."""
     dtype = wide_of(*grads.values())
     alike: dict[Environment, list[str]] = {}
-    for name in grads:
+    for name in (name for name in grads if name in known):
         alike.setdefault(known[name][0], []).append(name)
     found: dict[str, Array] = {}
     for environment, names in alike.items():
@@ -77,7 +78,7 @@ def _preconditioned(
         grams = [jnp.stack(copies) for copies in zip(*each, strict=True)]
         made = _solve(environment, grams, stacked((grads[name] for name in names), dtype), damping)
         found |= {name: lax.convert_element_type(made[n], grads[name].dtype) for n, name in enumerate(names)}
-    return {name: found[name] for name in grads}
+    return {**grads, **found}
 
 
 def _grams(environment: Environment, parts: Mapping[str, Part], held: Arrays, dtype: Any) -> list[Array]:

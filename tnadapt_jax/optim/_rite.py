@@ -63,7 +63,8 @@ def Rite(
 
     A pair is two trained factors with one bond, as LoRA's A and B. Any other pair with the same product, such as
     (A g, B g^-T), takes the same steps; those of Adam differ. Stacked factors are a batch of pairs. The arithmetic is
-    in float32 or wider. `update` takes the trained factors as params, and returns what is to be added to them.
+    in float32 or wider. Trained arrays that are in no term (magnitudes) take steps of AdamW. `update` takes the trained
+    factors as params, and returns what is to be added to them.
 
     Args:
         adapter: a spec bound to sites.
@@ -92,10 +93,12 @@ def Rite(
     )
     rate = lr if callable(lr) else expect_number(lr, where, "lr")
     batches = _batches(pairs(adapter))
+    names = {side.name for batch in batches for pair in batch for side in (pair.left, pair.right)}
+    alone = tuple(name for name, slot in adapter.slots.items() if slot.factor.trainable and name not in names)
 
     def init(params: optax.Params) -> RiteState:
         held = expect_trained(adapter, where, params, "values")
-        return _start(batches, wide_of(*held.values()))
+        return _start(batches, {name: held[name] for name in alone}, wide_of(*held.values()))
 
     def update(
         updates: optax.Updates, state: RiteState, params: optax.Params | None = None
@@ -118,9 +121,11 @@ def _batches(some: Iterable[Pair]) -> list[Batch]:
     return list(found.values())
 
 
-def _start(batches: Sequence[Batch], dtype: Any) -> RiteState:
-    """Return the state before the first step."""
+def _start(batches: Sequence[Batch], alone: Arrays, dtype: Any) -> RiteState:
+    """Return the state before the first step; `alone` has the arrays that are in no pair."""
     state = RiteState(jnp.zeros((), jnp.int32), {}, {}, {})
+    for name, value in alone.items():
+        state.moment[name] = state.second[name] = jnp.zeros(value.shape, dtype)
     for pair in (pair for batch in batches for pair in batch):
         for side, other in ((pair.left, pair.right), (pair.right, pair.left)):
             batch, rows, rank = side.unfolding.shape
@@ -193,6 +198,12 @@ def _update(
         for n, name in enumerate(half.names):
             made[name] = lax.convert_element_type(added[n], seen.grads[name].dtype)
             new.moment[name], new.second[name], new.basis[name] = half.moment[n], half.second[n], half.basis[n]
+    for name in seen.grads.keys() - made.keys():
+        grad, now = (lax.convert_element_type(some[name], dtype) for some in seen)
+        new.moment[name] = decays[0] * state.moment[name] + (1 - decays[0]) * grad
+        new.second[name] = decays[1] * state.second[name] + (1 - decays[1]) * jnp.square(grad)
+        change = new.moment[name] / (jnp.sqrt(new.second[name]) + settings.eps) + settings.weight_decay * now
+        made[name] = lax.convert_element_type(-step * change, seen.grads[name].dtype)
     return {name: made[name] for name in seen.grads}, new
 
 

@@ -27,7 +27,7 @@ class Preconditioned(Optimizer):
     E is the Gram matrix of the factor's environment: for LoRA B^T B for A and A A^T for B (Zhang and Pilanci 2024,
     arXiv:2402.02347). With plain SGD and no damping, a step changes the update in the same way however it is split into
     factors. The groups of parameters, the state and the state dict are those of the optimizer that is wrapped.
-    Parameters that are no factors of the adapter keep their gradients.
+    Parameters that are no factors of the adapter, and trained arrays that are in no term (magnitudes), keep theirs.
     """
 
     @answers(SiteError, "Preconditioned")

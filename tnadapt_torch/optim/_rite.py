@@ -25,7 +25,8 @@ class Rite(Optimizer):
 
     A pair is two trained factors with one bond, as LoRA's A and B. Any other pair with the same product, such as
     (A g, B g^-T), takes the same steps; those of Adam differ. Stacked factors are a batch of pairs. The arithmetic is
-    in float32 or better. Parameters of modules_to_save take steps of AdamW at the same rates.
+    in float32 or better. Parameters of modules_to_save, and trained arrays that are in no term (magnitudes), take steps
+    of AdamW at the same rates; so do parameters that are added by `add_param_group`.
     """
 
     @answers(SiteError, "Rite")
@@ -70,8 +71,11 @@ class Rite(Optimizer):
         self.pairs = pairs(state.adapter)
         params = check_trained(state, where, _names(self.pairs))
         groups: list[Settings] = [{"params": [params[name] for name in _names(self.pairs)]}]
-        saved = list(dict.fromkeys(value for value in state.saved.values().values() if value.requires_grad))
-        super().__init__(groups + ([{"params": saved}] if saved else []), defaults)
+        own = {*_names(self.pairs)}
+        trained = [name for name, slot in state.adapter.slots.items() if slot.factor.trainable]
+        alone = [state.params()[name] for name in trained if name not in own]
+        saved = [value for value in (*alone, *state.saved.values().values()) if value.requires_grad]
+        super().__init__(groups + ([{"params": [*dict.fromkeys(saved)]}] if saved else []), defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
