@@ -100,12 +100,13 @@ def test_a_magnitude_is_in_no_term_and_takes_plain_steps():
     spec = tnadapt.magnitude(tnadapt.families.lora())
     adapter = spec.bind(grid(layers=1, kinds={"q": (6, 5)}), rank=2)
     random = np.random.default_rng(0)
+    held = begin(adapter)
     params = {name: random.standard_normal(slot.shape) for name, slot in adapter.slots.items()}
     grads = [{name: random.standard_normal(value.shape) / 9 for name, value in params.items()} for _ in range(3)]
     options = {"lr": 1e-2, "weight_decay": 0.1}
     rules = [
-        TorchRule(adapter, params, lambda s: ours_torch.Rite(s, **options)),
-        JaxRule(adapter, params, lambda one: ours_jax.Rite(one, **options)),
+        TorchRule(adapter, held | params, lambda s: ours_torch.Rite(s, **options)),
+        JaxRule(adapter, held | params, lambda one: ours_jax.Rite(one, **options)),
     ]
     found = [params, params]
     plain = torch.nn.Parameter(torch.tensor(params["magnitude"]))
@@ -118,14 +119,15 @@ def test_a_magnitude_is_in_no_term_and_takes_plain_steps():
         np.testing.assert_allclose(found[1][name], value, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(found[0]["magnitude"], plain.detach().numpy(), rtol=1e-10)
     given = grads[0]
-    changed = [
-        TorchRule(
-            adapter, params, lambda s: ours_torch.Preconditioned(s, torch.optim.SGD(s.parameters(), 1.0), damping=0.1)
-        )(params, given),
-        JaxRule(adapter, params, lambda one: optax.chain(ours_jax.Preconditioned(one, damping=0.1), optax.sgd(1.0)))(
-            params, given
-        ),
-    ]
+
+    def in_torch(state):
+        return ours_torch.Preconditioned(state, torch.optim.SGD(state.parameters(), 1.0), damping=0.1)
+
+    def in_jax(one):
+        return optax.chain(ours_jax.Preconditioned(one, damping=0.1), optax.sgd(1.0))
+
+    rules = TorchRule(adapter, held | params, in_torch), JaxRule(adapter, held | params, in_jax)
+    changed = [rule(params, given) for rule in rules]
     for values in changed:
         np.testing.assert_allclose(values["magnitude"], params["magnitude"] - given["magnitude"], rtol=1e-12)
         assert np.abs(values["A"] - params["A"] + given["A"]).max() > 0.01
