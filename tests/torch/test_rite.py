@@ -6,8 +6,10 @@ import io
 import numpy as np
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
-from tests.descent import Task, apart, moved, walk
+from tests.descent import Task, apart, begin, moved, walk
 from tests.gauge import turned
 from tests.table import FAMILIES
 from tests.torch import hosts
@@ -100,6 +102,51 @@ def test_the_path_of_every_family_in_pairs_does_not_depend_on_the_split(name):
         for begun in (params, turned(adapter, params))
     )
     assert apart(one, two) < 1e-10
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_descends_or_is_refused(name):
+    adapter = FAMILIES[name].bind(layers=2, kinds={"q": (4, 6), "v": (4, 6), "up": (6, 4)})
+    if name not in {*IN_PAIRS, "lora rank 1", "lora stabilized", "gralora", "losa", "monarch"}:
+        with pytest.raises(PlanError, match=r"in pairs with one bond each, got .*\nUse Preconditioned"):
+            Rite(state_of(adapter, moved(adapter)))
+        return
+    task = Task(adapter)
+    for params in (moved(adapter), begin(adapter)):
+        rule = TorchRule(adapter, params, lambda state: Rite(state, lr=1e-3))
+        path, losses = walk(task, params, rule, 3)
+        assert np.isfinite(path).all()
+        assert losses[-1] < losses[0]
+
+
+@st.composite
+def paired(draw):
+    """One or two random pairs, multiplied entrywise or added. One factor of a pair carries a mode, or both do."""
+    over = draw(st.sampled_from(["", "layer", "layer kind"]))
+    factors, number = {}, draw(st.integers(1, 2))
+    for n in range(number):
+        sides = ([f"r{n}"], [f"r{n}"])
+        for mode in ("o1", "o2", "in", *over.split()):
+            for side in draw(st.sampled_from([(0,), (1,), (0, 1)])):
+                sides[side].append(mode)
+        factors |= {f"F{n}{m}": trainable(" ".join(draw(st.permutations(side)))) for m, side in enumerate(sides)}
+    terms = ["F00 F01", "- F10 F11"] if number > 1 and draw(st.booleans()) else []
+    spec = AdapterSpec(
+        name="own", weight="(o1 o2) in", over=over, factors=factors, terms=terms, scale=raw(0.5), start="free"
+    )
+    ranks = {f"r{n}": draw(st.integers(1, 3)) for n in range(number)}
+    return spec.bind(grid(layers=2, kinds={"q": (6, 4), "v": (6, 4)}), rank=ranks, overparametrized=True)
+
+
+@given(paired())
+def test_random_pairs_descend_whatever_the_split(adapter):
+    sides = [side for pair in pairs(adapter) for side in (pair.left, pair.right)]
+    assume(all(side.unfolding.shape[1] >= side.unfolding.shape[2] for side in sides))
+    task, params = Task(adapter), moved(adapter)
+    starts = (params, turned(adapter, params))
+    one, two = (walk(task, start, TorchRule(adapter, start, lambda s: Rite(s, lr=1e-4)), 3) for start in starts)
+    assert one[1][-1] < one[1][0]
+    assert apart(one[0], two[0]) < 1e-8  # a random factor may be singular to a few digits
 
 
 def stack(over, a, b):
