@@ -29,8 +29,8 @@ def Preconditioned(adapter: Adapter, *, damping: float = 1e-6) -> optax.Gradient
     arXiv:2402.02347). Put it in front of an optimizer: `optax.chain(Preconditioned(adapter), optax.sgd(1e-2))`. With
     plain SGD and no damping, a step changes the update in the same way however it is split into factors.
 
-    Trained arrays that are in no term (magnitudes) keep theirs. The arithmetic is in float32 or wider. `update` takes
-    the trained factors as params. If environments have frozen factors, pass these too:
+    The gradients of trained arrays that are in no term (magnitudes) stay. The arithmetic is in float32 or wider.
+    `update` takes the trained factors as params. If environments have frozen factors, pass these too:
     `update(grads, state, params["trainable"], frozen=params["frozen"])`.
 
     Args:

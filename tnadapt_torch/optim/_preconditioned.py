@@ -27,7 +27,7 @@ class Preconditioned(Optimizer):
     E is the Gram matrix of the factor's environment: for LoRA B^T B for A and A A^T for B (Zhang and Pilanci 2024,
     arXiv:2402.02347). With plain SGD and no damping, a step changes the update in the same way however it is split into
     factors. The groups of parameters, the state and the state dict are those of the optimizer that is wrapped.
-    Parameters that are no factors of the adapter, and trained arrays that are in no term (magnitudes), keep theirs.
+    The gradients of parameters that are no factors, and of trained arrays that are in no term (magnitudes), stay.
     """
 
     @answers(SiteError, "Preconditioned")
@@ -41,7 +41,8 @@ class Preconditioned(Optimizer):
 
         Raises:
             PlanError: a factor has no Gram matrix, with the reasons: see `tnadapt.binding.environments`.
-            SiteError: the optimizer has none of the factors, or needs a closure; or a factor is sharded or merged.
+            SiteError: the optimizer has none of the factors, or needs a closure; or factors are merged, offloaded or
+                held in flat parts.
         """
         where = "Preconditioned"
         self.adapted = expect_state(state, where)
@@ -74,7 +75,8 @@ class Preconditioned(Optimizer):
         """Precondition the gradients and let the optimizer step. The gradients are then again what they were.
 
         Raises:
-            SiteError: no factor has a gradient; values or gradients are not finite; or factors are merged or sharded.
+            SiteError: no factor has a gradient; values or gradients are not finite; or factors are merged, offloaded or
+                held in flat parts.
         """
         loss = evaluated(closure)
         found = {name: value for name, value in self._found().items() if value.grad is not None}
@@ -83,12 +85,7 @@ class Preconditioned(Optimizer):
                 "Preconditioned: expected gradients of the factors, got none.\nCall loss.backward() before step()."
             )
         plain = {name: value.grad for name, value in found.items() if value.grad is not None}
-        for name, value in found.items():
-            if not all(torch.isfinite(whole(each)).all() for each in (value.detach(), plain[name])):
-                raise SiteError(
-                    f"Preconditioned: expected finite factors and gradients, got NaN or infinity in {name!r}.\n"
-                    "Nothing was changed."
-                )
+        _check_finite({name: (value.detach(), plain[name]) for name, value in found.items()})
         better = preconditioned(self.adapted, self.environments, plain, self.damping)
         try:
             for name, value in found.items():
@@ -118,6 +115,16 @@ class Preconditioned(Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients, as the optimizer that is wrapped does."""
         self.inner.zero_grad(set_to_none)
+
+
+def _check_finite(tensors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    flags = {name: [torch.isfinite(whole(each)).all() for each in some] for name, some in tensors.items()}
+    for name, some in flags.items():  # read after all are computed, so that a GPU does not wait for each
+        if not all(some):
+            raise SiteError(
+                f"Preconditioned: expected finite factors and gradients, got NaN or infinity in {name!r}.\n"
+                "Nothing was changed."
+            )
 
 
 def preconditioned(

@@ -54,7 +54,7 @@ class Rite(Optimizer):
 
         Raises:
             PlanError: a trained factor is in no pair, with the reasons. Use Preconditioned for such adapters.
-            SiteError: a number out of range; or a factor is sharded or merged.
+            SiteError: a number out of range; or factors are merged, offloaded or held in flat parts.
         """
         where = "Rite"
         self.adapted = expect_state(state, where)
@@ -85,7 +85,7 @@ class Rite(Optimizer):
 
         Raises:
             SiteError: no parameter has a gradient, or one factor of a pair alone; values or gradients are not finite;
-                or factors are merged, sharded, or not those that the optimizer was made for.
+                or factors are merged, offloaded, held in flat parts, or not those that the optimizer was made for.
         """
         loss = evaluated(closure)
         params = check_trained(self.adapted, "Rite", _names(self.pairs))
