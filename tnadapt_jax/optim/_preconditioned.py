@@ -11,6 +11,7 @@ from jax import Array, lax
 from tnadapt import Adapter, SiteError
 from tnadapt.binding import COUNTS, Environment, Part, answers, environments, expect_adapter
 from tnadapt_jax._lower import make_delta, wide_of
+from tnadapt_jax._maps import map_factor
 from tnadapt_jax.optim._trained import across, arrays, expect_number, expect_trained, matrices, product, stacked
 
 __all__ = ["Preconditioned"]
