@@ -69,6 +69,9 @@ TORCH = {
     "_run/site": "inside inputs rows blocks cost",
     "_state/factors": "identity rows",
     "_state/updates": "attach several identity",
+    "optim/_preconditioned": "preconditioned",
+    "optim/_rite": "rite",
+    "optim/_trained": "rite preconditioned",
     "_state/state": "several identity rows files",
 }
 

@@ -34,8 +34,8 @@ def apply(adapter: Adapter, params: Params, site: Site | str, x: Array, *, produ
         params: the params of the adapter, as `init` returns them.
         site: the site or its path, or the path of a weight, for the sum of what all of its sites add.
         x: the input of the site, of shape (..., in axes of the weight).
-        product: x times the host's weight, of shape (..., out), which the layer makes anyway. A magnitude reads it, and
-            makes it again if it is not given.
+        product: x times the host's weight, of shape (..., out), which the layer makes anyway. A magnitude and terms
+            that begin with the host's weight read it, and make it again if it is not given.
 
     Returns:
         An array of shape (..., out), in the dtype of x.
@@ -137,7 +137,8 @@ def cut(value: Array, place: Sequence[int | slice]) -> Array:
 
 def apply_parts(parts: Parts, x: Array, product: Array | None = None) -> Array:
     """Return the scaled update of x by the factors of one site, in the dtype of x."""
-    update = apply_network(parts.network, cast(parts.factors, x.dtype), x)
+    given = None if product is None else cast([product], x.dtype)[0]
+    update = apply_network(parts.network, cast(parts.factors, x.dtype), x, product=given)
     if parts.rows is None:
         return update
     made = product_of(parts.rows, x) if product is None else product

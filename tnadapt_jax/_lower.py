@@ -10,7 +10,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from tnadapt import plan
-from tnadapt.binding import Network, Plan, run
+from tnadapt.binding import Convolution, Network, Plan, run
 
 __all__: list[str] = []
 
@@ -27,19 +27,31 @@ class Laid:
     active: bool = False
 
 
-def apply_network(network: Network, factors: Sequence[Array], x: Array, *, precision: Precision = None) -> Array:
+def apply_network(
+    network: Network,
+    factors: Sequence[Array],
+    x: Array,
+    *,
+    product: Array | None = None,
+    precision: Precision = None,
+) -> Array:
     """Return the scaled update of x at one site: x (..., in axes) -> (..., out). All arrays have one dtype.
 
-    The leading axes of x remain separate axes, so that each keeps its sharding. The plan is made for exactly the
-    product of their sizes. Nothing is checked here.
+    `product` (..., out) is x times the host's weight, if it is at hand: terms that begin with it read it. The leading
+    axes of x remain separate axes, so that each keeps its sharding. The plan is made for exactly the product of their
+    sizes. Nothing is checked here.
     """
     lead = x.shape[: x.ndim - len(network.axes) + 1]
-    order = plan(network, "apply", tokens=max(1, math.prod(lead)))
+    order = plan(network, "apply", tokens=max(1, math.prod(lead)), host_product=product is not None)
     names = tuple(f"(token {axis})" for axis in range(len(lead)))
     split = x.reshape(*lead, *(network.sizes[mode] for mode in network.in_modes))
     laid = [Laid(split, (*names, *network.in_modes), active=True)]
+    if product is not None:
+        for _, *modes in order.inputs[1 : len(order.operands) - len(factors)]:
+            sizes = [network.sizes[mode] for mode in modes]
+            laid.append(Laid(product.reshape(*lead, *sizes), (*names, *modes), active=True))
     answer = run(order, [*laid, *_factors(order, factors)], _Backend(order, names, precision))
-    return _rest_of_scale(network, answer.value.reshape(*lead, network.weight_shape[0]))
+    return _rest_of_scale(order, answer.value.reshape(*lead, network.weight_shape[0]))
 
 
 def wide_of(*values: Array) -> DTypeLike:
@@ -52,29 +64,36 @@ def make_delta(network: Network, factors: Sequence[Array], *, precision: Precisi
     """Return the scaled dense update of one site, in the weight's shape (out axis first)."""
     order = plan(network, "delta")
     answer = run(order, _factors(order, factors), _Backend(order, (), precision))
-    return _rest_of_scale(network, answer.value.reshape(network.weight_shape))
+    return _rest_of_scale(order, answer.value.reshape(network.weight_shape))
 
 
-def _rest_of_scale(network: Network, value: Array) -> Array:
+def _rest_of_scale(order: Plan, value: Array) -> Array:
     """Return a sum times the scale, if no factors of its terms take the scale instead."""
-    return value if network.scale == 1.0 or _scaled(network) else value * network.scale
+    scale = order.network.scale
+    return value if scale == 1.0 or _scaled(order) else value * scale
 
 
 def _factors(order: Plan, factors: Sequence[Array]) -> list[Laid]:
     """Return the factors of one site, with one small factor of each term multiplied by the scale."""
     modes = order.inputs[len(order.inputs) - len(factors) :]
     scale = order.network.scale  # a python float: it takes the dtype of what it multiplies
-    chosen = _scaled(order.network)
+    chosen = _scaled(order)
     named = zip(order.network.nodes, factors, strict=True)
     scaled = [value * scale if name in chosen and scale != 1.0 else value for name, value in named]
     laid = [Laid(value, of_value) for value, of_value in zip(scaled, modes, strict=True)]
     return [_in_order(factor, order.network) for factor in laid]
 
 
-def _scaled(network: Network) -> frozenset[str]:
-    """Return nodes of which each term has exactly one, small ones where possible; none if there are no such nodes."""
+def _scaled(order: Plan) -> frozenset[str]:
+    """Return nodes of which each term has exactly one, small ones where possible; none if there are no such nodes.
+
+    Of a pattern that a convolution replaces, the convolution knows the entry, and nobody reads the array.
+    """
+    network = order.network
+    if order.host_product:  # a term may have no factor but the weight, which nobody reads
+        return frozenset()
     chosen: set[str] = set()
-    seen: set[str] = set()
+    seen = {order.operands[how.pattern] for how in order.convolutions}
     for term in network.terms:
         free = [name for name in term.nodes if name not in seen]
         seen |= {*term.nodes}
@@ -104,6 +123,17 @@ class _Backend:
         kept, wanted = _spelled(kept, self.order, self.lead), _spelled(wanted, self.order, self.lead)
         made = _step(left, right, kept, wanted, self.precision)
         return made if made.active else _in_order(made, self.order.network)
+
+    def convolve(self, left: Laid, right: Laid, kept: Modes, how: Convolution) -> Laid:
+        """Multiply the spectra, as specified by the core's `Backend`."""
+        spectra = [
+            _spectrum(side, mode, how.made, conjugated=how.conjugated == name)
+            for name, side, mode in (("left", left, how.left), ("right", right, how.right))
+        ]
+        made = _step(spectra[0], spectra[1], _spelled(kept, self.order, self.lead), (), self.precision)
+        value = jnp.fft.irfft(made.value, how.size, axis=made.modes.index(how.made)) * how.amount
+        laid = Laid(lax.convert_element_type(value, left.value.dtype), made.modes, made.active)
+        return laid if laid.active else _in_order(laid, self.order.network)
 
     def ordered(self, value: Laid, modes: Modes) -> Laid:
         """Transpose, as specified by the core's `Backend`."""
@@ -141,6 +171,14 @@ def _step(left: Laid, right: Laid, kept: Modes, wanted: Modes, precision: Precis
     value = lax.dot_general(left.value, right.value, (axes[0], axes[1]), precision=precision)
     free = [mode for side in (left, right) for mode in side.modes if mode not in both]
     return Laid(value, (*batch, *free), active)
+
+
+def _spectrum(laid: Laid, mode: str, made: str, *, conjugated: bool) -> Laid:
+    """Transform along a mode, which gets another name. No transform takes less than float32."""
+    wide = laid.value.dtype if laid.value.dtype == jnp.float64 else jnp.float32
+    value = jnp.fft.rfft(lax.convert_element_type(laid.value, wide), axis=laid.modes.index(mode))
+    modes = tuple(made if one == mode else one for one in laid.modes)
+    return Laid(jnp.conj(value) if conjugated else value, modes, laid.active)
 
 
 def _entrywise(left: Laid, right: Laid) -> tuple[Array, Modes]:

@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("tnadapt", "tnadapt_torch", "tnadapt_jax")
 FACES = ["tnadapt", *(f"tnadapt.{room}" for room in ("families", "policies", "testing"))]
-FACES += ["tnadapt_torch", "tnadapt_torch.peft", "tnadapt_torch.policies", "tnadapt_jax"]
+FACES += [f"tnadapt_torch{room}" for room in ("", ".optim", ".peft", ".policies")]
+FACES += ["tnadapt_jax", "tnadapt_jax.optim"]
 
 
 def import_or_skip(name: str):

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("tnadapt", "tnadapt_torch", "tnadapt_jax")
 MAX_FILE_LINES = 350
 MAX_FUNCTION_LINES = 60
-HANDED_ON = {"forward", "_enable_peft_forward_hooks"}  # torch and PEFT call these with what the user passed
+HANDED_ON = {"forward", "_enable_peft_forward_hooks", "update"}  # torch, PEFT and optax pass on what the user passed
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

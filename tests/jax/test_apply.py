@@ -11,7 +11,8 @@ import pytest
 
 import tnadapt
 import tnadapt_jax
-from tnadapt import AdapterSpec, SiteError, families, frozen, grid, normal, raw, trainable
+from tnadapt import AdapterSpec, Site, SiteError, families, frozen, grid, magnitude, normal, raw, same, trainable, zeros
+from tnadapt.initializers import host
 
 SITES = grid(layers=2, kinds={"q": (6, 4), "v": (6, 4), "up": (4, 6)})
 SITE = SITES[1].path
@@ -234,3 +235,46 @@ def test_a_delta_is_computed_in_the_widest_dtype_of_its_factors(doubles):
         }
         found = tnadapt_jax.delta(adapter, {"trainable": values, "frozen": {}}, SITES[0])
     assert found.dtype == (np.float64 if doubles else np.float32)
+
+
+TURNED = AdapterSpec(  # the product of the layer, turned, less itself
+    name="turned",
+    weight="out in",
+    factors={
+        "R": trainable("out a", init=zeros(), map="cayley"),
+        "W2": same("W", "a in"),
+        "W": frozen("out in", init=host()),
+    },
+    terms=["R W2", "- W"],
+    scale=raw(0.5),
+    start="free",
+)
+
+
+READERS = (TURNED, magnitude(TURNED), magnitude(families.lora()), families.oft(), families.lora())
+
+
+@pytest.mark.parametrize("spec", READERS, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("lead", [(), (3,), (2, 3)])
+def test_the_product_of_the_layer_changes_nothing_but_the_work(spec, lead):
+    sizes = {"i": 4} if spec.name == "oft" else None
+    adapter = spec.bind([Site("q", (8, 8))], rank=2 if spec.free_bonds else None, sizes=sizes)
+    random = np.random.default_rng(0)
+    weight = random.standard_normal((8, 8)).astype(np.float32)
+    params = tnadapt_jax.init(adapter, weights={"q": weight})
+    trained = {
+        name: jnp.asarray(random.standard_normal(value.shape), value.dtype)
+        for name, value in params["trainable"].items()
+    }
+    params = params | {"trainable": trained}
+    x = jnp.asarray(random.standard_normal((*lead, 8)), jnp.float32)
+    wanted = tnadapt_jax.apply(adapter, params, "q", x)
+    np.testing.assert_allclose(tnadapt_jax.apply(adapter, params, "q", x, product=x @ weight.T), wanted, atol=2e-5)
+    np.testing.assert_allclose(wanted, x @ tnadapt_jax.delta(adapter, params, "q").T, atol=2e-5)
+
+
+def test_a_product_that_does_not_fit_is_refused():
+    adapter = TURNED.bind([Site("q", (8, 8))])
+    params = tnadapt_jax.init(adapter, weights={"q": np.eye(8)})
+    with pytest.raises(SiteError, match=r"q: expected a product of shape \(3, 8\), got \(3, 7\)"):
+        tnadapt_jax.apply(adapter, params, "q", jnp.ones((3, 8)), product=jnp.ones((3, 7)))

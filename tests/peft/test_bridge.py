@@ -494,6 +494,22 @@ def test_values_that_do_not_fit_are_not_loaded():
     assert torch.equal(logits(model), wanted)
 
 
+def test_a_pattern_with_other_values_is_neither_saved_nor_loaded(tmp_path):
+    words = {"target_modules": ["q_proj"], "sizes": {"o2": 8, "i2": 8}}
+    model = get_peft_model(llama(), TnConfig(spec=families.c3a(), **words))
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    (state,) = model.base_model.states().values()
+    name = next(name for name, slot in state.adapter.slots.items() if slot.is_fixed)
+    save_file(load_file(path) | {f"base_model.tnadapt_states.{name}": torch.ones(8, 8, 8)}, path)
+    message = rf"^{name}: expected the pattern of cyclic\(\), which plans rely on, got other values"
+    with pytest.raises(FormatError, match=message):
+        PeftModel.from_pretrained(llama(), tmp_path)
+    state.params()[name].mul_(2)
+    with pytest.raises(FormatError, match=message):
+        model.save_pretrained(tmp_path)
+
+
 def test_another_release_of_peft_raises():
     with pytest.raises(ImportError, match=r"expected a tested release of peft \(0\.21\.2\), got peft 0\.0\.1"):
         check_release("0.0.1")

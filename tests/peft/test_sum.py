@@ -10,7 +10,8 @@ with warnings.catch_warnings():
     from peft import PeftModel, get_peft_model
 
 from tests.peft.models import close, config, gpt2, llama, logits, wake
-from tnadapt import SiteError, families
+from tnadapt import AdapterSpec, SiteError, families, frozen, normal, raw, trainable, zeros
+from tnadapt.initializers import cyclic
 from tnadapt_torch.peft import TnConfig, TnLinear
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -93,6 +94,17 @@ def test_a_spec_without_a_sum_raises_and_nothing_changes(name):
     assert list(model.named_modules()) == modules
     assert list(model.peft_config) == ["one", "two"]
     assert torch.equal(logits(model), wanted)
+
+
+def test_a_pattern_that_would_become_longer_has_no_sum():
+    factors = {"A": trainable("a in", init=normal()), "B": trainable("out b", init=zeros())}
+    factors |= {"C": trainable("c", init=normal()), "T": frozen("a b c", init=cyclic())}
+    spec = AdapterSpec(name="own", weight="out in", factors=factors, scale=raw())
+    words = {"spec": spec, "rank": 4, "target_modules": ["q_proj"]}
+    model = get_peft_model(llama(), TnConfig(**words), adapter_name="one")
+    model.add_adapter("two", TnConfig(**words))
+    with pytest.raises(SiteError, match=r"got one with a fixed pattern, T, that would become longer"):
+        model.add_weighted_adapter(["one", "two"], WEIGHTS, "sum")
 
 
 def test_a_sum_is_not_active_and_leaves_the_others_as_they_are():

@@ -77,7 +77,7 @@ def test_a_layer_with_a_full_rank_update_is_called_with_the_update_in_its_weight
     model, state, x, kept = layer_with(spec, **words)
     assert state.updates["0"].may_fold
     agree(found(model, state, x), oracle(state, x, *kept))
-    many = torch.randn(4096, WIDTH, dtype=torch.float64)
+    many = torch.randn(8192, WIDTH, dtype=torch.float64)
     assert products(model, many) < 1.5
     state.updates["0"].may_fold = False
     assert products(model, many) >= 2

@@ -15,6 +15,7 @@ from tnadapt import AdapterSpec, FormatError, SiteError, families, magnitude, tr
 from tnadapt.initializers import row_norms
 from tnadapt.policies import grow
 from tnadapt_torch import attach, load
+from tnadapt_torch.peft import TnConfig
 
 DORA = magnitude(families.lora(alpha=8))
 IN, OUT = 12, 20
@@ -243,3 +244,37 @@ def test_a_bond_grows_below_a_magnitude(inside):
     model(x).square().sum().backward()
     optimizer.step()
     assert not torch.allclose(model(x), wanted)
+
+
+def test_the_norm_of_the_update_is_that_of_what_is_added_to_the_weight():
+    model = host()
+    state = woken(model)
+    hosts.close(torch.tensor(state.norms()["dW"]), state.delta("0").norm(), 1e-5)
+    hosts.close(torch.tensor(state.norms()["magnitude"]), state.params()["magnitude"].norm(), 1e-6)
+
+
+def test_it_serves_under_peft():
+    model, x = host(), torch.randn(6, IN)
+    wanted = host()
+    woken(wanted)
+    wrapped = peft.get_peft_model(model, TnConfig(spec=DORA, target_modules=["0"], rank=4))
+    hosts.close(wrapped(x), host()(x), 1e-6)
+    (state,) = wrapped.base_model.states().values()
+    hosts.wake(state)
+    hosts.close(wrapped(x), wanted(x))
+    wrapped.merge_adapter()
+    hosts.close(wrapped(x), wanted(x))
+    wrapped.unmerge_adapter()
+    hosts.close(wrapped(x), wanted(x))
+
+
+def test_a_weight_that_a_magnitude_reads_takes_no_merge_of_another_adapter():
+    model = host()
+    state = woken(model)
+    other = hosts.wake(attach(model, families.lora(), target_modules=["0"], rank=2, adapter_name="b"))
+    with pytest.raises(SiteError, match="expected a weight that no other adapter reads, got a factor of adapter"):
+        other.merge()
+    state.detach()
+    other.merge()
+    with pytest.raises(SiteError, match="got one with the update of adapter 'b'"):
+        attach(model, DORA, target_modules=["0"], rank=2)

@@ -5,7 +5,6 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,46 +12,35 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save as to_bytes
 
-from tnadapt._errors import FormatError, SiteError
-from tnadapt._files.fingerprint import DIGITS, check_fingerprints, fingerprint_of
-from tnadapt._files.limits import HEADER, MADE, MADE_PER_STORED, MOST_MADE, STORED, UNNAMED, check_extra, keep, shorten
+from tnadapt._errors import FormatError
+from tnadapt._files.content import (
+    DTYPES,
+    Array,
+    Checkpoint,
+    check_shapes,
+    checkpoint_of,
+    content_of,
+    data_of,
+    digest_of,
+    host_sites,
+    promise_of,
+)
+from tnadapt._files.drawn import is_changed, rounded
+from tnadapt._files.fingerprint import DIGITS
+from tnadapt._files.limits import HEADER, MADE, MADE_PER_STORED, MOST_MADE, STORED, keep
 from tnadapt._files.plain import dump, parse, take
 from tnadapt._files.target import write_atomically
 from tnadapt._files.tensors import TensorFile, open_tensors
-from tnadapt._files.text import VERSION, adapter_data, adapter_of, take_version
-from tnadapt._hosts import Site
-from tnadapt._language import START, Adapter, Slot, expect_adapter, expect_params, expect_path, host_entry
+from tnadapt._files.text import VERSION, take_version
+from tnadapt._language import START, Adapter, Slot, expect_adapter, expect_params, expect_path
 from tnadapt._signature import answers
 from tnadapt._values import sample
 from tnadapt._version import __version__
 
-__all__ = ["Checkpoint", "digests", "file_size", "load", "params_to_store", "read_checkpoint", "save"]
+__all__ = ["digests", "file_size", "load", "params_to_store", "read_checkpoint", "save"]
 
-Array = npt.NDArray[np.floating[Any]]
-EXTRA = ":extra"  # ends the name of an extra tensor; a slot's name ends in an identifier
 ALIGNMENT = 8  # bytes; also the size of the field with the length of a safetensors header
-DTYPES = ("float16", "float32", "float64")
-NAMES = {np.dtype(name).char: name for name in DTYPES}  # the name of a dtype takes numpy microseconds
-CHUNK = 2**20  # numbers of which a digest is updated at once
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """The content of a file: the adapter, its params (frozen ones drawn again), and extra tensors.
-
-    `hosts` has the fingerprints of the host's weights by path, if they are factors of the adapter.
-    """
-
-    adapter: Adapter
-    params: dict[str, Array]
-    extra: dict[str, Array]
-    hosts: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def is_double(self) -> bool:
-        """Whether a stored factor is float64. If none is, a binding loads all of them as float32."""
-        slots = self.adapter.slots
-        return any(value.dtype == np.float64 for name, value in self.params.items() if slots[name].is_stored)
+LINKS = "links"  # the key of the adapters of a chain
 
 
 @answers(FormatError)
@@ -67,31 +55,22 @@ def save(
 
     Frozen factors need not be in `params`. They are stored only if they are given and differ from the values of the
     seed, or if their initializer uses linear algebra (orthogonal). `extra` holds arrays of the host that were trained
-    too. The file is written completely or not at all. Raises FormatError for params that do not belong to this adapter.
+    too. The file is written completely or not at all. Raises FormatError for params that do not belong to this adapter,
+    and for a frozen `cyclic()` factor with other values than its pattern.
     """
     expect_adapter(adapter, "save", FormatError)
     expect_params(params, "save", FormatError)
     expect_path(path, "save", FormatError)
-    stored: dict[str, Array] = {}
-    drawn: dict[str, str] = {}
-    for name, slot in adapter.slots.items():
-        if slot.is_stored:
-            stored[name] = _array(name, params, slot)
-            continue
-        values = sample(slot, adapter.seed)
-        if name in params and not np.array_equal(changed := _array(name, params, slot), values):
-            stored[name] = changed
-        else:
-            drawn[name] = _digest(values)
-    if unknown := params.keys() - adapter.slots.keys() - adapter.hosts.keys():
-        name = sorted(map(str, unknown))[0]
-        raise FormatError(f"params: expected only names of this adapter, got {name!r}.\nNothing was written.")
-    check_extra(extra or {})
-    tensors = stored | {name + EXTRA: _native(name, value) for name, value in (extra or {}).items()}
+    tensors, data = content_of(adapter, params, extra or {})
+    write(Path(path), tensors, data)
+
+
+def write(path: Path, tensors: Mapping[str, Array], data: Mapping[str, Any]) -> None:
+    """Write tensors and the plain data of what they belong to. Raises FormatError for too many of either."""
     keep("save", "stored numbers", sum(array.size for array in tensors.values()), STORED)
-    content = to_bytes(tensors, _metadata(adapter, drawn, _seal(tensors), _fingerprints(adapter, params)))
+    content = to_bytes(dict(tensors), _metadata(data))
     keep("save", "bytes of header", int.from_bytes(content[:ALIGNMENT], "little"), HEADER)
-    write_atomically(Path(path), content)
+    write_atomically(path, content)
 
 
 def params_to_store(
@@ -108,14 +87,14 @@ def params_to_store(
         dtypes: the dtype in which the framework keeps each array, such as "bfloat16".
 
     Raises:
-        FormatError: a drawn starting value that was changed, since no file stores one.
+        FormatError: a drawn starting value or a frozen `cyclic()` factor that was changed, since no file stores one.
     """
     kept: dict[str, npt.ArrayLike] = {}
     for name, value in params.items():
         slot = adapter.slots.get(name) or adapter.slots[name.removesuffix(START)]
         if name in adapter.slots and slot.is_stored:
             kept[name] = value
-        elif not np.array_equal(np.asarray(value), _rounded(sample(slot, adapter.seed), dtypes[name])):
+        elif is_changed(slot, np.asarray(value), rounded(sample(slot, adapter.seed), dtypes[name])):
             if name not in adapter.slots:
                 raise FormatError(
                     f"params[{name!r}]: expected the starting value that follows from the seed, got another.\n"
@@ -123,15 +102,6 @@ def params_to_store(
                 )
             kept[name] = value
     return kept
-
-
-def _rounded(drawn: npt.NDArray[np.float64], dtype: str) -> npt.NDArray[np.float64]:
-    """Round drawn values, which are float32 numbers, to a dtype."""
-    if dtype != "bfloat16":  # numpy does not have bfloat16: it is the upper half of a float32, rounded to even
-        return drawn.astype(dtype).astype(np.float64)
-    bits = drawn.astype(np.float32).view(np.uint32)
-    even = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
-    return even.view(np.float32).astype(np.float64)
 
 
 def file_size(adapter: Adapter, *, dtype: str = "float32") -> int:
@@ -145,8 +115,8 @@ def file_size(adapter: Adapter, *, dtype: str = "float32") -> int:
     stored = sorted(name for name, slot in adapter.slots.items() if slot.is_stored)
     digest = _sha256("")  # all digests have the same length
     drawn = {name: digest for name, slot in adapter.slots.items() if not slot.is_stored}
-    known = dict.fromkeys(_host_sites(adapter), "0" * DIGITS)
-    header: dict[str, object] = {"__metadata__": _metadata(adapter, drawn, digest, known)}
+    known = dict.fromkeys(host_sites(adapter), "0" * DIGITS)
+    header: dict[str, object] = {"__metadata__": _metadata(data_of(adapter, drawn, digest, known))}
     end = 0
     for name in stored:
         shape = adapter.slots[name].shape
@@ -164,11 +134,12 @@ def digests(adapter: Adapter, *, draw_limit: int = MOST_MADE) -> dict[str, str]:
     """
     expect_adapter(adapter, "digests", FormatError)
     slots = [slot for slot in adapter.slots.values() if not slot.is_stored]
-    _check_draw("the adapter", slots, draw_limit)
-    return {slot.name: _digest(sample(slot, adapter.seed)) for slot in slots}
+    check_draw("the adapter", slots, draw_limit)
+    return {slot.name: digest_of(sample(slot, adapter.seed)) for slot in slots}
 
 
-def _check_draw(where: str | Path, slots: Iterable[Slot], limit: int) -> None:
+def check_draw(where: str | Path, slots: Iterable[Slot], limit: int) -> None:
+    """Raise FormatError if these factors have more numbers than may be drawn."""
     if (entries := sum(math.prod(slot.shape) for slot in slots)) > limit:
         raise FormatError(
             f"{where}: expected at most {limit:,} frozen numbers to draw, got {entries:,}.\n"
@@ -176,28 +147,9 @@ def _check_draw(where: str | Path, slots: Iterable[Slot], limit: int) -> None:
         )
 
 
-def _metadata(adapter: Adapter, drawn: Mapping[str, str], seal: str, hosts: Mapping[str, str]) -> dict[str, str]:
-    data = {"format": VERSION, "library": __version__} | adapter_data(adapter)
-    text = dump(data | {"drawn": drawn, "stored": seal} | ({"hosts": hosts} if hosts else {}))
+def _metadata(data: Mapping[str, Any]) -> dict[str, str]:
+    text = dump({"format": VERSION, "library": __version__, **data})
     return {"tnadapt": f"{_sha256(text)} {text}"}
-
-
-def _host_sites(adapter: Adapter) -> dict[str, Site]:
-    """Return the sites whose weights are a factor, or give one, by path."""
-    return {site.path: site for site, _ in adapter.hosts.values()}
-
-
-def _fingerprints(adapter: Adapter, params: Mapping[str, npt.ArrayLike]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for path, site in _host_sites(adapter).items():
-        entry = host_entry(site)
-        if entry not in params:
-            raise FormatError(
-                f"params: expected the host's weight as {entry!r}, got none.\nTake it from init(adapter, weights): "
-                f"save(adapter, init(adapter, weights) | params, path). Nothing was written."
-            )
-        found[path] = fingerprint_of(params[entry])
-    return found
 
 
 @answers(FormatError)
@@ -223,115 +175,33 @@ def read_checkpoint(path: str | os.PathLike[str], *, draw_limit: int | None = No
     expect_path(path, "load", FormatError)
     path = Path(path)
     with open_tensors(path, str(path)) as file:
-        data = parse(_text_of(path, file.metadata))
+        data = parse(text_of(path, file.metadata))
         version = take_version(str(path), data)
-        seals = take("file", {key: data.pop(key, None) for key in ("library", "drawn", "stored")}, SEALS)
-        hosts = data.pop("hosts", {})
-        factors = sum(not name.endswith(EXTRA) for name in file.entries)
-        adapter = adapter_of(data, version, factors + len(seals["drawn"]))
-        _check_entries(path, adapter, file, seals["drawn"], draw_limit)
-        check_fingerprints(path, take("file", {"hosts": hosts}, {"hosts": dict})["hosts"], _host_sites(adapter))
+        take("file", {"library": data.pop("library", None)}, {"library": str})
+        if LINKS in data:
+            raise FormatError(
+                f"{path}: expected the file of one adapter, got the file of a chain.\n"
+                "Read it with tnadapt.policies.load_chain(path)."
+            )
+        promise = promise_of(path, data, version, file.entries)
+        check_draw(path, promise.drawn_slots, most_drawn(file, draw_limit))
+        check_shapes(path, promise, file.entries)
         tensors = file.read()
-    if _seal(tensors) != seals["stored"]:
-        raise FormatError(
-            f"{path}: expected stored numbers with the digest that was saved with them, got another digest."
-        )
-    extra = {name.removesuffix(EXTRA): value for name, value in tensors.items() if name.endswith(EXTRA)}
-    stored = {name: value for name, value in tensors.items() if not name.endswith(EXTRA)}
-    try:
-        return Checkpoint(adapter, _params(path, adapter, stored, seals["drawn"]), extra, hosts)
-    except SiteError as error:  # a fan that no float can hold
-        raise FormatError(f"{path}: expected factors that can be drawn, got others.\n{shorten(error)}") from error
+    return checkpoint_of(path, promise, tensors)
 
 
-SEALS = {"library": str, "drawn": dict, "stored": str}
+def most_drawn(file: TensorFile, limit: int | None) -> int:
+    """Return how many numbers may be drawn for what a file stores, unless a limit is given."""
+    return min(max(MADE, MADE_PER_STORED * file.numbers), MOST_MADE) if limit is None else limit
 
 
-def _text_of(path: Path, metadata: Mapping[str, str]) -> str:
+def text_of(path: Path, metadata: Mapping[str, str]) -> str:
+    """Return the text of a file. Raises FormatError if it is none of tnadapt, or was changed."""
     sealed, _, text = metadata.get("tnadapt", "").partition(" ")
     if _sha256(text) != sealed:
         raise FormatError(f"{path}: expected a tnadapt file, got another file, or one whose text was changed.")
     return text
 
 
-def _check_entries(path: Path, adapter: Adapter, file: TensorFile, drawn: Mapping[str, str], limit: int | None) -> None:
-    """Raise FormatError unless the names, dtypes and shapes in a file are those of its adapter and of extra tensors.
-
-    `limit` is that of numbers to draw. Nothing is read or drawn before.
-    """
-    if wrong := [name for name, entry in file.entries.items() if entry.named_dtype not in DTYPES]:
-        dtype = file.entries[wrong[0]].named_dtype
-        raise FormatError(f"{path}: expected tensors of {', '.join(DTYPES)}, got {shorten(wrong[0])} of {dtype}.")
-    stored = {name: entry for name, entry in file.entries.items() if not name.endswith(EXTRA)}
-    keep(path, "factors", _count_slots(adapter), UNNAMED * (1 + len(stored) + len(drawn)))
-    wanted = {name for name, slot in adapter.slots.items() if slot.is_stored}
-    missing_or_unknown = (stored.keys() | drawn.keys()) ^ adapter.slots.keys()
-    if odd := sorted(missing_or_unknown | (drawn.keys() & (wanted | stored.keys()))):
-        names = shorten(", ".join(odd[:5]))
-        raise FormatError(f"{path}: expected exactly the factors of its adapter, got a file that differs in {names}.")
-    most = min(max(MADE, MADE_PER_STORED * file.numbers), MOST_MADE) if limit is None else limit
-    _check_draw(path, (adapter.slots[name] for name in drawn), most)
-    for name, entry in stored.items():
-        if entry.shape != (shape := adapter.slots[name].shape):
-            raise FormatError(f"{path}: expected {name} of shape {shape}, got {entry.shape}.")
-
-
-def _count_slots(adapter: Adapter) -> int:
-    """Return the number of entries of an adapter's params without making them."""
-    spec = adapter.spec
-    shared = sum(map(spec.is_global, spec.arrays))
-    used = {node.factor for node in spec.nodes.values() if node.at_start}
-    kept = sum(spec.arrays[name].init.is_read for name in used)
-    return shared + len(adapter.groups) * (len(spec.arrays) - shared + kept)
-
-
-def _params(path: Path, adapter: Adapter, stored: dict[str, Array], drawn: Mapping[str, str]) -> dict[str, Array]:
-    params: dict[str, Array] = {}
-    for name, slot in adapter.slots.items():
-        params[name] = stored[name] if name in stored else sample(slot, adapter.seed)
-        if name in drawn and _digest(params[name]) != drawn[name]:
-            raise FormatError(
-                f"{path}: expected {name}, drawn again from seed {adapter.seed}, to have its saved digest, got another."
-            )
-    return params
-
-
-def _array(name: str, params: Mapping[str, npt.ArrayLike], slot: Slot) -> Array:
-    if name not in params:
-        raise FormatError(f"params: expected an array {name!r}, got none.\nNothing was written.")
-    array = _native(name, params[name])
-    if array.shape != slot.shape:
-        raise FormatError(f"params[{name!r}]: expected shape {slot.shape}, got {array.shape}.\nNothing was written.")
-    return array
-
-
-def _native(name: str, value: npt.ArrayLike) -> Array:
-    """Return the value as a contiguous array in native byte order. Raises FormatError unless it consists of floats."""
-    array: Array = np.asarray(value)
-    if array.dtype.name not in DTYPES:
-        raise FormatError(
-            f"{name}: expected an array of {', '.join(DTYPES)}, got one of {array.dtype}.\nNothing was written."
-        )
-    return np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
-
-
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _digest(drawn: Array) -> str:
-    """Return the SHA-256 digest of a drawn factor as float32. Copies of parts of it take little memory."""
-    whole, flat = hashlib.sha256(), drawn.reshape(-1)
-    for start in range(0, flat.size, CHUNK):
-        whole.update(flat[start : start + CHUNK].astype("<f4").data)
-    return whole.hexdigest()
-
-
-def _seal(tensors: Mapping[str, Array]) -> str:
-    """Return the SHA-256 digest of all stored tensors: their names, dtypes, shapes and values."""
-    whole = hashlib.sha256()
-    for name in sorted(tensors):
-        array = tensors[name]
-        whole.update(f"{name} {NAMES[array.dtype.char]} {array.shape}\n".encode())
-        whole.update(array.astype(array.dtype.newbyteorder("<"), copy=False).reshape(-1).data)
-    return whole.hexdigest()

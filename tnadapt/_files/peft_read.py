@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tnadapt._errors import FormatError, SiteError, SpecError
-from tnadapt._files.file import Checkpoint
+from tnadapt._files.content import Checkpoint
 from tnadapt._files.limits import MOST_MADE, PADDED, check_binding, keep, shorten
 from tnadapt._files.peft_folder import AXES, Array, Folder, Stored, open_folder
 from tnadapt._hosts import sites_of

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from re import escape
 from typing import Any, NamedTuple
@@ -72,9 +72,7 @@ def save_as_lora(
     expect_adapter(adapter, "save_as_lora", FormatError)
     expect_params(params, "save_as_lora", FormatError)
     expect_path(directory, "save_as_lora", FormatError)
-    if task_type is not None and task_type not in TASK_TYPES:
-        wanted = f"one of {', '.join(TASK_TYPES)} as task_type"
-        raise mistake(FormatError, "save_as_lora", wanted, told(task_type), "Or leave it out.")
+    check_task(task_type, "save_as_lora")
     parts = {path: adapter.parts(path) for path in adapter.weights}
     below = without_magnitude(adapter)  # PEFT has the same magnitude, above a LoRA
     for path, sites in parts.items():
@@ -87,24 +85,50 @@ def save_as_lora(
             )
     check_extra(extra or {})
     tensors = {f"{PREFIX}{name}": _checked(name, np.asarray(value)) for name, value in (extra or {}).items()}
-    written, alphas = {}, {}
-    values = {**params, **drawn_starts(adapter)}
-    for path, sites in parts.items():
-        loras = [exact_lora(below, values, site) for site in sites or adapter.weights[path]]
-        lora = shorten(join(loras, sites) if sites else loras[0], rank)
-        tensors |= _tensors(path, adapter.weights[path][0].weight_shape, lora)
+    for path in parts:
         tensors |= _magnitude_of(adapter, params, path)
-        written[path] = Written(lora.rank, lora.error)
-        alphas[path] = lora.scale * lora.rank
-    config = _config(written, alphas) | {
+    values = {**params, **drawn_starts(adapter)}
+
+    def lora_of(path: str) -> LoRA:
+        sites = parts[path]
+        loras = [exact_lora(below, values, site) for site in sites or adapter.weights[path]]
+        return shorten(join(loras, sites) if sites else loras[0], rank)
+
+    options = {
         "use_dora": bool(adapter.spec.magnitude),
         "base_model_name_or_path": base_model,
         "task_type": task_type,
         "fan_in_fan_out": fan_in_fan_out,
         "modules_to_save": list(modules_to_save) or None,
     }
-    write_folder(Path(directory), config, tensors)
+    shapes = {path: sites[0].weight_shape for path, sites in adapter.weights.items()}
+    return write_loras(Path(directory), shapes, lora_of, options, tensors)
+
+
+def write_loras(
+    directory: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    lora_of: Callable[[str], LoRA],
+    options: Mapping[str, Any],
+    tensors: Mapping[str, npt.NDArray[np.float32]],
+) -> dict[str, Written]:
+    """Write the LoRA of each weight, with further options of PEFT and further tensors, to a folder."""
+    every = dict(tensors)
+    written, alphas = {}, {}
+    for path, shape in shapes.items():
+        lora = lora_of(path)
+        every |= _tensors(path, shape, lora)
+        written[path] = Written(lora.rank, lora.error)
+        alphas[path] = lora.scale * lora.rank
+    write_folder(directory, {**_config(written, alphas), **options}, every)
     return written
+
+
+def check_task(task_type: str | None, where: str) -> None:
+    """Raise FormatError for a task that PEFT does not know."""
+    if task_type is not None and task_type not in TASK_TYPES:
+        wanted = f"one of {', '.join(TASK_TYPES)} as task_type"
+        raise mistake(FormatError, where, wanted, told(task_type), "Or leave it out.")
 
 
 def _tensors(path: str, shape: tuple[int, ...], lora: LoRA) -> dict[str, npt.NDArray[np.float32]]:

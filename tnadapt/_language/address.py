@@ -31,6 +31,11 @@ class Slot:
         """Whether a file contains its values; those of the other slots are drawn again from the seed."""
         return self.factor.trainable or not self.factor.init.is_redrawn
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether its values are part of the structure: a plan may convolve instead of reading a cyclic pattern."""
+        return self.factor.init.kind == "cyclic" and not self.factor.trainable
+
 
 @dataclass(frozen=True)
 class Part:

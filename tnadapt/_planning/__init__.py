@@ -1,8 +1,8 @@
 """Contraction orders: the search for a cheap one, and the plan that is made of it."""
 
-from tnadapt._planning.cost import OBJECTIVES, Cost, Modes, Objective, Question, measure
+from tnadapt._planning.cost import OBJECTIVES, Convolution, Cost, Modes, Objective, Question, measure
 from tnadapt._planning.equation import equation_of
-from tnadapt._planning.host_product import find_product, nodes_beside_product
+from tnadapt._planning.host_product import find_product
 from tnadapt._planning.plan import BUCKETS, Plan, Step, bucket, plan
 from tnadapt._planning.run import Backend, Labeled, NumpyBackend, run
 from tnadapt._planning.search import ExactOrder, search
@@ -11,6 +11,7 @@ __all__ = [
     "BUCKETS",
     "OBJECTIVES",
     "Backend",
+    "Convolution",
     "Cost",
     "ExactOrder",
     "Labeled",
@@ -24,7 +25,6 @@ __all__ = [
     "equation_of",
     "find_product",
     "measure",
-    "nodes_beside_product",
     "plan",
     "run",
     "search",

@@ -3,15 +3,19 @@
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from tnadapt._errors import PlanError
 
-__all__ = ["OBJECTIVES", "Cost", "Objective"]
+__all__ = ["OBJECTIVES", "Convolution", "Cost", "Objective"]
 
 # The number of flops that weigh as much as one number read or written. The speeds of two CPU cores (70 GFLOP/s,
 # 2.2 G numbers/s) suggest 32. Of 1, 4, 8, 16 and 32, 8 ran fastest on VeRA (rank 16 and 64) and TeRA (8, 4, 4) at 128
 # and 1,024 tokens.
 MOVED = 8.0
+CALL = (
+    2**18
+)  # numbers whose move weighs as much as the call of a transform, 30 us: at one token, C3A's blocks of 64 gain
 Modes = tuple[str, ...]
 Pair = tuple[int, int]
 
@@ -60,11 +64,13 @@ OBJECTIVES = {
 class Order:
     """A contraction order as pairs of numbers: step n makes number len(inputs) + n.
 
-    `exact` says whether the order is proven to be the cheapest.
+    `exact` says whether the order is proven to be the cheapest. `pattern` is the number of a cyclic operand that is in
+    no pair, since the operands of its modes are convolved instead.
     """
 
     pairs: tuple[Pair, ...]
     exact: bool
+    pattern: int | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,8 @@ class Question:
     """What to contract: the modes of each operand and of the answer, sizes, and which operands need a gradient.
 
     `activations` marks x and everything x takes part in. Only activations count as saved, since factors are kept
-    anyway.
+    anyway. `cyclic` has the nonzero entry of each operand that is a frozen cyclic pattern of three modes of one size,
+    and 0 for every other operand; it is empty if there are none.
     """
 
     inputs: tuple[Modes, ...]
@@ -80,6 +87,7 @@ class Question:
     sizes: Mapping[str, int]
     needs_grad: tuple[bool, ...]
     activations: tuple[bool, ...]
+    cyclic: tuple[float, ...] = ()
 
     def part(self, numbers: Sequence[int]) -> "Question":
         """Return the question about these operands alone."""
@@ -88,6 +96,7 @@ class Question:
             inputs=tuple(self.inputs[number] for number in numbers),
             needs_grad=tuple(self.needs_grad[number] for number in numbers),
             activations=tuple(self.activations[number] for number in numbers),
+            cyclic=tuple(self.cyclic[number] for number in numbers if self.cyclic),
         )
 
 
@@ -102,12 +111,56 @@ def check_sizes(question: Question) -> None:
 
 
 @dataclass(frozen=True)
+class Convolution:
+    """What a step does in place of a cyclic pattern: convolve its operands circularly, along one mode of each.
+
+    The pattern, operand number `pattern`, has the modes `left` of the left operand, `right` of the right one and `made`
+    of the result, all of the size `size`, and the entry `amount` where the index of its first mode is the sum of the
+    others. If that mode is `left`, the spectrum of the right operand is conjugated, and the other way round.
+    """
+
+    pattern: int
+    left: str
+    right: str
+    made: str
+    size: int
+    amount: float
+    conjugated: Literal["", "left", "right"]
+
+    @property
+    def frequencies(self) -> int:
+        """The number of frequencies of a real signal."""
+        return self.size // 2 + 1
+
+    @property
+    def transform(self) -> int:
+        """The flops of one real transform, 5/2 n log2(n)."""
+        return math.ceil(2.5 * self.size * math.log2(self.size))
+
+
+@dataclass(frozen=True)
 class Line:
     """A step of a program: the numbers of its operands, and the modes of its result."""
 
     left: int
     right: int
     modes: Modes
+    convolution: Convolution | None = None
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a step costs by itself.
+
+    `kept` is the size of what is kept of each side if it has to be, `peak` that of the intermediates that it has alive
+    at once, its result included.
+    """
+
+    forward: int
+    backward: int
+    kept: tuple[int, int]
+    peak: int
+    moved: int
 
 
 def lines_of(question: Question, pairs: Sequence[Pair]) -> list[Line]:
@@ -140,29 +193,29 @@ def measure_lines(
     modes, grad, active = list(question.inputs), list(question.needs_grad), list(question.activations)
     last = {side: number for number, line in enumerate(lines) for side in (line.left, line.right)}
     last |= {result: max(result - len(modes), last.get(result, 0)) for result in results[1:]}
-    saved: set[int] = set()
+    saved: set[tuple[int, str]] = set()
     steps: list[Cost] = []
     alive = peak = 0
     for number, line in enumerate(lines):
         left, right = line.left, line.right
-        union = {*modes[left], *modes[right]}
-        forward = _size(question, union) * (1 if len(line.modes) == len(union) else 2)
-        sizes = [_size(question, modes[side]) for side in (left, right)]
-        kept = [side for side, other in ((left, right), (right, left)) if grad[other] and active[side]]
-        new = {*kept} - saved
-        saved |= new
-        made = _size(question, line.modes)
-        peak = max(peak, alive + made)
+        work = _work(question, line, (modes[left], modes[right]), (grad[left], grad[right]))
+        spectra = (line.convolution.left, line.convolution.right) if line.convolution else ("", "")
+        kept = {
+            (side, spectrum): size
+            for side, other, spectrum, size in zip((left, right), (right, left), spectra, work.kept, strict=True)
+            if grad[other] and active[side]
+        }
+        held = sum(size for key, size in kept.items() if key not in saved)
+        saved |= kept.keys()
+        peak = max(peak, alive + work.peak)
         modes.append(line.modes)
         grad.append(grad[left] or grad[right])
         active.append(active[left] or active[right])
         done = {
             side for side in (left, right, len(modes) - 1) if side >= len(question.inputs) and last.get(side) == number
         }
-        alive += made - sum(_size(question, modes[side]) for side in done)
-        products = grad[left] + grad[right]
-        held = sum(_size(question, modes[side]) for side in new)
-        steps.append(Cost(forward, forward * products, held, peak, (sum(sizes) + made) * (1 + products)))
+        alive += _size(question, line.modes) - sum(_size(question, modes[side]) for side in done)
+        steps.append(Cost(work.forward, work.backward, held, peak, work.moved))
     total = Cost(
         sum(step.forward for step in steps),
         sum(step.backward for step in steps),
@@ -171,6 +224,39 @@ def measure_lines(
         sum(step.moved for step in steps),
     )
     return tuple(steps), total
+
+
+def _work(question: Question, line: Line, modes: tuple[Modes, Modes], grads: tuple[bool, bool]) -> _Work:
+    """Return what a step costs, given the modes of its sides and which of them need a gradient."""
+    if line.convolution:
+        return _work_in_spectrum(question, line, line.convolution, modes, grads)
+    union = {*modes[0], *modes[1]}
+    forward = _size(question, union) * (1 if len(line.modes) == len(union) else 2)
+    left, right, made = (_size(question, some) for some in (*modes, line.modes))
+    return _Work(forward, forward * sum(grads), (left, right), made, (left + right + made) * (1 + sum(grads)))
+
+
+def _work_in_spectrum(
+    question: Question, line: Line, how: Convolution, modes: tuple[Modes, Modes], grads: tuple[bool, bool]
+) -> _Work:
+    """Return what a step costs in the frequency domain, where a number is complex: two, and four times the flops.
+
+    Both sides are transformed, multiplied, and the product is transformed back. The backward pass transforms the
+    gradient of the result, multiplies once for each side that needs a gradient, and transforms that back.
+    """
+    free = {*modes[0], *modes[1]} - {how.left, how.right}
+    sums = len(free) > len({*line.modes} - {how.made})
+    product = 4 * how.frequencies * _size(question, free) * (2 if sums else 1)
+    sizes = [_size(question, some) for some in (*modes, line.modes)]
+    lines = [size // how.size for size in sizes]  # how many are transformed
+    flops = [number * how.transform for number in lines]
+    spectra = [2 * how.frequencies * number for number in lines]
+    forward = product + sum(flops)
+    backward = flops[2] * any(grads) + sum(product + flops[side] for side in (0, 1) if grads[side])
+    moved = sum(sizes) + 2 * sum(spectra) + (sizes[2] + spectra[2]) * any(grads)
+    moved += sum(sum(spectra) + spectra[side] + sizes[side] for side in (0, 1) if grads[side])
+    moved += CALL * (len(sizes) + any(grads) + sum(grads))
+    return _Work(forward, backward, (spectra[0], spectra[1]), max(sum(spectra), spectra[2] + sizes[2]), moved)
 
 
 def _size(question: Question, modes: Collection[str]) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from tnadapt._language import Network
 
-__all__ = ["find_product", "nodes_beside_product"]
+__all__ = ["find_product"]
 
 Modes = tuple[str, ...]
 
@@ -30,9 +30,3 @@ def product_name(node: str) -> str:
 def product_modes(network: Network, node: str) -> Modes:
     """Return the modes of the product of x and this node, without the tokens."""
     return network.nodes[node].modes[: len(network.out_modes)]
-
-
-def nodes_beside_product(network: Network) -> tuple[str, ...]:
-    """Return the nodes that are read where the product of x and the host's weight is given, in order."""
-    read = {name for term in network.terms for name in term.nodes if name != find_product(network, term.nodes)}
-    return tuple(name for name in network.nodes if name in read)

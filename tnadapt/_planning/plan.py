@@ -1,5 +1,6 @@
 """The plan of a network: its contraction order, cheapest for training, with the cost of every step."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -10,10 +11,12 @@ from opt_einsum.paths import ssa_to_linear
 
 from tnadapt._errors import PlanError
 from tnadapt._language import Adapter, AdapterSpec, Network
-from tnadapt._planning.cost import OBJECTIVES, Cost, Line, Modes, Objective, Question, measure_lines
+from tnadapt._planning.cost import OBJECTIVES, Convolution, Cost, Line, Modes, Objective, Question, measure_lines
 from tnadapt._planning.equation import equation_of
+from tnadapt._planning.fold import dense_costs, keeps_little
 from tnadapt._planning.host_product import find_product, product_modes, product_name
-from tnadapt._planning.terms import search_terms
+from tnadapt._planning.spectrum import amount_of_cyclic
+from tnadapt._planning.terms import paired, search_terms
 from tnadapt._signature import answers
 
 __all__ = ["BUCKETS", "Plan", "Step", "bucket", "plan"]
@@ -32,7 +35,7 @@ WHEN_TEXT: dict[When, str] = {
 
 @dataclass(frozen=True)
 class Step:
-    """One pairwise contraction.
+    """One pairwise contraction, or a convolution in place of one with a cyclic pattern.
 
     `left` and `right` are the numbers of its operands, `modes` the modes of its result, `cost` its cost, with the peak
     up to this step. `when` says how often its values change: "once" (they depend on frozen factors only), "update"
@@ -44,6 +47,7 @@ class Step:
     modes: Modes
     cost: Cost
     when: When
+    convolution: Convolution | None = None
 
 
 @dataclass(frozen=True)
@@ -92,11 +96,22 @@ class Plan:
         """Return the largest number of elements of intermediates alive at once in the forward pass."""
         return self.cost.peak
 
+    @property
+    def convolutions(self) -> tuple[Convolution, ...]:
+        """The convolutions among the steps. The frozen patterns that they replace are not read."""
+        return tuple(step.convolution for step in self.steps if step.convolution)
+
+    @property
+    def unread(self) -> frozenset[str]:
+        """The names of the operands that no step reads: a convolution or the layer's product stands for each."""
+        read = {side for step in self.steps for side in (step.left, step.right)} | {end for _, end in self.results}
+        return frozenset(name for number, name in enumerate(self.operands) if number not in read)
+
     def cancels(self, result: int) -> bool:
         """Return whether a result and the next one are of the same factors and opposite signs: they start equal."""
         if result + 1 >= len(self.results):
             return False
-        terms = _paired(self.network)
+        terms = paired(self.network)
         (sign, _, root), (other, _, same) = terms[result], terms[result + 1]
         return root == same and sign == -other
 
@@ -110,8 +125,13 @@ class Plan:
         return self.tokens if mode == TOKEN else self.network.sizes[mode]
 
     def to_opt_einsum(self) -> list[tuple[int, ...]]:
-        """Return this order as a path for `opt_einsum.contract`. Raises PlanError for a sum of several terms."""
+        """Return this order as a path for `opt_einsum.contract`. Raises PlanError for several terms, or an FFT."""
         self._expect_one_term("to_opt_einsum")
+        if self.convolutions:
+            raise PlanError(
+                "to_opt_einsum: expected steps that contract, got one that convolves, which opt_einsum cannot.\n"
+                "Look at the steps of the plan instead."
+            )
         return [tuple(pair) for pair in ssa_to_linear([(step.left, step.right) for step in self.steps])]
 
     def equation(self) -> str:
@@ -120,7 +140,7 @@ class Plan:
         return equation_of(self.inputs, self.answer)
 
     def opt_einsum_flops(self) -> int:
-        """Return the forward flops of this order as opt_einsum itself counts them, for a single term."""
+        """Return the forward flops of this order as opt_einsum itself counts them, where it can run it."""
         shapes = [tuple(self.size(mode) for mode in modes) for modes in self.inputs]
         path = self.to_opt_einsum() or [(0,)]
         return int(opt_einsum.contract_path(self.equation(), *shapes, shapes=True, optimize=path)[1].opt_cost)
@@ -139,7 +159,7 @@ class Plan:
         proof = "no order is cheaper" if self.exact else "not proven cheapest"
         if not is_one:  # another order of one term might share more with the others
             proof = f"a sum of {len(self.results)} terms, each {'' if self.exact else 'not '}searched exhaustively"
-        checked = f" (opt_einsum: {self.opt_einsum_flops():,})" if is_one else ""
+        checked = f" (opt_einsum: {self.opt_einsum_flops():,})" if is_one and not self.convolutions else ""
         lines = [
             f"{self.ask}{tokens}, for {self.objective.name} ({proof})",
             f"  flops {self.forward_flops:,} forward{checked}, "
@@ -151,6 +171,10 @@ class Plan:
             lines.append(f"  %{number} = {names[0]}, {names[1]}  [{left}, {right} -> {' '.join(step.modes)}]")
             flops = f"{step.cost.forward:,} + {step.cost.backward:,} flops"
             lines.append(f"       {flops}, saves {step.cost.saved:,}; {WHEN_TEXT[step.when]}")
+            if how := step.convolution:
+                lines.append(
+                    f"       by FFT: {how.left} and {how.right} to {how.made}, in place of {self._name(how.pattern)}"
+                )
         return "\n".join(lines)
 
     def explain(self) -> str:
@@ -176,26 +200,19 @@ class Plan:
 
     @cached_property
     def pays_to_fold(self) -> bool:
-        """Return whether x (W + dW) is cheaper than this plan and the host's own product."""
-        return self._other_costs()[1] < self.objective.of(self.cost)
+        """Return whether x (W + dW) is cheaper than this plan and the host's own product, and keeps little more."""
+        if self._other_costs()[1] >= self.objective.of(self.cost):
+            return False
+        sides = {side for step in self.steps if step.when == "call" for side in (step.left, step.right)}
+        inner = [n for n in sides if n >= len(self.operands) and self.steps[n - len(self.operands)].when != "call"]
+        return keeps_little(self, sum(math.prod(map(self.size, self.modes(number))) for number in inner))
 
     def _other_costs(self) -> tuple[float, float]:
         """Return the cost of making the dense update first, and of folding it into the weight."""
-        update = _plan(self.network, "delta", 1, (self.training, False, False), self.objective)
-        dense, gradient = self._dense_costs(trained=any(f.trainable for f in self.network.factors.values()))
+        update = _plan(self.network, "delta", 1, (self.training, False, False, False), self.objective)
+        dense, gradient = dense_costs(self)
         weigh = self.objective.of
         return weigh(update.cost) + weigh(dense), weigh(update.cost) + weigh(gradient)
-
-    def _dense_costs(self, *, trained: bool) -> tuple[Cost, Cost]:
-        """Return the cost of x times a dense update, and what folding adds to the host: the gradient of the weight."""
-        outer, inner = (self.network.volume(modes) for modes in (self.network.out_modes, self.network.in_modes))
-        flops, entries = 2 * self.tokens * outer * inner, outer * inner
-        needs_weight, needs_x = self.training and trained, self.training and self.x_needs_grad
-        moved = self.tokens * (outer + inner) + entries
-        products = needs_weight + needs_x
-        whole = Cost(flops, flops * products, needs_weight * self.tokens * inner, 0, moved * (1 + products))
-        added = Cost(0, flops * needs_weight, needs_weight * self.tokens * inner, 0, 3 * entries + moved * needs_weight)
-        return whole, added
 
     def _name(self, number: int) -> str:
         return self.operands[number] if number < len(self.operands) else f"%{number}"
@@ -216,6 +233,7 @@ def plan(
     x_needs_grad: bool = True,
     objective: str | Objective = "training",
     host_product: bool = False,
+    fft: bool = True,
 ) -> Plan:
     """Plan the cheapest contraction order that answers `ask` for one site of a network.
 
@@ -230,6 +248,7 @@ def plan(
         x_needs_grad: whether x needs a gradient; it does not in the first adapted layer of a frozen host.
         objective: a name in OBJECTIVES, or an Objective of your own.
         host_product: whether the product of x and the host's weight is given, since the layer makes it anyway.
+        fft: whether "apply" may replace a frozen `cyclic()` factor by a convolution, where that is cheaper.
 
     Raises:
         PlanError: an argument of another type, an unknown `ask` or objective, or `tokens` below 1.
@@ -249,8 +268,9 @@ def plan(
             f"plan: expected tokens to be an integer of at least 1, got {tokens!r}.\n"
             f"Pass the number of rows of x that the network sees at once."
         )
-    case = (training, x_needs_grad, host_product and ask == "apply")
-    return _plan(network, ask, tokens if ask == "apply" else 1, case, goal)
+    through = ask == "apply"
+    case = (training, x_needs_grad, host_product and through, fft and through)
+    return _plan(network, ask, tokens if through else 1, case, goal)
 
 
 def _described(value: object) -> str:
@@ -268,9 +288,9 @@ def _remedy(value: object) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _plan(network: Network, ask: Ask, tokens: int, case: tuple[bool, bool, bool], objective: Objective) -> Plan:
-    training, x_needs_grad, host_product = case
-    terms = _paired(network)
+def _plan(network: Network, ask: Ask, tokens: int, case: tuple[bool, bool, bool, bool], objective: Objective) -> Plan:
+    training, x_needs_grad, host_product, fft = case
+    terms = paired(network)
     activations = {X: (TOKEN, *network.in_modes)} if ask == "apply" else {}
     chosen = [[*activations, *names] for _, names, _ in terms]
     for number, (_, names, _) in enumerate(terms):
@@ -283,7 +303,9 @@ def _plan(network: Network, ask: Ask, tokens: int, case: tuple[bool, bool, bool]
     grads = (training and x_needs_grad,) * len(activations)
     grads += tuple(training and network.is_trained(name) for name in network.nodes)
     active = tuple(name in activations for name in operands)
-    question = Question(inputs, answer, {TOKEN: tokens, **network.sizes}, grads, active)
+    amounts = tuple(amount_of_cyclic(network, name) if name in network.nodes else 0.0 for name in operands)
+    cyclic = amounts if fft and any(amounts) else ()
+    question = Question(inputs, answer, {TOKEN: tokens, **network.sizes}, grads, active, cyclic)
     place = {name: number for number, name in enumerate(operands)}
     program = search_terms(
         question,
@@ -312,24 +334,6 @@ def _plan(network: Network, ask: Ask, tokens: int, case: tuple[bool, bool, bool]
     )
 
 
-def _paired(network: Network) -> list[tuple[int, list[str], int]]:
-    """Return the sign and the nodes of each term, and the number of the first term that has the same factors.
-
-    Terms of the same factors, such as one and that of the starting values, follow each other: they cancel exactly where
-    they are equal, which a sum in another order may not.
-    """
-    alike: dict[object, list[tuple[int, list[str]]]] = {}
-    for term in network.terms:
-        nodes = sorted((network.nodes[name], name) for name in term.nodes)
-        key = tuple((node.factor, node.modes) for node, _ in nodes)
-        alike.setdefault(key, []).append((term.sign, [name for _, name in nodes]))
-    found: list[tuple[int, list[str], int]] = []
-    for group in alike.values():
-        root = len(found)
-        found += [(sign, names, root) for sign, names in group]
-    return found
-
-
 def _steps(
     network: Network, operands: tuple[str, ...], lines: Sequence[Line], costs: Sequence[Cost]
 ) -> tuple[Step, ...]:
@@ -342,5 +346,5 @@ def _steps(
         inner = [name for name in names if name in network.nodes]
         is_trained = any(network.is_trained(name) for name in inner)
         when: When = "call" if len(inner) < len(names) else "update" if is_trained else "once"
-        steps.append(Step(line.left, line.right, line.modes, cost, when))
+        steps.append(Step(line.left, line.right, line.modes, cost, when, line.convolution))
     return tuple(steps)

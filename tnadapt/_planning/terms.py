@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tnadapt._planning.cost import Line, Modes, Objective, Order, Question, lines_of, measure_lines
+from tnadapt._language import Network
+from tnadapt._planning.cost import Line, Modes, Objective, Order, Question, measure_lines
 from tnadapt._planning.search import search
+from tnadapt._planning.spectrum import convolved_orders, lines_of_order
 
 __all__: list[str] = []
 
@@ -42,8 +44,9 @@ def search_terms(
     """Return steps for the sum of several contractions of some operands each.
 
     Each order is the cheapest for its term alone, or one that begins at an intermediate of the terms before it, if that
-    is cheaper. `mirrors` maps the number of a term to that of an earlier one with operands of the same modes, whose
-    order it takes: the two then cancel exactly where their values are equal.
+    is cheaper. One cyclic operand of a term may be replaced by a convolution, where that is cheaper. `mirrors` maps the
+    number of a term to that of an earlier one with operands of the same modes, whose order it takes: the two then
+    cancel exactly where their values are equal.
     """
     made = _Steps(question, objective)
     results: list[int] = []
@@ -52,8 +55,8 @@ def search_terms(
         if number in mirrors:
             ways = [made.way(term, None, orders[mirrors[number]])]
         else:
-            alone = number in mirrors.values()
-            ways = [made.way(term, begin) for begin in (None, *(made.usable(term) if not alone else ()))]
+            begins = (None, *(made.usable(term) if number not in mirrors.values() else ()))
+            ways = [way for begin in begins for way in made.ways(term, begin)]
         way = min(ways, key=made.weigh)
         made.take(way)
         results.append(way.result)
@@ -87,33 +90,69 @@ class _Steps:
                 found.append(made)
         return found
 
-    def way(self, term: Sequence[int], begin: _Made | None, order: Order | None = None) -> _Way:
-        """Return the cheapest way to make a term, or that of an order.
+    def ways(self, term: Sequence[int], begin: _Made | None) -> list[_Way]:
+        """Return the cheapest way to make a term by pairs alone, and good ones with a convolution.
 
         `begin` is an intermediate that replaces its operands.
         """
-        question = self.question
-        known: list[Modes] = [*question.inputs, *(line.modes for line in self.lines)]
+        part = self._part(*self._operands(term, begin))
+        orders = [search(part, self.objective) if len(part.inputs) > 1 else Order((), exact=True)]
+        orders += convolved_orders(part, self.objective)
+        exact = all(order.exact for order in orders)
+        return [self.way(term, begin, replace(order, exact=exact)) for order in orders]
+
+    def way(self, term: Sequence[int], begin: _Made | None, order: Order) -> _Way:
+        """Return the way to make a term by an order of its operands, or of those that `begin` leaves."""
+        numbers, below = self._operands(term, begin)
+        operands, known = [*numbers], len(self.question.inputs) + len(self.lines)
+        lines: list[Line] = []
+        new: dict[_Made, int] = {}
+        for line in lines_of_order(self._part(numbers, below), order):
+            how, leaves = line.convolution, below[line.left] | below[line.right]
+            if how:
+                leaves |= below[how.pattern]
+                how = replace(how, pattern=operands[how.pattern])
+            made = _Made(leaves, frozenset(line.modes))
+            if made not in self.known and made not in new:
+                new[made] = known + len(lines)
+                lines.append(Line(numbers[line.left], numbers[line.right], line.modes, how))
+            numbers.append(self.known.get(made, new.get(made, 0)))
+            below.append(made.leaves)
+        return _Way(lines, new, numbers[-1], order)
+
+    def _operands(self, term: Sequence[int], begin: _Made | None) -> tuple[list[int], list[frozenset[int]]]:
+        """Return the numbers that a way begins with, and the operands below each."""
         numbers = [number for number in term if begin is None or number not in begin.leaves]
         below = [frozenset({number}) for number in numbers]
-        if begin is not None:
-            numbers.append(self.known[begin])
-            below.append(begin.leaves)
-        part = replace(
+        return (numbers, below) if begin is None else ([*numbers, self.known[begin]], [*below, begin.leaves])
+
+    def _part(self, numbers: Sequence[int], below: Sequence[frozenset[int]]) -> Question:
+        """Return the question about these operands and intermediates."""
+        question = self.question
+        known: list[Modes] = [*question.inputs, *(line.modes for line in self.lines)]
+        amounts = (*question.cyclic, *(0.0 for _ in self.lines)) if question.cyclic else ()
+        return replace(
             question,
             inputs=tuple(known[number] for number in numbers),
             needs_grad=tuple(any(question.needs_grad[leaf] for leaf in under) for under in below),
             activations=tuple(any(question.activations[leaf] for leaf in under) for under in below),
+            cyclic=tuple(amounts[number] for number in numbers if amounts),
         )
-        if order is None:
-            order = search(part, self.objective) if len(numbers) > 1 else Order((), exact=True)
-        lines: list[Line] = []
-        new: dict[_Made, int] = {}
-        for line in lines_of(part, order.pairs):
-            made = _Made(below[line.left] | below[line.right], frozenset(line.modes))
-            if made not in self.known and made not in new:
-                new[made] = len(known) + len(lines)
-                lines.append(Line(numbers[line.left], numbers[line.right], line.modes))
-            numbers.append(self.known.get(made, new.get(made, 0)))
-            below.append(made.leaves)
-        return _Way(lines, new, numbers[-1], order)
+
+
+def paired(network: Network) -> list[tuple[int, list[str], int]]:
+    """Return the sign and the nodes of each term, and the number of the first term that has the same factors.
+
+    Terms of the same factors, such as one and that of the starting values, follow each other: they cancel exactly where
+    they are equal, which a sum in another order may not.
+    """
+    alike: dict[object, list[tuple[int, list[str]]]] = {}
+    for term in network.terms:
+        nodes = sorted((network.nodes[name], name) for name in term.nodes)
+        key = tuple((node.factor, node.modes) for node, _ in nodes)
+        alike.setdefault(key, []).append((term.sign, [name for _, name in nodes]))
+    found: list[tuple[int, list[str], int]] = []
+    for group in alike.values():
+        root = len(found)
+        found += [(sign, names, root) for sign, names in group]
+    return found

@@ -1,24 +1,34 @@
 """What follows from the structure of a network: rank bounds, generic rank, degrees of freedom, the exact LoRA form."""
 
+from tnadapt._structure.environment import COUNTS, Environment, Piece, Unfolding, environments
 from tnadapt._structure.fit import fit_rank
 from tnadapt._structure.freedom import Freedom, degrees_of_freedom, first_gradients
 from tnadapt._structure.lora import LoRA, check_exportable, exact_lora, join, shorten, to_lora
+from tnadapt._structure.pairs import Pair, Side, pairs
 from tnadapt._structure.rank import Cut, generic_rank, minimum_cut, rank_bound
 from tnadapt._structure.row_products import RowProducts, row_products
 
 __all__ = [
+    "COUNTS",
     "Cut",
+    "Environment",
     "Freedom",
     "LoRA",
+    "Pair",
+    "Piece",
     "RowProducts",
+    "Side",
+    "Unfolding",
     "check_exportable",
     "degrees_of_freedom",
+    "environments",
     "exact_lora",
     "first_gradients",
     "fit_rank",
     "generic_rank",
     "join",
     "minimum_cut",
+    "pairs",
     "rank_bound",
     "row_products",
     "shorten",

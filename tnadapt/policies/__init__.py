@@ -1,12 +1,14 @@
-"""Change the sizes of bonds while an adapter is trained: grow, cut and round them, tell which matter, and decide when.
+"""Policies of training: bonds that grow, are cut and rounded, what decides when, and chains of adapters.
 
-Everything here is a pure function of an adapter and its params, flat dicts of numpy arrays, or an object of plain
-numbers. `grow`, `cut` and `sweep` return a `Change`, which a binding applies to a model and to the moments of its
-optimizer. `Budget`, `Growth` and `Rounding` decide, one `step` at a time, what is to change. `ranks_from_dimensions`,
+Everything here is a pure function of adapters and their params, flat dicts of arrays, or an object of plain numbers.
+`grow`, `cut` and `sweep` return a `Change`, which a binding applies to a model and to the moments of its optimizer.
+`Budget`, `Growth` and `Rounding` decide, one `step` at a time, what is to change. `ranks_from_dimensions`,
 `ranks_from_errors` and `select` decide before the training.
 """
 
 from tnadapt.policies._budget import Budget
+from tnadapt.policies._chain import Chain, Link
+from tnadapt.policies._chain_file import load_chain, save_chain, save_chain_as_lora
 from tnadapt.policies._change import Change
 from tnadapt.policies._cut import cut
 from tnadapt.policies._dimension import intrinsic_dimension, ranks_from_dimensions
@@ -23,8 +25,10 @@ from tnadapt.policies._units import Unit, units
 
 __all__ = [
     "Budget",
+    "Chain",
     "Change",
     "Growth",
+    "Link",
     "Rounding",
     "Unit",
     "bonds",
@@ -34,8 +38,11 @@ __all__ = [
     "hide",
     "importance",
     "intrinsic_dimension",
+    "load_chain",
     "ranks_from_dimensions",
     "ranks_from_errors",
+    "save_chain",
+    "save_chain_as_lora",
     "select",
     "sweep",
     "tellers",

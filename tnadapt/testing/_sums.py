@@ -1,4 +1,4 @@
-"""Laws of sums: an update is the sum of its terms, and a second name of a factor changes nothing."""
+"""Laws of sums: an update is alpha times the sum of its terms, and a second name of a factor changes nothing."""
 
 from dataclasses import replace
 
@@ -7,13 +7,26 @@ import numpy as np
 from tnadapt._language import Adapter, AdapterSpec, Factor, Same, count, ones, raw, same, trainable
 from tnadapt._structure import rank_bound
 from tnadapt._values import delta
-from tnadapt.testing._expect import expect, expect_close, some_site
+from tnadapt.testing._expect import bind_again, expect, expect_close, some_site
 from tnadapt.testing._magnitude import of_the_sum
 from tnadapt.testing._oracle import random_params, rounding_size
 
 __all__: list[str] = []
 
 UNIT = "unit"  # a factor of 1 entry, which is 1
+
+
+@of_the_sum
+def linear_in_alpha(adapter: Adapter, random: np.random.Generator) -> None:
+    """Multiplying alpha by a number multiplies every update by it and does not change the counts."""
+    params, site, alpha = random_params(adapter, random), some_site(adapter, random), adapter.spec.scale.alpha
+    for by in (-2.0, -1.0, 0.5):
+        other = bind_again(adapter.spec, adapter, by * alpha)
+        size = 2 * rounding_size(adapter, params, site)
+        expect_close(
+            delta(other, params, site), by * delta(adapter, params, site), f"delta at alpha times {by:g}", size
+        )
+        expect(count(other) == count(adapter), f"count at alpha times {by:g}: expected no change, got another count")
 
 
 @of_the_sum

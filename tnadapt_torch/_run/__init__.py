@@ -2,6 +2,7 @@
 
 from tnadapt_torch._run.blocks import BlocksUpdate, Update
 from tnadapt_torch._run.call import Owner, find_x
+from tnadapt_torch._run.lower import lower_delta
 from tnadapt_torch._run.magnitude import MagnitudeUpdate
 from tnadapt_torch._run.maps import map_factor
 from tnadapt_torch._run.refs import Held, Leading, Mapped, Ref, Row, Stack
@@ -20,5 +21,6 @@ __all__ = [
     "Stack",
     "Update",
     "find_x",
+    "lower_delta",
     "map_factor",
 ]

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from tnadapt.binding import Plan, run
+from tnadapt.binding import Convolution, Plan, run
 
 __all__: list[str] = []
 
@@ -51,18 +51,36 @@ class Way:
     order: Modes
     cost: float
     roles: Roles
-    left: "Given | Way"
-    right: "Given | Way"
+    left: "Laid"
+    right: "Laid"
     left_order: Modes
     right_order: Modes
     swapped: bool = False
+
+
+@dataclass(frozen=True)
+class Convolved:
+    """The one way to compute a convolution: the transformed axis leads, so that products of the spectra copy nothing.
+
+    The roles are without that axis.
+    """
+
+    order: Modes
+    cost: float
+    roles: Roles
+    left: "Laid"
+    right: "Laid"
+    how: Convolution
+
+
+Laid = Given | Way | Convolved
 
 
 @dataclass
 class _Ways:
     """The ways kept for an operand or an intermediate, and whether it needs a gradient."""
 
-    ways: Sequence[Given | Way]
+    ways: Sequence[Laid]
     needs_grad: bool
 
 
@@ -72,7 +90,7 @@ class _Backend:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.kept: dict[int, _Ways] = {}  # by the identity of a way, which they hold
-        self.terms: list[tuple[int, Given | Way]] = []
+        self.terms: list[tuple[int, Laid]] = []
 
     def contract(self, left: _Ways, right: _Ways, kept: Modes, wanted: Modes) -> _Ways:
         """Find the cheapest way for each order of the result's axes."""
@@ -86,6 +104,18 @@ class _Backend:
         self.kept |= dict.fromkeys(map(id, made.ways), made)
         return made
 
+    def convolve(self, left: _Ways, right: _Ways, kept: Modes, how: Convolution) -> _Ways:
+        """Take the cheapest way of each side: a transform reads any order."""
+        one, other = (min(side.ways, key=lambda way: way.cost) for side in (left, right))
+        own = tuple(mode for mode in one.order if mode != how.left)
+        roles = _roles(own, tuple(mode for mode in other.order if mode != how.right), kept)
+        order = (how.made, *roles.batch, *roles.left, *roles.right)
+        made = _Ways(
+            [Convolved(order, one.cost + other.cost, roles, one, other, how)], left.needs_grad or right.needs_grad
+        )
+        self.kept |= dict.fromkeys(map(id, made.ways), made)
+        return made
+
     def ordered(self, value: _Ways, modes: Modes) -> _Ways:
         """Choose the cheapest way, including the cost of a final copy into this order.
 
@@ -95,7 +125,7 @@ class _Backend:
         best = min(value.ways, key=lambda way: way.cost + (extra if way.order != modes else 0))
         waiting = [best]
         for way in waiting:
-            if isinstance(way, Way):
+            if not isinstance(way, Given):
                 self.kept[id(way)].ways = [way]
                 waiting += [way.left, way.right]
         return _Ways([best], value.needs_grad)
@@ -106,7 +136,7 @@ class _Backend:
         return values[0][1]
 
 
-def lay_out(plan: Plan) -> list[tuple[int, Given | Way]]:
+def lay_out(plan: Plan) -> list[tuple[int, Laid]]:
     """Find the cheapest way to run each term of a plan, and its sign.
 
     A final copy counts if the result is not in the order of the answer.
@@ -121,7 +151,7 @@ def lay_out(plan: Plan) -> list[tuple[int, Given | Way]]:
     return backend.terms or [(1, alone)]
 
 
-def _ways(plan: Plan, left: Given | Way, right: Given | Way, kept: Modes, *, right_grad: bool) -> Iterator[Way]:
+def _ways(plan: Plan, left: Laid, right: Laid, kept: Modes, *, right_grad: bool) -> Iterator[Way]:
     """Yield every way to compute the result of a step from one way of each operand."""
     roles = _roles(left.order, right.order, kept)
     cost = left.cost + right.cost

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, fx
 
 from tnadapt import plan
-from tnadapt.binding import Network, Plan, nodes_beside_product
-from tnadapt_torch._run.layout import Given, Modes, Way, lay_out, size_of
+from tnadapt.binding import Network, Plan
+from tnadapt_torch._run.layout import Convolved, Given, Laid, Modes, Way, lay_out, size_of
+from tnadapt_torch._run.spectrum import from_spectrum, to_spectrum
 
 __all__: list[str] = []
 
@@ -29,9 +30,11 @@ class _Writer:
         """Add an argument to the code."""
         return self.graph.placeholder(name)
 
-    def factors(self) -> list[fx.Node]:
-        """Add an argument for each node of the network, in order."""
-        return [self.input(f"factor_{number}") for number in range(len(self.order.network.nodes))]
+    def factors(self, other: fx.Node | None = None) -> list[fx.Node]:
+        """Add an argument for each node of the network that is read, in order. `other` takes the others' places."""
+        nodes = list(enumerate(self.order.network.nodes))
+        read = {number: self.input(f"factor_{number}") for number, name in nodes if name not in self.order.unread}
+        return cast("list[fx.Node]", [read.get(number, other) for number, _ in nodes])
 
     def length(self, modes: Iterable[str]) -> int:
         """Return the product of the sizes of these modes, or -1 if the token axis is among them."""
@@ -95,7 +98,31 @@ class _Writer:
         """Return the two operands of an elementwise product, broadcast over these modes."""
         return [self.spread(self.node(side, operands), side.order, modes) for side in (way.left, way.right)]
 
-    def node(self, way: Given | Way, operands: Sequence[fx.Node]) -> fx.Node:
+    def convolution(self, way: Convolved, operands: Sequence[fx.Node]) -> fx.Node:
+        """Write a convolution: transform both sides, multiply matrices for each frequency, and transform back."""
+        how, roles, call = way.how, way.roles, self.graph.call_function
+        batch, free = how.frequencies * self.length(roles.batch), (self.length(roles.left), self.length(roles.right))
+        left, right = self.node(way.left, operands), self.node(way.right, operands)
+        sides = [
+            self.ordered(left, way.left.order, (how.left, *roles.batch, *roles.left, *roles.summed)),
+            self.ordered(right, way.right.order, (how.right, *roles.batch, *roles.summed, *roles.right)),
+        ]
+        small = "right" if size_of(self.order, way.left.order) > size_of(self.order, way.right.order) else "left"
+        spectra = [
+            call(to_spectrum, (side, how.amount if name == small else 1.0), {"conjugated": how.conjugated == name})
+            for side, name in zip(sides, ("left", "right"), strict=True)
+        ]
+        summed = self.length(roles.summed)
+        shapes = (batch, free[0], summed), (batch, summed, free[1])
+        pair = tuple(
+            self.graph.call_method("reshape", (one, shape)) for one, shape in zip(spectra, shapes, strict=True)
+        )
+        product = call(torch.bmm if roles.summed else torch.mul, pair)
+        sizes = [self.length((mode,)) for mode in way.order[1:]]
+        whole = self.graph.call_method("reshape", (product, (how.frequencies, *sizes)))
+        return call(from_spectrum, (whole, how.size, left))
+
+    def node(self, way: Laid, operands: Sequence[fx.Node]) -> fx.Node:
         """Write the intermediate of a way from the operands of the plan."""
         if isinstance(way, Given):
             return operands[way.number]
@@ -103,20 +130,23 @@ class _Writer:
             self.made[id(way)] = self._write(way, operands)
         return self.made[id(way)]
 
-    def _write(self, way: Way, operands: Sequence[fx.Node]) -> fx.Node:
+    def _write(self, way: Way | Convolved, operands: Sequence[fx.Node]) -> fx.Node:
+        if isinstance(way, Convolved):
+            return self.convolution(way, operands)
         if not way.roles.summed:
             return self.graph.call_function(torch.mul, tuple(self.factors_of_product(way, operands, way.order)))
         left, right, parts = self.product(way, operands)
         node = self.graph.call_function(torch.bmm if way.roles.batch else torch.mm, (left, right))
         return node if all(len(part) == 1 for part in parts) else self.reshape(node, [(mode,) for mode in way.order])
 
-    def add(self, y: fx.Node, way: Given | Way, operands: Sequence[fx.Node], scale: float) -> fx.Node:
+    def add(self, y: fx.Node, way: Laid, operands: Sequence[fx.Node], scale: float) -> fx.Node:
         """Write the last step, fused with the addition to the host's output y (token, out), in the shape of y."""
         answer = self.order.answer
         lying = (answer[:1], answer[1:])
-        if isinstance(way, Given):  # a term that is the product of x and the host's weight
-            update = self.reshape(self.ordered(operands[way.number], way.order, answer), lying)
-            return self.graph.call_function(torch.add, (y, update), {"alpha": scale})
+        if not isinstance(way, Way):  # a convolution, or a term that is the product of x and the host's weight
+            update = self.ordered(self.node(way, operands), way.order, answer)
+            total = self.graph.call_function(torch.add, (self.split(y, answer), update), {"alpha": scale})
+            return total if len(answer) == len(lying) else self.reshape(total, lying)
         if way.roles.summed and way.order == answer and not way.roles.batch:
             left, right, parts = self.product(way, operands)
             whole = y if parts == lying else self.reshape(y, parts)
@@ -135,9 +165,7 @@ class _Writer:
             total = self.graph.call_method("add_", (product, self.split(y, answer)))
         return total if len(answer) == len(lying) else self.reshape(total, lying)
 
-    def add_difference(
-        self, y: fx.Node, way: Given | Way, less: Given | Way, operands: Sequence[fx.Node], scale: float
-    ) -> fx.Node:
+    def add_difference(self, y: fx.Node, way: Laid, less: Laid, operands: Sequence[fx.Node], scale: float) -> fx.Node:
         """Write the addition of a difference to y; the difference comes first, since y rounds what is added to it."""
         answer = self.order.answer
         more, fewer = (self.ordered(self.node(one, operands), one.order, answer) for one in (way, less))
@@ -158,30 +186,27 @@ def _is_call(node: fx.Node, method: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def lower_apply(
-    network: Network, tokens: int, *, training: bool = True, x_needs_grad: bool = True, host_product: bool = False
+    network: Network,
+    tokens: int,
+    *,
+    training: bool = True,
+    x_needs_grad: bool = True,
+    fft: bool = True,
+    host_product: bool = False,
 ) -> Code:
     """Write a function (y, x, *factors) -> y plus the scaled update of x, as a new tensor.
 
-    With a host_product it is (y, x, product, *factors), where product (token, out) is x times the host's weight, and
-    the factors are those that are still read beside it.
+    With a host_product it is (y, x, product, *factors), where product (token, out) is x times the host's weight.
     The code is optimized for about this many tokens and for these gradients, and is correct for any. y (token, out) and
-    x (token, in) have the same dtype. The factors are those of one site, in the order of the network's nodes.
+    x (token, in) have the same dtype. The factors are those of one site, in the order of the network's nodes, without
+    those that `nodes_read` leaves out for the same arguments.
     """
-    order = plan(
-        network,
-        "apply",
-        tokens=tokens,
-        training=training,
-        x_needs_grad=x_needs_grad,
-        host_product=host_product,
-    )
+    order = _plan(network, tokens, training, x_needs_grad, fft, host_product)
     writer = _Writer(order)
     result, x = writer.input("y"), writer.input("x")
     product = writer.input("product") if host_product else x
     given = [x, *[product] * (len(order.operands) - len(network.nodes) - 1)]
-    operands = [writer.split(one, modes) for one, modes in zip(given, order.inputs, strict=False)]
-    read = nodes_beside_product(network) if host_product else tuple(network.nodes)
-    operands += [writer.input(f"factor_{n}") if name in read else x for n, name in enumerate(network.nodes)]
+    operands = [writer.split(one, modes) for one, modes in zip(given, order.inputs, strict=False)] + writer.factors(x)
     ways = lay_out(order)
     while ways:
         sign, way = ways.pop(0)
@@ -190,6 +215,34 @@ def lower_apply(
         else:
             result = writer.add(result, way, operands, sign * network.scale)
     return writer.function(result)
+
+
+def nodes_read(
+    network: Network,
+    tokens: int,
+    *,
+    training: bool = True,
+    x_needs_grad: bool = True,
+    fft: bool = True,
+    host_product: bool = False,
+) -> list[int]:
+    """Return the numbers of the nodes that the code of `lower_apply` takes: not those that something stands for."""
+    order = _plan(network, tokens, training, x_needs_grad, fft, host_product)
+    return [number for number, name in enumerate(network.nodes) if name not in order.unread]
+
+
+def _plan(  # noqa: PLR0917  (the keywords of the two functions above)
+    network: Network, tokens: int, training: bool, x_needs_grad: bool, fft: bool, host_product: bool
+) -> Plan:
+    return plan(
+        network,
+        "apply",
+        tokens=tokens,
+        training=training,
+        x_needs_grad=x_needs_grad,
+        fft=fft,
+        host_product=host_product,
+    )
 
 
 @lru_cache(maxsize=4096)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from tnadapt import SiteError, plan
-from tnadapt.binding import BUCKETS, Network, find_product, nodes_beside_product
+from tnadapt.binding import BUCKETS, Network, find_product
 from tnadapt_torch._run.call import Owner, is_dropping, see_x
-from tnadapt_torch._run.lower import Code, lower_apply, lower_delta
+from tnadapt_torch._run.lower import Code, lower_apply, lower_delta, nodes_read
 from tnadapt_torch._run.refs import Ref, read_all
+from tnadapt_torch._sharded import is_sharded
 
 __all__: list[str] = []
 
@@ -19,7 +20,7 @@ NEEDS = ("nothing", "factors", "factors and x")  # what needs a gradient: one ro
 MORE = BUCKETS[1:]  # the first tokens of each bucket but the first, which an empty batch belongs to as well
 COMPILED = len(NEEDS) * len(BUCKETS)  # torch.compile and torch.jit.trace get one code, whatever the tokens are
 COMPILED_FOR = 2 * len(BUCKETS) + BUCKETS.index(1024)
-CODES = COMPILED + 1  # and as many with the product of x and the host's weight
+CODES = COMPILED + 1  # and as many for a DTensor, and as many as both with the product of x and the host's weight
 FULL_PRECISION = (torch.float32, torch.float64)  # a weight of fewer bits would round the update away
 
 
@@ -34,11 +35,9 @@ class SiteUpdate:
         self.width = network.volume(network.in_modes)
         self.unproven = False  # whether the layer is quantized and no call has yet shown that it passes the gradient on
         self.reads_product = any(find_product(network, term.nodes) is not None for term in network.terms)
-        beside = nodes_beside_product(network)
-        self._beside_product = tuple(ref for name, ref in zip(network.nodes, self.refs, strict=True) if name in beside)
         self._is_asked = False  # whether `allow_folding` was called
         self.may_fold = False  # whether `call_inside` may serve the layer: it is an nn.Linear, and that pays for many x
-        self._code: list[Code | None] = []
+        self._code: list[tuple[Code, tuple[Ref, ...]] | None] = []  # each with the factors that it reads
         self._folds: list[bool | None] = []  # by place: whether that pays there
         self._dense: Code | None = None
         self._forget_code()
@@ -67,11 +66,13 @@ class SiteUpdate:
         `product` (token, out) is x times the host's weight, if it is at hand and some term begins with it.
         """
         place = self._place(x, x.shape[0])
+        if type(x) is not Tensor and place != COMPILED and is_sharded(x):
+            place += CODES
         if product is None:
-            code = self._code[place] or self._write_code(place)
-            return code(output, x, *read_all(self.refs, x))
-        code = self._code[CODES + place] or self._write_code(CODES + place)
-        return code(output, x, product, *read_all(self._beside_product, x))
+            code, refs = self._code[place] or self._write_code(place)
+            return code(output, x, *read_all(refs, x))
+        code, refs = self._code[2 * CODES + place] or self._write_code(2 * CODES + place)
+        return code(output, x, product, *read_all(refs, x))
 
     def call_inside(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         """Return x (W + dW)^T + bias where that is cheaper than adding to the output; None elsewhere.
@@ -113,6 +114,7 @@ class SiteUpdate:
             training=training,
             x_needs_grad=x_needs_grad,
             host_product=self.reads_product,
+            fft=place != COMPILED,
         )
         self._folds[place] = pays = order.pays_to_fold
         return pays
@@ -135,21 +137,27 @@ class SiteUpdate:
         self._dense = code = lower_delta(self.network)
         return code
 
-    def _write_code(self, place: int) -> Code:
+    def _write_code(self, place: int) -> tuple[Code, tuple[Ref, ...]]:
         """Write the code for a bucket of tokens and the gradients needed, at the first call that needs it."""
-        is_given, at = divmod(place, CODES)
-        tokens, training, x_needs_grad = _case(at)
-        code = lower_apply(
-            self.network, tokens, training=training, x_needs_grad=x_needs_grad, host_product=bool(is_given)
-        )
-        self._code[place] = code
-        return code
+        is_given, at = divmod(place, 2 * CODES)
+        tokens, training, x_needs_grad = _case(at % CODES)
+        asked = {
+            "training": training,
+            "x_needs_grad": x_needs_grad,
+            # The inductor of torch 2.13 gives wrong gradients of the product of two spectra, without an error; and the
+            # backward pass of such a product fails on DTensors.
+            "fft": at < COMPILED,
+            "host_product": bool(is_given),
+        }
+        code = lower_apply(self.network, tokens, **asked)
+        read = nodes_read(self.network, tokens, **asked)
+        self._code[place] = found = code, tuple(self.refs[number] for number in read)
+        return found
 
     def become(self, other: "SiteUpdate") -> None:
         """Take over the network and the references of another update, whose factors have other shapes."""
         is_dense = self._dense is not None
         self.network, self.refs, self.width = other.network, other.refs, other.width
-        self._beside_product = other._beside_product
         self._forget_code()
         if is_dense:
             self.write_dense()
@@ -164,12 +172,12 @@ class SiteUpdate:
 
     def _forget_code(self) -> None:
         """Drop all code except the code that torch.compile traces, which cannot be written during tracing."""
-        self._code = [None] * (2 * CODES)
+        self._code = [None] * (4 * CODES)
         self._folds = [None] * CODES
         self._dense = None
         self._write_code(COMPILED)
         if self.reads_product:
-            self._write_code(CODES + COMPILED)
+            self._write_code(2 * CODES + COMPILED)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the code, which is written again from the network."""

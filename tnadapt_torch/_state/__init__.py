@@ -1,13 +1,14 @@
 """The trained and saved state of an adapter: its factors, what it knows of its host, parameter groups and norms."""
 
 from tnadapt_torch._state.factors import stored_factors, to_numpy
-from tnadapt_torch._state.known import check_unmerged, enter, states_of
+from tnadapt_torch._state.known import check_unmerged, check_unread, enter, states_of
 from tnadapt_torch._state.marks import MarksCheck
 from tnadapt_torch._state.modules import host_modules
-from tnadapt_torch._state.replicas import Replicas
+from tnadapt_torch._state.replicas import Replicas, shared_by
 from tnadapt_torch._state.resize import COUNTS, SQUARED, check_open, check_whole
 from tnadapt_torch._state.state import AdapterState
 from tnadapt_torch._state.updates import make_updates
+from tnadapt_torch._state.values import copy_values, set_values
 from tnadapt_torch._state.watch import Watch
 
 __all__ = [
@@ -19,10 +20,14 @@ __all__ = [
     "Watch",
     "check_open",
     "check_unmerged",
+    "check_unread",
     "check_whole",
+    "copy_values",
     "enter",
     "host_modules",
     "make_updates",
+    "set_values",
+    "shared_by",
     "states_of",
     "stored_factors",
     "to_numpy",

@@ -73,7 +73,7 @@ def check_latest(state: "AdapterState", merged: Merged) -> None:
 def check_unread(state: "AdapterState", others: Iterable["AdapterState"]) -> None:
     """Raise SiteError if a merge would change a weight that is a factor of another adapter, which reads it."""
     for other in others:
-        reads = other is not state and other.spec.hosts and not other.merged
+        reads = other is not state and other.adapter.hosts and not other.merged
         if reads and (path := _common(state.weights, other.weights)):
             raise SiteError(
                 f"{path}: expected a weight that no other adapter reads, got a factor of adapter {other.name!r}.\n"
@@ -83,7 +83,7 @@ def check_unread(state: "AdapterState", others: Iterable["AdapterState"]) -> Non
 
 def check_unmerged(state: "AdapterState", weights: Mapping[str, Weight], others: Iterable["AdapterState"]) -> None:
     """Raise SiteError if an adapter would read a weight that contains the update of another one."""
-    for other in others if state.spec.hosts else ():
+    for other in others if state.adapter.hosts else ():
         if other.merged and (path := _common(weights, other.weights)):
             raise SiteError(
                 f"{path}: expected the host's own weight, which is a factor of the adapter, got one with the update of "

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from tnadapt import SiteError
-from tnadapt.binding import HOST_PARTS
+from tnadapt.binding import HOST_PARTS, check_patterns
 from tnadapt_torch._host import Weight, plain_path
 from tnadapt_torch._sharded import whole
+from tnadapt_torch._state.factors import to_numpy
 
 if TYPE_CHECKING:
     from tnadapt_torch._state.state import AdapterState
@@ -49,7 +50,10 @@ class MarksCheck:
         strict: bool,
         *lists: list[str],
     ) -> None:
-        """Raise SiteError for a state dict of a merged model and a model that is not, or the reverse."""
+        """Raise SiteError for a state dict of a merged model and a model that is not, or the reverse.
+
+        Raise FormatError for one with other values of a factor that is a fixed pattern.
+        """
         state = self.state
         given = {plain_path(key.removeprefix(prefix)): key for key in state_dict if key.startswith(prefix)}
         weights = {
@@ -70,6 +74,10 @@ class MarksCheck:
                     )
         if not {*HOST_PARTS}.isdisjoint(kind for _, kind in state.adapter.hosts.values()):
             _check_parts({key: weight for key, weight in weights.items() if not weight.storage}, state_dict)
+        names = [name for name, slot in state.adapter.slots.items() if slot.is_fixed]
+        patterns = {name: state_dict.get(given.get(f"{state.child_name}.factors.{name}", "")) for name in names}
+        held = {name: value for name, value in patterns.items() if isinstance(value, Tensor) and not value.is_meta}
+        check_patterns(state.adapter, {name: to_numpy(value) for name, value in held.items()})
         saved = [key for key in state.saved.values() if key in given]
         if saved and (f"{state.child_name}.{ORIGINAL}" in given) == state.saved.is_trained:
             self._refuse("with" if state.saved.is_trained else "without", "the trained modules_to_save", "disabled()")

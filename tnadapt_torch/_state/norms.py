@@ -25,7 +25,7 @@ def norms(adapter: Adapter, params: Mapping[str, Tensor], updates: Mapping[str, 
     total = 0.0
     for group in adapter.groups:
         # The products of factors lose a small difference of two terms, and a host's weight is another one at each site.
-        if len(group.network.terms) > 1 or adapter.spec.hosts:
+        if len(group.network.terms) > 1 or adapter.hosts:
             like = next(iter(wide.values()))
             with torch.no_grad():
                 total += sum(updates[site.path].delta(like).square().sum().item() for site in group.sites)

@@ -64,7 +64,8 @@ class Replicas:
             return
         if wrapper is not None:
             averaged = {id(parameter) for parameter in wrapper._module_parameters}
-            _refuse(state, [each for each in found if each is not None and id(each) not in averaged], wrapper)
+            trained = [each for each in found if each is not None and each.requires_grad]
+            _refuse(state, [each for each in trained if id(each) not in averaged], wrapper)
         elif flattened(state.model, state.weights):
             # In a pass, a factor that it averages is no parameter but a view of one.
             _refuse(state, [each for each in found if each is None or isinstance(each, nn.Parameter)], wrapper)

@@ -158,8 +158,9 @@ class TnConfig(peft.PeftConfig):  # type: ignore[misc]
 
     @property
     def reads_weights(self) -> bool:
-        """Whether starting values are read from the model's weights."""
-        return any(factor.init.is_read for factor in cast("AdapterSpec", self.spec).arrays.values())
+        """Whether starting values are read from the model's weights, or these are factors."""
+        spec = cast("AdapterSpec", self.spec)
+        return bool(spec.hosts) or any(factor.init.is_read for factor in spec.arrays.values())
 
     def check(self, adapter: Adapter) -> None:
         """Raise FormatError unless an adapter bound to a model equals the saved one, if the config has a saved one.

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tnadapt import FormatError
-from tnadapt_torch._state import AdapterState, stored_factors
+from tnadapt.binding import check_patterns
+from tnadapt_torch._state import AdapterState, stored_factors, to_numpy
 from tnadapt_torch.peft._checkpoint import SEED, STEM, check_factors, drawn_factors, is_drawn, read_seed
 from tnadapt_torch.peft._config import TnConfig
 from tnadapt_torch.peft._marks import MERGED, check_merged, marks_of
@@ -84,10 +85,15 @@ class StoredTuner(BaseTuner):  # type: ignore[misc]
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: TnConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Map the keys of a file to those of the model. Raise FormatError unless keys and shapes fit this adapter."""
+        """Map the keys of a file to those of the model.
+
+        Raise FormatError unless keys and shapes, and the values of fixed patterns, fit this adapter.
+        """
         state = cls._state_of(model, adapter_name)
         shapes = {key: tuple(value.shape) for key, value in state_dict.items() if key.startswith(STEM)}
         check_factors("the checkpoint", state.adapter, shapes)
+        names = [name for name, slot in state.adapter.slots.items() if slot.is_fixed and f"{STEM}{name}" in shapes]
+        check_patterns(state.adapter, {name: to_numpy(state_dict[f"{STEM}{name}"]) for name in names})
         known = model.state_dict().keys()
         if odd := sorted(key for key in state_dict if not key.startswith(STEM) and key not in known and key != SEED):
             raise FormatError(f"the checkpoint: expected keys of this model, got {odd[0]}.\nNothing was loaded.")

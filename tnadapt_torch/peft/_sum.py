@@ -155,6 +155,9 @@ def _why_not(spec: AdapterSpec) -> str:
         return "one of several terms" if len(spec.sum) > 1 else "one that uses a factor twice"
     if mapped := [name for name, factor in spec.arrays.items() if factor.map]:
         return f"one with a {spec.arrays[mapped[0]].map} of the factor {mapped[0]}"
+    fixed = [name for name, factor in spec.arrays.items() if factor.init.kind == "cyclic" and not factor.trainable]
+    if longer := [name for name in fixed if bonds & {*spec.arrays[name].modes}]:
+        return f"one with a fixed pattern, {longer[0]}, that would become longer"
     if alone := [name for name, factor in spec.arrays.items() if not bonds & {*factor.modes}]:
         return f"one whose factor {alone[0]} has no bond that could become longer"
     modes = [bonds & {*factor.modes} for factor in spec.arrays.values()]

@@ -567,6 +567,8 @@ TABLE = {  # the first column of the table in the docs
     "different shapes of sites": limits.SHAPES,
     "blocks of one weight that no straight cut separates": MOST_COMPARED,
     "sites times factors and modes of the spec": limits.BINDING,
+    "links of a chain": limits.MOST_LINKS,
+    "sites times factors and modes of all its links": limits.CHAINED,
     "divisors of all lengths that split": limits.SPLITS,
     "bits of a coordinate": limits.NUMBER,
     "bits of the seed": limits.SEED,

@@ -185,3 +185,11 @@ def test_an_address_and_its_parts_are_values():
     for value, field in ((address, "index"), (address.parts["A"], "cut")):
         with pytest.raises(FrozenInstanceError, match=f"cannot assign to field '{field}'"):
             setattr(value, field, ())
+
+
+def test_only_a_frozen_cyclic_pattern_is_fixed():
+    adapter = families.c3a().bind(grid(layers=1, kinds={"q": (4, 4)}), sizes={"o2": 2, "i2": 2})
+    assert [name for name, slot in adapter.slots.items() if slot.is_fixed] == ["J"]
+    factor = adapter.slots["J"].factor
+    for other in (replace(factor, trainable=True), replace(factor, init=orthogonal())):
+        assert not replace(adapter.slots["J"], factor=other).is_fixed

@@ -5,7 +5,7 @@ import pytest
 
 from tests.table import FAMILIES
 from tnadapt import AdapterSpec, Site, frozen, init, plan, same, trainable
-from tnadapt._planning import Labeled, NumpyBackend, find_product, nodes_beside_product, run
+from tnadapt._planning import Labeled, NumpyBackend, find_product, run
 from tnadapt.initializers import host, normal, zeros
 
 KINDS = {"q": (4, 6), "v": (6, 4)}
@@ -25,7 +25,7 @@ def test_a_term_that_is_the_weight_times_x_reads_the_product():
     order = plan(network, tokens=5, host_product=True)
     assert find_product(network, network.terms[0].nodes) == "W"
     assert order.operands[:2] == ("(x)", "(W x)")
-    assert nodes_beside_product(network) == ("s",)
+    assert order.unread == {"(x)", "W"}
     assert order.forward_flops == 5 * 4
     assert plan(network, tokens=5).forward_flops > order.forward_flops
 
@@ -48,11 +48,11 @@ def test_a_renamed_out_mode_is_read_and_a_renamed_in_mode_is_not():
     turned = {"W2": same("W", "a in"), "R": trainable("out a", init=normal())}
     network = network_of({"W": W, **turned}, ["R W2", "- W"])
     assert [find_product(network, term.nodes) for term in network.terms] == ["W2", "W"]
-    assert nodes_beside_product(network) == ("R",)
+    assert plan(network, host_product=True).unread == {"(x)", "W", "W2"}
     inner = {"W2": same("W", "out a"), "R": trainable("a in", init=normal())}
     network = network_of({"W": W, **inner}, ["W2 R", "- W"])
     assert [find_product(network, term.nodes) for term in network.terms] == [None, "W"]
-    assert nodes_beside_product(network) == ("R", "W2")
+    assert plan(network, host_product=True).unread == {"W"}
 
 
 @pytest.mark.parametrize("family", HOSTED)

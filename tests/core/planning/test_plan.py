@@ -155,7 +155,7 @@ def test_x_is_not_saved_where_a_frozen_factor_touches_it(family):
 @pytest.mark.parametrize("ask", ["apply", "delta"])
 @pytest.mark.parametrize("family", families.__all__)
 def test_opt_einsum_runs_the_path_and_counts_the_same(family, ask):
-    made = plan(square(family), ask, tokens=16)
+    made = plan(square(family), ask, tokens=16, fft=False)
     draw = np.random.default_rng(0)
     arrays = [draw.standard_normal(tuple(made.size(mode) for mode in modes)) for modes in made.inputs]
     paths = {result: path_of(made, result) for _, result in made.results}

@@ -1,5 +1,6 @@
 """One loop runs every plan: on numpy arrays, and on whatever a backend calls a value."""
 
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tnadapt import AdapterSpec, Site, families, grid, plan, trainable
-from tnadapt._planning import Labeled, NumpyBackend, equation_of, run
+from tnadapt._planning import Convolution, Labeled, NumpyBackend, equation_of, run
 from tnadapt.testing import networks
 
 TOKENS = 3
@@ -112,6 +113,22 @@ def test_a_numpy_value_is_ordered_by_the_names_of_its_axes():
     value = Labeled(np.ones((2, 3, 4)), ("a", "b", "c"))
     made = NumpyBackend().ordered(value, ("c", "a", "b"))
     assert (made.modes, made.array.shape) == (("c", "a", "b"), (4, 2, 3))
+
+
+@pytest.mark.parametrize("size", [1, 4, 5])
+@pytest.mark.parametrize("conjugated", ["", "left", "right"])
+def test_a_numpy_convolution_adds_up_what_the_protocol_says(conjugated, size):
+    """The entries at i and at j go to i + j, to j - i or to i - j; modes that are not kept are summed."""
+    how = Convolution(0, "a", "b", "c", size, 0.5, conjugated)
+    random = np.random.default_rng(0)
+    left, right = random.standard_normal((2, size, 3)), random.standard_normal((size, 3, 2))
+    wanted = np.zeros((2, size, 2))
+    for i, j in itertools.product(range(size), repeat=2):
+        place = {"": i + j, "left": j - i, "right": i - j}[conjugated] % size
+        wanted[:, place] += 0.5 * left[:, i] @ right[j]
+    values = Labeled(left, ("x", "a", "s")), Labeled(right, ("b", "s", "y"))
+    made = NumpyBackend().ordered(NumpyBackend().convolve(*values, ("y", "c", "x"), how), ("x", "c", "y"))
+    np.testing.assert_allclose(made.array, wanted, rtol=0, atol=1e-12)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.torch import hosts
-from tnadapt import SiteError, families
+from tnadapt import FormatError, SiteError, families
 from tnadapt_torch import attach
 
 HEAD = ["score"]
@@ -125,3 +125,20 @@ def test_other_weights_than_those_whose_svds_are_factors_are_refused(dtype):
     ):
         model.load_state_dict(other.state_dict(), strict=False)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_pattern_that_plans_rely_on_is_refused_with_other_values(dtype):
+    """A cast may have rounded it: 1 / 24 is no number of any dtype."""
+    model = torch.nn.Sequential(torch.nn.Linear(24, 24))
+    state = attach(model, families.c3a(), target_modules=["0"], sizes={"o2": 8, "i2": 8})
+    state.to(dtype)
+    given = taken(model)
+    given["tnadapt_default.factors.c"] += 1
+    model.load_state_dict(given)
+    assert (state.params()["c"] == 1).all()
+    given["tnadapt_default.factors.c"] += 1
+    given["tnadapt_default.factors.J"] *= 2
+    with pytest.raises(FormatError, match=r"^J: expected the pattern of cyclic\(\), which plans rely on, got other"):
+        model.load_state_dict(given)
+    assert (state.params()["c"] == 1).all()

@@ -1,0 +1,77 @@
+"""One process of two that train a chain: `ranks.py FOLDER RANK WORLD` writes what it holds in the end."""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+sys.path.insert(0, str(Path(__file__).parents[3]))
+from tests.torch import hosts  # needs the line above
+from tnadapt_torch.policies import Restarts
+
+CASES = {
+    "weights": {},
+    "beside": {"beside": True},
+    "pruned": {"prune": 0.9},
+    "subset": {"sites": 2},
+}
+KINDS = ("replicas", "shards")
+STEPS, EVERY = 5, 2
+
+
+def wrapped(kind: str, model: torch.nn.Module, options: dict) -> torch.nn.Module:
+    if kind == "replicas":
+        return torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters="sites" in options)
+    if kind == "shards":
+        from torch.distributed.fsdp import fully_shard
+
+        for layer in model.layers:
+            fully_shard(layer)
+        return fully_shard(model)
+    return model
+
+
+def train(kind: str, options: dict, rank: int, world: int, file: Path) -> dict[str, torch.Tensor]:
+    model = hosts.toy()
+    state = hosts.adapt(model, "lora", awake=False)
+    whole = wrapped(kind, model, options)
+    optimizer = torch.optim.SGD(state.parameters(), lr=0.5, momentum=0.5)
+    restarts = Restarts(state, optimizer, every=EVERY, **options)
+    for number in range(STEPS):
+        optimizer.zero_grad()
+        whole(hosts.words(4, seed=number).chunk(world)[rank]).square().mean().backward()
+        optimizer.step()
+        restarts.step()
+    chain = restarts.links
+    restarts.save(file)
+    found = {f"{path} {place}": link for path in state.weights for place, link in enumerate(_deltas(chain, path))}
+    if kind != "shards":
+        found["output"] = model(hosts.words()).detach()
+    return found
+
+
+def _deltas(chain, path: str) -> list[torch.Tensor]:
+    import tnadapt
+
+    return [torch.from_numpy(tnadapt.delta(*link, path)) for link in chain.links]
+
+
+def main() -> None:
+    folder, rank, world = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    found = {}
+    for kind in KINDS:
+        for name, options in CASES.items():
+            file = folder / f"{kind} {name} {rank if kind == 'replicas' else ''}"
+            try:
+                found[kind, name] = train(kind, options, rank, world, file)
+            except Exception as error:
+                found[kind, name] = f"{type(error).__name__}: {error}"
+    torch.save(found, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Two processes train the same chain, with replicas and with shards, and it is that of one process."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.torch import hosts
+from tests.torch.policies.ranks import CASES, KINDS, train
+from tnadapt.policies import load_chain
+
+WORKER = str(Path(__file__).with_name("ranks.py"))
+WORLD, TIMEOUT = 2, 120
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The folder in which two processes wrote what they hold and saved."""
+    folder = tmp_path_factory.mktemp("ranks")
+    words = [[sys.executable, WORKER, str(folder), str(rank), str(WORLD)] for rank in range(WORLD)]
+    jobs = [subprocess.Popen(word, stderr=subprocess.PIPE, text=True) for word in words]
+    try:
+        said = [job.communicate(timeout=TIMEOUT)[1] for job in jobs]
+    finally:
+        for job in jobs:
+            job.terminate()
+            job.wait()
+    assert [job.returncode for job in jobs] == [0] * WORLD, "\n".join(said)
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_processes_hold_the_chain_of_one(folder, kind, case, tmp_path):
+    first, second = (torch.load(folder / f"{rank}.pt")[kind, case] for rank in range(WORLD))
+    assert not isinstance(first, str), first
+    alone = train("one", CASES[case], 0, 1, tmp_path / "chain")
+    assert first.keys() == second.keys() <= alone.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+        if value.abs().max() > 0:
+            hosts.close(value, alone[name], 1e-4)
+        else:
+            assert not alone[name].any()
+    files = [f"{kind} {case} {rank if kind == 'replicas' else ''}" for rank in range(WORLD)]
+    chains = [load_chain(folder / file) for file in files]
+    wanted = load_chain(tmp_path / "chain")
+    for chain in chains:
+        assert [one.seed for one, _ in chain.links] == [one.seed for one, _ in wanted.links]
+        path = chain.weights[0]
+        np.testing.assert_allclose(chain.delta(path), wanted.delta(path), rtol=0, atol=1e-4)

@@ -1,0 +1,50 @@
+"""Rite and Preconditioned on two processes, with replicas and with shards, take the steps of one."""
+
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.torch import hosts
+from tests.torch.optim_worker import CASES, KINDS, train
+
+WORKER = str(Path(__file__).with_name("optim_worker.py"))
+WORLD, TIMEOUT = 2, 240
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed"),
+]
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    words = [[sys.executable, WORKER, str(folder), str(rank), str(WORLD)] for rank in range(WORLD)]
+    jobs = [subprocess.Popen(word, stderr=subprocess.PIPE, text=True) for word in words]
+    try:
+        said = [job.communicate(timeout=TIMEOUT)[1] for job in jobs]
+    finally:
+        for job in jobs:
+            job.kill()
+            job.wait()
+    assert [job.returncode for job in jobs] == [0] * WORLD, "\n".join(said)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+
+
+@cache
+def in_one(case):
+    return train(case, lambda model: model, lambda words: words)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_take_the_steps_of_one(of_two, kind, case):
+    wanted = in_one(case)
+    for found in of_two:
+        assert found[kind, case].keys() == wanted.keys()
+        for name, value in wanted.items():
+            hosts.close(found[kind, case][name], value.detach(), 1e-4)
