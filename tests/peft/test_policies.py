@@ -86,3 +86,29 @@ def test_an_adapter_under_peft_is_refused():
         GrowthSchedule(state, optimizer, Growth(target=20, steps=6))
     for name, value in values(state).items():
         assert torch.equal(value, before[name])
+
+
+def test_the_budget_and_the_running_means_are_those_of_pefts_adalora():
+    from peft import AdaLoraConfig
+    from peft.tuners.adalora.layer import RankAllocator
+
+    words = {"init_r": 4, "target_r": 2, "tinit": 3, "tfinal": 5, "deltaT": 2, "total_step": 20}
+    allocator = object.__new__(RankAllocator)
+    allocator.peft_config = AdaLoraConfig(**words)
+    allocator.adapter_name, allocator.beta1, allocator.beta2 = "default", 0.85, 0.85
+    allocator.init_bgt, allocator.target_bgt = 12, 6
+    allocator.reset_ipt()
+    model = torch.nn.Module()
+    model.lora_E = torch.nn.ParameterDict({"default": torch.nn.Parameter(torch.randn(12, dtype=torch.float64))})
+    value = model.lora_E["default"]
+    budget = Budget(target=6, steps=20, warmup=3, final=5, every=2)
+    for _ in range(3):
+        value.grad = torch.randn(12, dtype=torch.float64)
+        allocator.update_ipt(model)
+        assert budget.step({"r": (value * value.grad).detach().numpy()}) == {}
+    for found, wanted in ((budget.mean, allocator.exp_avg_ipt), (budget.deviation, allocator.exp_avg_unc)):
+        assert torch.allclose(torch.from_numpy(found["r"]), wanted["lora_E.default"], rtol=1e-13, atol=0)
+    for step in range(1, 21):
+        allowed, is_decided = allocator.budget_schedule(step)
+        if is_decided or step <= 3:
+            assert budget.at(step) == allowed, step

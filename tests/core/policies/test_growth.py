@@ -72,8 +72,8 @@ def test_the_units_whose_norm_rose_most_grow_first():
     assert growth.step({}, ranks) == {}
     assert growth.step({"a": 1.0, "b": 3.0, "c": 2.0}, ranks) == {"b": 2}  # int(0.2 * 6) = 1 unit
     growth.step({}, ranks | {"b": 3})
-    # n / k less the value before: a 6 / 2 - 1 = 2, b 4 / 2 - 3 = -1, c 10 / 2 - 2 = 3
-    assert growth.step({"a": 6.0, "b": 4.0, "c": 10.0}, ranks | {"b": 3}) == {"c": 2}
+    # n / k less the value before: a 5 / 2 - 1 = 1.5, b 4 / 2 - 3 = -1, c 6 / 2 - 2 = 1
+    assert growth.step({"a": 5.0, "b": 4.0, "c": 6.0}, ranks | {"b": 3}) == {"a": 2}
 
 
 def test_the_number_of_units_is_that_of_the_paper():
