@@ -61,20 +61,20 @@ class BudgetSchedule(Schedule[Budget]):
                 state.resize(cut(state.adapter, state.arrays(), keep), self.optimizer)
             return
         if keep:
-            alive = {name: tuple(self._places(name)[place] for place in places) for name, places in keep.items()}
-            self.hidden.alive = self.hidden.alive | alive
+            before = self.hidden.alive
+            alive = {
+                name: tuple(before[name][place] for place in places) if name in before else places
+                for name, places in keep.items()
+            }
+            self.hidden.alive = before | alive
         self.hidden.apply()
-
-    def _places(self, bond: str) -> Sequence[int]:
-        """Return the slices of a bond that are not hidden."""
-        return self.hidden.alive.get(bond) or range(sizes_of(self.state.adapter)[bond])
 
     @torch.no_grad()
     def _importances(self) -> dict[str, Array]:
-        """Return d loss / d lambda of each slice that is left: sums of F dL/dF, in float64."""
+        """Return d loss / d lambda of each slice that is left: sums of F dL/dF, in float64, on the CPU."""
         reshard([self.state, *self.state.host])
         params, told = self.state.params(), tellers(self.state.adapter)
-        found = {}
+        totals = []
         for name in self.bonds:
             parts: list[torch.Tensor] = []
             for entry, axes in told[name]:
@@ -88,8 +88,12 @@ class BudgetSchedule(Schedule[Budget]):
             total = torch.zeros(max(map(len, parts)), dtype=torch.float64, device=parts[0].device)
             for part in parts:
                 total[: len(part)] += part.to(total.device)
-            found[name] = total.cpu().numpy()[list(self._places(name))]
-        return found
+            totals.append(total)
+        sizes = [len(total) for total in totals]
+        values = torch.cat([total.to(totals[0].device) for total in totals]).cpu()
+        found = dict(zip(self.bonds, (part.numpy() for part in values.split(sizes)), strict=True))
+        alive = self.hidden.alive
+        return {name: value[list(alive[name])] if name in alive else value for name, value in found.items()}
 
     def _fits(self, policy: Budget, hidden: Hidden) -> None:
         sizes = sizes_of(self.state.adapter)
