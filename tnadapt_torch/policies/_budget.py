@@ -89,9 +89,9 @@ class BudgetSchedule(Schedule[Budget]):
             for part in parts:
                 total[: len(part)] += part.to(total.device)
             totals.append(total)
-        sizes = [len(total) for total in totals]
-        values = torch.cat([total.to(totals[0].device) for total in totals]).cpu()
-        found = dict(zip(self.bonds, (part.numpy() for part in values.split(sizes)), strict=True))
+        values: Array = torch.cat([total.to(totals[0].device) for total in totals]).cpu().numpy()
+        ends = np.cumsum([len(total) for total in totals])
+        found = dict(zip(self.bonds, np.split(values, ends[:-1]), strict=True))
         alive = self.hidden.alive
         return {name: value[list(alive[name])] if name in alive else value for name, value in found.items()}
 
