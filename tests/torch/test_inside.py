@@ -270,3 +270,18 @@ def dense(below, parts, spec):
         for value, ref in zip(values, below.refs, strict=True)
     ]
     return below._dense(*values) if below._dense else below.write_dense()(*values)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("tokens", [3, 4096])
+def test_autocast_gives_the_dtype_of_the_layer(name, tokens):
+    spec, words = TRAINED[name]
+    model, state, *_ = layer_with(spec, **words)
+    model.float()
+    x = torch.randn(tokens, WIDTH)
+    wanted = nn.functional.linear(x, model[0].weight + state.updates["0"].delta(model[0].weight), model[0].bias)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for given in (x, x[None]):
+            output = model(given)
+            assert output.dtype == torch.bfloat16
+            hosts.close(output.reshape(wanted.shape).double(), wanted.double(), 3e-2)

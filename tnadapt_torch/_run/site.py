@@ -241,4 +241,4 @@ def product_of(module: nn.Module, base: Tensor) -> Tensor | None:
     if "parametrizations" in module._modules:
         return None
     bias = bias_of(module)
-    return base if bias is None else base - bias
+    return base if bias is None else base - bias.to(base.dtype)  # autocast leaves the bias as it is
