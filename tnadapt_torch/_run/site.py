@@ -231,8 +231,8 @@ def add_by_rows(
 
 
 def bias_of(module: nn.Module) -> Tensor | None:
-    """Return the bias of a layer, which may be computed: pruned or parametrized. (A module attribute is slow.)"""
-    held = module._parameters
+    """Return the bias of a layer, which may be computed: pruned or parametrized."""
+    held = module._parameters  # an attribute of a module takes longer
     return held["bias"] if "bias" in held else cast("Tensor | None", module.bias)
 
 
