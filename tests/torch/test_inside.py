@@ -285,3 +285,19 @@ def test_autocast_gives_the_dtype_of_the_layer(name, tokens):
             output = model(given)
             assert output.dtype == torch.bfloat16
             hosts.close(output.reshape(wanted.shape).double(), wanted.double(), 3e-2)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("tokens", [3, 4096])
+def test_a_bias_that_is_infinite_masks_its_rows_alone(name, tokens):
+    spec, words = TRAINED[name]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH)).double()
+    with torch.no_grad():
+        model[0].bias[1] = -float("inf")
+    state = hosts.wake(attach(model, spec, target_modules=["0"], seed=0, **words)).double()
+    x, weight = torch.randn(tokens, WIDTH, dtype=torch.float64), model[0].weight.detach()
+    wanted, found = nn.functional.linear(x, weight + state.updates["0"].delta(weight), model[0].bias), model(x)
+    assert (found[:, 1] == -float("inf")).all()
+    seen = [at for at in range(WIDTH) if at != 1]
+    hosts.close(found[:, seen], wanted[:, seen], 1e-10)
