@@ -8,7 +8,7 @@ import pytest
 
 import tnadapt
 from tnadapt import Adapter, SpecError, families
-from tnadapt.testing import LAWS, Held, LawError, _laws, _stored, _sums, check
+from tnadapt.testing import LAWS, Held, LawError, _laws, _magnitude, _stored, _sums, check
 
 LOTR, LORA, VERA = families.lotr(), families.lora(), families.vera()
 SMALL = tnadapt.AdapterSpec(  # its updates are below 1e-16, to test that tolerances are relative
@@ -227,7 +227,7 @@ FAULTS = [  # description, fault, spec, and the law that catches the fault
     ),
     (
         "the update contains a term without alpha",
-        planted(_laws, "delta", lambda true: lambda a, p, s: true(a, p, s) + 1.0),
+        planted(_sums, "delta", lambda true: lambda a, p, s: true(a, p, s) + 1.0),
         LORA,
         "linear_in_alpha",
     ),
@@ -290,6 +290,18 @@ FAULTS = [  # description, fault, spec, and the law that catches the fault
         ),
         PAIRS,
         "second_names_change_nothing",
+    ),
+    (
+        "a magnitude scales the update alone",
+        planted(_magnitude, "delta", lambda true: lambda a, p, s: true(a, p, s) * 1.01),
+        tnadapt.magnitude(LORA),
+        "magnitudes_set_lengths",
+    ),
+    (
+        "gradients below a magnitude are too long",
+        planted(_magnitude, "gradients", lambda true: lambda *args: {n: 1.1 * v for n, v in true(*args).items()}),
+        tnadapt.magnitude(LORA),
+        "magnitudes_set_lengths",
     ),
 ]
 

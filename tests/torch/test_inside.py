@@ -5,10 +5,11 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize, prune
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.torch import hosts
-from tnadapt import AdapterSpec, families, frozen, plan, same, trainable
+from tnadapt import AdapterSpec, families, frozen, magnitude, masked, plan, same, trainable
 from tnadapt.initializers import host, normal, zeros
 from tnadapt_torch import attach
 
@@ -201,3 +202,102 @@ def test_a_site_that_is_only_called_inside_is_not_idle():
     model(x)
     assert not state.updates["0"].is_idle
     assert not any(state.updates["0"]._code[:15])
+
+
+class Shifted(nn.Module):
+    """A parametrization that adds 1."""
+
+    def forward(self, value):
+        return value + 1
+
+
+@pytest.mark.parametrize("spec", [families.lora(), families.hira(), magnitude(families.lora())], ids=lambda s: s.name)
+@pytest.mark.parametrize("change", ["pruned", "parametrized"])
+@pytest.mark.parametrize("tokens", [3, 4096])
+def test_a_bias_that_is_computed_is_added(spec, change, tokens):
+    model, state, *_ = layer_with(spec, rank=4)
+    if change == "pruned":
+        prune.l1_unstructured(model[0], "bias", 0.3)
+    else:
+        parametrize.register_parametrization(model[0], "bias", Shifted())
+    x, weight = torch.randn(tokens, WIDTH, dtype=torch.float64), model[0].weight.detach()
+    hosts.close(model(x), nn.functional.linear(x, weight + state.updates["0"].delta(weight), model[0].bias), 1e-10)
+
+
+TRAINED = {
+    "hira": (families.hira(), {"rank": 4}),
+    "oft": (families.oft(), {"sizes": {"i": 4}}),
+    "turned": (TURNED, {}),
+    "masked": (masked(families.lora()), {"rank": 4}),
+    "dora": (magnitude(families.lora()), {"rank": 4}),
+    "magnitude of oft": (magnitude(families.oft()), {"sizes": {"i": 4}}),
+}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("tokens", [3, 4096])
+@pytest.mark.parametrize("way", ["called", "added", "without the product", "folded", "compiled"])
+def test_a_weight_that_is_trained_gets_one_gradient_whatever_the_way(name, tokens, way):
+    spec, words = TRAINED[name]
+    model, state, _, (weight, bias) = layer_with(spec, **words, fold=way == "folded")
+    update, x = state.updates["0"], torch.randn(tokens, WIDTH, dtype=torch.float64)
+    below = getattr(update, "below", update)
+    if way != "called":
+        below.may_fold = False
+    if way == "without the product":
+        update.reads_product = below.reads_product = False
+    stored = update.weight.weight.parameter if hasattr(update, "weight") else state.weights["0"].parameter
+    stored.requires_grad_()
+    torch._dynamo.reset()
+    called = torch.compile(model, fullgraph=True) if way == "compiled" else model
+    (found,) = torch.autograd.grad(called(x).pow(3).sum(), stored)
+    trained, lengths = weight.clone().requires_grad_(), None
+    parts = [ref.read().detach() if not hasattr(ref, "weight") else None for ref in below.refs]
+    whole = trained + dense(below, [trained if part is None else part for part in parts], spec)
+    if hasattr(update, "lengths"):
+        lengths = update.lengths.read().detach().reshape(-1, 1)
+        whole = whole * (lengths / whole.detach().norm(dim=1, keepdim=True))
+    (wanted,) = torch.autograd.grad(nn.functional.linear(x, whole, bias).pow(3).sum(), trained)
+    hosts.close(found, wanted, 1e-10)
+
+
+def dense(below, parts, spec):
+    """Return the dense update of factors, one of which may be the weight, or its pattern."""
+    shapes = [[below.network.sizes[mode] for mode in node.modes] for node in below.network.nodes.values()]
+    values = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+    values = [
+        (value != 0).to(value.dtype) if getattr(ref, "is_mask", False) else value
+        for value, ref in zip(values, below.refs, strict=True)
+    ]
+    return below._dense(*values) if below._dense else below.write_dense()(*values)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("tokens", [3, 4096])
+def test_autocast_gives_the_dtype_of_the_layer(name, tokens):
+    spec, words = TRAINED[name]
+    model, state, *_ = layer_with(spec, **words)
+    model.float()
+    x = torch.randn(tokens, WIDTH)
+    wanted = nn.functional.linear(x, model[0].weight + state.updates["0"].delta(model[0].weight), model[0].bias)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for given in (x, x[None]):
+            output = model(given)
+            assert output.dtype == torch.bfloat16
+            hosts.close(output.reshape(wanted.shape).double(), wanted.double(), 3e-2)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("tokens", [3, 4096])
+def test_a_bias_that_is_infinite_masks_its_rows_alone(name, tokens):
+    spec, words = TRAINED[name]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH)).double()
+    with torch.no_grad():
+        model[0].bias[1] = -float("inf")
+    state = hosts.wake(attach(model, spec, target_modules=["0"], seed=0, **words)).double()
+    x, weight = torch.randn(tokens, WIDTH, dtype=torch.float64), model[0].weight.detach()
+    wanted, found = nn.functional.linear(x, weight + state.updates["0"].delta(weight), model[0].bias), model(x)
+    assert (found[:, 1] == -float("inf")).all()
+    seen = [at for at in range(WIDTH) if at != 1]
+    hosts.close(found[:, seen], wanted[:, seen], 1e-10)

@@ -1,6 +1,7 @@
 """Preconditioned: its formulas, that it does not see how an update is split, and how it wraps optimizers of torch."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -304,3 +305,24 @@ def test_what_it_cannot_do_is_refused():
     adapter = families.householder().bind(Site("q", (4, 4)), rank=4)
     with pytest.raises(PlanError, match=r"'u' \(its entries follow from parameters by the map 'householder'"):
         TorchRule(adapter, begin(adapter), maker())
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+def test_a_copy_with_its_model_trains_as_the_original(copied):
+    model, state, _ = on_a_model()
+    optimizer = Preconditioned(state, torch.optim.AdamW(state.parameters(), lr=1e-2))
+    words = torch.arange(10).reshape(2, 5)
+    for _ in range(2):
+        optimizer.zero_grad()
+        backward(model, words)
+        optimizer.step()
+    twin, other = copied((model, optimizer))
+    for one, own in ((model, optimizer), (twin, other)):
+        own.zero_grad()
+        backward(one, words)
+        own.step()
+    for (name, value), (_, mine) in zip(model.named_parameters(), twin.named_parameters(), strict=True):
+        assert torch.equal(value, mine), name
+    alone = copied(optimizer)
+    assert alone.adapted is not state
+    assert alone.param_groups[0]["params"][0] is not optimizer.param_groups[0]["params"][0]

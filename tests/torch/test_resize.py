@@ -11,6 +11,7 @@ from tests.torch import hosts
 from tnadapt import SiteError, families
 from tnadapt.policies import bonds, cut, grow, importance, sweep
 from tnadapt_torch import attach, load
+from tnadapt_torch.optim import Preconditioned, Rite
 
 OPTIMIZERS = {
     "adamw": lambda params: torch.optim.AdamW(params, lr=1e-2),
@@ -264,4 +265,33 @@ def test_dtypes_stay(dtype):
     for value in state.parameters():
         assert value.dtype == optimizer.state[value]["exp_avg"].dtype == dtype
         assert value.shape == optimizer.state[value]["exp_avg_sq"].shape
+    train(model, optimizer)
+
+
+@pytest.mark.parametrize("kind", ["rite", "adafactor"])
+def test_an_optimizer_whose_state_has_other_shapes_is_refused(kind):
+    model, state, _ = adapted("lora")
+    optimizer = Rite(state) if kind == "rite" else torch.optim.Adafactor(state.parameters(), lr=1e-2)
+    train(model, optimizer)
+    change = grow(state.adapter, state.arrays(), "r", 1)
+    match = r"resize: expected a state of the optimizer of shape \(.*\) for '.*', got '.*' of shape"
+    expect_nothing_changed(state, lambda: state.resize(change, optimizer), match)
+    state.resize(change)
+    if kind == "rite":
+        with pytest.raises(SiteError, match="Rite: expected the factors it was made for, got others"):
+            train(model, optimizer)
+        train(model, Rite(state))
+
+
+def test_preconditioned_gradients_follow_the_bonds():
+    model, state, inner = adapted("lotr")
+    optimizer = Preconditioned(state, inner)
+    train(model, optimizer)
+    state.resize(grow(state.adapter, state.arrays(), "p", 1), optimizer)
+    other = Preconditioned(state, torch.optim.SGD(state.parameters(), lr=1e-2))
+    train(model, optimizer, 1)
+    model(torch.arange(10).reshape(2, 5)).square().mean().backward()
+    other.step()
+    assert optimizer.environments == other.environments
+    state.resize(cut(state.adapter, state.arrays(), "p", 2), optimizer)
     train(model, optimizer)

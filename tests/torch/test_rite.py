@@ -2,6 +2,7 @@
 
 import copy
 import io
+import pickle
 
 import numpy as np
 import pytest
@@ -380,3 +381,50 @@ def test_parameters_that_are_added_take_steps_of_adamw():
         optimizer.step()
         plain.step()
     torch.testing.assert_close(more, same, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+def test_a_copy_with_its_model_trains_as_the_original(copied):
+    model, state, _ = on_a_model()
+    optimizer = Rite(state, lr=1e-2)
+    words = torch.arange(10).reshape(2, 5)
+    for _ in range(2):
+        optimizer.zero_grad()
+        backward(model, words)
+        optimizer.step()
+    twin, other = copied((model, optimizer))
+    for one, own in ((model, optimizer), (twin, other)):
+        own.zero_grad()
+        backward(one, words)
+        own.step()
+    for (name, value), (_, mine) in zip(model.named_parameters(), twin.named_parameters(), strict=True):
+        assert torch.equal(value, mine), name
+    alone = copied(optimizer)
+    assert alone.adapted is not state
+    assert alone.param_groups[0]["params"][0] is not optimizer.param_groups[0]["params"][0]
+
+
+def test_a_state_of_other_ranks_is_refused():
+    params = moved(LORA)
+    state = state_of(LORA, params)
+    optimizer = Rite(state)
+    give(state, Task(LORA).gradients(params))
+    optimizer.step()
+    sites = LORA.sites
+    other = families.lora().bind(sites, rank=1)
+    fresh = Rite(state_of(other, moved(other)))
+    with pytest.raises(SiteError, match=r"Rite: expected a moment and a basis of shapes .* for '.*', got"):
+        fresh.load_state_dict(optimizer.state_dict())
+    assert not fresh.state
+
+
+def test_moments_follow_a_cast_of_the_factors():
+    model, state, _ = on_a_model()
+    optimizer = Rite(state, lr=1e-2)
+    words = torch.arange(10).reshape(2, 5)
+    for dtype in (torch.float64, torch.float32, torch.float64):
+        model.to(dtype)
+        optimizer.zero_grad()
+        backward(model, words)
+        optimizer.step()
+    assert all(torch.isfinite(value).all() for value in state.parameters())

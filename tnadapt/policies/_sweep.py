@@ -115,6 +115,11 @@ def _round(adapter: Adapter, bond: Bond, edge: Edge, params: Params, limit: tupl
     arrays = arrays_of(adapter, group, params)
     modes = {name: network.nodes[name].modes for name in edge.nodes}
     left, right = (root_of(edge, arrays, modes, end) for end in edge.ends)
+    if not (np.isfinite(left).all() and np.isfinite(right).all()):
+        raise SiteError(
+            f"{WHERE}: expected finite params of {bond.name!r}, got NaN or infinity among them.\n"
+            "Go back to params from before the training failed."
+        )
     u, s, vt = np.linalg.svd(left @ right.swapaxes(-1, -2), full_matrices=False)
     size = left.shape[-1]
     slots = [adapter.slots[adapter.slot_name(group, network.nodes[end].factor)] for end in edge.ends]

@@ -44,7 +44,7 @@ class Hosted:
         self.is_plain = not weight.storage
 
     def read(self) -> Tensor:
-        """Return the site's weight or its pattern, which get no gradient.
+        """Return the site's weight or its pattern. A weight that is trained gets the gradient of the update as well.
 
         Raise SiteError while the weight contains the update itself.
         """
@@ -53,7 +53,7 @@ class Hosted:
                 f"{self.weight.path}: expected the host's own weight, which is a factor of the adapter, got one with "
                 "the update merged into it.\nCall unmerge() first."
             )
-        stored = self.weight.tensor.detach() if self.is_plain and self._stays_plain() else self._dequantize()
+        stored = self.weight.tensor if self.is_plain and self._stays_plain() else self._dequantize()
         read = self.weight.unlay(whole(stored))[self.rectangle].reshape(self.shape)
         return (read != 0).to(read.dtype) if self.is_mask else read
 

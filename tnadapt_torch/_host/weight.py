@@ -56,9 +56,15 @@ class Weight:
 
     @property
     def is_product(self) -> bool:
-        """Whether the output of the module is the product with its weight plus its bias, as its class computes it."""
+        """Whether the output of the module is the product with its weight plus its bias, as its class computes it.
+
+        The product cannot be had from an output whose bias is infinite, as that of a head which masks some words.
+        """
         bias = getattr(self.module, "bias", None)
         if not self.is_called or not (bias is None or isinstance(bias, Tensor)):
+            return False
+        is_held = type(bias) in (Tensor, nn.Parameter) and not torch._C._len_torch_dispatch_stack()
+        if is_held and bias is not None and not bias.is_meta and not bool(torch.isfinite(bias.detach()).all()):
             return False
         source = str(class_behind(self.module).forward.__module__)
         return source.partition(".")[0] in PRODUCT_LIBRARIES or source == "transformers.pytorch_utils"

@@ -1,6 +1,6 @@
 """The update of a site with a magnitude: rows of the weight with its update get their lengths from trained numbers."""
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from tnadapt_torch._run.call import Owner, find_x, is_dropping, see_x
 from tnadapt_torch._run.gradient import path_of
 from tnadapt_torch._run.lower import Code, lower_delta
 from tnadapt_torch._run.refs import Ref, read_all
-from tnadapt_torch._run.site import SiteUpdate, product_of
+from tnadapt_torch._run.site import SiteUpdate, bias_of, product_of
 
 __all__: list[str] = []
 
@@ -75,7 +75,7 @@ class MagnitudeUpdate:
         is_alone = base is output and product is not None and wide == output.dtype
         if product is None:
             product = self._product(find_x(args, kwargs, self.width).to(output.dtype))
-        rest = cast("Tensor | None", module.bias) if is_alone else (output.to(wide) - product).reshape(-1, width)
+        rest = bias_of(module) if is_alone else (output.to(wide) - product).reshape(-1, width)
         total = self._total(product.reshape(-1, width), x.reshape(-1, x.shape[-1]), rest)
         return total.reshape(output.shape)
 
@@ -157,7 +157,7 @@ class MagnitudeUpdate:
         if weight is None:
             return None
         whole = self._scaled(weight + self.below.delta(weight))
-        return nn.functional.linear(args[0], whole, module._parameters.get("bias"))
+        return nn.functional.linear(args[0], whole, bias_of(module))
 
     def allow_folding(self) -> None:
         """Let `call_inside` serve the layer where that pays."""

@@ -83,7 +83,7 @@ class SiteUpdate:
         weight = self.weight_for(module, args, kwargs)
         if weight is None:
             return None
-        return nn.functional.linear(args[0], weight + self.delta(weight), module._parameters.get("bias"))
+        return nn.functional.linear(args[0], weight + self.delta(weight), bias_of(module))
 
     def weight_for(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Parameter | None:
         """Return the weight of the layer if it can hold the update and that pays for this call; else None."""
@@ -230,9 +230,15 @@ def add_by_rows(
     return torch.nested.nested_tensor_from_jagged(total, ragged.offsets())
 
 
+def bias_of(module: nn.Module) -> Tensor | None:
+    """Return the bias of a layer, which may be computed: pruned or parametrized."""
+    held = module._parameters  # an attribute of a module takes longer
+    return held["bias"] if "bias" in held else cast("Tensor | None", module.bias)
+
+
 def product_of(module: nn.Module, base: Tensor) -> Tensor | None:
     """Return x times the weight of a module, from its output; None where another adapter is folded into the weight."""
     if "parametrizations" in module._modules:
         return None
-    bias = cast("Tensor | None", module.bias)
-    return base if bias is None else base - bias
+    bias = bias_of(module)
+    return base if bias is None else base - bias.to(base.dtype)  # autocast leaves the bias as it is

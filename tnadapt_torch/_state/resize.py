@@ -54,8 +54,9 @@ class Resizable(nn.Module):
             optimizer: the optimizer of these parameters, if there is one.
 
         Raises:
-            SiteError: the change is not one of this adapter; the adapter is merged or detached; or its factors are held
-                by other libraries: sharded, offloaded, or known to DistributedDataParallel. Nothing is changed then.
+            SiteError: the change is not one of this adapter; the adapter is merged or detached; its factors are held
+                by other libraries: sharded, offloaded, or known to DistributedDataParallel; or the state of the
+                optimizer has other shapes than the factors that change. Nothing is changed then.
         """
         state = cast("AdapterState", self)
         check_change(state, change)
@@ -161,8 +162,17 @@ def _moments(
     found = {}
     for name, parameter in params.items():
         kept = optimizer.state.get(parameter, {})
+        is_changed = name in change.moves or name in change.factors
         for word, value in kept.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape and word not in COUNTS:
+            if not isinstance(value, Tensor) or word in COUNTS:
+                continue
+            if value.shape != parameter.shape and value.numel() > 1 and is_changed:
+                raise SiteError(
+                    f"resize: expected a state of the optimizer of shape {tuple(parameter.shape)} for {name!r}, got "
+                    f"{word!r} of shape {tuple(value.shape)}.\n"
+                    "Call resize without this optimizer, and make the optimizer again."
+                )
+            if value.shape == parameter.shape:
                 carried = change.carry(name, to_numpy(value), squared=word in SQUARED)
                 found[name, word] = _tensor(carried, value), kept
     return found

@@ -50,7 +50,7 @@ class Preconditioned(Optimizer):
         if not isinstance(optimizer, Optimizer) or isinstance(optimizer, LBFGS | Preconditioned | Rite):
             todo = "Write Preconditioned(state, torch.optim.SGD(state.parameters(), lr=1e-2))."
             raise mistake(SiteError, where, "an optimizer that steps without a closure", told(optimizer), todo)
-        self.environments = environments(state.adapter)
+        self.environments, self.networks = environments(state.adapter), state.adapter.networks
         check_trained(state, where, self.environments)
         self.inner = optimizer
         super().__init__(optimizer.param_groups, optimizer.defaults)
@@ -65,7 +65,10 @@ class Preconditioned(Optimizer):
         self.param_groups, self.state, self.defaults = self.inner.param_groups, self.inner.state, self.inner.defaults
 
     def _found(self) -> dict[str, Tensor]:
-        """Return the factors that the optimizer changes, by name."""
+        """Return the factors that the optimizer changes, by name. Bonds may have other sizes than at the last step."""
+        if self.networks != self.adapted.adapter.networks:
+            adapter = self.adapted.adapter
+            self.environments, self.networks = environments(adapter), adapter.networks
         params = check_trained(self.adapted, "Preconditioned", self.environments)
         own = {id(value) for group in self.inner.param_groups for value in group["params"]}
         return {name: params[name] for name in self.environments if id(params[name]) in own}
@@ -115,6 +118,16 @@ class Preconditioned(Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients, as the optimizer that is wrapped does."""
         self.inner.zero_grad(set_to_none)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy needs: the optimizer that is wrapped, and the adapter, and so its model."""
+        own = ("adapted", "damping", "environments", "networks", "inner")
+        return super().__getstate__() | {name: getattr(self, name) for name in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the state of a copy."""
+        super().__setstate__(state)
+        self._share()
 
 
 def _check_finite(tensors: Mapping[str, tuple[Tensor, Tensor]]) -> None:

@@ -68,7 +68,7 @@ class Rite(Optimizer):
             "clip": expect_number(clip, where, "clip"),
             "skip": expect_number(skip, where, "skip"),
         }
-        self.pairs = pairs(state.adapter)
+        self.pairs, self.networks = pairs(state.adapter), state.adapter.networks
         params = check_trained(state, where, _names(self.pairs))
         groups: list[Settings] = [{"params": [params[name] for name in _names(self.pairs)]}]
         own = {*_names(self.pairs)}
@@ -90,7 +90,8 @@ class Rite(Optimizer):
         loss = evaluated(closure)
         params = check_trained(self.adapted, "Rite", _names(self.pairs))
         factors, *others = self.param_groups
-        if [id(params[name]) for name in _names(self.pairs)] != list(map(id, factors["params"])):
+        is_other = [id(params[name]) for name in _names(self.pairs)] != list(map(id, factors["params"]))
+        if is_other or self.networks != self.adapted.adapter.networks:
             raise SiteError("Rite: expected the factors it was made for, got others.\nMake the optimizer again.")
         plain = [(value, group) for group in others for value in group["params"] if value.grad is not None]
         with torch.autocast(factors["params"][0].device.type, enabled=False):
@@ -135,11 +136,19 @@ class Rite(Optimizer):
         """Load a state. Its moments keep the dtype of the arithmetic, so that training resumes exactly.
 
         Raises:
-            SiteError: the state is that of another optimizer.
+            SiteError: the state is that of another optimizer, or of factors of other sizes. Nothing is changed.
         """
-        for kept in state_dict["state"].values():
+        sizes = [each for pair in self.pairs for each in _sizes(pair)]
+        for number, kept in state_dict["state"].items():
             if not {*KEPT} >= kept.keys() >= {"step", "moment", "second"}:
                 raise SiteError(f"Rite: expected a state with {', '.join(KEPT)}, got {', '.join(kept)}.\nLoad its own.")
+            found = tuple(tuple(kept[key].shape) for key in ("moment", "basis") if key in kept)
+            if number < len(sizes) and found != sizes[number]:
+                wanted = " and ".join(map(str, sizes[number]))
+                raise SiteError(
+                    f"Rite: expected a moment and a basis of shapes {wanted} for {_names(self.pairs)[number]!r}, got "
+                    f"{' and '.join(map(str, found))}.\nLoad the state of an optimizer of an adapter of the same ranks."
+                )
         super().load_state_dict(state_dict)
         numbers = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         values = chain.from_iterable(group["params"] for group in self.param_groups)
@@ -147,6 +156,19 @@ class Rite(Optimizer):
             kept = state_dict["state"].get(number, {})
             tensors = {key: each for key, each in kept.items() if isinstance(each, Tensor)}
             self.state[value].update({key: each.to(value.device, copy=True) for key, each in tensors.items()})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy needs: with the groups and the moments, the adapter, and so its model."""
+        return super().__getstate__() | {"adapted": self.adapted, "pairs": self.pairs, "networks": self.networks}
+
+
+def _sizes(pair: Pair) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    """Return the shapes of the moment and of the basis of each half of a pair."""
+    found = []
+    for side, other in ((pair.left, pair.right), (pair.right, pair.left)):
+        batch, rows, rank = side.unfolding.shape
+        found.append(((batch, rows, min(other.unfolding.shape[1], rank)), (batch, rows, min(rows, rank))))
+    return tuple(found)
 
 
 def _names(some: Sequence[Pair]) -> list[str]:
@@ -184,7 +206,7 @@ class Half:
         spread = (1 - second) * self.grad.mT @ self.grad / self.grad.shape[-2]
         mean = torch.zeros_like(self.grad)
         if age > 1:  # the moments are in the basis that the other factor had
-            turn = other.basis.mT @ torch.stack([state["basis"] for state in other.states])
+            turn = other.basis.mT @ other._kept("basis")
             spread = spread + second * turn @ self._kept("second") @ turn.mT
             mean = first * self._kept("moment") @ turn.mT
         spread = (spread + spread.mT) / 2
@@ -198,7 +220,7 @@ class Half:
         return list(zip(self.values, arrays(changed, self.fold), states, strict=True))
 
     def _kept(self, key: str) -> Tensor:
-        return torch.stack([state[key] for state in self.states])
+        return torch.stack([state[key] for state in self.states]).to(self.now.dtype)  # factors may have been cast
 
 
 def _factor_steps(batches: Sequence[tuple[Half, Half]], group: Settings) -> list[tuple[Tensor, Tensor, Settings]]:

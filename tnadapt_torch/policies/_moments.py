@@ -31,7 +31,9 @@ def reset_moments(
 ) -> None:
     """Drop the state of these parameters; or set a random fraction `prune` of each moment to zero, and keep the rest.
 
-    The choice follows from the seed, so that it is the same on all processes. Gradients that are left are dropped.
+    All moments of a parameter lose the same entries: Adam divides the first by the root of the second, which would be 0
+    where that one alone was lost and the gradient is 0, as that of LoRA's A is at a restart. The choice follows from
+    the seed, so that it is the same on all processes. Gradients that are left are dropped.
     """
     random = torch.Generator().manual_seed(seed)
     for parameter in parameters:
@@ -39,7 +41,7 @@ def reset_moments(
         if prune is None:
             optimizer.state.pop(parameter, None)
             continue
+        kept = torch.rand(parameter.shape, generator=random, dtype=torch.float64) >= prune
         for value in optimizer.state.get(parameter, {}).values():
             if isinstance(value, Tensor) and value.shape == parameter.shape and value.ndim:
-                kept = torch.rand(value.shape, generator=random, dtype=torch.float64) >= prune
                 value.mul_(laid_like(kept.to(value.device, value.dtype), value))

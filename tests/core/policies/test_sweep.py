@@ -256,3 +256,11 @@ def test_every_served_bond_is_rounded_alone():
     params = random_params(adapter, np.random.default_rng(0))
     for name in served(adapter, "sweep"):
         expect_the_error_to_be_the_discarded_squares(adapter, params, rank=1, bond=name)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_refused(value):
+    adapter = families.lora().bind(grid(layers=1, kinds={"q": (6, 5)}), rank=2)
+    params = {name: np.full(array.shape, value) for name, array in init(adapter).items()}
+    with pytest.raises(SiteError, match="sweep: expected finite params of 'r', got NaN or infinity"):
+        sweep(adapter, params, tol=1e-3)

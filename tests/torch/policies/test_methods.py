@@ -36,6 +36,19 @@ def test_relora_prunes_the_moments():
     assert len(optimizer.state) == len(list(state.parameters()))
 
 
+@pytest.mark.parametrize("prune", [0.5, 0.9])
+def test_pruned_moments_do_not_kick_factors_without_a_gradient(prune):
+    """LoRA's A has a gradient of 0 at a restart, so that Adam divides what is left of its moments by each other."""
+    model, state, optimizer, chain = made(families.lora(), relora, lr=0.01, prune=prune)
+    train(model, state, chain, optimizer, 3)
+    moments = [optimizer.state[one] for one in state.parameters()]
+    assert all(torch.equal(one["exp_avg"] != 0, one["exp_avg_sq"] != 0) for one in moments)
+    before = [value.detach().clone() for value in state.parameters()]
+    train(model, state, chain, optimizer, 1)
+    steps = [(value - old).abs().max() for value, old in zip(state.parameters(), before, strict=True)]
+    assert max(steps) < 0.1
+
+
 def test_rac_lora_trains_the_factor_that_starts_at_zero():
     model, state, optimizer, chain = made(families.lora(frozen_a=True), rac_lora)
     before = {name: value.clone() for name, value in state.params().items() if name.endswith(".A")}
