@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tnadapt import Adapter
+from tnadapt import Adapter, SiteError
 from tnadapt.policies import Change, hide
 from tnadapt_torch._sharded import laid_like, reshard
 from tnadapt_torch._state import COUNTS, SQUARED, AdapterState, to_numpy
@@ -53,20 +53,32 @@ class Hidden:
     def take(self, change: Change) -> None:
         """Take over what a sweep made in the shapes of before: the slices that it leaves come first, then zeros.
 
-        The scale of the update stays that of before, so that what would make up for another one is left out.
+        The scale of the update stays that of before, so that what would make up for another one is left out. Raises
+        SiteError, and changes nothing, if the optimizer has a state of other shapes than the factors.
         """
         reshard([self.state, *self.state.host])
         params, sizes = self.state.params(), sizes_of(change.adapter)
-        self.alive = {**self._alive, **{name: tuple(range(sizes[name])) for name in change.errors}}
+        written: list[tuple[Tensor, Array]] = []
         for name in sorted({*change.moves, *change.factors}):  # processes gather in one order
             parameter, factor = params[name], change.factors.get(name, 1.0)
-            moments = {
-                word: (moment, change.carry(name, to_numpy(moment), squared=word in SQUARED), word in SQUARED)
-                for word, moment in self._moments_of(parameter).items()
-            }
-            _write(parameter, change.params[name] / factor)
-            for moment, carried, is_squared in moments.values():
-                _write(moment, carried * factor ** (2 if is_squared else 1))
+            self._check_moments(name, parameter)
+            written.append((parameter, change.params[name] / factor))
+            for word, moment in self._moments_of(parameter).items():
+                is_squared = word in SQUARED
+                carried = change.carry(name, to_numpy(moment), squared=is_squared)
+                written.append((moment, carried * factor ** (2 if is_squared else 1)))
+        self.alive = {**self._alive, **{name: tuple(range(sizes[name])) for name in change.errors}}
+        for tensor, values in written:
+            _write(tensor, values)
+
+    def _check_moments(self, name: str, parameter: Tensor) -> None:
+        """Raise SiteError if the optimizer has a state of another shape, which no change of basis brings along."""
+        for word, value in self.optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor) and value.shape != parameter.shape and value.numel() > 1:
+                raise SiteError(
+                    f"sweep: expected a state of the optimizer of shape {tuple(parameter.shape)} for {name!r}, got "
+                    f"{word!r} of shape {tuple(value.shape)}.\nUse an optimizer with moments of the factors' shapes."
+                )
 
     def _moments_of(self, parameter: Tensor) -> dict[str, Tensor]:
         kept = self.optimizer.state.get(parameter, {})

@@ -125,6 +125,16 @@ def test_hidden_slices_train_as_cut_ones(kind):
     hosts.close(found[0][1], found[1][1], 1e-7)
 
 
+def test_an_optimizer_with_a_state_of_other_shapes_is_refused():
+    model, state, optimizer = adapted("lora", rank=4)
+    for shapes in ("change", "keep"):
+        schedule = RoundingSchedule(state, optimizer, Rounding({1: 1}), shapes=shapes)
+        model(hosts.words()).square().mean().backward()
+        optimizer.step()
+        optimizer.state[next(iter(state.parameters()))]["rows"] = torch.zeros(5)
+        expect_nothing_changed(schedule, schedule.step, r"expected a state of the optimizer of shape .*'rows' of shape")
+
+
 @pytest.mark.parametrize("family", ["lora", "vera", "lorta"])
 def test_hidden_slices_stay_0(family):
     model, state, optimizer = adapted(family)
