@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tnadapt._errors import SiteError
-from tnadapt._signature import answers_when_made, mistake, told
-from tnadapt.policies._checks import expect_count, expect_share, expect_state
+from tnadapt._signature import answers_when_made
+from tnadapt.policies._checks import expect_betas, expect_count, expect_slices, expect_state
 
 __all__ = ["Budget"]
 
@@ -58,9 +58,7 @@ class Budget:
             expect_count(value, WHERE, word) for value, word in ((warmup, "warmup"), (final, "final"))
         )
         self.every = expect_count(every, WHERE, "every", 1)
-        if not isinstance(betas, tuple | list) or len(betas) != 2:  # noqa: PLR2004  (beta1 and beta2)
-            raise mistake(SiteError, WHERE, "two numbers as betas", told(betas), "Write betas=(0.85, 0.85).")
-        self.betas = (expect_share(betas[0], WHERE, "beta1"), expect_share(betas[1], WHERE, "beta2"))
+        self.betas = expect_betas(betas, WHERE)
         if self.warmup + self.final >= self.steps:
             raise SiteError(
                 f"{WHERE}: expected a step between warmup and final, got {self.warmup} + {self.final} of {self.steps}."
@@ -126,13 +124,7 @@ class Budget:
         return {name: tuple(sorted(places)) for name, places in chosen.items() if len(places) < len(scores[name])}
 
     def _expect(self, importances: object) -> dict[str, Array]:
-        if not isinstance(importances, Mapping) or not importances:
-            todo = "Pass what importance(adapter, params, gradients) returned."
-            raise mistake(SiteError, WHERE, "the importances of at least one bond", told(importances), todo)
-        found = {name: np.abs(np.asarray(value, dtype=np.float64)) for name, value in sorted(importances.items())}
-        for name, value in found.items():
-            if value.ndim != 1 or not len(value) or not np.isfinite(value).all():
-                raise SiteError(f"{WHERE}: expected a finite number for each slice of {name!r}, got {told(value)}.")
+        found = {name: np.abs(value) for name, value in expect_slices(importances, WHERE).items()}
         sizes, known = ({name: len(value) for name, value in one.items()} for one in (found, self.mean))
         if self.mean and sizes != known:
             odd = next(name for name in sorted({*sizes, *known}) if sizes.get(name) != known.get(name))

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from numbers import Real
 
+import numpy as np
+import numpy.typing as npt
+
 from tnadapt._errors import SiteError
 from tnadapt._hosts import as_integer
 from tnadapt._signature import mistake, told
@@ -26,6 +29,25 @@ def expect_share(value: object, where: str, word: str) -> float:
             SiteError, where, f"a number from 0 to 1, without 1, as {word}", told(value), f"Write {word}=0.85."
         )
     return float(value)
+
+
+def expect_betas(betas: object, where: str) -> tuple[float, float]:
+    """Return beta1 and beta2, both from 0 to 1, without 1. Raises SiteError for anything else."""
+    if not isinstance(betas, tuple | list) or len(betas) != 2:  # noqa: PLR2004  (beta1 and beta2)
+        raise mistake(SiteError, where, "two numbers as betas", told(betas), "Write betas=(0.85, 0.85).")
+    return expect_share(betas[0], where, "beta1"), expect_share(betas[1], where, "beta2")
+
+
+def expect_slices(importances: object, where: str) -> dict[str, npt.NDArray[np.float64]]:
+    """Return a finite number for each slice of each bond, sorted by name. Raises SiteError for anything else."""
+    if not isinstance(importances, Mapping) or not importances:
+        todo = "Pass what importance(adapter, params, gradients) returned."
+        raise mistake(SiteError, where, "the importances of at least one bond", told(importances), todo)
+    found = {name: np.asarray(value, dtype=np.float64) for name, value in sorted(importances.items())}
+    for name, value in found.items():
+        if value.ndim != 1 or not len(value) or not np.isfinite(value).all():
+            raise SiteError(f"{where}: expected a finite number for each slice of {name!r}, got {told(value)}.")
+    return found
 
 
 def expect_state(state: object, where: str, names: set[str], asked: Mapping[str, object]) -> Mapping[str, object]:
