@@ -8,6 +8,7 @@ import torch
 
 import tnadapt
 from tests.torch import hosts
+from tests.torch.alone import run_alone
 from tnadapt import SiteError, families
 from tnadapt.policies import bonds, cut, grow, importance, sweep
 from tnadapt_torch import attach, load
@@ -21,7 +22,6 @@ OPTIMIZERS = {
     "rmsprop": lambda params: torch.optim.RMSprop(params, lr=1e-2, momentum=0.9),
     "adagrad": lambda params: torch.optim.Adagrad(params, lr=1e-2),
 }
-ALONE = {"rank": 0, "world_size": 1}
 each_family = pytest.mark.parametrize("family", hosts.FAMILIES)
 
 
@@ -223,36 +223,31 @@ def test_what_cannot_be_resized_is_left_as_it_was(monkeypatch):
     assert model(hosts.words()).isfinite().all()
 
 
-def test_the_buckets_of_data_parallelism_are_not_broken(tmp_path):
+def resize_under_data_parallelism():
     model, state, _ = adapted("lotr")
     change = grown(state)
-    torch.distributed.init_process_group("gloo", store=torch.distributed.FileStore(str(tmp_path / "s"), 1), **ALONE)
-    try:
-        wrapper = torch.nn.parallel.DistributedDataParallel(model)
-        expect_nothing_changed(state, lambda: state.resize(change), r"that DistributedDataParallel has put in buckets")
-        del wrapper
-        state.resize(change)
-        wrapped = torch.nn.parallel.DistributedDataParallel(model)
-        wrapped(hosts.words()).sum().backward()
-    finally:
-        torch.distributed.destroy_process_group()
+    wrapper = torch.nn.parallel.DistributedDataParallel(model)
+    expect_nothing_changed(state, lambda: state.resize(change), r"that DistributedDataParallel has put in buckets")
+    del wrapper
+    state.resize(change)
+    wrapped = torch.nn.parallel.DistributedDataParallel(model)
+    wrapped(hosts.words()).sum().backward()
 
 
-def test_shards_are_not_resized(tmp_path):
+def resize_shards():
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     model, state, _ = adapted("lotr")
     change = grown(state)
-    torch.distributed.init_process_group("gloo", store=torch.distributed.FileStore(str(tmp_path / "s"), 1), **ALONE)
-    try:
-        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
-        with pytest.raises(
-            SiteError, match=r"expected factors that this process holds to change their shapes, got .*DTe"
-        ):
-            state.resize(change)
-    finally:
-        torch.distributed.destroy_process_group()
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    with pytest.raises(SiteError, match=r"expected factors that this process holds to change their shapes, got .*DTe"):
+        state.resize(change)
+
+
+@pytest.mark.parametrize("body", [resize_under_data_parallelism, resize_shards])
+def test_the_buckets_of_data_parallelism_are_not_broken_and_shards_not_resized(body):
+    run_alone(body)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

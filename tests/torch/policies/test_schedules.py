@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from tests.torch import hosts
+from tests.torch.alone import run_alone
 from tnadapt import SiteError, families
 from tnadapt.policies import Budget, Growth, Rounding, bonds, importance, units
 from tnadapt_torch import attach, load
 from tnadapt_torch.policies import BudgetSchedule, GrowthSchedule, RoundingSchedule
 
 STEPS, STOP = 12, 7
-ALONE = {"rank": 0, "world_size": 1}
 each_family = pytest.mark.parametrize("family", hosts.FAMILIES)
 
 
@@ -294,26 +294,26 @@ def test_a_step_that_the_adapter_refuses_leaves_the_schedule_as_it_was(monkeypat
         assert schedule.policy.time == 0
 
 
-def test_data_parallelism_needs_shapes_that_stay(tmp_path):
+def step_under_data_parallelism():
     model, state, optimizer = adapted("lora", rank=4)
-    torch.distributed.init_process_group("gloo", store=torch.distributed.FileStore(str(tmp_path / "s"), 1), **ALONE)
-    try:
-        wrapper = torch.nn.parallel.DistributedDataParallel(model)
-        wrapper(hosts.words()).sum().backward()
-        budget, growth, rounding = every_schedule(state, optimizer)
-        for schedule in (budget, rounding):
-            todo = rf"Or pass shapes=\"keep\" to {type(schedule).__name__}"
-            expect_nothing_changed(schedule, schedule.step, rf"put in buckets[\s\S]*{todo}")
-        expect_nothing_changed(growth, growth.step, r"wrap it again\.$")
-        hidden = BudgetSchedule(state, optimizer, Budget(target=12, steps=1), shapes="keep")
-        hidden.step()
-        expect_nothing_changed(hidden, hidden.finish, r"DistributedDataParallel has put in buckets")
-        before = model(hosts.words()).detach()
-        del wrapper
-        hidden.finish()
-        hosts.close(model(hosts.words()), before, 1e-10)
-    finally:
-        torch.distributed.destroy_process_group()
+    wrapper = torch.nn.parallel.DistributedDataParallel(model)
+    wrapper(hosts.words()).sum().backward()
+    budget, growth, rounding = every_schedule(state, optimizer)
+    for schedule in (budget, rounding):
+        todo = rf"Or pass shapes=\"keep\" to {type(schedule).__name__}"
+        expect_nothing_changed(schedule, schedule.step, rf"put in buckets[\s\S]*{todo}")
+    expect_nothing_changed(growth, growth.step, r"wrap it again\.$")
+    hidden = BudgetSchedule(state, optimizer, Budget(target=12, steps=1), shapes="keep")
+    hidden.step()
+    expect_nothing_changed(hidden, hidden.finish, r"DistributedDataParallel has put in buckets")
+    before = model(hosts.words()).detach()
+    del wrapper
+    hidden.finish()
+    hosts.close(model(hosts.words()), before, 1e-10)
+
+
+def test_data_parallelism_needs_shapes_that_stay():
+    run_alone(step_under_data_parallelism)
 
 
 FEW = Budget(target=9, steps=2)
