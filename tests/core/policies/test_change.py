@@ -158,6 +158,7 @@ def test_several_bonds_at_once():
 
 @pytest.mark.parametrize(("act", "match"), [
     (lambda a, p: grow(a, p, {"r": 1}, 2), r"grow: expected no further value beside values by bond, got 2"),
+    (lambda a, p: grow(a, p | {"0.q.A": {}}, "r", 1), r"(?s)a numpy array as params\['0\.q\.A'\].*state\.arrays"),
     (lambda a, p: grow(a, p, {}), r"grow: expected at least one bond, got none"),
     (lambda a, p: cut(a, p, {"r": 1, "0.q.r": 1}), r"cut: expected each bond once, got '0.q.r' twice"),
     (lambda a, p: cut(a, p, "r"), r"cut: expected indices of slices as keep, got None"),
