@@ -428,3 +428,14 @@ def test_moments_follow_a_cast_of_the_factors():
         backward(model, words)
         optimizer.step()
     assert all(torch.isfinite(value).all() for value in state.parameters())
+
+
+@pytest.mark.parametrize(("options", "stands"), [({}, True), ({"skip": 0}, False)])
+def test_large_gradients_are_skipped_unless_that_is_turned_off(options, stands):
+    params = moved(LORA)
+    state = state_of(LORA, params)
+    optimizer = Rite(state, lr=1e-2, **options)
+    give(state, {name: np.full(value.shape, 1e3) for name, value in params.items()})
+    before = {name: value.copy() for name, value in values_of(state).items()}
+    optimizer.step()
+    assert all(np.array_equal(value, before[name]) for name, value in values_of(state).items()) == stands

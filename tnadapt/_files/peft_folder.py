@@ -242,6 +242,9 @@ def write_folder(directory: Path, config: Mapping[str, Any], tensors: Mapping[st
 def _config_of(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG
     if not path.is_file():
+        if directory.is_file():
+            todo = "Read a file of tnadapt with load."
+            raise FileNotFoundError(f"{directory}: expected a folder with {CONFIG}, got a file.\n{todo}")
         raise FileNotFoundError(path)
     return read_object(path, MOST_BYTES)
 

@@ -89,6 +89,9 @@ def open_tensors(path: Path, where: str) -> Iterator[TensorFile]:
     if not path.is_file():
         if path.exists() and not path.is_dir():
             raise FormatError(f"{where}: expected a file, got a device or a pipe.\nGive the path of a file.")
+        if path.is_dir():
+            todo = "Read a checkpoint of PEFT with read_peft, or with load_peft in PyTorch."
+            raise FileNotFoundError(f"{path}: expected a file, got a folder.\n{todo}")
         raise FileNotFoundError(path)
     with path.open("rb") as file:
         whole = os.fstat(file.fileno()).st_size

@@ -307,7 +307,7 @@ def _magnitude_faults(spec: Table, arrays: Mapping[str, Factor], axes: tuple[Axi
             f"factor {other!r}: expected a copy of a factor in a term, got one of a magnitude" for other in copies
         ]
         faults += [
-            f"term {term!r}: expected no magnitude, which multiplies the sum of the terms and the weight, got {name!r}"
+            f"term {term!r}: expected no magnitude, since it multiplies the weight with its update; leave out {name!r}"
             for term in spec.terms
             if name in words_of(term)[1]
         ]

@@ -32,8 +32,9 @@ def magnitude(spec: AdapterSpec) -> AdapterSpec:
         SpecError: the spec has a magnitude, or a factor of that name.
     """
     _expect_spec(spec, "magnitude")
-    if spec.magnitude or "magnitude" in spec.factors:
-        raise SpecError(spec.name, ["magnitude: expected a spec without a factor 'magnitude', got one that has it"])
+    if name := "magnitude" if "magnitude" in spec.factors else spec.magnitude:
+        fault = f"magnitude: expected a spec without a factor 'magnitude', got one with {name!r}"
+        raise SpecError(spec.name, [fault])
     modes = " ".join((*spec.site_modes, *spec.axes[0]))
     factors = {**spec.factors, "magnitude": trainable(modes, init=row_norms())}
     return replace(spec, name=f"{spec.name}_magnitude", factors=factors)

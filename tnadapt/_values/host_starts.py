@@ -9,6 +9,7 @@ import numpy.typing as npt
 from tnadapt._errors import SiteError
 from tnadapt._hosts import Site
 from tnadapt._language import HOST, HOST_PARTS, Adapter, Group, Network
+from tnadapt._signature import mistake, told
 from tnadapt._values.einsum import contract
 
 __all__: list[str] = []
@@ -121,7 +122,12 @@ def _weight_of(site: Site, weights: Weights) -> Array:
             f"{site.path}: expected the host's weight {site.weight} to read its start from, got none.\n"
             "Add it to the weights."
         )
-    whole = np.asarray(weights[site.weight], dtype=np.float64)
+    try:
+        whole = np.asarray(weights[site.weight], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        todo = "In JAX, pass leaves.read(tree), where leaves is what find_sites returned."
+        given = told(weights[site.weight])
+        raise mistake(SiteError, site.weight, "the weight as an array (out, in)", given, todo) from error
     if whole.shape != site.weight_shape:
         raise SiteError(f"{site.weight}: expected shape {site.weight_shape}, got {whole.shape}.")
     return np.asarray(whole[site.rectangle])

@@ -14,10 +14,11 @@ __all__ = ["hra", "oft", "soda", "svdiff"]
 def oft(*, shared_blocks: bool = False) -> AdapterSpec:
     """OFT: dW = W R - W, with R orthogonal and block-diagonal along the in axis (arXiv:2306.07280).
 
-    Block g of R (i x i) is the Cayley transform of X_g - X_g^T; X (g x i x i) starts at 0, so that R is 1. The size of
-    a block is sizes={"i": 32}, PEFT's default; sizes={"g": 8} sets their number. `shared_blocks`: one X (i x i) for all
-    blocks, PEFT's block_share. PEFT stores the i (i - 1) / 2 numbers above the diagonal, and by default replaces the
-    inverse by a few terms of its series (use_cayley_neumann). The limit of COFT and the dropout of blocks are left out.
+    Block g of R (i x i) is the Cayley transform of X_g - X_g^T; X (g x i x i) starts at 0, so that R is 1. There
+    is no rank: sizes={"i": 32}, PEFT's default, sets the size of a block, sizes={"g": 8} the number of blocks, and
+    without either the in axis is split as evenly as possible. `shared_blocks`: one X (i x i) for all blocks, PEFT's
+    block_share. PEFT stores the i (i - 1) / 2 numbers above the diagonal, and by default replaces the inverse by a few
+    terms of its series (use_cayley_neumann). The limit of COFT and the dropout of blocks are left out.
     A rotation has no scale.
     Trainable: g i^2 per site, of which i (i - 1) / 2 per block matter. Rank of dW: full rank is possible.
     """

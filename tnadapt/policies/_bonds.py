@@ -184,7 +184,7 @@ def expect_arrays(adapter: Adapter, params: object, where: str) -> Params:
                 f"{where}: expected an array {name!r} among the params, got none.\n"
                 f"This adapter has {', '.join(list(adapter.slots)[:6])}."
             )
-        found[name] = np.asarray(given[name], dtype=np.float64)
+        found[name] = _as_numbers(given[name], name, where)
         if found[name].shape != slot.shape:
             raise SiteError(f"{where}: expected params[{name!r}] of shape {slot.shape}, got {found[name].shape}.")
     for name in given:
@@ -193,6 +193,14 @@ def expect_arrays(adapter: Adapter, params: object, where: str) -> Params:
         elif name not in adapter.slots and name not in adapter.starts:
             raise SiteError(f"{where}: expected only params of this adapter, got {name!r}.\n{near(name, [*found])}")
     return found
+
+
+def _as_numbers(value: object, name: str, where: str) -> Array:
+    try:
+        return np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:  # a tensor of torch that requires a gradient: RuntimeError
+        todo = "In PyTorch, pass state.arrays()."
+        raise mistake(SiteError, where, f"a numpy array as params[{name!r}]", told(value), todo) from error
 
 
 def resized(adapter: Adapter, sizes: Mapping[str, tuple[int, ...]]) -> Adapter:

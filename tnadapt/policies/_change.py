@@ -53,7 +53,7 @@ class Transport:
 Move = Selection | Transport
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Change:
     """A change of bonds: the adapter and the params after it, and how a gradient before it becomes one after it.
 
@@ -73,6 +73,11 @@ class Change:
         """Freeze the mappings."""
         for word in ("moves", "factors", "errors"):
             object.__setattr__(self, word, FrozenMap(getattr(self, word)))
+
+    def __repr__(self) -> str:
+        """Return the arrays that changed, and the norm of what each bond lost, without any values."""
+        lost = ", ".join(f"{name} {np.linalg.norm(values):.3g}" for name, values in self.errors.items())
+        return f"Change({self.adapter.spec.name}: {', '.join(self.moves)}{f'; discarded: {lost}' if lost else ''})"
 
     def then(self, later: "Change") -> "Change":
         """Return this change and a later one, made from its adapter and params, as one change.

@@ -75,7 +75,10 @@ def _cut(adapter: Adapter, arrays: Params, asked: Mapping[str, object]) -> Chang
     for number in {number for number in plain.values() if isinstance(number, int)}:
         most = max(one.sizes[0] for one in chosen if plain[one.name] == number)
         if number > most:
-            raise SiteError(f"{WHERE}: expected at most the {most} slices of {chosen[0].mode!r} to stay, got {number}.")
+            raise SiteError(
+                f"{WHERE}: expected at most the {most} slices of {chosen[0].mode!r} to stay, got {number}.\n"
+                "Use grow to add slices."
+            )
     return _keep_slices(adapter, arrays, chosen, kept)
 
 

@@ -309,6 +309,10 @@ def test_a_missing_file_raises_file_not_found(tmp_path):
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(FileNotFoundError, match=path.name):
             load(path)
+    with pytest.raises(
+        FileNotFoundError, match=r"expected a file, got a folder\.\nRead a checkpoint of PEFT with read_peft"
+    ):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -371,6 +371,10 @@ def test_damaged_and_missing_files_are_refused(tmp_path):
     config.unlink()
     with pytest.raises(FileNotFoundError, match=r"adapter_config\.json"):
         read_peft(folder)
+    with pytest.raises(
+        FileNotFoundError, match=r"expected a folder with adapter_config\.json, got a file\.\nRead a file"
+    ):
+        read_peft(tensors)
 
 
 def test_integer_tensors_and_checkpoints_without_modules_are_refused(tmp_path):

@@ -128,6 +128,10 @@ def test_a_magnitude_may_have_any_rank_and_no_thin_lora():
     ("build", "message"),
     [
         (lambda: magnitude(magnitude(families.lora())), "magnitude: expected a spec without a factor 'magnitude'"),
+        (
+            lambda: magnitude(spec_with(trainable("out", init=row_norms()))),
+            "expected a spec without a factor 'magnitude', got one with 'm'",
+        ),
         (lambda: masked(masked(families.lora())), "masked: expected a spec without a factor 'mask'"),
         (lambda: magnitude("lora"), "magnitude: expected a spec, got"),
         (lambda: spec_with(trainable("in", init=row_norms())), "factor 'm': expected the modes 'out' for a magnitude"),

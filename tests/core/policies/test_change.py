@@ -158,6 +158,7 @@ def test_several_bonds_at_once():
 
 @pytest.mark.parametrize(("act", "match"), [
     (lambda a, p: grow(a, p, {"r": 1}, 2), r"grow: expected no further value beside values by bond, got 2"),
+    (lambda a, p: grow(a, p | {"0.q.A": {}}, "r", 1), r"(?s)a numpy array as params\['0\.q\.A'\].*state\.arrays"),
     (lambda a, p: grow(a, p, {}), r"grow: expected at least one bond, got none"),
     (lambda a, p: cut(a, p, {"r": 1, "0.q.r": 1}), r"cut: expected each bond once, got '0.q.r' twice"),
     (lambda a, p: cut(a, p, "r"), r"cut: expected indices of slices as keep, got None"),
@@ -168,3 +169,12 @@ def test_several_bonds_that_do_not_fit(act, match):
     adapter = families.lora().bind(SITES, rank=2)
     with pytest.raises(SiteError, match=match):
         act(adapter, random_params(adapter, np.random.default_rng(0)))
+
+
+def test_a_change_prints_what_changed_and_no_values():
+    adapter = families.lotr().bind(SITES[:1], rank=3)
+    params = random_params(adapter, np.random.default_rng(0))
+    assert repr(grow(adapter, params, "p", 2)) == "Change(lotr: A, G)"
+    swept = sweep(adapter, params, rank=2)
+    lost = ", ".join(f"{name} {np.linalg.norm(swept.errors[name]):.3g}" for name in swept.errors)
+    assert repr(swept) == f"Change(lotr: {', '.join(swept.moves)}; discarded: {lost})"

@@ -101,7 +101,7 @@ def test_frozen_factors_are_cut_and_the_file_gives_them_back(tmp_path):
 @pytest.mark.parametrize(("keep", "match"), [
     (0, r"cut: expected at least 1 slice of '0.q.r' to stay, got a cut to 0"),
     ([], r"cut: expected at least 1 slice of '0.q.r' to stay, got a cut to 0"),
-    (4, r"cut: expected at most the 3 slices of 'r' to stay, got 4"),
+    (4, r"cut: expected at most the 3 slices of 'r' to stay, got 4\.\nUse grow"),
     ([0, 0], r"each index of '0.q.r' at most once, from 0 to 2, got 0 among \[0, 0\]"),
     ([3], r"from 0 to 2, got 3"),
     ([-1], r"from 0 to 2, got -1"),

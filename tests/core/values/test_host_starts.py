@@ -241,6 +241,10 @@ def test_the_start_of_a_block_is_read_from_its_part_of_the_weight(weights):
             r"layers\.1\.q: expected shape \(12, 8\), got \(8, 12\)",
         ),
         (
+            lambda found: found | {"layers.0.q": {"kernel": np.ones((8, 12))}},
+            r"layers\.0\.q: expected the weight as an array \(out, in\), got a dict of 'kernel'\.\nIn JAX, pass",
+        ),
+        (
             lambda found: found | {"layers.0.q": np.full((12, 8), np.nan)},
             "A: expected finite host weights to read its start from, got NaN or infinity",
         ),
