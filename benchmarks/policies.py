@@ -26,7 +26,7 @@ from sentences import bigram_shift
 from training import Classifier, Split, accuracy, encode, load_classifier, over_all, padded, random_batches
 
 import tnadapt
-from tnadapt import AdapterSpec, families
+from tnadapt import AdapterSpec, families, magnitude
 from tnadapt.initializers import raw
 from tnadapt.policies import (
     Budget,
@@ -39,7 +39,8 @@ from tnadapt.policies import (
     select,
 )
 from tnadapt_torch import AdapterState, attach
-from tnadapt_torch.policies import BudgetSchedule, GrowthSchedule, RoundingSchedule
+from tnadapt_torch.optim import Preconditioned, Rite
+from tnadapt_torch.policies import BudgetSchedule, GrowthSchedule, RoundingSchedule, cola, rac_lora, relora
 
 RANK, LAYERS, KINDS = 4, 6, ("query", "value")
 TOTAL = RANK * LAYERS * len(KINDS)
@@ -167,6 +168,38 @@ def pruned(task: Task, seed: int, *, by_error: bool) -> tuple[float, int]:
     return scored(task, model, state)
 
 
+def chained(task: Task, seed: int, make: Callable[..., Any], lora: AdapterSpec | None = None) -> tuple[float, int]:
+    """A chain of four links, each of the rank of the plain LoRA. The head is trained beside the adapter."""
+    model = load_classifier(task.model, 2, seed)
+    state = attach(model, lora or task.lora, target_modules=list(KINDS), rank=RANK, seed=seed)
+    model.head.requires_grad_(requires_grad=True)
+    every = max(task.steps // 4, 1)
+    train(task, model, state, seed, range(task.steps), make=lambda state, optimizer: make(state, optimizer, every))
+    return scored(task, model, state)
+
+
+def with_spec(task: Task, seed: int, spec: AdapterSpec) -> tuple[float, int]:
+    """Train another spec of the same rank."""
+    return plain(replace(task, lora=spec), seed, RANK)
+
+
+def stepped(task: Task, seed: int, make: Callable[[AdapterState], Any]) -> tuple[float, int]:
+    """Train a LoRA with another optimizer, which trains the head as well."""
+    model = load_classifier(task.model, 2, seed)
+    state = adapt(model, task.lora, RANK, seed)
+    optimizer = make(state)
+    for batch in (batch[:BATCH] for batch in random_batches(task.train, task.steps, seed)[: task.steps]):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(*padded(task.train, batch)), task.train.labels[batch]).backward()
+        optimizer.step()
+    return scored(task, model, state)
+
+
+def preconditioned(state: AdapterState) -> Preconditioned:
+    """Precondition the gradients that AdamW takes."""
+    return Preconditioned(state, torch.optim.AdamW(state.parameter_groups(lr=RATE), weight_decay=0.0))
+
+
 ROWS: dict[str, Callable[[Task, int], tuple[float, int]]] = {
     "LoRA of rank 4": lambda task, seed: plain(task, seed, RANK),
     "Budget, 8 to 4 on average": budget,
@@ -176,6 +209,12 @@ ROWS: dict[str, Callable[[Task, int], tuple[float, int]]] = {
     "LoRA of rank 1": lambda task, seed: plain(task, seed, 1),
     "LoRA of rank 2": lambda task, seed: plain(task, seed, 2),
     "GeLoRA's ranks": gelora,
+    "DoRA: magnitude of LoRA of rank 4": lambda task, seed: with_spec(task, seed, magnitude(task.lora)),
+    "COLA, 4 links of rank 4": lambda task, seed: chained(task, seed, cola),
+    "ReLoRA, 4 links of rank 4": lambda task, seed: chained(task, seed, relora),
+    "RAC-LoRA, 4 links of rank 4": lambda task, seed: chained(task, seed, rac_lora, families.lora(frozen_a=True)),
+    "LoRA of rank 4, Rite": lambda task, seed: stepped(task, seed, lambda state: Rite(state, lr=RATE)),
+    "LoRA of rank 4, Preconditioned": lambda task, seed: stepped(task, seed, preconditioned),
     "pruned: LoSA of rank 4": lambda task, seed: pruned(task, seed, by_error=False),
     "pruned: LoSA, ranks by error": lambda task, seed: pruned(task, seed, by_error=True),
 }
