@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -439,3 +440,17 @@ def test_large_gradients_are_skipped_unless_that_is_turned_off(options, stands):
     before = {name: value.copy() for name, value in values_of(state).items()}
     optimizer.step()
     assert all(np.array_equal(value, before[name]) for name, value in values_of(state).items()) == stands
+
+
+@pytest.mark.parametrize("size", [1e3, 1e-3])
+def test_a_warning_says_that_every_gradient_was_skipped(size):
+    params = moved(LORA)
+    state = state_of(LORA, params)
+    optimizer = Rite(state, lr=1e-4)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        for _ in range(12):
+            give(state, {name: np.full(value.shape, size) for name, value in params.items()})
+            optimizer.step()
+    told = [str(one.message) for one in found if "nothing was trained" in str(one.message)]
+    assert len(told) == (size > 1)

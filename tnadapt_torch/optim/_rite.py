@@ -1,5 +1,6 @@
 """LoRA-RITE for every bond with two trained factors: steps that do not depend on how the two share the update."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any, cast
@@ -15,6 +16,8 @@ from tnadapt_torch._state import AdapterState
 from tnadapt_torch.optim._trained import arrays, check_trained, evaluated, expect_number, expect_state, matrices
 
 __all__ = ["Rite"]
+
+LOOKED_AT = 10  # the step at which it is asked whether anything was trained
 
 KEPT = ("step", "moment", "second", "basis")  # the last only of factors
 Settings = dict[str, Any]
@@ -219,6 +222,11 @@ class Half:
         states = [{key: value[n] for key, value in kept.items()} | {"step": age} for n in range(len(self.values))]
         return list(zip(self.values, arrays(changed, self.fold), states, strict=True))
 
+    @property
+    def moves(self) -> bool:
+        """Whether this factor has a gradient now or had one before. Asking waits for the device."""
+        return bool(self.grad.any()) or bool(self._kept("moment").any())
+
     def _kept(self, key: str) -> Tensor:
         return torch.stack([state[key] for state in self.states]).to(self.now.dtype)  # factors may have been cast
 
@@ -228,6 +236,12 @@ def _factor_steps(batches: Sequence[tuple[Half, Half]], group: Settings) -> list
     halves = [(half, other) for left, right in batches for half, other in ((left, right), (right, left))]
     for half, other in halves:
         half.unmagnify(other, group["skip"])
+    if all(half.age + 1 == LOOKED_AT for half, _ in halves) and not any(half.moves for half, _ in halves):
+        warnings.warn(
+            f"Rite: expected a gradient below skip={group['skip']} in one of the first {LOOKED_AT} steps, got none: "
+            "nothing was trained.\nAverage the loss instead of summing it, or pass skip=0.",
+            stacklevel=4,
+        )
     if clip := group["clip"]:
         device = halves[0][0].grad.device
         norm = torch.stack([half.grad.square().sum().to(device) for half, _ in halves]).sum().sqrt()
