@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -107,15 +107,7 @@ class SiteUpdate:
 
     def _decide(self, place: int) -> bool:
         """Return, and remember, whether folding pays for a bucket of tokens and the gradients needed."""
-        tokens, training, x_needs_grad = _case(place)
-        order = plan(
-            self.network,
-            tokens=tokens,
-            training=training,
-            x_needs_grad=x_needs_grad,
-            host_product=self.reads_product,
-            fft=place != COMPILED,
-        )
+        order = plan(self.network, **_asked(place, host_product=self.reads_product))
         self._folds[place] = pays = order.pays_to_fold
         return pays
 
@@ -140,17 +132,9 @@ class SiteUpdate:
     def _write_code(self, place: int) -> tuple[Code, tuple[Ref, ...]]:
         """Write the code for a bucket of tokens and the gradients needed, at the first call that needs it."""
         is_given, at = divmod(place, 2 * CODES)
-        tokens, training, x_needs_grad = _case(at % CODES)
-        asked = {
-            "training": training,
-            "x_needs_grad": x_needs_grad,
-            # The inductor of torch 2.13 gives wrong gradients of the product of two spectra, without an error; and the
-            # backward pass of such a product fails on DTensors.
-            "fft": at < COMPILED,
-            "host_product": bool(is_given),
-        }
-        code = lower_apply(self.network, tokens, **asked)
-        read = nodes_read(self.network, tokens, **asked)
+        asked = _asked(at, host_product=bool(is_given))
+        code = lower_apply(self.network, **asked)
+        read = nodes_read(self.network, **asked)
         self._code[place] = found = code, tuple(self.refs[number] for number in read)
         return found
 
@@ -195,10 +179,24 @@ class SiteUpdate:
             self.allow_folding()
 
 
-def _case(place: int) -> tuple[int, bool, bool]:
-    """Return the tokens, whether factors need a gradient, and whether x does, of a place in the codes."""
-    need, bucket = divmod(COMPILED_FOR if place == COMPILED else place, len(BUCKETS))
-    return BUCKETS[bucket], need > 0, need > 1
+class Asked(TypedDict):
+    """What a plan of one place in the codes is made for."""
+
+    tokens: int
+    training: bool
+    x_needs_grad: bool
+    fft: bool
+    host_product: bool
+
+
+def _asked(place: int, *, host_product: bool) -> Asked:
+    """Return what the code at a place is made for: tokens, and whether factors and x need a gradient."""
+    at = place % CODES
+    need, bucket = divmod(COMPILED_FOR if at == COMPILED else at, len(BUCKETS))
+    # The inductor of torch 2.13 gives wrong gradients of the product of two spectra, without an error; and the backward
+    # pass of such a product fails on DTensors.
+    fft = place < COMPILED
+    return Asked(tokens=BUCKETS[bucket], training=need > 0, x_needs_grad=need > 1, fft=fft, host_product=host_product)
 
 
 def _is_like(x: object, weight: Tensor) -> bool:
