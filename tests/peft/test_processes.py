@@ -1,7 +1,6 @@
 """Under PEFT with DistributedDataParallel or FSDP2, two processes compute the gradients of one."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 
 from tests.peft.models import SPECS, close
 from tests.peft.process import TEXTS, train
+from tests.processes import run_all
 
 PROGRAM = Path(__file__).with_name("process.py")
 WORLD = 2
@@ -27,14 +27,7 @@ pytestmark = [
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_processes_compute_the_gradients_of_one(kind, tmp_path):
     words = [[sys.executable, str(PROGRAM), kind, str(tmp_path), str(rank), str(WORLD)] for rank in range(WORLD)]
-    jobs = [subprocess.Popen(word, stderr=subprocess.PIPE, text=True) for word in words]
-    try:
-        said = [job.communicate(timeout=120)[1] for job in jobs]
-    finally:
-        for job in jobs:
-            job.kill()
-            job.wait()
-    assert [job.returncode for job in jobs] == [0] * WORLD, "\n".join(said)
+    run_all(words, 120)
     for rank in range(WORLD):
         found = torch.load(tmp_path / f"{rank}.pt")
         for name in SPECS:

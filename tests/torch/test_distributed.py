@@ -1,7 +1,6 @@
 """Two processes compute the gradients of one, with replicas and with shards, under `accelerate` if it is installed."""
 
 import importlib.util
-import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.processes import run_all
 from tests.torch import hosts
 from tests.torch.worker import FAMILIES, KINDS
 
@@ -33,14 +33,7 @@ def of_two(tmp_path_factory):
         words = [[sys.executable, *LAUNCH.split(), *DEFAULTS.split(), WORKER, str(folder)]]
     else:
         words = [[sys.executable, WORKER, str(folder), str(rank), str(WORLD)] for rank in range(WORLD)]
-    jobs = [subprocess.Popen(word, stderr=subprocess.PIPE, text=True) for word in words]
-    try:
-        said = [job.communicate(timeout=TIMEOUT)[1] for job in jobs]
-    finally:
-        for job in jobs:
-            job.terminate()  # not kill: a launcher must end the processes that it started
-            job.wait()
-    assert [job.returncode for job in jobs] == [0] * len(jobs), "\n".join(said)
+    run_all(words, TIMEOUT)
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 
 

@@ -1,6 +1,5 @@
 """Rite and Preconditioned on two processes, with replicas and with shards, take the steps of one."""
 
-import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.processes import run_all
 from tests.torch import hosts
 from tests.torch.optim_worker import CASES, KINDS, train
 
@@ -24,14 +24,7 @@ pytestmark = [
 def of_two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     words = [[sys.executable, WORKER, str(folder), str(rank), str(WORLD)] for rank in range(WORLD)]
-    jobs = [subprocess.Popen(word, stderr=subprocess.PIPE, text=True) for word in words]
-    try:
-        said = [job.communicate(timeout=TIMEOUT)[1] for job in jobs]
-    finally:
-        for job in jobs:
-            job.kill()
-            job.wait()
-    assert [job.returncode for job in jobs] == [0] * WORLD, "\n".join(said)
+    run_all(words, TIMEOUT)
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 
 

@@ -1,13 +1,13 @@
 """Processes share a host by DistributedDataParallel, fully_shard or tensor parallelism: as one process, or refused."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.processes import run_all
 from tests.torch.parallel.life import KINDS
 from tests.torch.parallel.scenes import SCENES
 from tests.torch.parallel.ways import SHARED
@@ -60,14 +60,7 @@ only_laws = pytest.mark.skipif(
 def play(world, folder, whats):
     """Play scenes and lives with this many processes; return what went wrong, by scene or life and by process."""
     words = [[sys.executable, str(PROGRAM), str(folder), str(rank), str(world), *whats] for rank in range(world)]
-    jobs = [subprocess.Popen(word, stderr=subprocess.PIPE, text=True) for word in words]
-    try:
-        said = [job.communicate(timeout=TIMEOUT)[1] for job in jobs]
-    finally:
-        for job in jobs:
-            job.kill()
-            job.wait()
-    assert [job.returncode for job in jobs] == [0] * world, "\n".join(said)
+    run_all(words, TIMEOUT)
     found = [torch.load(folder / f"{rank}.pt") for rank in range(world)]
     assert all(list(each) == list(whats) for each in found)
     return {f"{what} on {rank}": each[what] for rank, each in enumerate(found) for what in whats if each[what]}

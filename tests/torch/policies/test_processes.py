@@ -1,12 +1,12 @@
 """Two processes with halves of a batch decide alike, and as one process with the whole batch."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.processes import run_all
 from tests.torch import hosts
 from tests.torch.policies.process import run
 
@@ -22,14 +22,7 @@ pytestmark = [
 def of_two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     words = [[sys.executable, str(PROGRAM), str(folder), str(rank), str(WORLD)] for rank in range(WORLD)]
-    jobs = [subprocess.Popen(word, stderr=subprocess.PIPE, text=True) for word in words]
-    try:
-        said = [job.communicate(timeout=TIMEOUT)[1] for job in jobs]
-    finally:
-        for job in jobs:
-            job.kill()
-            job.wait()
-    assert [job.returncode for job in jobs] == [0] * WORLD, "\n".join(said)
+    run_all(words, TIMEOUT)
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 
 

@@ -1,6 +1,5 @@
 """Two processes train the same chain, with replicas and with shards, and it is that of one process."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.processes import run_all
 from tests.torch import hosts
 from tests.torch.policies.ranks import CASES, KINDS, train
 from tnadapt.policies import load_chain
@@ -26,14 +26,7 @@ def folder(tmp_path_factory):
     """The folder in which two processes wrote what they hold and saved."""
     folder = tmp_path_factory.mktemp("ranks")
     words = [[sys.executable, WORKER, str(folder), str(rank), str(WORLD)] for rank in range(WORLD)]
-    jobs = [subprocess.Popen(word, stderr=subprocess.PIPE, text=True) for word in words]
-    try:
-        said = [job.communicate(timeout=TIMEOUT)[1] for job in jobs]
-    finally:
-        for job in jobs:
-            job.terminate()
-            job.wait()
-    assert [job.returncode for job in jobs] == [0] * WORLD, "\n".join(said)
+    run_all(words, TIMEOUT)
     return folder
 
 
