@@ -216,7 +216,10 @@ def orthogonal(gain: float = 1.0) -> Initializer:
 
 @answers(SpecError)
 def identity(gain: float = 1.0) -> Initializer:
-    """Set `gain` where the indices along all modes except the site modes are equal, and 0 elsewhere."""
+    """Set `gain` where the indices along all modes except the site modes are equal, and 0 elsewhere.
+
+    In a factor with only one other mode, as in "layer t", the indices along the site modes have to be equal as well.
+    """
     return Initializer("identity", _number(gain, "identity", "gain"))
 
 

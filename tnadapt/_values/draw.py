@@ -71,8 +71,9 @@ def rounded(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 def _pattern(slot: Slot) -> npt.NDArray[np.float64]:
     """Return the fixed values of a slot.
 
-    identity: 1 where the indices of the inner modes are equal, else 0. cyclic: 1 where the first index is the sum of
-    the others modulo its size, else 0. controlled_z: -1 where every inner index is the last, else 1.
+    identity: 1 where the indices of the inner modes are equal, else 0; those of all modes if only one is inner.
+    cyclic: 1 where the first index is the sum of the others modulo its size, else 0. controlled_z: -1 where every inner
+    index is the last, else 1.
     """
     index = np.indices(slot.shape, sparse=True)  # dense ones would take 8 bytes for each mode of each entry
     inner = [axis for axis, mode in enumerate(slot.factor.modes) if mode in slot.inner]
@@ -83,7 +84,8 @@ def _pattern(slot: Slot) -> npt.NDArray[np.float64]:
             at_end = [index[axis] == slot.shape[axis] - 1 for axis in inner]
             base, value, where = 1.0, -1.0, reduce(np.logical_and, at_end, np.True_)
         case _:
-            alike = [index[axis] == index[inner[0]] for axis in inner]
+            axes = range(len(index)) if len(inner) == 1 else inner
+            alike = [index[axis] == index[axes[0]] for axis in axes]
             base, value, where = 0.0, 1.0, reduce(np.logical_and, alike, np.True_)
     values = np.full(slot.shape, base)
     np.copyto(values, value, where=where)

@@ -10,7 +10,7 @@ import tensorly
 from tensorly.tt_tensor import tt_to_tensor
 
 from tests.table import FAMILIES, places
-from tnadapt import delta, families, init
+from tnadapt import delta, families, grid, init
 
 Params = Mapping[str, np.ndarray]
 Formula = Callable[[Params, Mapping[str, int]], np.ndarray]
@@ -471,3 +471,16 @@ def test_the_wires_of_quanta_have_the_sizes_of_their_modes():
         assert {network.sizes[f"w{axis}_{n}"] for n in (1, 2)} == {size}
     assert network.shape("T3_4") == (4, 4, 4, 4)
     assert network.shape("T1_2") == (2, 3, 2, 3)
+
+
+def test_craft_starts_at_the_truncated_hosvd_of_the_weights():
+    """L joins layer and t as an identity, so that slice t of the core is that of layer t."""
+    sites = grid(layers=3, kinds={"q": (5, 4)})
+    adapter = families.craft().bind(sites, rank={"p": 5, "a": 5, "q": 4, "b": 4}, overparametrized=True)
+    random = np.random.default_rng(0)
+    weights = {site.path: random.standard_normal((5, 4)) for site in sites}
+    p = init(adapter, weights)
+    assert np.array_equal(p["L"], np.eye(3))
+    whole = np.einsum("lt,op,pa,tab,qb,iq->loi", p["L"], p["U"], p["P"], p["G"], p["Q"], p["V"])
+    for layer, site in enumerate(sites):
+        assert np.allclose(whole[layer], weights[site.path], atol=1e-5)
