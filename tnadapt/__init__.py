@@ -9,10 +9,18 @@ from tnadapt._hosts import Site, find_host, grid, sites_of, split_sites
 from tnadapt._language import Adapter, AdapterSpec, count, frozen, magnitude, masked, same, trainable
 from tnadapt._planning import plan
 from tnadapt._report import compare, report
-from tnadapt._structure import degrees_of_freedom, first_gradients, fit_rank, generic_rank, rank_bound, to_lora
+from tnadapt._structure import (
+    degrees_of_freedom,
+    first_gradients,
+    fit_rank,
+    generic_rank,
+    rank_bound,
+    step_size,
+    to_lora,
+)
 from tnadapt._values import apply, delta, init, merge
 from tnadapt._version import __version__
-from tnadapt.initializers import kaiming_uniform, normal, over_rank, raw, zeros
+from tnadapt.initializers import kaiming_uniform, normal, over_rank, raw, unit, zeros
 
 __all__ = [
     "Adapter",
@@ -58,8 +66,10 @@ __all__ = [
     "save_as_lora",
     "sites_of",
     "split_sites",
+    "step_size",
     "to_json",
     "to_lora",
     "trainable",
+    "unit",
     "zeros",
 ]

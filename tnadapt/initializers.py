@@ -25,6 +25,7 @@ from tnadapt._language import (
     tensor_cur,
     tt_svd,
     uniform,
+    unit,
     zeros,
 )
 
@@ -53,5 +54,6 @@ __all__ = [
     "tensor_cur",
     "tt_svd",
     "uniform",
+    "unit",
     "zeros",
 ]

@@ -8,6 +8,9 @@ import pytest
 
 import tnadapt
 from tnadapt import Adapter, SpecError, families
+from tnadapt._language import movement
+from tnadapt._language.movement import Monomial
+from tnadapt._structure import step
 from tnadapt.testing import LAWS, Held, LawError, _laws, _magnitude, _stored, _sums, check
 
 LOTR, LORA, VERA = families.lotr(), families.lora(), families.vera()
@@ -130,6 +133,21 @@ PAIRS = tnadapt.AdapterSpec(
         "C": tnadapt.trainable("out r", init=tnadapt.zeros()),
     },
     terms=["B A", "C A"],
+)
+
+FREE = tnadapt.AdapterSpec(  # its first factor moves dW most
+    name="free",
+    weight="out in",
+    factors={"A": tnadapt.trainable("r in"), "B": tnadapt.trainable("out r", init=tnadapt.normal(3.0))},
+    start="centered",
+)
+FANNED = tnadapt.AdapterSpec(  # its B is drawn at the largest number of outputs
+    name="fanned",
+    weight="out in",
+    factors={
+        "A": tnadapt.trainable("r in", init=tnadapt.zeros()),
+        "B": tnadapt.frozen("out r", init=tnadapt.normal(fan="out")),
+    },
 )
 
 FAULTS = [  # description, fault, spec, and the law that catches the fault
@@ -302,6 +320,50 @@ FAULTS = [  # description, fault, spec, and the law that catches the fault
         planted(_magnitude, "gradients", lambda true: lambda *args: {n: 1.1 * v for n, v in true(*args).items()}),
         tnadapt.magnitude(LORA),
         "magnitudes_set_lengths",
+    ),
+    (
+        "uniform entries have the mean square of their bound",
+        planted(
+            movement,
+            "mean_square",
+            lambda true: lambda factor, *rest: true(factor, *rest) * Monomial(3.0 if factor.init.amount else 1.0),
+        ),
+        LORA,
+        "first_steps_are_predicted",
+    ),
+    (
+        "the sizes of bonds are forgotten",
+        planted(movement.Joined, "volume", lambda true: lambda joined: Monomial()),
+        LORA,
+        "first_steps_are_predicted",
+    ),
+    (
+        "an array is taken to be made for sizes twice as large",
+        planted(
+            Adapter,
+            "sizes_made_for",
+            lambda true: lambda *args: {mode: 2 * size for mode, size in true(*args).items()},
+        ),
+        FANNED,
+        "first_steps_are_predicted",
+    ),
+    (
+        "only one of the factors that move is seen",
+        planted(step, "moves_of", lambda true: lambda *args: true(*args)[1:]),
+        FREE,
+        "first_steps_are_predicted",
+    ),
+    (
+        "the host's weight is taken twice as large",
+        planted(step, "_squares", lambda true: lambda *args: {name: 4 * one for name, one in true(*args).items()}),
+        families.hira(),
+        "first_steps_are_predicted",
+    ),
+    (
+        "a map is taken for its parameters",
+        planted(movement, "node_step", lambda true: lambda *args: Monomial()),
+        families.oft(),
+        "first_steps_are_predicted",
     ),
 ]
 

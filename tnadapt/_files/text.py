@@ -3,7 +3,7 @@
 import json
 import reprlib
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from tnadapt._errors import FormatError, TnadaptError
@@ -22,8 +22,9 @@ from tnadapt._files.limits import (
     shorten,
 )
 from tnadapt._files.plain import dump, parse, take, typed
+from tnadapt._frozen import FrozenMap
 from tnadapt._hosts import RUNNING, Block, Coordinate, Site
-from tnadapt._language import Adapter, AdapterSpec, Factor, Initializer, Same, Scale, SizeRule, modes_of
+from tnadapt._language import HUGE, TINY, Adapter, AdapterSpec, Factor, Initializer, Same, Scale, SizeRule, modes_of
 from tnadapt._signature import mistake, told
 
 __all__ = ["from_json", "to_json"]
@@ -188,7 +189,12 @@ def adapter_data(adapter: Adapter) -> dict[str, Any]:
         "rank": rank,
         "sizes": dict(adapter.sizes),
         "seed": adapter.seed,
-    }
+    } | ({"scales": {group.name: group.network.scale for group in adapter.groups}} if by_unit(adapter.spec) else {})
+
+
+def by_unit(spec: AdapterSpec) -> bool:
+    """Return whether the numbers of a scale are kept beside its rule, so that another formula cannot change them."""
+    return spec.scale.rule == "unit"
 
 
 def _pattern(site: Site) -> tuple[dict[str, Any], Coordinate]:
@@ -226,7 +232,7 @@ def adapter_of(data: object, version: int = VERSION, arrays: int | None = None) 
     types, or an invalid adapter, and at once for one whose sites need many times as many arrays.
     """
     kinds = {"spec": dict, "patterns": list, "sites": list, "rank": (int, dict, type(None)), "sizes": dict, "seed": int}
-    fields = take("adapter", data, kinds)
+    fields = take("adapter", data, kinds, {"scales": dict})
     rank, sizes, seed = (fields[word] for word in ("rank", "sizes", "seed"))
     for word in ("patterns", "sites"):
         keep("the text", word, len(fields[word]), SITES)
@@ -238,9 +244,24 @@ def adapter_of(data: object, version: int = VERSION, arrays: int | None = None) 
     try:
         sites = [_site_of(patterns, place) for place in fields["sites"]]
         check_binding(spec, sites, sizes)
-        return spec.bind(sites, rank=rank, sizes=sizes, seed=seed, overparametrized=True)
+        adapter = spec.bind(sites, rank=rank, sizes=sizes, seed=seed, overparametrized=True)
+        return _with_scales(adapter, fields.get("scales"))
     except TnadaptError as error:
         raise FormatError(f"the text: expected a valid adapter, got an invalid one.\n{shorten(error)}") from error
+
+
+def _with_scales(adapter: Adapter, scales: Mapping[str, Any] | None) -> Adapter:
+    """Return the adapter with the numbers that a file holds for its scale. Raises FormatError unless all are there."""
+    groups = {group.name: group.network.scale for group in adapter.groups}
+    wanted = groups.keys() if by_unit(adapter.spec) else None
+    if (None if scales is None else scales.keys()) != wanted:
+        many = "a number for each group, since the scale is unit" if wanted else "none, since its rule is another"
+        raise FormatError(f"scales: expected {many}, got {'none' if scales is None else reprlib.repr(list(scales))}.")
+    for name, value in (scales or {}).items():
+        if not isinstance(value, int | float) or isinstance(value, bool) or not TINY <= abs(value) <= HUGE:
+            raise FormatError(f"scales.{name:.60}: expected a number that is not 0, got {reprlib.repr(value)}.")
+    others = {name: float(value) for name, value in (scales or {}).items() if value != groups[name]}
+    return replace(adapter, scales=FrozenMap(others)) if others else adapter
 
 
 def _least_arrays(spec: AdapterSpec, places: list[Any]) -> int:

@@ -11,6 +11,8 @@ from tnadapt._language.initializer import (
     HOST,
     HOST_PARTS,
     HOST_WEIGHTS,
+    HUGE,
+    TINY,
     Initializer,
     constant,
     controlled_z,
@@ -27,21 +29,24 @@ from tnadapt._language.initializer import (
     uniform,
     zeros,
 )
+from tnadapt._language.movement import Monomial, Move, mean_square, moves_of, node_step, unknown_starts
 from tnadapt._language.network import Group, Network, split_evenly
 from tnadapt._language.notation import Axis, modes_of, text_of
-from tnadapt._language.scale import Scale, over_rank, over_sqrt_rank, raw
+from tnadapt._language.scale import Scale, over_rank, over_sqrt_rank, raw, unit
 from tnadapt._language.sizes import SizeRule, at_most, like, required
 from tnadapt._language.spec import AdapterSpec
-from tnadapt._language.terms import START, Node, Term, words_of
+from tnadapt._language.terms import START, Node, Pull, Term, words_of
 from tnadapt._language.wrappers import magnitude, masked, without_magnitude
 
 __all__ = [
     "HOST",
     "HOST_PARTS",
     "HOST_WEIGHTS",
+    "HUGE",
     "MAPS",
     "MOST_AXES",
     "START",
+    "TINY",
     "Adapter",
     "AdapterSpec",
     "Address",
@@ -52,10 +57,13 @@ __all__ = [
     "Group",
     "Initializer",
     "Magnitude",
+    "Monomial",
+    "Move",
     "Network",
     "Node",
     "ParamCount",
     "Part",
+    "Pull",
     "Same",
     "Scale",
     "SizeRule",
@@ -80,7 +88,10 @@ __all__ = [
     "like",
     "magnitude",
     "masked",
+    "mean_square",
     "modes_of",
+    "moves_of",
+    "node_step",
     "normal",
     "ones",
     "orthogonal",
@@ -99,6 +110,8 @@ __all__ = [
     "trainable",
     "tt_svd",
     "uniform",
+    "unit",
+    "unknown_starts",
     "without_magnitude",
     "words_of",
     "zeros",

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from tnadapt._errors import SiteError
@@ -13,6 +13,7 @@ from tnadapt._language.address import Address, Magnitude, Part, Slot
 from tnadapt._language.factor import Factor
 from tnadapt._language.groups import check_gates, check_patterns, group_of, joint_factors, own_sizes
 from tnadapt._language.initializer import host
+from tnadapt._language.movement import gain_of
 from tnadapt._language.network import Group, Network, most_shapes, stacks_of
 from tnadapt._language.terms import START
 from tnadapt._table import align
@@ -25,13 +26,17 @@ __all__ = ["Adapter"]
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """A spec bound to the sites of one host, made by `AdapterSpec.bind`. Everything else follows from these values."""
+    """A spec bound to the sites of one host, made by `AdapterSpec.bind`. Everything else follows from these values.
+
+    `scales` are numbers by group for a scale by the rule `unit`, from a file that was written when they were others.
+    """
 
     spec: "AdapterSpec"
     sites: tuple[Site, ...]
     rank: int | Mapping[str, int] | None
     sizes: Mapping[str, int]
     seed: int
+    scales: Mapping[str, float] = FrozenMap({})
     groups: tuple[Group, ...] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -54,6 +59,27 @@ class Adapter:
         groups = tuple(group_of(self, name, stack, networks, sizes[name]) for name, stack in stacks.items())
         object.__setattr__(self, "groups", groups)
         check_gates(self)
+        if self.scales or self.spec.scale.rule == "unit":
+            object.__setattr__(self, "groups", self._scaled())
+
+    def _scaled(self) -> tuple[Group, ...]:
+        """Return the groups with the scales that are given, and by the rule `unit` where none is."""
+        known: dict[tuple[int, float | None], Network] = {}  # groups of equal networks keep sharing one
+        found = []
+        for group in self.groups:
+            given = self.scales.get(group.name)
+            key = (id(group.network), given)
+            if key not in known:
+                gain = gain_of(self.spec, group.network, partial(self.sizes_made_for, group)) if given is None else 1.0
+                scale = self.spec.scale.at(1, gain) if given is None else given
+                known[key] = replace(group.network, scale=scale)
+            found.append(replace(group, network=known[key]))
+        return tuple(found)
+
+    def sizes_made_for(self, group: Group, factor: str) -> Mapping[str, int]:
+        """Return the sizes that the array of a group's factor is made for: the largest ones if groups share it."""
+        slot = self.slots.get(self.slot_name(group, factor)) if factor in self.spec.arrays else None
+        return slot.sizes if slot else group.network.sizes
 
     @property
     def networks(self) -> tuple[Network, ...]:

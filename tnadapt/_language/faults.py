@@ -194,7 +194,7 @@ def _size_faults(spec: Table, axes: tuple[Axis, ...], nodes: Mapping[str, Node])
     outer = {*weight, *over}
     bonds = dict.fromkeys(mode for node in nodes.values() for mode in node.modes if mode not in outer)
     faults = spec.scale.faults()
-    if spec.scale.rule != "raw" and spec.scale.bond not in bonds:
+    if spec.scale.over_bond and spec.scale.bond not in bonds:
         faults.append(f"scale: unknown mode {spec.scale.bond!r}; the bonds are {', '.join(bonds) or 'none'}")
     short = {mode for one in arrays_of(spec.factors).values() if one.init.is_host for mode in one.modes} & {*bonds}
     faults += [

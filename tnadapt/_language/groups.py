@@ -211,7 +211,7 @@ def _network(
     required = {mode for mode, rule in spec.sizes.items() if isinstance(rule, SizeRule) and rule.kind == "required"}
     outer = sizes_of(site.path, site.shape, spec.axes, asked, required) | dict(lengths)
     sizes = outer | _bond_sizes(adapter, outer, asked, own, told)
-    scale = spec.scale.at(sizes.get(spec.scale.bond, 1))
+    scale = spec.scale.at(sizes.get(spec.scale.bond, 1))  # that of `unit` needs the sizes of all groups
     factors = {**spec.arrays, **spec.hosts}
     return Network(spec.axes, spec.site_modes, factors, sizes, scale, spec.nodes, spec.sum)
 

@@ -8,14 +8,14 @@ from tnadapt._errors import SpecError
 from tnadapt._language.initializer import HUGE
 from tnadapt._signature import answers, mistake, told
 
-__all__ = ["Scale", "over_rank", "over_sqrt_rank", "raw"]
+__all__ = ["Scale", "over_rank", "over_sqrt_rank", "raw", "unit"]
 
-Rule = Literal["over_rank", "over_sqrt_rank", "raw"]
+Rule = Literal["over_rank", "over_sqrt_rank", "raw", "unit"]
 
 
 @dataclass(frozen=True)
 class Scale:
-    """A rule for the number that multiplies the update: alpha / rank, alpha / sqrt(rank), or alpha itself."""
+    """A rule for the number that multiplies the update: alpha / rank, alpha / sqrt(rank), alpha itself, or `unit`."""
 
     rule: Rule
     alpha: float
@@ -33,13 +33,22 @@ class Scale:
             found.append(f"scale: expected an alpha that is not 0, got {self.alpha!r}: nothing would ever train")
         return found
 
-    def at(self, rank: int) -> float:
-        """Return the scale of a network whose bond `bond` has size `rank`, as a Python float."""
-        return float(self.alpha) / {"over_rank": rank, "over_sqrt_rank": math.sqrt(rank), "raw": 1.0}[self.rule]
+    @property
+    def over_bond(self) -> bool:
+        """Whether the rule divides by the size of a bond."""
+        return self.rule in ("over_rank", "over_sqrt_rank")
+
+    def at(self, rank: int, gain: float = 1.0) -> float:
+        """Return the scale of a network as a Python float.
+
+        `rank` is the size of the bond `bond`; `gain` how far a first step at a scale of 1 goes, which "unit" needs.
+        """
+        divisors = {"over_rank": float(rank), "over_sqrt_rank": math.sqrt(rank), "raw": 1.0, "unit": gain}
+        return float(self.alpha) / divisors[self.rule]
 
     def __str__(self) -> str:
         """Return a text such as 16 / sqrt(r)."""
-        divisor = {"over_rank": f" / {self.bond}", "over_sqrt_rank": f" / sqrt({self.bond})"}
+        divisor = {"over_rank": f" / {self.bond}", "over_sqrt_rank": f" / sqrt({self.bond})", "unit": " x unit"}
         return f"{self.alpha:g}{divisor.get(self.rule, '')}"
 
 
@@ -59,6 +68,17 @@ def over_sqrt_rank(bond: str, *, alpha: float = 1.0) -> Scale:
 def raw(alpha: float = 1.0) -> Scale:
     """Scale by alpha itself."""
     return Scale("raw", alpha)
+
+
+@answers(SpecError)
+def unit(alpha: float = 1.0) -> Scale:
+    """Scale such that the first step of Adam at a learning rate lr changes what a weight gives by lr * alpha.
+
+    That is the RMS of dW x after the step, for an x of RMS 1 that the step has not seen. It follows from the spec and
+    the sizes, and is the same for every family. LoRA of rank 8 with alpha 8 has sqrt(8/3) = 1.63, with alpha 16 3.27.
+    `alpha=` at bind or attach multiplies it as it multiplies any rule: PEFT's usual 16 makes steps 16 times as large.
+    """
+    return Scale("unit", alpha)
 
 
 def _bond(given: object, where: str) -> str:

@@ -14,11 +14,13 @@ from tnadapt._language.faults import find_faults
 from tnadapt._language.groups import check_ranks
 from tnadapt._language.initializer import normal
 from tnadapt._language.kinds import expect_sizes, find_kind_faults, scale_of
+from tnadapt._language.movement import find_unit_faults
 from tnadapt._language.notation import Axis, axes_of, modes_of, text_of
 from tnadapt._language.scale import Scale, raw
 from tnadapt._language.sizes import SizeRule
 from tnadapt._language.terms import (
     Node,
+    Pull,
     Sum,
     Term,
     arrays_of,
@@ -47,7 +49,7 @@ class AdapterSpec:
             `over` is a bond: it is summed over, and its size is a rank.
         terms: the terms of the update, each the names of its factors, as in ["B A", "- B0 A0"]; a minus subtracts it.
             A factor may be in several. By default there is one term, with all factors.
-        scale: `over_rank(...)`, `over_sqrt_rank(...)` or `raw(...)`; a number means `raw(number)`.
+        scale: `over_rank(...)`, `over_sqrt_rank(...)`, `raw(...)` or `unit(...)`; a number means `raw(number)`.
         sizes: mode -> `like(mode)`, `at_most(mode)`, `required()`, or a size unless `bind` gets another.
         start: "zero" if the update starts at 0; "centered" subtracts the update of the starting values, which is short
             for further terms; "free" allows any start. `svd("B", "A")` and other decompositions of the host's weights
@@ -79,7 +81,7 @@ class AdapterSpec:
             axes = axes_of(self.weight)
         except ValueError as error:
             raise SpecError(self.name, [f"weight: {error}"]) from None
-        if faults := find_faults(self, axes):
+        if faults := find_faults(self, axes) or find_unit_faults(self):
             raise SpecError(self.name, faults)
         object.__setattr__(self, "weight", text_of(axes))
         object.__setattr__(self, "over", " ".join(modes_of(self.over)))
@@ -144,9 +146,14 @@ class AdapterSpec:
     @property
     def moving(self) -> tuple[str, ...]:
         """The trainable factors that have a gradient at the starting values, for a generic loss."""
+        moved = (name for name, pulls in self.pulls.items() if pulls)
+        return (*moved, *([self.magnitude] if self.magnitude else []))
+
+    @cached_property
+    def pulls(self) -> Mapping[str, tuple[Pull, ...]]:
+        """The gradients of each trainable factor in the terms, at the starting values."""
         outer = {*self.site_modes, *(mode for axis in self.axes for mode in axis)}
-        update = Sum(self.sum, self.nodes, {**self.arrays, **self.hosts}, outer, self.tied)
-        return (*update.moving, *([self.magnitude] if self.magnitude else []))
+        return FrozenMap(Sum(self.sum, self.nodes, {**self.arrays, **self.hosts}, outer, self.tied).pulls)
 
     @cached_property
     def bonds(self) -> tuple[str, ...]:
@@ -185,6 +192,7 @@ class AdapterSpec:
         rank: int | Mapping[str, int] | None = None,
         sizes: Mapping[str, int] | None = None,
         alpha: float | None = None,
+        scale: Scale | float | None = None,
         seed: int = 0,
         overparametrized: bool = False,
     ) -> Adapter:
@@ -196,16 +204,18 @@ class AdapterSpec:
                 of this name, as in {"r": 8, "q_proj": 16}.
             sizes: mode -> size for modes of the weight, such as {"head": 12}, or for bonds (not limited by `at_most`).
                 The name of a group before that of a bond, as in {"0.q_proj.r": 4}, means this group alone.
-            alpha: replaces the alpha of the spec's scale.
+            alpha: replaces the alpha of the scale.
+            scale: replaces the spec's scale, as in scale=unit().
             seed: the seed of the starting values.
             overparametrized: allow a rank that no update can have, in a network with more parameters than its weights.
 
         Raises:
             SiteError: a size is missing, not a positive integer, or does not fit a weight; or no update has the rank.
-            SpecError: alpha is 0 or not a finite number.
+            SpecError: alpha is 0 or not a finite number, or the scale does not fit the spec.
         """
         found, told = expect_sites(sites, "bind"), as_integers(expect_sizes(sizes))
-        spec = self if alpha is None else replace(self, scale=replace(self.scale, alpha=alpha))
+        spec = self if scale is None else replace(self, scale=scale)  # type: ignore[arg-type]  # a number is raw(number)
+        spec = spec if alpha is None else replace(spec, scale=replace(spec.scale, alpha=alpha))
         adapter = Adapter(spec=spec, sites=found, rank=as_integers(rank), sizes=told, seed=as_integers(seed))
         if not overparametrized:
             check_ranks(adapter)

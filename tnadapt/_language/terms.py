@@ -74,6 +74,18 @@ def terms_of(terms: Sequence[str], factors: Iterable[str]) -> tuple[Term, ...]:
 
 
 @dataclass(frozen=True)
+class Pull:
+    """A gradient that a factor has at the start: at its node `node` of a term, which contracts it with `others`.
+
+    `times` is the number of such places with equal gradients, by their signs: 2 if two terms have the same.
+    """
+
+    node: str
+    others: Modes
+    times: int
+
+
+@dataclass(frozen=True)
 class Sum:
     """The terms of an update, with its nodes and factors.
 
@@ -97,18 +109,25 @@ class Sum:
 
     @property
     def moving(self) -> tuple[str, ...]:
-        """The trainable factors that have a gradient at the starting values, for a generic loss.
+        """The trainable factors that have a gradient at the starting values, for a generic loss."""
+        return tuple(name for name, pulls in self.pulls.items() if pulls)
+
+    @property
+    def pulls(self) -> dict[str, tuple[Pull, ...]]:
+        """The gradients of each trainable factor at the starting values; equal ones of several terms are one.
 
         A factor has one if a term is not 0 without it, unless the gradients of several terms cancel.
         """
-        pulls: dict[str, Counter[object]] = {name: Counter() for name, one in self.factors.items() if one.trainable}
+        found: dict[str, dict[object, Pull]] = {name: {} for name, one in self.factors.items() if one.trainable}
         for term in self.terms:
             for name in term.nodes:
-                node, others = self.nodes[name], [other for other in term.nodes if other != name]
-                is_trained = node.factor in pulls and not node.at_start
+                node, others = self.nodes[name], tuple(other for other in term.nodes if other != name)
+                is_trained = node.factor in found and not node.at_start
                 if is_trained and not any(self._is_zero(other) for other in others):
-                    pulls[node.factor][self._alike(others, node.modes)] += term.sign
-        return tuple(name for name, pull in pulls.items() if any(pull.values()))
+                    alike = self._alike(others, node.modes)
+                    first = found[node.factor].get(alike, Pull(name, others, 0))
+                    found[node.factor][alike] = Pull(first.node, first.others, first.times + term.sign)
+        return {name: tuple(pull for pull in pulls.values() if pull.times) for name, pulls in found.items()}
 
     def _is_zero(self, name: str) -> bool:
         return self.factors[self.nodes[name].factor].is_zero

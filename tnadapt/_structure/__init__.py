@@ -7,9 +7,11 @@ from tnadapt._structure.lora import LoRA, check_exportable, exact_lora, join, sh
 from tnadapt._structure.pairs import Pair, Side, pairs
 from tnadapt._structure.rank import Cut, generic_rank, minimum_cut, rank_bound
 from tnadapt._structure.row_products import RowProducts, row_products
+from tnadapt._structure.step import KAPPA, StepSize, step_size
 
 __all__ = [
     "COUNTS",
+    "KAPPA",
     "Cut",
     "Environment",
     "Freedom",
@@ -18,6 +20,7 @@ __all__ = [
     "Piece",
     "RowProducts",
     "Side",
+    "StepSize",
     "Unfolding",
     "check_exportable",
     "degrees_of_freedom",
@@ -32,5 +35,6 @@ __all__ = [
     "rank_bound",
     "row_products",
     "shorten",
+    "step_size",
     "to_lora",
 ]

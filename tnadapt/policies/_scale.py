@@ -15,12 +15,13 @@ EXACT = 1e-12
 
 def why_scale_holds(adapter: Adapter, bond: Bond) -> str:
     """Say why the scale cannot move with a bond: no trained factor can make up for it. Empty if one can."""
-    if adapter.spec.scale.rule == "raw" or adapter.spec.scale.bond not in bond.modes:
+    scale = adapter.spec.scale
+    if scale.rule == "raw" or (scale.over_bond and scale.bond not in bond.modes):
         return ""
     is_whole = len(bond.groups) == len(adapter.groups)
     if _powers(adapter, allow_shared=is_whole) is not None:
         return ""
-    return f"the scale {adapter.spec.scale} moves with it, and no trained factor can make up for that"
+    return f"the scale {scale} moves with it, and no trained factor can make up for that"
 
 
 def compensation(before: Adapter, after: Adapter, where: str) -> dict[str, float]:

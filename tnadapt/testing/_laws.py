@@ -29,6 +29,7 @@ from tnadapt.testing._oracle import (
     run_plan,
     start_params,
 )
+from tnadapt.testing._steps import first_steps_are_predicted
 from tnadapt.testing._stored import files_give_back, texts_give_back
 from tnadapt.testing._sums import linear_in_alpha, second_names_change_nothing, terms_add_up
 
@@ -336,4 +337,5 @@ LAWS: tuple[Law, ...] = (
     terms_add_up,
     second_names_change_nothing,
     magnitudes_set_lengths,
+    first_steps_are_predicted,
 )

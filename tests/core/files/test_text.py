@@ -22,6 +22,7 @@ from tnadapt import (
     same,
     to_json,
     trainable,
+    unit,
     zeros,
 )
 from tnadapt.sizes import at_most, like
@@ -431,6 +432,55 @@ def test_an_invalid_text_of_an_adapter_is_refused(place, value, message):
     for written in (text, json.dumps(older(json.loads(text)))):
         with pytest.raises(FormatError, match=message):
             from_json(edited(written, place, value))
+
+
+def with_unit():
+    return families.lotr().bind(SITES, rank=2, scale=unit(2))
+
+
+def test_a_file_holds_the_numbers_of_the_scale_unit_beside_its_rule():
+    adapter = with_unit()
+    text = to_json(adapter)
+    assert json.loads(text)["scales"] == {group.name: group.network.scale for group in adapter.groups}
+    assert from_json(text) == adapter
+    assert "scales" not in json.loads(to_json(families.lotr().bind(SITES, rank=2)))
+
+
+def test_the_numbers_of_a_file_win_over_a_formula_that_gives_others():
+    adapter, data = with_unit(), json.loads(to_json(with_unit()))
+    data["scales"][adapter.groups[0].name] = 0.125
+    other = from_json(json.dumps(data))
+    assert [group.network.scale for group in other.groups] == [0.125, adapter.groups[1].network.scale]
+    assert from_json(to_json(other)) == other != adapter
+    assert other.spec == adapter.spec
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("scales", None, "scales: expected a number for each group, since the scale is unit, got none"),
+        ("scales", {}, "scales: expected a number for each group"),
+        ("scales.other", 1.0, "scales: expected a number for each group"),
+        ("scales.8x6", 0, "scales.8x6: expected a number that is not 0, got 0"),
+        ("scales.8x6", float("inf"), "."),
+        ("scales.8x6", True, "scales.8x6: expected a number that is not 0, got True"),
+        ("scales.8x6", "1", "scales.8x6: expected a number that is not 0, got '1'"),
+        ("scales.8x6", 1e300, "scales.8x6: expected a number that is not 0, got 1e"),
+        ("spec.scale.rule", "raw", "scales: expected none, since its rule is another"),
+        ("spec.scale.rule", "other", "scale: expected one of"),
+    ],
+)
+def test_numbers_of_a_scale_that_cannot_be_are_refused(place, value, message):
+    data = json.loads(to_json(with_unit()))
+    *path, last = place.split(".")
+    where = data
+    for word in path:
+        where = where[word]
+    where[last] = value
+    if value is None:
+        del where[last]
+    with pytest.raises(FormatError, match=message):
+        from_json(json.dumps(data))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tnadapt.initializers import Scale, over_rank, over_sqrt_rank, raw
+from tnadapt.initializers import Scale, over_rank, over_sqrt_rank, raw, unit
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,8 @@ from tnadapt.initializers import Scale, over_rank, over_sqrt_rank, raw
         (raw(0.5), 0.5, "0.5"),
         (raw(-3), -3.0, "-3"),
         (raw(), 1.0, "1"),
+        (unit(), 1.0, "1 x unit"),
+        (unit(1.5), 1.5, "1.5 x unit"),
     ],
 )
 def test_a_scale_at_rank_4(scale, value, text):
@@ -22,6 +24,10 @@ def test_a_scale_at_rank_4(scale, value, text):
     assert isinstance(scale.at(4), float)
     assert str(scale) == text
     assert scale.faults() == []
+
+
+def test_unit_divides_by_the_gain():
+    assert unit(3).at(1, 2.0) == 1.5
 
 
 def test_a_scale_names_its_bond():

@@ -1,0 +1,209 @@
+"""The size of the first step: against steps that are taken, with random signs and with those of a gradient."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import tnadapt
+from tests.table import FAMILIES
+from tnadapt import AdapterSpec, SiteError, families, frozen, grid, magnitude, normal, step_size, trainable, unit, zeros
+from tnadapt.initializers import identity
+from tnadapt.testing import gradients, start_params
+
+SHAPES = {"q": (48, 64), "v": (32, 64)}
+SMALL = 1e-6  # a step that is far from any second order
+
+
+def measured(adapter, signs):
+    """Return group -> mean square of the change of dW over its sites, per unit of the learning rate.
+
+    `signs` makes the signs of a step of the arrays of params.
+    """
+    params = start_params(adapter)
+    turned = signs(adapter, params)
+    moved = params | {name: params[name] + SMALL * one for name, one in turned.items()}
+    return {
+        group.name: np.mean(
+            [
+                np.square(tnadapt.delta(adapter, moved, site) - tnadapt.delta(adapter, params, site)).mean() / SMALL**2
+                for site in group.sites
+            ]
+        )
+        for group in adapter.groups
+    }
+
+
+def of_random(random):
+    def signs(adapter, params):
+        names = tnadapt.first_gradients(adapter)
+        return {
+            adapter.slot_name(group, name): random.choice([-1.0, 1.0], params[adapter.slot_name(group, name)].shape)
+            for group in adapter.groups
+            for name in names
+        }
+
+    return signs
+
+
+def of_gradient(random):
+    def signs(adapter, params):
+        pulls = {site.path: random.standard_normal(site.shape) for site in adapter.sites}
+        return {name: np.sign(one) for name, one in gradients(adapter, params, pulls).items()}
+
+    return signs
+
+
+def roots(adapter, make, draws):
+    """Return group -> RMS over some seeds, by the RMS that step_size says."""
+    ratios = {group.name: [] for group in adapter.groups}
+    for seed in range(draws):
+        other = replace(adapter, seed=seed)
+        found = measured(other, make(np.random.default_rng(seed)))
+        said = step_size(other, start_params(other))
+        for name, square in found.items():
+            ratios[name].append(square / said[name].update ** 2)
+    return {name: math.sqrt(np.mean(ratio)) for name, ratio in ratios.items()}
+
+
+OWN = ("lora", "lotr", "vera", "tt_lora", "loha", "metatt", "fact_tt", "tlora", "randlora", "pissa", "hira", "cp")
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_the_step_of_a_gradient_is_predicted_with_its_coherence(name):
+    """Ranks are above what some factors are joined to, and a shared frozen factor is larger than a weight needs."""
+    adapter = getattr(families, name)().bind(grid(layers=3, kinds=SHAPES), rank=6, overparametrized=True)
+    for group, ratio in roots(adapter, of_gradient, 6).items():
+        assert 0.75 < ratio < 1.35, (group, ratio)
+
+
+def test_coherence_is_what_signs_of_a_gradient_add_to_those_at_random():
+    """TensLoRA joins its kinds by 8 numbers to 1 kind, so that the signs of a gradient agree with each other."""
+    adapter = families.tenslora().bind(
+        grid(layers=4, kinds={"q": (32, 32)}), rank={"r_in": 4, "r_out": 4, "r_kind": 8, "r_layer": 8},
+        overparametrized=True,
+    )  # fmt: skip
+    (size,) = step_size(adapter).values()
+    assert size.coherence > 2
+    (true,) = roots(adapter, of_gradient, 12).values()
+    (other,) = roots(adapter, of_random, 12).values()
+    assert 0.7 < true < 1.4
+    assert 0.7 < other * size.coherence < 1.4
+
+
+def test_parts_add_up_in_quadrature_and_the_decrease_is_that_of_sgd():
+    adapter = families.quanta(order=3).bind(grid(layers=1, kinds={"q": (64, 64)}), rank=4, overparametrized=True)
+    (size,) = step_size(adapter).values()
+    assert math.sqrt(sum(part**2 for part in size.parts.values())) == pytest.approx(size.update)
+    assert size.decrease == pytest.approx((size.update / size.coherence) ** 2)
+    assert size.output == pytest.approx(8 * size.update)
+
+
+def test_a_step_of_sgd_lowers_the_loss_by_the_decrease():
+    """The loss <G, dW> falls by the squared gradient of the factors, on average scale^2 k |G|^2."""
+    adapter = families.lora().bind(grid(layers=1, kinds={"q": (40, 60)}), rank=8)
+    found = []
+    for seed in range(20):
+        random, other = np.random.default_rng(seed), replace(adapter, seed=seed)
+        pull = random.standard_normal((40, 60))
+        pulled = gradients(other, start_params(other), {adapter.sites[0].path: pull})
+        found.append(sum(np.square(one).sum() for one in pulled.values()) / np.square(pull).sum())
+    assert np.mean(found) == pytest.approx(step_size(adapter)["0.q"].decrease, rel=0.05)
+
+
+def test_starts_that_are_read_need_their_values():
+    sites = grid(layers=1, kinds={"q": (12, 16)})
+    adapter = families.pissa().bind(sites, rank=2)
+    with pytest.raises(SiteError, match=r"expected starting values, since A, B of pissa are read from the host's"):
+        step_size(adapter)
+    weights = {sites[0].path: np.random.default_rng(0).standard_normal((12, 16))}
+    params = tnadapt.init(adapter, weights)
+    (size,) = step_size(adapter, params).values()
+    a, b = (np.square(params[name]).mean() for name in ("A", "B"))
+    wanted = adapter.networks[0].scale * math.sqrt(2 * (a + b))
+    assert size.update / size.coherence == pytest.approx(wanted, rel=1e-12)
+    with pytest.raises(SiteError, match="params: expected an array 'A', got none"):
+        step_size(adapter, {"B": params["B"]})
+
+
+def test_drawn_starts_are_not_looked_at():
+    adapter = families.lora().bind(grid(layers=1, kinds={"q": (12, 16)}), rank=2)
+    assert step_size(adapter, {}) == step_size(adapter)
+
+
+def test_a_magnitude_moves_rows_by_the_rate_beside_the_scale():
+    """Each row is m times a direction: lr in the length of a row is lr / sqrt(in) in an entry."""
+    sites = grid(layers=1, kinds={"q": (12, 16)})
+    plain, scaled = (spec.bind(sites, rank=2) for spec in (families.lora(), magnitude(families.lora())))
+    (one,), (other,) = step_size(plain).values(), step_size(scaled).values()
+    assert other.update == pytest.approx(math.sqrt(one.update**2 + 1 / 16))
+    assert other.parts[scaled.spec.magnitude] == pytest.approx(1 / 4)
+    assert other.formula == "sqrt(scale^2 (r / (3 in)) + 1 / in)"
+
+
+def test_the_formula_is_a_text():
+    adapter = families.lora(alpha=2).bind(grid(layers=1, kinds={"q": (12, 16)}), rank=1)
+    assert step_size(adapter)["0.q"].formula == "|scale| sqrt(1 / (3 in))"
+    assert str(step_size(adapter)["0.q"]).startswith("update 0.2887 (|scale| sqrt(1 / (3 in))), output 1.155, 0.707 of")
+
+
+def test_rates_are_1_for_what_moves_and_kappa_times_the_size_for_the_others():
+    """LoTR's A and B have the deviation 1, and are two; LoRA's A is uniform in +-1 / sqrt(in)."""
+    sites = grid(layers=2, kinds={"q": (12, 27)})
+    (lora,) = {size.rates for size in step_size(families.lora().bind(sites, rank=2)).values()}
+    assert dict(lora) == {"A": pytest.approx(6 / math.sqrt(3 * 27)), "B": 1.0}
+    (lotr,) = step_size(families.lotr().bind(sites, rank=2)).values()
+    assert dict(lotr.rates) == {"A": pytest.approx(6 / math.sqrt(2)), "B": pytest.approx(6 / math.sqrt(2)), "G": 1.0}
+
+
+def test_a_factor_that_starts_at_0_without_a_gradient_has_the_rate_of_the_others():
+    """A rate of kappa times 0 would never train it."""
+    factors = {
+        "A": trainable("r in", init=normal()),
+        "B": trainable("out r", init=zeros()),
+        "C": trainable("out p", init=zeros()),
+        "D": trainable("p r", init=identity()),
+        "E": trainable("r in", init=zeros()),
+    }
+    spec = AdapterSpec(name="own", weight="out in", factors=factors, terms=["B A", "C D E"])
+    (size,) = step_size(spec.bind(grid(layers=1, kinds={"q": (12, 16)}), rank=4)).values()
+    assert size.rates["C"] == size.rates["E"] == size.rates["B"] == 1.0
+
+
+def test_every_family_has_rates_above_0_for_every_trained_factor():
+    for name, case in FAMILIES.items():
+        adapter = case.bind(layers=2, kinds={"q": (16, 16), "v": (16, 24)})
+        for size in step_size(adapter, start_params(adapter)).values():
+            trained = {name for name, factor in adapter.spec.arrays.items() if factor.trainable}
+            assert size.rates.keys() == trained, name
+            assert all(0 < rate < math.inf for rate in size.rates.values()), name
+            assert math.isfinite(size.update), name
+            assert size.update > 0, name
+
+
+def test_equal_steps_at_every_width_and_rank_under_unit():
+    """Without data: within 2 of LoRA's step of rank 8, from width 256 to 8,192, rank 4 to 64, 12 to 224 sites."""
+    lora = math.sqrt(8 / 3)
+    for width, rank, layers in ((256, 4, 6), (1024, 16, 12), (8192, 64, 112)):
+        sites = grid(layers=layers, kinds={"q": (width, width), "v": (width, width)})
+        for name in ("lora", "lotr", "metatt", "fact_tt", "tt_lora", "vera", "loha", "lorta", "tlora", "randlora"):
+            sizes = {"head": 16} if name == "lorta" else None
+            adapter = getattr(families, name)().bind(
+                sites, rank=rank, sizes=sizes, scale=unit(lora), overparametrized=True
+            )
+            for size in step_size(adapter).values():
+                assert 0.5 < size.of_lora < 2, (name, width)
+
+
+def test_no_array_is_made_for_a_large_adapter():
+    """40 GB of factors would be needed."""
+    sites = grid(layers=100, kinds={"q": (100_000, 100_000)})
+    adapter = AdapterSpec(
+        name="own",
+        weight="out in",
+        over="site",
+        factors={"A": frozen("site r in"), "B": trainable("out r", init=zeros())},
+    ).bind(sites, rank=512)
+    (size,) = step_size(adapter).values()
+    assert size.update == pytest.approx(math.sqrt(512), rel=0.01)
