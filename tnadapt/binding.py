@@ -26,6 +26,7 @@ from tnadapt._language import (
     expect_params,
     expect_path,
     host_entry,
+    unknown_starts,
 )
 from tnadapt._planning import (
     BUCKETS,
@@ -45,6 +46,7 @@ from tnadapt._planning import (
 from tnadapt._signature import answers, expect_names, mistake, told
 from tnadapt._structure import (
     COUNTS,
+    Balanced,
     Cut,
     Environment,
     LoRA,
@@ -53,6 +55,7 @@ from tnadapt._structure import (
     RowProducts,
     Side,
     Unfolding,
+    balanced_rates,
     environments,
     minimum_cut,
     pairs,
@@ -80,6 +83,7 @@ __all__ = [
     "START",
     "Address",
     "Backend",
+    "Balanced",
     "Block",
     "Checkpoint",
     "Convolution",
@@ -109,6 +113,7 @@ __all__ = [
     "Written",
     "answers",
     "as_integer",
+    "balanced_rates",
     "bucket",
     "check_fingerprint",
     "check_patterns",
@@ -144,4 +149,5 @@ __all__ = [
     "start_values",
     "told",
     "unknown_map",
+    "unknown_starts",
 ]

@@ -6,6 +6,7 @@ from tnadapt_jax._find import find_sites
 from tnadapt_jax._leaf import Leaf, Leaves
 from tnadapt_jax._merge import adapt, merge
 from tnadapt_jax._params import Params, init
+from tnadapt_jax._rates import rate_labels
 from tnadapt_jax._resize import carry, resize
 from tnadapt_jax._scan import apply_in_layer, scan_split
 
@@ -22,6 +23,7 @@ __all__ = [
     "init",
     "load",
     "merge",
+    "rate_labels",
     "resize",
     "save",
     "scan_split",

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -10,12 +11,14 @@ from jax.typing import DTypeLike
 
 from tnadapt import Adapter, SiteError
 from tnadapt.binding import Rule, SpecLike, answers, mistake, spec_of, told
+from tnadapt.initializers import Scale
 from tnadapt_jax._find import LayerAxis, find_sites
 from tnadapt_jax._leaf import Leaves
 from tnadapt_jax._merge import merge
 from tnadapt_jax._params import init
+from tnadapt_jax._rates import rate_labels as labels_of_rates
 
-__all__ = ["Adapted", "AdapterParam", "FrozenFactor", "attach"]
+__all__ = ["Adapted", "AdapterParam", "FrozenFactor", "attach", "rate_labels"]
 
 
 class AdapterParam(nnx.LoRAParam[Array]):
@@ -66,6 +69,7 @@ def attach(
     layer_axis: LayerAxis = None,
     rank: int | Mapping[str, int] | None = None,
     alpha: float | None = None,
+    scale: Scale | float | None = None,
     sizes: Mapping[str, int] | None = None,
     seed: int = 0,
     dtype: DTypeLike = jnp.float32,
@@ -81,6 +85,7 @@ def attach(
         layer_axis: as for `find_sites`.
         rank: as for `AdapterSpec.bind`.
         alpha: as for `AdapterSpec.bind`.
+        scale: as for `AdapterSpec.bind`.
         sizes: as for `AdapterSpec.bind`.
         seed: as for `AdapterSpec.bind`.
         dtype: as for `init`.
@@ -94,7 +99,9 @@ def attach(
         raise mistake(SiteError, "attach", "an nnx.Module as its first argument", told(model), todo)
     own = spec_of(spec, "attach")
     leaves = find_sites(weights_of(model), target=target, layout=layout, layer_axis=layer_axis)
-    adapter = own.bind(leaves.sites, rank=rank, sizes=sizes, alpha=alpha, seed=seed, overparametrized=overparametrized)
+    adapter = own.bind(
+        leaves.sites, rank=rank, sizes=sizes, alpha=alpha, scale=scale, seed=seed, overparametrized=overparametrized
+    )
     weights = leaves.read(weights_of(model)) if adapter.reads_weights else None
     return Adapted(model, adapter, leaves, init(adapter, dtype=dtype, weights=weights))
 
@@ -102,3 +109,19 @@ def attach(
 def weights_of(model: nnx.Module) -> dict[str, Any]:
     """Return the values of a model's nnx.Param as a plain tree."""
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+@answers(SiteError)
+def rate_labels(adapted: Adapted) -> tuple[Any, dict[str, float]]:
+    """Return what `tnadapt_jax.rate_labels` returns, with the labels in the structure of `nnx.state`.
+
+    They fit `nnx.Optimizer(adapted, optax.multi_transform(...), wrt=AdapterParam)`, and wrt=nnx.LoRAParam if the model
+    has no such variables of its own. Call it at the start if starting values are read from the host's weights. Raises
+    SiteError for another module.
+    """
+    if not isinstance(adapted, Adapted):
+        todo = "Pass the module that attach returned."
+        raise mistake(SiteError, "rate_labels", "a module with an adapter", told(adapted), todo)
+    labels, rates = labels_of_rates(adapted.adapter, adapted.params())
+    state = nnx.state(adapted, AdapterParam)
+    return jax.tree_util.tree_map_with_path(lambda path, _: labels[path[1].key], state), rates

@@ -7,6 +7,7 @@ from torch import nn
 
 from tnadapt import SiteError, sites_of, split_sites
 from tnadapt.binding import Rule, SpecLike, answers, match, spec_of
+from tnadapt.initializers import Scale
 from tnadapt_torch._host import (
     SavedModules,
     Weight,
@@ -49,6 +50,7 @@ def attach(
     target_parameters: Mapping[str, str] | None = None,
     rank: int | Mapping[str, int] | None = None,
     alpha: float | None = None,
+    scale: Scale | float | None = None,
     sizes: Mapping[str, int] | None = None,
     exclude_modules: Rule | None = None,
     layers_to_transform: int | Collection[int] | None = None,
@@ -77,7 +79,8 @@ def attach(
             each name or suffix to the layout of the parameter: {"experts.gate_up_proj": "expert in out"}. Each expert
             is a site. The updates are computed as matrices and folded into the weights, as with `fold`.
         rank: the size of every bond, or a mapping from bond to size.
-        alpha: replaces the alpha of the spec's scale.
+        alpha: replaces the alpha of the scale. It multiplies any rule: alpha=16 with scale=unit() is unit(16).
+        scale: replaces the spec's scale, as in scale=unit().
         sizes: a mapping from mode to size, such as {"head": 12}.
         exclude_modules: modules not to adapt, in the same forms as target_modules.
         layers_to_transform: adapt only the layers with these indices.
@@ -98,7 +101,7 @@ def attach(
 
     Raises:
         SiteError: an argument does not match or fit the model.
-        SpecError: the spec is not valid, or alpha is 0.
+        SpecError: the spec is not valid, alpha is 0, or the scale does not fit the spec.
     """
     check_model(model, "attach")
     model = unwrapped(model)
@@ -119,7 +122,9 @@ def attach(
         experts=experts,
         tasks=tasks,
     )
-    adapter = table.bind(sites, rank=rank, sizes=sizes, alpha=alpha, seed=seed, overparametrized=overparametrized)
+    adapter = table.bind(
+        sites, rank=rank, sizes=sizes, alpha=alpha, scale=scale, seed=seed, overparametrized=overparametrized
+    )
     params = start_params(adapter, weights)
     paths = match(known, list(modules_to_save), what="modules_to_save", things="modules") if modules_to_save else []
     saved = {path: known[path] for path in paths}

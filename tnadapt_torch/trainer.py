@@ -1,5 +1,6 @@
 """Callbacks for the Trainer of transformers: log the norms of an adapter, step its policies. Needs transformers."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,7 +10,7 @@ from accelerate.optimizer import AcceleratedOptimizer  # type: ignore[import-unt
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tnadapt import SiteError
-from tnadapt_torch._state import AdapterState
+from tnadapt_torch._state import AdapterState, note_of_step
 
 __all__ = ["NormsCallback", "PolicyCallback"]
 
@@ -28,11 +29,30 @@ class NormsCallback(TrainerCallback):
     The norms are added to `trainer.state.log_history` and are passed to later callbacks. For the Trainer's own
     reporters to receive them, make this the first callback:
     `trainer.callback_handler.callbacks.insert(0, NormsCallback(state))`.
+
+    Warns once at the start of training if the first step is more than 8 times that of a LoRA at the same rate.
     """
 
     def __init__(self, adapter: AdapterState) -> None:
         """Store the adapter's state, which `attach`, `load` or `peft_model.base_model.states()` returned."""
         self.adapter = adapter
+
+    def on_train_begin(  # type: ignore[override]  # named here: all that **kwargs of the base class can hold
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: object = None,
+        processing_class: object = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        lr_scheduler: object = None,
+        train_dataloader: object = None,
+        eval_dataloader: object = None,
+    ) -> None:
+        """Warn, once for each adapter, if its first step is large."""
+        if note := note_of_step(self.adapter, getattr(optimizer, "param_groups", [])):
+            warnings.warn(note, stacklevel=2)
 
     def on_log(  # type: ignore[override]  # named here: all that **kwargs of the base class can hold
         self,

@@ -9,7 +9,7 @@ from typing import Any
 
 from tnadapt import families
 from tnadapt._errors import TnadaptError
-from tnadapt._language import AdapterSpec
+from tnadapt._language import AdapterSpec, Scale, raw, unit
 from tnadapt._signature import told
 
 __all__: list[str] = []
@@ -75,3 +75,14 @@ def sizes_by_name(text: str) -> dict[str, int]:
 def rank_of(text: str) -> Rank:
     """Return one rank for all bonds, given as in 8, or one rank per bond, given as in p=8,q=4."""
     return sizes_by_name(text) if "=" in text else whole_number(text)
+
+
+def scale_of(text: str) -> Scale:
+    """Return the scale of a number, or of unit, or of unit with its alpha, given as in unit:1.6."""
+    rule, colon, alpha = text.partition(":")
+    is_unit = rule == "unit"
+    try:
+        number = float(alpha if colon else "1") if is_unit else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, unit or unit:1.6, got {text!r}") from None
+    return unit(number) if is_unit else raw(number)

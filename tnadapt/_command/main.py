@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from tnadapt import families
-from tnadapt._command.arguments import Rank, rank_of, sizes_by_name, spec_named, whole_number
+from tnadapt._command.arguments import Rank, rank_of, scale_of, sizes_by_name, spec_named, whole_number
 from tnadapt._command.compress import add_words, compress_checkpoint
 from tnadapt._command.terminal import output, print_json, print_lines, table_of
 from tnadapt._diagram import draw
@@ -82,7 +82,7 @@ def _compare(options: argparse.Namespace) -> int:
                 rank = 1 if spec.bonds else None
             elif spec.bonds:
                 rank = fit_rank(spec, sites, trainable=options.budget, sizes=sizes)
-        adapters.append(spec.bind(sites, rank=rank, sizes=sizes, alpha=options.alpha, seed=options.seed))
+        adapters.append(_bound(spec, sites, rank, sizes, options))
     with _progress() as tell:
         found = compare(adapters, tokens=options.tokens, limit=options.limit, tell=tell)
     if options.json:
@@ -157,7 +157,13 @@ def _list(options: argparse.Namespace) -> int:
 def _bind(spec: AdapterSpec, options: argparse.Namespace) -> Adapter:
     sites = _sites_of(options)
     sizes = _sizes(spec, sites, options)
-    return spec.bind(sites, rank=_rank(spec, options), sizes=sizes, alpha=options.alpha, seed=options.seed)
+    return _bound(spec, sites, _rank(spec, options), sizes, options)
+
+
+def _bound(
+    spec: AdapterSpec, sites: Iterable[Site], rank: Rank | None, sizes: Mapping[str, int], options: argparse.Namespace
+) -> Adapter:
+    return spec.bind(sites, rank=rank, sizes=sizes, alpha=options.alpha, scale=options.scale, seed=options.seed)
 
 
 def _host(options: argparse.Namespace) -> Host:
@@ -266,7 +272,8 @@ def _parser() -> argparse.ArgumentParser:
             ranks.add_argument(
                 "--budget", type=whole_number, metavar="N", help="use the largest rank with at most N trainable entries"
             )
-        one.add_argument("--alpha", type=float, help="alpha to use instead of the spec's")
+        one.add_argument("--alpha", type=float, help="alpha to use instead of the scale's")
+        one.add_argument("--scale", type=scale_of, metavar="unit|unit:1.6|2", help="scale to use instead of the spec's")
         one.add_argument("--seed", type=int, default=0)
     for one in (show, several):
         one.add_argument(

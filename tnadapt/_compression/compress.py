@@ -13,7 +13,7 @@ from tnadapt._compression.least_squares import Factors, Problem, Term, improve_f
 from tnadapt._compression.updates import Update, check_update, terms_of
 from tnadapt._errors import SiteError, SpecError
 from tnadapt._hosts import Site, expect_sites
-from tnadapt._language import Adapter, AdapterSpec, Group, Network
+from tnadapt._language import Adapter, AdapterSpec, Group, Network, Scale
 from tnadapt._language import Term as SpecTerm
 from tnadapt._signature import answers, mistake, told
 from tnadapt._structure import LoRA
@@ -62,6 +62,7 @@ def compress(
     rank: int | Mapping[str, int] | None = None,
     sizes: Mapping[str, int] | None = None,
     alpha: float | None = None,
+    scale: Scale | float | None = None,
     seed: int = 0,
     overparametrized: bool = False,
     weights: Mapping[str, npt.ArrayLike] | None = None,
@@ -83,6 +84,7 @@ def compress(
         rank: as for `bind`.
         sizes: as for `bind`.
         alpha: as for `bind`; it only rescales the params.
+        scale: as for `bind`; it only rescales the params.
         seed: the seed of the frozen factors and of the random starts.
         overparametrized: as for `bind`.
         weights: the host's weights, as for `init`; needed if the spec's starting values are read from them.
@@ -108,7 +110,9 @@ def compress(
         raise SiteError(f"compress: expected starts and sweeps of at least 1, got {starts} and {sweeps}.")
     _check_linear(spec)
     checked = {site: check_update(site, update) for site, update in updates.items()}
-    adapter = spec.bind(checked, rank=rank, sizes=sizes, alpha=alpha, seed=seed, overparametrized=overparametrized)
+    adapter = spec.bind(
+        checked, rank=rank, sizes=sizes, alpha=alpha, scale=scale, seed=seed, overparametrized=overparametrized
+    )
     shared = [name for name, factor in spec.arrays.items() if factor.shared and factor.trainable]
     if shared and len(adapter.groups) > 1:
         fault = f"got {shared[0]!r}, which {len(adapter.groups)} groups share"

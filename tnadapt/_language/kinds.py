@@ -85,7 +85,7 @@ def _factor_faults(factors: object) -> Iterator[str]:
 def _scale_faults(scale: object) -> Iterator[str]:
     if not isinstance(scale, Scale):
         name = getattr(scale, "__name__", "")
-        call = {"raw": "raw()", "over_sqrt_rank": 'over_sqrt_rank("r")'}.get(name, 'over_rank("r")')
+        call = {"raw": "raw()", "unit": "unit()", "over_sqrt_rank": 'over_sqrt_rank("r")'}.get(name, 'over_rank("r")')
         yield f"scale: expected a Scale or a number, got {told(scale)}; write scale={call}"
 
 

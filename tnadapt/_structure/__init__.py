@@ -7,11 +7,12 @@ from tnadapt._structure.lora import LoRA, check_exportable, exact_lora, join, sh
 from tnadapt._structure.pairs import Pair, Side, pairs
 from tnadapt._structure.rank import Cut, generic_rank, minimum_cut, rank_bound
 from tnadapt._structure.row_products import RowProducts, row_products
-from tnadapt._structure.step import KAPPA, StepSize, step_size
+from tnadapt._structure.step import KAPPA, Balanced, StepSize, balanced_rates, step_size
 
 __all__ = [
     "COUNTS",
     "KAPPA",
+    "Balanced",
     "Cut",
     "Environment",
     "Freedom",
@@ -22,6 +23,7 @@ __all__ = [
     "Side",
     "StepSize",
     "Unfolding",
+    "balanced_rates",
     "check_exportable",
     "degrees_of_freedom",
     "environments",

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from tnadapt._errors import SiteError
 from tnadapt._frozen import FrozenMap
 from tnadapt._language import (
+    START,
     Adapter,
     Group,
     Move,
@@ -24,7 +25,7 @@ from tnadapt._language import (
 )
 from tnadapt._signature import answers
 
-__all__ = ["KAPPA", "LORA", "StepSize", "step_size"]
+__all__ = ["KAPPA", "LORA", "Balanced", "StepSize", "balanced_rates", "step_size"]
 
 KAPPA = 6.0  # steps that a factor at 0 goes one way before it has its size; see docs/learning_rate.md
 LORA = math.sqrt(8 / 3)  # the output of LoRA of rank 8 with alpha 8, whatever the width
@@ -77,7 +78,8 @@ def step_size(adapter: Adapter, params: Mapping[str, npt.ArrayLike] | None = Non
     Args:
         adapter: a spec bound to sites.
         params: the starting values, as `init(adapter, weights)` returns them. They are needed where values are read
-            from the host; the others are not looked at.
+            from the host; the others are not looked at. Where the update keeps starting values, under "<name>:start",
+            those are taken, so that trained values may stand beside them.
 
     Raises:
         SiteError: a start is read from the host, and params are missing or lack it.
@@ -94,6 +96,35 @@ def step_size(adapter: Adapter, params: Mapping[str, npt.ArrayLike] | None = Non
             known[key] = _step_of(adapter, group, _squares(adapter, group, params))
         found[group.name] = known[key]
     return found
+
+
+def balanced_rates(adapter: Adapter, params: Mapping[str, npt.ArrayLike] | None = None) -> dict[str, "Balanced"]:
+    """Return the trained entries of params that have the rate of one another: label -> factor, multiple and names.
+
+    The label is the name of a factor; or that of an entry, the first one with the multiple, if those of a factor have
+    several. An entry that several groups share gets the smallest of its multiples, so that no group goes further than
+    it should. Raises SiteError as `step_size` does.
+    """
+    sizes, multiples = step_size(adapter, params), dict[str, dict[str, float]]()
+    for group in adapter.groups:
+        for factor, rate in sizes[group.name].rates.items():
+            known, name = multiples.setdefault(factor, {}), adapter.slot_name(group, factor)
+            known[name] = min(rate, known.get(name, math.inf))
+    found = {}
+    for factor, known in multiples.items():
+        for rate in dict.fromkeys(known.values()):
+            names = tuple(name for name in known if known[name] == rate)
+            found[factor if len(names) == len(known) else names[0]] = Balanced(factor, rate, names)
+    return found
+
+
+@dataclass(frozen=True)
+class Balanced:
+    """Entries of params of one factor with one rate, as a multiple of the learning rate."""
+
+    factor: str
+    rate: float
+    names: tuple[str, ...]
 
 
 def _squares(adapter: Adapter, group: Group, params: Mapping[str, npt.ArrayLike] | None) -> dict[str, float]:
@@ -117,7 +148,8 @@ def _squares(adapter: Adapter, group: Group, params: Mapping[str, npt.ArrayLike]
                 raise SiteError(
                     f"params: expected an array {part.name!r}, got none.\nTake it from init(adapter, weights)."
                 )
-            values = np.asarray(params[part.name], dtype=np.float64)
+            start = part.name + START  # what is trained may be other values by now
+            values = np.asarray(params[start if start in params else part.name], dtype=np.float64)
             values = values if part.factor.init.is_host else values[part.cut]
             found[factor].append(float(np.square(values).mean()))
     return {name: math.fsum(squares) / len(squares) for name, squares in found.items()}

@@ -7,6 +7,7 @@ from tnadapt_torch._state.modules import host_modules
 from tnadapt_torch._state.replicas import Replicas, shared_by
 from tnadapt_torch._state.resize import COUNTS, SQUARED, check_open, check_whole
 from tnadapt_torch._state.state import AdapterState
+from tnadapt_torch._state.step import note_of_step
 from tnadapt_torch._state.updates import make_updates
 from tnadapt_torch._state.values import copy_values, set_values
 from tnadapt_torch._state.watch import Watch
@@ -26,6 +27,7 @@ __all__ = [
     "enter",
     "host_modules",
     "make_updates",
+    "note_of_step",
     "set_values",
     "shared_by",
     "states_of",

@@ -1,37 +1,108 @@
-"""Parameter groups for a torch optimizer, one per factor."""
+"""Parameter groups for a torch optimizer, one per factor, or several where the rates of a factor differ."""
 
 import math
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-from torch import Tensor
+from torch import nn
 
 from tnadapt import Adapter, SiteError
+from tnadapt.binding import Balanced, balanced_rates, mistake, told
+from tnadapt_torch._sharded import reshard
+from tnadapt_torch._state.step import start_values_of
+
+if TYPE_CHECKING:
+    from tnadapt_torch._state.state import AdapterState
 
 __all__: list[str] = []
 
 SAVED = "modules_to_save"
 
 
-def parameter_groups(
-    adapter: Adapter,
-    params: Mapping[str, Tensor],
-    saved: Mapping[str, Tensor],
-    lr: float | Mapping[str, float],
-    ratio: float,
-) -> list[dict[str, Any]]:
-    """Build the groups of `AdapterState.parameter_groups`; `saved` are the tensors of the modules trained in full."""
-    factors = adapter.spec.arrays
-    members: dict[str, list[Tensor]] = {
-        name: [params[adapter.slot_name(group, name)] for group in adapter.groups]
-        for name, factor in factors.items()
-        if factor.trainable
-    }
-    zero = [name for name in members if factors[name].init.is_zero]
-    whole = list(dict.fromkeys(value for value in saved.values() if value.requires_grad))  # a tied one has two names
-    rates = _rates([*members, SAVED] if whole else list(members), zero, lr, ratio)
-    groups = members | ({SAVED: whole} if whole else {})
-    return [{"name": name, "params": tensors, "lr": rates[name]} for name, tensors in groups.items()]
+class Optimized(nn.Module):
+    """The part of an adapter's state that an optimizer takes."""
+
+    def parameter_groups(
+        self,
+        *,
+        lr: float | Mapping[str, float],
+        ratio: float = 1.0,
+        balance: bool = False,
+        weight_decay: float | None = None,
+    ) -> list[dict[str, Any]]:
+        """Make parameter groups for a torch optimizer, one per trainable factor, since the factors differ in scale.
+
+        Args:
+            lr: the learning rate, or a rate for each trainable factor by its name in the spec.
+            ratio: factors that start at zero get lr * ratio, the others lr. For LoRA this is the lambda of LoRA+ (Hayou
+                et al. 2024, arXiv:2402.12354): B starts at zero and learns faster than A by this ratio.
+            balance: multiply lr by the `rates` of `step_size`. Factors that move first get lr, each other one a rate in
+                proportion to the size of its starting values, so that one lr suits all families; see
+                docs/learning_rate.md.
+            weight_decay: what AdamW would have as weight_decay if all rates were lr. Each group gets weight_decay * lr
+                / rate, so that all factors shrink alike. Without it the groups name none, the optimizer's own one
+                applies to all, and a factor shrinks in proportion to its rate.
+
+        Returns:
+            A dict of name, params and lr for each factor, and of weight_decay if it is given. If the balanced rates of
+            a factor differ between groups of the adapter, there is one dict per rate, named by its first entry of
+            `params()`. If there are modules_to_save, they form one more group of that name, at lr.
+
+        Raises:
+            SiteError: a rate is not a positive number, a name is unknown or missing, the ratio would have no effect,
+                or arguments are given of which each sets the rates.
+        """
+        state = cast("AdapterState", self)
+        reshard([state, *state.host])
+        _check_words(lr, ratio, balance, weight_decay)
+        saved = [value for value in state.saved.values().values() if value.requires_grad]
+        whole = list(dict.fromkeys(saved))  # a tied one has two names
+        parts = balanced_rates(state.adapter, start_values_of(state)) if balance else _by_factor(state.adapter)
+        factors = state.spec.arrays
+        names = dict.fromkeys(part.factor for part in parts.values())
+        zero = [name for name in names if factors[name].init.is_zero]
+        rates = _rates([*names, SAVED] if whole else [*names], zero, lr, ratio)
+        params = state.params()
+        groups: list[dict[str, Any]] = [
+            {"name": label, "params": [params[name] for name in part.names], "lr": rates[part.factor] * part.rate}
+            for label, part in parts.items()
+        ]
+        groups += [{"name": SAVED, "params": whole, "lr": rates[SAVED]}] if whole else []
+        if weight_decay is not None:
+            assert not isinstance(lr, Mapping)
+            for group in groups:
+                group["weight_decay"] = weight_decay * lr / group["lr"]
+        return groups
+
+
+def _by_factor(adapter: Adapter) -> dict[str, Balanced]:
+    """Return the entries of params of each trained factor, at the learning rate itself."""
+    names = {name: factor for name, factor in adapter.spec.arrays.items() if factor.trainable}
+    slots = {name: dict.fromkeys(adapter.slot_name(group, name) for group in adapter.groups) for name in names}
+    return {name: Balanced(name, 1.0, tuple(slots[name])) for name in names}
+
+
+def _check_words(lr: float | Mapping[str, float], ratio: float, balance: object, weight_decay: object) -> None:
+    """Raise SiteError for values of the wrong type, and for two that both say which factor gets which rate."""
+    if not isinstance(balance, bool):
+        raise mistake(SiteError, "balance", "True or False", told(balance), "Write balance=True.")
+    if balance and isinstance(lr, Mapping):
+        raise SiteError("balance: expected one lr, got a rate for every factor.\nPass a number as lr, or no balance.")
+    if balance and ratio != 1.0:
+        raise SiteError(
+            f"balance: expected no ratio beside it, since both set the rates of factors, got {ratio!r}.\n"
+            "Leave out one of them. (For LoRA, balance is a ratio that depends on the width.)"
+        )
+    if weight_decay is None:
+        return
+    is_number = isinstance(weight_decay, int | float) and not isinstance(weight_decay, bool)
+    if not is_number or not 0 <= cast("float", weight_decay) < math.inf:
+        raise SiteError(f"weight_decay: expected a number of at least 0, got {weight_decay!r}.")
+    if isinstance(lr, Mapping):
+        raise SiteError(
+            "weight_decay: expected one lr, to which it refers, got a rate for every factor.\n"
+            "Leave weight_decay out, and set it in each group."
+        )
 
 
 def _rates(

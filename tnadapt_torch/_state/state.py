@@ -26,20 +26,21 @@ from tnadapt_torch._host import (
 from tnadapt_torch._run import Stack, Update
 from tnadapt_torch._sharded import reshard
 from tnadapt_torch._state.factors import Factors, leaf_of, plant, spare, start_of, wide_magnitudes
-from tnadapt_torch._state.groups import parameter_groups
+from tnadapt_torch._state.groups import Optimized
 from tnadapt_torch._state.known import check_latest, check_unread, enter, leave, served_by_others, states_of
 from tnadapt_torch._state.marks import MERGED, ORIGINAL, marks_of
 from tnadapt_torch._state.norms import norms
 from tnadapt_torch._state.replicas import own_factors, settle
 from tnadapt_torch._state.report import table, totals
 from tnadapt_torch._state.resize import Resizable
+from tnadapt_torch._state.step import note_of_step
 from tnadapt_torch._state.store import write_file, write_lora
 from tnadapt_torch._state.updates import follow
 
 __all__ = ["AdapterState"]
 
 
-class AdapterState(Resizable):
+class AdapterState(Optimized, Resizable):
     """An attached adapter. The trainable factors are its parameters and the frozen factors its buffers, each held once.
 
     `attach` and `load` create it. Called as a module, it returns its input: a container may call all its children.
@@ -60,6 +61,7 @@ class AdapterState(Resizable):
         self.updates: dict[str, Update] = {}  # by the path of each weight and of each block
         self.handles: list[Removable] = []  # what serves the modules of the host
         self.watch: Removable | None = None
+        self.is_step_told = False
         self.weights: dict[str, Weight] = {}
         self.folded: dict[str, Weight] = {}  # weights that take the update themselves, instead of their module's output
         self.turn = 0  # the position of the attach among those on the host; a copy keeps it
@@ -266,24 +268,6 @@ class AdapterState(Resizable):
         reshard([self, *self.host])
         return super().parameters(recurse)
 
-    def parameter_groups(self, *, lr: float | Mapping[str, float], ratio: float = 1.0) -> list[dict[str, Any]]:
-        """Make parameter groups for a torch optimizer, one per trainable factor, since the factors differ in scale.
-
-        Args:
-            lr: the learning rate, or a rate for each trainable factor by its name in the spec.
-            ratio: factors that start at zero get lr * ratio, the others lr. For LoRA this is the lambda of LoRA+ (Hayou
-                et al. 2024, arXiv:2402.12354): B starts at zero and learns faster than A by this ratio.
-
-        Returns:
-            A dict of name, params and lr for each factor. If there are modules_to_save, they form one more group of
-            that name, at lr.
-
-        Raises:
-            SiteError: a rate is not a positive number, a name is unknown or missing, or the ratio would have no effect.
-        """
-        reshard([self, *self.host])
-        return parameter_groups(self.adapter, self.params(), self.saved.values(), lr, ratio)
-
     def norms(self) -> dict[str, float]:
         """Compute the Frobenius norm of each trainable factor, by its name in the spec, and of all updates, as "dW".
 
@@ -316,8 +300,11 @@ class AdapterState(Resizable):
         return write_lora(self, directory, rank, task_type)
 
     def print_trainable_parameters(self) -> None:
-        """Print one line on the host with all its adapters: trainable and all parameters, with the frozen factors."""
-        print(totals(self))
+        """Print one line on the host with all its adapters: trainable and all parameters, with the frozen factors.
+
+        Below it, once, what to do about first steps that are more than 8 times those of a LoRA at the same rate.
+        """
+        print("\n".join(filter(None, [totals(self), note_of_step(self)])))
 
     def table(self) -> str:
         """Return a table of the adapted sites, one line per site."""

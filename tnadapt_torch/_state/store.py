@@ -33,7 +33,7 @@ def write_file(state: "AdapterState", path: str | os.PathLike[str]) -> None:
     extra = {key: to_numpy(value) for key, value in saved.items()}
     starts = {key: getattr(*leaf_of(state.start, key)) for key in drawn_starts(state.adapter)}
     stored = stored_factors(state.adapter, params | starts)
-    check_parts(state.adapter, HostWeights(state.weights, _originals(state)), _parts_of(state))
+    check_parts(state.adapter, HostWeights(state.weights, originals_of(state)), parts_of(state))
     once(shared_by(state), partial(tnadapt.save, state.adapter, _with_hosts(state, stored), path, extra=extra))
 
 
@@ -60,7 +60,7 @@ def write_lora(
     write = partial(
         tnadapt.save_as_lora,
         state.adapter,
-        _with_hosts(state, {key: to_numpy(value) for key, value in state.params().items()} | _parts_of(state)),
+        _with_hosts(state, {key: to_numpy(value) for key, value in state.params().items()} | parts_of(state)),
         directory,
         rank=rank,
         base_model=getattr(getattr(state.model, "config", None), "name_or_path", None) or None,
@@ -72,13 +72,13 @@ def write_lora(
     return once(shared_by(state), write)
 
 
-def _parts_of(state: "AdapterState") -> dict[str, npt.NDArray[np.generic]]:
+def parts_of(state: "AdapterState") -> dict[str, npt.NDArray[np.generic]]:
     """Return the parts of the SVDs of the host's weights that the adapter computes with: those of its attach."""
     names = [name for name, (_, kind) in state.adapter.hosts.items() if kind in HOST_PARTS]
     return {name: to_numpy(getattr(*leaf_of(state.start, name))) for name in names}
 
 
-def _originals(state: "AdapterState") -> Mapping[str, Tensor] | None:
+def originals_of(state: "AdapterState") -> Mapping[str, Tensor] | None:
     """Return the values of the weights from before the adapter's own merge."""
     return state.merged.originals if state.merged else None
 
@@ -88,7 +88,7 @@ def _with_hosts(state: "AdapterState", params: Mapping[str, npt.ArrayLike]) -> M
 
     Processes that share the host read the weights here, since each has a part and one alone writes.
     """
-    entries = HostEntries(state.adapter, state.weights, params, _originals(state))
+    entries = HostEntries(state.adapter, state.weights, params, originals_of(state))
     if shared_by(state) is None:
         return entries
     return {

@@ -3,7 +3,7 @@
 import inspect
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import InitVar, dataclass, field, fields
+from dataclasses import InitVar, dataclass, field, fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +12,7 @@ import peft
 
 from tnadapt import Adapter, AdapterSpec, FormatError, SiteError, from_json, to_json
 from tnadapt.binding import SpecLike, answers, as_integer, digests, expect_names, mistake, read_object, spec_of, told
+from tnadapt.initializers import Scale
 from tnadapt_torch.peft._checkpoint import LARGEST_SEED, check_folder
 
 __all__ = ["TnConfig"]
@@ -46,7 +47,7 @@ class TnConfig(peft.PeftConfig):  # type: ignore[misc]
     Args:
         spec: the adapter's spec, a family, or the name of a family, such as "lotr".
         rank: the size of every bond, or a mapping from bond to size.
-        alpha: replaces the alpha of the spec's scale.
+        alpha: replaces the alpha of the scale: alpha=16 with scale=unit() is unit(16).
         sizes: a mapping from mode to size, such as {"head": 12}.
         seed: the seed of the starting values. By default it is drawn from torch's generator when the adapter is made,
             so that `torch.manual_seed` determines it. If there are several processes, it is 0 by default, since all of
@@ -65,12 +66,14 @@ class TnConfig(peft.PeftConfig):  # type: ignore[misc]
         fold: add the update to the weight at each call, as in `attach`.
         overparametrized: allow a rank higher than that of any update.
         rank_pattern: name of modules -> rank, for the networks of these modules alone, as in `AdapterSpec.bind`.
+        scale: replaces the spec's scale, as in scale=unit(). From then on `spec` has it, and so has the file.
         alpha_pattern: not supported, since all sites of a network have one scale; a value raises SiteError.
         adapter: only in a file, in place of spec, rank, alpha, sizes and seed: the saved adapter as JSON.
         digests: only in a file: the SHA-256 of each frozen factor that is drawn again at load.
 
     Raises:
         SiteError: there is no spec, or a value is not valid.
+        SpecError: the scale does not fit the spec.
         FormatError: a JSON text does not describe an adapter or a spec.
     """
 
@@ -95,8 +98,9 @@ class TnConfig(peft.PeftConfig):  # type: ignore[misc]
     digests: dict[str, str] = field(default_factory=dict)
     rank_pattern: InitVar[Mapping[str, int] | None] = None
     alpha_pattern: InitVar[Mapping[str, float] | None] = None
+    scale: InitVar[Scale | float | None] = None
 
-    def __post_init__(self, rank_pattern: object, alpha_pattern: object) -> None:
+    def __post_init__(self, rank_pattern: object, alpha_pattern: object, scale: object) -> None:
         """Parse the JSON texts of a file and check the fields."""
         super().__post_init__()
         self.peft_type = PeftType.TNADAPT
@@ -105,7 +109,7 @@ class TnConfig(peft.PeftConfig):  # type: ignore[misc]
         if alpha_pattern:
             raise mistake(SiteError, "alpha_pattern", "one alpha for all sites", told(alpha_pattern), APART)
         if self.adapter is not None:
-            self._take(self.adapter)
+            self._take(self.adapter, scale)
         if inspect.isfunction(self.spec) or (isinstance(self.spec, str) and self.spec.isidentifier()):
             self.spec = spec_of(self.spec, "TnConfig")
         if isinstance(self.spec, str):
@@ -114,6 +118,8 @@ class TnConfig(peft.PeftConfig):  # type: ignore[misc]
             raise SiteError(
                 f"TnConfig: expected an AdapterSpec as spec, got {self.spec!r}.\nPass one such as families.lora()."
             )
+        if scale is not None:
+            self.spec = replace(self.spec, scale=scale)
         if rank_pattern:
             self.rank = self._ranks(rank_pattern)
         self._check_values()
@@ -145,7 +151,7 @@ class TnConfig(peft.PeftConfig):  # type: ignore[misc]
                 raise mistake(SiteError, word, "a mapping from names", told(given), f"Write {word}={example}.")
         self.tasks = expect_names(self.tasks or [], "TnConfig", "tasks", SiteError)
 
-    def _take(self, text: str) -> None:
+    def _take(self, text: str, scale: object) -> None:
         """Set the fields from a saved adapter."""
         loaded = from_json(text)
         if self.spec is not None or not isinstance(loaded, Adapter):
@@ -153,6 +159,9 @@ class TnConfig(peft.PeftConfig):  # type: ignore[misc]
                 "a spec as well.\nLeave spec out." if self.spec is not None else "the text of a spec.\nPass it as spec."
             )
             raise FormatError(f"adapter: expected the text of an adapter and no spec, got {given}")
+        if scale is not None:
+            todo = "Leave scale out, or make a new adapter."
+            raise mistake(FormatError, "scale", "none beside a saved adapter, which has its own", told(scale), todo)
         self._loaded, self.spec, self.alpha = loaded, loaded.spec, None
         self.rank, self.sizes, self.seed, self.overparametrized = loaded.rank, loaded.sizes, loaded.seed, True
 
@@ -161,6 +170,10 @@ class TnConfig(peft.PeftConfig):  # type: ignore[misc]
         """Whether starting values are read from the model's weights, or these are factors."""
         spec = cast("AdapterSpec", self.spec)
         return bool(spec.hosts) or any(factor.init.is_read for factor in spec.arrays.values())
+
+    def settle(self, adapter: Adapter) -> Adapter:
+        """Return an adapter bound to a model with the scales that were saved, if the config has a saved adapter."""
+        return replace(adapter, scales=self._loaded.scales) if self._loaded is not None else adapter
 
     def check(self, adapter: Adapter) -> None:
         """Raise FormatError unless an adapter bound to a model equals the saved one, if the config has a saved one.

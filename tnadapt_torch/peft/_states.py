@@ -43,6 +43,7 @@ def new_state(model: nn.Module, config: TnConfig, weights: Mapping[str, Weight],
         seed=draw_seed() if config.seed is None else config.seed,
         overparametrized=config.overparametrized,
     )
+    adapter = config.settle(adapter)
     config.check(adapter)
     config.seal(None)
     folded = weights_to_fold(model, weights, config.dropout, all_of_them=config.fold)

@@ -1,0 +1,72 @@
+"""The first step of an attached adapter: the starting values that its size depends on, and a note if it is large."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+
+from tnadapt import step_size
+from tnadapt.binding import START, start_values, unknown_starts
+from tnadapt_torch._host import HostEntries, HostWeights
+from tnadapt_torch._state.factors import to_numpy
+from tnadapt_torch._state.store import originals_of, parts_of
+
+if TYPE_CHECKING:
+    from tnadapt_torch._state.state import AdapterState
+
+__all__: list[str] = []
+
+LARGE = 8  # times LoRA's step
+
+
+def start_values_of(state: "AdapterState") -> Mapping[str, npt.ArrayLike] | None:
+    """Return the starting values that `step_size` needs, or None if it needs none.
+
+    They are those of the attach whatever was trained since, so that a run that is resumed has the same rates. Frozen
+    ones, and those that the update subtracts, are in the state; others are read from the host's weights once more.
+    """
+    adapter, names = state.adapter, unknown_starts(state.spec)
+    if not names:
+        return None
+    read = [name for name in adapter.slots if name.removesuffix(START).rpartition(".")[2] in names]
+    is_lost = any(adapter.slots[name].factor.trainable and name + START not in adapter.slots for name in read)
+    originals = originals_of(state)
+    values: dict[str, Any] = (
+        dict(start_values(adapter, HostWeights(state.weights, originals)))
+        if is_lost
+        else {name: to_numpy(value) for name, value in state.params().items() if name in read}
+    )
+    return HostEntries(adapter, state.weights, values | parts_of(state), originals)
+
+
+def note_of_step(state: "AdapterState", groups: Iterable[Mapping[str, Any]] = ()) -> str:
+    """Return a note on a first step of Adam that is more than 8 times LoRA's, once; else "".
+
+    Both are at the same learning rate. Nothing is said where it depends on values that are read from the host, since
+    reading them takes long.
+
+    Args:
+        state: the adapter's state.
+        groups: the parameter groups of the optimizer, if they are known: the note then gives LoRA's rate for this step.
+    """
+    if state.is_step_told or unknown_starts(state.spec):
+        return ""
+    name, size = max(step_size(state.adapter).items(), key=lambda item: item[1].of_lora)
+    if size.of_lora <= LARGE:
+        return ""
+    state.is_step_told = True
+    (group,) = (one for one in state.adapter.groups if one.name == name)
+    rates = {id(one): each.get("initial_lr", each["lr"]) for each in groups for one in each["params"]}
+    params = state.params()
+    moved = [rates.get(id(params[state.adapter.slot_name(group, factor)])) for factor in size.parts]
+    here = ""
+    if moved and None not in moved:
+        lengths = [rate * part for rate, part in zip(moved, size.parts.values(), strict=True)]  # type: ignore[operator]
+        rate = size.of_lora * math.hypot(*lengths) / math.hypot(*size.parts.values())
+        here = f" At the rates of this optimizer it moves as LoRA does at a rate of {rate:.2g}."
+    return (
+        f"adapter {state.name!r}: the first step of Adam moves {state.spec.name} {size.of_lora:.3g} times as far as a "
+        f"LoRA of rank 8 and alpha 8 at the same learning rate.{here}\n"
+        f"If that is not what you want, attach with scale=unit(), or divide the rate of a LoRA by {size.of_lora:.2g}."
+    )
