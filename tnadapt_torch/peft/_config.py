@@ -119,7 +119,7 @@ class TnConfig(peft.PeftConfig):  # type: ignore[misc]
                 f"TnConfig: expected an AdapterSpec as spec, got {self.spec!r}.\nPass one such as families.lora()."
             )
         if scale is not None:
-            self.spec = replace(self.spec, scale=scale)
+            self.spec = replace(self.spec, scale=scale)  # type: ignore[arg-type]  # a number is raw(number)
         if rank_pattern:
             self.rank = self._ranks(rank_pattern)
         self._check_values()

@@ -4,8 +4,8 @@ import argparse
 
 import pytest
 
-from tnadapt import AdapterSpec, families
-from tnadapt._command.arguments import rank_of, sizes_by_name, spec_named, whole_number
+from tnadapt import AdapterSpec, families, raw, unit
+from tnadapt._command.arguments import rank_of, scale_of, sizes_by_name, spec_named, whole_number
 
 OWN = """\
 from tnadapt import AdapterSpec, trainable, zeros
@@ -130,3 +130,16 @@ def test_an_error_in_a_file_is_told_in_one_line(code, words, own):
     with pytest.raises(argparse.ArgumentTypeError, match=words) as caught:
         spec_named(f"{own}:mine")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "scale"), [("unit", unit()), ("unit:1.6", unit(1.6)), ("unit:-2", unit(-2.0)), ("2", raw(2.0))]
+)
+def test_a_scale_is_a_number_or_unit(text, scale):
+    assert scale_of(text) == scale
+
+
+@pytest.mark.parametrize("text", ["", "units", "unit:", ":2", "unit:x", "unit 2", "over_rank:r", "2:unit"])
+def test_anything_else_is_no_scale(text):
+    with pytest.raises(argparse.ArgumentTypeError, match=f"expected a number, unit or unit:1.6, got '{text}'"):
+        scale_of(text)

@@ -9,6 +9,7 @@ import pytest
 import tnadapt
 from tests.table import FAMILIES
 from tnadapt import AdapterSpec, SiteError, families, frozen, grid, magnitude, normal, step_size, trainable, unit, zeros
+from tnadapt.binding import Balanced, balanced_rates
 from tnadapt.initializers import identity
 from tnadapt.testing import gradients, start_params
 
@@ -155,6 +156,40 @@ def test_rates_are_1_for_what_moves_and_kappa_times_the_size_for_the_others():
     assert dict(lora) == {"A": pytest.approx(6 / math.sqrt(3 * 27)), "B": 1.0}
     (lotr,) = step_size(families.lotr().bind(sites, rank=2)).values()
     assert dict(lotr.rates) == {"A": pytest.approx(6 / math.sqrt(2)), "B": pytest.approx(6 / math.sqrt(2)), "G": 1.0}
+
+
+def test_entries_of_one_rate_are_together():
+    """The A of LoRA is smaller at a longer axis, so that it has two rates; the B of all weights moves at once."""
+    adapter = families.lora().bind(grid(layers=2, kinds={"q": (12, 27), "v": (12, 48)}), rank=2)
+    long, short = 6 / math.sqrt(3 * 48), 6 / math.sqrt(3 * 27)
+    assert balanced_rates(adapter) == {
+        "0.q.A": Balanced("A", pytest.approx(short), ("0.q.A", "1.q.A")),
+        "0.v.A": Balanced("A", pytest.approx(long), ("0.v.A", "1.v.A")),
+        "B": Balanced("B", 1.0, ("0.q.B", "0.v.B", "1.q.B", "1.v.B")),
+    }
+
+
+def test_an_entry_that_groups_share_gets_their_smallest_rate():
+    """The rate of the shared C would be larger where nothing else waits for it: in a group without D it is alone."""
+    factors = {
+        "A": trainable("r in", init=identity(), shared=True),
+        "B": trainable("out r", init=zeros()),
+    }
+    spec = AdapterSpec(name="own", weight="out in", factors=factors)
+    adapter = spec.bind(grid(layers=1, kinds={"q": (12, 16), "v": (12, 9)}), rank=4)
+    rates = [size.rates["A"] for size in step_size(adapter).values()]
+    assert rates[0] != rates[1], "the identity is sparser in a larger matrix"
+    assert balanced_rates(adapter)["A"] == Balanced("A", min(rates), ("A",))
+
+
+@pytest.mark.parametrize("name", ["pissa", "lora_pt", "tcurlora", "dota"])
+def test_trained_values_do_not_change_a_step_if_their_start_is_kept(name):
+    adapter = FAMILIES[name].bind(layers=2, kinds={"q": (16, 16), "v": (16, 24)})
+    params = start_params(adapter)
+    trained = {key: value if key.endswith(":start") else 3 * value + 1 for key, value in params.items()}
+    trained |= {key: params[key] for key, slot in adapter.slots.items() if not slot.factor.trainable}
+    assert step_size(adapter, trained) == step_size(adapter, params)
+    assert balanced_rates(adapter, trained) == balanced_rates(adapter, params)
 
 
 def test_a_factor_that_starts_at_0_without_a_gradient_has_the_rate_of_the_others():
