@@ -1,0 +1,125 @@
+"""The table of methods: search the rate of each on the validation split, then run three seeds at the best one.
+
+    python benchmarks/leaderboard                                     what is not recorded yet, and the page
+    python benchmarks/leaderboard --quick                             tiny runs in a folder of their own, to see it work
+    python benchmarks/leaderboard --tasks digits --methods "LoRA r8" "LoTR r16 unit" --seeds 0 1 2
+    python benchmarks/leaderboard --page                              only draw the page from the records
+
+Each run leaves a JSON record in results/. A run that has one is not run again, so that the program can be stopped and
+started at will. All methods have the same grid of rates, the same steps, and the same batches for a seed.
+"""
+
+import argparse
+import math
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from methods import METHODS, MethodError
+from page import write_page
+from records import Key, Record, RecordError, read, read_all, versions, write
+from runs import RunError, run_apart
+from tasks import TASKS, Task
+
+ROOT = Path(__file__).parents[2]
+GRID = tuple(2.0**power for power in range(-11, -2))
+QUICK_GRID = (2.0**-8, 2.0**-6)
+SEARCHED = 100  # the seed of the search, which is none of the final ones
+
+
+def recorded(folder: Path, task: Task, key: Key, device: str) -> Record:
+    """Return the record of a run, and make it first if there is none. Raises RecordError for other versions."""
+    path = folder / key.file
+    if path.exists():
+        record = read(path)
+        if dict(record.versions) != versions() or record.steps != task.steps:
+            raise RecordError(
+                f"{path}: expected a record of these versions and {task.steps} steps, got another; "
+                "remove it, or keep the new ones in another folder with --results"
+            )
+        return record
+    record = run_apart(task, key, device)
+    write(folder, record)
+    mark = " DIVERGED" if record.diverged else ""
+    test = "" if record.test is None else f", test {100 * record.test:.1f} %"
+    print(
+        f"{key.task}, {key.method}, rate {key.rate:.3g}, seed {key.seed}, {key.phase}: validation "
+        f"{100 * record.score:.1f} %, loss {record.loss:.3f}{test}, {record.seconds:.0f} s{mark}",
+        flush=True,
+    )
+    return record
+
+
+def best_rate(records: list[Record]) -> float | None:
+    """Return the rate of the lowest mean validation loss among those that never diverged; None if all did."""
+    losses: dict[float, list[float]] = {}
+    for one in records:
+        losses.setdefault(one.key.rate, []).append(math.inf if one.diverged else one.loss)
+    means = {rate: sum(found) / len(found) for rate, found in losses.items()}
+    good = [rate for rate, mean in means.items() if math.isfinite(mean)]
+    return min(good, key=means.__getitem__) if good else None
+
+
+def arguments() -> argparse.Namespace:
+    """Parse the command line, and check names of tasks and methods."""
+    parser = argparse.ArgumentParser(prog="leaderboard", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS), metavar="TASK")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="METHOD")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--rates", nargs="+", type=float, help="the grid; default 2^-11 to 2^-3 in factors of 2")
+    parser.add_argument("--search-seeds", nargs="+", type=int, default=[SEARCHED])
+    parser.add_argument("--results", type=Path, default=ROOT / "results")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="tiny runs, in a folder that is removed")
+    parser.add_argument("--search-only", action="store_true", help="no final runs")
+    parser.add_argument("--page", action="store_true", help="draw the page from the records, and run nothing")
+    return parser.parse_args()
+
+
+def run_all(options: argparse.Namespace) -> None:
+    """Search and run every method on every task."""
+    grid = tuple(options.rates or (QUICK_GRID if options.quick else GRID))
+    for name in options.tasks:
+        task = TASKS[name].load(options.quick, options.device)
+        for method in options.methods:
+            try:
+                found = [
+                    recorded(options.results, task, Key(name, method, rate, seed, "search"), options.device)
+                    for seed in options.search_seeds
+                    for rate in grid
+                ]
+            except RunError as error:
+                print(f"left out: {error}", flush=True)
+                continue
+            rate = best_rate(found)
+            if rate is None:
+                print(f"{name}, {method}: every rate of the grid diverged", flush=True)
+                continue
+            for seed in () if options.search_only else options.seeds:
+                recorded(options.results, task, Key(name, method, rate, seed, "final"), options.device)
+
+
+def main() -> int:
+    """Run what is asked for; return 1, with one line that says why, if that cannot be."""
+    options = arguments()
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as scratch:
+        if options.quick:
+            options.results = Path(scratch)
+        try:
+            if not options.page:
+                run_all(options)
+            write_page(read_all(options.results), Path(scratch) if options.quick else ROOT / "docs")
+        except (RecordError, MethodError) as error:
+            print(f"leaderboard: {error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print("stopped; what is recorded stays, and the next call goes on from there", file=sys.stderr)
+            return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""The page of the table: drawn from records alone."""
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+from records import Record
+
+__all__ = ["write_page"]
+
+mpl.use("Agg")
+MARK = "<!-- drawn by benchmarks/leaderboard; do not edit -->"
+
+
+def write_page(records: Sequence[Record], docs: Path) -> None:
+    """Write leaderboard.md and its pictures into a folder."""
+    parts = [MARK, *_head(records)]
+    for task in dict.fromkeys(one.key.task for one in records):
+        mine = [one for one in records if one.key.task == task]
+        parts += [f"## {task}", ""]
+        final = [one for one in mine if one.key.phase == "final"]
+        if final:
+            picture = docs / f"leaderboard_{task}.png"
+            _draw_pareto(task, final, picture)
+            parts += [*_table(final), "", f"![Test score against trained numbers]({picture.name})", ""]
+        searched = [one for one in mine if one.key.phase == "search"]
+        if searched:
+            picture = docs / f"leaderboard_{task}_rates.png"
+            _draw_rates(task, searched, picture)
+            parts += ["Validation loss by learning rate (seed of the search; x: diverged):", "", *_rates(searched), ""]
+            parts += [f"![Validation loss against learning rate]({picture.name})", ""]
+    (docs / "leaderboard.md").write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
+
+
+def _head(records: Sequence[Record]) -> list[str]:
+    if not records:
+        return ["# Leaderboard", "", "There are no records.", ""]
+    made = ", ".join(f"{name} {version}" for name, version in records[0].versions.items())
+    return [
+        "# Leaderboard",
+        "",
+        f"Drawn from {len(records):,} records in `results/`, made with {made}. Every method has the same grid of",
+        "learning rates, searched on the validation split with seeds of its own; the best rate then trains each of",
+        "the final seeds, and only these read the test split. A family by its name has its paper's scale and one rate",
+        'for all factors; with "unit" it has the scale `unit` and balanced rates ([Learning rates](learning_rate.md)).',
+        "",
+    ]
+
+
+def _table(final: Sequence[Record]) -> list[str]:
+    head = ["method", "rate", "trained numbers", "file (KB)", "seconds", "memory (MB)", "test (%)", "validation loss"]
+    head += ["forgetting"] if any(one.forgetting for one in final) else []
+    rows = []
+    for method, runs in _by_method(final).items():
+        tests = [100 * one.test for one in runs if one.test is not None]
+        row = [
+            method,
+            f"{runs[0].key.rate:.3g}",
+            f"{runs[0].numbers:,}",
+            f"{runs[0].bytes / 1000:,.0f}",
+            f"{statistics.mean(one.seconds for one in runs):.1f}",
+            f"{statistics.mean(one.memory for one in runs):,.0f}",
+            f"{statistics.mean(tests):.1f} ± {_error(tests):.1f}",
+            f"{statistics.mean(one.loss for one in runs):.3f}",
+        ]
+        if len(head) > len(row):
+            rises = [one.forgetting[1] - one.forgetting[0] for one in runs if one.forgetting]
+            row.append(f"{statistics.mean(rises):+.2f}" if rises else "-")
+        rows.append((statistics.mean(one.loss for one in runs), row))
+    lines = [row for _, row in sorted(rows)]
+    seeds = sorted({one.key.seed for one in final})
+    size = max(one.test_size for one in final)
+    note = (
+        f"Mean and standard error over seeds {', '.join(map(str, seeds))}; {final[0].steps} steps; {size:,} test "
+        f"examples, whose own standard error is up to {50 / math.sqrt(size):.1f} points. Forgetting is the rise of the "
+        "loss on what the host could do before."
+    )
+    return [*_markdown([head, *lines]), "", note]
+
+
+def _rates(searched: Sequence[Record]) -> list[str]:
+    grid = sorted({one.key.rate for one in searched})
+    rows = [["method", *(f"2^{math.log2(rate):g}" for rate in grid), "best"]]
+    for method, runs in _by_method(searched).items():
+        cells, means = [], {}
+        for rate in grid:
+            here = [one for one in runs if one.key.rate == rate]
+            good = [one.loss for one in here if not one.diverged and math.isfinite(one.loss)]
+            if here and len(good) == len(here):
+                means[rate] = statistics.mean(good)
+            cells.append(f"{means[rate]:.3f}" if rate in means else "x" if here else "")
+        best = min(means, key=lambda rate: means[rate]) if means else None
+        rows.append([method, *cells, "-" if best is None else f"2^{math.log2(best):g}"])
+    return _markdown(rows)
+
+
+def _draw_rates(task: str, searched: Sequence[Record], path: Path) -> None:
+    """Draw two panels: families at their papers' scales, and the same under unit with balanced rates."""
+    names = _by_method(searched)
+    families = [name for name in names if f"{name} unit" in names]
+    if not families:
+        return
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    lowest = min(one.loss for one in searched if math.isfinite(one.loss))
+    titles = ("papers' scales, one rate", "unit, balanced rates")
+    for axis, suffix, title in zip(axes, ("", " unit"), titles, strict=True):
+        for name in families:
+            points = sorted((one.key.rate, one.loss) for one in names[name + suffix] if not one.diverged)
+            axis.plot([rate for rate, _ in points], [loss for _, loss in points], marker="o", ms=3, label=name)
+        axis.set(xscale="log", title=f"{task}: {title}", xlabel="learning rate", ylim=(0.8 * lowest, None))
+        axis.set_xscale("log", base=2)
+        axis.set_ylim(0.9 * lowest, 4 * lowest + 1)
+    axes[0].set_ylabel("validation loss")
+    axes[1].legend(fontsize=7)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _draw_pareto(task: str, final: Sequence[Record], path: Path) -> None:
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for method, runs in _by_method(final).items():
+        tests = [100 * one.test for one in runs if one.test is not None]
+        marker = "s" if method.startswith("PEFT") else "o" if method.endswith("unit") else "^"
+        axis.errorbar(runs[0].numbers, statistics.mean(tests), yerr=_error(tests), marker=marker, ms=5, capsize=2)
+        axis.annotate(
+            method, (runs[0].numbers, statistics.mean(tests)), fontsize=6, xytext=(3, 3), textcoords="offset points"
+        )
+    axis.set(xscale="log", xlabel="trained numbers", ylabel="test (%)", title=task)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _by_method(records: Iterable[Record]) -> dict[str, list[Record]]:
+    found: dict[str, list[Record]] = {}
+    for one in records:
+        found.setdefault(one.key.method, []).append(one)
+    return found
+
+
+def _error(values: Sequence[float]) -> float:
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return [lines[0], "|---|" + "---:|" * (len(rows[0]) - 1), *lines[1:]]
