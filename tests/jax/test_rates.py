@@ -110,7 +110,7 @@ def test_nnx_has_labels_for_its_state_and_takes_a_scale():
 
     model = nnx.Sequential(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), nnx.tanh, nnx.Linear(8, 4, rngs=nnx.Rngs(1)))
     adapted = tnadapt_nnx.attach(model, families.lotr(), target=r"layers\.\d", rank=2, scale=unit(2.0))
-    assert [size.output for size in step_size(adapted.adapter).values()] == [pytest.approx(2.0)] * 2
+    assert [size.output / size.coherence for size in step_size(adapted.adapter).values()] == [pytest.approx(2.0)] * 2
     labels, rates = tnadapt_nnx.rate_labels(adapted)
     parts = {label: optax.sgd(rate) for label, rate in rates.items()}
     optimizer = nnx.Optimizer(adapted, optax.multi_transform(parts, labels), wrt=tnadapt_nnx.AdapterParam)
