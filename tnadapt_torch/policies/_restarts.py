@@ -1,7 +1,7 @@
 """Train an adapter as a chain of links: at each restart its update is kept, and its factors begin anew."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -145,32 +145,23 @@ class Restarts:
         return self._options() | {"steps": self.steps, "links": links, "weights": dict(self._weights)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Resume: finished links, the running link and the count of steps, on a new policy of an untrained model.
+        """Resume: finished links, the running link and the count of steps, on a policy that was made on the originals.
 
-        Load the state of the optimizer and of its schedule as usual, before or after.
+        The weights may be those from before the first link, those that the policy left, or already those with the
+        finished links, as a program loads them that restores the model of a checkpoint first. Load the state of the
+        optimizer and of its schedule as usual, before or after.
 
         Raises:
-            SiteError: the policy has finished a link; or the state dict is that of another adapter, other options or
-                other weights, such as weights that have links in them. Nothing is changed.
+            SiteError: the state dict is that of another adapter, other options or other originals; the weights are
+                others; or links that are beside the weights are not those of the state dict. Nothing is changed.
         """
         _check_usable(self.state)
         self.state.check_host()
-        if self._past:
-            raise SiteError(
-                f"load_state_dict: expected a policy that has finished no link, got one with {len(self._past)}.\n"
-                "Load the model again, and make a new policy on it."
-            )
-        self._finished.check()
         saved = read_saved(state_dict, self._options(), self.base, self._weights)
         before = (self.state.adapter, copy_values(self.state))
-        undo: list[Callable[[], None]] = []
         try:
-            for adapter, params in saved.links:
-                set_values(self.state, adapter, params)
-                undo.append(self._finished.add(adapter, params))
+            self._finished.load(saved.links)
         except BaseException:
-            for take_back in reversed(undo):
-                take_back()
             set_values(self.state, *before)
             raise
         self._resume(saved)
@@ -189,6 +180,7 @@ class Restarts:
         """Keep the update of the running link and begin the next one, or leave everything as it was."""
         state, number = self.state, len(self._past) + 1
         state.check_host()
+        check_held(self.optimizer, list(state.parameters()))  # wrappers exchange parameters: their moments would stay
         self._finished.check()
         ended = (state.adapter, copy_values(state))
         adapter = replace(self.base, seed=self.base.seed + number)
