@@ -58,9 +58,9 @@ class PolicyCallback(TrainerCallback):
     """Calls `policy.step()` after each step of the Trainer's optimizer, while the gradients are there.
 
     A step that the scaler of float16 skipped is none. The state of the policy is saved in each checkpoint, as
-    tnadapt_<name>.pt. It is loaded when a run is resumed from a checkpoint in the output folder, and with the best model
-    at the end. The Trainer loads values into the shapes of a new adapter, so that for both shapes must stay:
-    shapes="keep". Policies of chains, `Restarts`, take both as they are.
+    tnadapt_<name>.pt. It is loaded when a run is resumed from a checkpoint in the output folder, and with the best
+    model at the end. The Trainer loads values into the shapes that the adapter has, so that for both shapes must stay:
+    shapes="keep". Chains, as `Restarts` trains them, keep theirs.
     """
 
     def __init__(self, policy: Policy, name: str = "policy") -> None:

@@ -1,4 +1,4 @@
-"""Chains under the Trainer of transformers and under accelerate: resumed runs, the best checkpoint, the learning rate."""
+"""Chains under the Trainer of transformers and under accelerate: resumed runs, and the best checkpoint."""
 
 import shutil
 import warnings

@@ -187,7 +187,7 @@ class Beside:
         added: list[Callable[[], None]] = []
         try:
             for adapter, params in links[len(self.links) :]:
-                added.append(self.add(adapter, params))  # noqa: PERF401  (those before a failure are taken back)
+                added.append(self.add(adapter, params))
         except BaseException:
             for take_back in reversed(added):
                 take_back()

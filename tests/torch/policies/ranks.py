@@ -16,14 +16,14 @@ CASES = {
     "pruned": {"prune": 0.9},
     "subset": {"sites": 2},
 }
-KINDS = ("replicas", "shards")
+KINDS = ("replicas", "shards", "replicas after", "shards after")  # after: the policy is made before, as by the Trainer
 STEPS, EVERY = 5, 2
 
 
 def wrapped(kind: str, model: torch.nn.Module, options: dict) -> torch.nn.Module:
-    if kind == "replicas":
+    if kind.startswith("replicas"):
         return torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters="sites" in options)
-    if kind == "shards":
+    if kind.startswith("shards"):
         from torch.distributed.fsdp import fully_shard
 
         for layer in model.layers:
@@ -35,9 +35,11 @@ def wrapped(kind: str, model: torch.nn.Module, options: dict) -> torch.nn.Module
 def train(kind: str, options: dict, rank: int, world: int, file: Path) -> dict[str, torch.Tensor]:
     model = hosts.toy()
     state = hosts.adapt(model, "lora", awake=False)
-    whole = wrapped(kind, model, options)
     optimizer = torch.optim.SGD(state.parameters(), lr=0.5, momentum=0.5)
-    restarts = Restarts(state, optimizer, every=EVERY, **options)
+    restarts = Restarts(state, optimizer, every=EVERY, **options) if kind.endswith("after") else None
+    whole = wrapped(kind, model, options)
+    optimizer.param_groups[0]["params"] = list(state.parameters())  # as accelerate does, where they were exchanged
+    restarts = restarts or Restarts(state, optimizer, every=EVERY, **options)
     for number in range(STEPS):
         optimizer.zero_grad()
         whole(hosts.words(4, seed=number).chunk(world)[rank]).square().mean().backward()
@@ -46,7 +48,7 @@ def train(kind: str, options: dict, rank: int, world: int, file: Path) -> dict[s
     chain = restarts.links
     restarts.save(file)
     found = {f"{path} {place}": link for path in state.weights for place, link in enumerate(_deltas(chain, path))}
-    if kind != "shards":
+    if not kind.startswith("shards"):
         found["output"] = model(hosts.words()).detach()
     return found
 
@@ -64,7 +66,7 @@ def main() -> None:
     found = {}
     for kind in KINDS:
         for name, options in CASES.items():
-            file = folder / f"{kind} {name} {rank if kind == 'replicas' else ''}"
+            file = folder / f"{kind} {name} {rank if kind.startswith('replicas') else ''}"
             try:
                 found[kind, name] = train(kind, options, rank, world, file)
             except Exception as error:
