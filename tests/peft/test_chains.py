@@ -107,3 +107,61 @@ def test_a_run_goes_on_after_a_fault_in_the_same_process(tmp_path):
     trainer.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{EVERY - 1}"))  # from before the first restart
     assert losses(trainer) == losses(whole)
     assert_same(whole.model, model)
+
+
+# ---- accelerate
+
+
+def accelerated(method, *, first, steps=STEPS, folder=None, resume=False, accumulate=1):
+    """Train by a loop of accelerate; make the policy first or last, save or load the whole state in the middle."""
+    spec, rank, make = METHODS[method]
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
+    model = llama()
+    state = attach(model, spec, target_modules=TARGETS, rank=rank, seed=3)
+    optimizer = torch.optim.AdamW(state.parameters(), lr=0.02)
+    policy = make(state, optimizer) if first else None
+    model, optimizer = accelerator.prepare(model, optimizer)
+    policy = policy or make(state, optimizer)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, policy.warmup)
+    accelerator.register_for_checkpointing(policy, schedule)
+    if resume:
+        accelerator.load_state(str(folder), strict="beside" not in method)
+    for number in range(policy.steps * accumulate, steps * accumulate):
+        with accelerator.accumulate(model):
+            torch.manual_seed(number)
+            texts = torch.randint(0, 32, (4, 6)).chunk(accumulate)[number % accumulate]
+            accelerator.backward(model(input_ids=texts, labels=texts).loss)
+            optimizer.step()
+            if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:
+                policy.step()
+                schedule.step()
+            optimizer.zero_grad()
+        if folder and not resume and policy.steps == HALF:
+            accelerator.save_state(str(folder))
+    return accelerator.unwrap_model(model), policy
+
+
+@every_method
+@pytest.mark.parametrize("first", [True, False])
+def test_a_chain_under_accelerate_resumes(method, first, tmp_path):
+    model, policy = accelerated(method, first=first, folder=tmp_path)
+    again, other = accelerated(method, first=first, folder=tmp_path, resume=True)
+    assert_same(model, again)
+    assert str(other.state_dict()) == str(policy.state_dict())
+
+
+@every_method
+def test_accelerate_changes_no_step(method):
+    model, optimizer, policy, schedule = begin(method)
+    for number in range(STEPS):
+        torch.manual_seed(number)
+        texts = torch.randint(0, 32, (4, 6))
+        optimizer.zero_grad()
+        model(input_ids=texts, labels=texts).loss.backward()
+        optimizer.step()
+        policy.step()
+        schedule.step()
+    assert_same(model, accelerated(method, first=True)[0])
+    halves, other = accelerated(method, first=False, accumulate=2)
+    assert other.steps == policy.steps
+    assert [one.seed for one, _ in other.links.links] == [one.seed for one, _ in policy.links.links]

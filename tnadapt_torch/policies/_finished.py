@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from tnadapt import Adapter, SiteError
-from tnadapt_torch._attach import install
 from tnadapt_torch._host import Weight, check_weights, place_params
 from tnadapt_torch._sharded import laid_like, reshard, whole
 from tnadapt_torch._state import AdapterState, check_unread, copy_values, set_values, states_of
+from tnadapt_torch.policies._chain_file import add_link
 from tnadapt_torch.policies._saved import Link
 
 __all__: list[str] = []
@@ -166,8 +166,7 @@ class Beside:
         state, weights = self.state, dict[str, Weight](self.state.weights)
         values = place_params(adapter, weights, {name: value.clone() for name, value in params.items()})
         link = AdapterState(adapter, values, name=f"{state.name}_link_{len(self.links)}", dropout=0.0)
-        install(state.model, link, weights, {})
-        link.requires_grad_(False)
+        add_link(state.model, link, weights)
         self.links.append(link)
         return partial(self._drop, link)
 

@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 from tests.torch import hosts  # needs the line above
-from tnadapt_torch.policies import Restarts
+from tnadapt_torch.policies import Restarts, load_chain
 
 CASES = {
     "weights": {},
@@ -48,6 +48,10 @@ def train(kind: str, options: dict, rank: int, world: int, file: Path) -> dict[s
     chain = restarts.links
     restarts.save(file)
     found = {f"{path} {place}": link for path in state.weights for place, link in enumerate(_deltas(chain, path))}
+    fresh = hosts.toy()
+    whole = wrapped("shards", fresh, {}) if kind.startswith("shards") else fresh
+    load_chain(whole, file, beside=options.get("beside"))
+    found["loaded"] = whole(hosts.words()).detach()
     if not kind.startswith("shards"):
         found["output"] = model(hosts.words()).detach()
     return found
