@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 from tests.torch import hosts  # needs the line above
@@ -32,14 +33,19 @@ def wrapped(kind: str, model: torch.nn.Module, options: dict) -> torch.nn.Module
     return model
 
 
-def train(kind: str, options: dict, rank: int, world: int, file: Path) -> dict[str, torch.Tensor]:
+def begin(kind: str, options: dict):
+    """Make a model, its adapter and its policy; the policy last, or before the model is wrapped."""
     model = hosts.toy()
     state = hosts.adapt(model, "lora", awake=False)
     optimizer = torch.optim.SGD(state.parameters(), lr=0.5, momentum=0.5)
     restarts = Restarts(state, optimizer, every=EVERY, **options) if kind.endswith("after") else None
     whole = wrapped(kind, model, options)
     optimizer.param_groups[0]["params"] = list(state.parameters())  # as accelerate does, where they were exchanged
-    restarts = restarts or Restarts(state, optimizer, every=EVERY, **options)
+    return model, state, optimizer, whole, restarts or Restarts(state, optimizer, every=EVERY, **options)
+
+
+def train(kind: str, options: dict, rank: int, world: int, file: Path) -> dict[str, torch.Tensor]:
+    model, state, optimizer, whole, restarts = begin(kind, options)
     for number in range(STEPS):
         optimizer.zero_grad()
         whole(hosts.words(4, seed=number).chunk(world)[rank]).square().mean().backward()
@@ -54,7 +60,22 @@ def train(kind: str, options: dict, rank: int, world: int, file: Path) -> dict[s
     found["loaded"] = whole(hosts.words()).detach()
     if not kind.startswith("shards"):
         found["output"] = model(hosts.words()).detach()
+    resume(kind, options, model, restarts)
     return found
+
+
+def resume(kind: str, options: dict, model: torch.nn.Module, restarts: Restarts) -> None:
+    """Load the weights with their links into a new model, then the policy: it has the state and the bits of the old."""
+    everything = StateDictOptions(full_state_dict=True, strict=False)
+    weights = get_model_state_dict(model, options=everything)
+    again, _, _, _, policy = begin(kind, options)
+    kept = {key: value for key, value in weights.items() if "_link_" not in key}
+    set_model_state_dict(again, kept, options=everything)
+    policy.load_state_dict(restarts.state_dict())
+    found = get_model_state_dict(again, options=everything)
+    assert found.keys() == weights.keys()
+    assert [key for key, value in weights.items() if not torch.equal(found[key], value)] == []
+    assert str(policy.state_dict()) == str(restarts.state_dict())
 
 
 def _deltas(chain, path: str) -> list[torch.Tensor]:
