@@ -109,6 +109,19 @@ def test_a_run_goes_on_after_a_fault_in_the_same_process(tmp_path):
     assert_same(whole.model, model)
 
 
+def test_a_model_that_was_made_from_the_checkpoint_is_refused(tmp_path):
+    whole, _ = run_of("cola", tmp_path, **SAVES)
+    model = llama()
+    model.load_state_dict({key: value for key, value in whole.model.state_dict().items() if "tnadapt" not in key})
+    state = attach(model, families.lotr(), target_modules=TARGETS, rank=2, seed=3)
+    optimizer = torch.optim.AdamW(state.parameters(), lr=0.02)
+    policy = cola(state, optimizer, EVERY, warmup_steps=2)
+    callbacks = [PolicyCallback(policy)]
+    trainer = trainer_of(model, tmp_path, optimizers=(optimizer, None), callbacks=callbacks, max_steps=STEPS)
+    with pytest.raises(SiteError, match="without links in its weights"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{HALF}"))
+
+
 # ---- accelerate
 
 
@@ -162,6 +175,6 @@ def test_accelerate_changes_no_step(method):
         policy.step()
         schedule.step()
     assert_same(model, accelerated(method, first=True)[0])
-    halves, other = accelerated(method, first=False, accumulate=2)
+    _, other = accelerated(method, first=False, accumulate=2)
     assert other.steps == policy.steps
     assert [one.seed for one, _ in other.links.links] == [one.seed for one, _ in policy.links.links]
