@@ -2,7 +2,6 @@
 
 import copy
 import io
-import pickle
 import warnings
 
 import numpy as np
@@ -15,7 +14,7 @@ from tests.descent import Task, apart, begin, moved, walk
 from tests.gauge import turned
 from tests.table import FAMILIES
 from tests.torch import hosts
-from tests.torch.steps import TorchRule, give, state_of, values_of
+from tests.torch.steps import COPIES, TorchRule, expect_a_copy_to_train, give, state_of, values_of
 from tnadapt import AdapterSpec, PlanError, Site, SiteError, families, grid, init, raw, trainable
 from tnadapt.binding import pairs
 from tnadapt_torch.optim import Rite
@@ -384,25 +383,10 @@ def test_parameters_that_are_added_take_steps_of_adamw():
     torch.testing.assert_close(more, same, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+@pytest.mark.parametrize("copied", COPIES)
 def test_a_copy_with_its_model_trains_as_the_original(copied):
     model, state, _ = on_a_model()
-    optimizer = Rite(state, lr=1e-2)
-    words = torch.arange(10).reshape(2, 5)
-    for _ in range(2):
-        optimizer.zero_grad()
-        backward(model, words)
-        optimizer.step()
-    twin, other = copied((model, optimizer))
-    for one, own in ((model, optimizer), (twin, other)):
-        own.zero_grad()
-        backward(one, words)
-        own.step()
-    for (name, value), (_, mine) in zip(model.named_parameters(), twin.named_parameters(), strict=True):
-        assert torch.equal(value, mine), name
-    alone = copied(optimizer)
-    assert alone.adapted is not state
-    assert alone.param_groups[0]["params"][0] is not optimizer.param_groups[0]["params"][0]
+    expect_a_copy_to_train(copied, model, Rite(state, lr=1e-2))
 
 
 def test_a_state_of_other_ranks_is_refused():
