@@ -10,7 +10,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tests.descent import Task, apart, begin, moved, walk
+from tests.descent import Task, apart, begin, expect_first_steps, moved, times, walk
 from tests.gauge import turned
 from tests.table import FAMILIES
 from tests.torch import hosts
@@ -181,6 +181,14 @@ def test_from_a_zero_factor_the_other_stands_still_for_one_step():
     assert all(np.array_equal(first[name], params[name]) == name.endswith("A") for name in first)
     second = rule(first, task.gradients(first))
     assert all(np.isfinite(value).all() and np.abs(value - first[name]).max() > 0 for name, value in second.items())
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_the_first_steps_are_as_long_whatever_the_loss_and_the_size_of_the_factors(size):
+    params, task = init(LORA), Task(LORA)
+    params = {name: value * (size if name.endswith("A") else 1) for name, value in params.items()}
+    rule = TorchRule(LORA, params, lambda state: Rite(state, lr=1e-3, eps=1e-12, skip=0))
+    expect_first_steps(LORA, params, lambda values: rule(values, times(1e2, task.gradients(values))), lr=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
