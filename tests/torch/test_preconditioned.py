@@ -297,6 +297,8 @@ def test_what_it_cannot_do_is_refused():
             Preconditioned(state, wrong)
     with pytest.raises(SiteError, match="expected an optimizer of the adapter's factors, got one of other parameters"):
         Preconditioned(state, SGD([torch.nn.Parameter(torch.zeros(2))], lr=1.0))
+    with pytest.raises(SiteError, match="Preconditioned: expected at most 2 positional arguments, got 3"):
+        Preconditioned(state, inner, 0.1)
     with pytest.raises(SiteError, match="Preconditioned: expected a known argument, got 'lr'"):
         Preconditioned(state, inner, lr=1.0)
     with pytest.raises(SiteError, match="got one on the meta device"):

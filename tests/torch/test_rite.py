@@ -367,6 +367,8 @@ def test_arguments_that_are_wrong(options, message):
 def test_what_it_needs_to_know():
     with pytest.raises(SiteError, match="Rite: expected the state of an adapter"):
         Rite([torch.zeros(2, requires_grad=True)])
+    with pytest.raises(SiteError, match=r"Rite: expected at most 1 positional argument, got 2"):
+        Rite(state_of(LORA, moved(LORA)), 1e-3)
     adapter = families.lotr().bind(Site("q", (6, 5)), rank=2)
     with pytest.raises(PlanError, match=r"'G' \(it has the bonds p and q\)"):
         Rite(state_of(adapter, moved(adapter)))
