@@ -17,6 +17,7 @@ from tnadapt.policies import Change
 from tnadapt_torch._run import BlocksUpdate
 from tnadapt_torch._sharded import is_partitioned, is_sharded
 from tnadapt_torch._state.factors import Factors, leaf_of, plant, start_of, to_numpy
+from tnadapt_torch._state.known import check_apart
 from tnadapt_torch._state.updates import make_updates
 
 if TYPE_CHECKING:
@@ -104,11 +105,7 @@ def check_change(state: "AdapterState", change: object) -> None:
 def check_open(state: "AdapterState") -> None:
     """Raise SiteError unless the adapter is attached and not merged."""
     _ = state.model
-    if state.merged is not None:
-        raise SiteError(
-            f"adapter {state.name!r}: expected an adapter that is not merged to change its bonds, got a merged one.\n"
-            "Call unmerge() first."
-        )
+    check_apart(state)
 
 
 def check_whole(state: "AdapterState") -> None:

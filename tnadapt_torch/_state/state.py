@@ -27,7 +27,15 @@ from tnadapt_torch._run import Stack, Update
 from tnadapt_torch._sharded import reshard
 from tnadapt_torch._state.factors import Factors, leaf_of, plant, spare, start_of, wide_magnitudes
 from tnadapt_torch._state.groups import parameter_groups
-from tnadapt_torch._state.known import check_latest, check_unread, enter, leave, served_by_others, states_of
+from tnadapt_torch._state.known import (
+    check_apart,
+    check_latest,
+    check_unread,
+    enter,
+    leave,
+    served_by_others,
+    states_of,
+)
 from tnadapt_torch._state.marks import MERGED, ORIGINAL, marks_of
 from tnadapt_torch._state.norms import norms
 from tnadapt_torch._state.replicas import own_factors, settle
@@ -122,11 +130,7 @@ class AdapterState(Resizable):
                 fully_shard while gradients are enabled.
         """
         _ = self.model
-        if self.merged is not None:
-            raise SiteError(
-                f"adapter {self.name!r}: expected an adapter that is not merged, got a merged one.\n"
-                "Its update is in the weights. Call unmerge() first."
-            )
+        check_apart(self)
         if self.enabled:
             self.saved.check(self.model)
             self.saved.check_swap(gradients=torch.is_grad_enabled())
@@ -186,8 +190,7 @@ class AdapterState(Resizable):
             SiteError: a merged weight is not finite, a weight is shared or quantized, or the adapter is already merged.
         """
         host = self.model
-        if self.merged is not None:
-            raise SiteError(f"adapter {self.name!r}: expected an adapter that is not merged, got one already merged.")
+        check_apart(self)
         settle(self)
         self.check_host()
         check_unread(self, states_of(host))
