@@ -20,7 +20,7 @@ FULL = {
     "monarch": (families.monarch(), {"rank": 2}),
     "ssb": (families.ssb(), {}),
     "oft": (families.oft(), {"sizes": {"i": 4}}),
-    "kradapter": (families.kradapter(), {"rank": 8}),
+    "kradapter": (families.kradapter(), {}),
 }
 TURNED = AdapterSpec(  # the product of the layer, turned: nothing else of the host is read
     name="turned",
