@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import tnadapt
 from tnadapt import Adapter, AdapterSpec, SiteError
 from tnadapt.binding import Written
 from tnadapt_torch._host import (
@@ -39,7 +38,7 @@ from tnadapt_torch._state.known import (
 from tnadapt_torch._state.marks import MERGED, ORIGINAL, marks_of
 from tnadapt_torch._state.norms import norms
 from tnadapt_torch._state.replicas import own_factors, settle
-from tnadapt_torch._state.report import table, totals
+from tnadapt_torch._state.report import Readable
 from tnadapt_torch._state.resize import Resizable
 from tnadapt_torch._state.store import write_file, write_lora
 from tnadapt_torch._state.updates import follow
@@ -47,7 +46,7 @@ from tnadapt_torch._state.updates import follow
 __all__ = ["AdapterState"]
 
 
-class AdapterState(Resizable):
+class AdapterState(Resizable, Readable):
     """An attached adapter. The trainable factors are its parameters and the frozen factors its buffers, each held once.
 
     `attach` and `load` create it. Called as a module, it returns its input: a container may call all its children.
@@ -318,14 +317,6 @@ class AdapterState(Resizable):
         """
         return write_lora(self, directory, rank, task_type)
 
-    def print_trainable_parameters(self) -> None:
-        """Print one line on the host with all its adapters: trainable and all parameters, with the frozen factors."""
-        print(totals(self))
-
-    def table(self) -> str:
-        """Return a table of the adapted sites, one line per site."""
-        return table(self)
-
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination.update({prefix + key: value for key, value in marks_of(self).items()})
@@ -346,8 +337,3 @@ class AdapterState(Resizable):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         enter(self)
-
-    def extra_repr(self) -> str:
-        """Return the spec, the number of sites and the parameter count, for print(model)."""
-        of, trained = self.adapter, tnadapt.count(self.adapter).trainable
-        return f"{of.spec.name}, name={self.name!r}, sites={len(of.sites)}, trainable={trained:,}"
