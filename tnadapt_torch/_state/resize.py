@@ -15,7 +15,7 @@ from tnadapt import SiteError
 from tnadapt.binding import answers, mistake, told
 from tnadapt.policies import Change
 from tnadapt_torch._run import BlocksUpdate
-from tnadapt_torch._sharded import is_partitioned, is_sharded
+from tnadapt_torch._sharded import is_sharded
 from tnadapt_torch._state.factors import Factors, leaf_of, plant, start_of, to_numpy
 from tnadapt_torch._state.known import check_apart
 from tnadapt_torch._state.updates import make_updates
@@ -118,7 +118,8 @@ def check_whole(state: "AdapterState") -> None:
         owner, leaf = leaf_of(state.factors, name)
         is_held = owner._parameters.get(leaf) is not None or owner._buffers.get(leaf) is not None
         is_here = type(value) in (Tensor, nn.Parameter) and tuple(value.shape) == state.adapter.slots[name].shape
-        if is_sharded(value) or is_partitioned(value) or hasattr(value, "ds_id") or not (is_held and is_here):
+        is_shared = is_sharded(value) or any(hasattr(value, mark) for mark in ("ds_id", "_fsdp_flattened"))
+        if is_shared or not (is_held and is_here):
             raise SiteError(
                 f"{where} {name!r} of type {type(value).__name__} and shape {tuple(value.shape)}.\n"
                 "Save the adapter, load it onto the plain model, change it there, and wrap the model again."
