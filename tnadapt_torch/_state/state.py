@@ -245,10 +245,18 @@ class AdapterState(Resizable, Readable):
             self.watch = None
 
     def check_host(self, *paths: str) -> None:
-        """Raise SiteError unless the host has these adapted weights, or all it had at attach, where they were."""
+        """Raise SiteError unless the host has these adapted weights, or all it had at attach, where they were.
+
+        Those that the adapter reads have to have values.
+        """
         host = self.model
         for path in paths or self.weights:
             self.weights[path].check(host, self.adapter.weights[path][0].weight_shape)
+            if self.adapter.hosts and self.weights[path].like.is_meta:
+                raise SiteError(
+                    f"{path}: expected a weight with values, got one on the meta device, as offloaded weights are.\n"
+                    "The adapter reads it. Call accelerate.hooks.remove_hook_from_submodules(model) first."
+                )
         if not paths:
             check_folded(self.folded, self.updates)
             self.saved.check(host)
