@@ -177,14 +177,18 @@ def settle(state: "AdapterState") -> None:
 
 
 def check_factors(state: "AdapterState") -> None:
-    """Raise SiteError for a factor whose values are not on this process, or not outside a pass."""
+    """Raise SiteError for a factor whose values are not on this process, or not outside a pass.
+
+    A vector looks alike in a flat part and outside one; the weights of the host tell which of the two it is.
+    """
+    is_flat = any(is_partitioned(weight) for weight in stored_weights(state))
     for key, value in (state.params() | state.saved.values()).items():
         slot = state.adapter.slots.get(key)
         wanted = slot.shape if slot else tuple(value.shape)
         if value.is_meta:
             got = "one on the meta device: it was offloaded with its model"
             how = "Bring the model back first, with accelerate.hooks.remove_hook_from_submodules(model)."
-        elif tuple(value.shape) != wanted or is_partitioned(value):
+        elif tuple(value.shape) != wanted or (is_flat and is_partitioned(value)):
             got = f"a part of shape {tuple(value.shape)}: the library that wraps the model holds the rest"
             how = "Call this inside `with FullyShardedDataParallel.summon_full_params(model):`, on every process."
             how = "Use stage 2 of DeepSpeed." if hasattr(value, "ds_id") else how

@@ -14,7 +14,7 @@ from tnadapt.binding import answers
 from tnadapt.policies import Chain, save_chain
 from tnadapt_torch._host import place_params, start_params
 from tnadapt_torch._sharded import once
-from tnadapt_torch._state import AdapterState, copy_values, set_values, shared_by, to_numpy
+from tnadapt_torch._state import AdapterState, check_open, copy_values, set_values, shared_by, to_numpy
 from tnadapt_torch.policies._chosen import check_choosable, choose
 from tnadapt_torch.policies._finished import Beside, Finished, InWeights
 from tnadapt_torch.policies._moments import check_held, reset_moments
@@ -93,7 +93,7 @@ class Restarts:
             SiteError: the adapter was merged or detached, a weight was changed by something else, or an update is not
                 finite. The model, the optimizer and the count of steps are as before the call.
         """
-        _check_usable(self.state)
+        check_open(self.state)
         if (self.steps + 1) % self.every == 0:
             self._restart()
         self.steps += 1
@@ -131,7 +131,7 @@ class Restarts:
         The links are summed in float32 or better before they are added, and each weight is rounded once. Raises
         SiteError if the links are beside the weights.
         """
-        _check_usable(self.state)
+        check_open(self.state)
         self.state.check_host()
         return self._finished.merged()
 
@@ -155,7 +155,7 @@ class Restarts:
             SiteError: the state dict is that of another adapter, other options or other originals; the weights are
                 others; or links that are beside the weights are not those of the state dict. Nothing is changed.
         """
-        _check_usable(self.state)
+        check_open(self.state)
         self.state.check_host()
         saved = read_saved(state_dict, self._options(), self.base, self._weights)
         before = (self.state.adapter, copy_values(self.state))
@@ -206,7 +206,7 @@ def _check_state(state: AdapterState) -> None:
         raise SiteError(
             f"Restarts: expected an attached adapter, got {type(state).__name__}.\nPass what attach or load returned."
         )
-    _check_usable(state)
+    check_open(state)
     state.check_host()
     where, adapter = f"adapter {state.name!r}", state.adapter
     if adapter.hosts:
@@ -227,14 +227,6 @@ def _check_state(state: AdapterState) -> None:
         raise SiteError(
             f"{where}: expected no modules_to_save, got {', '.join(state.saved.modules)}.\n"
             "A chain has factors alone. Attach without modules_to_save."
-        )
-
-
-def _check_usable(state: AdapterState) -> None:
-    _ = state.model
-    if state.merged is not None:
-        raise SiteError(
-            f"adapter {state.name!r}: expected an adapter that is not merged, got a merged one.\nCall unmerge() first."
         )
 
 
