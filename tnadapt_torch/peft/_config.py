@@ -3,14 +3,14 @@
 import inspect
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import InitVar, dataclass, field, fields
+from dataclasses import InitVar, dataclass, field, fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, cast
 
 import peft
 
-from tnadapt import Adapter, AdapterSpec, FormatError, SiteError, from_json, to_json
+from tnadapt import Adapter, AdapterSpec, FormatError, Site, SiteError, from_json, to_json
 from tnadapt.binding import SpecLike, answers, as_integer, digests, expect_names, mistake, read_object, spec_of, told
 from tnadapt_torch.peft._checkpoint import LARGEST_SEED, check_folder
 
@@ -161,6 +161,19 @@ class TnConfig(peft.PeftConfig):  # type: ignore[misc]
         """Whether starting values are read from the model's weights, or these are factors."""
         spec = cast("AdapterSpec", self.spec)
         return bool(spec.hosts) or any(factor.init.is_read for factor in spec.arrays.values())
+
+    def bind(self, sites: Sequence[Site], seed: int) -> Adapter:
+        """Bind the spec to sites. A saved adapter is taken as it was saved, with whatever rank."""
+        if self._loaded is not None:
+            return replace(self._loaded, sites=tuple(sites), rank=self.rank, sizes=self.sizes or {}, seed=seed)
+        return cast("AdapterSpec", self.spec).bind(
+            sites,
+            rank=self.rank,
+            sizes=self.sizes,
+            alpha=self.alpha,
+            seed=seed,
+            overparametrized=self.overparametrized,
+        )
 
     def check(self, adapter: Adapter) -> None:
         """Raise FormatError unless an adapter bound to a model equals the saved one, if the config has a saved one.

@@ -67,7 +67,7 @@ def roots(adapter, make, draws):
     return {name: math.sqrt(np.mean(ratio)) for name, ratio in ratios.items()}
 
 
-OWN = ("lora", "lotr", "vera", "tt_lora", "loha", "metatt", "fact_tt", "tlora", "randlora", "pissa", "hira", "cp")
+OWN = ("lora", "lotr", "vera", "tt_lora", "loha", "metatt", "fact_tt", "tlora", "randlora", "pissa", "hira", "cp", "oft", "craft")
 
 
 @pytest.mark.parametrize("name", OWN)
