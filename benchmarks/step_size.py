@@ -90,7 +90,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("families", nargs="*", default=families.__all__)
     options = parser.parse_args()
-    print("| family | papers' scale | unit | Adam / said, width 256 | Adam / said, width 1,024 |\n|---|---|---|---|---|")
+    print(
+        "| family | papers' scale | unit | Adam / said, width 256 | Adam / said, width 1,024 |\n|---|---|---|---|---|"
+    )
     for name in options.families:
         spec = getattr(families, name)()
         columns = []

@@ -67,13 +67,29 @@ def roots(adapter, make, draws):
     return {name: math.sqrt(np.mean(ratio)) for name, ratio in ratios.items()}
 
 
-OWN = ("lora", "lotr", "vera", "tt_lora", "loha", "metatt", "fact_tt", "tlora", "randlora", "pissa", "hira", "cp", "oft", "craft")
+OWN = (
+    "lora",
+    "lotr",
+    "vera",
+    "tt_lora",
+    "loha",
+    "metatt",
+    "fact_tt",
+    "tlora",
+    "randlora",
+    "pissa",
+    "hira",
+    "cp",
+    "oft",
+    "craft",
+)
 
 
 @pytest.mark.parametrize("name", OWN)
 def test_the_step_of_a_gradient_is_predicted_with_its_coherence(name):
     """Ranks are above what some factors are joined to, and a shared frozen factor is larger than a weight needs."""
-    adapter = getattr(families, name)().bind(grid(layers=3, kinds=SHAPES), rank=6, overparametrized=True)
+    rank = None if name == "oft" else 6
+    adapter = getattr(families, name)().bind(grid(layers=3, kinds=SHAPES), rank=rank, overparametrized=True)
     for group, ratio in roots(adapter, of_gradient, 6).items():
         assert 0.75 < ratio < 1.35, (group, ratio)
 
