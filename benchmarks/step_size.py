@@ -1,10 +1,10 @@
-"""How far the first step of Adam moves the weights, family by family: at the papers' scales, under `unit`, and measured.
+"""How far the first step of Adam moves the weights, by family: at the papers' scales, under `unit`, and measured.
 
     python step_size.py                all families
     python step_size.py lora lotr      some of them
 
-The first two columns are computed, as multiples of LoRA's of rank 8 with alpha 8 at the same learning rate: the least and
-the largest over widths 256 to 8,192, ranks 4 to 64 and 12 to 224 sites. The last two are steps that were taken by
+The first two columns are computed, as multiples of LoRA's of rank 8 with alpha 8 at the same learning rate: the least
+and the largest over widths 256 to 8,192, ranks 4 to 64 and 12 to 224 sites. The last two are steps that were taken by
 torch.optim.Adam with the gradient of random data, divided by what `step_size` says: the least and the largest over the
 sites of square weights of that width, at rank 8.
 """

@@ -60,7 +60,7 @@ def roots(adapter, make, draws):
     ratios = {group.name: [] for group in adapter.groups}
     for seed in range(draws):
         other = replace(adapter, seed=seed)
-        found = measured(other, make(np.random.default_rng(seed)))
+        found = measured(other, make(np.random.default_rng(100 + seed)))  # not the seed of the host's weights
         said = step_size(other, start_params(other))
         for name, square in found.items():
             ratios[name].append(square / said[name].update ** 2)
