@@ -107,6 +107,17 @@ def test_a_spec_without_a_bond_is_compared_within_a_budget(run):
     assert [one["spec"] for one in json.loads(run(*words, "10000")[1])["over_budget"]] == ["flat"]
 
 
+def test_the_rank_goes_to_the_specs_that_take_one(run):
+    words = ("--sites", "gpt2", "--limit", "1", "--sizes", "i=32")
+    assert run("show", "oft", *words)[::2] == (0, "")
+    status, _, error = run("show", "oft", *words, "--rank", "4")
+    assert status == 2
+    assert error.startswith("tnadapt: rank: expected no rank, since no bond of oft takes one, got 4. Leave it out.")
+    assert error.endswith(" Pass sizes={...} for its modes instead: g, i.\n")
+    assert run("compare", "lora", "oft", *words[:4], "--rank", "4")[0] == 0
+    assert run("compare", "lora", "oft", *words[:4], "--budget", "1000000")[0] == 0
+
+
 def test_what_a_file_prints_is_no_part_of_the_answer(run):
     assert json.loads(run("show", "loud.py:mine", *GPT2, "--json")[1])["report"]["spec"] == "mine"
 

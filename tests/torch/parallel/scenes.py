@@ -129,9 +129,9 @@ def fsdp_before_attach() -> None:
             hosts.adapt(inner)
 
 
-def fsdp_after_attach() -> None:
+def fsdp_after_attach(family: str = "lotr") -> None:
     model = hosts.toy()
-    state = hosts.adapt(model)
+    state = hosts.adapt(model, family)
     wrapped = flat(model, use_orig_params=True)
     train(wrapped, state)
     if dist.get_world_size() > 1:
@@ -140,7 +140,7 @@ def fsdp_after_attach() -> None:
         with refused("summon_full_params"):
             state.merge()
     with FullyShardedDataParallel.summon_full_params(wrapped):
-        equal_to_one({key: value.detach().clone() for key, value in state.params().items()})
+        equal_to_one({key: value.detach().clone() for key, value in state.params().items()}, family)
         file = f"of{dist.get_rank()}.safetensors"
         state.save(file)
     again = hosts.toy()
@@ -149,6 +149,11 @@ def fsdp_after_attach() -> None:
     with FullyShardedDataParallel.summon_full_params(wrapped):
         state.merge()
     hosts.close(wrapped(hosts.words()), again(hosts.words()))
+
+
+def fsdp_with_vectors_for_factors() -> None:
+    """A vector in a flat part has the shape of one outside, if it lies on one process."""
+    fsdp_after_attach("vera")
 
 
 def wrapped_after_load() -> None:
@@ -439,6 +444,7 @@ SCENES: dict[str, Callable[[], None]] = {
         ddp_with_saved_modules_and_a_reference_pass,
         fsdp_before_attach,
         fsdp_after_attach,
+        fsdp_with_vectors_for_factors,
         wrapped_after_load,
         fsdp_around_a_part_after_attach,
         fsdp_with_ignored_factors,
