@@ -51,8 +51,8 @@ def _fail(error: Exception, status: int) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    spec = options.spec
-    adapter = _bind(spec, options)
+    adapter = _bind(options.spec, options)
+    spec = adapter.spec  # with the scale that was asked for
     with _progress() as tell:
         found = report(adapter, tokens=options.tokens, limit=options.limit, tell=tell)
     network = found.adapter.networks[0]

@@ -274,3 +274,18 @@ def test_a_reader_that_leaves_is_no_error():
 def test_the_rank_is_8_where_none_is_asked(run):
     found = json.loads(run("show", "lora", "--sites", "gpt2", "--limit", "1", "--json")[1])["report"]
     assert found["trainable"] == 12 * 8 * (2304 + 768)
+
+
+def test_scale_replaces_that_of_the_spec(run):
+    """The text of the spec has the scale, and one that does not fit is refused in one line."""
+    for given, told in (("unit:1.6", "scale 1.6 x unit"), ("3", "scale 3")):
+        status, out, _ = run("show", "lotr", *GPT2, "--scale", given)
+        assert status == 0
+        assert told in out
+    assert run("compare", "lotr", "lora", *GPT2, "--scale", "unit", "--limit", "1")[0] == 0
+    status, _, err = run("show", "pissa", *GPT2, "--scale", "unit")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "is read from the host's weights" in err
+    assert run("show", "lotr", *GPT2, "--scale", "units")[2].startswith(
+        "tnadapt: argument --scale: expected a number, unit or unit:1.6, got 'units'"
+    )

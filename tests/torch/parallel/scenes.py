@@ -289,6 +289,23 @@ def weights_that_are_factors_are_saved() -> None:
             hosts.close(again.delta(path).detach(), update)
 
 
+def rates_from_weights_that_are_sharded() -> None:
+    """Each process has a part of the weights that the starting values were read from, and reads all of them again."""
+    for family in (families.abba(), families.hira(), families.pissa(), families.lora()):
+        rates = []
+        for is_sharded in (False, True):
+            model = hosts.toy()
+            state = attach(model, family, target_modules=["q_proj", "down"], rank=2, overparametrized=True)
+            hosts.wake(state)
+            if is_sharded:
+                fully_shard(model)
+                model(hosts.words())
+            groups = state.parameter_groups(lr=1.0, balance=True, weight_decay=0.1)
+            assert {id(one) for group in groups for one in group["params"]} == {*map(id, state.parameters())}
+            rates.append([(group["name"], round(group["lr"], 5)) for group in groups])
+        assert rates[0] == rates[1]
+
+
 def write_that_fails() -> None:
     model = hosts.toy()
     state = hosts.adapt(model, "lora")
@@ -454,6 +471,7 @@ SCENES: dict[str, Callable[[], None]] = {
         state_dict_of_a_merged_sharded_host,
         merge_that_is_not_finite_on_one_process,
         weights_that_are_factors_are_saved,
+        rates_from_weights_that_are_sharded,
         write_that_fails,
         sharded_on_the_meta_device,
         folded_and_sharded,
