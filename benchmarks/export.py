@@ -25,7 +25,8 @@ def bind(name: str, sites: Sequence[Site]) -> Adapter:
     spec: AdapterSpec = getattr(families, name)()
     further = dict.fromkeys({*spec.site_modes} - {"layer", "kind", "site"}, 0)
     places = [Site(site.path, site.shape, dict(site.coordinates) | further) for site in sites]
-    return spec.bind(places, rank=RANKS.get(name, RANK), sizes=SIZES.get(name), seed=0)
+    rank = RANKS.get(name, RANK) if spec.free_bonds else None
+    return spec.bind(places, rank=rank, sizes=SIZES.get(name), seed=0)
 
 
 def is_full(adapter: Adapter) -> bool:

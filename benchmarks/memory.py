@@ -35,7 +35,9 @@ def main() -> None:
     for family in families.__all__:
         torch.manual_seed(0)
         host = nn.ModuleDict({"q": nn.Linear(WIDTH, WIDTH, bias=False)}).to(options.device)
-        state = tnadapt_torch.attach(host, getattr(families, family)(), target_modules=["q"], rank=RANK, seed=0)
+        spec = getattr(families, family)()
+        rank = RANK if spec.free_bonds else None
+        state = tnadapt_torch.attach(host, spec, target_modules=["q"], rank=rank, seed=0)
         state.to(options.device)
         x = torch.randn(TOKENS, WIDTH, device=options.device, requires_grad=True)
         weights = {tensor.untyped_storage().data_ptr() for tensor in (*host.parameters(), *host.buffers())}

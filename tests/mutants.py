@@ -69,8 +69,8 @@ TORCH = {
     "_run/site": "inside inputs rows blocks cost",
     "_state/factors": "identity rows",
     "_state/updates": "attach several identity",
-    "optim/_preconditioned": "preconditioned",
-    "optim/_rite": "rite",
+    "optim/_preconditioned": "preconditioned resize",
+    "optim/_rite": "rite resize",
     "optim/_trained": "rite preconditioned",
     "_state/state": "several identity rows files",
 }

@@ -17,7 +17,7 @@ VALUES = 2  # number of values of each coordinate other than layer, kind and sit
 
 @dataclass(frozen=True)
 class Case:
-    """A spec, the sizes of its bonds (3 by default), and sizes of modes of the weight."""
+    """A spec, the sizes of its bonds (3 by default; None if none is free), and sizes of modes of the weight."""
 
     spec: AdapterSpec
     rank: int | Mapping[str, int] | None = 3
@@ -102,8 +102,8 @@ FAMILIES = {
     "vera rank 1": Case(families.vera(d_initial=1), 1),
     "loha": Case(families.loha(), {"p": 2, "q": 3}),
     "lokr": Case(families.lokr()),
-    "lokr whole": Case(families.lokr(low_rank=False, alpha=2)),
-    "krona": Case(families.krona(alpha=2)),
+    "lokr whole": Case(families.lokr(low_rank=False, alpha=2), None),
+    "krona": Case(families.krona(alpha=2), None),
     "kadaptation": Case(families.kadaptation(), 2),
     "kadaptation factorized": Case(families.kadaptation(factorized=True), 3, {"o1": 2, "i1": 2}),
     "superlora": Case(families.superlora(), 2),
@@ -112,8 +112,8 @@ FAMILIES = {
     "monarch": Case(families.monarch(), 1, {"i1": 2, "o2": 2}),
     "monarch wide": Case(families.monarch(alpha=2), 2),
     "btt": Case(families.btt(), 2),
-    "mora": Case(families.mora(), 1, {"o2": 2, "i2": 2}),
-    "mora 6": Case(families.mora(variant=6, alpha=2), 1, {"o2": 2, "i2": 2}),
+    "mora": Case(families.mora(), None, {"o2": 2, "i2": 2}),
+    "mora 6": Case(families.mora(variant=6, alpha=2), None, {"o2": 2, "i2": 2}),
     "c3a": Case(families.c3a(alpha=2), None, {"o2": 2, "i2": 2}),
     "c3a rectangular": Case(families.c3a(), None),
     "miss": Case(families.miss(alpha=2), None, {"i2": 2}),
@@ -171,7 +171,7 @@ FAMILIES = {
     "householder": Case(families.householder(), 4),
     "quantum_peft": Case(families.quantum_peft(qubits=2), None),
     "quanta": Case(families.quanta(order=3), 3),
-    "quanta 2": Case(families.quanta(order=2, alpha=2)),
+    "quanta 2": Case(families.quanta(order=2, alpha=2), None),
 }
 
 # For tests that go beyond a law; the laws themselves are tested for every family (tests/laws).

@@ -1,6 +1,6 @@
 """Flax nnx: a model and its adapter as one module, with the factors as variables. Needs the extra `nnx`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -112,16 +112,19 @@ def weights_of(model: nnx.Module) -> dict[str, Any]:
 
 
 @answers(SiteError)
-def rate_labels(adapted: Adapted) -> tuple[Any, dict[str, float]]:
-    """Return what `tnadapt_jax.rate_labels` returns, with the labels in the structure of `nnx.state`.
+def rate_labels(adapted: Adapted) -> tuple[Callable[[Any], Any], dict[str, float]]:
+    """Return what `tnadapt_jax.rate_labels` returns, with a function of the trained state in place of the labels.
 
-    They fit `nnx.Optimizer(adapted, optax.multi_transform(...), wrt=AdapterParam)`, and wrt=nnx.LoRAParam if the model
-    has no such variables of its own. Call it at the start if starting values are read from the host's weights. Raises
-    SiteError for another module.
+    `optax.multi_transform` takes it as it takes labels. The optimizer's filter must select the factors alone, as
+    wrt=AdapterParam does. Call it at the start if starting values are read from the host's weights. Raises SiteError
+    for another module.
     """
     if not isinstance(adapted, Adapted):
         todo = "Pass the module that attach returned."
         raise mistake(SiteError, "rate_labels", "a module with an adapter", told(adapted), todo)
     labels, rates = labels_of_rates(adapted.adapter, adapted.params())
-    state = nnx.state(adapted, AdapterParam)
-    return jax.tree_util.tree_map_with_path(lambda path, _: labels[path[1].key], state), rates
+
+    def labels_of(state: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(lambda path, _: labels[path[1].key], state)
+
+    return labels_of, rates

@@ -118,7 +118,7 @@ def _attach(
     dropout: float,
     adapter_name: str,
 ) -> AdapterState:
-    weights = _weights_of(model, checkpoint.adapter, path, layouts)
+    weights = weights_of(model, checkpoint.adapter, path, layouts)
     settle_weights(model, weights)
     saved = _saved_of(model, checkpoint.extra, path)
     dtype = torch.float64 if checkpoint.is_double else torch.float32
@@ -146,7 +146,7 @@ def _check_hosts(checkpoint: Checkpoint, weights: Mapping[str, Weight], path: st
         check_fingerprint(Path(path), site, checkpoint.hosts[site.path], entries[host_entry(site)])
 
 
-def _weights_of(
+def weights_of(
     model: nn.Module, adapter: Adapter, path: str | os.PathLike[str], layouts: Mapping[str, str]
 ) -> dict[str, Weight]:
     """Find the weights of an adapter's sites. Raise FormatError for one that is missing or differs in shape."""

@@ -51,7 +51,8 @@ class NormsCallback(TrainerCallback):
         eval_dataloader: object = None,
     ) -> None:
         """Warn, once for each adapter, if its first step is large."""
-        if note := note_of_step(self.adapter, getattr(optimizer, "param_groups", [])):
+        note = note_of_step(self.adapter, getattr(optimizer, "param_groups", []))
+        if note and state.is_world_process_zero:
             warnings.warn(note, stacklevel=2)
 
     def on_log(  # type: ignore[override]  # named here: all that **kwargs of the base class can hold
@@ -78,8 +79,9 @@ class PolicyCallback(TrainerCallback):
     """Calls `policy.step()` after each step of the Trainer's optimizer, while the gradients are there.
 
     A step that the scaler of float16 skipped is none. The state of the policy is saved in each checkpoint, as
-    tnadapt_<name>.pt, and loaded when a run is resumed from a checkpoint in the output folder. The Trainer loads values
-    into the shapes of a new adapter, so that to resume shapes must stay: shapes="keep".
+    tnadapt_<name>.pt. It is loaded when a run is resumed from a checkpoint in the output folder, and with the best
+    model at the end. The Trainer loads values into the shapes that the adapter has, so that for both shapes must stay:
+    shapes="keep". Chains, as `Restarts` trains them, keep theirs.
     """
 
     def __init__(self, policy: Policy, name: str = "policy") -> None:
@@ -103,15 +105,25 @@ class PolicyCallback(TrainerCallback):
         eval_dataloader: object = None,
     ) -> None:
         """Load the policy's state if the run is resumed. Raises SiteError if the checkpoint has none."""
-        if state.global_step == 0:
-            return
-        path = self._path(args, state)
-        if not path.exists():
-            raise SiteError(
-                f"PolicyCallback: expected the state of the policy in {path}, got no file.\n"
-                "Copy it there from the checkpoint that the run is resumed from."
-            )
-        self.policy.load_state_dict(torch.load(path, weights_only=True))
+        if state.global_step:
+            self._load(self._folder(args, state))
+
+    def on_train_end(  # type: ignore[override]
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: object = None,
+        processing_class: object = None,
+        optimizer: object = None,
+        lr_scheduler: object = None,
+        train_dataloader: object = None,
+        eval_dataloader: object = None,
+    ) -> None:
+        """Load the policy's state of the best checkpoint, if the Trainer has loaded its model."""
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self._load(Path(state.best_model_checkpoint))
 
     def on_optimizer_step(  # type: ignore[override]
         self,
@@ -145,8 +157,22 @@ class PolicyCallback(TrainerCallback):
         eval_dataloader: object = None,
     ) -> None:
         """Save the policy's state in the checkpoint."""
+        found = dict(self.policy.state_dict())  # on all processes: they may share the factors
         if state.is_world_process_zero:
-            torch.save(dict(self.policy.state_dict()), self._path(args, state))
+            torch.save(found, self._folder(args, state) / self._file)
 
-    def _path(self, args: TrainingArguments, state: TrainerState) -> Path:
-        return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / f"tnadapt_{self.name}.pt"
+    def _load(self, folder: Path) -> None:
+        path = folder / self._file
+        if not path.exists():
+            raise SiteError(
+                f"PolicyCallback: expected the state of the policy in {path}, got no file.\n"
+                "Copy it there from the checkpoint whose model was loaded."
+            )
+        self.policy.load_state_dict(torch.load(path, weights_only=True))
+
+    @property
+    def _file(self) -> str:
+        return f"tnadapt_{self.name}.pt"
+
+    def _folder(self, args: TrainingArguments, state: TrainerState) -> Path:
+        return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"

@@ -15,6 +15,7 @@ from tnadapt import (
     grid,
     initializers,
     normal,
+    policies,
     trainable,
     zeros,
 )
@@ -97,7 +98,7 @@ def test_a_call_that_does_not_match_the_signature_raises_the_error_of_its_step(a
 PLAIN = {"find_host", "from_json", "plan", "sites_of", "to_json"}  # of one or two plain arguments: Python's own answer
 ANSWERING = {
     name: getattr(place, name)
-    for place in (tnadapt, initializers)
+    for place in (tnadapt, initializers, policies)
     for name in place.__all__
     if inspect.isfunction(getattr(place, name)) and name not in PLAIN
 }

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+import tnadapt
 import tnadapt_jax
-from tests.descent import Task, moved
+from tests.descent import Task, expect_first_steps, moved, times
 from tests.jax.steps import JaxRule, tree
 from tnadapt import PlanError, SiteError, families, grid
 from tnadapt_jax.optim import Preconditioned, Rite
@@ -47,6 +48,15 @@ def test_the_changes_have_the_dtypes_of_the_gradients(make):
     changes, _ = transformation.update(grads, transformation.init(values), values)
     assert {change.dtype for change in changes.values()} == {jnp.dtype(jnp.bfloat16)}
     assert list(changes) == list(grads)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_the_first_steps_of_rite_are_as_long_whatever_the_loss_and_the_size_of_the_factors(size):
+    params, task = tnadapt.init(LORA), Task(LORA)
+    params = {name: value * (size if name.endswith("A") else 1) for name, value in params.items()}
+    with jax.enable_x64(True):
+        rule = JaxRule(LORA, params, lambda a: Rite(a, lr=1e-3, eps=1e-12, skip=0))
+        expect_first_steps(LORA, params, lambda values: rule(values, times(1e2, task.gradients(values))), lr=1e-3)
 
 
 def test_a_schedule_gives_the_rate_of_each_step():

@@ -41,6 +41,7 @@ def held(values, dtype):
 
 
 def compare(spec, sites, dtype, *, rank=None, sizes=None, seed=5, ways=("site", "scan")):
+    rank = rank if spec.free_bonds else None
     adapter = spec.bind(sites, rank=rank, sizes=sizes, seed=seed, overparametrized=True)
     number = jnp.dtype(dtype)
     params = held(sides.moved(adapter), number)

@@ -16,9 +16,9 @@ with warnings.catch_warnings():
     from peft import PeftModel, get_peft_model
 
 from tests.peft.models import close, config, differs, llama, logits, wake
-from tnadapt import FormatError, SiteError, SpecError, families
+from tnadapt import FormatError, SiteError, SpecError, families, magnitude
 from tnadapt_torch import attach
-from tnadapt_torch.peft import TnConfig, TnParameters
+from tnadapt_torch.peft import TnConfig, TnLinear, TnParameters
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
@@ -72,6 +72,14 @@ CASES = {
     "tasks": (families.mtlora_tasks(), {"rank": 2, "target_modules": ["qkv"], "tasks": ["seg", "depth"]}),
     "fold": (families.lora(), {"rank": 2, "target_modules": ["qkv", "out"], "fold": True}),
     "experts": (families.lotr(over="layer expert"), {"rank": 2, "target_parameters": LAYOUTS}),
+    "magnitude fused": (
+        magnitude(families.lotr()),
+        {"rank": 2, "target_modules": ["qkv"], "fused": {"qkv": ["q", None, "v"]}},
+    ),
+    "magnitude of experts": (
+        magnitude(families.lotr(over="layer expert")),
+        {"rank": 2, "target_parameters": LAYOUTS},
+    ),
     "both": (
         families.lora(),
         {"rank": 2, "target_parameters": {"up": "expert in out"}, "target_modules": ["out", "qkv"]},
@@ -386,3 +394,34 @@ def test_integers_of_numpy_are_saved_as_plain_ones(tmp_path):
     saved = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (saved["rank"], saved["sizes"], saved["blocks"]) == ({"r": 4, "v_proj": 2}, {"in": 16}, [["q_proj", [4, 1]]])
     assert (saved["seed"], type(config.seed)) == (3, int)
+
+
+READERS = {"magnitude": (magnitude(families.lora()), 2), "hira": (families.hira(), 2)}
+
+
+@pytest.mark.filterwarnings("ignore:Already following adapters were merged:UserWarning")  # PEFT tells it as well
+@pytest.mark.parametrize("spec", READERS)
+def test_adapters_that_read_a_weight_are_merged_from_the_weight_before(spec):
+    table, rank = READERS[spec]
+    words = {"spec": table, "rank": rank, "target_modules": ["qkv"]}
+    model, x = get_peft_model(Net(), TnConfig(seed=3, **words)).double().eval(), X.double()
+    model.add_adapter("second", TnConfig(seed=5, **words))
+    model.double()
+    for seed, state in enumerate(model.base_model.states().values()):
+        wake(state, seed=seed)
+    model.base_model.set_adapter(["default", "second"])
+    both = model(x)
+    layer = next(module for module in model.modules() if isinstance(module, TnLinear))
+    before = layer.get_delta_weight("second")
+    model.merge_adapter(["default"])
+    only = model(x)
+    with pytest.raises(SiteError, match=r"expected a weight without merged adapters, since adapter 'second' reads it"):
+        model.merge_adapter(["second"])
+    with pytest.raises(SiteError, match=r"got one with default\.\nCall unmerge_adapter\(\) first"):
+        layer.get_delta_weight("second")
+    assert torch.equal(model(x), only)
+    model.unmerge_adapter()
+    model.merge_adapter()
+    close(model(x), both, 1e-12)
+    model.unmerge_adapter()
+    assert torch.equal(layer.get_delta_weight("second"), before)

@@ -73,6 +73,18 @@ def test_a_resumed_run_is_the_uninterrupted_one(kind, tmp_path):
         run_of(MAKERS[kind], tmp_path, shapes="keep", resume=str(checkpoint))
 
 
+@pytest.mark.parametrize("kind", MAKERS)
+def test_a_policy_follows_the_best_checkpoint(kind, tmp_path):
+    saves = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    worst = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
+    trainer, _, policy = run_of(MAKERS[kind], tmp_path, shapes="keep", **saves, **worst)
+    number = trainer.state.best_global_step
+    assert number < STEPS, "the last checkpoint is the best, so this test shows nothing"
+    assert policy.policy.time == number
+    stored = torch.load(tmp_path / f"checkpoint-{number}" / "tnadapt_policy.pt", weights_only=True)
+    assert policy.state_dict() == stored
+
+
 def test_an_adapter_under_peft_is_refused():
     model = get_peft_model(llama(), config("lora"))
     state = model.base_model.states()["default"]

@@ -11,6 +11,9 @@ with warnings.catch_warnings():
     from transformers import Trainer, TrainingArguments
 
 from tests.peft.models import WORDS, attached, config, llama, wake
+from tnadapt import families, step_size
+from tnadapt_torch import attach
+from tnadapt_torch.peft import TnConfig
 from tnadapt_torch.trainer import NormsCallback
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of transformers, accelerate and PEFT
@@ -140,3 +143,28 @@ def test_a_checkpoint_under_peft_holds_only_the_adapter(tmp_path):
     size = (tmp_path / "checkpoint-1" / "adapter_model.safetensors").stat().st_size
     trained = sum(4 * parameter.numel() for parameter in state.parameters())
     assert trained < size < trained + 3000
+
+
+@both
+def test_a_large_step_is_warned_about_once(kind, tmp_path):
+    """LoTR's alpha of 1,000 and no scale of its own: the warning knows the rates of the optimizer."""
+    spec, usual = families.lotr(), {"rank": 2, "alpha": 1000, "target_modules": ["q_proj", "v_proj"], "seed": 0}
+    if kind == "attach":
+        model = llama()
+        state = attach(model, spec, **usual)
+    else:
+        model = get_peft_model(llama(), TnConfig(spec=spec, **usual))
+        state = model.base_model.states()["default"]
+    factor = max(size.of_lora for size in step_size(state.adapter).values())
+    optimizer = torch.optim.AdamW(state.parameter_groups(lr=1e-4, balance=True))
+    told = []
+    for _ in range(2):
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            trainer_of(
+                model, tmp_path, callbacks=[NormsCallback(state)], optimizers=(optimizer, None), max_steps=1
+            ).train()
+        told += [str(one.message) for one in seen if "first step of Adam" in str(one.message)]
+    (text,) = told
+    assert f"moves lotr {factor:.3g} times as far as a LoRA of rank 8 and alpha 8" in text
+    assert f"it moves as LoRA does at a rate of {1e-4 * factor:.2g}." in text

@@ -7,13 +7,13 @@ import torch
 from tests.quantized.ways import WAYS, WIDTH, dense_host, normal, quantized
 from tnadapt import SiteError, families
 from tnadapt_torch import attach
-from tnadapt_torch.policies import Restarts
+from tnadapt_torch.policies import Restarts, load_chain
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of the libraries
 
 
 @pytest.mark.parametrize("name", [name for name, way in WAYS.items() if way.passes])
-def test_links_stay_beside_quantized_weights(name):
+def test_links_stay_beside_quantized_weights(name, tmp_path):
     way = WAYS[name]
     model = quantized(way)
     state = attach(model, families.lora(), target_modules=["up", "down"], rank=2, seed=3)
@@ -42,3 +42,10 @@ def test_links_stay_beside_quantized_weights(name):
     wanted = plain(x)
     error = (after.float() - wanted.float()).abs().max() / wanted.float().abs().max()
     assert error < 1e-4
+    restarts.save(tmp_path / "chain")
+    fresh = quantized(way)
+    with pytest.raises(SiteError, match="expected a plain floating-point matrix to merge into"):
+        load_chain(fresh, tmp_path / "chain", beside=False)
+    assert torch.equal(fresh(x), before)
+    assert len(load_chain(fresh, tmp_path / "chain")) == 3
+    assert (fresh(x).float() - after.float()).abs().max() / after.float().abs().max() < 1e-4

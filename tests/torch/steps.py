@@ -1,9 +1,12 @@
 """An optimizer of torch as a rule of tests/descent.py, on an adapter's state without a host."""
 
+import copy
+import pickle
 from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
+from torch import nn
 
 from tests.descent import trained_in
 from tnadapt import Adapter
@@ -41,3 +44,26 @@ class TorchRule:
         give(self.state, grads)
         self.optimizer.step()
         return values_of(self.state)
+
+
+COPIES: list[Callable] = [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))]
+
+
+def expect_a_copy_to_train(copied: Callable, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Copy a toy model with its optimizer after two steps: both take the same third step, and share nothing."""
+
+    def train(one: nn.Module, own: torch.optim.Optimizer) -> None:
+        own.zero_grad()
+        one(torch.arange(10).reshape(2, 5)).square().mean().backward()
+        own.step()
+
+    train(model, optimizer)
+    train(model, optimizer)
+    twin, other = copied((model, optimizer))
+    train(model, optimizer)
+    train(twin, other)
+    for (name, value), (_, mine) in zip(model.named_parameters(), twin.named_parameters(), strict=True):
+        assert torch.equal(value, mine), name
+    alone = copied(optimizer)
+    assert alone.adapted is not optimizer.adapted
+    assert alone.param_groups[0]["params"][0] is not optimizer.param_groups[0]["params"][0]

@@ -340,7 +340,7 @@ def test_an_adapter_bound_without_a_model_loads_onto_a_model_with_its_paths(file
 def test_a_rounded_start_is_not_lost_in_silence(tmp_path):
     """A file starts from the values of its seed, so that another start would change every update."""
     model = nn.Sequential(nn.Linear(8, 8))
-    state = attach(model, families.quanta(order=2), target_modules=["0"], rank=2, seed=0)
+    state = attach(model, families.quanta(order=2), target_modules=["0"], seed=0)
     state.to(torch.bfloat16).to(torch.float32)
     with pytest.raises(FormatError, match=r":start'.*expected the starting value that follows from the seed"):
         state.save(tmp_path / "x.safetensors")

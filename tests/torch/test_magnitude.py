@@ -9,11 +9,12 @@ from torch import nn
 from torch.nn.functional import dropout, linear
 
 from tests.torch import hosts
+from tests.torch.alone import run_alone
 from tests.torch.test_cost import Made
 from tests.torch.test_inside import Doubled
 from tnadapt import AdapterSpec, FormatError, SiteError, families, magnitude, trainable
 from tnadapt.initializers import row_norms
-from tnadapt.policies import grow
+from tnadapt.policies import bonds, grow
 from tnadapt_torch import attach, load
 from tnadapt_torch.peft import TnConfig
 
@@ -278,3 +279,117 @@ def test_a_weight_that_a_magnitude_reads_takes_no_merge_of_another_adapter():
     other.merge()
     with pytest.raises(SiteError, match="got one with the update of adapter 'b'"):
         attach(model, DORA, target_modules=["0"], rank=2)
+
+
+def rows_of(weight, update, lengths):
+    """Return a weight with an update, with rows of these lengths: the definition."""
+    whole = weight + update
+    return lengths[..., None] * whole / whole.norm(dim=-1, keepdim=True)
+
+
+def test_modules_to_save_are_trained_stored_and_swapped_beside_it(tmp_path):
+    model, x = hosts.sequential().double(), torch.randn(6, 5, dtype=torch.float64)
+    base = copy.deepcopy(model)
+    state = attach(model, DORA, target_modules=["0"], rank=2, modules_to_save=["2"]).double()
+    hosts.wake(state)
+    optimizer = torch.optim.SGD(state.parameter_groups(lr=0.1))
+    model(x).square().mean().backward()
+    optimizer.step()
+    trained = model[2]
+    assert not torch.equal(trained.weight, base[2].weight)
+    weight = rows_of(base[0].weight, state.updates["0"].below.delta(base[0].weight), state.params()["magnitude"])
+    hosts.close(model(x), trained(torch.tanh(linear(x, weight, base[0].bias))), 1e-10)
+    state.save(tmp_path / "a.safetensors")
+    with state.disabled():
+        hosts.close(model(x), base(x), 1e-12)
+    again = copy.deepcopy(base)
+    load(again, tmp_path / "a.safetensors")
+    hosts.close(again(x), model(x), 1e-6)
+    state.detach()
+    hosts.close(model(x), base(x), 1e-12)
+
+
+class Experts(nn.Module):
+    """A block that holds the weights of its experts itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.up = nn.Parameter(hosts.normal(3, OUT, IN, dtype=torch.float64))
+
+    def forward(self, x):
+        return torch.einsum("eoi,ti->teo", self.up, x)
+
+
+@pytest.mark.parametrize("spec", [DORA, magnitude(families.lotr(over="layer expert"))], ids=lambda spec: spec.name)
+def test_each_expert_of_a_parameter_has_rows_of_its_own(spec, tmp_path):
+    model, x = nn.Sequential(Experts()), torch.randn(6, IN, dtype=torch.float64)
+    weight, before = model[0].up.detach().clone(), model(x)
+    state = attach(model, spec, target_parameters={"0.up": "expert out in"}, rank=2).double()
+    hosts.close(model(x), before, 1e-6)
+    hosts.wake(state)
+    address = [state.adapter.address(f"0.up[{expert}]") for expert in range(3)]
+    parts = [state.params()[one.magnitude.lengths.name][one.magnitude.lengths.cut] for one in address]
+    below = [state.updates[f"0.up[{expert}]"].below.delta(weight) for expert in range(3)]
+    wanted = rows_of(weight, torch.stack(below), torch.stack([part.reshape(OUT) for part in parts]))
+    after = model(x)
+    hosts.close(after, torch.einsum("eoi,ti->teo", wanted, x), 1e-10)
+    after.pow(3).sum().backward()
+    assert all(value.grad is not None and value.grad.any() for value in state.parameters())
+    state.save(tmp_path / "a.safetensors")
+    state.merge()
+    hosts.close(model(x), after, 1e-10)
+    state.unmerge()
+    state.detach()
+    hosts.close(model(x), before, 1e-12)
+    load(model, tmp_path / "a.safetensors", target_parameters={"0.up": "expert out in"})
+    hosts.close(model(x), after, 1e-6)
+
+
+@pytest.mark.parametrize("fused", [["q", None, "v"], {"q": 5, "v": 15}])
+def test_each_part_of_a_fused_weight_has_rows_of_its_own(fused):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(IN, 3 * OUT if isinstance(fused, list) else OUT)).double()
+    weight, bias = (value.detach().clone() for value in model[0].parameters())
+    state = hosts.wake(attach(model, DORA, target_modules=["0"], rank=2, fused={"0": fused})).double()
+    wanted = weight.clone()
+    for site in state.adapter.sites:
+        update = state.updates[site.path].below.delta(weight)
+        lengths = state.params()[state.adapter.address(site).magnitude.lengths.name]
+        wanted[site.rectangle] = rows_of(weight[site.rectangle], update, lengths)
+    for tokens in (1, 300):
+        x = torch.randn(tokens, IN, dtype=torch.float64)
+        hosts.close(model(x), linear(x, wanted, bias), 1e-10)
+
+
+def train_in_flat_parts():
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    found = []
+    for is_flat in (False, True):
+        model = hosts.toy()
+        state = hosts.wake(attach(model, DORA, target_modules=hosts.TARGETS, rank=2))
+        wrapped = model
+        if is_flat:
+            wrapped = FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=True)
+        optimizer = torch.optim.SGD(state.parameters(), lr=0.02)
+        for seed in range(2):
+            optimizer.zero_grad()
+            wrapped(hosts.words(4, seed=seed)).square().mean().backward()
+            optimizer.step()
+        outputs = wrapped(hosts.words())
+        with FullyShardedDataParallel.summon_full_params(wrapped):
+            found.append({key: value.detach().clone() for key, value in state.params().items()})
+            found[-1]["delta"] = state.delta("layers.0.mlp.down")
+            state.norms()
+            if is_flat:
+                with pytest.raises(SiteError, match="expected factors that this process holds to change their shapes"):
+                    state.resize(grow(state.adapter, state.arrays(), next(iter(bonds(state.adapter))), 1), None)
+        found[-1]["outputs"] = outputs
+        found[-1]["start"] = hosts.toy()(hosts.words())
+    for key, value in found[0].items():
+        hosts.close(found[1][key], value)
+    assert not torch.allclose(found[0]["outputs"], found[0]["start"], atol=1e-3)
+
+
+def test_it_trains_under_fully_sharded_data_parallelism_of_the_first_kind():
+    run_alone(train_in_flat_parts)

@@ -25,6 +25,9 @@ def assert_equal_weights(found, wanted):
         assert torch.equal(value, found[name]), name
 
 
+MERGED = r"'default': expected an adapter that is not merged, got a merged one\.\n.*\. Call unmerge\(\) first\."
+
+
 def test_a_second_merge_and_a_second_unmerge_raise():
     model = hosts.toy()
     state = hosts.adapt(model)
@@ -32,7 +35,7 @@ def test_a_second_merge_and_a_second_unmerge_raise():
         state.unmerge()
     state.merge()
     once = weights(model)
-    with pytest.raises(SiteError, match="'default': expected an adapter that is not merged, got one already merged"):
+    with pytest.raises(SiteError, match=MERGED):
         state.merge()
     assert_equal_weights(weights(model), once)
     state.unmerge()
@@ -45,7 +48,7 @@ def test_disabling_a_merged_adapter_raises():
     state = hosts.adapt(model, modules_to_save=["score"])
     state.merge()
     merged = model(hosts.words())
-    with pytest.raises(SiteError, match=r"got a merged one\.\nIts update is in the weights"), state.disabled():
+    with pytest.raises(SiteError, match=MERGED), state.disabled():
         pytest.fail("the block must not run")
     assert torch.equal(model(hosts.words()), merged)
 

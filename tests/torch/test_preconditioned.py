@@ -1,7 +1,6 @@
 """Preconditioned: its formulas, that it does not see how an update is split, and how it wraps optimizers of torch."""
 
 import copy
-import pickle
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from tests.descent import Task, apart, begin, moved, rate_of, walk
 from tests.gauge import turned
 from tests.table import FAMILIES
 from tests.torch import hosts
-from tests.torch.steps import TorchRule, give, state_of, values_of
+from tests.torch.steps import COPIES, TorchRule, expect_a_copy_to_train, give, state_of, values_of
 from tnadapt import AdapterSpec, PlanError, Site, SiteError, families, grid, raw, trainable
 from tnadapt.binding import environments
 from tnadapt.testing import adapters
@@ -298,6 +297,8 @@ def test_what_it_cannot_do_is_refused():
             Preconditioned(state, wrong)
     with pytest.raises(SiteError, match="expected an optimizer of the adapter's factors, got one of other parameters"):
         Preconditioned(state, SGD([torch.nn.Parameter(torch.zeros(2))], lr=1.0))
+    with pytest.raises(SiteError, match="Preconditioned: expected at most 2 positional arguments, got 3"):
+        Preconditioned(state, inner, 0.1)
     with pytest.raises(SiteError, match="Preconditioned: expected a known argument, got 'lr'"):
         Preconditioned(state, inner, lr=1.0)
     with pytest.raises(SiteError, match="got one on the meta device"):
@@ -307,22 +308,8 @@ def test_what_it_cannot_do_is_refused():
         TorchRule(adapter, begin(adapter), maker())
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+@pytest.mark.parametrize("copied", COPIES)
 def test_a_copy_with_its_model_trains_as_the_original(copied):
     model, state, _ = on_a_model()
-    optimizer = Preconditioned(state, torch.optim.AdamW(state.parameters(), lr=1e-2))
-    words = torch.arange(10).reshape(2, 5)
-    for _ in range(2):
-        optimizer.zero_grad()
-        backward(model, words)
-        optimizer.step()
-    twin, other = copied((model, optimizer))
-    for one, own in ((model, optimizer), (twin, other)):
-        own.zero_grad()
-        backward(one, words)
-        own.step()
-    for (name, value), (_, mine) in zip(model.named_parameters(), twin.named_parameters(), strict=True):
-        assert torch.equal(value, mine), name
-    alone = copied(optimizer)
-    assert alone.adapted is not state
-    assert alone.param_groups[0]["params"][0] is not optimizer.param_groups[0]["params"][0]
+    inner = torch.optim.AdamW(state.parameters(), lr=1e-2)
+    expect_a_copy_to_train(copied, model, Preconditioned(state, inner))

@@ -117,7 +117,7 @@ def test_importance_from_the_gradients_of_a_model():
     found = importance(state.adapter, state.arrays(), state.gradients())
     name, slices = next(iter(found.items()))
     kept = np.argsort(-np.abs(slices))[:2]
-    state.resize(cut(state.adapter, state.arrays(), name, kept))
+    state.resize(cut(state.adapter, state.arrays(), name, kept), None)
     assert tuple(state.adapter.groups[0].network.sizes[b] for b in ("r",)) == (2,)
     model(hosts.words()).sum().backward()
 
@@ -159,7 +159,7 @@ def test_blocks_and_folded_updates_follow(more):
     model = hosts.toy().double()
     state = hosts.wake(attach(model, families.lora(), target_modules=["q_proj"], rank=2, **more)).double()
     before = model(hosts.words()).detach()
-    state.resize(grown(state))
+    state.resize(grown(state), None)
     hosts.close(model(hosts.words()), before, 1e-10)
     model(hosts.words()).sum().backward()
     state.merge()
@@ -174,7 +174,7 @@ def test_starts_and_parts_of_the_host_follow():
         for name, reason in bonds(state.adapter, "grow").items():
             before = model(hosts.words()).detach()
             if reason == "ok":
-                state.resize(grow(state.adapter, state.arrays(), name, 1))
+                state.resize(grow(state.adapter, state.arrays(), name, 1), None)
                 hosts.close(model(hosts.words()), before, 1e-9)
 
 
@@ -205,21 +205,23 @@ def expect_nothing_changed(state, act, match):
 def test_what_cannot_be_resized_is_left_as_it_was(monkeypatch):
     model, state, optimizer = adapted("lotr")
     change, other = grown(state), grown(state, by=1)
-    expect_nothing_changed(state, lambda: state.resize(3), r"resize: expected a change, got 3")
+    expect_nothing_changed(state, lambda: state.resize(3, None), r"resize: expected a change, got 3")
     expect_nothing_changed(state, lambda: state.resize(change, 3), r"resize: expected an optimizer of torch, got 3")
     state.merge()
-    expect_nothing_changed(state, lambda: state.resize(change), r"expected an adapter that is not merged to change its")
+    expect_nothing_changed(
+        state, lambda: state.resize(change, None), r"expected an adapter that is not merged, got a merged"
+    )
     state.unmerge()
     state.resize(other, optimizer)
-    expect_nothing_changed(state, lambda: state.resize(change), r"expected a change of this adapter as it is now")
+    expect_nothing_changed(state, lambda: state.resize(change, None), r"expected a change of this adapter as it is now")
     again = grown(state)
     with monkeypatch.context() as sharded:
         sharded.setattr("tnadapt_torch._state.resize.is_sharded", lambda value: True)
         expect_nothing_changed(
-            state, lambda: state.resize(again), r"expected factors that this process holds to change"
+            state, lambda: state.resize(again, None), r"expected factors that this process holds to change"
         )
     state.detach()
-    expect_nothing_changed(state, lambda: state.resize(again), r"expected an adapter that is attached to a model")
+    expect_nothing_changed(state, lambda: state.resize(again, None), r"expected an adapter that is attached to a model")
     assert model(hosts.words()).isfinite().all()
 
 
@@ -227,9 +229,11 @@ def resize_under_data_parallelism():
     model, state, _ = adapted("lotr")
     change = grown(state)
     wrapper = torch.nn.parallel.DistributedDataParallel(model)
-    expect_nothing_changed(state, lambda: state.resize(change), r"that DistributedDataParallel has put in buckets")
+    expect_nothing_changed(
+        state, lambda: state.resize(change, None), r"that DistributedDataParallel has put in buckets"
+    )
     del wrapper
-    state.resize(change)
+    state.resize(change, None)
     wrapped = torch.nn.parallel.DistributedDataParallel(model)
     wrapped(hosts.words()).sum().backward()
 
@@ -242,7 +246,7 @@ def resize_shards():
     change = grown(state)
     fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
     with pytest.raises(SiteError, match=r"expected factors that this process holds to change their shapes, got .*DTe"):
-        state.resize(change)
+        state.resize(change, None)
 
 
 @pytest.mark.parametrize("body", [resize_under_data_parallelism, resize_shards])
@@ -271,7 +275,7 @@ def test_an_optimizer_whose_state_has_other_shapes_is_refused(kind):
     change = grow(state.adapter, state.arrays(), "r", 1)
     match = r"resize: expected a state of the optimizer of shape \(.*\) for '.*', got '.*' of shape"
     expect_nothing_changed(state, lambda: state.resize(change, optimizer), match)
-    state.resize(change)
+    state.resize(change, None)
     if kind == "rite":
         with pytest.raises(SiteError, match="Rite: expected the factors it was made for, got others"):
             train(model, optimizer)
@@ -290,3 +294,18 @@ def test_preconditioned_gradients_follow_the_bonds():
     assert optimizer.environments == other.environments
     state.resize(cut(state.adapter, state.arrays(), "p", 2), optimizer)
     train(model, optimizer)
+
+
+def test_an_optimizer_cannot_be_forgotten():
+    """Left out, Adam would fail at its next step, and after a sweep go on with moments of another basis."""
+    model, state, optimizer = adapted("lora")
+    train(model, optimizer)
+    match = r"^resize: expected the argument 'optimizer', got none\.\nWrite resize\(change, optimizer\)\.$"
+    expect_nothing_changed(state, lambda: state.resize(grown(state)), match)
+    other = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    others = torch.optim.AdamW([value for name, value in state.params().items() if name.endswith("A")])
+    match = r"^resize: expected the optimizer of the factors that change, got one without '.*B'\.\nPass the optimizer"
+    expect_nothing_changed(state, lambda: state.resize(grown(state), others), match)
+    state.resize(grown(state), other)
+    state.resize(grown(state), None)
+    train(model, torch.optim.AdamW(state.parameters(), lr=1e-2))

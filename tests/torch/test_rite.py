@@ -2,7 +2,6 @@
 
 import copy
 import io
-import pickle
 import warnings
 
 import numpy as np
@@ -11,11 +10,11 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tests.descent import Task, apart, begin, moved, walk
+from tests.descent import Task, apart, begin, expect_first_steps, moved, times, walk
 from tests.gauge import turned
 from tests.table import FAMILIES
 from tests.torch import hosts
-from tests.torch.steps import TorchRule, give, state_of, values_of
+from tests.torch.steps import COPIES, TorchRule, expect_a_copy_to_train, give, state_of, values_of
 from tnadapt import AdapterSpec, PlanError, Site, SiteError, families, grid, init, raw, trainable
 from tnadapt.binding import pairs
 from tnadapt_torch.optim import Rite
@@ -182,6 +181,14 @@ def test_from_a_zero_factor_the_other_stands_still_for_one_step():
     assert all(np.array_equal(first[name], params[name]) == name.endswith("A") for name in first)
     second = rule(first, task.gradients(first))
     assert all(np.isfinite(value).all() and np.abs(value - first[name]).max() > 0 for name, value in second.items())
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_the_first_steps_are_as_long_whatever_the_loss_and_the_size_of_the_factors(size):
+    params, task = init(LORA), Task(LORA)
+    params = {name: value * (size if name.endswith("A") else 1) for name, value in params.items()}
+    rule = TorchRule(LORA, params, lambda state: Rite(state, lr=1e-3, eps=1e-12, skip=0))
+    expect_first_steps(LORA, params, lambda values: rule(values, times(1e2, task.gradients(values))), lr=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -360,6 +367,8 @@ def test_arguments_that_are_wrong(options, message):
 def test_what_it_needs_to_know():
     with pytest.raises(SiteError, match="Rite: expected the state of an adapter"):
         Rite([torch.zeros(2, requires_grad=True)])
+    with pytest.raises(SiteError, match=r"Rite: expected at most 1 positional argument, got 2"):
+        Rite(state_of(LORA, moved(LORA)), 1e-3)
     adapter = families.lotr().bind(Site("q", (6, 5)), rank=2)
     with pytest.raises(PlanError, match=r"'G' \(it has the bonds p and q\)"):
         Rite(state_of(adapter, moved(adapter)))
@@ -384,25 +393,10 @@ def test_parameters_that_are_added_take_steps_of_adamw():
     torch.testing.assert_close(more, same, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+@pytest.mark.parametrize("copied", COPIES)
 def test_a_copy_with_its_model_trains_as_the_original(copied):
     model, state, _ = on_a_model()
-    optimizer = Rite(state, lr=1e-2)
-    words = torch.arange(10).reshape(2, 5)
-    for _ in range(2):
-        optimizer.zero_grad()
-        backward(model, words)
-        optimizer.step()
-    twin, other = copied((model, optimizer))
-    for one, own in ((model, optimizer), (twin, other)):
-        own.zero_grad()
-        backward(one, words)
-        own.step()
-    for (name, value), (_, mine) in zip(model.named_parameters(), twin.named_parameters(), strict=True):
-        assert torch.equal(value, mine), name
-    alone = copied(optimizer)
-    assert alone.adapted is not state
-    assert alone.param_groups[0]["params"][0] is not optimizer.param_groups[0]["params"][0]
+    expect_a_copy_to_train(copied, model, Rite(state, lr=1e-2))
 
 
 def test_a_state_of_other_ranks_is_refused():

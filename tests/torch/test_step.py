@@ -266,3 +266,49 @@ def test_nothing_is_told_about_a_usual_step(spec, more, capsys):
 def test_nothing_is_told_where_the_step_is_not_known(capsys):
     two(families.pissa(), rank=8, alpha=1e4, seed=0)[1].print_trainable_parameters()
     assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int = 64, blocks: int = 3) -> None:
+        super().__init__()
+        self.ups, self.downs = (nn.ModuleList(nn.Linear(width, width) for _ in range(blocks)) for _ in range(2))
+
+    def forward(self, x):
+        for up, down in zip(self.ups, self.downs, strict=True):
+            x = x + down(torch.tanh(up(x)))
+        return x
+
+
+def trained(family, scale, *, balance, lr=2.0**-4, steps=40):
+    """Return the loss after training towards a host with other weights, as a multiple of the loss before."""
+    torch.manual_seed(0)
+    host = Residual()
+    teacher = copy.deepcopy(host)
+    falling = 1 / torch.arange(1, 65)
+    for weight in (value.data for value in teacher.parameters() if value.dim() == 2):
+        left, right = (torch.linalg.qr(torch.randn(64, 64))[0] for _ in range(2))
+        weight.add_(0.3 * weight.norm() / falling.norm() * (left * falling) @ right)
+    state = attach(host, family, target_modules=r"(ups|downs)\.\d", rank=8, scale=scale, overparametrized=True)
+    optimizer = torch.optim.AdamW(state.parameter_groups(lr=lr, balance=balance))
+    slope = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / 5) * (1 - step / steps))
+    random = torch.Generator().manual_seed(1)
+
+    def loss(rows):
+        x = torch.randn(rows, 64, generator=random) * 3 * falling.sqrt()
+        return (host(x) - teacher(x).detach()).square().mean()
+
+    before = loss(512).item()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss(64).backward()
+        optimizer.step()
+        slope.step()
+    return loss(512).item() / before
+
+
+@pytest.mark.parametrize("name", ["lora", "lotr", "tt_lora", "randlora", "metatt", "fact_tt", "loha"])
+def test_one_rate_trains_every_family_with_the_defaults_of_adamw(name):
+    family = getattr(families, name)()
+    assert trained(family, unit(1.63), balance=True) < 0.45
+    if name == "randlora":
+        assert trained(family, None, balance=False) > 10, "its own scale is right at this rate, so this shows nothing"

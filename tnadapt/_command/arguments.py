@@ -9,16 +9,32 @@ from typing import Any
 
 from tnadapt import families
 from tnadapt._errors import TnadaptError
-from tnadapt._language import AdapterSpec, Scale, raw, unit
+from tnadapt._language import AdapterSpec, Scale, magnitude, masked, raw, unit
 from tnadapt._signature import told
+from tnadapt.policies import gated
 
 __all__: list[str] = []
 
 Rank = int | dict[str, int]
 
 
+WRAPPERS: dict[str, Callable[[AdapterSpec], AdapterSpec]] = {"magnitude": magnitude, "masked": masked, "gated": gated}
+
+
 def spec_named(text: str) -> AdapterSpec:
-    """Return the spec of a family, given by its name, or the spec that a Python file defines, given as file.py:name."""
+    """Return the spec of a family, given by its name, or the spec that a Python file defines, given as file.py:name.
+
+    A wrapper around either is written as in Python: magnitude(lora).
+    """
+    outer, bracket, inner = text.partition("(")
+    if bracket and outer in WRAPPERS and inner.endswith(")"):
+        return _wrapped(WRAPPERS[outer], spec_named(inner.removesuffix(")")))
+    if text in WRAPPERS or text.lower() == "dora":
+        wrapper = text if text in WRAPPERS else "magnitude"
+        raise argparse.ArgumentTypeError(
+            f"expected a family or file.py:name, got {text!r}; it is a wrapper, so write one around a family, in "
+            f"quotes: '{wrapper}(lora)'"
+        )
     if text in families.__all__:
         family: Callable[[], AdapterSpec] = getattr(families, text)
         return family()
@@ -48,6 +64,13 @@ def spec_named(text: str) -> AdapterSpec:
             f"{text}: expected an AdapterSpec or a function that returns one, got {told(found)}"
         )
     return found
+
+
+def _wrapped(wrapper: Callable[[AdapterSpec], AdapterSpec], spec: AdapterSpec) -> AdapterSpec:
+    try:
+        return wrapper(spec)
+    except TnadaptError as error:
+        raise argparse.ArgumentTypeError(" ".join(str(error).split())) from None
 
 
 def whole_number(text: str) -> int:

@@ -44,13 +44,15 @@ def compress_checkpoint(options: argparse.Namespace) -> int:
         if not path.is_dir():
             what, todo = "a file in a folder that does not exist", f"Create the folder {path.parent} first."
         raise FormatError(f"{path}: expected the path of the file to write, got {what}.\n{todo}")
-    rank: Rank | None = RANK if options.rank is None else options.rank
+    rank: Rank | None = options.rank
+    if rank is None and options.to.free_bonds:
+        rank = RANK
     source = _read(options.source)
     with _bar() as tell:
         found = compress(
             low_rank_updates(source.adapter, source.params),
             options.to,
-            rank=rank if options.to.bonds else None,
+            rank=rank,
             sizes=options.sizes,
             seed=options.seed,
             sweeps=options.sweeps,

@@ -51,8 +51,8 @@ def _fail(error: Exception, status: int) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    spec = options.spec
-    adapter = _bind(spec, options)
+    adapter = _bind(options.spec, options)
+    spec = adapter.spec  # with the scale that was asked for
     with _progress() as tell:
         found = report(adapter, tokens=options.tokens, limit=options.limit, tell=tell)
     network = found.adapter.networks[0]
@@ -76,11 +76,11 @@ def _compare(options: argparse.Namespace) -> int:
     for spec in options.specs:
         sizes, rank = _sizes(spec, sites, options), _rank(spec, options)
         if options.budget is not None:
-            least = count(spec.bind(sites, rank=1 if spec.bonds else None, sizes=sizes)).trainable
+            least = count(spec.bind(sites, rank=1 if spec.free_bonds else None, sizes=sizes)).trainable
             if least > options.budget:
                 over.append((spec.name, least))
-                rank = 1 if spec.bonds else None
-            elif spec.bonds:
+                rank = 1 if spec.free_bonds else None
+            elif spec.free_bonds:
                 rank = fit_rank(spec, sites, trainable=options.budget, sizes=sizes)
         adapters.append(_bound(spec, sites, rank, sizes, options))
     with _progress() as tell:
@@ -177,10 +177,10 @@ def _sites_of(options: argparse.Namespace) -> tuple[Site, ...]:
 
 
 def _rank(spec: AdapterSpec, options: argparse.Namespace) -> Rank | None:
-    """Return the given rank; None if the spec has no bond. Of several specs, each takes the ranks of its own bonds."""
-    asked: Rank = RANK if options.rank is None else options.rank
-    if not spec.bonds:
-        return None
+    """Return the given rank, or the default for a spec that takes one. Of several specs, each takes what it can."""
+    asked: Rank | None = options.rank
+    if asked is None or (options.several and isinstance(asked, int)):
+        return (asked or RANK) if spec.free_bonds else None
     return _own(spec, asked, options) if isinstance(asked, dict) else asked
 
 

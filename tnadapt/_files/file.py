@@ -181,7 +181,8 @@ def read_checkpoint(path: str | os.PathLike[str], *, draw_limit: int | None = No
         if LINKS in data:
             raise FormatError(
                 f"{path}: expected the file of one adapter, got the file of a chain.\n"
-                "Read it with tnadapt.policies.load_chain(path)."
+                "Read it with tnadapt.policies.load_chain(path), or load it onto a model of torch with "
+                "tnadapt_torch.policies.load_chain(model, path)."
             )
         promise = promise_of(path, data, version, file.entries)
         check_draw(path, promise.drawn_slots, most_drawn(file, draw_limit))

@@ -23,7 +23,7 @@ from tnadapt._files.limits import (
 )
 from tnadapt._files.plain import dump, parse, take, typed
 from tnadapt._frozen import FrozenMap
-from tnadapt._hosts import RUNNING, Block, Coordinate, Site
+from tnadapt._hosts import RUNNING, Block, Coordinate, Site, as_integers
 from tnadapt._language import HUGE, TINY, Adapter, AdapterSpec, Factor, Initializer, Same, Scale, SizeRule, modes_of
 from tnadapt._signature import mistake, told
 
@@ -242,9 +242,10 @@ def adapter_of(data: object, version: int = VERSION, arrays: int | None = None) 
         keep("the text", "arrays for its sites", _least_arrays(spec, fields["sites"]), UNNAMED * (1 + arrays))
     patterns = [_pattern_of(pattern) for pattern in fields["patterns"]]
     try:
-        sites = [_site_of(patterns, place) for place in fields["sites"]]
+        sites = tuple(_site_of(patterns, place) for place in fields["sites"])
         check_binding(spec, sites, sizes)
-        adapter = spec.bind(sites, rank=rank, sizes=sizes, seed=seed, overparametrized=True)
+        # not by `bind`, which refuses ranks that earlier releases ignored
+        adapter = Adapter(spec=spec, sites=sites, rank=as_integers(rank), sizes=as_integers(sizes), seed=seed)
         return _with_scales(adapter, fields.get("scales"))
     except TnadaptError as error:
         raise FormatError(f"the text: expected a valid adapter, got an invalid one.\n{shorten(error)}") from error

@@ -96,6 +96,24 @@ def check_ranks(adapter: Bound) -> None:
             )
 
 
+def check_taken(adapter: Asked) -> None:
+    """Raise SiteError for a rank that would have no effect: no bond of the spec takes one, or no module is left."""
+    spec, rank, patterns = adapter.spec, adapter.rank, _patterns(adapter)
+    if not spec.free_bonds and (patterns or isinstance(rank, int)):
+        modes = [mode for axis in spec.axes for mode in axis if len(axis) > 1]
+        todo = f" Pass sizes={{...}} for its modes instead: {', '.join(modes)}." if modes else ""
+        raise SiteError(
+            f"rank: expected no rank, since no bond of {spec.name} takes one, got {patterns or rank}.\n"
+            f"Leave it out.{todo}"
+        )
+    first = {next((name for name in patterns if is_named(site.path, name)), "") for site in adapter.sites}
+    if late := [name for name in patterns if name not in first]:
+        raise SiteError(
+            f"rank: expected a name that is the first to match some module, got {late[0]!r}, whose modules match "
+            "earlier names.\nWrite it before them."
+        )
+
+
 def check_gates(adapter: Bound) -> None:
     """Raise SiteError for a controlled Z that groups of several sizes share: a smaller one is no part of a larger."""
     for name, factor in adapter.spec.arrays.items():

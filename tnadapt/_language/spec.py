@@ -11,7 +11,7 @@ from tnadapt._language.adapter import Adapter
 from tnadapt._language.decomposition import Decomposition
 from tnadapt._language.factor import Factor, Same, Start
 from tnadapt._language.faults import find_faults
-from tnadapt._language.groups import check_ranks
+from tnadapt._language.groups import check_ranks, check_taken
 from tnadapt._language.initializer import normal
 from tnadapt._language.kinds import expect_sizes, find_kind_faults, scale_of
 from tnadapt._language.movement import find_unit_faults
@@ -210,13 +210,15 @@ class AdapterSpec:
             overparametrized: allow a rank that no update can have, in a network with more parameters than its weights.
 
         Raises:
-            SiteError: a size is missing, not a positive integer, or does not fit a weight; or no update has the rank.
+            SiteError: a size is missing, not a positive integer, or does not fit a weight; no update has the rank; or
+                the rank would have no effect, since no bond of the spec takes it.
             SpecError: alpha is 0 or not a finite number, or the scale does not fit the spec.
         """
         found, told = expect_sites(sites, "bind"), as_integers(expect_sizes(sizes))
         spec = self if scale is None else replace(self, scale=scale)  # type: ignore[arg-type]  # a number is raw(number)
         spec = spec if alpha is None else replace(spec, scale=replace(spec.scale, alpha=alpha))
         adapter = Adapter(spec=spec, sites=found, rank=as_integers(rank), sizes=told, seed=as_integers(seed))
+        check_taken(adapter)
         if not overparametrized:
             check_ranks(adapter)
         return adapter

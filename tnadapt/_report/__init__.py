@@ -1,5 +1,6 @@
-"""Reports on adapters: parameter counts, rank bounds and costs as tables, for one adapter or for several."""
+"""Reports on adapters: counts, rank bounds, costs and first steps as tables, for one adapter or for several."""
 
-from tnadapt._report.report import LIMIT, TOKENS, Comparison, NetworkReport, Report, compare, report
+from tnadapt._report.comparison import Comparison, compare
+from tnadapt._report.report import LIMIT, TOKENS, NetworkReport, Report, report
 
 __all__ = ["LIMIT", "TOKENS", "Comparison", "NetworkReport", "Report", "compare", "report"]

@@ -1,19 +1,28 @@
-"""Report the counts, ranks, degrees of freedom and costs of an adapter before its arrays exist; compare several."""
+"""Report the counts, ranks, degrees of freedom, costs and first steps of an adapter before its arrays exist."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from typing import Any, TypeGuard, TypeVar
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
 
 from tnadapt._errors import PlanError, SiteError
 from tnadapt._files import file_size
-from tnadapt._language import Adapter, Group, Network, ParamCount, count, expect_adapter
+from tnadapt._language import Adapter, Group, Network, ParamCount, count, expect_adapter, unknown_starts
 from tnadapt._planning import plan
 from tnadapt._signature import answers
-from tnadapt._structure import Cut, Freedom, degrees_of_freedom, first_gradients, generic_rank, minimum_cut
+from tnadapt._structure import (
+    Cut,
+    Freedom,
+    StepSize,
+    degrees_of_freedom,
+    first_gradients,
+    generic_rank,
+    minimum_cut,
+    step_size,
+)
 from tnadapt._table import align, to_markdown
 
-__all__ = ["Comparison", "NetworkReport", "Report", "compare", "report"]
+__all__ = ["NetworkReport", "Report", "report"]
 
 DTYPES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 TOKENS = 1024
@@ -41,6 +50,7 @@ class NetworkReport:
         backward_flops: the flops that the adapter adds to the backward pass.
         host_flops: the flops of the frozen weight in each of the two passes.
         saved_bytes: the bytes of x and of the intermediates kept for the backward pass, in float32.
+        step: how far the first step of an optimizer goes; None where starting values are read from the host.
     """
 
     groups: tuple[str, ...]
@@ -55,6 +65,7 @@ class NetworkReport:
     backward_flops: float
     host_flops: int
     saved_bytes: float
+    step: StepSize | None
 
 
 @dataclass(frozen=True)
@@ -117,6 +128,18 @@ class Report:
     def _total(self, what: str) -> float:
         return float(sum(net.sites * getattr(net, what) for net in self.networks))
 
+    @property
+    def steps(self) -> tuple[float, ...]:
+        """The first steps of the networks in ascending order, as multiples of LoRA's of rank 8 with alpha 8."""
+        return tuple(sorted(net.step.of_lora for net in self.networks if net.step is not None))
+
+    def _first_step(self) -> str:
+        """Say how far a step of Adam moves an entry of dW, and how far that of LoRA."""
+        if not self.steps:
+            return f"{UNKNOWN}: starting values are read from the host's weights"
+        formulas = dict.fromkeys(net.step.formula for net in self.networks if net.step is not None)
+        return f"{span(self.steps)} of LoRA's (rank 8, alpha 8); an entry moves by lr x {', '.join(formulas)}"
+
     def factors(self) -> list[list[str]]:
         """Return the table of factors: a header, then one row per factor and shape, as entries of one x occurrences."""
         times: dict[tuple[str, ...], int] = {}
@@ -131,7 +154,7 @@ class Report:
     def rows(self) -> list[list[str]]:
         """Return the table of networks: a header, then one row per network."""
         head = ["network", "sites", "weight", "trains", "rank", "generic", "full rank", "free", "gauge"]
-        head += ["flops/token", "% of host", "saved B/token"]
+        head += ["flops/token", "% of host", "saved B/token", "step"]
         body = []
         for net in self.networks:
             flops = (net.forward_flops + net.backward_flops, 2 * net.host_flops)
@@ -149,6 +172,7 @@ class Report:
                     f"{flops[0]:,.0f}",
                     f"{100 * flops[0] / flops[1]:.2f}",
                     f"{net.saved_bytes:,.0f}",
+                    UNKNOWN if net.step is None else f"{net.step.of_lora:.2g}",
                 ]
             )
         return [head, *body]
@@ -169,6 +193,7 @@ class Report:
                 f"of the adapted weights' own, at {self.tokens:,} tokens",
             ),
             ("saved", f"{self.saved_bytes:,.0f} bytes per token for the backward pass, in float32"),
+            ("first step", self._first_step()),
         ]
 
     def to_dict(self) -> dict[str, Any]:
@@ -194,7 +219,7 @@ class Report:
             "forward_share": self.forward_share,
             "backward_share": self.backward_share,
             "saved_bytes": self.saved_bytes,
-            "networks": [asdict(net) for net in self.networks],
+            "networks": [_plain(net) for net in self.networks],
         }
 
     def to_markdown(self) -> str:
@@ -206,56 +231,6 @@ class Report:
         """Return the same tables as aligned text."""
         lines = [f"{self.adapter.spec.name}: {len(self.adapter.sites):,} sites in {len(self.adapter.groups):,} groups"]
         return "\n".join([*lines, *align(self.facts()), *align(self.factors()), *align(self.rows())])
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The reports of several adapters, shown as one table."""
-
-    reports: tuple[Report, ...]
-
-    def rows(self) -> list[list[str]]:
-        """Return a header, then one row per adapter."""
-        head = ["adapter", "rank given", "trains", "frozen", "rank of dW", "full rank", "free", "fwd %", "bwd %"]
-        head += ["saved B/token", "file B"]
-        body = []
-        for one in self.reports:
-            known, ranks = one.freedom, sorted({net.rank.rank for net in one.networks})
-            body.append(
-                [
-                    one.adapter.spec.name,
-                    _asked(one.adapter),
-                    f"{one.count.trainable:,}",
-                    f"{one.count.frozen:,}",
-                    "<= " + (f"{ranks[0]:,}" if len(ranks) == 1 else f"{ranks[0]:,} to {ranks[-1]:,}"),
-                    "possible" if all(net.full_rank for net in one.networks) else "no",
-                    UNKNOWN if known is None else f"{known.degrees:,}",
-                    f"{100 * one.forward_share:.2f}",
-                    f"{100 * one.backward_share:.2f}",
-                    f"{one.saved_bytes:,.0f}",
-                    f"{one.file_size:,}",
-                ]
-            )
-        return [head, *body]
-
-    def to_dict(self) -> list[dict[str, Any]]:
-        """Return the reports as plain data."""
-        return [one.to_dict() for one in self.reports]
-
-    def to_markdown(self) -> str:
-        """Return the comparison as one Markdown table."""
-        return to_markdown(self.rows())
-
-    def __str__(self) -> str:
-        """Return the comparison as one aligned table."""
-        return "\n".join(align(self.rows(), indent=""))
-
-
-def _asked(adapter: Adapter) -> str:
-    rank = adapter.rank
-    if isinstance(rank, Mapping):
-        return " ".join(f"{bond}={size}" for bond, size in rank.items())
-    return UNKNOWN if rank is None else str(rank)
 
 
 @answers(SiteError)
@@ -280,11 +255,11 @@ def report(
     alike: dict[tuple[Network, object], list[Group]] = {}
     for group in adapter.groups:
         alike.setdefault((group.network, group.places), []).append(group)
-    networks = []
+    networks, steps = [], {} if unknown_starts(adapter.spec) else step_size(adapter)
     for (network, _), groups in alike.items():
         if tell is not None:
             tell(f"{adapter.spec.name}: ranks and degrees of freedom of {groups[0].name or 'the network'}")
-        networks.append(_report_network(adapter, network, groups, tokens, limit))
+        networks.append(_report_network(adapter, network, groups, tokens, limit, step=steps.get(groups[0].name)))
     return Report(
         adapter=adapter,
         tokens=tokens,
@@ -296,34 +271,30 @@ def report(
     )
 
 
-@answers(SiteError)
-def compare(
-    *adapters: Adapter | Iterable[Adapter],
-    tokens: int = TOKENS,
-    limit: int = LIMIT,
-    tell: Callable[[str], None] | None = None,
-) -> Comparison:
-    """Return the reports of several adapters as one table.
-
-    Args:
-        adapters: the adapters, one by one or in lists.
-        tokens: as for `report`.
-        limit: as for `report`.
-        tell: as for `report`.
-
-    Raises:
-        PlanError: as for `report`.
-    """
-    given = [one for some in adapters for one in (some if _is_collection(some) else [some])]
-    found = [expect_adapter(one, "compare") for one in given]
-    return Comparison(tuple(report(adapter, tokens=tokens, limit=limit, tell=tell) for adapter in found))
+def _plain(net: NetworkReport) -> dict[str, Any]:
+    """Return the figures of a network as plain data; of the first step, all but mappings that JSON cannot hold."""
+    step = net.step
+    found = asdict(replace(net, step=None))
+    if step is not None:
+        found["step"] = {
+            "update": step.update,
+            "output": step.output,
+            "of_lora": step.of_lora,
+            "formula": step.formula,
+            "rates": dict(step.rates),
+        }
+    return found
 
 
-def _is_collection(given: object) -> TypeGuard[Iterable[Adapter]]:
-    return isinstance(given, Iterable) and not isinstance(given, str)
+def span(values: tuple[float, ...]) -> str:
+    """Return a text such as 0.61, or 0.61 to 1.2 if the ascending values are not the same."""
+    ends = [f"{value:.2g}" for value in (values[0], values[-1])]
+    return " to ".join(dict.fromkeys(ends))
 
 
-def _report_network(adapter: Adapter, network: Network, groups: list[Group], tokens: int, limit: int) -> NetworkReport:
+def _report_network(
+    adapter: Adapter, network: Network, groups: list[Group], tokens: int, limit: int, *, step: StepSize | None
+) -> NetworkReport:
     order, cut = plan(network, tokens=tokens), minimum_cut(network)
     outer, inner = network.volume(network.out_modes), network.volume(network.in_modes)
     trained = [name for name, factor in network.factors.items() if factor.trainable]
@@ -340,6 +311,7 @@ def _report_network(adapter: Adapter, network: Network, groups: list[Group], tok
         backward_flops=order.backward_flops / tokens,
         host_flops=2 * outer * inner,
         saved_bytes=DTYPES["float32"] * order.saved_elements / tokens,
+        step=step,
     )
 
 

@@ -24,7 +24,7 @@ def fit_rank(
     """
     table, places = spec_of(spec, "fit_rank"), expect_sites(sites, "fit_rank")
     check_size(f"{table.name}: the budget of trainable numbers", trainable)
-    if not set(table.bonds) - set(sizes or {}):
+    if not set(table.free_bonds) - set(sizes or {}):
         raise SiteError(f"{table.name}: expected a spec with a bond whose size is free, got none to fit.")
 
     def bound(rank: int) -> Adapter:

@@ -200,7 +200,8 @@ def coherence(network: Network, move: Move) -> float:
     """Return by how much the square of a step is larger since its signs follow the other factors of its term.
 
     Without the factor its term falls in parts. One that it joins by r numbers to n entries of the weight or of sites
-    which it does not have itself adds 1 + (2 / pi) (r - 1) / n.
+    which it does not have itself adds 1 + (2 / pi) (r - 1) / n. The gradient of a Cayley transform is antisymmetric, so
+    that the two signs of a pair of entries are opposite, and their difference is 2.
     """
     if move.pull is None:
         return 1.0
@@ -211,7 +212,7 @@ def coherence(network: Network, move: Move) -> float:
         modes = {*network.nodes[name].modes}
         near = [part for part in parts if (part & modes) - outer]
         parts = [part for part in parts if part not in near] + [modes.union(*near)]
-    found = 1.0
+    found = 2.0 if network.factors[move.factor].map == "cayley" else 1.0
     for modes in parts:
         joined = network.volume((modes & own) - outer)
         entries = network.volume((modes & outer) - own)

@@ -11,6 +11,7 @@ from tnadapt._signature import mistake, near, told
 __all__: list[str] = []
 
 SpecLike = AdapterSpec | str | Callable[[], AdapterSpec]
+WRAPPERS = {"magnitude": "magnitude", "dora": "magnitude", "masked": "masked", "gated": "gated"}  # what is no family
 WANTED = "an AdapterSpec, or a family or its name"
 
 
@@ -24,7 +25,10 @@ def spec_of(given: object, where: str) -> AdapterSpec:
     families = importlib.import_module("tnadapt.families")  # which imports this file
     if isinstance(given, str):
         if given not in families.__all__:
-            raise mistake(SpecError, where, WANTED, told(given), near(given.lower(), families.__all__))
+            todo = near(given.lower(), families.__all__)
+            if wrapper := WRAPPERS.get(given.partition("(")[0].lower()):
+                todo = f"Wrap a family: {wrapper}(families.lora())."
+            raise mistake(SpecError, where, WANTED, told(given), todo)
         return _called(getattr(families, given), where)
     if inspect.isfunction(given):
         return _called(given, where)

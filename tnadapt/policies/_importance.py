@@ -59,6 +59,7 @@ def telling(adapter: Adapter, bond: Bond) -> tuple[str, ...]:
     return tuple(name for name in able if _is_in_every_use(spec, bond, name))
 
 
+@answers(SiteError)
 def tellers(adapter: Adapter) -> dict[str, tuple[tuple[str, tuple[int, ...]], ...]]:
     """Return the entries that tell the importance of each bond, with the axes along it: sums over them of F dL/dF.
 

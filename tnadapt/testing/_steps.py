@@ -21,6 +21,7 @@ COPIES = 4096  # of a small array, for its mean square
 NEAR = (0.8, 1.25)
 ERRORS = 5.0  # standard errors of the mean over draws
 INDEPENDENT = {"normal", "uniform"}
+DRAWN = {*INDEPENDENT, "orthogonal"}
 NOTHING = 1e-20  # the square of a derivative that is 0 up to rounding
 Array = npt.NDArray[np.float64]
 
@@ -60,11 +61,11 @@ def first_steps_are_predicted(adapter: Adapter, random: np.random.Generator) -> 
 
 
 def _has_power(adapter: Adapter) -> bool:
-    """Return whether a term has a factor twice whose entries are drawn one by one."""
+    """Return whether a term has a drawn factor twice."""
     arrays, nodes = adapter.spec.arrays, adapter.spec.nodes
     for term in adapter.spec.sum:
         names = [nodes[node].factor for node in term.nodes]
-        if any(names.count(name) > 1 and arrays[name].init.kind in INDEPENDENT for name in {*names} & arrays.keys()):
+        if any(names.count(name) > 1 and arrays[name].init.kind in DRAWN for name in {*names} & arrays.keys()):
             return True
     return False
 

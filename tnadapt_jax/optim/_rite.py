@@ -69,6 +69,9 @@ def Rite(
     Args:
         adapter: a spec bound to sites.
         lr: the learning rate, or a schedule: a function of the number of steps taken.
+            Begin with an eighth to a quarter of AdamW's. From B = 0, the first step changes the
+            entries of LoRA's update by lr |scale| sqrt(r / in) in root mean square, whatever A is: sqrt(3) times as
+            much as AdamW at the same rate. From the second step on A moves the update as well, as fast as B.
         betas: the decay of the first and of the second moments.
         eps: is added to the square roots of the eigenvalues of the second moments.
         clip: the largest norm of all unmagnified gradients together; 0 for no limit.

@@ -205,6 +205,7 @@ def _moved(part: Tensor, like: Tensor) -> Tensor:
     if part.is_meta and not like.is_meta:
         raise SiteError(
             "factor: expected a factor with values, got one on the meta device: the adapter was offloaded with its "
-            "model.\nAttach or load the adapter after the model is offloaded."
+            "model.\nAttach or load the adapter after the model is offloaded. Before it, for one that reads the host's "
+            "weights: use dispatch_model, with the adapter on the main device."
         )
     return part.to(like.device, like.dtype)

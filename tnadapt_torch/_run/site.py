@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tnadapt import SiteError, plan
-from tnadapt.binding import BUCKETS, Network, find_product
+from tnadapt.binding import BUCKETS, Network, Plan, find_product
 from tnadapt_torch._run.call import Owner, is_dropping, see_x
 from tnadapt_torch._run.lower import Code, lower_apply, lower_delta, nodes_read
 from tnadapt_torch._run.refs import Ref, read_all
@@ -95,6 +95,17 @@ class SiteUpdate:
         place = self._place(x, x.numel() // self.width)
         folds = self._folds[place]
         return weight if (self._decide(place) if folds is None else folds) else None
+
+    def order(self, tokens: int, *, training: bool) -> Plan:
+        """Return the plan that a call of so many tokens runs, outside torch.compile."""
+        place = bisect_right(MORE, tokens) + (2 * len(BUCKETS) if training else 0)
+        return plan(self.network, **_asked(place, host_product=self.reads_product and not is_dropping(self.owner)))
+
+    def runs_inside(self, module: nn.Module, order: Plan) -> bool:
+        """Return whether `call_inside` serves the calls of this plan, if x is of the dtype of the weight."""
+        weight = module._parameters.get("weight")
+        is_wide = type(weight) is nn.Parameter and weight.dtype in FULL_PRECISION
+        return self.may_fold and is_wide and not is_dropping(self.owner) and order.pays_to_fold
 
     def allow_folding(self) -> None:
         """Let `call_inside` serve the layer where that pays; whether it ever does is known here."""

@@ -1,7 +1,7 @@
 """The trained and saved state of an adapter: its factors, what it knows of its host, parameter groups and norms."""
 
 from tnadapt_torch._state.factors import stored_factors, to_numpy
-from tnadapt_torch._state.known import check_unmerged, check_unread, enter, states_of
+from tnadapt_torch._state.known import check_apart, check_unmerged, check_unread, enter, states_of
 from tnadapt_torch._state.marks import MarksCheck
 from tnadapt_torch._state.modules import host_modules
 from tnadapt_torch._state.replicas import Replicas, shared_by
@@ -19,6 +19,7 @@ __all__ = [
     "MarksCheck",
     "Replicas",
     "Watch",
+    "check_apart",
     "check_open",
     "check_unmerged",
     "check_unread",

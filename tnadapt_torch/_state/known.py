@@ -70,6 +70,16 @@ def check_latest(state: "AdapterState", merged: Merged) -> None:
         )
 
 
+def check_apart(state: "AdapterState", where: str = "") -> None:
+    """Raise SiteError if the update of an adapter is in the weights; `where` begins the message."""
+    if state.merged is not None:
+        where = where or f"adapter {state.name!r}"
+        raise SiteError(
+            f"{where}: expected an adapter that is not merged, got a merged one.\n"
+            "Its update is in the weights. Call unmerge() first."
+        )
+
+
 def check_unread(state: "AdapterState", others: Iterable["AdapterState"]) -> None:
     """Raise SiteError if a merge would change a weight that is a factor of another adapter, which reads it."""
     for other in others:

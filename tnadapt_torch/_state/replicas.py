@@ -63,7 +63,7 @@ class Replicas:
         if seen == self._seen:
             return
         if wrapper is not None:
-            averaged = {id(parameter) for parameter in wrapper._module_parameters}
+            averaged = _averaged_by(wrapper)
             trained = [each for each in found if each is not None and each.requires_grad]
             _refuse(state, [each for each in trained if id(each) not in averaged], wrapper)
         elif flattened(state.model, state.weights):
@@ -117,6 +117,15 @@ def _places(state: "AdapterState") -> Iterator[tuple[nn.Module, str]]:
             yield from ((module, name) for name, value in module._parameters.items() if value is not None)
 
 
+def _averaged_by(wrapper: DistributedDataParallel) -> set[int]:
+    """Return the parameters that DistributedDataParallel averages: those that required a gradient when it was made.
+
+    The list of its parameters has the frozen ones too, of which it never averages a gradient.
+    """
+    buckets = wrapper.reducer._get_zeros_like_grad_buckets()
+    return {id(parameter) for bucket in buckets for parameter in bucket.parameters()}
+
+
 def _refuse(state: "AdapterState", alone: Collection[object], wrapper: object) -> None:
     if not alone:
         return
@@ -124,7 +133,8 @@ def _refuse(state: "AdapterState", alone: Collection[object], wrapper: object) -
     raise SiteError(
         f"adapter {state.name!r}: expected parameters whose gradients {name} averages over the processes, "
         f"got {len(alone)} that it does not know.\nEach process would train an adapter of its own. Attach to the plain "
-        f"model, then wrap the whole of it{', with use_orig_params=True' if wrapper is None else ''}."
+        f"model, then wrap the whole of it{', with use_orig_params=True' if wrapper is None else ''}. A policy that "
+        "trains some factors at a time, as with sites=, is made after that."
     )
 
 
@@ -167,14 +177,18 @@ def settle(state: "AdapterState") -> None:
 
 
 def check_factors(state: "AdapterState") -> None:
-    """Raise SiteError for a factor whose values are not on this process, or not outside a pass."""
+    """Raise SiteError for a factor whose values are not on this process, or not outside a pass.
+
+    A vector looks alike in a flat part and outside one; the weights of the host tell which of the two it is.
+    """
+    is_flat = any(is_partitioned(weight) for weight in stored_weights(state))
     for key, value in (state.params() | state.saved.values()).items():
         slot = state.adapter.slots.get(key)
         wanted = slot.shape if slot else tuple(value.shape)
         if value.is_meta:
             got = "one on the meta device: it was offloaded with its model"
             how = "Bring the model back first, with accelerate.hooks.remove_hook_from_submodules(model)."
-        elif tuple(value.shape) != wanted or is_partitioned(value):
+        elif tuple(value.shape) != wanted or (is_flat and is_partitioned(value)):
             got = f"a part of shape {tuple(value.shape)}: the library that wraps the model holds the rest"
             how = "Call this inside `with FullyShardedDataParallel.summon_full_params(model):`, on every process."
             how = "Use stage 2 of DeepSpeed." if hasattr(value, "ds_id") else how

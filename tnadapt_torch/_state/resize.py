@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tnadapt import SiteError
-from tnadapt.binding import mistake, told
+from tnadapt.binding import answers, mistake, told
 from tnadapt.policies import Change
 from tnadapt_torch._run import BlocksUpdate
-from tnadapt_torch._sharded import is_partitioned, is_sharded
+from tnadapt_torch._sharded import is_sharded
 from tnadapt_torch._state.factors import Factors, leaf_of, plant, start_of, to_numpy
+from tnadapt_torch._state.known import check_apart
 from tnadapt_torch._state.updates import make_updates
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ class Resizable(nn.Module):
         known = cast("AdapterState", self).params()
         return {name: to_numpy(value.grad) for name, value in known.items() if value.grad is not None}
 
-    def resize(self, change: Change, optimizer: torch.optim.Optimizer | None = None) -> None:
+    @answers(SiteError)
+    def resize(self, change: Change, optimizer: torch.optim.Optimizer | None) -> None:
         """Apply a change of bonds, made from `self.adapter` and `self.arrays()`, by `grow` and others.
 
         The parameters stay the same objects, with other values and shapes and without gradients, so that an optimizer
@@ -51,12 +53,14 @@ class Resizable(nn.Module):
 
         Args:
             change: what `grow`, `cut` or `sweep` of `tnadapt.policies` returned.
-            optimizer: the optimizer of these parameters, if there is one.
+            optimizer: the optimizer of these parameters; None if there is none, or if it is made again after this. One
+                that has state and is not passed would go on with moments of other shapes or of another basis.
 
         Raises:
             SiteError: the change is not one of this adapter; the adapter is merged or detached; its factors are held
-                by other libraries: sharded, offloaded, or known to DistributedDataParallel; or the state of the
-                optimizer has other shapes than the factors that change. Nothing is changed then.
+                by other libraries: sharded, offloaded, or known to DistributedDataParallel; or the optimizer lacks a
+                factor that changes and requires a gradient, or its state has other shapes than these. Nothing is
+                changed then.
         """
         state = cast("AdapterState", self)
         check_change(state, change)
@@ -104,11 +108,7 @@ def check_change(state: "AdapterState", change: object) -> None:
 def check_open(state: "AdapterState") -> None:
     """Raise SiteError unless the adapter is attached and not merged."""
     _ = state.model
-    if state.merged is not None:
-        raise SiteError(
-            f"adapter {state.name!r}: expected an adapter that is not merged to change its bonds, got a merged one.\n"
-            "Call unmerge() first."
-        )
+    check_apart(state)
 
 
 def check_whole(state: "AdapterState") -> None:
@@ -118,7 +118,8 @@ def check_whole(state: "AdapterState") -> None:
         owner, leaf = leaf_of(state.factors, name)
         is_held = owner._parameters.get(leaf) is not None or owner._buffers.get(leaf) is not None
         is_here = type(value) in (Tensor, nn.Parameter) and tuple(value.shape) == state.adapter.slots[name].shape
-        if is_sharded(value) or is_partitioned(value) or hasattr(value, "ds_id") or not (is_held and is_here):
+        is_shared = is_sharded(value) or any(hasattr(value, mark) for mark in ("ds_id", "_fsdp_flattened"))
+        if is_shared or not (is_held and is_here):
             raise SiteError(
                 f"{where} {name!r} of type {type(value).__name__} and shape {tuple(value.shape)}.\n"
                 "Save the adapter, load it onto the plain model, change it there, and wrap the model again."
@@ -160,9 +161,15 @@ def _moments(
         todo = "Pass the optimizer itself: state.resize(change, optimizer)."
         raise mistake(SiteError, "resize", "an optimizer of torch", told(optimizer), todo)
     found = {}
+    known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for name, parameter in params.items():
         kept = optimizer.state.get(parameter, {})
         is_changed = name in change.moves or name in change.factors
+        if is_changed and parameter.requires_grad and id(parameter) not in known:
+            raise SiteError(
+                f"resize: expected the optimizer of the factors that change, got one without {name!r}.\n"
+                "Pass the optimizer that has it; or None if there is none, or if you make it again after this."
+            )
         for word, value in kept.items():
             if not isinstance(value, Tensor) or word in COUNTS:
                 continue

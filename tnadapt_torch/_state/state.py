@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import tnadapt
 from tnadapt import Adapter, AdapterSpec, SiteError
 from tnadapt.binding import Written
 from tnadapt_torch._host import (
@@ -27,20 +26,27 @@ from tnadapt_torch._run import Stack, Update
 from tnadapt_torch._sharded import reshard
 from tnadapt_torch._state.factors import Factors, leaf_of, plant, spare, start_of, wide_magnitudes
 from tnadapt_torch._state.groups import Optimized
-from tnadapt_torch._state.known import check_latest, check_unread, enter, leave, served_by_others, states_of
+from tnadapt_torch._state.known import (
+    check_apart,
+    check_latest,
+    check_unread,
+    enter,
+    leave,
+    served_by_others,
+    states_of,
+)
 from tnadapt_torch._state.marks import MERGED, ORIGINAL, marks_of
 from tnadapt_torch._state.norms import norms
 from tnadapt_torch._state.replicas import own_factors, settle
-from tnadapt_torch._state.report import table, totals
+from tnadapt_torch._state.report import Readable
 from tnadapt_torch._state.resize import Resizable
-from tnadapt_torch._state.step import note_of_step
 from tnadapt_torch._state.store import write_file, write_lora
 from tnadapt_torch._state.updates import follow
 
 __all__ = ["AdapterState"]
 
 
-class AdapterState(Optimized, Resizable):
+class AdapterState(Optimized, Resizable, Readable):
     """An attached adapter. The trainable factors are its parameters and the frozen factors its buffers, each held once.
 
     `attach` and `load` create it. Called as a module, it returns its input: a container may call all its children.
@@ -124,11 +130,7 @@ class AdapterState(Optimized, Resizable):
                 fully_shard while gradients are enabled.
         """
         _ = self.model
-        if self.merged is not None:
-            raise SiteError(
-                f"adapter {self.name!r}: expected an adapter that is not merged, got a merged one.\n"
-                "Its update is in the weights. Call unmerge() first."
-            )
+        check_apart(self)
         if self.enabled:
             self.saved.check(self.model)
             self.saved.check_swap(gradients=torch.is_grad_enabled())
@@ -188,8 +190,7 @@ class AdapterState(Optimized, Resizable):
             SiteError: a merged weight is not finite, a weight is shared or quantized, or the adapter is already merged.
         """
         host = self.model
-        if self.merged is not None:
-            raise SiteError(f"adapter {self.name!r}: expected an adapter that is not merged, got one already merged.")
+        check_apart(self)
         settle(self)
         self.check_host()
         check_unread(self, states_of(host))
@@ -245,10 +246,18 @@ class AdapterState(Optimized, Resizable):
             self.watch = None
 
     def check_host(self, *paths: str) -> None:
-        """Raise SiteError unless the host has these adapted weights, or all it had at attach, where they were."""
+        """Raise SiteError unless the host has these adapted weights, or all it had at attach, where they were.
+
+        Those that the adapter reads have to have values.
+        """
         host = self.model
         for path in paths or self.weights:
             self.weights[path].check(host, self.adapter.weights[path][0].weight_shape)
+            if self.adapter.hosts and self.weights[path].like.is_meta:
+                raise SiteError(
+                    f"{path}: expected a weight with values, got one on the meta device, as offloaded weights are.\n"
+                    "The adapter reads it. Call accelerate.hooks.remove_hook_from_submodules(model) first."
+                )
         if not paths:
             check_folded(self.folded, self.updates)
             self.saved.check(host)
@@ -299,17 +308,6 @@ class AdapterState(Optimized, Resizable):
         """
         return write_lora(self, directory, rank, task_type)
 
-    def print_trainable_parameters(self) -> None:
-        """Print one line on the host with all its adapters: trainable and all parameters, with the frozen factors.
-
-        Below it, once, what to do about first steps that are more than 8 times those of a LoRA at the same rate.
-        """
-        print("\n".join(filter(None, [totals(self), note_of_step(self)])))
-
-    def table(self) -> str:
-        """Return a table of the adapted sites, one line per site."""
-        return table(self)
-
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination.update({prefix + key: value for key, value in marks_of(self).items()})
@@ -330,8 +328,3 @@ class AdapterState(Optimized, Resizable):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         enter(self)
-
-    def extra_repr(self) -> str:
-        """Return the spec, the number of sites and the parameter count, for print(model)."""
-        of, trained = self.adapter, tnadapt.count(self.adapter).trainable
-        return f"{of.spec.name}, name={self.name!r}, sites={len(of.sites)}, trainable={trained:,}"

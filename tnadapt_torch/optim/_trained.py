@@ -9,7 +9,7 @@ from torch import Tensor
 from tnadapt import SiteError
 from tnadapt.binding import Unfolding, mistake, told
 from tnadapt_torch._sharded import is_partitioned, reshard
-from tnadapt_torch._state import AdapterState
+from tnadapt_torch._state import AdapterState, check_apart
 
 __all__: list[str] = []
 
@@ -36,11 +36,7 @@ def check_trained(state: AdapterState, where: str, names: Iterable[str]) -> dict
     Under fully_shard, they are shards again: what was gathered for a pass is a copy.
     """
     reshard([state, *state.host])
-    if state.merged is not None:
-        raise SiteError(
-            f"{where}: expected an adapter that is not merged, got a merged one.\n"
-            "Its update is in the weights. Call unmerge() first."
-        )
+    check_apart(state, where)
     params = state.params()
     for name in names:
         value, wanted = params[name], state.adapter.slots[name].shape

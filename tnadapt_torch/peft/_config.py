@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import peft
 
-from tnadapt import Adapter, AdapterSpec, FormatError, SiteError, from_json, to_json
+from tnadapt import Adapter, AdapterSpec, FormatError, Site, SiteError, from_json, to_json
 from tnadapt.binding import SpecLike, answers, as_integer, digests, expect_names, mistake, read_object, spec_of, told
 from tnadapt.initializers import Scale
 from tnadapt_torch.peft._checkpoint import LARGEST_SEED, check_folder
@@ -171,9 +171,18 @@ class TnConfig(peft.PeftConfig):  # type: ignore[misc]
         spec = cast("AdapterSpec", self.spec)
         return bool(spec.hosts) or any(factor.init.is_read for factor in spec.arrays.values())
 
-    def settle(self, adapter: Adapter) -> Adapter:
-        """Return an adapter bound to a model with the scales that were saved, if the config has a saved adapter."""
-        return replace(adapter, scales=self._loaded.scales) if self._loaded is not None else adapter
+    def bind(self, sites: Sequence[Site], seed: int) -> Adapter:
+        """Bind the spec to sites. A saved adapter is taken as it was saved, with whatever rank."""
+        if self._loaded is not None:
+            return replace(self._loaded, sites=tuple(sites), rank=self.rank, sizes=self.sizes or {}, seed=seed)
+        return cast("AdapterSpec", self.spec).bind(
+            sites,
+            rank=self.rank,
+            sizes=self.sizes,
+            alpha=self.alpha,
+            seed=seed,
+            overparametrized=self.overparametrized,
+        )
 
     def check(self, adapter: Adapter) -> None:
         """Raise FormatError unless an adapter bound to a model equals the saved one, if the config has a saved one.

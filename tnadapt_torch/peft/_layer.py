@@ -13,6 +13,7 @@ from torch.func import functional_call
 from tnadapt import SiteError
 from tnadapt_torch._host import Merged, Weight, linear_weight
 from tnadapt_torch._run import Update, find_x
+from tnadapt_torch._state import AdapterState
 from tnadapt_torch.peft._rows import Rows
 
 __all__ = ["TnLinear", "TnParameters"]
@@ -84,14 +85,23 @@ class TnLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
                 values[weight.name] = stored + weight.lay(update.delta(stored))
         return values
 
+    def _reads_weight(self, name: str) -> bool:
+        """Return whether the update of an adapter is made from the weight itself."""
+        return bool(cast("AdapterState", self.tnadapt_states[name]).adapter.hosts)
+
     def delta(self, adapter: str, path: str) -> Tensor:
         """Return the dense update of a weight in float32 or better, in the layout of the stored weight.
 
         Raises:
-            SiteError: this layer does not have the adapter.
+            SiteError: this layer does not have the adapter, or the adapter reads a weight that has others merged.
         """
         if adapter not in self.tnadapt_updates:
             raise SiteError(f"{self.path}: expected one of its adapters {list(self.tnadapt_updates)}, got {adapter!r}.")
+        if self.merges and self._reads_weight(adapter):
+            raise SiteError(
+                f"{path}: expected a weight without merged adapters, since adapter {adapter!r} reads it, got one with "
+                f"{', '.join(self.merged_adapters)}.\nCall unmerge_adapter() first. Merge several adapters in one call."
+            )
         weight = self.weights[path]
         with torch.no_grad():
             return weight.lay(self.tnadapt_updates[adapter][path].delta(weight.like))
@@ -102,18 +112,23 @@ class TnLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         The sums are always checked, whatever `safe_merge` is. A merge that fails leaves this layer unchanged.
 
         Raises:
-            SiteError: a sum is not finite, or a weight is quantized.
+            SiteError: a sum is not finite, a weight is quantized, or an adapter reads a weight that has others merged.
         """
         base = self.get_base_layer()
         done = len(self.merges)
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.tnadapt_updates]
+        deltas = {
+            name: {path: partial(self.delta, name, path) for path in self.tnadapt_updates[name]} for name in names
+        }
+        for name in names:
+            if self._reads_weight(name):  # its update is made before a merge changes what it reads
+                deltas[name] = {path: partial(torch.clone, make()) for path, make in deltas[name].items()}
         try:
-            for name in check_adapters_to_merge(self, adapter_names):
-                if name in self.tnadapt_updates:
-                    paths = self.tnadapt_updates[name]
-                    weights = {path: weight for path, weight in self.weights.items() if path in paths}
-                    deltas = {path: partial(self.delta, name, path) for path in weights}
-                    self.merges.append(Merged.write(base, weights, deltas, len(self.merges)))
-                    self.merged_adapters.append(name)
+            for name in names:
+                weights = {path: weight for path, weight in self.weights.items() if path in deltas[name]}
+                own = {path: deltas[name][path] for path in weights}
+                self.merges.append(Merged.write(base, weights, own, len(self.merges)))
+                self.merged_adapters.append(name)
         except BaseException:
             self.unmerge_to(done)
             raise

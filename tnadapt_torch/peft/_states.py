@@ -35,15 +35,7 @@ def new_state(model: nn.Module, config: TnConfig, weights: Mapping[str, Weight],
         experts=[path for path, weight in weights.items() if "expert" in weight.layout],
         tasks=config.tasks,
     )
-    adapter = config.spec.bind(  # type: ignore[union-attr]  # the config has made it a spec
-        sites,
-        rank=config.rank,
-        sizes=config.sizes,
-        alpha=config.alpha,
-        seed=draw_seed() if config.seed is None else config.seed,
-        overparametrized=config.overparametrized,
-    )
-    adapter = config.settle(adapter)
+    adapter = config.bind(sites, draw_seed() if config.seed is None else config.seed)
     config.check(adapter)
     config.seal(None)
     folded = weights_to_fold(model, weights, config.dropout, all_of_them=config.fold)

@@ -1,6 +1,10 @@
-"""Policies of training for attached adapters: call their `step()` once after each step of the optimizer."""
+"""Policies of training for attached adapters: call their `step()` once after each step of the optimizer.
+
+`load_chain` loads onto a model what a chain has learned.
+"""
 
 from tnadapt_torch.policies._budget import BudgetSchedule
+from tnadapt_torch.policies._chain_file import load_chain
 from tnadapt_torch.policies._growth import GrowthSchedule
 from tnadapt_torch.policies._methods import cola, rac_lora, relora, xgblora
 from tnadapt_torch.policies._restarts import Restarts
@@ -12,6 +16,7 @@ __all__ = [
     "Restarts",
     "RoundingSchedule",
     "cola",
+    "load_chain",
     "rac_lora",
     "relora",
     "xgblora",

@@ -1,7 +1,7 @@
 """Train an adapter as a chain of links: at each restart its update is kept, and its factors begin anew."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from tnadapt.binding import answers
 from tnadapt.policies import Chain, save_chain
 from tnadapt_torch._host import place_params, start_params
 from tnadapt_torch._sharded import once
-from tnadapt_torch._state import AdapterState, copy_values, set_values, shared_by, to_numpy
+from tnadapt_torch._state import AdapterState, check_open, copy_values, set_values, shared_by, to_numpy
 from tnadapt_torch.policies._chosen import check_choosable, choose
 from tnadapt_torch.policies._finished import Beside, Finished, InWeights
 from tnadapt_torch.policies._moments import check_held, reset_moments
@@ -93,7 +93,7 @@ class Restarts:
             SiteError: the adapter was merged or detached, a weight was changed by something else, or an update is not
                 finite. The model, the optimizer and the count of steps are as before the call.
         """
-        _check_usable(self.state)
+        check_open(self.state)
         if (self.steps + 1) % self.every == 0:
             self._restart()
         self.steps += 1
@@ -131,7 +131,7 @@ class Restarts:
         The links are summed in float32 or better before they are added, and each weight is rounded once. Raises
         SiteError if the links are beside the weights.
         """
-        _check_usable(self.state)
+        check_open(self.state)
         self.state.check_host()
         return self._finished.merged()
 
@@ -145,32 +145,23 @@ class Restarts:
         return self._options() | {"steps": self.steps, "links": links, "weights": dict(self._weights)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Resume: finished links, the running link and the count of steps, on a new policy of an untrained model.
+        """Resume: finished links, the running link and the count of steps, on a policy that was made on the originals.
 
-        Load the state of the optimizer and of its schedule as usual, before or after.
+        The weights may be those from before the first link, those that the policy left, or already those with the
+        finished links, as a program loads them that restores the model of a checkpoint first. Load the state of the
+        optimizer and of its schedule as usual, before or after.
 
         Raises:
-            SiteError: the policy has finished a link; or the state dict is that of another adapter, other options or
-                other weights, such as weights that have links in them. Nothing is changed.
+            SiteError: the state dict is that of another adapter, other options or other originals; the weights are
+                others; or links that are beside the weights are not those of the state dict. Nothing is changed.
         """
-        _check_usable(self.state)
+        check_open(self.state)
         self.state.check_host()
-        if self._past:
-            raise SiteError(
-                f"load_state_dict: expected a policy that has finished no link, got one with {len(self._past)}.\n"
-                "Load the model again, and make a new policy on it."
-            )
-        self._finished.check()
         saved = read_saved(state_dict, self._options(), self.base, self._weights)
         before = (self.state.adapter, copy_values(self.state))
-        undo: list[Callable[[], None]] = []
         try:
-            for adapter, params in saved.links:
-                set_values(self.state, adapter, params)
-                undo.append(self._finished.add(adapter, params))
+            self._finished.load(saved.links)
         except BaseException:
-            for take_back in reversed(undo):
-                take_back()
             set_values(self.state, *before)
             raise
         self._resume(saved)
@@ -189,6 +180,7 @@ class Restarts:
         """Keep the update of the running link and begin the next one, or leave everything as it was."""
         state, number = self.state, len(self._past) + 1
         state.check_host()
+        check_held(self.optimizer, list(state.parameters()))  # wrappers exchange parameters: their moments would stay
         self._finished.check()
         ended = (state.adapter, copy_values(state))
         adapter = replace(self.base, seed=self.base.seed + number)
@@ -214,7 +206,7 @@ def _check_state(state: AdapterState) -> None:
         raise SiteError(
             f"Restarts: expected an attached adapter, got {type(state).__name__}.\nPass what attach or load returned."
         )
-    _check_usable(state)
+    check_open(state)
     state.check_host()
     where, adapter = f"adapter {state.name!r}", state.adapter
     if adapter.hosts:
@@ -235,14 +227,6 @@ def _check_state(state: AdapterState) -> None:
         raise SiteError(
             f"{where}: expected no modules_to_save, got {', '.join(state.saved.modules)}.\n"
             "A chain has factors alone. Attach without modules_to_save."
-        )
-
-
-def _check_usable(state: AdapterState) -> None:
-    _ = state.model
-    if state.merged is not None:
-        raise SiteError(
-            f"adapter {state.name!r}: expected an adapter that is not merged, got a merged one.\nCall unmerge() first."
         )
 
 

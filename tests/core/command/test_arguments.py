@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from tnadapt import AdapterSpec, families, raw, unit
+from tnadapt import AdapterSpec, families, magnitude, masked, raw, unit
 from tnadapt._command.arguments import rank_of, scale_of, sizes_by_name, spec_named, whole_number
 
 OWN = """\
@@ -83,6 +83,12 @@ def own(tmp_path):
     return file
 
 
+def test_a_wrapper_around_a_spec(own):
+    assert spec_named("magnitude(lora)") == magnitude(families.lora())
+    assert spec_named("magnitude(masked(lotr))") == magnitude(masked(families.lotr()))
+    assert spec_named(f"gated({own}:mine)").name == "mine_gated"
+
+
 def test_a_spec_is_a_name_in_a_file_or_what_a_function_of_it_returns(own, capsys):
     made = spec_named(f"{own}:mine")
     assert isinstance(made, AdapterSpec)
@@ -96,6 +102,12 @@ def test_a_spec_is_a_name_in_a_file_or_what_a_function_of_it_returns(own, capsys
     ("text", "words"),
     [
         ("lotrr", r"(?=.*file\.py:name).*'lotrr'.*lora.*lotr"),
+        ("magnitude", r"got 'magnitude'; it is a wrapper, so write .*: 'magnitude\(lora\)'$"),
+        ("DoRA", r"got 'DoRA'; it is a wrapper, so write .*: 'magnitude\(lora\)'$"),
+        ("masked(lotrr)", r"got 'lotrr'.*lora.*lotr"),
+        ("masked(masked(lora))", r"masked: expected a spec without a factor 'mask'"),
+        ("other(lora)", r"got 'other\(lora\)'"),
+        ("masked(lora", r"got 'masked\(lora'"),
         ("{file}", r"(?=.*file\.py:name).*own\.py'.*lora"),
         ("{file}:other", r"own\.py.*'other'.*mine"),
         ("{file}:", r"own\.py.*''.*mine"),

@@ -107,6 +107,17 @@ def test_a_spec_without_a_bond_is_compared_within_a_budget(run):
     assert [one["spec"] for one in json.loads(run(*words, "10000")[1])["over_budget"]] == ["flat"]
 
 
+def test_the_rank_goes_to_the_specs_that_take_one(run):
+    words = ("--sites", "gpt2", "--limit", "1", "--sizes", "i=32")
+    assert run("show", "oft", *words)[::2] == (0, "")
+    status, _, error = run("show", "oft", *words, "--rank", "4")
+    assert status == 2
+    assert error.startswith("tnadapt: rank: expected no rank, since no bond of oft takes one, got 4. Leave it out.")
+    assert error.endswith(" Pass sizes={...} for its modes instead: g, i.\n")
+    assert run("compare", "lora", "oft", *words[:4], "--rank", "4")[0] == 0
+    assert run("compare", "lora", "oft", *words[:4], "--budget", "1000000")[0] == 0
+
+
 def test_what_a_file_prints_is_no_part_of_the_answer(run):
     assert json.loads(run("show", "loud.py:mine", *GPT2, "--json")[1])["report"]["spec"] == "mine"
 
@@ -263,3 +274,18 @@ def test_a_reader_that_leaves_is_no_error():
 def test_the_rank_is_8_where_none_is_asked(run):
     found = json.loads(run("show", "lora", "--sites", "gpt2", "--limit", "1", "--json")[1])["report"]
     assert found["trainable"] == 12 * 8 * (2304 + 768)
+
+
+def test_scale_replaces_that_of_the_spec(run):
+    """The text of the spec has the scale, and one that does not fit is refused in one line."""
+    for given, told in (("unit:1.6", "scale 1.6 x unit"), ("3", "scale 3")):
+        status, out, _ = run("show", "lotr", *GPT2, "--scale", given)
+        assert status == 0
+        assert told in out
+    assert run("compare", "lotr", "lora", *GPT2, "--scale", "unit", "--limit", "1")[0] == 0
+    status, _, err = run("show", "pissa", *GPT2, "--scale", "unit")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "is read from the host's weights" in err
+    assert run("show", "lotr", *GPT2, "--scale", "units")[2].startswith(
+        "tnadapt: argument --scale: expected a number, unit or unit:1.6, got 'units'"
+    )

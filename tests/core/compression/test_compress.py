@@ -28,6 +28,7 @@ from tnadapt import (
     same,
     save,
     trainable,
+    unit,
     zeros,
 )
 from tnadapt.initializers import host
@@ -385,3 +386,10 @@ SITE = Site("layers.0.q", (6, 5))
 def test_invalid_arguments_are_refused(updates, words, match):
     with pytest.raises(SiteError, match=match):
         compress(updates, families.lora(), **({"rank": 2} | words))
+
+
+def test_a_scale_only_rescales_the_params():
+    update = {SITE: np.random.default_rng(0).standard_normal((6, 5))}
+    plain, other = (compress(update, families.lora(), rank=2, scale=scale) for scale in (None, unit(2.0)))
+    assert other.adapter == families.lora().bind([SITE], rank=2, scale=unit(2.0))
+    assert other.error == pytest.approx(plain.error, rel=1e-6)

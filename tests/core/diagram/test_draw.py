@@ -370,7 +370,8 @@ from tnadapt import draw, families
 for family in families.__all__:
     spec = getattr(families, family)()
     sizes = {"head": 4} if "head" in spec.weight else None
-    adapter = spec.bind(places(spec, layers=2, kinds={"q": (12, 8)}), rank=2, sizes=sizes)
+    rank = 2 if spec.free_bonds else None
+    adapter = spec.bind(places(spec, layers=2, kinds={"q": (12, 8)}), rank=rank, sizes=sizes)
     for of in (spec, *adapter.networks):
         print(draw(of), draw(of).svg())
 """

@@ -37,7 +37,7 @@ SOURCED = [  # spec, layers, kinds, rank, sizes, trainable
     # TensLoRA, qkv_depth with ranks (8, 8, 8, 8): utils/parameter_count.py @ 5d77319
     (families.tenslora(), 12, QKV, 8, {}, 16_504),
     # MoRA: the square of LoRA's budget, rounded as in kongds/MoRA @ de5df31
-    (families.mora(), 1, WIDE, 1, {"o2": 256, "i2": 256}, 65_536),
+    (families.mora(), 1, WIDE, None, {"o2": 256, "i2": 256}, 65_536),
     # RandLoRA: r n + n min(in, out), with n = min(in, out) / r rounded up, from tuners/randlora of PEFT
     (families.randlora(), 1, WIDE, {"r": 32, "n": 128}, {}, 528_384),
     (families.randlora(), 1, {"q": (768, 768)}, {"r": 10, "n": 77}, {}, 59_906),
@@ -157,7 +157,7 @@ def test_mora_rejects_a_square_that_does_not_tile_the_weight():
     """The budget of r = 256 gives 1448, with 2,096,704 entries; the official code wraps around."""
     assert int(math.sqrt((4096 + 4096) * 256) + 0.5) == 1448
     with pytest.raises(SiteError, match=r"o2=1448, which does not divide 4096.\nDivisors of 4096: 1, 2, 4, 8, 16"):
-        families.mora().bind(grid(layers=1, kinds=WIDE), rank=1, sizes={"o2": 1448, "i2": 1448})
+        families.mora().bind(grid(layers=1, kinds=WIDE), sizes={"o2": 1448, "i2": 1448})
 
 
 def pairs(sizes):

@@ -32,6 +32,9 @@ def own(order):
 MISTAKES = {
     "a slip": ("lotrr", r"^here: expected an AdapterSpec.*got 'lotrr'.\nThe nearest names are lotr, "),
     "capitals": ("LoTR", r"got 'LoTR'.\nThe nearest names are lotr, "),
+    "a wrapper": ("magnitude", r"got 'magnitude'.\nWrap a family: magnitude\(families.lora\(\)\)\."),
+    "a wrapper of a name": ("masked(lora)", r"got 'masked\(lora\)'.\nWrap a family: masked\(families.lora\(\)\)\."),
+    "DoRA": ("DoRA", r"got 'DoRA'.\nWrap a family: magnitude\(families.lora\(\)\)\."),
     "an adapter": (ADAPTER, r"got the Adapter 'lora'.\nPass its spec, which is bound again: adapter.spec."),
     "a number": (3, r'got 3.\nWrite "lotr", or a call that makes a spec'),
     "nothing": (None, r'got None.\nWrite "lotr"'),

@@ -402,3 +402,26 @@ def test_a_single_group_may_be_named():
 def test_a_size_that_a_group_cannot_have_by_itself(spec, sizes, match):
     with pytest.raises(SiteError, match=match):
         spec.bind(PAIR, rank=2 if spec.free_bonds else None, sizes=sizes)
+
+
+PLACE = grid(layers=1, kinds={"q": (8, 8), "k": (8, 8)})
+
+
+@pytest.mark.parametrize("rank", [8, 99, {"q": 4}])
+def test_a_rank_that_no_bond_takes_is_refused(rank):
+    """It would be ignored; oft has one bond, whose size is that of a block."""
+    for spec in (families.oft(), families.c3a(), families.krona()):
+        sizes = {"i": 2} if spec.name == "oft" else {}
+        assert spec.bind(PLACE, sizes=sizes)
+        with pytest.raises(
+            SiteError, match=rf"^rank: expected no rank, since no bond of {spec.name} takes .* got .*\nLeave"
+        ):
+            spec.bind(PLACE, rank=rank, sizes=sizes)
+
+
+def test_a_rank_for_modules_that_earlier_names_take_is_refused():
+    two = grid(layers=2, kinds={"q": (8, 8), "k": (8, 8)})
+    bound = families.lora().bind(two, rank={"r": 1, "layers.0.q": 2, "q": 3})
+    assert [network.sizes["r"] for network in bound.networks] == [2, 1, 3, 1]
+    with pytest.raises(SiteError, match=r"^rank: expected a name that is the first .* got 'layers\.0\.q', whose"):
+        families.lora().bind(two, rank={"r": 1, "q": 3, "layers.0.q": 2})

@@ -117,7 +117,8 @@ def test_a_fixed_bond_is_no_rank_but_may_be_overruled(rank):
 
 def test_all_bonds_may_be_fixed():
     assert sizes(own(sizes={"r": 5, "q": 2}))["r"] == 5
-    assert sizes(own(sizes={"r": 5, "q": 2}), rank=7) == sizes(own(sizes={"r": 5, "q": 2}))
+    with pytest.raises(SiteError, match=r"rank: expected no rank, since no bond of own takes one, got 7"):
+        sizes(own(sizes={"r": 5, "q": 2}), rank=7)
 
 
 def test_a_fixed_mode_of_the_weight_may_be_overruled():

@@ -28,7 +28,8 @@ def network(spec, rank=8, layers=24, shape=(1024, 512), sizes=None):
 def square(family):
     ranks = {"vera": 256, "tlora": 32, "tera": TERA_RANKS}
     sizes = {"head": 16} if family == "lorta" else None
-    return network(getattr(families, family)(), ranks.get(family, 8), 2, (1024, 1024), sizes)
+    spec = getattr(families, family)()
+    return network(spec, ranks.get(family, 8) if spec.free_bonds else None, 2, (1024, 1024), sizes)
 
 
 def test_a_plan_is_made_once():

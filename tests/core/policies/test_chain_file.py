@@ -252,8 +252,18 @@ def test_a_chain_is_exported_as_the_lora_of_its_sum(spec, tmp_path):
         update = chain.delta(path)
         largest = np.abs(update).max()
         np.testing.assert_allclose(tnadapt.delta(found.adapter, found.params, path), update, atol=1e-5 * largest)
-    config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
-    assert (config["base_model_name_or_path"], config["task_type"]) == ("m", "CAUSAL_LM")
+    config = config_in(tmp_path / "lora")
+    assert (config["base_model_name_or_path"], config["task_type"], config["fan_in_fan_out"]) == (
+        "m",
+        "CAUSAL_LM",
+        False,
+    )
+    save_chain_as_lora(chain, tmp_path / "conv1d", fan_in_fan_out=True)
+    assert config_in(tmp_path / "conv1d")["fan_in_fan_out"] is True
+
+
+def config_in(folder):
+    return json.loads((folder / "adapter_config.json").read_text())
 
 
 def test_a_chain_of_full_rank_needs_a_rank(tmp_path):

@@ -34,7 +34,7 @@ def test_what_is_missing_goes_to_the_largest_errors_and_what_is_too_much_comes_f
 
 @pytest.mark.parametrize(("errors", "words", "match"), [
     ({}, {"mean": 4}, r"ranks_from_errors: expected the error of at least one layer, got a dict"),
-    ({"a": -1.0}, {"mean": 4}, r"ranks_from_errors: expected errors of at least 0, got -1.0 for 'a'"),
+    ({"a": 1.0, "b": -1.0, "c": -2.0}, {"mean": 4}, r"^ranks_from_errors: .* at least 0, got -1.0 for 'b'"),
     ({"a": float("nan")}, {"mean": 4}, r"expected errors of at least 0, got nan"),
     ({"a": 0.0}, {"mean": 4}, r"expected an error above 0, got 0 for each of 1 layers"),
     ({"a": 1.0}, {"mean": 17}, r"expected a mean from 1 to 16, the limits of a rank, got 17"),

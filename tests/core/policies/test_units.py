@@ -50,7 +50,7 @@ def test_what_cannot_grow_is_refused():
         units(families.lora().bind(SITES, rank=2), ["s"])
     with pytest.raises(SiteError, match=r"units: expected an adapter with a bond that can grow, got ssl"):
         units(families.ssl().bind(SITES))
-    adapter = families.mora(variant=6).bind(SITES, rank=1, sizes={"o2": 1, "i2": 2})
+    adapter = families.mora(variant=6).bind(SITES, sizes={"o2": 1, "i2": 2})
     for name, reason in bonds(adapter, "grow").items():
         if reason != "ok":
             with pytest.raises(SiteError, match=r"units: expected a bond that can change"):

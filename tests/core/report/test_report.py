@@ -9,7 +9,6 @@ from tnadapt import (
     AdapterSpec,
     PlanError,
     Site,
-    compare,
     count,
     degrees_of_freedom,
     families,
@@ -19,9 +18,11 @@ from tnadapt import (
     rank_bound,
     raw,
     report,
+    step_size,
     trainable,
     zeros,
 )
+from tnadapt._language import unknown_starts
 from tnadapt._report import LIMIT
 from tnadapt.binding import file_size
 
@@ -34,7 +35,7 @@ BERT = grid(layers=12, kinds={"query": (768, 768), "value": (768, 768)})
 def test_every_figure_equals_that_of_the_function_it_comes_from(name):
     spec = getattr(families, name)()
     sizes = dict.fromkeys(required_of(spec), 8)
-    adapter = spec.bind(places(spec, layers=3, kinds=KINDS), rank=2, sizes=sizes)
+    adapter = spec.bind(places(spec, layers=3, kinds=KINDS), rank=2 if spec.free_bonds else None, sizes=sizes)
     found = report(adapter, tokens=64)
     is_mapped = any(factor.map for factor in spec.arrays.values())
     assert found.count == count(adapter)
@@ -57,6 +58,7 @@ def test_every_figure_equals_that_of_the_function_it_comes_from(name):
         assert net.forward_flops * 64 == pytest.approx(order.forward_flops)
         assert net.backward_flops * 64 == pytest.approx(order.backward_flops)
         assert net.saved_bytes * 64 == pytest.approx(4 * order.saved_elements)
+        assert net.step == (None if unknown_starts(spec) else step_size(adapter)[group.name])
     if is_mapped or (adapter.joined and found.count.trainable > LIMIT):
         assert found.freedom is None
     else:
@@ -147,19 +149,26 @@ def test_zero_tokens_are_rejected():
         report(families.lora().bind(SITES, rank=2), tokens=0)
 
 
-def test_a_comparison_has_a_row_for_each_adapter():
-    adapters = [getattr(families, name)().bind(SITES, rank=2) for name in ("lora", "lotr", "tera")]
-    found = compare(adapters, tokens=64)
-    assert [one.adapter for one in found.reports] == adapters
-    assert [row["spec"] for row in found.to_dict()] == ["lora", "lotr", "tera"]
-    head, *rows = found.rows()
-    assert len(rows) == 3 == len(str(found).splitlines()) - 1 == len(found.to_markdown().splitlines()) - 2
-    assert rows[0][head.index("trains")] == f"{count(adapters[0]).trainable:,}"
-    assert rows[1][head.index("rank given")] == "2"
-    assert "p=2 q=3" in str(compare([families.lotr().bind(SITES, rank={"p": 2, "q": 3})]))
-
-
 def test_the_report_counts_the_frozen_entries_that_the_file_stores():
     """PiSSA reads its starting values from the host, one for each trainable entry, and the file stores them."""
     assert "frozen              408, of which 408 are in the file" in str(report(families.pissa().bind(SITES, rank=1)))
     assert "regenerated from the seed" in str(report(families.vera().bind(SITES, rank=1)))
+
+
+def test_the_first_step_is_a_multiple_of_that_of_lora():
+    """LoTR's A and B have the deviation 1: with alpha / p it moves dW by sqrt(p q in) / p where LoRA has alpha / p."""
+    head, *rows = report(families.lotr().bind(BERT, rank=8)).rows()
+    assert [row[head.index("step")] for row in rows] == ["17"]
+    text = str(report(families.lotr().bind(BERT, rank=8)))
+    assert "first step          17 of LoRA's (rank 8, alpha 8); an entry moves by lr x |scale| sqrt(p q)" in text
+    assert "first step          1 of LoRA's" in str(report(families.lora(alpha=8).bind(BERT, rank=8)))
+    data = report(families.lora(alpha=8).bind(BERT, rank=8)).to_dict()["networks"][0]["step"]
+    assert data["of_lora"] == pytest.approx(1, rel=0.01)
+    assert json.loads(json.dumps(data)) == data
+
+
+def test_the_first_step_is_unknown_where_a_start_is_read():
+    found = report(families.pissa().bind(SITES, rank=1))
+    assert found.steps == ()
+    assert "first step          -: starting values are read from the host's weights" in str(found)
+    assert found.to_dict()["networks"][0]["step"] is None

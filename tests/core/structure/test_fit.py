@@ -22,7 +22,7 @@ KINDS = {"q": (24, 16), "v": (24, 16), "up": (32, 24)}
 SITES = grid(layers=3, kinds=KINDS)
 
 
-@pytest.mark.parametrize("name", [name for name in families.__all__ if getattr(families, name)().bonds])
+@pytest.mark.parametrize("name", [name for name in families.__all__ if getattr(families, name)().free_bonds])
 @pytest.mark.parametrize("budget", [3_000, 20_000, 10**7])
 def test_the_fitted_rank_is_the_largest_within_the_budget(name, budget):
     spec = getattr(families, name)()

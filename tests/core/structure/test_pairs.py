@@ -60,7 +60,7 @@ def test_every_family_is_in_pairs_or_is_refused(name):
 
 def bound(over="", **factors):
     spec = AdapterSpec(name="own", weight="out in", over=over, factors=factors, scale=raw(0.5), start="free")
-    return spec.bind(grid(layers=3, kinds={"q": (4, 5)}), rank=2)
+    return spec.bind(grid(layers=3, kinds={"q": (4, 5)}), rank=2 if spec.free_bonds else None)
 
 
 def test_a_mode_of_both_is_a_batch_and_a_mode_of_one_has_rows():

@@ -6,6 +6,12 @@ import pytest
 from tests.table import FAMILIES
 from tnadapt import AdapterSpec, Site, SiteError, delta, families, init, magnitude, trainable, zeros
 
+FREE = AdapterSpec(
+    name="own",
+    weight="out in",
+    factors={"A": trainable("r in"), "B": trainable("out r")},
+    start="free",
+)
 KINDS = {"q": (4, 6), "v": (6, 4)}
 
 
@@ -14,16 +20,21 @@ def weights_of(adapter, seed=0):
     return {path: random.standard_normal(sites[0].weight_shape) for path, sites in adapter.weights.items()}
 
 
-@pytest.mark.parametrize("spec", [families.lora(), families.lotr(start="neutral"), families.hira()], ids=str)
+@pytest.mark.parametrize("spec", [families.lora(), families.lotr(start="neutral"), families.hira(), FREE], ids=str)
 def test_it_starts_at_the_lengths_of_the_rows_of_weight_plus_start(spec):
-    adapter = magnitude(spec).bind([Site("0.q", (4, 6)), Site("1.q", (4, 6))], rank=2)
+    sites = [Site("0.q", (4, 6)), Site("1.q", (4, 6))]
+    adapter, plain = magnitude(spec).bind(sites, rank=2), spec.bind(sites, rank=2)
     weights = weights_of(adapter)
     params = init(adapter, weights)
+    inner = {name: params[name] for name in plain.slots}
     for site in adapter.sites:
         part = adapter.address(site).magnitude.lengths
         lengths = params[part.name][part.cut]
         whole = weights[site.path] + delta(adapter, params, site)
         np.testing.assert_allclose(np.linalg.norm(whole, axis=1), lengths, rtol=1e-6)
+        if not spec.hosts:
+            started = weights[site.path] + delta(plain, inner, site)
+            np.testing.assert_allclose(np.linalg.norm(started, axis=1), lengths, rtol=1e-6)
         if spec.start != "free":
             np.testing.assert_allclose(lengths, np.linalg.norm(weights[site.path], axis=1), rtol=1e-6)
             assert abs(delta(adapter, params, site)).max() < 1e-6

@@ -20,7 +20,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from tests.torch import hosts
-from tnadapt import TnadaptError, families
+from tnadapt import TnadaptError, families, magnitude
 from tnadapt_torch import AdapterState, attach, load
 
 TARGETS = ["q_proj", "v_proj", "o_proj", "down"]
@@ -32,6 +32,7 @@ KINDS: dict[str, dict] = {
     "pissa": {"spec": families.pissa(), "rank": 2},  # centered, at a start that is read from the weights
     "quanta": {"spec": families.quanta(order=2), "target_modules": ["q_proj"]},  # centered, at a start that is drawn
     "householder": {"spec": families.householder(), "rank": 2},  # mapped factors
+    "dora": {"spec": magnitude(families.lora()), "rank": 2},  # the host's weight is read at the start and in each call
     "blocks": {"spec": families.lora(), "rank": 2, "blocks": {"down": (2, 2)}},
     "tasks": {"spec": families.lora(), "rank": 2, "tasks": ["chat", "code"]},
     "fold": {"spec": families.lora(), "rank": 2, "fold": True},

@@ -129,9 +129,9 @@ def fsdp_before_attach() -> None:
             hosts.adapt(inner)
 
 
-def fsdp_after_attach() -> None:
+def fsdp_after_attach(family: str = "lotr") -> None:
     model = hosts.toy()
-    state = hosts.adapt(model)
+    state = hosts.adapt(model, family)
     wrapped = flat(model, use_orig_params=True)
     train(wrapped, state)
     if dist.get_world_size() > 1:
@@ -140,7 +140,7 @@ def fsdp_after_attach() -> None:
         with refused("summon_full_params"):
             state.merge()
     with FullyShardedDataParallel.summon_full_params(wrapped):
-        equal_to_one({key: value.detach().clone() for key, value in state.params().items()})
+        equal_to_one({key: value.detach().clone() for key, value in state.params().items()}, family)
         file = f"of{dist.get_rank()}.safetensors"
         state.save(file)
     again = hosts.toy()
@@ -149,6 +149,11 @@ def fsdp_after_attach() -> None:
     with FullyShardedDataParallel.summon_full_params(wrapped):
         state.merge()
     hosts.close(wrapped(hosts.words()), again(hosts.words()))
+
+
+def fsdp_with_vectors_for_factors() -> None:
+    """A vector in a flat part has the shape of one outside, if it lies on one process."""
+    fsdp_after_attach("vera")
 
 
 def wrapped_after_load() -> None:
@@ -282,6 +287,23 @@ def weights_that_are_factors_are_saved() -> None:
         again = load(hosts.toy(), f"{family.name}.safetensors")
         for path, update in wanted.items():
             hosts.close(again.delta(path).detach(), update)
+
+
+def rates_from_weights_that_are_sharded() -> None:
+    """Each process has a part of the weights that the starting values were read from, and reads all of them again."""
+    for family in (families.abba(), families.hira(), families.pissa(), families.lora()):
+        rates = []
+        for is_sharded in (False, True):
+            model = hosts.toy()
+            state = attach(model, family, target_modules=["q_proj", "down"], rank=2, overparametrized=True)
+            hosts.wake(state)
+            if is_sharded:
+                fully_shard(model)
+                model(hosts.words())
+            groups = state.parameter_groups(lr=1.0, balance=True, weight_decay=0.1)
+            assert {id(one) for group in groups for one in group["params"]} == {*map(id, state.parameters())}
+            rates.append([(group["name"], round(group["lr"], 5)) for group in groups])
+        assert rates[0] == rates[1]
 
 
 def write_that_fails() -> None:
@@ -439,6 +461,7 @@ SCENES: dict[str, Callable[[], None]] = {
         ddp_with_saved_modules_and_a_reference_pass,
         fsdp_before_attach,
         fsdp_after_attach,
+        fsdp_with_vectors_for_factors,
         wrapped_after_load,
         fsdp_around_a_part_after_attach,
         fsdp_with_ignored_factors,
@@ -448,6 +471,7 @@ SCENES: dict[str, Callable[[], None]] = {
         state_dict_of_a_merged_sharded_host,
         merge_that_is_not_finite_on_one_process,
         weights_that_are_factors_are_saved,
+        rates_from_weights_that_are_sharded,
         write_that_fails,
         sharded_on_the_meta_device,
         folded_and_sharded,

@@ -13,7 +13,7 @@ from tnadapt_torch import load
 
 accelerate = pytest.importorskip("accelerate")
 
-EVERY = [kind for kind in KINDS if kind not in ("pissa", "fold", "saved")]
+EVERY = [kind for kind in KINDS if kind not in ("pissa", "dora", "fold", "saved")]
 PLAIN = EVERY if os.environ.get("HYPOTHESIS_PROFILE") == "laws" else ["lotr", "vera"]
 
 
@@ -78,6 +78,35 @@ def test_a_host_that_is_dispatched_after_attach_is_right_where_the_factors_stay(
     right_but_for_merge(model, state, plain, wanted, tmp_path)
 
 
+def test_a_magnitude_on_a_host_that_is_dispatched_after_attach_is_right(tmp_path):
+    """It reads the weights where accelerate brings them, in a call; between calls they are away."""
+    plain, wanted, model = pair("dora")
+    wanted.save(tmp_path / "wanted.safetensors")
+    state = hosts.wake(adapt(model, "dora"))
+    dispatched(model, tmp_path / "weights")
+    same(model, plain)
+    same_gradients(model, state, plain, wanted)
+    away = r"^layers\.1.*: expected a weight with values, .*as offloaded weights are\.\n.* Call .*remove_hook_from_sub"
+    for act in (lambda: state.delta("layers.1.mlp.down"), state.norms):
+        with pytest.raises(SiteError, match=away):
+            act()
+    with state.disabled():
+        same(model, hosts.toy())
+    with pytest.raises(SiteError, match=r"^layers.*: expected a weight with values, got one on the meta device"):
+        state.merge()
+    with pytest.raises(SiteError, match=away):
+        state.save(tmp_path / "a.safetensors")
+    with pytest.raises(SiteError, match=r"got one on the meta device, as offloaded weights are"):
+        load(model, tmp_path / "wanted.safetensors", adapter_name="b")
+    same(model, plain)
+    accelerate.hooks.remove_hook_from_submodules(model)
+    same(model, plain)
+    state.save(tmp_path / "a.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "wanted.safetensors").read_bytes()
+    state.detach()
+    same(model, hosts.toy())
+
+
 @pytest.mark.parametrize("offload", [offloaded, on_disk])
 def test_factors_that_are_offloaded_are_refused_until_they_are_back(offload, tmp_path):
     plain, wanted, model = pair("pissa")
@@ -124,7 +153,7 @@ def test_a_merge_is_not_undone_in_weights_that_are_away(offload, tmp_path):
 
 
 @OFFLOADS
-@pytest.mark.parametrize("kind", ["pissa", "fold", "saved"])
+@pytest.mark.parametrize("kind", ["pissa", "dora", "fold", "saved"])
 def test_what_needs_the_values_is_refused_on_an_offloaded_host(offload, kind, tmp_path):
     model = hosts.toy()
     offload(model, tmp_path)

@@ -1,5 +1,6 @@
 """Two processes train the same chain, with replicas and with shards, and it is that of one process."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -34,6 +35,10 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_processes_hold_the_chain_of_one(folder, kind, case, tmp_path):
     first, second = (torch.load(folder / f"{rank}.pt")[kind, case] for rank in range(WORLD))
+    if (kind, case) == ("replicas after", "subset"):  # what was frozen when the wrapper came is never averaged
+        for said in (first, second):
+            assert re.search(r"SiteError: .* got \d+ that it does not know.*is made after that", said, re.DOTALL)
+        return
     assert not isinstance(first, str), first
     alone = train("one", CASES[case], 0, 1, tmp_path / "chain")
     assert first.keys() == second.keys() <= alone.keys()
@@ -43,7 +48,7 @@ def test_all_processes_hold_the_chain_of_one(folder, kind, case, tmp_path):
             hosts.close(value, alone[name], 1e-4)
         else:
             assert not alone[name].any()
-    files = [f"{kind} {case} {rank if kind == 'replicas' else ''}" for rank in range(WORLD)]
+    files = [f"{kind} {case} {rank if kind.startswith('replicas') else ''}" for rank in range(WORLD)]
     chains = [load_chain(folder / file) for file in files]
     wanted = load_chain(tmp_path / "chain")
     for chain in chains:

@@ -250,8 +250,96 @@ def test_a_state_dict_that_does_not_fit_changes_nothing():
         hosts.assert_same_photo(before, hosts.photo(fresh))
         assert its.adapter.seed == 3
     new.load_state_dict(good)
-    with pytest.raises(SiteError, match="expected a policy that has finished no link, got one with 1"):
-        new.load_state_dict(good)
+    assert len(new.links) == 2
+
+
+def with_weights_of(model):
+    """Return the parameters and buffers of a host without those of its adapters."""
+    return {key: value.clone() for key, value in model.state_dict().items() if "tnadapt" not in key}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("family", hosts.FAMILIES)
+def test_weights_that_have_the_finished_links_are_as_good_as_the_originals(family, dtype):
+    model, state, optimizer, restarts = made(family, dtype=dtype)
+    train(model, state, restarts, optimizer, 2 * EVERY + 2)
+    fresh, _, _, new = made(family, dtype=dtype)
+    new.load_state_dict(restarts.state_dict())
+    other, its, _, late = made(family, dtype=dtype)
+    other.load_state_dict(with_weights_of(model), strict=False)
+    hosts.wake(its)  # the values of the running link are those of the checkpoint, or any others
+    late.load_state_dict(restarts.state_dict())
+    for found in (fresh, other):
+        wanted, here = model.state_dict(), found.state_dict()
+        assert [key for key in wanted if not torch.equal(wanted[key], here[key])] == []
+    assert str(late.state_dict()) == str(restarts.state_dict())
+
+
+@beside(None)
+def test_a_policy_goes_back_and_forth(beside):
+    model, state, optimizer, restarts = made("vera", beside=beside)
+    seen = []
+    for number in range(4):
+        seen.append((copy.deepcopy(restarts.state_dict()), copy.deepcopy(model.state_dict())))
+        train(model, state, restarts, optimizer, 3, first=3 * number)
+    for number in (3, 1, 2, 0):
+        policy, wanted = seen[number]
+        restarts.load_state_dict(policy)
+        found = model.state_dict()
+        assert found.keys() == wanted.keys()
+        assert [key for key in wanted if not torch.equal(wanted[key], found[key])] == []
+        assert restarts.steps == 3 * number
+
+
+def test_weights_that_are_neither_are_refused_and_nothing_is_changed():
+    model, state, optimizer, restarts = made()
+    train(model, state, restarts, optimizer, EVERY)
+    early = with_weights_of(model)
+    train(model, state, restarts, optimizer, EVERY + 1, first=EVERY)
+    weight, other = (f"layers.{number}.self_attn.q_proj.weight" for number in (0, 1))
+    late = with_weights_of(model)
+    off, mixed = dict(late), dict(late)
+    off[weight] = late[weight].clone()
+    off[weight][-1, -1] = torch.nextafter(off[weight][-1, -1], torch.tensor(9.0))
+    mixed[other] = hosts.toy().state_dict()[other]
+    for weights in (off, mixed, early):  # one number, one weight, another time
+        fresh, its, _, new = made()
+        fresh.load_state_dict(weights, strict=False)
+        before = hosts.photo(fresh)
+        with pytest.raises(SiteError, match="expected the weight from before the first link, or that with the 2"):
+            new.load_state_dict(restarts.state_dict())
+        hosts.assert_same_photo(before, hosts.photo(fresh))
+        assert its.adapter.seed == 3
+        assert new.steps == 0
+
+
+def test_links_beside_the_weights_that_are_others_are_refused():
+    first, second = made(beside=True), made(beside=True, lr=0.01)
+    for model, state, optimizer, restarts in (first, second):
+        train(model, state, restarts, optimizer, EVERY + 1)
+    before = hosts.photo(first[0])
+    with pytest.raises(SiteError, match="'default_link_0': expected the finished link of the state dict, got another"):
+        first[3].load_state_dict(second[3].state_dict())
+    hosts.assert_same_photo(before, hosts.photo(first[0]))
+
+
+def test_a_model_that_was_cast_does_not_take_a_state_dict():
+    model, state, optimizer, restarts = made()
+    train(model, state, restarts, optimizer, EVERY + 1)
+    fresh, _, _, new = made()
+    fresh.to(torch.bfloat16)
+    with pytest.raises(SiteError, match="expected the weight from before the first link"):
+        new.load_state_dict(restarts.state_dict())
+
+
+def test_an_optimizer_that_lost_the_factors_is_refused_at_a_restart():
+    model, state, optimizer, restarts = made()
+    train(model, state, restarts, optimizer, EVERY - 1)
+    optimizer.param_groups[0]["params"] = [torch.nn.Parameter(one.detach()) for one in state.parameters()]
+    before = hosts.photo(model)
+    with pytest.raises(SiteError, match="got one without 12 of them"):
+        restarts.step()
+    hosts.assert_same_photo(before, hosts.photo(model))
 
 
 def test_it_does_not_resume_on_weights_that_have_links():
