@@ -19,6 +19,7 @@ from tnadapt._language.terms import Node, Pull
 __all__ = ["Monomial", "Move", "find_unit_faults", "gain_of", "mean_square", "moves_of", "node_step", "unknown_starts"]
 
 FOUR = 4
+MOST = 200  # ways to pair the nodes of a term
 Symbol = tuple[str, int]
 Sizes = Mapping[str, int]
 
@@ -216,6 +217,12 @@ def _product_of(
         square = Monomial(known[name]) if name in known else mean_square(factor, network, made_for(name))
         rest += [square] * (len(nodes) // 2)
         ways.append(list(_ways(len(nodes), -1.2 if factor.init.kind == "uniform" and not factor.map else 0.0)))
+    if math.prod(map(len, ways)) > MOST:  # the others are smaller by the size of a bond
+        sides = [[side for _, side in nodes] for nodes in drawn.values()]
+        if any(side.count(0) != side.count(1) for side in sides):
+            return
+        half = [len(side) // 2 for side in sides]
+        ways = [[(1.0, [[place, number + place] for place in range(number)])] for number in half]
     for way in product(*ways):
         now, number = joined.copy(), 1.0
         for nodes, (weight, blocks) in zip(drawn.values(), way, strict=True):
