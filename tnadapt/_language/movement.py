@@ -222,9 +222,8 @@ def _product_of(
         now, number = joined.copy(), 1.0
         for nodes, (weight, blocks) in zip(drawn.values(), way, strict=True):
             number *= weight
-            for first, *others in blocks:
-                for place in others:
-                    now.join(*nodes[first], *nodes[place])
+            for first, place in ((block[0], place) for block in blocks for place in block[1:]):
+                now.join(*nodes[first], *nodes[place])
         yield reduce(mul, [Monomial(number), *rest, now.volume()])
 
 
@@ -236,7 +235,7 @@ def _ways(number: int, excess: float) -> Iterator[Way]:
 
 
 def _first_way(sides: list[int]) -> Iterator[Way]:
-    """Yield the way that pairs each node of a copy with itself in the other; all others are smaller by a bond's size."""
+    """Yield the way that pairs each node of a copy with itself in the other; others are smaller by a bond's size."""
     half = sides.count(0)
     if half == sides.count(1):
         yield 1.0, [[place, half + place] for place in range(half)]
