@@ -6,7 +6,7 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo demo-quick demo-jax test quantized lycoris lint format types laws peft-suite mutants bench docs clean
+.PHONY: demo demo-quick demo-jax test quantized lycoris lint format types laws peft-suite mutants bench leaderboard docs clean
 .NOTPARALLEL:
 
 demo: .venv/.demo
@@ -52,6 +52,9 @@ mutants: .venv/.mutants
 
 bench: .venv/.bench
 	@set -e; for program in $(filter-out %/timing.py,$(wildcard benchmarks/*.py)); do echo "== $$program"; $(BIN)/python $$program $(ARGS); done
+
+leaderboard: .venv/.bench
+	$(BIN)/python benchmarks/leaderboard $(ARGS)
 
 docs: .venv/.docs
 	$(BIN)/mkdocs build --strict

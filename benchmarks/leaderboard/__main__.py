@@ -5,8 +5,9 @@
     python benchmarks/leaderboard --tasks digits --methods "LoRA r8" "LoTR r16 unit" --seeds 0 1 2
     python benchmarks/leaderboard --page                              only draw the page from the records
 
-Each run leaves a JSON record in results/. A run that has one is not run again, so that the program can be stopped and
-started at will. All methods have the same grid of rates, the same steps, and the same batches for a seed.
+Each run leaves a JSON record in results/, from which docs/leaderboard.md is drawn; with --results FOLDER both are there.
+A run that has a record is not run again, so that the program can be stopped and started at will. All methods have the
+same grid of rates, the same steps, and the same batches for a seed.
 """
 
 import argparse
@@ -111,7 +112,8 @@ def main() -> int:
         try:
             if not options.page:
                 run_all(options)
-            write_page(read_all(options.results), Path(scratch) if options.quick else ROOT / "docs")
+            is_ours = options.results == ROOT / "results"
+            write_page(read_all(options.results), ROOT / "docs" if is_ours else options.results)
         except (RecordError, MethodError) as error:
             print(f"leaderboard: {error}", file=sys.stderr)
             return 1

