@@ -19,7 +19,9 @@ from tnadapt._language.terms import Node, Pull
 __all__ = ["Monomial", "Move", "find_unit_faults", "gain_of", "mean_square", "moves_of", "node_step", "unknown_starts"]
 
 FOUR = 4
+MOST = 200  # ways to pair the nodes of a term
 Symbol = tuple[str, int]
+Way = tuple[float, list[list[int]]]
 Sizes = Mapping[str, int]
 
 
@@ -210,27 +212,43 @@ def _product_of(
                 joined.join(node.modes[-2:-1], side, node.modes[-1:], side)
             else:
                 drawn.setdefault(node.factor, []).append((node.modes, side))
-    ways: list[list[tuple[float, list[list[int]]]]] = []
     for name, nodes in drawn.items():
-        factor = network.factors[name]
-        square = Monomial(known[name]) if name in known else mean_square(factor, network, made_for(name))
+        square = Monomial(known[name]) if name in known else mean_square(network.factors[name], network, made_for(name))
         rest += [square] * (len(nodes) // 2)
-        ways.append(list(_ways(len(nodes), -1.2 if factor.init.kind == "uniform" and not factor.map else 0.0)))
+    ways = [_ways(len(nodes), _excess(network.factors[name])) for name, nodes in drawn.items()]
+    if math.prod(_odd_factorial(len(nodes)) for nodes in drawn.values()) > MOST:
+        ways = [_first_way([side for _, side in nodes]) for nodes in drawn.values()]
     for way in product(*ways):
         now, number = joined.copy(), 1.0
         for nodes, (weight, blocks) in zip(drawn.values(), way, strict=True):
             number *= weight
-            for first, *others in blocks:
-                for place in others:
-                    now.join(*nodes[first], *nodes[place])
+            for first, place in ((block[0], place) for block in blocks for place in block[1:]):
+                now.join(*nodes[first], *nodes[place])
         yield reduce(mul, [Monomial(number), *rest, now.volume()])
 
 
-def _ways(number: int, excess: float) -> Iterator[tuple[float, list[list[int]]]]:
+def _ways(number: int, excess: float) -> Iterator[Way]:
     """Yield the ways to pair numbered nodes of one factor; and four in one block, for the excess of the kurtosis."""
     yield from ((1.0, pairs) for pairs in _pairings(list(range(number))))
     if number == FOUR and excess:
         yield excess, [[0, 1, 2, 3]]
+
+
+def _first_way(sides: list[int]) -> Iterator[Way]:
+    """Yield the way that pairs each node of a copy with itself in the other; others are smaller by a bond's size."""
+    half = sides.count(0)
+    if half == sides.count(1):
+        yield 1.0, [[place, half + place] for place in range(half)]
+
+
+def _excess(factor: Factor) -> float:
+    """Return by how much the mean fourth power of an entry exceeds 3, over its squared mean square."""
+    return -1.2 if factor.init.kind == "uniform" and not factor.map else 0.0
+
+
+def _odd_factorial(number: int) -> int:
+    """Return the number of ways to pair as many things."""
+    return math.prod(range(number - 1, 0, -2))
 
 
 def _pairings(places: list[int]) -> Iterator[list[list[int]]]:

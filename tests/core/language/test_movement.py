@@ -3,6 +3,7 @@
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 
 import tnadapt
@@ -187,3 +188,13 @@ def test_patterns_have_the_mean_squares_of_their_entries():
     turned = {"R": frozen("r s in", init=rotary()), "A": frozen("s", init=normal())}
     spec = AdapterSpec(name="own", weight="out in", factors=B | turned)
     assert spec.bind(sites, rank={"r": 4, "s": 8}, overparametrized=True)
+
+
+def test_many_factors_twice_in_a_term_take_no_longer():
+    """Eight reflections and their starts have 3^7 ways to be paired, of which the first is the largest."""
+    sites = grid(layers=1, kinds={"q": (16, 16)})
+    adapter = families.hra(reflections=8).bind(sites)
+    params = tnadapt.init(adapter, {sites[0].path: np.random.default_rng(0).standard_normal((16, 16))})
+    (size,) = tnadapt.step_size(adapter, params).values()
+    (fewer,) = tnadapt.step_size(families.hra(reflections=2).bind(sites), params).values()
+    assert size.update == pytest.approx(2 * fewer.update, rel=0.2)
