@@ -240,6 +240,19 @@ def test_the_rates_of_a_run_do_not_change_on_resume(name, tmp_path):
     assert again == [(label, pytest.approx(rate, rel=1e-6)) for label, rate in rates]
 
 
+def test_rates_are_not_taken_from_a_weight_with_the_update_of_another_adapter():
+    model = hosts.toy()
+    state = attach(model, families.abba(), target_modules=["q_proj"], rank=2, seed=0)
+    rates = [group["lr"] for group in state.parameter_groups(lr=1.0, balance=True)]
+    other = hosts.adapt(model, "lora", name="other")
+    other.merge()
+    with pytest.raises(SiteError, match=r"got one with the update of adapter 'other'\.\nUnmerge 'other' first"):
+        state.parameter_groups(lr=1.0, balance=True)
+    state.parameter_groups(lr=1.0)
+    other.unmerge()
+    assert [group["lr"] for group in state.parameter_groups(lr=1.0, balance=True)] == rates
+
+
 def test_a_large_step_is_told_once(capsys):
     """The A and B of LoTR have the deviation 1: at alpha 64 and a width of 64 it goes 300 times as far as LoRA."""
     _, state = two(families.lotr(), rank=8, alpha=64, seed=0)

@@ -101,6 +101,17 @@ def check_unmerged(state: "AdapterState", weights: Mapping[str, Weight], others:
             )
 
 
+def check_others_unmerged(state: "AdapterState") -> None:
+    """Raise SiteError if starting values that are read again would be those of weights with others' updates."""
+    for other in states_of(state.host[0]) if state.host else ():
+        if other is not state and other.merged and (path := _common(state.weights, other.weights)):
+            raise SiteError(
+                f"{path}: expected the weight that the starting values of adapter {state.name!r} were read from, since "
+                f"its balanced rates depend on them, got one with the update of adapter {other.name!r}.\n"
+                f"Unmerge {other.name!r} first. If it was merged before the attach, detach it: its update stays."
+            )
+
+
 def _common(weights: Mapping[str, Weight], others: Mapping[str, Weight]) -> str:
     """Return the path of a weight that both have; "" if there is none."""
     known = {(id(weight.module), weight.name) for weight in others.values()}

@@ -10,6 +10,7 @@ from tnadapt import step_size
 from tnadapt.binding import START, start_values, unknown_starts
 from tnadapt_torch._host import HostEntries, HostWeights
 from tnadapt_torch._state.factors import to_numpy
+from tnadapt_torch._state.known import check_others_unmerged
 from tnadapt_torch._state.store import originals_of, parts_of
 
 if TYPE_CHECKING:
@@ -25,12 +26,15 @@ def start_values_of(state: "AdapterState") -> Mapping[str, npt.ArrayLike] | None
 
     They are those of the attach whatever was trained since, so that a run that is resumed has the same rates. Frozen
     ones, and those that the update subtracts, are in the state; others are read from the host's weights once more.
+    Raises SiteError if these have the updates of other adapters.
     """
     adapter, names = state.adapter, unknown_starts(state.spec)
     if not names:
         return None
     read = [name for name in adapter.slots if name.removesuffix(START).rpartition(".")[2] in names]
     is_lost = any(adapter.slots[name].factor.trainable and name + START not in adapter.slots for name in read)
+    if is_lost or adapter.hosts:
+        check_others_unmerged(state)
     originals = originals_of(state)
     values: dict[str, Any] = (
         dict(start_values(adapter, HostWeights(state.weights, originals)))
