@@ -45,7 +45,7 @@ types: .venv/.dev
 
 laws: export HYPOTHESIS_PROFILE = laws
 laws: .venv/.dev
-	$(BIN)/python -m pytest -n 2 tests/laws tests/parity tests/jax tests/torch/walk tests/torch/parallel tests/torch/test_demo.py tests/peft/test_processes.py $(ARGS)
+	$(BIN)/python -m pytest -n 2 tests/laws tests/parity tests/jax tests/torch/walk tests/torch/parallel tests/torch/test_demo.py tests/torch/test_demo_language.py tests/peft/test_processes.py $(ARGS)
 
 peft-suite: .venv/.dev
 	nice $(BIN)/python -m tests.peft.suite $(ARGS)
@@ -60,7 +60,7 @@ docs: .venv/.docs
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf .venv site build dist demo_out .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .cache site build dist demo_out .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -25,7 +24,7 @@ import torch
 import transformers
 from language_table import Row, Setting, report, table, write_report
 from language_training import BATCH, answer, logits_of, random_batches, test_loss, train
-from methods import METHODS, Method, method_named
+from methods import METHODS, Method, check_different, file_name, method_named
 from reasoning import Encoded, Question, encode, make_questions, most_frequent
 from sentences import DataError, replacing
 from smollm import NAME, load_model, unpacked
@@ -36,7 +35,7 @@ import tnadapt_torch
 from tnadapt import unit
 
 RATE = 8e-3
-STEPS, QUICK_STEPS = 60, 2
+STEPS, QUICK_STEPS = 100, 2
 TESTS, QUICK_TESTS = 100, 6
 MOST = 100_000  # steps, questions, ranks; more is a mistake
 COMPARED = 8  # questions whose logits are compared
@@ -70,12 +69,11 @@ def run_before(job: Job) -> Row:
 
 
 def attached(method: Method, job: Job, seed: int) -> tnadapt_torch.AdapterState:
-    """Attach a method to every linear layer, such that one learning rate moves a weight as far with every family."""
+    """Attach a method to all linear layers but the head, so that one rate moves them as far with every family."""
     return tnadapt_torch.attach(
         job.model,
         method.spec,
         target_modules="all-linear",
-        exclude_modules=["lm_head"],
         rank=method.ranks(),
         sizes=method.mode_sizes(),
         scale=unit(),
@@ -109,7 +107,7 @@ def tested(row: Row, job: Job, state: tnadapt_torch.AdapterState) -> Row:
     """Test a trained adapter, save it, and compare the merged and the exported model with it."""
     answers = answer(job.model, job.tokenizer, job.test, f"{row.method}, test")
     loss = test_loss(job.model, job.test, f"{row.method}, loss")
-    path = job.args.out / f"{re.sub(r'[^a-z0-9.]+', '-', row.method.lower())}-seed{row.seed}.safetensors"
+    path = job.args.out / f"{file_name(row.method)}-seed{row.seed}.safetensors"
     state.save(path)
     folder = path.with_suffix("")
     logits = logits_of(job.model, job.test[:COMPARED])
@@ -259,11 +257,13 @@ def main() -> int:
     args = parser().parse_args()
     args.steps = args.steps or (QUICK_STEPS if args.quick else STEPS)
     args.tests = args.tests or (QUICK_TESTS if args.quick else TESTS)
+    args.seeds = list(dict.fromkeys(args.seeds))
     if args.rank:
         args.methods = [(name, replace(method, rank=args.rank)) for name, method in args.methods]
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         torch.device(args.device)
+        check_different([name for name, _ in args.methods])
         return run_all(args)
     except (DataError, OSError, RuntimeError, tnadapt.TnadaptError) as error:
         print(f"language_model.py: error: {' '.join(str(error).split())}", file=sys.stderr)

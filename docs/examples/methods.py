@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 import runpy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from sentences import DataError
 
 from tnadapt import AdapterSpec, TnadaptError, families
 
@@ -38,6 +41,18 @@ METHODS = {
     "LoTR": Method(families.lotr(), rank=16),
     "MetaTT": Method(families.metatt(), rank=16),
 }  # add a line for a method of your own: it is trained at the same learning rate
+
+
+def file_name(method: str) -> str:
+    """Return the name of a method as a part of the names of files."""
+    return re.sub(r"[^a-z0-9.]+", "-", method.lower())
+
+
+def check_different(names: Sequence[str]) -> None:
+    """Raise DataError if two methods would write the same files."""
+    files = [file_name(name) for name in names]
+    if twice := [name for name, file in zip(names, files, strict=True) if files.count(file) > 1]:
+        raise DataError(f"expected methods with different names, got {', '.join(twice)}: their files would be the same")
 
 
 def method_named(text: str) -> tuple[str, Method]:

@@ -123,7 +123,7 @@ def test_ctrl_c_reports_finished_methods_and_leaves_no_partial_file(folder: Path
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a child process would inherit an ignored signal
     try:
         ran = subprocess.Popen(
-            command(folder, tmp_path, "--methods", "LoRA", *["LoTR"] * 50),
+            command(folder, tmp_path, "--methods", "LoRA", *(f"lotr@rank={n}" for n in range(1, 30))),
             env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -139,7 +139,7 @@ def test_ctrl_c_reports_finished_methods_and_leaves_no_partial_file(folder: Path
     assert ran.returncode == 130
     assert "interrupted; the table has the methods that finished" in rest
     assert "lora-seed0.safetensors: in a fresh process not loaded" in rest
-    assert len(rest.split("| LoTR ")) < 100
+    assert "| lotr@rank=29 " not in rest
     assert (tmp_path / "table.md").exists()
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
 
@@ -171,6 +171,7 @@ def run_main(
         (["--task", "family_relations"], "no task 'family_relations' in reasoning_gym; near: family_relationships"),
         (["--task", "leg_counting", "--tests", "10000000"], "expected at most 100,000, got 10000000"),
         (["--methods", "LoRa"], "no method 'LoRa'; there are LoRA, LoTR, MetaTT"),
+        (["--methods", "LoTR", "lotr"], "expected methods with different names, got LoTR, lotr"),
         (["--methods", "lorta@rank"], "expected sizes as in @rank=8,head=3, got 'rank'"),
         (["--methods", "lorta"], "expected a size for 'head'"),
         (["--methods", "missing.py:spec"], "missing.py:spec: FileNotFoundError"),
@@ -178,7 +179,7 @@ def run_main(
         (["--lr", "-1"], "expected a positive number, got -1"),
         (["--device", "gpu"], "gpu"),
     ],
-    ids=["task", "tests", "method", "sizes", "fit", "file", "model", "lr", "device"],
+    ids=["task", "tests", "method", "twice", "sizes", "fit", "file", "model", "lr", "device"],
 )
 def test_a_bad_argument_prints_one_line_and_returns_2(
     run_main: Callable[..., tuple[int, str, Path]], arguments: list[str], message: str
