@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 
 sys.path.append(str(Path(__file__).parents[2] / "docs" / "examples"))
@@ -100,6 +101,7 @@ def loader(kind: str) -> Callable[[bool, str], Language]:
 
 @lru_cache(1)
 def _load(kind: str, quick: bool, device: str) -> Language:
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     _, tokenizer = load_model(unpacked())
     size = 8 if quick else SCORED
     train, test = make_questions(kind, (16 if quick else TRAIN) + size, size, seed=0)
