@@ -178,8 +178,9 @@ def run_main(
         (["--model", "missing"], "missing: expected a causal language model"),
         (["--lr", "-1"], "expected a positive number, got -1"),
         (["--device", "gpu"], "gpu"),
+        (["--device", "xpu"], "device xpu: "),
     ],
-    ids=["task", "tests", "method", "twice", "sizes", "fit", "file", "model", "lr", "device"],
+    ids=["task", "tests", "method", "twice", "sizes", "fit", "file", "model", "lr", "device", "no-device"],
 )
 def test_a_bad_argument_prints_one_line_and_returns_2(
     run_main: Callable[..., tuple[int, str, Path]], arguments: list[str], message: str
