@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from sentences import DataError
 
 CACHE = Path(__file__).parents[2] / ".cache"
@@ -54,7 +55,7 @@ def unpacked(cache: Path = CACHE) -> Path:
 
 
 def unpack(source: Path, folder: Path) -> None:
-    """Write a GGUF file as a folder of transformers, in bfloat16."""
+    """Write a GGUF file as a folder of transformers, in bfloat16. Raises DataError if the disk is full."""
     transformers.utils.logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(
         source.parent,
@@ -69,7 +70,10 @@ def unpack(source: Path, folder: Path) -> None:
         eos_token_id=model.config.eos_token_id,
         pad_token_id=model.config.pad_token_id,
     )
-    model.save_pretrained(folder)
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:
+        raise DataError(f"{folder}: the model cannot be written: {error}") from error
     transformers.AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(folder)
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
@@ -78,7 +82,7 @@ def load_model(folder: Path, device: str = "cpu") -> tuple[Any, Any]:
     """Load a causal language model in float32 and eval mode, and its tokenizer, which pads on the left.
 
     Raises:
-        DataError: the folder holds no such model.
+        DataError: the folder holds no such model, or this machine has no such device.
     """
     model: Any
     try:
@@ -88,4 +92,7 @@ def load_model(folder: Path, device: str = "cpu") -> tuple[Any, Any]:
         raise DataError(f"{folder}: expected a causal language model: {' '.join(str(error).split())[:200]}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return model.eval().to(device), tokenizer
+    try:
+        return model.eval().to(device), tokenizer
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        raise DataError(f"device {device}: {error}") from error

@@ -123,7 +123,7 @@ def test_ctrl_c_reports_finished_methods_and_leaves_no_partial_file(folder: Path
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a child process would inherit an ignored signal
     try:
         ran = subprocess.Popen(
-            command(folder, tmp_path, "--methods", "LoRA", *(f"lotr@rank={n}" for n in range(1, 30))),
+            command(folder, tmp_path, "--methods", "LoRA", *(f"lotr@rank={n}" for n in range(1, 16))),
             env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -139,7 +139,7 @@ def test_ctrl_c_reports_finished_methods_and_leaves_no_partial_file(folder: Path
     assert ran.returncode == 130
     assert "interrupted; the table has the methods that finished" in rest
     assert "lora-seed0.safetensors: in a fresh process not loaded" in rest
-    assert "| lotr@rank=29 " not in rest
+    assert "| lotr@rank=15 " not in rest
     assert (tmp_path / "table.md").exists()
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
 
@@ -178,8 +178,9 @@ def run_main(
         (["--model", "missing"], "missing: expected a causal language model"),
         (["--lr", "-1"], "expected a positive number, got -1"),
         (["--device", "gpu"], "gpu"),
+        (["--device", "xpu"], "device xpu: "),
     ],
-    ids=["task", "tests", "method", "twice", "sizes", "fit", "file", "model", "lr", "device"],
+    ids=["task", "tests", "method", "twice", "sizes", "fit", "file", "model", "lr", "device", "no-device"],
 )
 def test_a_bad_argument_prints_one_line_and_returns_2(
     run_main: Callable[..., tuple[int, str, Path]], arguments: list[str], message: str
@@ -191,13 +192,15 @@ def test_a_bad_argument_prints_one_line_and_returns_2(
 
 
 def test_the_questions_are_different_the_same_each_time_and_never_tested_on(examples: ModuleType) -> None:
-    make = module("reasoning").make_questions
+    make, generate = module("reasoning").make_questions, module("reasoning").generate
     train, test = make("family_relationships", 60, 20, 0)
     assert (train, test) == make("family_relationships", 60, 20, 0)
     other, same_test = make("family_relationships", 60, 20, 1)
     assert same_test == test
     assert other != train
     assert len({question.text for question in [*train, *test]}) == 80
+    again = generate("family_relationships", 60, 0, {question.text for question in train})  # of the same seed
+    assert not {question.text for question in again} & {question.text for question in train}
 
 
 def test_only_the_tokens_of_answers_count_and_padding_does_not(examples: ModuleType, folder: Path) -> None:
