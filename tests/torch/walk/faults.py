@@ -53,6 +53,7 @@ FAULTS: dict[str, Fault] = {
     "attach after outer": Fault(after_attach(plants.freeze_earlier), before=("attach to a part",)),
     "attach a shared family": Fault(misserves(lambda state: state.spec.over), before=()),
     "attach tasks": Fault(misserves_words("tasks"), before=()),
+    "attach what reads the weight": Fault(misserves(lambda state: state.adapter.hosts), before=()),
     "attach blocks": Fault(misserves_words("blocks"), before=()),
     "attach fused": Fault(misserves_words("fused"), before=(), kind="gpt"),
     "attach folded": Fault(misserves_words("fold"), before=()),
