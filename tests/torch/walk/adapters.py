@@ -99,7 +99,9 @@ def add_special(
         words["target_parameters"] = {path: " ".join(walk.kind.layout(join(host, path))) for path in chosen}
         if rng.random() < 0.5:
             words["target_modules"] = None
-    return bool({"shared": True, "alone": True, "readers": True}.get(want) or any(words.get(word) for word in ARGUMENT[want]))
+    return bool(
+        {"shared": True, "alone": True, "readers": True}.get(want) or any(words.get(word) for word in ARGUMENT[want])
+    )
 
 
 ARGUMENT = {
@@ -117,11 +119,10 @@ def refusal(walk: Walk, words: dict[str, Any], keys: list[str], case: Case) -> s
     """Say whether an attach is refused."""
     if reads_weight(case.spec) and walk.book.merged() & set(keys):
         return "always"
-    reads_host = any(factor.init.is_read for factor in case.spec.arrays.values())
     folded = keys if words.get("fold") else [key for key in keys if key in walk.kind.parameters]
     if any(key in walk.book.wraps for key in folded) or (folded and walk.book.dtype == torch.bfloat16):
         return "always"
-    return "maybe" if reads_host and any(key in walk.book.wraps for key in keys) else "never"
+    return "never"
 
 
 # ---- events

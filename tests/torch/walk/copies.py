@@ -248,7 +248,9 @@ def save_as_lora(walk: Walk, rng: random.Random) -> str | None:
     has_others = len(entry.tasks) > 1 or any(key in walk.kind.parameters for key in entry.weights.values())
     tied = any(walk.book.is_shared(key, entry.host) for key in entry.saved)
     is_thin = state.spec.name in THIN and all(site.block is None for site in state.adapter.sites)
-    refusal = "always" if has_others or tied or has_full_rank(walk.book, entry, state) else "never" if is_thin else "maybe"
+    refusal = (
+        "always" if has_others or tied or has_full_rank(walk.book, entry, state) else "never" if is_thin else "maybe"
+    )
     folder = walk.folder / f"lora{rng.getrandbits(32)}"
     if not walk.attempt(lambda: state.save_as_lora(folder), refusal, (SiteError, PlanError, FormatError)):
         return f"{name} refused"

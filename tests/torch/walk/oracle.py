@@ -62,7 +62,9 @@ def differentiate(book: Book, states: States, x: Tensor, objective: Objective) -
                 whole = _unlaid(plain.deltas[name, key].grad.numpy(), entry.layouts[key])
                 pulls |= {site.path: whole[site.rectangle] for site in _sites(entry, path, adapter)}
                 if entry.reads:
-                    pull_weight(plain, entry, path, adapter, values[name], pulls)
+                    sites = _sites(entry, path, adapter)
+                    passed = {site: pull_at_site(adapter, values[name], site, pulls[site.path]) for site in sites}
+                    pull_weight(plain, entry, path, passed)
             found = gradients(adapter, values[name], pulls)
             factors |= {(name, factor): torch.from_numpy(value) for factor, value in found.items()}
     held = {key: leaf.grad for key, leaf in plain.leaves.items() if leaf.grad is not None}
@@ -186,22 +188,10 @@ def weights_read(book: Book, entry: Entry, adapter: tnadapt.Adapter) -> dict[str
     return found
 
 
-def pull_weight(
-    plain: Plain,
-    entry: Entry,
-    path: str,
-    adapter: tnadapt.Adapter,
-    values: Mapping[str, np.ndarray],
-    pulls: Mapping[str, np.ndarray],
-) -> None:
-    """Add what an update passes on to the gradient of a weight that it reads."""
-    key = entry.weights[path]
-    whole = np.zeros(adapter.weights[path][0].weight_shape)
-    for site in _sites(entry, path, adapter):
-        whole[site.rectangle] = pull_at_site(adapter, values, site, pulls[site.path])
-    laid = torch.from_numpy(np.ascontiguousarray(whole.transpose(_order(entry.layouts[key]))))
+def pull_weight(plain: Plain, entry: Entry, path: str, parts: Mapping[tnadapt.Site, np.ndarray]) -> None:
+    """Add what an update passes on, at each of its sites, to the gradient of the weight that it reads."""
     with torch.enable_grad():
-        plain.own(key, entry.name).backward(laid)
+        plain.own(entry.weights[path], entry.name).backward(_laid(entry, path, parts, next(iter(parts)).weight_shape))
 
 
 def pull_at_site(
@@ -229,10 +219,9 @@ def pull_at_site(
 
 def update_of(entry: Entry, path: str, adapter: tnadapt.Adapter, values: Mapping[str, np.ndarray]) -> Tensor:
     """Return the dense update of one weight for the present task, in the stored layout."""
-    whole = np.zeros(adapter.weights[path][0].weight_shape)
-    for site in _sites(entry, path, adapter):
-        whole[site.rectangle] = tnadapt.delta(adapter, values, site)
-    return torch.from_numpy(np.ascontiguousarray(whole.transpose(_order(entry.layouts[entry.weights[path]]))))
+    sites = _sites(entry, path, adapter)
+    shape = adapter.weights[path][0].weight_shape
+    return _laid(entry, path, {site: tnadapt.delta(adapter, values, site) for site in sites}, shape)
 
 
 def terms_of(entry: Entry, path: str, adapter: tnadapt.Adapter, values: Mapping[str, np.ndarray]) -> float:
@@ -263,6 +252,14 @@ def _order(layout: Iterable[str]) -> list[int]:
     layout = list(layout)
     present = sorted(layout, key=AXES.__getitem__)
     return [present.index(role) for role in layout]
+
+
+def _laid(entry: Entry, path: str, parts: Mapping[tnadapt.Site, np.ndarray], shape: Iterable[int]) -> Tensor:
+    """Return what belongs to sites of a weight in its stored layout, and 0 elsewhere."""
+    whole = np.zeros(shape)
+    for site, part in parts.items():
+        whole[site.rectangle] = part
+    return torch.from_numpy(np.ascontiguousarray(whole.transpose(_order(entry.layouts[entry.weights[path]]))))
 
 
 def _unlaid(stored: np.ndarray, layout: Iterable[str]) -> np.ndarray:
