@@ -127,7 +127,7 @@ FAULTS: dict[str, Fault] = {
     "norms": Fault(around("norms", scaled(lambda found: found | {"dW": 1.01 * found["dW"]}))),
 }
 READS = "attach what reads the weight"
-READING: dict[str, Fault] = {  # of adapters that read the host's weight; the last event notices
+READING: dict[str, Fault] = {  # what goes wrong with a weight that an adapter reads
     "a merge ignores the magnitude": Fault(around("merge", plants.merge_without_lengths), (READS, "merge")),
     "another adapter is merged": Fault(
         plants.checks_nothing("_state.state", "check_unread"), (READS, "attach a second", "merge")
@@ -135,7 +135,7 @@ READING: dict[str, Fault] = {  # of adapters that read the host's weight; the la
     "a merged weight is read": Fault(
         plants.checks_nothing("_attach", "check_unmerged"), ("attach", "merge", READS), kind="gpt"
     ),
+    "folded updates are read": Fault(plants.reads_what_computes, ("attach folded", READS)),
     "no gradient of the weight": Fault(plants.reads(lambda _, weight: weight.detach()), (READS, "unfreeze", "train")),
     "the weight of the attach": Fault(plants.reads(plants.as_at_first), (READS, "unfreeze", "train", "eager call")),
-    "folded updates are read": Fault(plants.reads_what_computes, ("attach folded", READS)),
 }

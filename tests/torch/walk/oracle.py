@@ -61,7 +61,7 @@ def differentiate(book: Book, states: States, x: Tensor, objective: Objective) -
             for path, key in entry.weights.items():
                 whole = _unlaid(plain.deltas[name, key].grad.numpy(), entry.layouts[key])
                 pulls |= {site.path: whole[site.rectangle] for site in _sites(entry, path, adapter)}
-                if entry.reads:
+                if entry.reads and any(book.flags[one] for one in book.stored(key)):
                     sites = _sites(entry, path, adapter)
                     passed = {site: pull_at_site(adapter, values[name], site, pulls[site.path]) for site in sites}
                     pull_weight(plain, entry, path, passed)
@@ -104,9 +104,7 @@ class Plain:
 
     def value(self, key: str) -> Tensor:
         """Return a tensor of the host with everything that the user and the adapters add to it where it is read."""
-        wraps = self.book.wraps.get(key, [])
-        parts = [self.leaves[name] for name in self.book.stored(key)]
-        value = parts[0] if len(parts) == 1 else parts[1] * (parts[0] / parts[1].norm(dim=1, keepdim=True))
+        wraps, value = self.book.wraps.get(key, []), stored_value(self.book, self.leaves, key)
         for wrap in wraps:
             if wrap == "scaled":
                 value = SCALED * value
@@ -115,14 +113,6 @@ class Plain:
         for (name, at), delta in self.deltas.items():
             value = value + delta if at == key and name not in wraps else value
         return value
-
-    def own(self, key: str, name: str = "") -> Tensor:
-        """Return a weight as an adapter reads it: without updates. One that is folded in reads what it is added to."""
-        wraps = self.book.wraps.get(key, [])
-        parts = [self.leaves[one] for one in self.book.stored(key)]
-        value = parts[0] if len(parts) == 1 else parts[1] * (parts[0] / parts[1].norm(dim=1, keepdim=True))
-        below = wraps[: wraps.index(name)] if name in wraps else wraps
-        return SCALED ** below.count("scaled") * value
 
     def linear(self, path: str, x: Tensor) -> Tensor:
         return self.block(path, self._linear, x)
@@ -153,6 +143,19 @@ class Plain:
         return x
 
 
+def stored_value(book: Book, leaves: Mapping[str, Tensor], key: str) -> Tensor:
+    """Return a weight from what is stored of it, in float64: one tensor, or the two of torch's weight_norm."""
+    parts = [leaves[name].double() for name in book.stored(key)]
+    return parts[0] if len(parts) == 1 else parts[1] * (parts[0] / parts[1].norm(dim=1, keepdim=True))
+
+
+def own_weight(book: Book, leaves: Mapping[str, Tensor], key: str, name: str) -> Tensor:
+    """Return a weight as an adapter reads it: without updates. One that is folded in reads what it is added to."""
+    wraps = book.wraps.get(key, [])
+    below = wraps[: wraps.index(name)] if name in wraps else wraps
+    return SCALED ** below.count("scaled") * stored_value(book, leaves, key)
+
+
 def sum_of_sizes(added: Tensor) -> float:
     """Return the largest entry of the sum over tokens of the sizes of what each token pulls at a bias."""
     return 0.0 if added.grad is None else largest(added.grad.abs().flatten(end_dim=-2).sum(0))
@@ -177,9 +180,10 @@ def weights_read(book: Book, entry: Entry, adapter: tnadapt.Adapter) -> dict[str
     """Return the entries of params that are the host's weights or their patterns, from before the adapter's merge."""
     if not entry.reads:
         return {}
-    plain, wholes = Plain(book, {}), {}
+    wholes = {}
     for path, key in entry.weights.items():
-        held = plain.own(key, entry.name) if entry.merge is None else book.original(entry, key).double()
+        is_merged = entry.merge is not None
+        held = book.original(entry, key).double() if is_merged else own_weight(book, book.tensors, key, entry.name)
         wholes[path] = _unlaid(held.numpy(), entry.layouts[key])
     found = {}
     for name, (site, kind) in adapter.hosts.items():
@@ -191,7 +195,9 @@ def weights_read(book: Book, entry: Entry, adapter: tnadapt.Adapter) -> dict[str
 def pull_weight(plain: Plain, entry: Entry, path: str, parts: Mapping[tnadapt.Site, np.ndarray]) -> None:
     """Add what an update passes on, at each of its sites, to the gradient of the weight that it reads."""
     with torch.enable_grad():
-        plain.own(entry.weights[path], entry.name).backward(_laid(entry, path, parts, next(iter(parts)).weight_shape))
+        own_weight(plain.book, plain.leaves, entry.weights[path], entry.name).backward(
+            _laid(entry, path, parts, next(iter(parts)).weight_shape)
+        )
 
 
 def pull_at_site(
