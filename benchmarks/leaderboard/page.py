@@ -30,7 +30,12 @@ def write_page(records: Sequence[Record], docs: Path) -> None:
         if searched:
             picture = docs / f"leaderboard_{task}_rates.png"
             _draw_rates(task, searched, picture)
-            parts += ["Validation loss by learning rate (seed of the search; x: diverged):", "", *_rates(searched), ""]
+            parts += [
+                "Validation loss by learning rate (mean over the seeds of the search; x: one diverged):",
+                "",
+                *_rates(searched),
+                "",
+            ]
             parts += [f"![Validation loss against learning rate]({picture.name})", ""]
     (docs / "leaderboard.md").write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
 
@@ -42,7 +47,8 @@ def _head(records: Sequence[Record]) -> list[str]:
     return [
         "# Leaderboard",
         "",
-        f"Drawn from {len(records):,} records in `results/`, made with {made}. Every method has the same grid of",
+        f"Drawn from {len(records):,} records in `results/`, made with",
+        f"{made}. Every method has the same grid of",
         "learning rates, searched on the validation split with seeds of its own; the best rate then trains each of",
         "the final seeds, and only these read the test split. A family by its name has its paper's scale and one rate",
         'for all factors; with "unit" it has the scale `unit` and balanced rates ([Learning rates](learning_rate.md)).',

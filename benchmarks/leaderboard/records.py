@@ -72,7 +72,7 @@ def versions() -> dict[str, str]:
 def write(folder: Path, record: Record) -> Path:
     """Write a record, and rename it into place when it is whole. Raises RecordError if that fails."""
     path = folder / record.key.file
-    text = json.dumps(asdict(record), indent=1, allow_nan=True) + "\n"
+    text = json.dumps(asdict(record)) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle, draft = tempfile.mkstemp(dir=folder, suffix=".draft")

@@ -1,0 +1,54 @@
+"""What docs/learning_rate.md says of the sweeps follows from the records in results/."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.usefixtures("modules")
+RESULTS = Path(__file__).parents[2] / "results"
+
+
+def losses(task):
+    """Return method -> rate -> mean validation loss over the seeds of the search; infinite if one diverged."""
+    from records import read_all
+
+    found = {}
+    for one in read_all(RESULTS):
+        if one.key.task == task and one.key.phase == "search":
+            rates = found.setdefault(one.key.method, {})
+            rates.setdefault(one.key.rate, []).append(math.inf if one.diverged else one.loss)
+    return {name: {rate: sum(some) / len(some) for rate, some in rates.items()} for name, rates in found.items()}
+
+
+def test_one_rate_trains_all_families_of_the_digits():
+    table = losses("digits")
+    families = [name for name in table if f"{name} unit" in table]
+    assert len(families) == 12
+    best = {name: min(rates, key=rates.get) for name, rates in table.items()}
+    plain, balanced = ([math.log2(best[name + suffix]) for name in families] for suffix in ("", " unit"))
+    assert (min(plain), max(plain)) == (-9, -3)
+    assert sorted(balanced) == [-5.0] * 8 + [-4.0] * 3 + [-3.0]
+    assert best["VeRA r64 unit"] == 2.0**-3
+    at = {suffix: best[f"LoRA r8{suffix}"] for suffix in ("", " unit")}
+    worse = {
+        suffix: sorted(table[name + suffix][rate] / min(table[name + suffix].values()) for name in families)
+        for suffix, rate in at.items()
+    }
+    assert worse[" unit"][-1] == pytest.approx(1.11, abs=0.005)
+    assert worse[""][-1] == math.inf == table["RandLoRA r16"][at[""]]
+    assert worse[""][-2] == pytest.approx(12.5, abs=0.05)
+    lower = {name.split()[0] for name in families if min(table[name].values()) < min(table[f"{name} unit"].values())}
+    assert lower == {"LoTR", "MetaTT", "RandLoRA", "TT-LoRA", "VeRA", "TeRA"}
+    assert min(table["LoTR r16 unit"].values()) == pytest.approx(0.61, abs=0.005)
+    assert min(table["LoTR r16"].values()) == pytest.approx(0.41, abs=0.005)
+
+
+def test_the_page_is_that_of_the_records(tmp_path):
+    """Draw it again with `python benchmarks/leaderboard --page`."""
+    from page import write_page
+    from records import read_all
+
+    write_page(read_all(RESULTS), tmp_path)
+    page = Path(__file__).parents[2] / "docs" / "leaderboard.md"
+    assert (tmp_path / "leaderboard.md").read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
