@@ -29,14 +29,10 @@ def write_page(records: Sequence[Record], docs: Path) -> None:
         searched = [one for one in mine if one.key.phase == "search"]
         if searched:
             picture = docs / f"leaderboard_{task}_rates.png"
-            _draw_rates(task, searched, picture)
-            parts += [
-                "Validation loss by learning rate (mean over the seeds of the search; x: one diverged):",
-                "",
-                *_rates(searched),
-                "",
-            ]
-            parts += [f"![Validation loss against learning rate]({picture.name})", ""]
+            what = "Validation loss by learning rate (mean over the seeds of the search; x: one diverged):"
+            parts += [what, "", *_rates(searched), ""]
+            if _draw_rates(task, searched, picture):
+                parts += [f"![Validation loss against learning rate]({picture.name})", ""]
     (docs / "leaderboard.md").write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
 
 
@@ -87,42 +83,49 @@ def _table(final: Sequence[Record]) -> list[str]:
     return [*_markdown([head, *lines]), "", note]
 
 
+def _means(runs: Iterable[Record]) -> dict[float, float]:
+    """Return rate -> mean validation loss over the seeds; infinite if one of them diverged."""
+    found: dict[float, list[float]] = {}
+    for one in runs:
+        good = not one.diverged and math.isfinite(one.loss)
+        found.setdefault(one.key.rate, []).append(one.loss if good else math.inf)
+    return {rate: statistics.fmean(losses) for rate, losses in sorted(found.items())}
+
+
 def _rates(searched: Sequence[Record]) -> list[str]:
     grid = sorted({one.key.rate for one in searched})
     rows = [["method", *(f"2^{math.log2(rate):g}" for rate in grid), "best"]]
     for method, runs in _by_method(searched).items():
-        cells, means = [], {}
-        for rate in grid:
-            here = [one for one in runs if one.key.rate == rate]
-            good = [one.loss for one in here if not one.diverged and math.isfinite(one.loss)]
-            if here and len(good) == len(here):
-                means[rate] = statistics.mean(good)
-            cells.append(f"{means[rate]:.3f}" if rate in means else "x" if here else "")
-        best = min(means, key=lambda rate: means[rate]) if means else None
-        rows.append([method, *cells, "-" if best is None else f"2^{math.log2(best):g}"])
+        means = _means(runs)
+        texts = {rate: f"{mean:.3f}" if math.isfinite(mean) else "x" for rate, mean in means.items()}
+        best = min(means, key=lambda rate: means[rate])
+        last = f"2^{math.log2(best):g}" if math.isfinite(means[best]) else "-"
+        rows.append([method, *(texts.get(rate, "") for rate in grid), last])
     return _markdown(rows)
 
 
-def _draw_rates(task: str, searched: Sequence[Record], path: Path) -> None:
-    """Draw two panels: families at their papers' scales, and the same under unit with balanced rates."""
-    names = _by_method(searched)
-    families = [name for name in names if f"{name} unit" in names]
+def _draw_rates(task: str, searched: Sequence[Record], path: Path) -> bool:
+    """Draw families at their papers' scales, and under unit with balanced rates. Return whether there are any."""
+    tables = {name: _means(runs) for name, runs in _by_method(searched).items()}
+    families = [name for name in tables if f"{name} unit" in tables]
     if not families:
-        return
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
-    lowest = min(one.loss for one in searched if math.isfinite(one.loss))
+        return False
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
     titles = ("papers' scales, one rate", "unit, balanced rates")
     for axis, suffix, title in zip(axes, ("", " unit"), titles, strict=True):
-        for name in families:
-            points = sorted((one.key.rate, one.loss) for one in names[name + suffix] if not one.diverged)
-            axis.plot([rate for rate, _ in points], [loss for _, loss in points], marker="o", ms=3, label=name)
-        axis.set(xscale="log", title=f"{task}: {title}", xlabel="learning rate", ylim=(0.8 * lowest, None))
+        for number, name in enumerate(families):
+            means = tables[name + suffix]
+            style = "-" if number < len(mpl.color_sequences["tab10"]) else "--"
+            axis.plot([*means], [*means.values()], style, marker="o", ms=3, label=name)
         axis.set_xscale("log", base=2)
-        axis.set_ylim(0.9 * lowest, 4 * lowest + 1)
+        axis.set_yscale("log")
+        axis.set(title=f"{task}: {title}", xlabel="learning rate")
+        axis.grid(alpha=0.3)
     axes[0].set_ylabel("validation loss")
     axes[1].legend(fontsize=7)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+    return True
 
 
 def _draw_pareto(task: str, final: Sequence[Record], path: Path) -> None:
