@@ -15,6 +15,7 @@ from tnadapt.policies import Chain, save_chain
 from tnadapt_torch._host import place_params, start_params
 from tnadapt_torch._sharded import once
 from tnadapt_torch._state import AdapterState, check_open, copy_values, set_values, shared_by, to_numpy
+from tnadapt_torch.policies._chain_file import check_beside
 from tnadapt_torch.policies._chosen import check_choosable, choose
 from tnadapt_torch.policies._finished import Beside, Finished, InWeights
 from tnadapt_torch.policies._moments import check_held, reset_moments
@@ -69,6 +70,7 @@ class Restarts:
             raise SiteError(
                 f"prune: expected a fraction from 0 to 1, got {prune!r}.\nWrite prune=0.999, or leave it out."
             )
+        check_beside(beside, "Restarts")
         check_held(optimizer, list(state.parameters()))
         if sites is not None:
             check_choosable(base, sites)
