@@ -92,8 +92,8 @@ class Restarts:
         """Count one step of the optimizer, and end the running link if it was its last one.
 
         Raises:
-            SiteError: the adapter was merged or detached, a weight was changed by something else, or an update is not
-                finite. The model, the optimizer and the count of steps are as before the call.
+            SiteError: the adapter was merged or detached; a weight was changed by something else, or is read by another
+                adapter; or an update is not finite. The model, the optimizer and the count of steps are as before.
         """
         check_open(self.state)
         if (self.steps + 1) % self.every == 0:
@@ -155,7 +155,8 @@ class Restarts:
 
         Raises:
             SiteError: the state dict is that of another adapter, other options or other originals; the weights are
-                others; or links that are beside the weights are not those of the state dict. Nothing is changed.
+                others, or another adapter reads one; or links that are beside the weights are not those of the state
+                dict. Nothing is changed.
         """
         check_open(self.state)
         self.state.check_host()
