@@ -194,7 +194,7 @@ class AdapterSpec:
             sites: the weights to adapt, in the order of the host; a single site is accepted.
             rank: the size of every bond; or bond -> size; and beside that name -> size, for the networks of the modules
                 of this name, as in {"r": 8, "q_proj": 16}.
-            sizes: mode -> size for modes of the weight, such as {"head": 12}, or for bonds (in place of what `rank` says,
+            sizes: mode -> size for modes of the weight, such as {"head": 12}, or for bonds (in place of their `rank`,
                 and not limited by `at_most`). The name of a group before that of a bond, as in {"0.q_proj.r": 4}, means
                 this group alone.
             alpha: replaces the alpha of the spec's scale.
