@@ -4,10 +4,12 @@ import copy
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import remove_parametrizations
 
 from tests.torch import hosts
-from tnadapt import SiteError
+from tnadapt import SiteError, families, magnitude
 from tnadapt_torch import attach
 
 
@@ -149,3 +151,53 @@ def test_two_updates_cannot_be_folded_into_one_weight():
     attach(model, spec, target_modules=hosts.TARGETS, seed=3, fold=True, **sizes)
     with pytest.raises(SiteError, match="got one that is already parametrized"):
         attach(model, spec, target_modules=hosts.TARGETS, seed=3, fold=True, adapter_name="two", **sizes)
+
+
+class Tripled(nn.Module):
+    """A change of a weight that is the user's own."""
+
+    def forward(self, weight):
+        return 3 * weight
+
+
+READERS = [magnitude(families.lora()), families.hira()]
+
+
+@pytest.mark.parametrize("spec", READERS, ids=lambda spec: spec.name)
+def test_an_update_that_reads_the_weight_it_is_folded_into_reads_it_below_later_changes(spec):
+    model, x = nn.Sequential(nn.Linear(6, 8, bias=False)).double(), torch.randn(5, 6).double()
+    weight = model[0].weight.detach().clone()
+    state = hosts.wake(attach(model, spec, target_modules=["0"], rank=2, fold=True).double())
+    delta = state.delta("0")
+    parametrize.register_parametrization(model[0], "weight", Tripled())
+    hosts.close(state.delta("0"), delta, 1e-12)
+    hosts.close(model(x), x @ (3 * (weight + delta)).T, 1e-12)
+
+
+@pytest.mark.parametrize("spec", READERS, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_weight_is_read_without_an_update_below_a_change_of_the_users(spec, when):
+    model = nn.Sequential(nn.Linear(6, 8, bias=False)).double()
+    alone, x = copy.deepcopy(model), torch.randn(5, 6).double()
+    weight = model[0].weight.detach().clone()
+    other = hosts.wake(attach(model, "lora", target_modules=["0"], rank=2, fold=True, adapter_name="other").double())
+    if when == "before":
+        parametrize.register_parametrization(model[0], "weight", Tripled())
+    state = attach(model, spec, target_modules=["0"], rank=2).double()
+    parametrize.register_parametrization(alone[0], "weight", Tripled())
+    twin = hosts.wake(attach(alone, spec, target_modules=["0"], rank=2).double())
+    if when == "after":
+        parametrize.register_parametrization(model[0], "weight", Tripled())
+    for value, wanted in zip(state.parameters(), twin.parameters(), strict=True):
+        value.data.copy_(wanted)
+    hosts.close(state.delta("0"), twin.delta("0"), 1e-12)
+    hosts.close(model(x), x @ (3 * (weight + other.delta("0")) + twin.delta("0")).T, 1e-12)
+
+
+def test_lengths_start_from_the_weight_without_an_update_below_a_change_of_the_users():
+    model = nn.Sequential(nn.Linear(6, 8, bias=False)).double()
+    weight = model[0].weight.detach().clone()
+    hosts.wake(attach(model, "lora", target_modules=["0"], rank=2, fold=True, adapter_name="other").double())
+    parametrize.register_parametrization(model[0], "weight", Tripled())
+    state = attach(model, READERS[0], target_modules=["0"], rank=2)
+    hosts.close(state.params()["magnitude"].double(), 3 * weight.norm(dim=1), 1e-6)

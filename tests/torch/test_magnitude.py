@@ -196,7 +196,9 @@ def test_blocks_and_a_split_of_columns():
     x = torch.randn(5, 8, dtype=torch.float64)
     hosts.close(model(x), linear(x, weight + state.updates["0"].delta(weight), bias), 1e-10)
     state.dropout = 0.5
-    with pytest.raises(SiteError, match=r"expected dropout=0 for a magnitude on a block of columns"):
+    with pytest.raises(
+        SiteError, match=r"expected dropout=0 for a magnitude on a block of columns, got dropout=0.5.\nAttach without"
+    ):
         model(x)
 
 

@@ -95,8 +95,25 @@ class Weight:
 
     @property
     def tensor(self) -> Tensor:
-        """The stored parameter, or the value of a weight that is computed."""
-        return self.parameter if self.is_stored else getattr(self.module, self.name)
+        """The stored parameter, or the value of a weight that is computed, without updates that are folded into it."""
+        return self.parameter if self.is_stored else self._compute()
+
+    def _compute(self) -> Tensor:
+        """Compute a weight that is not stored, without updates that are folded into it.
+
+        What the user registered above the adapter's own update is left out too: the update is added to what is below.
+        """
+        if not self.is_parametrized:
+            return cast("Tensor", getattr(self.module, self.name))  # as hooks of torch left it
+        changes = self._changes
+        names = ["original"] if changes.is_tensor else [f"original{number}" for number in range(changes.ntensors)]
+        parts = [cast("Tensor", getattr(changes, name)) for name in names]
+        own = [isinstance(change, Folded) and change.weight is self for change in changes]
+        below = list(changes)[: own.index(True)] if True in own else changes
+        for change in below:
+            if not isinstance(change, Folded):
+                parts = [change(*parts)]
+        return parts[0]
 
     @property
     def _changes(self) -> parametrize.ParametrizationList:
@@ -107,7 +124,9 @@ class Weight:
         """As `tensor`, but None if the module packs the weight under another name."""
         if is_packed_linear(self.module):
             return None
-        found = self.parameter if self.is_stored else getattr(self.module, self.name, None)
+        if self.is_parametrized or self.is_stored:
+            return self.tensor
+        found = getattr(self.module, self.name, None)
         return found if isinstance(found, Tensor) else None
 
     @property

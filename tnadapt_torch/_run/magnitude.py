@@ -89,7 +89,7 @@ class MagnitudeUpdate:
             if is_dropping(self.owner):
                 raise SiteError(
                     f"{path_of(self)}: expected dropout=0 for a magnitude on a block of columns, got "
-                    f"dropout={self.owner.dropout}.\\nAttach without dropout, or without splitting columns."
+                    f"dropout={self.owner.dropout}.\nAttach without dropout, or without splitting columns."
                 )
             product = self._product(x)
         return self._total(product, x, output.to(torch.promote_types(torch.float32, output.dtype)) - product)

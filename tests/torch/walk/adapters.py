@@ -7,17 +7,29 @@ from typing import Any
 import torch
 
 import tnadapt_torch
-from tests.table import FAMILIES
+from tests.table import FAMILIES, Case
 from tests.torch.walk import oracle
 from tests.torch.walk.book import Entry
 from tests.torch.walk.walk import Walk
-from tnadapt import SiteError
+from tnadapt import AdapterSpec, SiteError, magnitude
 from tnadapt_torch import AdapterState
 
 SHARED = ("lotr", "lorta", "vera", "tlora", "metatt", "fact_tt", "tera", "lotr_tt", "cara", "tenslora")
 ALONE = ("lora", "lora stabilized", "loha", "lokr", "krona", "householder", "pissa", "lora_xs svd", "monarch", "abba")
+READERS = ("dora", "hira", "oft", "losa", "dora lotr")  # the host's weight is a factor, or a magnitude reads it
 CENTERED = ("tt_lora centered", "loretta centered", "lotr svd", "lotr neutral", "quanta 2", "dota", "randlora")
 TASKS = ("chat", "code", "maths")
+
+
+CASES = FAMILIES | {
+    "dora": Case(magnitude(FAMILIES["lora"].spec)),
+    "dora lotr": Case(magnitude(FAMILIES["lotr"].spec), {"p": 2, "q": 3}),
+}
+
+
+def reads_weight(spec: AdapterSpec) -> bool:
+    """Return whether the update of a spec depends on the host's weight at each call."""
+    return bool(spec.magnitude or spec.hosts)
 
 
 def join(*path: str) -> str:
@@ -87,7 +99,9 @@ def add_special(
         words["target_parameters"] = {path: " ".join(walk.kind.layout(join(host, path))) for path in chosen}
         if rng.random() < 0.5:
             words["target_modules"] = None
-    return bool({"shared": True, "alone": True}.get(want) or any(words.get(word) for word in ARGUMENT[want]))
+    return bool(
+        {"shared": True, "alone": True, "readers": True}.get(want) or any(words.get(word) for word in ARGUMENT[want])
+    )
 
 
 ARGUMENT = {
@@ -101,12 +115,14 @@ ARGUMENT = {
 }
 
 
-def refusal(walk: Walk, words: dict[str, Any], keys: list[str], reads_host: bool) -> str:
+def refusal(walk: Walk, words: dict[str, Any], keys: list[str], case: Case) -> str:
     """Say whether an attach is refused."""
+    if reads_weight(case.spec) and walk.book.merged() & set(keys):
+        return "always"
     folded = keys if words.get("fold") else [key for key in keys if key in walk.kind.parameters]
     if any(key in walk.book.wraps for key in folded) or (folded and walk.book.dtype == torch.bfloat16):
         return "always"
-    return "maybe" if reads_host and any(key in walk.book.wraps for key in keys) else "never"
+    return "never"
 
 
 # ---- events
@@ -116,8 +132,10 @@ def attach(walk: Walk, rng: random.Random, want: str = "", host: str = "") -> st
     """Attach an adapter, give its factors values at which its update is not zero, and enter it in the book."""
     if len(walk.book.entries) >= 3:
         return None
-    families = {"shared": SHARED, "alone": ALONE, "fold": ALONE + SHARED}.get(want, SHARED + ALONE + CENTERED)
-    case = FAMILIES[family := rng.choice(families)]
+    families = {"shared": SHARED, "alone": ALONE, "readers": READERS, "fold": ALONE + SHARED + READERS}.get(
+        want, SHARED + ALONE + CENTERED + READERS
+    )
+    case = CASES[family := rng.choice(families)]
     target, named = draw_targets(walk, rng, host)
     words: dict[str, Any] = {"target_modules": target, "seed": rng.randrange(100)}
     if not add_special(walk, rng, want, host, words=words, named=named):
@@ -142,7 +160,7 @@ def attach(walk: Walk, rng: random.Random, want: str = "", host: str = "") -> st
     )
     entry.task = entry.tasks[0]
     entry.has_map = any(factor.map for factor in case.spec.factors.values())
-    reads = any(factor.init.is_read for factor in case.spec.factors.values())
+    entry.reads = reads_weight(case.spec)
 
     def act() -> None:
         state = tnadapt_torch.attach(
@@ -156,13 +174,15 @@ def attach(walk: Walk, rng: random.Random, want: str = "", host: str = "") -> st
         )
         assert set(state.adapter.weights) == set(keys), f"adapted {sorted(state.adapter.weights)}, not {sorted(keys)}"
 
-    if not walk.attempt(act, refusal(walk, words, list(keys.values()), reads)):
+    if not walk.attempt(act, refusal(walk, words, list(keys.values()), case)):
         return f"{family} refused: {words}"
     walk.count += 1
+    slots = walk.states()[name].adapter.slots
+    entry.magnitudes = {key for key, slot in slots.items() if slot.factor.init.is_magnitude}
     walk.book.attach(entry)
     walk.note_values()
     walk.check(rng)  # at its start an adapter changes nothing, or what the oracle says
-    wake(walk.states()[name], entry, rng)
+    wake(walk, walk.states()[name], rng)
     if rng.random() < 0.5:
         walk.states()[name].double()
     walk.note_values()
@@ -170,8 +190,9 @@ def attach(walk: Walk, rng: random.Random, want: str = "", host: str = "") -> st
     return f"{name} = {family} on {host or 'the whole'}: {words}"
 
 
-def wake(state: AdapterState, entry: Entry, rng: random.Random) -> None:
+def wake(walk: Walk, state: AdapterState, rng: random.Random) -> None:
     """Give the trainable factors random values, and the update a size at which its loss would be seen."""
+    entry = walk.book.entries[state.name]
     generator = torch.Generator().manual_seed(rng.getrandbits(32))
     trained = {value: value.detach().clone() for value in state.params().values() if value.requires_grad}
     noise = {value: torch.randn(value.shape, generator=generator, dtype=torch.float64) for value in trained}
@@ -180,7 +201,7 @@ def wake(state: AdapterState, entry: Entry, rng: random.Random) -> None:
         with torch.no_grad():
             for value, start in trained.items():
                 value.copy_(start + step * noise[value])
-        values = oracle.values_of({"": state})[""]
+        values = oracle.values_at(walk.book, state)
         size = max(oracle.update_of(entry, path, state.adapter, values).abs().max().item() for path in entry.weights)
         step /= 2
     if size < 0.1 and not entry.has_map and state.spec.start != "centered":

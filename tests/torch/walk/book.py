@@ -40,6 +40,8 @@ class Entry:
     merge: Merge | None = None
     frozen: set[str] = field(default_factory=set)  # the factors that the user froze
     values: dict[str, Tensor] = field(default_factory=dict)  # of the factors, as training or a cast left them
+    reads: bool = False  # whether the host's weights are factors, or a magnitude reads them
+    magnitudes: set[str] = field(default_factory=set)  # the factors that no cast takes below float32
     has_map: bool = False  # a map of a factor, such as a rotation, is computed in the dtype of the stored factor
     is_rounded: bool = False  # a cast rounded starting values, which the oracle draws again
 
@@ -102,6 +104,16 @@ class Book:
 
     def adapted(self) -> set[str]:
         return {key for entry in self.entries.values() for key in entry.weights.values()}
+
+    def original(self, entry: Entry, key: str) -> Tensor:
+        """Return a weight from before the merge of an adapter, in its present dtype."""
+        (place,) = self.stored(key)
+        return entry.merge.originals[key].to(self.tensors[place].dtype)
+
+    def is_read(self, entry: Entry) -> bool:
+        """Return whether another adapter that is not merged reads a weight of this one."""
+        others = [one for one in self.entries.values() if one is not entry and one.reads and one.merge is None]
+        return any({*one.weights.values()} & {*entry.weights.values()} for one in others)
 
     def merged(self) -> set[str]:
         """Return the weights that hold the update of an adapter that is still attached."""
@@ -184,9 +196,11 @@ class Book:
     # ---- the user
 
     def cast(self, dtype: torch.dtype) -> None:
-        for table in (self.tensors, *(entry.values for entry in self.entries.values())):
+        tables = [(self.tensors, set()), *((entry.values, entry.magnitudes) for entry in self.entries.values())]
+        for table, wide in tables:
             for key, value in table.items():
-                table[key] = value.to(dtype) if value.is_floating_point() else value
+                is_kept = not value.is_floating_point() or (key in wide and dtype.itemsize < torch.float32.itemsize)
+                table[key] = value if is_kept else value.to(dtype)
 
     def unfreeze(self, key: str) -> None:
         """Note that the user asked for a gradient. Only a change is seen: asking where one is wanted says nothing."""

@@ -18,6 +18,7 @@ from tests.torch.walk.calls import train
 from tests.torch.walk.walk import Walk, is_ours, states_of
 from tests.torch.walk.weights import pick
 from tnadapt import FormatError, PlanError, SiteError
+from tnadapt._language import without_magnitude
 from tnadapt_torch import AdapterState
 
 THIN = ("lora", "lotr", "vera", "tlora", "lorta", "metatt", "fact_tt", "lotr_tt", "mtlora_tasks", "loha")  # exact LoRAs
@@ -116,7 +117,7 @@ class Snapshot:
 
 def take_snapshot(walk: Walk, rng: random.Random) -> str:
     merged = [name for name, entry in walk.book.entries.items() if entry.merge]
-    params = oracle.values_of(walk.states())
+    params = oracle.values_of(walk.book, walk.states())
     params = {name: {key: value.copy() for key, value in held.items()} for name, held in params.items()}
     walk.snapshots = [Snapshot(clone(walk.model.state_dict()), copy.deepcopy(walk.book), merged, params)]
     return f"merged: {merged}"
@@ -182,10 +183,6 @@ def fresh(walk: Walk, entry: Entry) -> nn.Module | None:
 def compare_fresh(walk: Walk, model: nn.Module, name: str, error: float, rng: random.Random) -> None:
     """Compare the updates of an adapter that was read from a file with those of the one that was written."""
     entry, old, new = walk.book.entries[name], walk.states()[name], states_of(model)[name]
-    for path in entry.weights:
-        wanted = oracle.update_of(entry, path, old.adapter, oracle.values_of({"": old})[""])
-        found = oracle.update_of(entry, path, new.adapter, oracle.values_of({"": new})[""])
-        oracle.assert_close(found, wanted, error + entry.error, f"update of {path} from the file")
     book = Book(walk.kind, walk.kind.make())
     host = {
         key: value for key, value in model.state_dict().items() if not is_ours(key) and key not in walk.book.aliases
@@ -194,12 +191,18 @@ def compare_fresh(walk: Walk, model: nn.Module, name: str, error: float, rng: ra
     twin = Entry(name, entry.host, entry.weights, entry.layouts, folded, {}, entry.tasks, entry.task)
     book.attach(twin)
     twin.has_map, twin.is_rounded = entry.has_map, entry.is_rounded
+    twin.reads, twin.magnitudes = bool(new.adapter.hosts), entry.magnitudes
     twin.values = {key: value.detach().clone() for key, value in new.params().items()}
     book.tensors = {key: value.detach().clone() for key, value in host.items()}
     for key, away in entry.saved.items():
         trained = walk.book.tensors[key] if entry.is_trained else away
         oracle.assert_close(host[key], trained.double(), max(error, 1e-6), f"{key} from the file")
         twin.saved[key], book.flags[key] = away, True
+    before, after = oracle.values_at(walk.book, old), oracle.values_at(book, new)
+    for path in entry.weights:
+        wanted = oracle.update_of(entry, path, old.adapter, before)
+        found = oracle.update_of(twin, path, new.adapter, after)
+        oracle.assert_close(found, wanted, error + entry.error, f"update of {path} from the file")
     kept = walk.model, walk.book
     try:
         walk.model, walk.book = model, book
@@ -230,10 +233,10 @@ def save_and_load(walk: Walk, rng: random.Random) -> str | None:
     return name
 
 
-def has_full_rank(entry: Entry, state: AdapterState) -> bool:
-    """Return whether some update has no LoRA that is smaller than itself."""
-    values = oracle.values_of({"": state})[""]
-    dense = [oracle.update_of(entry, path, state.adapter, values).numpy() for path in entry.weights]
+def has_full_rank(book: Book, entry: Entry, state: AdapterState) -> bool:
+    """Return whether some update has no LoRA that is smaller than itself. A magnitude is exported beside the LoRA."""
+    values, adapter = oracle.values_at(book, state), without_magnitude(state.adapter)
+    dense = [oracle.update_of(entry, path, adapter, values).numpy() for path in entry.weights]
     return any(bool((np.linalg.matrix_rank(update) == min(update.shape[-2:])).any()) for update in dense)
 
 
@@ -245,7 +248,9 @@ def save_as_lora(walk: Walk, rng: random.Random) -> str | None:
     has_others = len(entry.tasks) > 1 or any(key in walk.kind.parameters for key in entry.weights.values())
     tied = any(walk.book.is_shared(key, entry.host) for key in entry.saved)
     is_thin = state.spec.name in THIN and all(site.block is None for site in state.adapter.sites)
-    refusal = "always" if has_others or tied or has_full_rank(entry, state) else "never" if is_thin else "maybe"
+    refusal = (
+        "always" if has_others or tied or has_full_rank(walk.book, entry, state) else "never" if is_thin else "maybe"
+    )
     folder = walk.folder / f"lora{rng.getrandbits(32)}"
     if not walk.attempt(lambda: state.save_as_lora(folder), refusal, (SiteError, PlanError, FormatError)):
         return f"{name} refused"

@@ -34,6 +34,7 @@ EVENTS: dict[str, tuple[Event, float]] = {
     "attach after outer": (adapters.attach_outer, 2),
     "attach a shared family": (adapters.attach_with("shared"), 2),
     "attach tasks": (adapters.attach_with("tasks"), 2),
+    "attach what reads the weight": (adapters.attach_with("readers"), 1.5),
     "attach blocks": (adapters.attach_with("blocks"), 1),
     "attach fused": (adapters.attach_with("fused"), 2),
     "attach folded": (adapters.attach_with("fold"), 1.5),

@@ -53,6 +53,7 @@ FAULTS: dict[str, Fault] = {
     "attach after outer": Fault(after_attach(plants.freeze_earlier), before=("attach to a part",)),
     "attach a shared family": Fault(misserves(lambda state: state.spec.over), before=()),
     "attach tasks": Fault(misserves_words("tasks"), before=()),
+    "attach what reads the weight": Fault(misserves(lambda state: state.adapter.hosts), before=()),
     "attach blocks": Fault(misserves_words("blocks"), before=()),
     "attach fused": Fault(misserves_words("fused"), before=(), kind="gpt"),
     "attach folded": Fault(misserves_words("fold"), before=()),
@@ -124,4 +125,17 @@ FAULTS: dict[str, Fault] = {
     "tell": Fault(around("table", lambda true, state: "")),
     "delta": Fault(around("delta", scaled(lambda found: 1.001 * found))),
     "norms": Fault(around("norms", scaled(lambda found: found | {"dW": 1.01 * found["dW"]}))),
+}
+READS = "attach what reads the weight"
+READING: dict[str, Fault] = {  # what goes wrong with a weight that an adapter reads
+    "a merge ignores the magnitude": Fault(around("merge", plants.merge_without_lengths), (READS, "merge")),
+    "another adapter is merged": Fault(
+        plants.checks_nothing("_state.state", "check_unread"), (READS, "attach a second", "merge")
+    ),
+    "a merged weight is read": Fault(
+        plants.checks_nothing("_attach", "check_unmerged"), ("attach", "merge", READS), kind="gpt"
+    ),
+    "folded updates are read": Fault(plants.reads_what_computes, ("attach folded", READS)),
+    "no gradient of the weight": Fault(plants.reads(lambda _, weight: weight.detach()), (READS, "unfreeze", "train")),
+    "the weight of the attach": Fault(plants.reads(plants.as_at_first), (READS, "unfreeze", "train", "eager call")),
 }

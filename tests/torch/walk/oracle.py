@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 import tnadapt
 from tests.torch.walk.book import Book, Entry
+from tnadapt.testing import _oracle as dense
 from tnadapt.testing import gradients
 from tnadapt_torch import AdapterState
 
@@ -28,7 +29,7 @@ SCALED = 1.5  # what the user's own parametrization multiplies a weight by
 def updates(book: Book, states: States, params: Params | None = None) -> dict[tuple[str, str], Tensor]:
     """Return the dense update of every weight, as stored, by adapter and name, of all adapters that are active."""
     active = {name: entry for name, entry in book.entries.items() if entry.is_active}
-    values = params or values_of(states)
+    values = values_of(book, states, params)
     return {
         (name, key): update_of(entry, path, states[name].adapter, values[name])
         for name, entry in active.items()
@@ -53,14 +54,18 @@ def differentiate(book: Book, states: States, x: Tensor, objective: Objective) -
     x = x.detach().double().requires_grad_() if x.is_floating_point() else x
     with torch.enable_grad():
         objective(plain.run(x), x).backward()
-    values, factors = values_of(states), {}
+    values, factors = values_of(book, states), {}
     for name, entry in book.entries.items():
         if entry.is_active:
-            pulls = {}
+            pulls, adapter = {}, states[name].adapter
             for path, key in entry.weights.items():
                 whole = _unlaid(plain.deltas[name, key].grad.numpy(), entry.layouts[key])
-                pulls |= {site.path: whole[site.rectangle] for site in _sites(entry, path, states[name].adapter)}
-            found = gradients(states[name].adapter, values[name], pulls)
+                pulls |= {site.path: whole[site.rectangle] for site in _sites(entry, path, adapter)}
+                if entry.reads and any(book.flags[one] for one in book.stored(key)):
+                    sites = _sites(entry, path, adapter)
+                    passed = {site: pull_at_site(adapter, values[name], site, pulls[site.path]) for site in sites}
+                    pull_weight(plain, entry, path, passed)
+            found = gradients(adapter, values[name], pulls)
             factors |= {(name, factor): torch.from_numpy(value) for factor, value in found.items()}
     held = {key: leaf.grad for key, leaf in plain.leaves.items() if leaf.grad is not None}
     terms = {key: sum(map(sum_of_sizes, added)) for key, added in plain.added.items()}
@@ -99,9 +104,7 @@ class Plain:
 
     def value(self, key: str) -> Tensor:
         """Return a tensor of the host with everything that the user and the adapters add to it where it is read."""
-        wraps = self.book.wraps.get(key, [])
-        parts = [self.leaves[name] for name in self.book.stored(key)]
-        value = parts[0] if len(parts) == 1 else parts[1] * (parts[0] / parts[1].norm(dim=1, keepdim=True))
+        wraps, value = self.book.wraps.get(key, []), stored_value(self.book, self.leaves, key)
         for wrap in wraps:
             if wrap == "scaled":
                 value = SCALED * value
@@ -140,6 +143,19 @@ class Plain:
         return x
 
 
+def stored_value(book: Book, leaves: Mapping[str, Tensor], key: str) -> Tensor:
+    """Return a weight from what is stored of it, in float64: one tensor, or the two of torch's weight_norm."""
+    parts = [leaves[name].double() for name in book.stored(key)]
+    return parts[0] if len(parts) == 1 else parts[1] * (parts[0] / parts[1].norm(dim=1, keepdim=True))
+
+
+def own_weight(book: Book, leaves: Mapping[str, Tensor], key: str, name: str) -> Tensor:
+    """Return a weight as an adapter reads it: without updates. One that is folded in reads what it is added to."""
+    wraps = book.wraps.get(key, [])
+    below = wraps[: wraps.index(name)] if name in wraps else wraps
+    return SCALED ** below.count("scaled") * stored_value(book, leaves, key)
+
+
 def sum_of_sizes(added: Tensor) -> float:
     """Return the largest entry of the sum over tokens of the sizes of what each token pulls at a bias."""
     return 0.0 if added.grad is None else largest(added.grad.abs().flatten(end_dim=-2).sum(0))
@@ -149,33 +165,88 @@ def largest(values: Tensor) -> float:
     return values.abs().max().item() if values.numel() else 0.0
 
 
-def values_of(states: States) -> dict[str, dict[str, np.ndarray]]:
-    """Return the present values of all factors in float64."""
-    return {
-        name: {key: value.detach().double().numpy() for key, value in state.params().items()}
-        for name, state in states.items()
-    }
+def values_of(book: Book, states: States, params: Params | None = None) -> dict[str, dict[str, np.ndarray]]:
+    """Return the present values of all factors in float64, or others, and of the weights that the adapters read."""
+    return {name: values_at(book, state, params[name] if params else None) for name, state in states.items()}
+
+
+def values_at(book: Book, state: AdapterState, params: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
+    """Return the values of one adapter, as `values_of`."""
+    own = params or {key: value.detach().double().numpy() for key, value in state.params().items()}
+    return {**own, **weights_read(book, book.entries[state.name], state.adapter)}
+
+
+def weights_read(book: Book, entry: Entry, adapter: tnadapt.Adapter) -> dict[str, np.ndarray]:
+    """Return the entries of params that are the host's weights or their patterns, from before the adapter's merge."""
+    if not entry.reads:
+        return {}
+    wholes = {}
+    for path, key in entry.weights.items():
+        is_merged = entry.merge is not None
+        held = book.original(entry, key).double() if is_merged else own_weight(book, book.tensors, key, entry.name)
+        wholes[path] = _unlaid(held.numpy(), entry.layouts[key])
+    found = {}
+    for name, (site, kind) in adapter.hosts.items():
+        weight = wholes[site.weight][site.rectangle].reshape(site.shape)
+        found[name] = {"host": weight, "host_mask": (weight != 0).astype(np.float64)}[kind]
+    return found
+
+
+def pull_weight(plain: Plain, entry: Entry, path: str, parts: Mapping[tnadapt.Site, np.ndarray]) -> None:
+    """Add what an update passes on, at each of its sites, to the gradient of the weight that it reads."""
+    with torch.enable_grad():
+        own_weight(plain.book, plain.leaves, entry.weights[path], entry.name).backward(
+            _laid(entry, path, parts, next(iter(parts)).weight_shape)
+        )
+
+
+def pull_at_site(
+    adapter: tnadapt.Adapter, values: Mapping[str, np.ndarray], site: tnadapt.Site, pull: np.ndarray
+) -> np.ndarray:
+    """Return the gradient of sum(pull * update) by the weight that is read: each term without its node of the weight.
+
+    The length of a row below a magnitude is a constant in it, and a pattern passes nothing on.
+    """
+    network, arrays = dense.local(adapter, values, site)
+    outer, total = (*network.out_modes, *network.in_modes), np.zeros(site.shape)
+    if network.magnitude:
+        below = sum(term.sign * dense._product_of(network, term, arrays) for term in network.terms)
+        _, ratios = dense._rows(adapter, values, site, network.scale * np.asarray(below).reshape(site.shape))
+        total, pull = pull * (ratios - 1.0), pull * ratios
+    split = pull.reshape([network.sizes[mode] for mode in outer])
+    for term in network.terms:
+        for name in term.nodes:
+            if network.factors[network.nodes[name].factor].init.kind == "host":
+                others = [(arrays[other], network.local_modes(other)) for other in term.nodes if other != name]
+                found = dense._product([*others, (split, outer)], network.local_modes(name), network)
+                total = total + term.sign * network.scale * found.reshape(site.shape)
+    return total
 
 
 def update_of(entry: Entry, path: str, adapter: tnadapt.Adapter, values: Mapping[str, np.ndarray]) -> Tensor:
     """Return the dense update of one weight for the present task, in the stored layout."""
-    whole = np.zeros(adapter.weights[path][0].weight_shape)
-    for site in _sites(entry, path, adapter):
-        whole[site.rectangle] = tnadapt.delta(adapter, values, site)
-    return torch.from_numpy(np.ascontiguousarray(whole.transpose(_order(entry.layouts[entry.weights[path]]))))
+    sites = _sites(entry, path, adapter)
+    shape = adapter.weights[path][0].weight_shape
+    return _laid(entry, path, {site: tnadapt.delta(adapter, values, site) for site in sites}, shape)
 
 
 def terms_of(entry: Entry, path: str, adapter: tnadapt.Adapter, values: Mapping[str, np.ndarray]) -> float:
     """Return the largest entry of what an update is summed from, the scale of its rounding.
 
     A centered update is the difference of the network at the present and at the starting values, which may be much
-    larger than the difference.
+    larger than the difference. With a magnitude it is the difference of two weights.
     """
+    if adapter.spec.magnitude:
+        return max(largest_of(values, adapter), 1e-3)
     if adapter.spec.start != "centered":
         return 1e-3
     plain = replace(adapter, spec=replace(adapter.spec, start="free"))
     held = {key: value for key, value in values.items() if not key.endswith(":start")}
     return max(largest(update_of(entry, path, plain, held)), 1e-3)
+
+
+def largest_of(values: Mapping[str, np.ndarray], adapter: tnadapt.Adapter) -> float:
+    return max(float(np.abs(values[name]).max()) for name in adapter.hosts)
 
 
 def _sites(entry: Entry, path: str, adapter: tnadapt.Adapter) -> list[tnadapt.Site]:
@@ -187,6 +258,14 @@ def _order(layout: Iterable[str]) -> list[int]:
     layout = list(layout)
     present = sorted(layout, key=AXES.__getitem__)
     return [present.index(role) for role in layout]
+
+
+def _laid(entry: Entry, path: str, parts: Mapping[tnadapt.Site, np.ndarray], shape: Iterable[int]) -> Tensor:
+    """Return what belongs to sites of a weight in its stored layout, and 0 elsewhere."""
+    whole = np.zeros(shape)
+    for site, part in parts.items():
+        whole[site.rectangle] = part
+    return torch.from_numpy(np.ascontiguousarray(whole.transpose(_order(entry.layouts[entry.weights[path]]))))
 
 
 def _unlaid(stored: np.ndarray, layout: Iterable[str]) -> np.ndarray:

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import tnadapt_torch
 from tests.torch.walk.circumstances import Plant
 from tnadapt import SiteError
 from tnadapt_torch import AdapterState
+from tnadapt_torch._host import Hosted
 
 # ---- the functions that attach and load
 
@@ -142,6 +143,16 @@ def merge_and_change(true: Any, state: AdapterState) -> None:
         stored(state, next(iter(state.adapter.weights))).mul_(1.001)
 
 
+def merge_without_lengths(true: Any, state: AdapterState) -> None:
+    """Merge the update below a magnitude: the rows keep the lengths that the host gave them."""
+    true(state)
+    for path, weight in state.weights.items() if state.spec.magnitude else ():
+        was, held = (weight.unlay(one.detach()) for one in (state.merged.originals[path], weight.parameter))
+        lengths = [one.norm(dim=-1, keepdim=True) for one in (was, held)]
+        with torch.no_grad():
+            weight.parameter.mul_(weight.lay(lengths[0] / lengths[1]))
+
+
 def unmerge_by_subtracting(true: Any, state: AdapterState) -> None:
     weight = stored(state, next(iter(state.adapter.weights)))
     true(state)
@@ -198,6 +209,42 @@ def disabled_in_name(true: Any, state: AdapterState) -> Any:
 def ignore_task(true: Any, state: AdapterState, task: str) -> None:
     if task == "unknown":
         true(state, task)
+
+
+def reads(change: Callable[[Any, Tensor], Tensor]) -> Plant:
+    """Change what an adapter reads as the host's weight."""
+
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        true = Hosted.read
+        patch.setattr(Hosted, "read", lambda self: change(self, true(self)))
+
+    return plant
+
+
+def as_at_first(hosted: Any, weight: Tensor) -> Tensor:
+    """Return the values that were read first, whatever they are now, with the gradient of the present ones."""
+    return vars(hosted).setdefault("first", weight.detach().clone()) + (weight - weight.detach())
+
+
+def reads_what_computes(patch: pytest.MonkeyPatch) -> None:
+    """Read the weight that the layer computes with, which has the updates that are folded into it."""
+
+    def read(self: Any) -> Tensor:
+        if self.is_mask or self.owner.merged:
+            return true(self)
+        given = self.owner.enabled
+        try:
+            self.owner.enabled = False
+            return self.weight.unlay(getattr(self.weight.module, self.weight.name))[self.rectangle].reshape(self.shape)
+        finally:
+            self.owner.enabled = given
+
+    true = Hosted.read
+    patch.setattr(Hosted, "read", read)
+
+
+def checks_nothing(module: str, name: str) -> Plant:
+    return lambda patch: patch.setattr(f"tnadapt_torch.{module}.{name}", lambda *args: None)
 
 
 def silent_norms(true: Any, state: AdapterState) -> Any:

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from tests.torch.walk import events
-from tests.torch.walk.faults import FAULTS
+from tests.torch.walk.faults import FAULTS, READING
 from tests.torch.walk.kinds import KINDS
 
 # torch says these of its own operations, on hosts without adapters too.
@@ -73,6 +73,21 @@ def test_each_event_notices_its_fault(name, tmp_path, monkeypatch):
             return
         tried.append(f"{seed}: {noticed or 'not noticed'}, without it {alone or 'not noticed'}\n{error}")
     pytest.fail("\n\n".join(["no walk noticed the fault by this event", *tried[:3]]))
+
+
+@pytest.mark.parametrize("name", list(READING)[: None if IS_THOROUGH else 4])
+def test_walks_notice_what_goes_wrong_with_a_weight_that_is_read(name, tmp_path, monkeypatch):
+    fault = READING[name]
+    steps = list(enumerate(fault.before))
+    for seed in range(40):
+        failed, log = outcome(fault.kind, steps, seed, tmp_path)
+        assert not failed, log
+        with monkeypatch.context() as patch:
+            fault.plant(patch)
+            noticed, _ = outcome(fault.kind, steps, seed, tmp_path)
+        if noticed and noticed != "close":
+            return
+    pytest.fail("no walk noticed the fault")
 
 
 def test_every_event_has_a_fault():

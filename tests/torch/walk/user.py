@@ -241,7 +241,10 @@ def delta(walk: Walk, rng: random.Random) -> str | None:
     if (name := pick(walk, rng)) is None:
         return None
     entry, state = walk.book.entries[name], walk.states()[name]
-    values = oracle.values_of({"": state})[""]
+    values = oracle.values_at(walk.book, state)
+    if entry.merge and entry.reads:  # the weight that it reads is no longer there
+        walk.attempt(lambda: state.delta(next(iter(entry.weights))), "always")
+        return f"{name} refused"
     for path, key in entry.weights.items():
         found = state.delta(path)
         wide = torch.promote_types(walk.book.dtype, torch.float32)
@@ -259,7 +262,10 @@ def norms(walk: Walk, rng: random.Random) -> str | None:
     if (name := pick(walk, rng)) is None:
         return None
     entry, state = walk.book.entries[name], walk.states()[name]
-    values, found = oracle.values_of({"": state})[""], state.norms()
+    if entry.merge and entry.reads:
+        walk.attempt(state.norms, "always")
+        return f"{name} refused"
+    values, found = oracle.values_at(walk.book, state), state.norms()
     total = sum((tnadapt.delta(state.adapter, values, site) ** 2).sum() for site in state.adapter.sites) ** 0.5
     assert abs(found["dW"] - total) <= (1e-4 + entry.error) * total + 1e-6, (
         f"norm of the update: {found['dW']}, not {total}"

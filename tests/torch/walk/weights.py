@@ -21,10 +21,11 @@ def merge(walk: Walk, rng: random.Random) -> str | None:
     if (name := pick(walk, rng)) is None:
         return None
     entry, state = walk.book.entries[name], walk.states()[name]
-    values = oracle.values_of(walk.states())[name]
+    values = oracle.values_at(walk.book, walk.states()[name])
     user = [key for key in entry.weights.values() if {"scaled", "normed"} & set(walk.book.wraps.get(key, ()))]
     foreign = [key for key in entry.weights.values() if set(walk.book.wraps.get(key, ())) - {name}]
     always = entry.merge is not None or user or any(walk.book.is_shared(key) for key in entry.weights.values())
+    always = always or walk.book.is_read(entry)
     if not walk.attempt(state.merge, "always" if always else "maybe" if foreign else "never"):
         return f"{name} refused"
     book, parts = walk.book, {key: walk.book.stored(key)[0] for key in entry.weights.values()}
@@ -105,7 +106,7 @@ def set_task(walk: Walk, rng: random.Random) -> str | None:
         return f"{name} refused"
     if entry.merge:
         walk.book.unmerge(name)
-        values = oracle.values_of(walk.states())[name]
+        values = oracle.values_at(walk.book, walk.states()[name])
         entry.task = task
         walk.book.merge(
             name, {key: oracle.update_of(entry, path, state.adapter, values) for path, key in entry.weights.items()}
