@@ -29,7 +29,7 @@ from tnadapt._language.terms import (
     tied_bonds,
     words_of,
 )
-from tnadapt._signature import answers, answers_when_made
+from tnadapt._signature import answers, answers_when_made, expect_flag
 
 __all__ = ["AdapterSpec"]
 
@@ -206,6 +206,7 @@ class AdapterSpec:
                 the rank would have no effect, since no bond of the spec takes it.
             SpecError: alpha is 0 or not a finite number.
         """
+        expect_flag(overparametrized, "bind", "overparametrized", SiteError)
         found, told = expect_sites(sites, "bind"), as_integers(expect_sizes(sizes))
         spec = self if alpha is None else replace(self, scale=replace(self.scale, alpha=alpha))
         adapter = Adapter(spec=spec, sites=found, rank=as_integers(rank), sizes=told, seed=as_integers(seed))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tnadapt import FormatError, SiteError
-from tnadapt.binding import Checkpoint, answers, expect_path, mistake, told
+from tnadapt.binding import Checkpoint, answers, expect_flag, expect_path
 from tnadapt.policies import Link
 from tnadapt.policies import load_chain as read_chain
 from tnadapt_torch._attach import install
@@ -70,8 +70,8 @@ def load_chain(
 
 def check_beside(beside: object, where: str) -> None:
     """Raise SiteError unless `beside` is True, False or None."""
-    if beside is not None and not isinstance(beside, bool):
-        raise mistake(SiteError, where, "True, False or None as beside", told(beside), "Write beside=True.")
+    if beside is not None:
+        expect_flag(beside, where, "beside", SiteError)
 
 
 def add_link(model: nn.Module, link: AdapterState, weights: Mapping[str, Weight]) -> None:

@@ -478,7 +478,7 @@ def test_a_state_that_forms_no_chain_is_refused(make, message):
         ({"every": 3, "prune": 2}, "prune: expected a fraction from 0 to 1, got 2"),
         ({"every": 3, "sites": 0}, "sites: expected a number of weights from 1 to 6, got 0"),
         ({"every": 3, "sites": 7}, "sites: expected a number of weights from 1 to 6, got 7"),
-        ({"every": 3, "beside": "no"}, "Restarts: expected True, False or None as beside, got 'no'"),
+        ({"every": 3, "beside": "no"}, "Restarts: expected True or False as beside, got 'no'"),
         ({"every": 3, "seed": 7}, "expected a known argument, got 'seed'"),
     ],
 )
