@@ -46,6 +46,8 @@ def test_the_flops_are_those_of_the_update():
     state = attach(model, families.lora(), target_modules=["0", "1"], rank=3)
     told = rows(state.explain(20))
     assert state.explain(20).splitlines()[0] == "a call of 20 tokens, planned for 16"
+    assert state.explain(20).splitlines()[1].endswith("  flops at 16 tokens")  # not at 20
+    assert state.explain(3).splitlines()[1].endswith("  flops at 1 token")
     assert told["0"][0] == "added to the output"
     assert told["0"] == told["1"]
     assert 0 <= told["0"][1] - 2 * 16 * 3 * 2 * WIDTH <= 2 * 16 * WIDTH  # and the scale
