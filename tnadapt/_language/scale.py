@@ -49,7 +49,8 @@ class Scale:
     def __str__(self) -> str:
         """Return a text such as 16 / sqrt(r)."""
         divisor = {"over_rank": f" / {self.bond}", "over_sqrt_rank": f" / sqrt({self.bond})", "unit": " x unit"}
-        return f"{self.alpha:g}{divisor.get(self.rule, '')}"
+        alpha = self.alpha if isinstance(self.alpha, str | None) else f"{self.alpha:g}"  # faults() refuses the former
+        return f"{alpha}{divisor.get(self.rule, '')}"
 
 
 @answers(SpecError)
