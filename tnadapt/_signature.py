@@ -78,6 +78,12 @@ def mistake(error: type[TnadaptError], where: str, expected: str, given: str, to
     return SpecError(where, [text], "") if issubclass(error, SpecError) else error(f"{where}: {text}")
 
 
+def expect_flag(given: object, where: str, word: str, error: type[TnadaptError]) -> None:
+    """Raise `error` unless an argument is True or False: a word such as "no" would count as True."""
+    if not isinstance(given, bool):
+        raise mistake(error, where, f"True or False as {word}", told(given), f"Write {word}=True.")
+
+
 def expect_names(given: object, where: str, word: str, error: type[TnadaptError]) -> list[str]:
     """Return the names in a collection. Raises `error` for anything else, including a single string."""
     if isinstance(given, Collection) and not isinstance(given, str | bytes):

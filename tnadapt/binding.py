@@ -43,7 +43,7 @@ from tnadapt._planning import (
     find_product,
     run,
 )
-from tnadapt._signature import answers, expect_names, mistake, told
+from tnadapt._signature import answers, expect_flag, expect_names, mistake, told
 from tnadapt._structure import (
     COUNTS,
     Balanced,
@@ -123,6 +123,7 @@ __all__ = [
     "environments",
     "equation_of",
     "expect_adapter",
+    "expect_flag",
     "expect_names",
     "expect_params",
     "expect_path",

@@ -6,7 +6,7 @@ from numbers import Real
 from torch import nn
 
 from tnadapt import SiteError, sites_of, split_sites
-from tnadapt.binding import Rule, SpecLike, answers, match, spec_of
+from tnadapt.binding import Rule, SpecLike, answers, expect_flag, match, spec_of
 from tnadapt.initializers import Scale
 from tnadapt_torch._host import (
     SavedModules,
@@ -106,6 +106,7 @@ def attach(
     check_model(model, "attach")
     model = unwrapped(model)
     table = spec_of(spec, "attach")
+    expect_flag(fold, "attach", "fold", SiteError)
     rules = {"target_modules": target_modules, "exclude_modules": exclude_modules}
     check_rules(rules, layers_to_transform, target_parameters, modules_to_save)
     known = host_modules(model)

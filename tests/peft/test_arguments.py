@@ -425,3 +425,30 @@ def test_adapters_that_read_a_weight_are_merged_from_the_weight_before(spec):
     close(model(x), both, 1e-12)
     model.unmerge_adapter()
     assert torch.equal(layer.get_delta_weight("second"), before)
+
+
+@pytest.mark.filterwarnings("ignore:Already unmerged:UserWarning")  # the layer that one adapter alone has
+@pytest.mark.filterwarnings("ignore:Already following adapters were merged:UserWarning")
+@pytest.mark.parametrize("merged", [["default"], ["second"], ["default", "second"]], ids="-".join)
+@pytest.mark.parametrize("spec", READERS)
+def test_adapters_that_read_a_weight_are_saved_and_measured_without_merges(spec, merged, tmp_path):
+    table, rank = READERS[spec]
+    model = get_peft_model(Net(), TnConfig(spec=families.lora(), rank=2, target_modules=["qkv"], seed=3)).eval()
+    model.add_adapter("second", TnConfig(spec=table, rank=rank, target_modules=["qkv", "out"], seed=5))
+    states = model.base_model.states()
+    for seed, state in enumerate(states.values()):
+        wake(state, seed=seed)
+    norms = {name: state.norms() for name, state in states.items()}
+    states["second"].save(tmp_path / "before")
+    model.base_model.set_adapter(["default", "second"])
+    model.merge_adapter(merged)
+    states["second"].save(tmp_path / "merged")
+    assert (tmp_path / "merged").read_bytes() == (tmp_path / "before").read_bytes()
+    with pytest.raises(SiteError, match=r"a factor .*, got one with .* merged into it\.\nCall unmerge_adapter\(\)"):
+        states["second"].norms()
+    assert states["default"].norms() == norms["default"]
+    model.unmerge_adapter()
+    assert {name: state.norms() for name, state in states.items()} == norms
+    model.merge_and_unload(adapter_names=merged)
+    states["second"].save(tmp_path / "unloaded")  # the weights keep what was merged
+    assert (tmp_path / "unloaded").read_bytes() == (tmp_path / "before").read_bytes()

@@ -46,9 +46,19 @@ def test_the_flops_are_those_of_the_update():
     state = attach(model, families.lora(), target_modules=["0", "1"], rank=3)
     told = rows(state.explain(20))
     assert state.explain(20).splitlines()[0] == "a call of 20 tokens, planned for 16"
+    assert state.explain(20).splitlines()[1].endswith("  flops at 16 tokens")  # not at 20
+    assert state.explain(3).splitlines()[1].endswith("  flops at 1 token")
     assert told["0"][0] == "added to the output"
     assert told["0"] == told["1"]
     assert 0 <= told["0"][1] - 2 * 16 * 3 * 2 * WIDTH <= 2 * 16 * WIDTH  # and the scale
+
+
+@pytest.mark.parametrize("split", [(2, 1), (1, 2), (2, 2)])
+def test_blocks_of_columns_have_no_product_of_the_layer_at_hand(split):
+    model = layers()
+    state = attach(model, families.oft(), target_modules=["0"], sizes={"i": 4}, blocks={"0": split})
+    told = sum(flops for _, flops in rows(state.explain(16)).values())
+    assert told == round((products(model, 16) - 1) * 2 * 16 * WIDTH * WIDTH)
 
 
 def test_asking_is_no_call():

@@ -56,6 +56,7 @@ MISTAKES = {  # the mistake -> the call, its error and part of the message
     "a name of 3": (on(LORA, adapter_name=3), SiteError, r"^adapter_name: expected an identifier, got 3.\nWrite ada"),
     "layers of text": (on(LORA, layers_to_transform="0"), SiteError, r"got '0'.\nWrite layers_to_transform=\[0, 1\]."),
     "one saved module": (on(LORA, modules_to_save="1"), SiteError, r"got '1'.\nWrite modules_to_save=\[\"1\"\]."),
+    "a fold of text": (on(LORA, fold="no"), SiteError, r"^attach: expected True or False as fold, got 'no'"),
     "one task": (on(LORA, tasks="nli"), SiteError, r"a list of names as tasks, got 'nli'.\nWrite tasks=\[\"nli\"\]."),
     "parameters as a list": (on(LORA, target_parameters=["0"]), SiteError, r"layouts by name as target_parameters"),
     "a file first": (lambda: load("f", model()), SiteError, r"^load: .*got 'f'.\nThe model comes first: load\(model"),

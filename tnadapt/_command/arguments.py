@@ -28,9 +28,9 @@ def spec_named(text: str) -> AdapterSpec:
     """
     outer, bracket, inner = text.partition("(")
     if bracket and outer in WRAPPERS and inner.endswith(")"):
-        return _wrapped(WRAPPERS[outer], spec_named(inner.removesuffix(")")))
-    if text in WRAPPERS or text.lower() == "dora":
-        wrapper = text if text in WRAPPERS else "magnitude"
+        return _wrapped(WRAPPERS[outer], spec_named(inner.removesuffix(")").strip()))
+    if outer in WRAPPERS or outer.lower() == "dora":
+        wrapper = outer if outer in WRAPPERS else "magnitude"
         raise argparse.ArgumentTypeError(
             f"expected a family or file.py:name, got {text!r}; it is a wrapper, so write one around a family, in "
             f"quotes: '{wrapper}(lora)'"

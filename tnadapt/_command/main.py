@@ -130,7 +130,9 @@ def _check(options: argparse.Namespace) -> int:
 
 def _draw(options: argparse.Namespace) -> int:
     what: AdapterSpec | Network = options.spec
-    if options.sites is not None:
+    if options.sites is None:
+        _check_sized(options)
+    else:
         what = _bind(options.spec, options).networks[0]
     diagram = draw(what)
     if options.output is None:
@@ -208,13 +210,28 @@ def _modes(spec: AdapterSpec) -> set[str]:
 
 
 def _check_names(options: argparse.Namespace) -> None:
-    """Raise SiteError if a rank or a size names a mode that none of the specs has."""
+    """Raise SiteError if a rank or a size has no effect: none of the specs has its mode, or takes a rank."""
     known = set().union(*map(_modes, options.specs))
     asked = {*options.sizes, *(options.rank if isinstance(options.rank, dict) else ())}
     if unknown := sorted(asked - known):
         raise SiteError(
             f"compare: expected a mode of these specs, got {unknown[0]!r}.\nTheir modes are {', '.join(sorted(known))}."
         )
+    if isinstance(options.rank, int) and not any(spec.free_bonds for spec in options.specs):
+        raise SiteError(
+            f"compare: expected no rank, since no bond of these specs takes one, got {options.rank}.\nLeave it out."
+        )
+
+
+def _check_sized(options: argparse.Namespace) -> None:
+    """Raise SiteError for an option that has no effect on the diagram of a spec without sites."""
+    given = {"rank": options.rank, "sizes": options.sizes, "alpha": options.alpha, "scale": options.scale}
+    for name, value in (given | {"target-modules": options.target_modules}).items():
+        if value not in (None, {}):
+            raise SiteError(
+                f"--{name}: expected --sites as well, since a spec alone has no sizes, got none.\n"
+                "Add the name of a model, such as --sites gpt2."
+            )
 
 
 class _progress:

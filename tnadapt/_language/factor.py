@@ -5,7 +5,7 @@ from typing import Literal
 
 from tnadapt._errors import SpecError
 from tnadapt._language.initializer import Initializer, call_of_initializer, expect_modes, normal
-from tnadapt._signature import answers, mistake, told
+from tnadapt._signature import answers, expect_flag, mistake, told
 
 __all__ = ["Factor", "Same", "frozen", "same", "trainable"]
 
@@ -87,8 +87,7 @@ def same(factor: str, modes: str | None = None, *, at_start: bool = False) -> Sa
     """
     if not isinstance(factor, str):
         raise mistake(SpecError, "same", "the name of a factor", told(factor), 'Write same("C", "q s").')
-    if not isinstance(at_start, bool):
-        raise mistake(SpecError, "same", "True or False as at_start", told(at_start), "Write at_start=True.")
+    expect_flag(at_start, "same", "at_start", SpecError)
     return Same(factor, None if modes is None else expect_modes(modes, "same"), at_start)
 
 
@@ -109,8 +108,7 @@ def trainable(modes: str, *, init: Initializer | None = None, map: Map = "", sha
     """
     if not isinstance(map, str):
         raise mistake(SpecError, "trainable", f"a map, one of {', '.join(MAPS)}", told(map), 'Write map="cayley".')
-    if not isinstance(shared, bool):
-        raise mistake(SpecError, "trainable", "True or False as shared", told(shared), "Write shared=True.")
+    expect_flag(shared, "trainable", "shared", SpecError)
     start = _initializer(init, "trainable")
     return Factor(expect_modes(modes, "trainable"), start, trainable=True, map=map, shared=shared)
 

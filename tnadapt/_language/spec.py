@@ -31,7 +31,7 @@ from tnadapt._language.terms import (
     tied_bonds,
     words_of,
 )
-from tnadapt._signature import answers, answers_when_made
+from tnadapt._signature import answers, answers_when_made, expect_flag
 
 __all__ = ["AdapterSpec"]
 
@@ -202,8 +202,9 @@ class AdapterSpec:
             sites: the weights to adapt, in the order of the host; a single site is accepted.
             rank: the size of every bond; or bond -> size; and beside that name -> size, for the networks of the modules
                 of this name, as in {"r": 8, "q_proj": 16}.
-            sizes: mode -> size for modes of the weight, such as {"head": 12}, or for bonds (not limited by `at_most`).
-                The name of a group before that of a bond, as in {"0.q_proj.r": 4}, means this group alone.
+            sizes: mode -> size for modes of the weight, such as {"head": 12}, or for bonds (in place of their `rank`,
+                and not limited by `at_most`). The name of a group before that of a bond, as in {"0.q_proj.r": 4}, means
+                this group alone.
             alpha: replaces the alpha of the scale.
             scale: replaces the spec's scale, as in scale=unit().
             seed: the seed of the starting values.
@@ -214,6 +215,7 @@ class AdapterSpec:
                 the rank would have no effect, since no bond of the spec takes it.
             SpecError: alpha is 0 or not a finite number, or the scale does not fit the spec.
         """
+        expect_flag(overparametrized, "bind", "overparametrized", SiteError)
         found, told = expect_sites(sites, "bind"), as_integers(expect_sizes(sizes))
         spec = self if scale is None else replace(self, scale=scale)  # type: ignore[arg-type]  # a number is raw(number)
         spec = spec if alpha is None else replace(spec, scale=replace(spec.scale, alpha=alpha))

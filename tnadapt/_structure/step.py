@@ -213,9 +213,10 @@ def coherence(network: Network, move: Move) -> float:
 
     Without the factor its term falls in parts. One that it joins by r numbers to n entries of the weight or of sites
     which it does not have itself adds 1 + (2 / pi) (r - 1) / n. The gradient of a Cayley transform is antisymmetric, so
-    that the two signs of a pair of entries are opposite, and their difference is 2.
+    that the two signs of a pair of entries are opposite, and their difference is 2. A reflection or a rotation has too
+    few numbers to follow the entries of its node.
     """
-    if move.pull is None:
+    if move.pull is None or network.factors[move.factor].map in ("householder", "rotation"):
         return 1.0
     outer = {*network.over, *network.out_modes, *network.in_modes}
     own = {*network.nodes[move.pull.node].modes}

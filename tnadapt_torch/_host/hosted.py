@@ -24,11 +24,16 @@ Array = npt.NDArray[np.floating[Any]]
 
 
 class Merging(Protocol):
-    """The attribute of an adapter that says whether its update is in the weights."""
+    """The attributes of an adapter that say whether updates are in the weights."""
 
     @property
     def merged(self) -> object:
         """What was merged, or None."""
+        ...
+
+    @property
+    def originals(self) -> Mapping[str, Tensor]:
+        """Under PEFT, the values from before all merges of the weights that were merged into, by path."""
         ...
 
 
@@ -46,12 +51,14 @@ class Hosted:
     def read(self) -> Tensor:
         """Return the site's weight or its pattern. A weight that is trained gets the gradient of the update as well.
 
-        Raise SiteError while the weight contains the update itself.
+        Raise SiteError while the weight contains the update itself or, under PEFT, that of any adapter.
         """
-        if self.owner.merged is not None:
+        path, is_own = self.weight.path, self.owner.merged is not None
+        if is_own or path in self.owner.originals:
             raise SiteError(
-                f"{self.weight.path}: expected the host's own weight, which is a factor of the adapter, got one with "
-                "the update merged into it.\nCall unmerge() first."
+                f"{path}: expected the host's own weight, which is a factor of the adapter, got one with "
+                f"{'the' if is_own else 'an'} update merged into it.\n"
+                f"Call {'unmerge' if is_own else 'unmerge_adapter'}() first."
             )
         stored = self.weight.tensor if self.is_plain and self._stays_plain() else self._dequantize()
         read = self.weight.unlay(whole(stored))[self.rectangle].reshape(self.shape)

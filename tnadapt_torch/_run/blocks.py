@@ -35,8 +35,22 @@ class BlocksUpdate:
         self.by_task: dict[str, dict[Site, Single]] = {}
         for site, update in updates.items():
             self.by_task.setdefault(str(site.coordinates.get("task", "")), {})[site] = update
-        self.reads_product = any(update.reads_product for update in updates.values())
+        for site, update in updates.items():
+            update.reads_product &= site.rectangle[-1] == slice(0, self.width)  # a part of x has no product at hand
+        self._reads_product = any(update.reads_product for update in updates.values())
         self.bands = {task: _bands(part) for task, part in self.by_task.items()}
+
+    @property
+    def reads_product(self) -> bool:
+        """Whether a block reads its rows of the product that the layer makes. If set to False, none of them does."""
+        return self._reads_product
+
+    @reads_product.setter
+    def reads_product(self, value: bool) -> None:
+        self._reads_product = value
+        for part in self.by_task.values():
+            for update in part.values():
+                update.reads_product &= value
 
     def __call__(
         self,
@@ -63,7 +77,7 @@ class BlocksUpdate:
                 parts.append(flat[:, done : rows.start])
             part = flat[:, rows]
             for columns, update in updates:
-                is_given = product is not None and update.reads_product and columns == slice(0, self.width)
+                is_given = product is not None and update.reads_product
                 is_given = is_given and (isinstance(update, MagnitudeUpdate) or not is_dropping(self.owner))
                 part = update.add(
                     part, seen[:, columns], product[:, rows] if is_given and product is not None else None

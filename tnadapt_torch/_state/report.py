@@ -41,7 +41,8 @@ class Readable(nn.Module):
         the forward pass, beside the product of the layer itself and the lengths of rows.
 
         Args:
-            tokens: how many rows x has. One plan serves a range of tokens; the table names the tokens it is made for.
+            tokens: how many rows x has. One plan serves a range of tokens; the table names the tokens it is made for,
+                and has the flops at those.
             training: whether the call needs gradients, of the factors and of x.
 
         Raises:
@@ -79,7 +80,7 @@ def _table(state: "AdapterState") -> str:
 def _explanation(state: "AdapterState", tokens: int, *, training: bool) -> str:
     _ = state.model
     planned = 1
-    rows = [("path", "update", "flops")]
+    rows: list[tuple[str, ...]] = []
     for site in state.adapter.sites:
         update = state.updates[site.path]
         single = update.below if isinstance(update, MagnitudeUpdate) else cast("SiteUpdate", update)
@@ -95,7 +96,8 @@ def _explanation(state: "AdapterState", tokens: int, *, training: bool) -> str:
                 how = "in the weight, x (W + dW)" + (", by fold=True" if site.weight in state.folded else "")
                 flops = plan(single.network, ask="delta").cost.forward
         rows.append((site.path, how, f"{flops:,}"))
-    return "\n".join([f"a call of {tokens:,} tokens, planned for {planned:,}", *_aligned(rows)])
+    title = ("path", "update", f"flops at {planned:,} token{'s' * (planned > 1)}")
+    return "\n".join([f"a call of {tokens:,} tokens, planned for {planned:,}", *_aligned([title, *rows])])
 
 
 def _idle(state: "AdapterState", site: Site) -> str:

@@ -60,6 +60,7 @@ class AdapterState(Optimized, Resizable, Readable):
         self.enabled = True
         self.blocks = 0  # of `disabled()` that are open: those of threads and generators end in any order
         self.merged: Merged | None = None
+        self.originals: dict[str, Tensor] = {}  # under PEFT, whose layers merge: the weights from before, by path
         self.saved = SavedModules({})
         self.stacks: dict[str, Stack] = {}
         self.tasks = list(dict.fromkeys(str(site.coordinates.get("task", "")) for site in adapter.sites))

@@ -78,9 +78,9 @@ def parts_of(state: "AdapterState") -> dict[str, npt.NDArray[np.generic]]:
     return {name: to_numpy(getattr(*leaf_of(state.start, name))) for name in names}
 
 
-def originals_of(state: "AdapterState") -> Mapping[str, Tensor] | None:
-    """Return the values of the weights from before the adapter's own merge."""
-    return state.merged.originals if state.merged else None
+def originals_of(state: "AdapterState") -> Mapping[str, Tensor]:
+    """Return the values of the weights from before the adapter's own merge; under PEFT, from before any merge."""
+    return state.merged.originals if state.merged else state.originals
 
 
 def _with_hosts(state: "AdapterState", params: Mapping[str, npt.ArrayLike]) -> Mapping[str, npt.ArrayLike]:

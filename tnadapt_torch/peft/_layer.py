@@ -132,6 +132,7 @@ class TnLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         except BaseException:
             self.unmerge_to(done)
             raise
+        self._tell_states()
 
     def unmerge(self) -> None:
         """Restore the base weights, bit for bit. Raise SiteError if one was quantized after the merge."""
@@ -145,6 +146,18 @@ class TnLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             self.merges[-1].restore()
             self.merges.pop()
             self.merged_adapters.pop()
+        self._tell_states()
+
+    def _tell_states(self) -> None:
+        """Tell the adapters that read weights of this layer what these were before the merges."""
+        before: dict[str, Tensor] = {}
+        for merged in reversed(self.merges):
+            before |= merged.originals
+        for name in filter(self._reads_weight, self.tnadapt_updates):
+            updates, originals = self.tnadapt_updates[name], cast("AdapterState", self.tnadapt_states[name]).originals
+            for path in updates:
+                originals.pop(path, None)
+            originals |= {path: before[path] for path in updates if path in before}
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         """Move an adapter but keep its dtype: factors stay float32 beside a half-precision weight."""

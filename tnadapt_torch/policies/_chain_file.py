@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tnadapt import FormatError, SiteError
-from tnadapt.binding import Checkpoint, answers, expect_path
+from tnadapt.binding import Checkpoint, answers, expect_flag, expect_path
 from tnadapt.policies import Link
 from tnadapt.policies import load_chain as read_chain
 from tnadapt_torch._attach import install
@@ -50,10 +50,11 @@ def load_chain(
 
     Raises:
         FormatError: the file is damaged, or was saved for another model; the message names the first difference.
-        SiteError: links for several tasks; a sum that is not finite; a weight that is shared, quantized, or read or
-            merged into by another adapter, with links in the weights; or a link that can only be folded into its
-            weight, or whose name is in use, with links beside them.
+        SiteError: an argument is not valid; links for several tasks; a sum that is not finite; a weight that is shared,
+            quantized, or read or merged into by another adapter, with links in the weights; or a link that can only be
+            folded into its weight, or whose name is in use, with links beside them.
     """
+    check_beside(beside, "load_chain")
     check_model(model, "load_chain")
     model = unwrapped(model)
     expect_path(path, "load_chain", FormatError)
@@ -65,6 +66,12 @@ def load_chain(
         return _attach(model, states, weights)
     _merge(model, states, weights)
     return []
+
+
+def check_beside(beside: object, where: str) -> None:
+    """Raise SiteError unless `beside` is True, False or None."""
+    if beside is not None:
+        expect_flag(beside, where, "beside", SiteError)
 
 
 def add_link(model: nn.Module, link: AdapterState, weights: Mapping[str, Weight]) -> None:

@@ -55,7 +55,8 @@ class InWeights:
         self.sums: Tensors = {}
 
     def check(self) -> None:
-        """Raise SiteError unless the weights hold what was written last: another change would be lost."""
+        """Raise SiteError unless the weights hold what was written last, and no other adapter reads them."""
+        check_unread(self.state, states_of(self.state.model))  # one may be attached since
         if path := self._odd(self.sums):
             raise SiteError(
                 f"{path}: expected the weight that the policy left, got another: it was changed or cast since.\n"
@@ -75,6 +76,7 @@ class InWeights:
         Other programs load the weights of a checkpoint before its policy. So the weights may be the originals, those
         that the policy left, or already those with these links: all of them, to the last bit.
         """
+        check_unread(self.state, states_of(self.state.model))
         sums: Tensors = {}
         for adapter, params in links:
             set_values(self.state, adapter, params)

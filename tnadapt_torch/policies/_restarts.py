@@ -15,6 +15,7 @@ from tnadapt.policies import Chain, save_chain
 from tnadapt_torch._host import place_params, start_params
 from tnadapt_torch._sharded import once
 from tnadapt_torch._state import AdapterState, check_open, copy_values, set_values, shared_by, to_numpy
+from tnadapt_torch.policies._chain_file import check_beside
 from tnadapt_torch.policies._chosen import check_choosable, choose
 from tnadapt_torch.policies._finished import Beside, Finished, InWeights
 from tnadapt_torch.policies._moments import check_held, reset_moments
@@ -69,6 +70,7 @@ class Restarts:
             raise SiteError(
                 f"prune: expected a fraction from 0 to 1, got {prune!r}.\nWrite prune=0.999, or leave it out."
             )
+        check_beside(beside, "Restarts")
         check_held(optimizer, list(state.parameters()))
         if sites is not None:
             check_choosable(base, sites)
@@ -90,8 +92,8 @@ class Restarts:
         """Count one step of the optimizer, and end the running link if it was its last one.
 
         Raises:
-            SiteError: the adapter was merged or detached, a weight was changed by something else, or an update is not
-                finite. The model, the optimizer and the count of steps are as before the call.
+            SiteError: the adapter was merged or detached; a weight was changed by something else, or is read by another
+                adapter; or an update is not finite. The model, the optimizer and the count of steps are as before.
         """
         check_open(self.state)
         if (self.steps + 1) % self.every == 0:
@@ -153,7 +155,8 @@ class Restarts:
 
         Raises:
             SiteError: the state dict is that of another adapter, other options or other originals; the weights are
-                others; or links that are beside the weights are not those of the state dict. Nothing is changed.
+                others, or another adapter reads one; or links that are beside the weights are not those of the state
+                dict. Nothing is changed.
         """
         check_open(self.state)
         self.state.check_host()

@@ -87,6 +87,7 @@ def test_a_wrapper_around_a_spec(own):
     assert spec_named("magnitude(lora)") == magnitude(families.lora())
     assert spec_named("magnitude(masked(lotr))") == magnitude(masked(families.lotr()))
     assert spec_named(f"gated({own}:mine)").name == "mine_gated"
+    assert spec_named("magnitude( masked(lotr) )") == magnitude(masked(families.lotr()))
 
 
 def test_a_spec_is_a_name_in_a_file_or_what_a_function_of_it_returns(own, capsys):
@@ -104,10 +105,12 @@ def test_a_spec_is_a_name_in_a_file_or_what_a_function_of_it_returns(own, capsys
         ("lotrr", r"(?=.*file\.py:name).*'lotrr'.*lora.*lotr"),
         ("magnitude", r"got 'magnitude'; it is a wrapper, so write .*: 'magnitude\(lora\)'$"),
         ("DoRA", r"got 'DoRA'; it is a wrapper, so write .*: 'magnitude\(lora\)'$"),
+        ("dora(lotr)", r"got 'dora\(lotr\)'; it is a wrapper, so write .*: 'magnitude\(lora\)'$"),
+        ("masked(lora", r"got 'masked\(lora'; it is a wrapper, so write .*: 'masked\(lora\)'$"),
+        ("masked()", r"got ''.*lora.*lotr"),
         ("masked(lotrr)", r"got 'lotrr'.*lora.*lotr"),
         ("masked(masked(lora))", r"masked: expected a spec without a factor 'mask'"),
         ("other(lora)", r"got 'other\(lora\)'"),
-        ("masked(lora", r"got 'masked\(lora'"),
         ("{file}", r"(?=.*file\.py:name).*own\.py'.*lora"),
         ("{file}:other", r"own\.py.*'other'.*mine"),
         ("{file}:", r"own\.py.*''.*mine"),

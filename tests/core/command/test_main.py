@@ -116,6 +116,19 @@ def test_the_rank_goes_to_the_specs_that_take_one(run):
     assert error.endswith(" Pass sizes={...} for its modes instead: g, i.\n")
     assert run("compare", "lora", "oft", *words[:4], "--rank", "4")[0] == 0
     assert run("compare", "lora", "oft", *words[:4], "--budget", "1000000")[0] == 0
+    status, _, error = run("compare", "oft", "svdiff", *words, "--rank", "4")
+    assert status == 2
+    assert error == "tnadapt: compare: expected no rank, since no bond of these specs takes one, got 4. Leave it out.\n"
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [("--rank", "4"), ("--sizes", "r=4"), ("--alpha", "2"), ("--target-modules", "q")],
+)
+def test_a_size_that_no_diagram_would_show_is_refused(run, word, value):
+    status, out, error = run("draw", "lora", word, value)
+    assert (status, out) == (2, "")
+    assert error.startswith(f"tnadapt: {word}: expected --sites as well, since a spec alone has no sizes, got none. ")
 
 
 def test_what_a_file_prints_is_no_part_of_the_answer(run):

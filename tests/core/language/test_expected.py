@@ -140,6 +140,10 @@ SITED = {  # arguments that should be sites, sizes or arrays -> a call, and the 
     "shapes by path": (lambda: SPEC.bind({"q": (8, 8)}), r"got a dict of 'q'.\nMake sites .*: sites_of\(shapes\)."),
     "an adapter": (lambda: SPEC.bind(ADAPTER), r"got the Adapter 'x'.\nPass its sites: .sites."),
     "a path in a list": (lambda: SPEC.bind(["q"]), r"got 'q' among them.\nWrite Site\('q', \(out, in\)\)"),
+    "a flag of text": (
+        lambda: SPEC.bind(SITES, rank=2, overparametrized="no"),
+        r"^bind: expected True or False as overparametrized, got 'no'.\nWrite overparametrized=True.",
+    ),
     "a rank of text": (lambda: SPEC.bind(SITES, rank="8"), r"^rank: .*got '8'.\nWrite a whole number, such as 8."),
     "a rank of 8.0": (lambda: SPEC.bind(SITES, rank=8.0), r"^rank: .*got 8.0.\nWrite a whole number, such as 8."),
     "a rank of truth": (lambda: SPEC.bind(SITES, rank=True), r"^rank: .*got True."),

@@ -201,10 +201,10 @@ def test_a_forged_file_with_many_links_is_refused_in_seconds(tmp_path):
     data, _ = taken(tmp_path / "a")
     link = data["links"][0] | {"sites": sites}
     path = write_text(tmp_path / "b", json.dumps(data | {"links": [link] * limits.MOST_LINKS}), {})
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(FormatError, match="expected"):
         load_chain(path)
-    assert time.perf_counter() - start < SECONDS
+    assert time.process_time() - start < SECONDS
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,12 @@ def test_coherence_is_what_signs_of_a_gradient_add_to_those_at_random():
     assert 0.7 < other * size.coherence < 1.4
 
 
+def test_reflections_have_too_few_numbers_to_follow_their_node():
+    adapter = families.hra(reflections=3).bind(grid(layers=1, kinds={"q": (24, 32)}))
+    for ratio in roots(adapter, of_gradient, 6).values():
+        assert 0.8 < ratio < 1.25
+
+
 def test_parts_add_up_in_quadrature_and_the_decrease_is_that_of_sgd():
     adapter = families.quanta(order=3).bind(grid(layers=1, kinds={"q": (64, 64)}), rank=4, overparametrized=True)
     (size,) = step_size(adapter).values()

@@ -203,6 +203,10 @@ def test_a_merged_adapter_and_one_that_reads_a_weight_are_refused(file):
     refused(model, SiteError, f"{PATH}: expected a weight that no other adapter reads", file, beside=False)
 
 
+def test_beside_is_no_word(file):
+    refused(hosts.toy(), SiteError, "load_chain: expected True or False as beside, got 'no'", file, beside="no")
+
+
 def test_a_new_chain_begins_on_a_loaded_one(file):
     model = hosts.toy()
     links = load_chain(model, file, beside=True, adapter_name="first")

@@ -422,6 +422,26 @@ def read_by_another():
     return hosts.adapt(model, "lora")
 
 
+@pytest.mark.parametrize("beside", [False, True])
+def test_an_adapter_that_reads_a_weight_and_came_later_keeps_its_update(beside):
+    model, state, optimizer, restarts = made(beside=beside)
+    train(model, state, restarts, optimizer, EVERY - 1)
+    other = attach(model, families.hira(), target_modules=hosts.TARGETS, rank=2, adapter_name="other")
+    hosts.wake(other)
+    saved, before = restarts.state_dict(), other.delta(PATH)
+    if beside:
+        restarts.step()
+    else:
+        for change in (restarts.step, lambda: restarts.load_state_dict(saved)):
+            with pytest.raises(SiteError, match=f"{PATH}: expected a weight that no other adapter reads, .*'other'"):
+                change()
+    assert torch.equal(other.delta(PATH), before)
+    assert restarts.steps == EVERY - 1 + beside
+    other.detach()
+    restarts.step()
+    assert len(restarts.links) == 1 + beside
+
+
 def with_tasks():
     spec = families.mtlora_tasks()
     return attach(hosts.toy(), spec, target_modules=hosts.TARGETS, rank=2, tasks=["a", "b"])
@@ -458,6 +478,7 @@ def test_a_state_that_forms_no_chain_is_refused(make, message):
         ({"every": 3, "prune": 2}, "prune: expected a fraction from 0 to 1, got 2"),
         ({"every": 3, "sites": 0}, "sites: expected a number of weights from 1 to 6, got 0"),
         ({"every": 3, "sites": 7}, "sites: expected a number of weights from 1 to 6, got 7"),
+        ({"every": 3, "beside": "no"}, "Restarts: expected True or False as beside, got 'no'"),
         ({"every": 3, "seed": 7}, "expected a known argument, got 'seed'"),
     ],
 )
