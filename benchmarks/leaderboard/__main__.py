@@ -133,7 +133,7 @@ def main() -> int:
         try:
             if not options.page:
                 left_out = run_all(options)
-            is_ours = options.results == ROOT / "results"
+            is_ours = options.results.resolve() == (ROOT / "results").resolve()
             write_page(read_all(options.results), ROOT / "docs" if is_ours else options.results)
         except (RecordError, MethodError) as error:
             print(f"leaderboard: {error}", file=sys.stderr)
