@@ -79,7 +79,7 @@ def attach(
             each name or suffix to the layout of the parameter: {"experts.gate_up_proj": "expert in out"}. Each expert
             is a site. The updates are computed as matrices and folded into the weights, as with `fold`.
         rank: the size of every bond, or a mapping from bond to size.
-        alpha: replaces the alpha of the scale. It multiplies any rule: alpha=16 with scale=unit() is unit(16).
+        alpha: replaces the alpha of the scale, whatever that was: alpha=16 with scale=unit(2) is unit(16).
         scale: replaces the spec's scale, as in scale=unit().
         sizes: a mapping from mode to size, such as {"head": 12}.
         exclude_modules: modules not to adapt, in the same forms as target_modules.

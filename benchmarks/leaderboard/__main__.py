@@ -34,6 +34,11 @@ def recorded(folder: Path, task: Task, key: Key, device: str) -> Record:
     path = folder / key.file
     if path.exists():
         record = read(path)
+        if record.key != key:
+            raise RecordError(
+                f"{path}: expected a record of rate {key.rate!r}, got one of rate {record.key.rate!r}, whose file "
+                "has the same name; take rates that differ in their first three digits"
+            )
         if dict(record.versions) != versions() or record.steps != task.steps:
             raise RecordError(
                 f"{path}: expected a record of these versions and {task.steps} steps, got another; "
@@ -52,6 +57,14 @@ def recorded(folder: Path, task: Task, key: Key, device: str) -> Record:
     return record
 
 
+def rate(text: str) -> float:
+    """Return a learning rate of the command line. Raises ValueError unless it is a positive number."""
+    found = float(text)
+    if not 0 < found < math.inf:
+        raise ValueError
+    return found
+
+
 def best_rate(records: list[Record]) -> float | None:
     """Return the rate of the lowest mean validation loss among those that never diverged; None if all did."""
     losses: dict[float, list[float]] = {}
@@ -68,7 +81,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS), metavar="TASK")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="METHOD")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--rates", nargs="+", type=float, help="the grid; default 2^-11 to 2^-3 in factors of 2")
+    parser.add_argument("--rates", nargs="+", type=rate, help="the grid; default 2^-11 to 2^-3 in factors of 2")
     parser.add_argument("--search-seeds", nargs="+", type=int, default=[SEARCHED])
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     parser.add_argument("--device", default="cpu")
@@ -79,27 +92,34 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run_all(options: argparse.Namespace) -> None:
-    """Search and run every method on every task."""
-    grid = tuple(options.rates or (QUICK_GRID if options.quick else GRID))
+def run_all(options: argparse.Namespace) -> int:
+    """Search and run every method on every task. Return how many were left out, since a run of theirs failed."""
+    left_out = 0
     for name in options.tasks:
         task = TASKS[name].load(options.quick, options.device)
         for method in options.methods:
             try:
-                found = [
-                    recorded(options.results, task, Key(name, method, rate, seed, "search"), options.device)
-                    for seed in options.search_seeds
-                    for rate in grid
-                ]
+                run_method(options, name, task, method)
             except RunError as error:
+                left_out += 1
                 print(f"left out: {error}", flush=True)
-                continue
-            rate = best_rate(found)
-            if rate is None:
-                print(f"{name}, {method}: every rate of the grid diverged", flush=True)
-                continue
-            for seed in () if options.search_only else options.seeds:
-                recorded(options.results, task, Key(name, method, rate, seed, "final"), options.device)
+    return left_out
+
+
+def run_method(options: argparse.Namespace, name: str, task: Task, method: str) -> None:
+    """Search the rate of a method, and make its final runs. Raises RunError if one fails."""
+    grid = tuple(options.rates or (QUICK_GRID if options.quick else GRID))
+    found = [
+        recorded(options.results, task, Key(name, method, rate, seed, "search"), options.device)
+        for seed in options.search_seeds
+        for rate in grid
+    ]
+    best = best_rate(found)
+    if best is None:
+        print(f"{name}, {method}: every rate of the grid diverged", flush=True)
+        return
+    for seed in () if options.search_only else options.seeds:
+        recorded(options.results, task, Key(name, method, best, seed, "final"), options.device)
 
 
 def main() -> int:
@@ -109,10 +129,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         if options.quick:
             options.results = Path(scratch)
+        left_out = 0
         try:
             if not options.page:
-                run_all(options)
-            is_ours = options.results == ROOT / "results"
+                left_out = run_all(options)
+            is_ours = options.results.resolve() == (ROOT / "results").resolve()
             write_page(read_all(options.results), ROOT / "docs" if is_ours else options.results)
         except (RecordError, MethodError) as error:
             print(f"leaderboard: {error}", file=sys.stderr)
@@ -120,7 +141,7 @@ def main() -> int:
         except KeyboardInterrupt:
             print("stopped; what is recorded stays, and the next call goes on from there", file=sys.stderr)
             return 130
-    return 0
+    return 1 if left_out else 0
 
 
 if __name__ == "__main__":

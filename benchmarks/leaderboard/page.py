@@ -7,7 +7,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
-from records import Record
+from records import Record, RecordError
 
 __all__ = ["write_page"]
 
@@ -16,7 +16,32 @@ MARK = "<!-- drawn by benchmarks/leaderboard; do not edit -->"
 
 
 def write_page(records: Sequence[Record], docs: Path) -> None:
-    """Write leaderboard.md and its pictures into a folder."""
+    """Write leaderboard.md and its pictures into a folder. Raises RecordError for records that make no table."""
+    check_alike(records)
+    try:
+        docs.mkdir(parents=True, exist_ok=True)
+        _write(records, docs)
+    except OSError as error:
+        raise RecordError(f"{docs}: expected a place to write the page, got {error.strerror}") from error
+
+
+def check_alike(records: Iterable[Record]) -> None:
+    """Raise RecordError unless tasks have one number of steps, and the final runs of a method one rate."""
+    steps: dict[str, int] = {}
+    rates: dict[tuple[str, str], float] = {}
+    for one in records:
+        key = one.key
+        if (wanted := steps.setdefault(key.task, one.steps)) != one.steps:
+            raise RecordError(f"{key.file}: expected a run of {wanted} steps as others of {key.task}, got {one.steps}")
+        rate = rates.setdefault((key.task, key.method), key.rate) if key.phase == "final" else key.rate
+        if rate != key.rate:
+            raise RecordError(
+                f"{key.file}: expected final runs of {key.method} at one rate, got {rate:.3g} and {key.rate:.3g}; "
+                "remove those of the search that is no longer the last one"
+            )
+
+
+def _write(records: Sequence[Record], docs: Path) -> None:
     parts = [MARK, *_head(records)]
     for task in dict.fromkeys(one.key.task for one in records):
         mine = [one for one in records if one.key.task == task]
@@ -56,10 +81,12 @@ def _table(final: Sequence[Record]) -> list[str]:
     head = ["method", "rate", "trained numbers", "file (KB)", "seconds", "memory (MB)", "test (%)", "validation loss"]
     head += ["forgetting"] if any(one.forgetting for one in final) else []
     rows = []
+    seeds = sorted({one.key.seed for one in final})
     for method, runs in _by_method(final).items():
+        own = [one.key.seed for one in runs]
         tests = [100 * one.test for one in runs if one.test is not None]
         row = [
-            method,
+            method if len(own) == len(seeds) else f"{method} (seeds {', '.join(map(str, sorted(own)))})",
             f"{runs[0].key.rate:.3g}",
             f"{runs[0].numbers:,}",
             f"{runs[0].bytes / 1000:,.0f}",
@@ -73,7 +100,6 @@ def _table(final: Sequence[Record]) -> list[str]:
             row.append(f"{statistics.mean(rises):+.2f}" if rises else "-")
         rows.append((statistics.mean(one.loss for one in runs), row))
     lines = [row for _, row in sorted(rows)]
-    seeds = sorted({one.key.seed for one in final})
     size = max(one.test_size for one in final)
     note = (
         f"Mean and standard error over seeds {', '.join(map(str, seeds))}; {final[0].steps} steps; {size:,} test "

@@ -107,7 +107,11 @@ def read_all(folder: Path, *, made_with: Mapping[str, str] | None = None) -> lis
 
     All must be made with the versions `made_with`; None takes any, if all have the same.
     """
-    found = [read(path) for path in sorted(folder.glob("*.json"))]
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        found.append(read(path))
+        if path.name != found[-1].key.file:
+            raise RecordError(f"{path}: expected the name {found[-1].key.file}, which its run has; rename or remove it")
     wanted = made_with if made_with is not None else (found[0].versions if found else {})
     for record in found:
         if dict(record.versions) != dict(wanted):

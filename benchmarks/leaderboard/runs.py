@@ -40,6 +40,9 @@ def run_apart(task: Task, key: Key, device: str) -> Record:
         found: Record | str = receiver.recv()
     except EOFError:
         found = "the process ended without an answer, perhaps for want of memory"
+    except BaseException:
+        process.terminate()  # nobody waits for its answer any more
+        raise
     finally:
         process.join()
     if isinstance(found, str):
@@ -50,6 +53,8 @@ def run_apart(task: Task, key: Key, device: str) -> Record:
 def _answer(task: Task, key: Key, device: str, sender: Any) -> None:
     try:
         sender.send(run(task, key, device))
+    except KeyboardInterrupt:
+        return  # the parent has it, too, and says so
     except Exception as error:  # told to the parent, whatever it is
         sender.send(f"{type(error).__name__}: {error}")
 

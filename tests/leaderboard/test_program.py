@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,16 +14,16 @@ pytest.importorskip("sklearn")
 pytest.importorskip("peft")
 
 
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
 def run(*words, folder):
     command = [sys.executable, "benchmarks/leaderboard", "--tasks", "digits", "--results", str(folder), *words]
-    return subprocess.run(
-        command,
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return start(command)
+
+
+def start(command):
+    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow
@@ -55,3 +56,72 @@ def test_a_task_that_does_not_exist_is_named_in_one_line(tmp_path):
     assert found.returncode == 2
     assert "invalid choice: 'other'" in found.stderr
     assert "Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize("rate", ["0", "-0.1", "nan", "inf"])
+def test_a_rate_that_is_none_is_refused_before_a_run(tmp_path, rate):
+    """PEFT's methods would train at a negative rate, and the page could not be drawn again."""
+    found = run("--methods", "PEFT LoRA r8", f"--rates={rate}", folder=tmp_path)
+    assert found.returncode == 2
+    assert "argument --rates: invalid" in found.stderr
+
+
+@pytest.mark.slow
+def test_a_rate_whose_file_has_the_name_of_another_is_refused(tmp_path):
+    found = run("--methods", "LoRA r8 unit", "--search-only", "--rates", "0.001953125", "0.00195", folder=tmp_path)
+    assert found.returncode == 1
+    assert "expected a record of rate 0.00195, got one of rate 0.001953125" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["search", "final"])
+def test_a_run_that_was_killed_is_told_and_the_next_method_runs(tmp_path, phase):
+    """As the system kills one that has no memory left; for a final run the one of the search is there."""
+    words = ("--methods", "LoRA r8 unit", "VeRA r64 unit", "--rates", "0.03125", "--seeds", "0")
+    kill = """
+import os, runpy, signal, sys
+sys.path.insert(0, "benchmarks/leaderboard")
+import runs
+phase, of_task = sys.argv.pop(1), runs.run
+def run(task, key, device):
+    if key.method == "LoRA r8 unit" and key.phase == phase:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return of_task(task, key, device)
+runs.run = run
+runpy.run_path("benchmarks/leaderboard", run_name="__main__")
+"""
+    more = ["--tasks", "digits", "--results", str(tmp_path), *words]
+    found = start([sys.executable, "-c", kill, phase, *more])
+    assert found.returncode == 1
+    assert "left out: digits, LoRA r8 unit, rate 0.03125" in found.stdout
+    assert "the process ended without an answer" in found.stdout
+    assert "Traceback" not in found.stderr
+    assert "| VeRA r64 unit | 0.0312 |" in (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_interrupt_ends_a_run_in_one_line(tmp_path, whole):
+    """By ^C, which all processes of the terminal get, or of the program alone."""
+    command = [sys.executable, "benchmarks/leaderboard", "--tasks", "digits", "--results", str(tmp_path)]
+    words = ["--methods", "LoRA r8 unit", "LoTR r16 unit", "VeRA r64 unit"]
+    with subprocess.Popen(
+        [*command, *words],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # the first run is recorded
+        if whole:
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "stopped; what is recorded stays, and the next call goes on from there\n"
+    assert not [*tmp_path.glob("*.draft")]

@@ -77,6 +77,46 @@ def test_a_place_that_cannot_be_written_is_told_in_one_line(tmp_path):
         write(tmp_path / "file", record())
 
 
+def test_a_copy_of_a_record_is_not_a_second_run(tmp_path):
+    from records import RecordError, read_all, write
+
+    path = write(tmp_path, record())
+    (tmp_path / "copy.json").write_text(path.read_text())
+    with pytest.raises(RecordError, match=r"copy\.json: expected the name digits--LoRA_r8--0\.125--seed0--final\.json"):
+        read_all(tmp_path)
+
+
+def test_a_table_has_one_rate_for_the_final_runs_of_a_method(tmp_path):
+    """Another search may have found another rate since: a mean over both is that of no method."""
+    from page import write_page
+    from records import RecordError
+
+    with pytest.raises(RecordError, match=r"expected final runs of LoRA r8 at one rate, got 0\.125 and 0\.25"):
+        write_page([record(), record(seed=1, rate=0.25)], tmp_path)
+    with pytest.raises(RecordError, match="expected a run of 80 steps as others of digits, got 3"):
+        write_page([record(), dataclasses.replace(record(seed=1), steps=3)], tmp_path)
+
+
+def test_a_method_with_fewer_seeds_than_others_says_which(tmp_path):
+    from page import write_page
+
+    write_page([record(), record(seed=1), record(method="LoRA r8 unit", seed=1)], tmp_path)
+    text = (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
+    assert "| LoRA r8 | " in text
+    assert "| LoRA r8 unit (seeds 1) | " in text
+
+
+def test_a_page_makes_its_folder_or_tells_why_not(tmp_path):
+    from page import write_page
+    from records import RecordError
+
+    write_page([], tmp_path / "new")
+    assert "There are no records." in (tmp_path / "new" / "leaderboard.md").read_text(encoding="utf-8")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecordError, match="expected a place to write the page, got"):
+        write_page([], tmp_path / "file" / "below")
+
+
 def test_the_page_is_drawn_from_records(tmp_path):
     from page import write_page
 

@@ -10,7 +10,7 @@ with warnings.catch_warnings():
     from peft import PeftModel, get_peft_model
 
 from tests.peft.models import close, config, gpt2, llama, logits, wake
-from tnadapt import AdapterSpec, SiteError, families, frozen, normal, raw, trainable, zeros
+from tnadapt import AdapterSpec, SiteError, families, frozen, normal, over_rank, raw, trainable, unit, zeros
 from tnadapt.initializers import cyclic
 from tnadapt_torch.peft import TnConfig, TnLinear
 
@@ -196,3 +196,31 @@ def test_other_sizes_raise():
         SiteError, match=r"^adapters: expected the same sizes in all of them, got \{'head': 4\} and others"
     ):
         model.add_weighted_adapter(["one", "two"], WEIGHTS, "sum")
+
+
+@pytest.mark.parametrize("scale", [None, unit(2.0)])
+def test_a_factor_that_groups_of_other_ranks_share_leaves_their_scales_to_another(scale):
+    """The scales of groups move by different ratios: a factor that is one array for all of them cannot make up."""
+    more = {"first": {"scale": scale, "rank_pattern": {"v_proj": 5}}, "second": {"scale": scale, "rank": 3}}
+    model = two("sharelora", **more)
+    model.add_weighted_adapter(["one", "two"], WEIGHTS, "sum")
+    check_sum(model)
+
+
+def test_groups_of_several_scales_that_share_every_trained_factor_have_no_sum():
+    spec = AdapterSpec(
+        name="common",
+        weight="out in",
+        over="layer",
+        factors={
+            "A": frozen("r in", init=normal()),
+            "G": trainable("s r", init=normal(), shared=True),
+            "B": frozen("out s", init=normal()),
+            "L": trainable("r t", init=zeros(), shared=True),
+            "C": frozen("t layer", init=normal()),
+        },
+        scale=over_rank("r"),
+    )
+    model = get_peft_model(llama(), told("lora", spec=spec, rank_pattern={"v_proj": 5}), adapter_name="one")
+    with pytest.raises(SiteError, match="expected one scale for all weights, since they share every trained factor"):
+        model.add_weighted_adapter(["one"], [2.0], "sum")

@@ -29,7 +29,7 @@ from tnadapt._language.initializer import (
     uniform,
     zeros,
 )
-from tnadapt._language.movement import Monomial, Move, mean_square, moves_of, node_step, unknown_starts
+from tnadapt._language.movement import Monomial, Move, mean_square, moves_of, node_step, total_of, unknown_starts
 from tnadapt._language.network import Group, Network, split_evenly
 from tnadapt._language.notation import Axis, modes_of, text_of
 from tnadapt._language.scale import Scale, over_rank, over_sqrt_rank, raw, unit
@@ -107,6 +107,7 @@ __all__ = [
     "t_svd",
     "tensor_cur",
     "text_of",
+    "total_of",
     "trainable",
     "tt_svd",
     "uniform",

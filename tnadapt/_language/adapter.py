@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from math import inf
 from typing import TYPE_CHECKING
 
 from tnadapt._errors import SiteError
@@ -12,7 +13,7 @@ from tnadapt._hosts import TASK, Site, check_parts, check_size, expect_site
 from tnadapt._language.address import Address, Magnitude, Part, Slot
 from tnadapt._language.factor import Factor
 from tnadapt._language.groups import check_gates, check_patterns, group_of, joint_factors, own_sizes
-from tnadapt._language.initializer import host
+from tnadapt._language.initializer import HUGE, TINY, host
 from tnadapt._language.movement import gain_of
 from tnadapt._language.network import Group, Network, most_shapes, stacks_of
 from tnadapt._language.terms import START
@@ -71,7 +72,12 @@ class Adapter:
             key = (id(group.network), given)
             if key not in known:
                 gain = gain_of(self.spec, group.network, partial(self.sizes_made_for, group)) if given is None else 1.0
-                scale = self.spec.scale.at(1, gain) if given is None else given
+                scale = given if given is not None else self.spec.scale.at(1, gain) if 0 < gain < inf else 0.0
+                if not TINY <= abs(scale) <= HUGE:
+                    raise SiteError(
+                        f"scale: expected a first step in group {group.name!r} that a number can make "
+                        f"{self.spec.scale}, got one of {gain:.3g}.\nTake another scale, or other starting values."
+                    )
                 known[key] = replace(group.network, scale=scale)
             found.append(replace(group, network=known[key]))
         return tuple(found)

@@ -1,7 +1,7 @@
 """How far the first step of Adam moves an update, from a spec and its sizes: no values are needed."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,8 +16,19 @@ from tnadapt._language.network import Network
 from tnadapt._language.scale import Scale
 from tnadapt._language.terms import Node, Pull
 
-__all__ = ["Monomial", "Move", "find_unit_faults", "gain_of", "mean_square", "moves_of", "node_step", "unknown_starts"]
+__all__ = [
+    "Monomial",
+    "Move",
+    "find_unit_faults",
+    "gain_of",
+    "mean_square",
+    "moves_of",
+    "node_step",
+    "total_of",
+    "unknown_starts",
+]
 
+ROUNDING = 1e-10  # of a sum of squares, relative to its terms: what is left of those that cancel
 FOUR = 4
 MOST = 200  # ways to pair the nodes of a term
 Symbol = tuple[str, int]
@@ -67,13 +78,12 @@ class Monomial:
 
     def __str__(self) -> str:
         """Return a text such as r / (3 in)."""
-        number = Fraction(self.number).limit_denominator(1000)
+        number = Fraction(self.number).limit_denominator(1000) if math.isfinite(self.number) else Fraction(0)
         is_short = math.isclose(number, self.number, rel_tol=1e-12)
         top, bottom = (number.numerator, number.denominator) if is_short else (f"{self.number:.4g}", 1)
         upper = [*([str(top)] if top != 1 else []), *_powers(self.above)] or ["1"]
         lower = [*([str(bottom)] if bottom != 1 else []), *_powers(self.below)]
-        text = " ".join(lower)
-        return " ".join(upper) + (f" / ({text})" if len(lower) > 1 else f" / {text}" if lower else "")
+        return " ".join(upper) + (f" / ({' '.join(lower)})" if len(lower) > 1 else f" / {lower[0]}" if lower else "")
 
 
 @dataclass(frozen=True)
@@ -81,12 +91,13 @@ class Move:
     """What the first step of one factor adds to the mean square of an entry of the update, without the scale.
 
     It is per square of the learning rate, for signs that are independent. `pull` says in which term; None for a
-    magnitude, whose step the scale does not multiply.
+    magnitude, whose step the scale does not multiply. `is_mixed` if it is the product of that pull and another one.
     """
 
     factor: str
     pull: Pull | None
     size: Monomial
+    is_mixed: bool = False
 
 
 def moves_of(
@@ -101,7 +112,7 @@ def moves_of(
         known: the mean square of the entries of a factor, where it is not to be derived.
     """
     found = [
-        Move(name, one, size)
+        Move(name, one, size, is_mixed=other is not one)
         for name, pulls in spec.pulls.items()
         for place, one in enumerate(pulls)
         for other in pulls[place:]
@@ -118,7 +129,13 @@ def gain_of(spec: Spec, network: Network, made_for: Callable[[str], Sizes]) -> f
     The step of a magnitude is not in it, since no scale multiplies it. Files depend on every bit of this number.
     """
     sizes = [move.size.value for move in moves_of(spec, network, made_for) if move.pull]
-    return math.sqrt(math.fsum(sizes) * network.volume(network.in_modes))
+    return math.sqrt(total_of(sizes) * network.volume(network.in_modes))
+
+
+def total_of(sizes: Collection[float]) -> float:
+    """Return the sum of parts of a mean square, which may be negative; 0 if only their rounding is left."""
+    total, most = sum(sizes) if math.inf in sizes else math.fsum(sizes), max(map(abs, sizes), default=0.0)
+    return total if total > ROUNDING * most else 0.0
 
 
 def unknown_starts(spec: Spec) -> list[str]:
@@ -216,7 +233,7 @@ def _product_of(
         square = Monomial(known[name]) if name in known else mean_square(network.factors[name], network, made_for(name))
         rest += [square] * (len(nodes) // 2)
     ways = [_ways(len(nodes), _excess(network.factors[name])) for name, nodes in drawn.items()]
-    if math.prod(_odd_factorial(len(nodes)) for nodes in drawn.values()) > MOST:
+    if math.prod(number for nodes in drawn.values() for number in range(len(nodes) - 1, 0, -2)) > MOST:
         ways = [_first_way([side for _, side in nodes]) for nodes in drawn.values()]
     for way in product(*ways):
         now, number = joined.copy(), 1.0
@@ -244,11 +261,6 @@ def _first_way(sides: list[int]) -> Iterator[Way]:
 def _excess(factor: Factor) -> float:
     """Return by how much the mean fourth power of an entry exceeds 3, over its squared mean square."""
     return -1.2 if factor.init.kind == "uniform" and not factor.map else 0.0
-
-
-def _odd_factorial(number: int) -> int:
-    """Return the number of ways to pair as many things."""
-    return math.prod(range(number - 1, 0, -2))
 
 
 def _pairings(places: list[int]) -> Iterator[list[list[int]]]:

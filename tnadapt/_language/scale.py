@@ -49,7 +49,8 @@ class Scale:
     def __str__(self) -> str:
         """Return a text such as 16 / sqrt(r)."""
         divisor = {"over_rank": f" / {self.bond}", "over_sqrt_rank": f" / sqrt({self.bond})", "unit": " x unit"}
-        return f"{self.alpha:g}{divisor.get(self.rule, '')}"
+        alpha = self.alpha if isinstance(self.alpha, str | None) else f"{self.alpha:g}"  # faults() refuses the former
+        return f"{alpha}{divisor.get(self.rule, '')}"
 
 
 @answers(SpecError)
@@ -76,7 +77,7 @@ def unit(alpha: float = 1.0) -> Scale:
 
     That is the RMS of dW x after the step, for an x of RMS 1 that the step has not seen. It follows from the spec and
     the sizes, and is the same for every family. LoRA of rank 8 with alpha 8 has sqrt(8/3) = 1.63, with alpha 16 3.27.
-    `alpha=` at bind or attach multiplies it as it multiplies any rule: PEFT's usual 16 makes steps 16 times as large.
+    `alpha=` at bind or attach replaces this alpha as it replaces that of any rule: with PEFT's usual 16, steps are 16.
     """
     return Scale("unit", alpha)
 

@@ -1,7 +1,7 @@
 """The size of the first step of an optimizer, and the learning rates of factors that are in balance with it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,6 +21,7 @@ from tnadapt._language import (
     mean_square,
     moves_of,
     node_step,
+    total_of,
     unknown_starts,
 )
 from tnadapt._signature import answers
@@ -158,22 +159,33 @@ def _squares(adapter: Adapter, group: Group, params: Mapping[str, npt.ArrayLike]
 def _step_of(adapter: Adapter, group: Group, squares: Mapping[str, float]) -> StepSize:
     network, made_for = group.network, partial(adapter.sizes_made_for, group)
     moves = moves_of(adapter.spec, network, made_for, squares)
-    rough: dict[str, float] = {}
-    exact: dict[str, float] = {}
-    for move in moves:
-        plain = move.size.value * (network.scale**2 if move.pull else 1.0)
-        rough[move.factor] = rough.get(move.factor, 0.0) + plain
-        exact[move.factor] = exact.get(move.factor, 0.0) + plain * coherence(network, move)
-    update, plain = (math.sqrt(math.fsum(squared.values())) for squared in (exact, rough))
+    parts: dict[str, float] = {}
+    plain = 0.0
+    for name in dict.fromkeys(move.factor for move in moves):
+        rough, follows = _square_of(network, [move for move in moves if move.factor == name])
+        plain, parts[name] = plain + rough, rough * follows
+    update, plain = math.sqrt(math.fsum(parts.values())), math.sqrt(plain)
     return StepSize(
         update=update,
         output=update * math.sqrt(network.volume(network.in_modes)),
         decrease=plain**2,
-        parts=FrozenMap({name: math.sqrt(square) for name, square in exact.items()}),
+        parts=FrozenMap({name: math.sqrt(square) for name, square in parts.items()}),
         coherence=update / plain if plain else 1.0,
-        rates=FrozenMap(_rates(adapter, group, {*rough}, squares)),
+        rates=FrozenMap(_rates(adapter, group, {*parts}, squares)),
         formula=_formula(moves),
     )
+
+
+def _square_of(network: Network, moves: Sequence[Move]) -> tuple[float, float]:
+    """Return what the moves of one factor add to the mean square of an entry, and by how much coherence enlarges it.
+
+    The latter is the mean over its pulls, so that those that cancel still do.
+    """
+    sizes = [move.size.value * (network.scale**2 if move.pull else 1.0) for move in moves]
+    own = [(move, size) for move, size in zip(moves, sizes, strict=True) if not move.is_mixed]
+    whole = math.fsum(size for _, size in own)
+    larger = math.fsum(size * coherence(network, move) for move, size in own)
+    return total_of(sizes), larger / whole if 0 < whole < math.inf else 1.0
 
 
 def _rates(adapter: Adapter, group: Group, moved: set[str], squares: Mapping[str, float]) -> dict[str, float]:

@@ -1,12 +1,12 @@
 """What keeps an update as it is when its scale moves with a rank: some factors are multiplied by a number."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
 from tnadapt._errors import SiteError
 from tnadapt._language import START, Adapter
-from tnadapt.policies._bonds import Bond
+from tnadapt.policies._bonds import Bond, resized
 
 __all__: list[str] = []
 
@@ -18,8 +18,10 @@ def why_scale_holds(adapter: Adapter, bond: Bond) -> str:
     scale = adapter.spec.scale
     if scale.rule == "raw" or (scale.over_bond and scale.bond not in bond.modes):
         return ""
+    if _powers(adapter, allow_shared=False) is not None:
+        return ""
     is_whole = len(bond.groups) == len(adapter.groups)
-    if _powers(adapter, allow_shared=is_whole) is not None:
+    if is_whole and _powers(adapter, allow_shared=True) is not None and _move_alike(adapter, bond):
         return ""
     return f"the scale {scale} moves with it, and no trained factor can make up for that"
 
@@ -29,11 +31,10 @@ def compensation(before: Adapter, after: Adapter, where: str) -> dict[str, float
 
     Each term of the update gets the ratio of the scales exactly once. Raises SiteError if trained factors cannot do it.
     """
-    pairs = zip(before.groups, after.groups, strict=True)
-    ratios = {old.name: old.network.scale / new.network.scale for old, new in pairs}
+    ratios = _ratios(before, after)
     if all(ratio == 1.0 for ratio in ratios.values()):
         return {}
-    powers = _powers(before, allow_shared=len({*ratios.values()}) == 1)
+    powers = _powers(before, allow_shared=_are_alike(ratios.values()))
     if powers is None:
         raise SiteError(
             f"{where}: expected trained factors that can be multiplied so that the update stays as it is while its "
@@ -46,6 +47,29 @@ def compensation(before: Adapter, after: Adapter, where: str) -> dict[str, float
             key = before.slot_name(group, name.removesuffix(START)) + (START if name.endswith(START) else "")
             found[key] = ratios[group.name] ** power
     return {name: ratio for name, ratio in found.items() if ratio != 1.0}
+
+
+def _ratios(before: Adapter, after: Adapter) -> dict[str, float]:
+    """Return the ratio of the scales of each group, exactly 1 where they differ by rounding alone."""
+    pairs = zip(before.groups, after.groups, strict=True)
+    ratios = {old.name: old.network.scale / new.network.scale for old, new in pairs}
+    return {name: ratio if abs(ratio - 1.0) > EXACT else 1.0 for name, ratio in ratios.items()}
+
+
+def _are_alike(ratios: Collection[float]) -> bool:
+    """Return whether ratios differ by rounding alone."""
+    return max(ratios) - min(ratios) <= EXACT * max(map(abs, ratios))
+
+
+def _move_alike(adapter: Adapter, bond: Bond) -> bool:
+    """Return whether the scales of all groups move by one ratio when a bond of all of them changes by a slice."""
+    for by in (1, -1):
+        try:
+            after = resized(adapter, {bond.name: tuple(size + by for size in bond.sizes)})
+        except SiteError:
+            continue  # a size that no rule allows
+        return _are_alike(_ratios(adapter, after).values())
+    return True
 
 
 def _powers(adapter: Adapter, *, allow_shared: bool) -> dict[str, float] | None:

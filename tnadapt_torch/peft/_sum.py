@@ -69,7 +69,7 @@ def config_of_sum(configs: Sequence[TnConfig], states: Sequence[AdapterState]) -
 def fill(total: AdapterState, states: Sequence[AdapterState], weights: Sequence[float]) -> None:
     """Set the factors of a sum: the block of each summand, with its weight and scale in one trained factor."""
     bonds = total.spec.free_bonds
-    scaled = next(name for name, factor in total.spec.arrays.items() if factor.trainable)
+    scaled = _own_factor(total.spec) or next(name for name, one in total.spec.arrays.items() if one.trainable)
     offsets = dict.fromkeys(bonds, 0)
     params = total.params()
     with torch.no_grad():
@@ -98,6 +98,11 @@ def _write(params: Mapping[str, Tensor], total: AdapterState, summand: Summand, 
 
 def _block(network: Network, bond: str, offset: int) -> slice:
     return slice(offset, offset + network.sizes[bond])
+
+
+def _own_factor(spec: AdapterSpec) -> str:
+    """Return a trained factor of which each group has its own, so that the scale of each can be made up; "" if none."""
+    return next((name for name, factor in spec.arrays.items() if factor.trainable and not factor.shared), "")
 
 
 def _longest(state: AdapterState, bond: str) -> int:
@@ -138,8 +143,19 @@ def _check_alike(configs: Sequence[TnConfig], states: Sequence[AdapterState]) ->
         raise SiteError(
             f"adapters: expected adapters without modules_to_save, got some.\nWhole modules have no sum. {REMEDY}"
         )
+    if not _own_factor(states[0].spec) and any(map(_scales_differ, states)):
+        raise SiteError(
+            "adapters: expected one scale for all weights, since they share every trained factor, got several.\n"
+            f"{REMEDY}"
+        )
     if reason := _why_not(states[0].spec):
         raise SiteError(f"{states[0].spec.name}: expected a spec whose networks can be summed, got {reason}.\n{REMEDY}")
+
+
+def _scales_differ(state: AdapterState) -> bool:
+    """Return whether groups have several scales, or could have under longer bonds: `unit` follows from all sizes."""
+    networks = state.adapter.networks
+    return len({one.scale for one in networks}) > 1 or (state.spec.scale.rule == "unit" and len(networks) > 1)
 
 
 def _outer_sizes(state: AdapterState) -> dict[str, int]:

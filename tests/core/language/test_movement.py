@@ -8,7 +8,7 @@ import pytest
 
 import tnadapt
 from tests.table import FAMILIES
-from tnadapt import AdapterSpec, SpecError, families, frozen, grid, normal, raw, same, trainable, unit, zeros
+from tnadapt import AdapterSpec, SiteError, SpecError, families, frozen, grid, normal, raw, same, trainable, unit, zeros
 from tnadapt._language import moves_of
 from tnadapt._language.movement import Monomial
 from tnadapt.initializers import constant, cyclic, identity, kaiming_uniform, ones, orthogonal, rotary, uniform
@@ -198,3 +198,47 @@ def test_many_factors_twice_in_a_term_take_no_longer():
     (size,) = tnadapt.step_size(adapter, params).values()
     (fewer,) = tnadapt.step_size(families.hra(reflections=2).bind(sites), params).values()
     assert size.update == pytest.approx(2 * fewer.update, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("terms", "first", "second"),
+    [(["B A", "B C"], 2.0, -2.0), (["B A", "B C", "B D"], 0.1, 0.2)],
+)
+def test_a_step_that_cancels_by_its_values_has_no_unit(terms, first, second):
+    """The values of 0.1 + 0.2 - 0.3 leave rounding alone, which no scale may make a step of."""
+    values = {"A": first, "C": second, "D": -0.3}
+    factors = {name: frozen("r in", init=constant(value)) for name, value in values.items() if name in " ".join(terms)}
+    spec = AdapterSpec(name="own", weight="out in", factors=factors | B, terms=terms, scale=1.0)
+    assert spec.bind(WIDE, rank=4)
+    with pytest.raises(SiteError, match=r"a first step in group .* that a number can make 1 x unit, got one of 0\."):
+        spec.bind(WIDE, rank=4, scale=unit())
+
+
+@pytest.mark.parametrize("std", [1e-30, 1e30])
+def test_a_step_of_any_size_is_a_text_or_has_no_unit(std):
+    modes = {"A": "r in", "C": "s r", "D": "t s", "E": "u t", "F": "v u", "G": "w v"}
+    factors = {name: frozen(own, init=normal(std)) for name, own in modes.items()}
+    factors["B"] = trainable("out w", init=zeros())
+    spec = AdapterSpec(name="own", weight="out in", factors=factors, scale=1.0)
+    assert text(factors)
+    with pytest.raises(SiteError, match="scale: expected a first step"):
+        spec.bind(WIDE, rank=2, scale=unit())
+
+
+def test_a_factor_that_cannot_turn_has_no_unit():
+    """A Cayley transform of size 1 is 1, whatever it is of."""
+    factors = {"A": frozen("r in", init=normal()), "X": trainable("s r", init=zeros(), map="cayley")}
+    factors["B"], factors["B2"] = frozen("out s", init=normal()), same("B", "out r")
+    spec = AdapterSpec(name="own", weight="out in", factors=factors, terms=["B X A", "- B2 A"], scale=unit())
+    assert spec.bind(WIDE, rank=2)
+    with pytest.raises(SiteError, match="scale: expected a first step"):
+        spec.bind(WIDE, rank=1)
+
+
+@pytest.mark.parametrize("alpha", [1e30, 1e-30])
+def test_a_scale_that_no_file_would_hold_is_refused(alpha):
+    """`from_json` takes numbers of 1e-30 to 1e30: a scale outside would be lost with what was trained under it."""
+    spec = AdapterSpec(name="own", weight="out in", factors={"A": frozen("r in", init=normal(0.1))} | B)
+    for own in (alpha, -alpha):
+        with pytest.raises(SiteError, match="scale: expected a first step"):
+            spec.bind(WIDE, rank=4 if alpha > 1 else 400, scale=unit(own), overparametrized=True)

@@ -59,6 +59,11 @@ def test_an_invalid_alpha_is_the_one_fault(rule, alpha, word):
     assert word in fault
 
 
+def test_a_scale_of_no_number_is_a_text():
+    """As a bond given to a rule that takes none: the error that names it prints the scale."""
+    assert [str(scale) for scale in (unit("r"), raw(None))] == ["r x unit", "None"]
+
+
 def test_an_unknown_rule_is_a_fault_beside_that_of_alpha():
     assert [word in fault for word, fault in zip(["'twice'"], Scale("twice", 1.0).faults(), strict=True)] == [True]
     assert len(Scale("twice", float("nan")).faults()) == 2

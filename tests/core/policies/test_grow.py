@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.core.policies.changes import SITES, chain, distance, gradients_of, served, size, updates
-from tnadapt import AdapterSpec, SiteError, families, frozen, grid, init, load, over_rank, save, trainable, zeros
+from tnadapt import AdapterSpec, SiteError, families, frozen, grid, init, load, over_rank, save, trainable, unit, zeros
 from tnadapt.initializers import cyclic, identity
 from tnadapt.policies import bonds, cut, grow
 from tnadapt.policies._bonds import every_bond
@@ -244,3 +244,22 @@ def test_nothing_given_is_changed():
     grow(adapter, params, "q", 2)
     for name, value in params.items():
         np.testing.assert_array_equal(value, kept[name])
+
+
+WIDTHS = grid(layers=2, kinds={"q": (8, 4), "k": (4, 12)})
+
+
+def test_scales_of_groups_that_differ_by_rounding_move_together():
+    """Under `unit` a ratio is a quotient of two roots, which is another in its last bit for another width."""
+    adapter = families.sharelora(share="A B").bind(WIDTHS, rank=3, scale=unit(), overparametrized=True)
+    params = random_params(adapter, np.random.default_rng(0))
+    for by in (1, 2, 3):
+        expect_same_updates(adapter, params, "r", by)
+
+
+def test_a_bond_is_not_told_to_grow_if_scales_would_move_apart():
+    """All groups share every factor of a term, and none can make up for ratios that differ."""
+    adapter = families.bslora().bind(WIDTHS, rank=3, scale=unit(), overparametrized=True)
+    assert "moves with it, and no trained factor can make up for that" in bonds(adapter, "grow")["r"]
+    with pytest.raises(SiteError, match=r"grow: expected a bond that can change, got 'r': the scale"):
+        grow(adapter, init(adapter), "r", 1)

@@ -10,7 +10,7 @@ import tnadapt
 from tests.table import FAMILIES
 from tnadapt import AdapterSpec, SiteError, families, frozen, grid, magnitude, normal, step_size, trainable, unit, zeros
 from tnadapt.binding import Balanced, balanced_rates
-from tnadapt.initializers import identity
+from tnadapt.initializers import constant, identity
 from tnadapt.testing import gradients, start_params
 
 SHAPES = {"q": (48, 64), "v": (32, 64)}
@@ -264,3 +264,20 @@ def test_no_array_is_made_for_a_large_adapter():
     ).bind(sites, rank=512)
     (size,) = step_size(adapter).values()
     assert size.update == pytest.approx(math.sqrt(512), rel=0.01)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (16, 2)])
+def test_pulls_that_cancel_by_their_values_move_nothing_whatever_their_coherence(shape):
+    """C D is A, but its parts are joined to B by other numbers."""
+    factors = {
+        "A": frozen("r q in", init=constant(1)),
+        "C": frozen("r in", init=constant(1)),
+        "D": frozen("q", init=constant(1)),
+        "B": trainable("out r q", init=zeros()),
+        "E": trainable("out in", init=zeros()),
+    }
+    for terms in (["A B", "- C D B", "E"], ["C D B", "- A B", "E"]):
+        spec = AdapterSpec(name="own", weight="out in", factors=factors, terms=terms, scale=1.0)
+        (found,) = step_size(spec.bind(grid(layers=1, kinds={"q": shape}), rank=8, overparametrized=True)).values()
+        assert found.parts == {"B": 0.0, "E": 1.0}
+        assert found.update == found.coherence == 1.0
