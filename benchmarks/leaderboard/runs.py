@@ -3,6 +3,7 @@
 import math
 import multiprocessing
 import resource
+import signal
 import statistics
 import time
 from collections.abc import Callable
@@ -34,9 +35,11 @@ def run_apart(task: Task, key: Key, device: str) -> Record:
     context = multiprocessing.get_context("fork")  # the data are there already
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(task, key, device, sender))
-    process.start()
-    sender.close()
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # an interrupt in a fork would reach both
     try:
+        process.start()
+        sender.close()
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
         found: Record | str = receiver.recv()
     except EOFError:
         found = "the process ended without an answer, perhaps for want of memory"
@@ -52,6 +55,7 @@ def run_apart(task: Task, key: Key, device: str) -> Record:
 
 def _answer(task: Task, key: Key, device: str, sender: Any) -> None:
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         sender.send(run(task, key, device))
     except KeyboardInterrupt:
         return  # the parent has it, too, and says so

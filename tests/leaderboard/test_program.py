@@ -122,6 +122,6 @@ def test_an_interrupt_ends_a_run_in_one_line(tmp_path, whole):
         else:
             process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, errors
     assert errors == "stopped; what is recorded stays, and the next call goes on from there\n"
     assert not [*tmp_path.glob("*.draft")]
