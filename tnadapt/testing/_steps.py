@@ -31,9 +31,10 @@ def first_steps_are_predicted(adapter: Adapter, random: np.random.Generator) -> 
     """The first step of Adam changes the entries of an update by `step_size`, within 0.8 to 1.25 (RMS).
 
     Signs are those of a gradient at random. The square is averaged over them, and over starting values. Left out are
-    adapters with a drawn factor twice in a term, since a mean of fourth powers needs too many draws.
+    adapters with a drawn factor twice in a term, since a mean of fourth powers needs too many draws, and those that
+    multiply what moves by several factors read from one host, since these depend on each other.
     """
-    if _has_power(adapter):
+    if _has_power(adapter) or _has_dependent_starts(adapter):
         return
     site = some_site(adapter, random)
     group, _ = adapter.find(site)
@@ -68,6 +69,16 @@ def _has_power(adapter: Adapter) -> bool:
         if any(names.count(name) > 1 and arrays[name].init.kind in DRAWN for name in {*names} & arrays.keys()):
             return True
     return False
+
+
+def _has_dependent_starts(adapter: Adapter) -> bool:
+    """Return whether several factors that a decomposition of the host gives multiply one that moves."""
+    factors, nodes = {**adapter.spec.arrays, **adapter.spec.hosts}, adapter.spec.nodes
+    return any(
+        sum(factors[nodes[name].factor].init.is_read for name in pull.others) > 1
+        for pulls in adapter.spec.pulls.values()
+        for pull in pulls
+    )
 
 
 def _draws(adapter: Adapter, random: np.random.Generator) -> Callable[[], Params]:
