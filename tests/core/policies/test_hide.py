@@ -35,7 +35,12 @@ def test_a_random_spec_has_the_update_after_a_cut(adapter, seed, data):
     params = random_params(adapter, np.random.default_rng(seed))
     for name in served(adapter, "hide"):
         places = st.integers(0, every_bond(adapter)[name].sizes[0] - 1)
-        expect_the_update_after_a_cut(adapter, params, name, data.draw(st.lists(places, min_size=1, unique=True)))
+        keep = data.draw(st.lists(places, min_size=1, unique=True))
+        if adapter.starts and keep != [
+            0
+        ]:  # starts that are drawn again would be others: whether cut refuses is its test
+            keep = [0]
+        expect_the_update_after_a_cut(adapter, params, name, keep)
 
 
 @given(adapter=adapters(start="centered"), seed=st.integers(0, 2**16))
