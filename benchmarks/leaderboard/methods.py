@@ -2,7 +2,7 @@
 
 import math
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import nn
 
 import tnadapt
 from tnadapt import AdapterSpec, SiteError, families, unit
+from tnadapt.binding import file_size
 from tnadapt_torch import attach
 
 __all__ = ["METHODS", "Adapted", "MethodError"]
@@ -38,7 +39,7 @@ class Adapted:
 Method = Callable[[nn.Module, Collection[str], int], Adapted]
 
 
-def ours(spec: AdapterSpec, rank: int | None, *, balanced: bool, **sizes: int) -> Method:
+def ours(spec: AdapterSpec, rank: int | None, sizes: Mapping[str, int], *, balanced: bool) -> Method:
     """Return a family at its paper's scale and one rate for all factors, or at `unit` and balanced rates."""
 
     def adapt(model: nn.Module, targets: Collection[str], seed: int) -> Adapted:
@@ -55,7 +56,7 @@ def ours(spec: AdapterSpec, rank: int | None, *, balanced: bool, **sizes: int) -
             )
         except SiteError as error:
             raise MethodError(str(error).partition("\n")[0]) from error
-        size = tnadapt.report(state.adapter, limit=0).file_size
+        size = file_size(state.adapter)
         numbers = tnadapt.count(state.adapter).trainable
         return Adapted(model, lambda rate: state.parameter_groups(lr=rate, balance=balanced), numbers, lambda: size)
 
@@ -105,8 +106,8 @@ FAMILIES: dict[str, tuple[AdapterSpec, int | None, dict[str, int]]] = {
 }
 
 METHODS: dict[str, Method] = {
-    **{name: ours(spec, rank, balanced=False, **sizes) for name, (spec, rank, sizes) in FAMILIES.items()},
-    **{f"{name} unit": ours(spec, rank, balanced=True, **sizes) for name, (spec, rank, sizes) in FAMILIES.items()},
+    **{name: ours(spec, rank, sizes, balanced=False) for name, (spec, rank, sizes) in FAMILIES.items()},
+    **{f"{name} unit": ours(spec, rank, sizes, balanced=True) for name, (spec, rank, sizes) in FAMILIES.items()},
     "PEFT LoRA r8": of_peft(lambda targets: peft.LoraConfig(r=8, lora_alpha=8, target_modules=targets)),
     "PEFT rsLoRA r8": of_peft(
         lambda targets: peft.LoraConfig(r=8, lora_alpha=8, use_rslora=True, target_modules=targets)

@@ -141,9 +141,10 @@ def _squares(adapter: Adapter, group: Group, params: Mapping[str, npt.ArrayLike]
         )
     found: dict[str, list[float]] = {name: [] for name in names}
     for site in group.sites:
-        for part in {part.name: part for part in adapter.address(site).parts.values()}.values():
-            factor = next((name for name in names if group.network.factors[name] is part.factor), "")
-            if not factor or part.at_start:
+        parts = adapter.address(site).parts.items()
+        own = {group.network.nodes[node].factor: part for node, part in parts if not part.at_start}
+        for factor in names:
+            if (part := own.get(factor)) is None:
                 continue
             if part.name not in params:
                 raise SiteError(

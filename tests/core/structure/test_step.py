@@ -150,6 +150,16 @@ def test_starts_that_are_read_need_their_values():
         step_size(adapter, {"B": params["B"]})
 
 
+def test_two_names_of_one_factor_object_are_read_apart():
+    """The same object under two names is two factors; both are the host's weight here."""
+    weight = frozen("out in", init=tnadapt.initializers.host())
+    factors = {"W": weight, "V": weight, "B": trainable("out in", init=zeros())}
+    sites = grid(layers=1, kinds={"q": (12, 16)})
+    adapter = AdapterSpec(name="own", weight="out in", factors=factors).bind(sites)
+    params = tnadapt.init(adapter, {sites[0].path: np.full((12, 16), 3.0)})
+    assert step_size(adapter, params)["0.q"].update == pytest.approx(9.0)
+
+
 def test_drawn_starts_are_not_looked_at():
     adapter = families.lora().bind(grid(layers=1, kinds={"q": (12, 16)}), rank=2)
     assert step_size(adapter, {}) == step_size(adapter)
