@@ -18,18 +18,18 @@ import torch
 from torch import nn
 
 import tnadapt
-from tnadapt import Adapter, AdapterSpec, Site, SiteError, SpecError, families, grid, step_size, unit
+from tnadapt import LORA_STEP, Adapter, AdapterSpec, Site, SiteError, SpecError, families, grid, step_size, unit
 from tnadapt_torch import attach
 
 WIDTHS, RANKS, LAYERS = (256, 1024, 4096, 8192), (4, 8, 16, 64), (6, 112)
-LORA, RATE, HEAD = math.sqrt(8 / 3), 1e-4, 16
+RATE, HEAD = 1e-4, 16
 KINDS = ("q", "v")
 
 
 def bound(spec: AdapterSpec, sites: tuple[Site, ...], rank: int, *, is_unit: bool) -> Adapter:
     """Bind a family to sites, with heads of 16 entries where it has heads."""
     sizes = {mode: HEAD for mode, rule in spec.sizes.items() if getattr(rule, "kind", "") == "required"}
-    scale = unit(LORA) if is_unit else None
+    scale = unit(LORA_STEP) if is_unit else None
     return spec.bind(sites, rank=rank if spec.free_bonds else None, sizes=sizes, scale=scale, overparametrized=True)
 
 

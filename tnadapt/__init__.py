@@ -20,9 +20,10 @@ from tnadapt._structure import (
 )
 from tnadapt._values import apply, delta, init, merge
 from tnadapt._version import __version__
-from tnadapt.initializers import kaiming_uniform, normal, over_rank, raw, unit, zeros
+from tnadapt.initializers import LORA_STEP, kaiming_uniform, normal, over_rank, raw, unit, zeros
 
 __all__ = [
+    "LORA_STEP",
     "Adapter",
     "AdapterSpec",
     "FormatError",

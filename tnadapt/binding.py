@@ -11,7 +11,18 @@ from tnadapt._files import (
     read_checkpoint,
     read_object,
 )
-from tnadapt._hosts import Block, Place, Rule, as_integer, coordinates_of, in_layers, match, nearest, places_of
+from tnadapt._hosts import (
+    Block,
+    Place,
+    Rule,
+    as_integer,
+    as_number,
+    coordinates_of,
+    in_layers,
+    match,
+    nearest,
+    places_of,
+)
 from tnadapt._language import (
     HOST_PARTS,
     HOST_WEIGHTS,
@@ -113,6 +124,7 @@ __all__ = [
     "Written",
     "answers",
     "as_integer",
+    "as_number",
     "balanced_rates",
     "bucket",
     "check_fingerprint",

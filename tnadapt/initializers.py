@@ -1,6 +1,7 @@
 """Initializers for the factors of a spec, and rules for its scale."""
 
 from tnadapt._language import (
+    LORA_STEP,
     Decomposition,
     Initializer,
     Scale,
@@ -30,6 +31,7 @@ from tnadapt._language import (
 )
 
 __all__ = [
+    "LORA_STEP",
     "Decomposition",
     "Initializer",
     "Scale",

@@ -1,6 +1,5 @@
 """The methods of the table: families of tnadapt, with the papers' scales or with balanced ones, and PEFT's own."""
 
-import math
 import tempfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -13,13 +12,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 import tnadapt
-from tnadapt import AdapterSpec, SiteError, families, unit
+from tnadapt import LORA_STEP, AdapterSpec, SiteError, families, unit
 from tnadapt.binding import file_size
 from tnadapt_torch import attach
 
 __all__ = ["METHODS", "Adapted", "MethodError"]
-
-LORA = math.sqrt(8 / 3)  # the output of a step of LoRA of rank 8 with alpha 8: `unit` makes all others equal to it
 
 
 class MethodError(Exception):
@@ -51,7 +48,7 @@ def ours(spec: AdapterSpec, rank: int | None, sizes: Mapping[str, int], *, balan
                 rank=rank,
                 sizes=sizes or None,
                 seed=seed,
-                scale=unit(LORA) if balanced else None,
+                scale=unit(LORA_STEP) if balanced else None,
                 overparametrized=True,
             )
         except SiteError as error:

@@ -182,19 +182,17 @@ def adapter_data(adapter: Adapter) -> dict[str, Any]:
     plain = [json.loads(pattern) for pattern in patterns]
     for pattern in plain:
         check_pattern(pattern)
-    return {
+    data = {
         "spec": spec_data(adapter.spec),
         "patterns": plain,
         "sites": places,
         "rank": rank,
         "sizes": dict(adapter.sizes),
         "seed": adapter.seed,
-    } | ({"scales": {group.name: group.network.scale for group in adapter.groups}} if by_unit(adapter.spec) else {})
-
-
-def by_unit(spec: AdapterSpec) -> bool:
-    """Return whether the numbers of a scale are kept beside its rule, so that another formula cannot change them."""
-    return spec.scale.rule == "unit"
+    }
+    if adapter.spec.scale.is_unit:  # beside its rule, so that another formula cannot change the numbers
+        data["scales"] = {group.name: group.network.scale for group in adapter.groups}
+    return data
 
 
 def _pattern(site: Site) -> tuple[dict[str, Any], Coordinate]:
@@ -254,13 +252,17 @@ def adapter_of(data: object, version: int = VERSION, arrays: int | None = None) 
 def _with_scales(adapter: Adapter, scales: Mapping[str, Any] | None) -> Adapter:
     """Return the adapter with the numbers that a file holds for its scale. Raises FormatError unless all are there."""
     groups = {group.name: group.network.scale for group in adapter.groups}
-    wanted = groups.keys() if by_unit(adapter.spec) else None
+    wanted = groups.keys() if adapter.spec.scale.is_unit else None
     if (None if scales is None else scales.keys()) != wanted:
         many = "a number for each group, since the scale is unit" if wanted else "none, since its rule is another"
         raise FormatError(f"scales: expected {many}, got {'none' if scales is None else reprlib.repr(list(scales))}.")
     for name, value in (scales or {}).items():
         if not isinstance(value, int | float) or isinstance(value, bool) or not TINY <= abs(value) <= HUGE:
-            raise FormatError(f"scales.{name:.60}: expected a number that is not 0, got {reprlib.repr(value)}.")
+            what = f"a number of {TINY:g} to {HUGE:g} in size"
+            raise FormatError(f"scales.{name:.60}: expected {what}, got {reprlib.repr(value)}.")
+        if (value < 0) != (adapter.spec.scale.alpha < 0):
+            what = f"the sign of alpha, which is {adapter.spec.scale.alpha:g}"
+            raise FormatError(f"scales.{name:.60}: expected {what}, got {reprlib.repr(value)}.")
     others = {name: float(value) for name, value in (scales or {}).items() if value != groups[name]}
     return replace(adapter, scales=FrozenMap(others)) if others else adapter
 

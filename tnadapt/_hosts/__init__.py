@@ -24,6 +24,7 @@ from tnadapt._hosts.site import (
     Site,
     as_integer,
     as_integers,
+    as_number,
     check_size,
     divisors,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "Site",
     "as_integer",
     "as_integers",
+    "as_number",
     "check_parts",
     "check_size",
     "coordinates_of",

@@ -160,6 +160,13 @@ def as_integer(value: object) -> object:
         return value
 
 
+def as_number(value: object) -> object:
+    """Return a number of numpy, such as np.float32(2), as a Python int or float; anything else as it is."""
+    if isinstance(value, np.integer):
+        return int(value)
+    return float(value) if isinstance(value, np.floating) else value
+
+
 def as_integers(value: object) -> Any:
     """Return an integer of any library, or a mapping of such, as Python ints; anything else as it is."""
     if isinstance(value, Mapping):

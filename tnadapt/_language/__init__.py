@@ -32,7 +32,7 @@ from tnadapt._language.initializer import (
 from tnadapt._language.movement import Monomial, Move, mean_square, moves_of, node_step, total_of, unknown_starts
 from tnadapt._language.network import Group, Network, split_evenly
 from tnadapt._language.notation import Axis, modes_of, text_of
-from tnadapt._language.scale import Scale, over_rank, over_sqrt_rank, raw, unit
+from tnadapt._language.scale import LORA_STEP, Scale, over_rank, over_sqrt_rank, raw, unit
 from tnadapt._language.sizes import SizeRule, at_most, like, required
 from tnadapt._language.spec import AdapterSpec
 from tnadapt._language.terms import START, Node, Pull, Term, words_of
@@ -43,6 +43,7 @@ __all__ = [
     "HOST_PARTS",
     "HOST_WEIGHTS",
     "HUGE",
+    "LORA_STEP",
     "MAPS",
     "MOST_AXES",
     "START",

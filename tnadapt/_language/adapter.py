@@ -60,7 +60,7 @@ class Adapter:
         groups = tuple(group_of(self, name, stack, networks, sizes[name]) for name, stack in stacks.items())
         object.__setattr__(self, "groups", groups)
         check_gates(self)
-        if self.scales or self.spec.scale.rule == "unit":
+        if self.scales or self.spec.scale.is_unit:
             object.__setattr__(self, "groups", self._scaled())
 
     def _scaled(self) -> tuple[Group, ...]:

@@ -1,9 +1,11 @@
 """Check the types of the arguments of a spec: no list in place of a string, no function that was not called."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Protocol, get_args
 
 from tnadapt._errors import SiteError
+from tnadapt._hosts import as_number
 from tnadapt._language.decomposition import Decomposition
 from tnadapt._language.factor import Factor, Same, Start
 from tnadapt._language.initializer import Initializer, call_of_initializer
@@ -39,6 +41,7 @@ class Given(Protocol):
 
 def scale_of(given: object) -> object:
     """Return `raw` of a number, and any other value unchanged."""
+    given = as_number(given)
     is_number = isinstance(given, int | float) and not isinstance(given, bool)
     return raw(given) if is_number else given  # type: ignore[arg-type]  # a number, as checked above
 
@@ -84,9 +87,19 @@ def _factor_faults(factors: object) -> Iterator[str]:
 
 def _scale_faults(scale: object) -> Iterator[str]:
     if not isinstance(scale, Scale):
-        name = getattr(scale, "__name__", "")
-        call = {"raw": "raw()", "unit": "unit()", "over_sqrt_rank": 'over_sqrt_rank("r")'}.get(name, 'over_rank("r")')
-        yield f"scale: expected a Scale or a number, got {told(scale)}; write scale={call}"
+        yield f"scale: expected a Scale or a number, got {told(scale)}; write scale={_call_of(scale)}"
+
+
+def _call_of(scale: object) -> str:
+    """Return what to write instead of a function that was not called, or of a text, such as the command takes."""
+    name, colon, alpha = (scale if isinstance(scale, str) else getattr(scale, "__name__", "")).partition(":")
+    known = {"raw": "raw()", "unit": "unit()", "over_sqrt_rank": 'over_sqrt_rank("r")'}
+    try:
+        number = float(alpha if colon else name)
+    except ValueError:
+        return 'over_rank("r")' if colon else known.get(name, 'over_rank("r")')
+    is_known = math.isfinite(number) and (not colon or name == "unit")
+    return (f"unit({number})" if colon else str(number)) if is_known else 'over_rank("r")'
 
 
 def _other_faults(spec: Given) -> Iterator[str]:

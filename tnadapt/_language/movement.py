@@ -147,7 +147,7 @@ def unknown_starts(spec: Spec) -> list[str]:
 
 def find_unit_faults(spec: Spec) -> list[str]:
     """Find why a valid spec cannot have the scale `unit`: nothing moves, or by how much is not known."""
-    if spec.scale.rule != "unit":
+    if not spec.scale.is_unit:
         return []
     if not any(spec.pulls.values()):
         return ["scale: expected another rule than unit, since no factor of a term has a gradient at the start"]

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from tnadapt._errors import SpecError
+from tnadapt._hosts import as_number
 from tnadapt._language.initializer import HUGE
 from tnadapt._signature import answers, mistake, told
 
-__all__ = ["Scale", "over_rank", "over_sqrt_rank", "raw", "unit"]
+__all__ = ["LORA_STEP", "Scale", "over_rank", "over_sqrt_rank", "raw", "unit"]
+
+LORA_STEP = math.sqrt(8 / 3)  # the output of a step of LoRA of rank 8 with alpha 8, whatever the width
 
 Rule = Literal["over_rank", "over_sqrt_rank", "raw", "unit"]
 
@@ -20,6 +23,10 @@ class Scale:
     rule: Rule
     alpha: float
     bond: str = ""
+
+    def __post_init__(self) -> None:
+        """Take a number of numpy as the Python number, which a file can hold."""
+        object.__setattr__(self, "alpha", as_number(self.alpha))
 
     def faults(self) -> list[str]:
         """List the faults of this rule, apart from the spec that uses it."""
@@ -37,6 +44,11 @@ class Scale:
     def over_bond(self) -> bool:
         """Whether the rule divides by the size of a bond."""
         return self.rule in ("over_rank", "over_sqrt_rank")
+
+    @property
+    def is_unit(self) -> bool:
+        """Whether the number follows from the first step, so that a file holds it beside the rule."""
+        return self.rule == "unit"
 
     def at(self, rank: int, gain: float = 1.0) -> float:
         """Return the scale of a network as a Python float.
@@ -76,7 +88,8 @@ def unit(alpha: float = 1.0) -> Scale:
     """Scale such that the first step of Adam at a learning rate lr changes what a weight gives by lr * alpha.
 
     That is the RMS of dW x after the step, for an x of RMS 1 that the step has not seen. It follows from the spec and
-    the sizes, and is the same for every family. LoRA of rank 8 with alpha 8 has sqrt(8/3) = 1.63, with alpha 16 3.27.
+    the sizes, and is the same for every family. LoRA of rank 8 with alpha 8 has sqrt(8/3) = 1.63, with alpha 16 3.27:
+    `unit(LORA_STEP)` is for any family as large as the former.
     `alpha=` at bind or attach replaces this alpha as it replaces that of any rule: with PEFT's usual 16, steps are 16.
     """
     return Scale("unit", alpha)

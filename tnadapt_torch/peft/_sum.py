@@ -155,7 +155,7 @@ def _check_alike(configs: Sequence[TnConfig], states: Sequence[AdapterState]) ->
 def _scales_differ(state: AdapterState) -> bool:
     """Return whether groups have several scales, or could have under longer bonds: `unit` follows from all sizes."""
     networks = state.adapter.networks
-    return len({one.scale for one in networks}) > 1 or (state.spec.scale.rule == "unit" and len(networks) > 1)
+    return len({one.scale for one in networks}) > 1 or (state.spec.scale.is_unit and len(networks) > 1)
 
 
 def _outer_sizes(state: AdapterState) -> dict[str, int]:

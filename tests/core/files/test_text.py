@@ -434,6 +434,9 @@ def test_an_invalid_text_of_an_adapter_is_refused(place, value, message):
             from_json(edited(written, place, value))
 
 
+NO_SCALE = r"scales.8x6: expected a number of 1e-30 to 1e\+30 in size"
+
+
 def with_unit():
     return families.lotr().bind(SITES, rank=2, scale=unit(2))
 
@@ -461,11 +464,17 @@ def test_the_numbers_of_a_file_win_over_a_formula_that_gives_others():
         ("scales", None, "scales: expected a number for each group, since the scale is unit, got none"),
         ("scales", {}, "scales: expected a number for each group"),
         ("scales.other", 1.0, "scales: expected a number for each group"),
-        ("scales.8x6", 0, "scales.8x6: expected a number that is not 0, got 0"),
-        ("scales.8x6", float("inf"), "."),
-        ("scales.8x6", True, "scales.8x6: expected a number that is not 0, got True"),
-        ("scales.8x6", "1", "scales.8x6: expected a number that is not 0, got '1'"),
-        ("scales.8x6", 1e300, "scales.8x6: expected a number that is not 0, got 1e"),
+        ("scales.8x6", 0, f"{NO_SCALE}, got 0"),
+        ("scales.8x6", float("inf"), f"{NO_SCALE}, got inf"),
+        ("scales.8x6", float("-inf"), f"{NO_SCALE}, got -inf"),
+        ("scales.8x6", float("nan"), f"{NO_SCALE}, got nan"),
+        ("scales.8x6", True, f"{NO_SCALE}, got True"),
+        ("scales.8x6", "1", f"{NO_SCALE}, got '1'"),
+        ("scales.8x6", 1e300, f"{NO_SCALE}, got 1e"),
+        ("scales.8x6", 10**400, f"{NO_SCALE}, got 1000"),
+        ("scales.8x6", 5e-324, f"{NO_SCALE}, got 5e-324"),
+        ("scales.8x6", -1e300, f"{NO_SCALE}, got -1e"),
+        ("scales.8x6", -0.5, r"scales.8x6: expected the sign of alpha, which is 2, got -0\.5"),
         ("spec.scale.rule", "raw", "scales: expected none, since its rule is another"),
         ("spec.scale.rule", "other", "scale: expected one of"),
     ],

@@ -1,5 +1,8 @@
 """Arguments of a spec that are not of their kind are all reported at once, before anything else is checked."""
 
+import re
+
+import numpy as np
 import pytest
 
 from tnadapt import AdapterSpec, SpecError, raw, same, trainable, zeros
@@ -33,10 +36,30 @@ def test_a_rule_for_a_size_that_is_none_is_named_with_its_mode(rule, told):
         AdapterSpec(name="own", weight="out in", factors=FACTORS, sizes={"r": rule})
 
 
-@pytest.mark.parametrize("scale", [2, 2.0, 0.5])
+@pytest.mark.parametrize("scale", [2, 2.0, 0.5, np.float32(0.5), np.float64(2.0), np.int64(2)])
 def test_a_number_is_a_scale(scale):
     spec = AdapterSpec(name="own", weight="out in", factors=FACTORS, scale=scale)
     assert spec.scale == raw(scale)
+
+
+@pytest.mark.parametrize(
+    ("text", "call"),
+    [
+        ("unit", "unit()"),
+        ("unit:1.6", "unit(1.6)"),
+        ("raw", "raw()"),
+        ("2", "2.0"),
+        ("over_sqrt_rank", 'over_sqrt_rank("r")'),
+        ("over_rank", 'over_rank("r")'),
+        ("unit:x", 'over_rank("r")'),
+        ("inf", 'over_rank("r")'),
+    ],
+)
+def test_a_scale_as_text_is_told_what_to_write(text, call):
+    """The command takes some of these texts; in Python a scale is a call or a number."""
+    told = re.escape(f"scale: expected a Scale or a number, got {text!r}; write scale={call}")
+    with pytest.raises(SpecError, match=f"{told}$"):
+        AdapterSpec(name="own", weight="out in", factors=FACTORS, scale=text)
 
 
 def test_the_scale_is_1_by_default():

@@ -174,7 +174,14 @@ def test_bind_leaves_the_spec_as_it_was():
     assert spec == own()
 
 
-@pytest.mark.parametrize("alpha", [float("nan"), "16", True])
+@pytest.mark.parametrize("alpha", [np.float32(9), np.float64(9), np.int64(9)])
+def test_bind_takes_an_alpha_of_numpy(alpha):
+    adapter = own().bind(SITES, rank=2, alpha=alpha)
+    assert adapter == own().bind(SITES, rank=2, alpha=9)
+    assert from_json(to_json(adapter)) == adapter
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), "16", True, np.bool_(1)])
 def test_bind_rejects_an_alpha_that_is_not_a_number(alpha):
     with pytest.raises(SpecError, match="scale: expected a finite number as alpha"):
         own().bind(SITES, rank=2, alpha=alpha)
