@@ -11,6 +11,7 @@ import numpy.typing as npt
 from tnadapt._errors import SiteError
 from tnadapt._frozen import FrozenMap
 from tnadapt._language import (
+    LORA_STEP,
     START,
     Adapter,
     Group,
@@ -26,10 +27,9 @@ from tnadapt._language import (
 )
 from tnadapt._signature import answers
 
-__all__ = ["KAPPA", "LORA", "Balanced", "StepSize", "balanced_rates", "step_size"]
+__all__ = ["KAPPA", "Balanced", "StepSize", "balanced_rates", "step_size"]
 
 KAPPA = 6.0  # steps that a factor at 0 goes one way before it has its size; see docs/learning_rate.md
-LORA = math.sqrt(8 / 3)  # the output of LoRA of rank 8 with alpha 8, whatever the width
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class StepSize:
     @property
     def of_lora(self) -> float:
         """`output` as a multiple of that of LoRA of rank 8 with alpha 8."""
-        return self.output / LORA
+        return self.output / LORA_STEP
 
     def __str__(self) -> str:
         """Return a line such as: update 0.098 = |scale| sqrt(r / (3 in)), output 1.57 (0.96 of LoRA); rates ..."""
@@ -83,7 +83,7 @@ def step_size(adapter: Adapter, params: Mapping[str, npt.ArrayLike] | None = Non
             those are taken, so that trained values may stand beside them.
 
     Raises:
-        SiteError: a start is read from the host, and params are missing or lack it.
+        SiteError: a start is read from the host, and params are missing, lack it, or have values that are not finite.
     """
     expect_adapter(adapter, "step_size")
     if params is not None:
@@ -113,9 +113,11 @@ def balanced_rates(adapter: Adapter, params: Mapping[str, npt.ArrayLike] | None 
             known[name] = min(rate, known.get(name, math.inf))
     found = {}
     for factor, known in multiples.items():
-        for rate in dict.fromkeys(known.values()):
-            names = tuple(name for name in known if known[name] == rate)
-            found[factor if len(names) == len(known) else names[0]] = Balanced(factor, rate, names)
+        by_rate: dict[float, list[str]] = {}
+        for name, rate in known.items():
+            by_rate.setdefault(rate, []).append(name)
+        for rate, names in by_rate.items():
+            found[factor if len(by_rate) == 1 else names[0]] = Balanced(factor, rate, tuple(names))
     return found
 
 
@@ -153,7 +155,14 @@ def _squares(adapter: Adapter, group: Group, params: Mapping[str, npt.ArrayLike]
             start = part.name + START  # what is trained may be other values by now
             values = np.asarray(params[start if start in params else part.name], dtype=np.float64)
             values = values if part.factor.init.is_host else values[part.cut]
-            found[factor].append(float(np.square(values).mean()))
+            with np.errstate(over="ignore"):
+                square = float(np.square(values).mean())
+            if not square < math.inf:
+                raise SiteError(
+                    f"params: expected starting values whose mean square is finite, got some in {part.name!r} where "
+                    f"it is {square}.\nTake them from init(adapter, weights)."
+                )
+            found[factor].append(square)
     return {name: math.fsum(squares) / len(squares) for name, squares in found.items()}
 
 

@@ -8,7 +8,20 @@ import pytest
 
 import tnadapt
 from tests.table import FAMILIES
-from tnadapt import AdapterSpec, SiteError, families, frozen, grid, magnitude, normal, step_size, trainable, unit, zeros
+from tnadapt import (
+    AdapterSpec,
+    SiteError,
+    families,
+    frozen,
+    grid,
+    init,
+    magnitude,
+    normal,
+    step_size,
+    trainable,
+    unit,
+    zeros,
+)
 from tnadapt.binding import Balanced, balanced_rates
 from tnadapt.initializers import constant, identity
 from tnadapt.testing import gradients, start_params
@@ -247,6 +260,43 @@ def test_every_family_has_rates_above_0_for_every_trained_factor():
             assert all(0 < rate < math.inf for rate in size.rates.values()), name
             assert math.isfinite(size.update), name
             assert size.update > 0, name
+
+
+@pytest.mark.parametrize(("value", "told"), [(math.nan, "nan"), (math.inf, "inf"), (1e200, "inf")])
+def test_starting_values_of_no_size_are_refused(value, told):
+    sites = grid(layers=1, kinds={"q": (12, 16)})
+    adapter = families.pissa().bind(sites, rank=2)
+    params = init(adapter, weights={sites[0].path: np.random.default_rng(0).standard_normal((12, 16))})
+    params = {name: np.full(np.shape(one), value) for name, one in params.items()}
+    for ask in (step_size, balanced_rates):
+        with pytest.raises(SiteError, match=f"params: expected starting values .* finite, got .* in 'A.*{told}"):
+            ask(adapter, params)
+
+
+class Counted(float):
+    """A number that counts how often it is compared for equality."""
+
+    times = 0
+    __hash__ = float.__hash__
+
+    def __eq__(self, other):
+        Counted.times += 1
+        return float(self) == other
+
+
+def test_balanced_rates_of_many_groups_are_not_compared_pair_by_pair(monkeypatch):
+    """Each group has a rate of its own, as where every weight has another width."""
+    adapter = families.lora().bind(grid(layers=1, kinds={f"k{n}": (8, 8 + n) for n in range(200)}), rank=2)
+    sizes = {
+        name: replace(size, rates={factor: Counted(rate) for factor, rate in size.rates.items()})
+        for name, size in step_size(adapter).items()
+    }
+    wanted = balanced_rates(adapter)
+    monkeypatch.setattr("tnadapt._structure.step.step_size", lambda *_: sizes)
+    monkeypatch.setattr(Counted, "times", 0)
+    assert balanced_rates(adapter) == wanted
+    assert len(wanted) == 201
+    assert Counted.times < 10 * 200
 
 
 def test_equal_steps_at_every_width_and_rank_under_unit():
