@@ -54,6 +54,8 @@ def compress_checkpoint(options: argparse.Namespace) -> int:
             options.to,
             rank=rank,
             sizes=options.sizes,
+            alpha=options.alpha,
+            scale=options.scale,
             seed=options.seed,
             sweeps=options.sweeps,
             tell=tell,

@@ -289,8 +289,6 @@ def _parser() -> argparse.ArgumentParser:
             ranks.add_argument(
                 "--budget", type=whole_number, metavar="N", help="use the largest rank with at most N trainable entries"
             )
-        one.add_argument("--alpha", type=float, help="alpha to use instead of the scale's")
-        one.add_argument("--scale", type=scale_of, metavar="unit|unit:1.6|2", help="scale to use instead of the spec's")
         one.add_argument("--seed", type=int, default=0)
     for one in (show, several):
         one.add_argument(
@@ -302,6 +300,9 @@ def _parser() -> argparse.ArgumentParser:
             default=LIMIT,
             help=f"largest Jacobian, for degrees of freedom (default {LIMIT})",
         )
+    for one in (show, several, smaller, picture):
+        one.add_argument("--alpha", type=float, help="alpha to use instead of the scale's")
+        one.add_argument("--scale", type=scale_of, metavar="unit|unit:1.6|2", help="scale to use instead of the spec's")
     for one in (show, several, smaller, picture, laws):
         one.add_argument("--sizes", type=sizes_by_name, default={}, metavar="head=12", help="sizes of individual modes")
     for one in (show, several, smaller, laws, names):

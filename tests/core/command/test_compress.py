@@ -1,12 +1,13 @@
 """The command `compress`: it reads a LoRA checkpoint or a tnadapt file and writes the closest adapter of a spec."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tnadapt import delta, families, grid, load, save
+from tnadapt import delta, families, grid, load, raw, save, unit
 from tnadapt._command.main import main
 from tnadapt.binding import read_checkpoint
 from tnadapt.testing import random_params
@@ -97,6 +98,39 @@ def test_a_tnadapt_file_can_be_compressed_and_keeps_its_extra_arrays(tmp_path, c
     for site in adapter.sites:
         update = delta(adapter, params, site)
         np.testing.assert_allclose(delta(found.adapter, found.params, site.path), update, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "scale"),
+    [
+        (("--scale", "unit:2"), unit(2.0)),
+        (("--scale", 3), raw(3.0)),
+        (("--alpha", 16), dataclasses.replace(families.lotr().scale, alpha=16.0)),
+        (("--scale", "unit:2", "--alpha", 3), unit(3.0)),
+    ],
+)
+def test_scale_and_alpha_replace_those_of_the_spec_and_leave_the_updates(shared, tmp_path, capsys, words, scale):
+    folder, whole = shared
+    out = tmp_path / "small"
+    status, _, err = call(capsys, "compress", folder, "--to", "lotr", "--rank", 4, "-o", out, *words)
+    assert (status, err) == (0, "")
+    adapter, params = load(out)
+    assert adapter.spec == dataclasses.replace(families.lotr(), scale=scale)
+    for path, update in whole.items():
+        np.testing.assert_allclose(delta(adapter, params, path), update, atol=1e-5 * np.abs(update).max())
+
+
+def test_a_scale_that_does_not_fit_writes_nothing(shared, tmp_path, capsys):
+    folder, _ = shared
+    for words, told in (
+        (("--to", "pissa", "--scale", "unit"), "is read from the host's weights"),
+        (("--to", "lotr", "--scale", "units"), "argument --scale: expected a number, unit or unit:1.6, got 'units'"),
+        (("--to", "lotr", "--alpha", 0), "expected an alpha that is not 0, got 0.0"),
+    ):
+        status, out, err = call(capsys, "compress", folder, *words, "--rank", 4, "-o", tmp_path / "small")
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert told in err
+    assert not (tmp_path / "small").exists()
 
 
 def test_the_scale_of_a_rank_stabilized_lora_is_read(shared, tmp_path, capsys):
