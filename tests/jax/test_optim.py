@@ -108,9 +108,17 @@ def test_trees_that_do_not_fit(make):
         transformation.update(grads, state, values | {"0.q.B": jnp.ones(3)})
 
 
+@pytest.mark.parametrize("number", [np.float32, np.float64, np.int64])
+def test_numbers_of_numpy_are_numbers(number):
+    wanted = once(lambda adapter: Rite(adapter, lr=1.0), jnp.float32)
+    for name, value in once(lambda adapter: Rite(adapter, lr=number(1)), jnp.float32).items():
+        np.testing.assert_array_equal(value, wanted[name])
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: Rite(LORA, lr=np.bool_(1)), "Rite: expected a number of at least 0 as lr"),
         (lambda: Rite(LORA, lr=-1.0), "Rite: expected a number of at least 0 as lr, got -1.0"),
         (lambda: Rite(LORA, betas=(0.9, 1.0)), "a number of at least 0 and below 1 as beta"),
         (lambda: Rite(LORA, betas=0.9), "expected two numbers as betas, got 0.9"),

@@ -3,6 +3,7 @@
 import json
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
@@ -30,13 +31,22 @@ def adapted(**more):
 
 
 @pytest.mark.parametrize(
-    "more", [{"scale": unit(2.0)}, {"scale": unit(), "alpha": 16}, {"scale": raw(3.0)}, {"scale": 3}]
+    "more",
+    [{"scale": unit(2.0)}, {"scale": unit(), "alpha": 16}, {"scale": raw(3.0)}, {"scale": 3}, {"scale": np.float32(3)}],
 )
 def test_a_config_takes_the_scale_that_attach_takes(more):
     _, state = adapted(**more)
     other = attach(llama(), families.lotr(), rank=2, target_modules=TARGETS, seed=0, **more)
     assert state.adapter == other.adapter
     assert state.adapter.networks == other.adapter.networks
+
+
+@pytest.mark.parametrize("alpha", [np.float32(16), np.float64(16), np.int64(16)])
+def test_an_alpha_of_numpy_is_kept_in_a_config_and_its_file(tmp_path, alpha):
+    plain = config(scale=unit(), alpha=alpha)
+    plain.save_pretrained(tmp_path)
+    assert TnConfig.from_pretrained(tmp_path).alpha == 16
+    assert adapted(scale=unit(), alpha=alpha)[1].adapter == adapted(scale=unit(16))[1].adapter
 
 
 def test_a_scale_survives_save_pretrained(tmp_path):
@@ -105,7 +115,7 @@ def test_a_config_that_was_never_bound_keeps_its_scale(tmp_path):
 
 
 def test_scales_that_do_not_fit_are_refused():
-    with pytest.raises(SpecError, match="expected a Scale or a number, got 'unit'"):
+    with pytest.raises(SpecError, match=r"expected a Scale or a number, got 'unit'; write scale=unit\(\)"):
         config(scale="unit")
     with pytest.raises(SpecError, match="is read from the host"):
         config(families.pissa(), scale=unit())

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,6 +29,14 @@ def test_the_ratio_multiplies_the_rate_of_factors_that_start_at_zero():
     state = hosts.adapt(hosts.toy(), "lora")
     assert rates(state.parameter_groups(lr=0.5, ratio=16.0)) == {"A": 0.5, "B": 8.0}
     assert rates(hosts.adapt(hosts.toy(), "lotr").parameter_groups(lr=0.5, ratio=2)) == {"A": 0.5, "G": 1.0, "B": 0.5}
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float64, np.int64])
+def test_rates_and_ratios_of_numpy_are_python_numbers(number):
+    state = hosts.adapt(hosts.toy(), "lora")
+    for groups in (state.parameter_groups(lr={"A": number(1), "B": 2}), state.parameter_groups(lr=1, ratio=number(2))):
+        assert rates(groups) == {"A": 1, "B": 2}
+        assert {type(group["lr"]) for group in groups} <= {int, float}
 
 
 def test_each_factor_can_have_its_own_rate():

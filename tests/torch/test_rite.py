@@ -448,3 +448,9 @@ def test_a_warning_says_that_every_gradient_was_skipped(size):
             optimizer.step()
     told = [str(one.message) for one in found if "nothing was trained" in str(one.message)]
     assert len(told) == (size > 1)
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float64, np.int64])
+def test_a_rate_of_numpy_is_the_python_number(number):
+    optimizer = Rite(hosts.adapt(hosts.toy(), "lora"), lr=number(1))
+    assert {type(group["lr"]) for group in optimizer.param_groups} == {float}

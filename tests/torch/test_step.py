@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -88,7 +89,7 @@ def test_scale_replaces_that_of_the_spec_and_alpha_multiplies_it():
     ]
     assert scales[1] == scales[2] == 16 * scales[0]
     assert scales[3] == scales[4] == 3.0
-    with pytest.raises(SpecError, match=r"scale: expected a Scale or a number, got 'unit'"):
+    with pytest.raises(SpecError, match=r"scale: expected a Scale or a number, got 'unit'; write scale=unit\(\)"):
         hosts.adapt(hosts.toy(), "lotr", scale="unit")
     with pytest.raises(SpecError, match=r"write scale=unit\(\)"):
         hosts.adapt(hosts.toy(), "lotr", scale=unit)
@@ -190,9 +191,47 @@ def test_a_weight_decay_refers_to_lr_beside_a_ratio_too():
     assert {group["name"]: group["weight_decay"] for group in groups} == {"A": 0.5, "B": 0.125}
 
 
+def test_a_weight_decay_at_a_tiny_lr_is_that_at_any_other():
+    """lr times the decay would be 0 there, and so would be the decay."""
+    groups = hosts.adapt(hosts.toy(), "lora").parameter_groups(lr=2.0**-1060, ratio=4.0, weight_decay=2.0**-20)
+    assert {group["name"]: group["weight_decay"] for group in groups} == {"A": 2.0**-20, "B": 2.0**-22}
+
+
+def test_a_rate_so_small_that_a_part_of_it_is_0_is_refused():
+    """A has 6 / sqrt(3 width) times the rate, which is less than half of it."""
+    state = attach(nn.Sequential(nn.Linear(512, 4)), "lora", target_modules=["0"], rank=2, seed=0)
+    for more in ({}, {"weight_decay": 0.1}):
+        with pytest.raises(SiteError, match=r"lr: expected a rate .*, got 5e-324, at which A has the rate: 0\.0\."):
+            state.parameter_groups(lr=5e-324, balance=True, **more)
+    groups = state.parameter_groups(lr=1e-300, balance=True, weight_decay=0.1)
+    assert [group["weight_decay"] * (group["lr"] / 1e-300) for group in groups] == pytest.approx([0.1, 0.1])
+
+
+@pytest.mark.parametrize("balance", [False, True])
+@pytest.mark.parametrize("number", [np.float32, np.float64])
+def test_rates_of_numpy_are_python_numbers(number, balance):
+    state = hosts.adapt(hosts.toy(), "lora")
+    found, wanted = (
+        [(group["name"], group["lr"], group["weight_decay"]) for group in groups]
+        for groups in (
+            state.parameter_groups(lr=number(0.5), weight_decay=number(0.25), balance=balance),
+            state.parameter_groups(lr=0.5, weight_decay=0.25, balance=balance),
+        )
+    )
+    assert found == wanted
+    assert {type(one) for each in found for one in each[1:]} == {float}
+
+
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
+        ({"lr": 5e-324, "ratio": 0.01}, r"lr: expected a rate .*, got 5e-324, .*: 0\.0\."),
+        ({"lr": 1e308, "ratio": 1e8}, r"lr: expected a rate .*, got 1e\+308, .*: inf\."),
+        ({"lr": 1.0, "ratio": 1e-8, "weight_decay": 1e308}, r"weight_decay: expected one .*, got 1e\+308, .*: inf\."),
+        ({"lr": "1"}, "lr: expected a positive number, got '1'"),
+        ({"lr": np.bool_(1)}, "lr: expected a positive number, got"),
+        ({"lr": 1.0, "weight_decay": "0"}, "weight_decay: expected a number of at least 0, got '0'"),
+        ({"lr": 1.0, "weight_decay": np.bool_(1)}, "weight_decay: expected a number of at least 0, got"),
         ({"lr": {"A": 1.0, "B": 1.0}, "balance": True}, "balance: expected one lr, got a rate for every factor"),
         ({"lr": 1.0, "ratio": 2.0, "balance": True}, r"balance: expected no ratio beside it.*got 2\.0"),
         ({"lr": 1.0, "balance": "full"}, "balance: expected True or False, got 'full'"),

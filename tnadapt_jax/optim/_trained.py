@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from tnadapt import Adapter, SiteError
-from tnadapt.binding import Unfolding, mistake, told
+from tnadapt.binding import Unfolding, as_number, mistake, told
 from tnadapt_jax._params import check_shape
 
 __all__: list[str] = []
@@ -16,6 +16,7 @@ __all__: list[str] = []
 
 def expect_number(value: object, where: str, word: str, *, least: float = 0.0, below: float = math.inf) -> float:
     """Return a number in [least, below). Raises SiteError for anything else."""
+    value = as_number(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < below:
         bound = f"at least {least:g}" + ("" if below == math.inf else f" and below {below:g}")
         raise mistake(SiteError, where, f"a number of {bound} as {word}", told(value), f"Pass another {word}.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import nn
 
 from tnadapt import Adapter, SiteError
-from tnadapt.binding import Balanced, balanced_rates, mistake, told
+from tnadapt.binding import Balanced, as_number, balanced_rates, mistake, told
 from tnadapt_torch._sharded import reshard
 from tnadapt_torch._state.step import start_values_of
 
@@ -50,9 +50,12 @@ class Optimized(nn.Module):
 
         Raises:
             SiteError: a rate is not a positive number, a name is unknown or missing, the ratio would have no effect,
-                or arguments are given of which each sets the rates.
+                or arguments are given of which each sets the rates; or a rate or a decay that follows from them is 0 or
+                infinite.
         """
         state = cast("AdapterState", self)
+        lr = {name: _number(rate) for name, rate in lr.items()} if isinstance(lr, Mapping) else _number(lr)
+        ratio, weight_decay = _number(ratio), _number(weight_decay)
         reshard([state, *state.host])
         _check_words(lr, ratio, balance, weight_decay)
         saved = [value for value in state.saved.values().values() if value.requires_grad]
@@ -68,11 +71,31 @@ class Optimized(nn.Module):
             for label, part in parts.items()
         ]
         groups += [{"name": SAVED, "params": whole, "lr": rates[SAVED]}] if whole else []
-        if weight_decay is not None:
-            assert not isinstance(lr, Mapping)
-            for group in groups:
-                group["weight_decay"] = weight_decay * lr / group["lr"]
+        for group in groups:
+            if not 0 < group["lr"] < math.inf:
+                raise SiteError(
+                    f"lr: expected a rate at which that of every factor is a positive number, got {lr!r}, at which "
+                    f"{group['name']} has the rate: {group['lr']}."
+                )
+            if weight_decay is not None:
+                group["weight_decay"] = _decay(weight_decay, cast("float", lr) / group["lr"], group["name"])
         return groups
+
+
+def _number(value: Any) -> Any:
+    """Return a number of numpy as the Python number; whether it is one at all is checked later."""
+    return as_number(value)
+
+
+def _decay(weight_decay: float, times: float, name: str) -> float:
+    """Return the decay of a group. Raises SiteError if it is infinite."""
+    found = weight_decay * times
+    if not found < math.inf:
+        raise SiteError(
+            f"weight_decay: expected one at which that of every factor is finite, got {weight_decay!r}, at which "
+            f"{name} has the decay: {found}."
+        )
+    return found
 
 
 def _by_factor(adapter: Adapter) -> dict[str, Balanced]:

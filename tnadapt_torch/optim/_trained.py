@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tnadapt import SiteError
-from tnadapt.binding import Unfolding, mistake, told
+from tnadapt.binding import Unfolding, as_number, mistake, told
 from tnadapt_torch._sharded import is_partitioned, reshard
 from tnadapt_torch._state import AdapterState, check_apart
 
@@ -24,6 +24,7 @@ def expect_state(state: object, where: str) -> AdapterState:
 
 def expect_number(value: object, where: str, word: str, *, least: float = 0.0, below: float = math.inf) -> float:
     """Return a number in [least, below). Raises SiteError for anything else."""
+    value = as_number(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < below:
         bound = f"at least {least:g}" + ("" if below == math.inf else f" and below {below:g}")
         raise mistake(SiteError, where, f"a number of {bound} as {word}", told(value), f"Pass another {word}.")

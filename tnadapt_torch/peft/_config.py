@@ -11,7 +11,18 @@ from typing import Any, cast
 import peft
 
 from tnadapt import Adapter, AdapterSpec, FormatError, Site, SiteError, from_json, to_json
-from tnadapt.binding import SpecLike, answers, as_integer, digests, expect_names, mistake, read_object, spec_of, told
+from tnadapt.binding import (
+    SpecLike,
+    answers,
+    as_integer,
+    as_number,
+    digests,
+    expect_names,
+    mistake,
+    read_object,
+    spec_of,
+    told,
+)
 from tnadapt.initializers import Scale
 from tnadapt_torch.peft._checkpoint import LARGEST_SEED, check_folder
 
@@ -140,6 +151,7 @@ class TnConfig(peft.PeftConfig):  # type: ignore[misc]
         if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
             raise SiteError(f"dropout: expected a number of at least 0 and below 1, got {self.dropout!r}.")
         self.seed = cast("int | None", as_integer(self.seed))
+        self.alpha = cast("float | None", as_number(self.alpha))
         if not (self.seed is None or (type(self.seed) is int and 0 <= self.seed <= LARGEST_SEED)):
             todo = "Write seed=0, or leave it out to draw it from torch's generator."
             raise mistake(SiteError, "seed", "an integer from 0 to 2**63 - 1, or None", told(self.seed), todo)
