@@ -127,6 +127,40 @@ def test_a_unit_adapter_is_merged_and_exported(tmp_path):
     hosts.close(other(words), wanted)
 
 
+def adafactor(params):
+    transformers = pytest.importorskip("transformers")
+    return transformers.Adafactor(params, lr=LR, relative_step=False, scale_parameter=False)
+
+
+def muon(params):
+    if not hasattr(torch.optim, "Muon"):
+        pytest.skip("torch.optim.Muon is of torch 2.9")
+    return torch.optim.Muon(params, lr=LR, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+
+
+@pytest.mark.parametrize("sizes", [(64, 64, 4), (256, 64, 8), (64, 256, 16)])
+@pytest.mark.parametrize(
+    ("make", "bounds"),
+    [
+        (adafactor, (0.9, 1.1)),
+        (lambda params: torch.optim.Adafactor(params, lr=LR), (0.0009, 0.0011)),
+        (muon, (0.15, 0.25)),
+    ],
+    ids=["adafactor", "adafactor of torch", "muon"],
+)
+def test_the_steps_of_other_optimizers_are_those_that_the_page_of_rates_states(make, bounds, sizes):
+    out, width, rank = sizes
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(width, out, bias=False))
+    state = attach(model, families.lora(), target_modules=["0"], rank=rank, seed=0)
+    before = state.delta("0").detach()
+    (model(torch.eye(width)).T * torch.randn(out, width)).sum().backward()
+    make([*state.parameters()]).step()
+    change = (state.delta("0").detach() - before).square().mean().sqrt().item() / LR
+    (said,) = step_size(state.adapter).values()
+    assert bounds[0] < change / said.update < bounds[1]
+
+
 def by_hand(state, lr, decay):
     """Return groups, one per parameter, written without `parameter_groups`."""
     sizes, found = step_size(state.adapter), []
