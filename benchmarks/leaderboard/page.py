@@ -7,7 +7,8 @@ from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
-from records import Record, RecordError
+from matplotlib.figure import Figure
+from records import Record, RecordError, replacing
 
 __all__ = ["write_page"]
 
@@ -58,7 +59,8 @@ def _write(records: Sequence[Record], docs: Path) -> None:
             parts += [what, "", *_rates(searched), ""]
             if _draw_rates(task, searched, picture):
                 parts += [f"![Validation loss against learning rate]({picture.name})", ""]
-    (docs / "leaderboard.md").write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
+    with replacing(docs / "leaderboard.md") as draft:
+        draft.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
 
 
 def _head(records: Sequence[Record]) -> list[str]:
@@ -149,8 +151,7 @@ def _draw_rates(task: str, searched: Sequence[Record], path: Path) -> bool:
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("validation loss")
     axes[1].legend(fontsize=7)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    _save(figure, path)
     return True
 
 
@@ -164,8 +165,15 @@ def _draw_pareto(task: str, final: Sequence[Record], path: Path) -> None:
             method, (runs[0].numbers, statistics.mean(tests)), fontsize=6, xytext=(3, 3), textcoords="offset points"
         )
     axis.set(xscale="log", xlabel="trained numbers", ylabel="test (%)", title=task)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    try:
+        with replacing(path) as draft:
+            figure.savefig(draft, format="png", dpi=120)
+    finally:
+        plt.close(figure)
 
 
 def _by_method(records: Iterable[Record]) -> dict[str, list[Record]]:

@@ -4,13 +4,14 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Key", "Record", "RecordError", "read", "read_all", "versions", "write"]
+__all__ = ["Key", "Record", "RecordError", "read", "read_all", "replacing", "versions", "write"]
 
 FORMAT = 1
 PACKAGES = ("tnadapt", "torch", "transformers", "peft", "numpy")
@@ -75,18 +76,25 @@ def write(folder: Path, record: Record) -> Path:
     text = json.dumps(asdict(record)) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle, draft = tempfile.mkstemp(dir=folder, suffix=".draft")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            Path(draft).chmod(0o644)
-            Path(draft).replace(path)
-        except BaseException:
-            Path(draft).unlink(missing_ok=True)
-            raise
+        with replacing(path) as draft:
+            draft.write_text(text, encoding="utf-8")
     except OSError as error:
         raise RecordError(f"{path}: expected a place to write a record, got {error.strerror}") from error
     return path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path beside one, and rename it into place when all is written: programs may run at the same time."""
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".draft")
+    os.close(handle)
+    draft = Path(name)
+    try:
+        yield draft
+        draft.chmod(0o644)  # mkstemp makes it private
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def read(path: Path) -> Record:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -98,6 +99,28 @@ runpy.run_path("benchmarks/leaderboard", run_name="__main__")
     assert "the process ended without an answer" in found.stdout
     assert "Traceback" not in found.stderr
     assert "| VeRA r64 unit | 0.0312 |" in (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_two_programs_at_once_leave_every_record_whole(tmp_path):
+    """Both run what neither has recorded yet; they agree but for times, and the record of the later one stays."""
+    command = [sys.executable, "benchmarks/leaderboard", "--tasks", "digits", "--methods", "LoRA r8 unit"]
+    command += ["--rates", "0.03125", "--seeds", "0", "--results", str(tmp_path)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, **pipes) for _ in range(2)]
+    ends = [process.communicate(timeout=600) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], ends
+    told = [re.sub(r", \d+ s", "", out).splitlines() for out, _ in ends]
+    assert all(line in max(told, key=len) for line in min(told, key=len))  # a run of which the other had the record
+    page = start([*command, "--page"])
+    assert page.returncode == 0, page.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "digits--LoRA_r8_unit--0.0312--seed100--search.json",
+        "digits--LoRA_r8_unit--0.0312--seed0--final.json",
+        "leaderboard.md",
+        "leaderboard_digits.png",
+    }
+    assert "| LoRA r8 unit | 0.0312 |" in (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

@@ -117,6 +117,33 @@ def test_a_page_makes_its_folder_or_tells_why_not(tmp_path):
         write_page([], tmp_path / "file" / "below")
 
 
+@pytest.mark.parametrize("of", ["picture", "page"])
+def test_a_page_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch, of):
+    """A second program that draws at the same time, or a reader, never meets a half of one."""
+    import matplotlib.figure
+    import page
+    from records import RecordError
+
+    page.write_page([record()], tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def break_off(path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    if of == "picture":
+        monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda self, path, **more: break_off(path))
+    else:
+        monkeypatch.setattr(type(tmp_path), "write_text", lambda self, text, **more: break_off(self))
+    with pytest.raises(RecordError, match="expected a place to write the page, got No space left on device"):
+        page.write_page([record(), record(seed=1)], tmp_path)
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert after.keys() == before.keys()
+    assert b"half" not in after.values()
+    if of == "page":
+        assert after["leaderboard.md"] == before["leaderboard.md"]
+
+
 def test_the_page_is_drawn_from_records(tmp_path):
     from page import write_page
 
