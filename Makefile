@@ -6,7 +6,7 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo demo-quick demo-encoder demo-jax test quantized lycoris lint format types laws peft-suite mutants bench leaderboard docs clean
+.PHONY: demo demo-quick demo-encoder demo-jax test quantized lycoris lint format types laws peft-suite mutants bench leaderboard leaderboard-quick docs clean
 .NOTPARALLEL:
 
 demo: .venv/.demo .venv/.smollm
@@ -58,6 +58,10 @@ bench: .venv/.bench
 
 leaderboard: .venv/.bench .venv/.smollm
 	$(BIN)/python benchmarks/leaderboard $(ARGS)
+
+leaderboard-quick: export LEADERBOARD = quick
+leaderboard-quick: .venv/.dev .venv/.bench .venv/.smollm
+	$(BIN)/python -m pytest tests/leaderboard/test_quick.py $(ARGS)
 
 docs: .venv/.docs
 	$(BIN)/mkdocs build --strict

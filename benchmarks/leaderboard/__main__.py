@@ -1,7 +1,7 @@
 """The table of methods: search the rate of each on the validation split, then run three seeds at the best one.
 
     python benchmarks/leaderboard                                     what is not recorded yet, and the page
-    python benchmarks/leaderboard --quick                             tiny runs in a folder of their own, to see it work
+    python benchmarks/leaderboard --quick                             tiny runs in a folder that goes; prints the page
     python benchmarks/leaderboard --tasks digits --methods "LoRA r8" "LoTR r16 unit" --seeds 0 1 2
     python benchmarks/leaderboard --page                              only draw the page from the records
 
@@ -135,6 +135,8 @@ def main() -> int:
                 left_out = run_all(options)
             is_ours = options.results.resolve() == (ROOT / "results").resolve()
             write_page(read_all(options.results), ROOT / "docs" if is_ours else options.results)
+            if options.quick:  # the folder goes
+                print((options.results / "leaderboard.md").read_text(encoding="utf-8"))
         except (RecordError, MethodError) as error:
             print(f"leaderboard: {error}", file=sys.stderr)
             return 1
