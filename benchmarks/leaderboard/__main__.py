@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from methods import METHODS, MethodError
+from methods import KAPPAS, METHODS, MethodError
 from page import write_page
 from records import Key, Record, RecordError, read, read_all, versions, write
 from runs import RunError, run_apart
@@ -79,7 +79,7 @@ def arguments() -> argparse.Namespace:
     """Parse the command line, and check names of tasks and methods."""
     parser = argparse.ArgumentParser(prog="leaderboard", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS), metavar="TASK")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="METHOD")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=[*METHODS, *KAPPAS], metavar="METHOD")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--rates", nargs="+", type=rate, help="the grid; default 2^-11 to 2^-3 in factors of 2")
     parser.add_argument("--search-seeds", nargs="+", type=int, default=[SEARCHED])

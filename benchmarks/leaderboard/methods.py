@@ -16,7 +16,9 @@ from tnadapt import LORA_STEP, AdapterSpec, SiteError, families, unit
 from tnadapt.binding import file_size
 from tnadapt_torch import attach
 
-__all__ = ["METHODS", "Adapted", "MethodError"]
+__all__ = ["KAPPAS", "METHODS", "Adapted", "MethodError"]
+
+KAPPA = 6.0  # that of the library, which a test compares
 
 
 class MethodError(Exception):
@@ -36,8 +38,13 @@ class Adapted:
 Method = Callable[[nn.Module, Collection[str], int], Adapted]
 
 
-def ours(spec: AdapterSpec, rank: int | None, sizes: Mapping[str, int], *, balanced: bool) -> Method:
-    """Return a family at its paper's scale and one rate for all factors, or at `unit` and balanced rates."""
+def ours(
+    spec: AdapterSpec, rank: int | None, sizes: Mapping[str, int], *, balanced: bool, kappa: float = KAPPA
+) -> Method:
+    """Return a family at its paper's scale and one rate for all factors, or at `unit` and balanced rates.
+
+    Rates are balanced with another `kappa` by multiplying those of the factors that do not move first.
+    """
 
     def adapt(model: nn.Module, targets: Collection[str], seed: int) -> Adapted:
         try:
@@ -55,7 +62,12 @@ def ours(spec: AdapterSpec, rank: int | None, sizes: Mapping[str, int], *, balan
             raise MethodError(str(error).partition("\n")[0]) from error
         size = file_size(state.adapter)
         numbers = tnadapt.count(state.adapter).trainable
-        return Adapted(model, lambda rate: state.parameter_groups(lr=rate, balance=balanced), numbers, lambda: size)
+
+        def groups(rate: float) -> list[dict[str, Any]]:
+            found = state.parameter_groups(lr=rate, balance=balanced)
+            return [one if one["lr"] == rate else one | {"lr": one["lr"] * kappa / KAPPA} for one in found]
+
+        return Adapted(model, groups, numbers, lambda: size)
 
     return adapt
 
@@ -114,4 +126,10 @@ METHODS: dict[str, Method] = {
     "PEFT LoKr r8": of_peft(lambda targets: peft.LoKrConfig(r=8, alpha=8, target_modules=targets)),
     "PEFT VeRA r64": of_peft(lambda targets: peft.VeraConfig(r=64, target_modules=targets)),
     "PEFT OFT": of_peft(lambda targets: peft.OFTConfig(oft_block_size=32, target_modules=targets)),
+}
+
+KAPPAS: dict[str, Method] = {
+    f"{name} unit kappa {kappa:g}": ours(*FAMILIES[name], balanced=True, kappa=kappa)
+    for name in ("LoRA r8", "LoTR r16", "MetaTT r16")
+    for kappa in (1.5, 3.0, 12.0, 24.0)
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from methods import METHODS
+from methods import KAPPAS, METHODS
 from records import Key, Record, versions
 from tasks import Task
 from torch import nn
@@ -68,7 +68,7 @@ def run(task: Task, key: Key, device: str) -> Record:
     begin = _memory(device)
     host = task.host(key.seed).to(device)
     before = task.forgetting(host)
-    adapted = METHODS[key.method](host, task.targets, key.seed)
+    adapted = (METHODS | KAPPAS)[key.method](host, task.targets, key.seed)
     heads = task.heads(adapted.model)
     start = time.perf_counter()
     losses = train(adapted.model, [*adapted.groups(key.rate), *heads], task, key.seed)
