@@ -61,7 +61,7 @@ leaderboard: .venv/.bench .venv/.smollm
 
 leaderboard-quick: export LEADERBOARD = quick
 leaderboard-quick: .venv/.dev .venv/.bench .venv/.smollm
-	$(BIN)/python -m pytest tests/leaderboard/test_quick.py $(ARGS)
+	$(BIN)/python -m pytest -s tests/leaderboard/test_quick.py $(ARGS)
 
 docs: .venv/.docs
 	$(BIN)/mkdocs build --strict

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import language
 import torch
 from methods import KAPPAS, METHODS, MethodError
 from page import write_page
@@ -25,7 +26,8 @@ from tasks import TASKS, Task
 
 ROOT = Path(__file__).parents[2]
 GRID = tuple(2.0**power for power in range(-11, -2))
-QUICK_GRID = (2.0**-8, 2.0**-6)
+SEEDS = (0, 1, 2)
+QUICK_GRID, QUICK_SEEDS = (2.0**-6,), (0,)
 SEARCHED = 100  # the seed of the search, which is none of the final ones
 
 
@@ -78,9 +80,11 @@ def best_rate(records: list[Record]) -> float | None:
 def arguments() -> argparse.Namespace:
     """Parse the command line, and check names of tasks and methods."""
     parser = argparse.ArgumentParser(prog="leaderboard", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS), metavar="TASK")
+    parser.add_argument(
+        "--tasks", nargs="+", choices=list(TASKS), metavar="TASK", help="default all, or a few quick ones"
+    )
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=[*METHODS, *KAPPAS], metavar="METHOD")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seeds", nargs="+", type=int, help="of the final runs; default 0 1 2")
     parser.add_argument("--rates", nargs="+", type=rate, help="the grid; default 2^-11 to 2^-3 in factors of 2")
     parser.add_argument("--search-seeds", nargs="+", type=int, default=[SEARCHED])
     parser.add_argument("--results", type=Path, default=ROOT / "results")
@@ -89,7 +93,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="tiny runs, in a folder that is removed")
     parser.add_argument("--search-only", action="store_true", help="no final runs")
     parser.add_argument("--page", action="store_true", help="draw the page from the records, and run nothing")
-    return parser.parse_args()
+    options = parser.parse_args()
+    quick_tasks = [name for name in TASKS if name not in language.KINDS[1:]]
+    options.tasks = options.tasks or (quick_tasks if options.quick else list(TASKS))
+    options.rates = tuple(options.rates or (QUICK_GRID if options.quick else GRID))
+    options.seeds = options.seeds or (QUICK_SEEDS if options.quick else SEEDS)
+    return options
 
 
 def run_all(options: argparse.Namespace) -> int:
@@ -108,11 +117,10 @@ def run_all(options: argparse.Namespace) -> int:
 
 def run_method(options: argparse.Namespace, name: str, task: Task, method: str) -> None:
     """Search the rate of a method, and make its final runs. Raises RunError if one fails."""
-    grid = tuple(options.rates or (QUICK_GRID if options.quick else GRID))
     found = [
         recorded(options.results, task, Key(name, method, rate, seed, "search"), options.device)
         for seed in options.search_seeds
-        for rate in grid
+        for rate in options.rates
     ]
     best = best_rate(found)
     if best is None:

@@ -34,11 +34,13 @@ class Language:
     pad: int
     steps: int
     device: str
+    layers: int | None = None  # of the host; None for all
     targets: Collection[str] = TARGETS
 
     def host(self, seed: int) -> nn.Module:
-        """Return the language model in float32; it is the same for every seed."""
+        """Return the language model in float32, perhaps its first layers alone; it is the same for every seed."""
         model: nn.Module = load_model(unpacked())[0]
+        model.model.layers = model.model.layers[: self.layers]
         return model
 
     def heads(self, model: nn.Module) -> list[dict[str, Any]]:
@@ -95,7 +97,7 @@ class Language:
 
 
 def loader(kind: str) -> Callable[[bool, str], Language]:
-    """Return a function that loads the task of a kind of question; a quick one has 2 steps and few questions."""
+    """Return a function that loads the task of a kind of question; a quick one has 2 steps, 2 layers and few questions."""
     return partial(_load, kind)
 
 
@@ -117,4 +119,5 @@ def _load(kind: str, quick: bool, device: str) -> Language:
         tokenizer.pad_token_id,
         2 if quick else STEPS,
         device,
+        2 if quick else None,
     )
