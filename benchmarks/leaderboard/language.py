@@ -97,7 +97,7 @@ class Language:
 
 
 def loader(kind: str) -> Callable[[bool, str], Language]:
-    """Return a function that loads the task of a kind of question; a quick one has 2 steps, 2 layers and few questions."""
+    """Return a function that loads the task of a kind of question; a quick one has 2 steps and 2 layers."""
     return partial(_load, kind)
 
 

@@ -18,7 +18,7 @@ def test_another_kappa_multiplies_the_rates_of_what_does_not_move_first():
 
     from tnadapt._structure import KAPPA as own
 
-    assert KAPPA == own
+    assert own == KAPPA
     for name in ("LoRA r8 unit", "LoTR r16 unit", "MetaTT r16 unit"):
         usual = rates(METHODS[name])
         assert len({*usual}) > 1
