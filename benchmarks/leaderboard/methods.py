@@ -104,6 +104,7 @@ FAMILIES: dict[str, tuple[AdapterSpec, int | None, dict[str, int]]] = {
     "LoTR r16": (families.lotr(), 16, {}),
     "MetaTT r16": (families.metatt(), 16, {}),
     "FacT-TT r16": (families.fact_tt(), 16, {}),
+    "CaRA r32": (families.cara(), 32, {"head": 4}),
     "TT-LoRA r8": (families.tt_lora(), 8, {}),
     "LoRTA r32": (families.lorta(), 32, {"head": 4}),
     "VeRA r64": (families.vera(), 64, {}),

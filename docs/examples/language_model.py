@@ -13,19 +13,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from language_table import Row, Setting, report, table, write_report
+from arguments import at_least, positive
+from fresh_process import INTERRUPTED, answered_again
+from language_table import Setting, report, write_report
 from language_training import BATCH, answer, logits_of, random_batches, test_loss, train
 from methods import METHODS, Method, check_different, file_name, method_named
 from reasoning import Encoded, Question, encode, make_questions, most_frequent
+from rows import Row, table
 from sentences import DataError, replacing
 from smollm import NAME, load_model, unpacked
 from torch import Tensor
@@ -37,9 +39,8 @@ from tnadapt import unit
 RATE = 8e-3
 STEPS, QUICK_STEPS = 100, 2
 TESTS, QUICK_TESTS = 100, 6
-MOST = 100_000  # steps, questions, ranks; more is a mistake
 COMPARED = 8  # questions whose logits are compared
-INPUT_FAULT, INTERRUPTED = 2, 130  # exit statuses
+INPUT_FAULT = 2  # exit status
 QUESTIONS = "questions.json"
 ANSWERS = Path(__file__).with_name("language_answers.py")
 
@@ -135,23 +136,6 @@ def tested(row: Row, job: Job, state: tnadapt_torch.AdapterState) -> Row:
     )
 
 
-def loaded_in_a_fresh_process(rows: Sequence[Row], job: Job) -> list[Row]:
-    """Load each file in another process, and count the answers that are the same there."""
-    files = [str(job.args.out / row.file) for row in rows]
-    command = [sys.executable, str(ANSWERS), *files, "--questions", str(job.args.out / QUESTIONS)]
-    command += ["--model", str(job.folder), "--device", job.args.device]
-    ran = subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8", check=False)
-    if ran.returncode == INTERRUPTED:
-        raise KeyboardInterrupt
-    if ran.returncode:
-        raise DataError(f"{ANSWERS.name} ended with status {ran.returncode}: {' '.join(command)}")
-    again = [json.loads(line) for line in ran.stdout.splitlines()]
-    return [
-        replace(row, same=sum(left == right for left, right in zip(row.answers, answers, strict=True)))
-        for row, answers in zip(rows, again, strict=True)
-    ]
-
-
 def exported_logits(folder: Path, job: Job) -> Tensor:
     """Return the logits of the model with the exported LoRA, as PEFT loads it."""
     from peft import PeftModel  # noqa: PLC0415 - it takes seconds, and bad arguments are answered before
@@ -160,26 +144,6 @@ def exported_logits(folder: Path, job: Job) -> Tensor:
     logits = logits_of(model, job.test[:COMPARED])
     model.unload()
     return logits
-
-
-def at_least(smallest: int) -> Callable[[str], int]:
-    """Return a parser of integers that accepts only `smallest` or more."""
-
-    def whole_number(text: str) -> int:
-        if int(text) < smallest:
-            raise argparse.ArgumentTypeError(f"expected {smallest} or more, got {text}")
-        if int(text) > MOST:
-            raise argparse.ArgumentTypeError(f"expected at most {MOST:,}, got {text}")
-        return int(text)
-
-    return whole_number
-
-
-def positive(text: str) -> float:
-    """Parse a positive number."""
-    if not 0 < float(text) < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
-    return float(text)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -229,7 +193,8 @@ def run_seed(job: Job, seed: int, rows: list[Row]) -> None:
     for name, method in job.args.methods:
         rows.append(run_method(name, method, job, seed))
         print(table(rows[-1:]), flush=True)
-    rows[first:] = loaded_in_a_fresh_process(rows[first:], job)
+    options = ["--questions", str(job.args.out / QUESTIONS), "--model", str(job.folder), "--device", job.args.device]
+    rows[first:] = answered_again(rows[first:], job.args.out, ANSWERS, options)
 
 
 def run_all(args: argparse.Namespace) -> int:

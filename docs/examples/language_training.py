@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import random
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from reasoning import Encoded, batch_of
 from torch import Tensor
 from tqdm import tqdm
+from training import Trained, fit
 
 BATCH = 4  # questions of a training step
 AT_ONCE = 16  # questions that are answered in one batch
-WARMUP = 0.1  # share of the steps
 SPARE_TOKENS = 6  # an answer may be longer than the longest that is expected
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What training took and gave: seconds by the clock and of the processor, and the loss of each step."""
-
-    seconds: float
-    processor_seconds: float
-    losses: tuple[float, ...]
-
-    @property
-    def diverged(self) -> bool:
-        """Whether the loss ended above its start, or was no number."""
-        end = self.losses[-5:]
-        return not all(map(math.isfinite, self.losses)) or sum(end) / len(end) > max(self.losses[0], 1.0) + 1.0
 
 
 def random_batches(count: int, steps: int, seed: int) -> list[list[int]]:
@@ -44,32 +26,11 @@ def random_batches(count: int, steps: int, seed: int) -> list[list[int]]:
 
 
 def train(
-    model: Any, groups: list[dict[str, Any]], rows: Sequence[Encoded], batches: Sequence[Sequence[int]], title: str
+    model: Any, groups: list[dict[str, Any]], rows: Sequence[Encoded], batches: Sequence[list[int]], title: str
 ) -> Trained:
-    """Train with AdamW without weight decay, one step per batch; the rate rises over a tenth of them, then falls to 0.
-
-    `groups` are parameter groups of torch.optim with learning rates. A loss that is no number ends the training.
-    """
-    steps, optimizer = len(batches), torch.optim.AdamW(groups, weight_decay=0.0)
-    warm = max(1.0, WARMUP * steps)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / warm) * (1.0 - step / steps)
-    )
-    pad, device, losses = model.config.pad_token_id or 0, model.device, list[float]()
-    clock, processor = time.perf_counter(), time.process_time()
-    bar = tqdm(batches, title, unit="step")
-    for chosen in bar:
-        loss = batch_of([rows[i] for i in chosen], pad, device).loss(model)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
-        bar.set_postfix(loss=f"{losses[-1]:.3f}")
-        if not math.isfinite(losses[-1]):
-            break
-    bar.close()
-    return Trained(time.perf_counter() - clock, time.process_time() - processor, tuple(losses))
+    """Train on the answers of the questions of each batch; `groups` are parameter groups with learning rates."""
+    pad, device = model.config.pad_token_id or 0, model.device
+    return fit(lambda chosen: batch_of([rows[i] for i in chosen], pad, device).loss(model), groups, batches, title)
 
 
 def in_batches(rows: Sequence[Encoded]) -> list[list[int]]:

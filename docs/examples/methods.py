@@ -55,10 +55,10 @@ def check_different(names: Sequence[str]) -> None:
         raise DataError(f"expected methods with different names, got {', '.join(twice)}: their files would be the same")
 
 
-def method_named(text: str) -> tuple[str, Method]:
-    """Read NAME, family, or file.py:name, each with sizes if wanted: lorta@rank=32,head=3."""
+def method_named(text: str, table: Mapping[str, Method] = METHODS) -> tuple[str, Method]:
+    """Read a NAME of the table, a family, or file.py:name, each with sizes if wanted: lorta@rank=32,head=3."""
     given, _, sizes = text.partition("@")
-    name, method = named_without_sizes(given)
+    name, method = named_without_sizes(given, table)
     found = dict(method.sizes)
     for part in filter(None, sizes.split(",")):
         key, sign, number = part.partition("=")
@@ -69,16 +69,16 @@ def method_named(text: str) -> tuple[str, Method]:
     return (text if sizes else name), replace(method, rank=rank, sizes=found)
 
 
-def named_without_sizes(text: str) -> tuple[str, Method]:
+def named_without_sizes(text: str, table: Mapping[str, Method]) -> tuple[str, Method]:
     """Look a method up in the table and among the families, or take the spec from `file.py:name`."""
-    if text in METHODS:
-        return text, METHODS[text]
+    if text in table:
+        return text, table[text]
     if text in families.__all__:
         family: Callable[[], AdapterSpec] = getattr(families, text)
         return text, Method(family())
     file, colon, name = text.rpartition(":")
     if not colon:
-        known = f"{', '.join(METHODS)}, a family such as fact_tt, and file.py:name"
+        known = f"{', '.join(table)}, a family such as fact_tt, and file.py:name"
         raise argparse.ArgumentTypeError(f"no method {text!r}; there are {known}")
     try:
         spec = runpy.run_path(file)[name]

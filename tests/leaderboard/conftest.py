@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "leaderboard"
-NAMES = ("records", "page", "runs", "methods", "tasks", "digits", "language", "sentences_task")
+NAMES = ("records", "page", "runs", "methods", "tasks", "digits", "language", "sentences_task", "glyphs_task")
 
 
 @pytest.fixture

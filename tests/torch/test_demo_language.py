@@ -270,8 +270,8 @@ def test_a_missing_package_is_named_with_what_to_do(examples: ModuleType, monkey
 
 
 def test_a_diverged_run_is_named_in_the_table(examples: ModuleType) -> None:
-    trained, row = module("language_training").Trained, module("language_table").Row
-    assert not trained(1.0, 1.0, (5.0, 1.0, 0.8)).diverged
-    assert trained(1.0, 1.0, (5.0, 8.0, 9.0, 20.0, 22.0, 24.0)).diverged
-    assert trained(1.0, 1.0, (5.0, float("nan"))).diverged
+    trained, row = module("training").Trained, module("rows").Row
+    assert not trained((1.0,), 1.0, (5.0, 1.0, 0.8)).diverged
+    assert trained((1.0,), 1.0, (5.0, 8.0, 9.0, 20.0, 22.0, 24.0)).diverged
+    assert trained((1.0,), 1.0, (5.0, float("nan"))).diverged
     assert row("LoTR", 0, ["no"], diverged=True).cells()[0] == "LoTR (diverged)"
