@@ -14,7 +14,7 @@ CACHE = Path(__file__).parents[2] / ".cache"
 
 
 def file_of(package: str, name: str, file: str, install: str) -> Path:
-    """Find a file of an installed package, whose name in an index is `name`. Raises DataError, which says what to do."""
+    """Find a file of an installed package, whose name in an index is `name`. Raises DataError if there is none."""
     found = importlib.util.find_spec(package)
     places = found.submodule_search_locations if found else None
     path = Path(places[0]) / file if places else None
