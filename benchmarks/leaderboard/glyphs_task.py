@@ -16,7 +16,7 @@ from vision_training import HEAD_RATE, TARGETS, batch, load_reader, loss_on, ove
 
 __all__ = ["load"]
 
-STEPS, SCORED = 60, {"validation": 300, "test": 500}
+STEPS, SCORED = 100, {"validation": 300, "test": 500}
 
 
 @dataclass(frozen=True)

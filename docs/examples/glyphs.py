@@ -34,10 +34,10 @@ FONTS = {
 SIDE = 42  # pixels: nine patches of 14
 FINE = 2  # a letter is drawn this much larger, and then made smaller together with its turn
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as DINOv2 was trained
-TURN, BEND, SHIFT = 30.0, 0.25, 0.1  # degrees, shear, share of the side: each to both sides
+TURN, BEND, SHIFT = 15.0, 0.15, 0.06  # degrees, shear, share of the side: each to both sides
 SIZES = (0.55, 0.85)  # height of the font, share of the side
-CONTRASTS = (0.4, 0.9)  # between letter and ground, of 1
-NOISE, STROKES = 0.1, 2  # standard deviation; lines across the letter
+CONTRASTS = (0.6, 1.0)  # between letter and ground, of 1
+NOISE, STROKES = 0.05, 1  # standard deviation; at most so many lines across the letter
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,8 @@ METHODS = {
     "CaRA": Method(families.cara(), rank=32, sizes={"head": 6}),
     "LoRTA": Method(families.lorta(), rank=32, sizes={"head": 6}),
 }  # add a line for a method of your own: it is trained at the same learning rate
-RATE = 6e-3
-STEPS, QUICK_STEPS = 120, 2
+RATE = 4e-3
+STEPS, QUICK_STEPS = 200, 2
 TESTS, QUICK_TESTS = 500, 40
 TEST_SEED = 0
 COMPARED = 100  # images whose logits are compared
