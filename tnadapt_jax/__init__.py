@@ -1,10 +1,11 @@
 """The JAX binding: pure functions on plain pytrees, for any model that is a function of its weights."""
 
+from tnadapt_jax._adapt import adapt, explain
 from tnadapt_jax._apply import apply, delta
 from tnadapt_jax._files import load, save
 from tnadapt_jax._find import find_sites
 from tnadapt_jax._leaf import Leaf, Leaves
-from tnadapt_jax._merge import adapt, merge
+from tnadapt_jax._merge import merge
 from tnadapt_jax._params import Params, init
 from tnadapt_jax._rates import rate_labels
 from tnadapt_jax._resize import carry, resize
@@ -19,6 +20,7 @@ __all__ = [
     "apply_in_layer",
     "carry",
     "delta",
+    "explain",
     "find_sites",
     "init",
     "load",

@@ -13,6 +13,7 @@ from tnadapt_jax._lower import apply_network, make_delta, wide_of
 from tnadapt_jax._magnitude import Rows, product_of, scale_delta, scale_output
 from tnadapt_jax._maps import map_factor
 from tnadapt_jax._params import Params, check_size, find_array
+from tnadapt_jax._stack import cut
 
 __all__ = ["apply", "delta"]
 
@@ -124,15 +125,6 @@ def parts_at(adapter: Adapter, params: Params, address: Address) -> Parts:
         read = [find_array(adapter, params, part.name) for part in (lengths, weight)]
         rows = Rows(cut(read[0], lengths.cut), lax.stop_gradient(read[1]))
     return Parts(network, [local(parts[name], value) for name, value in found.items()], rows)
-
-
-def cut(value: Array, place: Sequence[int | slice]) -> Array:
-    """Select one index, or the leading part, along each axis of an array; by slices, whose gradient is no scatter."""
-    stops = [at.stop if isinstance(at, slice) else at + 1 for at in place]
-    starts = [0 if isinstance(at, slice) else at for at in place]
-    if tuple(stops) != value.shape or any(starts):
-        value = lax.slice(value, starts, stops)
-    return lax.squeeze(value, [axis for axis, at in enumerate(place) if isinstance(at, int)])
 
 
 def apply_parts(parts: Parts, x: Array, product: Array | None = None) -> Array:

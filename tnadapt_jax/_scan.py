@@ -9,10 +9,11 @@ from jax import Array, lax
 
 from tnadapt import Adapter, Site, SiteError
 from tnadapt.binding import Address, Factor, Network, Part, expect_adapter
-from tnadapt_jax._apply import Parts, apply_parts, check_x, cut
+from tnadapt_jax._apply import Parts, apply_parts, check_x
 from tnadapt_jax._magnitude import Rows
 from tnadapt_jax._maps import map_factor
 from tnadapt_jax._params import Params, check_params, check_shape, find_array
+from tnadapt_jax._stack import cut, take_rows
 
 __all__ = ["apply_in_layer", "scan_split"]
 
@@ -54,7 +55,8 @@ class Source:
         """Whether the layers read one param in the order of one of its axes, so that all kinds can scan over it."""
         if len({*self.names}) > 1 or len(self.moving) != 1:
             return False
-        return [place[self.moving[0]] for place in self.places] == list(range(len(self.places)))
+        rows = self.whole[self.modes.index(self.moving[0])]  # of all kinds, where each has its own
+        return [place[self.moving[0]] for place in self.places] == list(range(rows))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -202,21 +204,13 @@ def _stacked(network: Network, source: Source, arrays: Arrays) -> Array:
     if len(arrays) == 1 and len(source.moving) == 1:
         mode = source.moving[0]
         rows = [place[mode] for place in source.places]
-        part = _rows(first, rows, modes.index(mode))
+        part = take_rows(first, rows, modes.index(mode))
         rest = {name: at for name, at in source.places[0].items() if name != mode}
         sizes = dict(network.sizes) | {mode: len(rows)}
         left = [name for name in modes if name not in rest]
         return jnp.moveaxis(_cut(part, modes, sizes, rest), left.index(mode), 0)
     each = zip(source.names, source.places, strict=True)
     return jnp.stack([_cut(arrays[name], modes, network.sizes, place) for name, place in each])
-
-
-def _rows(value: Array, rows: Sequence[int], axis: int) -> Array:
-    """Select rows along an axis; by one strided slice, whose gradient is no scatter, if they are evenly spaced."""
-    step = rows[1] - rows[0] if len(rows) > 1 else 1
-    if step > 0 and list(rows) == list(range(rows[0], rows[0] + step * len(rows), step)):
-        return lax.slice_in_dim(value, rows[0], rows[-1] + 1, step, axis)
-    return jnp.take(value, jnp.array(rows), axis=axis, unique_indices=True)
 
 
 def _in_body(network: Network, source: Source, shared: Arrays, layer: Arrays) -> Array:

@@ -11,7 +11,7 @@ import tnadapt
 import tnadapt_jax
 from tests.table import FAMILIES, REPRESENTATIVES
 from tnadapt import AdapterSpec, Site, SiteError, families, grid, raw, trainable
-from tnadapt_jax._scan import _rows
+from tnadapt_jax._stack import take_rows
 
 KINDS = {"q": (6, 4), "v": (6, 4), "up": (4, 6)}
 SITES = grid(layers=3, kinds=KINDS)
@@ -215,5 +215,5 @@ def test_layers_scan_over_a_factor_of_which_each_kind_reads_a_part():
 )
 def test_rows_that_are_evenly_spaced_are_a_slice(rows, how):
     value = jnp.arange(12.0).reshape(2, 6)
-    np.testing.assert_array_equal(_rows(value, rows, 1), np.asarray(value)[:, rows])
-    assert f" {how}[" in str(jax.make_jaxpr(lambda value: _rows(value, rows, 1))(value))
+    np.testing.assert_array_equal(take_rows(value, rows, 1), np.asarray(value)[:, rows])
+    assert f" {how}[" in str(jax.make_jaxpr(lambda value: take_rows(value, rows, 1))(value))

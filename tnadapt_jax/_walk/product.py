@@ -1,0 +1,85 @@
+"""Where an update enters: a product that sums all in axes of a weight, or all of its out axes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from tnadapt_jax._walk.weight import Atom, Weight, atoms_of, size_of
+
+__all__: list[str] = []
+
+Label = tuple[Any, ...]  # an atom of the weight, or ("x", n) for the n-th free axis of x, with its size
+
+
+def add_update(params: dict[str, Any], weight: Weight, x: Array, product: Array, *, is_right: bool) -> Array | None:
+    """Return a product of dot_general with the update added, given the product with the weight alone.
+
+    None if it is no product of x and the weight, or of x and its transpose.
+    """
+    (summed, batch) = params["dimension_numbers"]
+    (of_w, of_x) = (summed[is_right], summed[not is_right])
+    (batch_w, batch_x) = (batch[is_right], batch[not is_right])
+    free_w = [axis for axis in range(len(weight.axes)) if axis not in of_w and axis not in batch_w]
+    free_x = [axis for axis in range(x.ndim) if axis not in of_x and axis not in batch_x]
+    inner, outer, beside = (_atoms(weight, axes) for axes in (of_w, free_w, batch_w))
+    if not jnp.issubdtype(x.dtype, jnp.floating) or any(atom not in weight.lead for atom in beside):
+        return None
+    side = _side(inner, outer)
+    if side is None:
+        return None
+
+    x_labels: list[list[Label]] = [[("x", axis, size)] for axis, size in enumerate(x.shape)]
+    for own, other in zip((*of_w, *batch_w), (*of_x, *batch_x), strict=True):
+        x_labels[other] = list(weight.axes[own])
+    free = [label for axis in free_x for label in x_labels[axis]]
+    in_x = [atom for atom in weight.lead if atom in inner or atom in beside]
+    given = _arranged(x, x_labels, [in_x, free, atoms_of(inner, side)], merge_last=True)
+    has = tuple(atom in in_x for atom in weight.lead)
+
+    parts = [beside, free, outer] if is_right else [beside, outer, free]
+    labels = [label for part in parts for label in part]
+    other_side = "out" if side == "in" else "in"
+    in_y = [atom for atom in weight.lead if atom not in inner]
+    wanted = [in_y, free, atoms_of(outer, other_side)]
+    if side == "in":
+        made = None
+        if weight.reads_product and len(in_y) == len(weight.lead):
+            made = (_arranged(product, [labels], wanted, merge_last=True), (True,) * len(weight.lead))
+        update = weight.apply(given, has, made)
+        weight.origin.note("activations")
+    else:
+        update = weight.apply_transposed(given, has)
+        weight.origin.note("activations (transposed)")
+    if over := tuple(place for place, atom in enumerate(weight.lead) if atom in inner):
+        update = jnp.sum(update, axis=over)
+    flat = [label for part in wanted for label in part]
+    laid = update.reshape([label[-1] for label in flat])
+    laid = lax.transpose(laid, [flat.index(label) for label in labels]).reshape(product.shape)
+    return product + lax.convert_element_type(laid, product.dtype)
+
+
+def _atoms(weight: Weight, axes: Sequence[int]) -> list[Atom]:
+    return [atom for axis in axes for atom in weight.axes[axis]]
+
+
+def _side(inner: Sequence[Atom], outer: Sequence[Atom]) -> str | None:
+    """Return which side is summed whole, "in" or "out", while the other is left whole; None if neither is."""
+    if not atoms_of(inner, "out") and not atoms_of(outer, "in"):
+        return "in"
+    if not atoms_of(inner, "in") and not atoms_of(outer, "out"):
+        return "out"
+    return None
+
+
+def _arranged(
+    value: Array, labels: Sequence[Sequence[Label]], wanted: Sequence[Sequence[Label]], *, merge_last: bool
+) -> Array:
+    """Return an array, whose axes have these labels, with its axes in another order; the last part as one axis."""
+    flat = [label for axis in labels for label in axis]
+    order = [label for part in wanted for label in part]
+    parted = value.reshape([label[-1] for label in flat])
+    parted = lax.transpose(parted, [flat.index(label) for label in order])
+    *front, last = wanted
+    return parted.reshape([*(label[-1] for part in front for label in part), size_of(last)]) if merge_last else parted
