@@ -144,7 +144,8 @@ def _while(eqn: JaxprEqn, given: list[Any]) -> list[Any]:
     def body(carry: list[Any]) -> list[Any]:
         return dense_all(walk(params["body_jaxpr"], [*of_body, *carry]), "carried by a loop")
 
-    return list(lax.while_loop(condition, body, start))
+    found: list[Any] = lax.while_loop(condition, body, start)
+    return found
 
 
 def _scan(eqn: JaxprEqn, given: list[Any]) -> list[Any]:
