@@ -10,7 +10,8 @@ from jax import Array, lax
 
 from tnadapt import Adapter, Site, SiteError
 from tnadapt.binding import Address, Network, Part, expect_adapter
-from tnadapt_jax._apply import Parts, apply_parts, check_x
+from tnadapt_jax._apply import Parts, apply_parts, check_product, check_x
+from tnadapt_jax._explicit import OutSharding, placed
 from tnadapt_jax._magnitude import Rows
 from tnadapt_jax._maps import map_factor
 from tnadapt_jax._params import Params, check_params, check_shape, find_array
@@ -23,7 +24,7 @@ Arrays = Mapping[str, Array]
 
 @dataclass(frozen=True)
 class Source:
-    """Where one kind reads one factor: its part in each layer. `whole` is the shape of a param that a part is cut from."""
+    """Where one kind reads one factor: its part in each layer, and the shape of the params that parts are cut from."""
 
     parts: tuple[Part, ...]
     kind: str
@@ -66,7 +67,7 @@ class Source:
         return tuple(at.stop for at in self.left if isinstance(at, slice))
 
     def stacked(self, read: Callable[[Part], Array]) -> Array:
-        """Return the array with the layers in front: a whole one turned, or a stack of the parts that the kind reads."""
+        """Return the array with the layers in front: a whole one, or a stack of the parts that the kind reads."""
         if self.over is not None:
             return jnp.moveaxis(read(self.parts[0]), self.over, 0)
         return stack_parts(np.array(self.parts, dtype=object), read)[0]
@@ -125,7 +126,16 @@ def scan_split(adapter: Adapter, params: Params) -> tuple[dict[str, Array], dict
     return shared, per_layer
 
 
-def apply_in_layer(adapter: Adapter, shared: Arrays, layer: Arrays, kind: str, x: Array) -> Array:
+def apply_in_layer(
+    adapter: Adapter,
+    shared: Arrays,
+    layer: Arrays,
+    kind: str,
+    x: Array,
+    *,
+    product: Array | None = None,
+    out_sharding: OutSharding = None,
+) -> Array:
     """Return what the update adds to the output of one kind of weight, in the body of a scan over layers.
 
     Args:
@@ -134,25 +144,35 @@ def apply_in_layer(adapter: Adapter, shared: Arrays, layer: Arrays, kind: str, x
         layer: the scan's slice of `per_layer`, from `scan_split`.
         kind: the kind of the weight.
         x: the input of the weight, of shape (..., in axes).
+        product: x times the host's weight, as for `apply`.
+        out_sharding: the sharding of the answer, as for `apply`.
 
     Returns:
         An array of shape (..., out), in the dtype of x.
 
     Raises:
-        SiteError: for a kind that the adapter does not have, arrays of another split, or an x that does not fit.
+        SiteError: for a kind that the adapter does not have, arrays of another split, or an x or a product that does
+            not fit.
     """
     expect_adapter(adapter, "apply_in_layer")
     kinds = _kinds(adapter)
     if kind not in kinds:
         raise SiteError(f"kind: expected a kind of this adapter, got {kind!r}.\nIts kinds are {', '.join(kinds)}.")
-    network, found = kinds[kind].network, kinds[kind]
-    check_x(found.site.path, network, x)
+    site = kinds[kind].site
+    check_x(site.path, kinds[kind].network, x)
+    check_product(site, x, product)
+    return placed(apply_parts(parts_in_layer(adapter, shared, layer, kind), x, product), out_sharding)
+
+
+def parts_in_layer(adapter: Adapter, shared: Arrays, layer: Arrays, kind: str) -> Parts:
+    """Return what one kind of weight reads in the body of a scan. Raises SiteError for arrays of another split."""
+    found = _kinds(adapter)[kind]
     factors = [map_factor(one.parts[0].factor.map, _held(one, shared, layer)) for one in found.sources]
     rows = None
     if found.rows:
         lengths, weight = (_held(source, shared, layer) for source in found.rows)
         rows = Rows(lengths, weight.reshape(found.site.shape))
-    return apply_parts(Parts(network, factors, rows), x)
+    return Parts(found.network, factors, rows)
 
 
 @lru_cache(maxsize=64)
