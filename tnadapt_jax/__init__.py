@@ -10,6 +10,7 @@ from tnadapt_jax._params import Params, init
 from tnadapt_jax._rates import rate_labels
 from tnadapt_jax._resize import carry, resize
 from tnadapt_jax._scan import apply_in_layer, scan_split
+from tnadapt_jax._shardings import shardings
 
 __all__ = [
     "Leaf",
@@ -29,4 +30,5 @@ __all__ = [
     "resize",
     "save",
     "scan_split",
+    "shardings",
 ]
