@@ -57,9 +57,11 @@ def shapes(arrays):
 
 def moved(params):
     """Params whose trained values are away from their start, by other amounts in each entry."""
-    keys = iter(jax.random.split(jax.random.key(7), len(params["trainable"])))
+    random = np.random.default_rng(7)
     trained = params["trainable"].items()
-    return params | {"trainable": {n: v + jax.random.normal(next(keys), v.shape, v.dtype) / 3 for n, v in trained}}
+    return params | {
+        "trainable": {n: v + jnp.asarray(random.standard_normal(v.shape) / 3, v.dtype) for n, v in trained}
+    }
 
 
 def paths_of(adapter):
@@ -90,10 +92,10 @@ def run_by_site(adapter, params, xs):
 
 def inputs(adapter):
     """An x for each kind and layer."""
-    keys = iter(jax.random.split(jax.random.key(3), 99))
+    random = np.random.default_rng(3)
     inner = {site.coordinates["kind"]: site.shape[1:] for site in adapter.sites}
     return {
-        kind: jax.random.normal(next(keys), (len(paths), 2, *inner[kind]), jnp.float64)
+        kind: jnp.asarray(random.standard_normal((len(paths), 2, *inner[kind])))
         for kind, paths in paths_of(adapter).items()
     }
 
