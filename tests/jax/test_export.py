@@ -20,7 +20,7 @@ def params(started):
         made = started(adapter)
         random = np.random.default_rng(1)
         trained = made["trainable"].items()
-        return made | {"trainable": {n: jnp.asarray(random.standard_normal(v.shape), v.dtype) for n, v in trained}}
+        return made | {"trainable": {n: jnp.asarray(random.standard_normal(v.shape) / 4, v.dtype) for n, v in trained}}
 
     return make
 
