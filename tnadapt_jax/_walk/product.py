@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
+from tnadapt_jax._explicit import brought_to, spec_of
 from tnadapt_jax._walk.weight import Atom, Weight, atoms_of, size_of
 
 __all__: list[str] = []
@@ -57,7 +58,8 @@ def add_update(params: dict[str, Any], weight: Weight, x: Array, product: Array,
     flat = [label for part in wanted for label in part]
     laid = update.reshape([label[-1] for label in flat])
     laid = lax.transpose(laid, [flat.index(label) for label in labels]).reshape(product.shape)
-    return product + lax.convert_element_type(laid, product.dtype)
+    laid = brought_to(lax.convert_element_type(laid, product.dtype), spec_of(product))
+    return product + laid
 
 
 def _atoms(weight: Weight, axes: Sequence[int]) -> list[Atom]:
