@@ -9,7 +9,7 @@ import pytest
 WORKER = Path(__file__).with_name("worker.py")
 
 
-@pytest.mark.parametrize("what", ["adapted", "applied", "merged", "explicit"])
+@pytest.mark.parametrize("what", ["adapted", "applied", "merged", "explicit", "explicit_adapted"])
 def test_a_mesh_of_eight_devices_gives_the_results_of_one(what):
     run = f"import runpy, sys; sys.argv = ['worker', {what!r}]; runpy.run_path({str(WORKER)!r}, run_name='__main__')"
     ran = subprocess.run(

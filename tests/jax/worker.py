@@ -197,7 +197,48 @@ def explicit() -> None:
                 assert found[1].sharding.spec == (asked or PartitionSpec("data", None, rules["out"])), found[1].sharding
 
 
+def explicit_block(x, layer):
+    """A column-parallel weight and a row-parallel one, whose sum is not split."""
+    h = jax.nn.relu(x @ layer["up"]["kernel"])
+    row = PartitionSpec("data", None, None) if jax.sharding.get_abstract_mesh().axis_names else None
+    return x + jnp.einsum("bti,io->bto", h, layer["v"]["kernel"], out_sharding=row)
+
+
+def explicit_adapted() -> None:
+    """`adapt` on an explicit mesh, with products of the host that say how they are split."""
+    mesh, weights = mesh_of(AxisType.Explicit), stack()
+    leaves = find(weights, ("up", "v"))
+    x = normal(9, 4, 6, D)
+    where = {name: at(mesh, None, *own) for name, own in {"up": (None, "tensor"), "v": ("tensor", None)}.items()}
+    weights = {"layers": {name: weights["layers"][name] for name in where}}
+
+    def model(weights, x):
+        return lax.scan(lambda x, layer: (explicit_block(x, layer), None), x, weights["layers"])[0]
+
+    for family in (families.lotr, families.vera):
+        adapter = family().bind(leaves.sites, rank=2)
+        params = started(adapter, leaves, weights)
+        run = tnadapt_jax.adapt(model, adapter, leaves, dense="refuse")
+
+        def loss(params, weights, x, run=run):
+            return (run(params, weights, x) ** 2).mean()
+
+        wanted = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(params, weights, x)
+        split = {
+            "layers": {
+                name: {"kernel": jax.device_put(weights["layers"][name]["kernel"], where[name])} for name in where
+            }
+        }
+        own = jax.device_put(params, by_mode(adapter, mesh, {"out": "fsdp", "in": "tensor"}))
+        with jax.set_mesh(mesh):
+            step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
+            expect_equal(step(own, split, jax.device_put(x, at(mesh, "data", None, None))), wanted)
+
+
+CHECKS = {each.__name__: each for each in (adapted, applied, merged, explicit, explicit_adapted)}
+
+
 if __name__ == "__main__":
     assert len(jax.devices()) == 8
-    {"adapted": adapted, "applied": applied, "merged": merged, "explicit": explicit}[sys.argv[1]]()
+    CHECKS[sys.argv[1]]()
     print("as one device")
