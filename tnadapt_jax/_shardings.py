@@ -93,8 +93,8 @@ def _check(adapter: Adapter, rules: Mapping[str, Rule], mesh: Mesh | AbstractMes
         if not isinstance(rule, str | tuple | None) or not all(isinstance(name, str) for name in _names(rule)):
             todo = "Write the name of one axis of the mesh, a tuple of names, or None."
             raise mistake(SiteError, f"rules[{mode!r}]", "an axis of the mesh", told(rule), todo)
-        for name in _names(rule) if mesh is not None else ():
-            if name not in mesh.axis_names:
+        for name in _names(rule):
+            if mesh is not None and name not in mesh.axis_names:
                 raise SiteError(
                     f"rules[{mode!r}]: expected axes of the mesh, which has {', '.join(map(str, mesh.axis_names))}, "
                     f"got {name!r}."
