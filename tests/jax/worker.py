@@ -134,8 +134,9 @@ def applied() -> None:
 def merged() -> None:
     """Merged weights are the same, keep their shardings, and need no collective in the compiled text."""
     weights = stack()
-    leaves = find(weights, ("q", "up"))
     for family in (families.lora, families.lotr, families.vera):
+        # where weights of several shapes share a factor, as in VeRA, XLA moves parts of that factor
+        leaves = find(weights, ("q",) if family is families.vera else ("q", "up"))
         adapter = family().bind(leaves.sites, rank=2)
         params = started(adapter, leaves, weights)
         wanted = tnadapt_jax.merge(adapter, params, weights, leaves)
@@ -144,10 +145,8 @@ def merged() -> None:
             where = {n: {"kernel": at(mesh, None, "fsdp", "tensor")} for n in weights["layers"]}
             places = {"layers": where, "norm": at(mesh, "tensor")}
             split = jax.device_put(weights, places)
-            merge = jax.jit(lambda p, w, a=adapter: tnadapt_jax.merge(a, p, w, leaves), out_shardings=places)
-            # VeRA's factors are made for the largest weight: a part of one that is split has to be moved
-            ways = [at(mesh), by_mode(adapter, mesh)][: 1 if family is families.vera else 2]
-            for given in (jax.device_put(params, way) for way in ways):
+            merge = jax.jit(lambda p, w, a=adapter, n=leaves: tnadapt_jax.merge(a, p, w, n), out_shardings=places)
+            for given in (jax.device_put(params, way) for way in (at(mesh), by_mode(adapter, mesh))):
                 text = merge.lower(given, split).compile().as_text()
                 assert not COLLECTIVE.search(text), COLLECTIVE.search(text)
                 made = merge(given, split)
