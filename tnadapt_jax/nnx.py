@@ -210,15 +210,22 @@ def attach(
     if params is not None:
         _expect_none("params", {"dtype": dtype})
     weights = weights_of(model)
-    found = leaves or find_sites(
-        weights,
-        target=target,
-        layout=layout or "nnx",
-        layer_axis=layer_axis,
-        blocks=blocks,
-        fused=fused,
-        tasks=tasks,
-    )
+    found = leaves
+    if found is None:
+        try:
+            found = find_sites(
+                weights,
+                target=target,
+                layout=layout or "nnx",
+                layer_axis=layer_axis,
+                blocks=blocks,
+                fused=fused,
+                tasks=tasks,
+            )
+        except SiteError as error:
+            if not (shared := _shared(model)):
+                raise
+            raise SiteError(f"{error}\nShared by modules: {shared}.") from None
     adapter = (
         own
         if isinstance(own, Adapter)
@@ -245,6 +252,13 @@ def _expect_none(given: str, others: Mapping[str, Any]) -> None:
     if beside := [name for name, value in others.items() if value is not None]:
         todo = f"Leave out {beside[0]}, or what it contradicts."
         raise mistake(SiteError, "attach", f"{given} without {beside[0]}", "both", todo)
+
+
+def _shared(model: nnx.Module) -> str:
+    """Return which weights and modules have further paths in the model; the first path is that of their sites."""
+    found = nnx.find_duplicates(model, only=lambda path, value: isinstance(value, nnx.Param | nnx.Module))
+    paths = [[".".join(map(str, path)) for path in some] for some in found]
+    return ", ".join(f"{other} is {first}" for first, *others in paths for other in others)
 
 
 def weights_of(model: nnx.Module) -> dict[str, Any]:
