@@ -52,7 +52,10 @@ class Adapted(nnx.Module):
     def params(self) -> dict[str, dict[str, Array]]:
         """Return the factors as params for the pure functions."""
         trees: dict[str, Any] = {"trainable": self.trainable, "frozen": self.frozen}
-        return {tree: {name: variable[...] for name, variable in part.items()} for tree, part in trees.items()}
+        return {  # nnx.capture puts attributes of its own into every module
+            tree: {name: held[...] for name, held in part.items() if isinstance(held, AdapterParam | FrozenFactor)}
+            for tree, part in trees.items()
+        }
 
     def set_task(self, task: str) -> None:
         """Use the sites of this task from now on; at first, those of the first task. Raises SiteError if unknown."""

@@ -10,10 +10,10 @@ import numpy as np
 from flax import errors, nnx
 
 import tnadapt_jax
-from tests.jax.hosts import D, HOSTS, Attention, Mlp, Noisy, Twice
+from tests.jax.hosts import HOSTS, Attention, D, Mlp, Twice
 from tests.jax.test_nnx_hosts import adapted_of, merged_call, same
 from tnadapt import SiteError, families
-from tnadapt_jax.nnx import AdapterParam, attach
+from tnadapt_jax.nnx import Adapted, AdapterParam, attach
 
 
 @pytest.fixture(autouse=True)
@@ -78,9 +78,9 @@ def test_modes_are_set_on_the_adapted_model():
 def test_a_model_that_changes_nothing_can_be_closed_over_and_one_that_does_says_so_as_flax_does():
     adapted = adapted_of(HOSTS["statistics and dropout"])
     with pytest.raises(errors.TraceContextError):
-        jax.jit(lambda x: adapted(x))(X())
+        jax.jit(adapted.__call__)(X())
     adapted.eval()
-    same(jax.jit(lambda x: adapted(x))(X()), adapted(X()))
+    same(jax.jit(adapted.__call__)(X()), adapted(X()))
 
 
 def test_eager_calls_change_statistics_as_the_model_does():
@@ -255,4 +255,13 @@ def test_statistics_of_a_stack_come_back_in_their_layers():
     means = adapted.model.layers.norm.mean[...]
     assert means.shape == (3, D)
     assert all(float(jnp.abs(mean).max()) > 0 for mean in means)
-    assert isinstance(adapted.model, HOSTS["scan of checkpoints"].make) and not isinstance(adapted.model, Noisy)
+
+
+def test_a_second_adapter_adds_to_the_first():
+    first = adapted_of(HOSTS["mlp"])
+    second = attach(first, "lora", target=["model.up", "model.down"], layout="nnx", rank=1, dtype=jnp.float64)
+    for variable in second.trainable.values():
+        variable[...] += 0.1
+    merged = merged_model(second)
+    assert isinstance(merged, Adapted)
+    same(second(X()), merged_model(merged)(X()))

@@ -1,4 +1,4 @@
-"""Every model of nnx with an adapter = the same model with merged weights: values, gradients, and what a call changes."""
+"""Every model of nnx with an adapter = the same with merged weights: values, gradients, and what a call changes."""
 
 import pytest
 
@@ -50,10 +50,13 @@ def loss_of(answer):
 
 
 def same(found, wanted):
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-        if jax.dtypes.issubdtype(one.dtype, jax.dtypes.prng_key):
-            one, other = jax.random.key_data(one), jax.random.key_data(other)
+    for one, other in zip(*(map(plain, jax.tree.leaves(tree)) for tree in (found, wanted)), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-10)
+
+
+def plain(value):
+    is_key = hasattr(value, "dtype") and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(value) if is_key else value
 
 
 @pytest.mark.parametrize("name", HOSTS)
