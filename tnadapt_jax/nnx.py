@@ -79,9 +79,22 @@ class Adapted(nnx.Module):
         return answer
 
     def explain(self, *args: Any, method: str = "__call__", **kwargs: Any) -> Explained:
-        """Say how a call uses each adapted weight. Nothing is computed or changed."""
-        call = _Call(self, method, args, kwargs)
-        return explain(call.run, self.adapter, self.leaves, task=self.task)(self.params(), call.weights, call.rest)
+        """Say how a call uses each adapted weight. Nothing is computed or changed.
+
+        An argument may be a `jax.ShapeDtypeStruct` in place of an array, and the model may be one of `nnx.eval_shape`.
+        """
+        flat, tree = jax.tree.flatten((args, kwargs), is_leaf=lambda one: isinstance(one, nnx.Pytree | nnx.Variable))
+        abstract = {n: one for n, one in enumerate(flat) if isinstance(one, jax.ShapeDtypeStruct)}
+        found: list[Explained] = []
+
+        def explained(arrays: Mapping[int, Array]) -> None:
+            args, kwargs = tree.unflatten([arrays.get(n, one) for n, one in enumerate(flat)])
+            call = _Call(self, method, args, kwargs)
+            run = explain(call.run, self.adapter, self.leaves, task=self.task)
+            found.append(run(self.params(), call.weights, call.rest))
+
+        jax.eval_shape(explained, abstract)
+        return found[0]
 
 
 class _Call:
@@ -130,9 +143,13 @@ class _Call:
                 own.set_raw_value(value)
             else:
                 made[path] = _with_value(one, value)
-        if made:
-            nnx.update(self.node, nnx.from_flat_state(made))
-        if nnx.graphdef(self.node) != self.after:
+        try:
+            if made:
+                nnx.update(self.node, nnx.from_flat_state(made))
+            is_whole = nnx.graphdef(self.node) == self.after
+        except (IndexError, ValueError):  # flax cannot put it there, such as one more element of a list
+            is_whole = False
+        if not is_whole:
             todo = "Make the change on the model itself, outside of the call."
             raise mistake(SiteError, "call", "a call that changes variables alone", "one that changes attributes", todo)
 

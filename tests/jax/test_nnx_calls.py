@@ -171,6 +171,29 @@ def test_a_call_that_changes_other_attributes_is_refused():
         adapted(X())
 
 
+def test_arrays_that_a_call_puts_into_its_arguments_are_there_afterwards():
+    class Caching(Mlp):
+        def __call__(self, x, cache, kept=()):
+            cache["h"], cache["new"] = self.up(x), x
+            kept += [x] if isinstance(kept, list) else ()
+            return super().__call__(x)
+
+    adapted, cache = attach(Caching(nnx.Rngs(0)), "lora", target=["up"], rank=2), {"h": X()}
+    adapted(X(), cache)
+    same(cache, {"h": adapted.model.up(X()), "new": X()})
+    with pytest.raises(SiteError, match="call: expected a call that changes variables alone"):
+        adapted(X(), cache, [])
+
+
+def test_explain_needs_no_arrays():
+    model = nnx.eval_shape(lambda: HOSTS["maxtext"].make(nnx.Rngs(0)))
+    adapted = attach(model, "lotr", rank=2, **HOSTS["maxtext"].find)
+    x = jax.ShapeDtypeStruct((2, 5, D), jnp.float64)
+    assert str(adapted.explain(x)).splitlines()[0].split() == ["layers.key.kernel", "activations", "x1"]
+    assert str(adapted.explain(x)) == str(adapted.explain(X()))
+    assert attach(Mlp(nnx.Rngs(0)), "lora", target=["up"], rank=2).explain(x, scale=2).dense == ()
+
+
 def test_an_answer_that_is_no_array_is_refused():
     class Telling(Mlp):
         def name(self):
