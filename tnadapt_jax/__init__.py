@@ -1,6 +1,6 @@
 """The JAX binding: pure functions on plain pytrees, for any model that is a function of its weights."""
 
-from tnadapt_jax._adapt import adapt, explain
+from tnadapt_jax._adapt import Explained, adapt, explain
 from tnadapt_jax._apply import apply, delta
 from tnadapt_jax._files import load, save
 from tnadapt_jax._find import find_sites
@@ -12,6 +12,7 @@ from tnadapt_jax._resize import carry, resize
 from tnadapt_jax._scan import apply_in_layer, scan_split
 
 __all__ = [
+    "Explained",
     "Leaf",
     "Leaves",
     "Params",

@@ -88,7 +88,7 @@ def test_updates_are_made_as_matrices_only_where_it_is_said(name):
     host = HOSTS[name]
     adapted = adapted_of(host)
     explained = adapted.explain(host.x())
-    assert isinstance(explained, tnadapt_jax._adapt.Explained)
+    assert isinstance(explained, tnadapt_jax.Explained)
     assert all(explained.uses.values()), str(explained)
     found = {path: [what for what in uses if what.startswith("dW")] for path, uses in explained.uses.items()}
     assert {path: whys for path, whys in found.items() if whys} == {
