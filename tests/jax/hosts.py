@@ -221,3 +221,31 @@ HOSTS: dict[str, Host] = {
         {"layout": QKV | dict.fromkeys(("wi_0", "wi_1", "wo"), "nnx"), "layer_axis": {"layers": 1}},
     ),
 }
+
+
+class Branching(Mlp):
+    def __call__(self, x):
+        return nnx.cond(x.sum() > 0, lambda up, x: up(x), lambda up, x: jnp.tanh(up(x)), self.up, x)
+
+
+class Looping(Mlp):
+    def __call__(self, x):
+        return nnx.fori_loop(0, 3, lambda n, held: (held[0], Mlp.__call__(held[0], held[1])), (self, x))[1]
+
+
+class Mapped(Mlp):
+    def __call__(self, x):
+        return nnx.vmap(lambda up, x: up(x), in_axes=(None, 0))(self.up, x)
+
+
+class Jitted(Mlp):
+    def __call__(self, x):
+        return nnx.jit(lambda up, x: up(x))(self.up, x)
+
+
+class Differentiated(Mlp):
+    def __call__(self, x):
+        return nnx.grad(lambda x, up: jnp.sin(up(x)).sum())(x, self.up)
+
+
+TRANSFORMED = (Branching, Looping, Mapped, Jitted, Differentiated)

@@ -10,7 +10,7 @@ import numpy as np
 from flax import errors, nnx
 
 import tnadapt_jax
-from tests.jax.hosts import HOSTS, Attention, D, Mlp, Twice
+from tests.jax.hosts import HOSTS, TRANSFORMED, UP_DOWN, Attention, D, Host, Mlp, Twice
 from tests.jax.test_nnx_hosts import adapted_of, merged_call, same
 from tnadapt import SiteError, families
 from tnadapt_jax.nnx import Adapted, AdapterParam, attach
@@ -192,6 +192,20 @@ def test_explain_needs_no_arrays():
     assert str(adapted.explain(x)).splitlines()[0].split() == ["layers.key.kernel", "activations", "x1"]
     assert str(adapted.explain(x)) == str(adapted.explain(X()))
     assert attach(Mlp(nnx.Rngs(0)), "lora", target=["up"], rank=2).explain(x, scale=2).dense == ()
+
+
+@pytest.mark.parametrize("kind", TRANSFORMED)
+def test_a_transformation_of_nnx_inside_the_model_is_followed(kind):
+    adapted = adapted_of(Host(kind, UP_DOWN))
+    assert adapted.explain(X()).dense == ()
+    same(adapted(X()), merged_model(adapted)(X()))
+
+
+@pytest.mark.parametrize("name", ["vera", "pissa", "hira", "bora", "metatt"])
+def test_families_of_every_kind_are_those_of_merged_weights(name):
+    adapted = adapted_of(HOSTS["scan of checkpoints"], getattr(families, name))
+    wanted, _ = merged_call(adapted)(adapted.params()["trainable"], X())
+    same(nnx.jit(lambda adapted, x: adapted(x))(adapted, X()), wanted)
 
 
 def test_an_answer_that_is_no_array_is_refused():
