@@ -83,6 +83,7 @@ class Adapted(nnx.Module):
 
         An argument may be a `jax.ShapeDtypeStruct` in place of an array, and the model may be one of `nnx.eval_shape`.
         """
+        tree: Any
         flat, tree = jax.tree.flatten((args, kwargs), is_leaf=lambda one: isinstance(one, nnx.Pytree | nnx.Variable))
         abstract = {n: one for n, one in enumerate(flat) if isinstance(one, jax.ShapeDtypeStruct)}
         found: list[Explained] = []
@@ -124,7 +125,7 @@ class _Call:
         others = iter(rest)
         given = {path: weights[self.names[path]] if path in self.names else next(others) for path in self.held}
         state = nnx.from_flat_state({path: _with_value(self.held[path], value) for path, value in given.items()})
-        copied = nnx.merge(self.graph, state, copy=True)
+        copied = nnx.merge(self.graph, state)
         model, args, kwargs = copied
         answer = getattr(model, self.method)(*args, **kwargs)
         self.after, state = nnx.split(copied)
@@ -230,35 +231,9 @@ def attach(
     if params is not None:
         _expect_none("params", {"dtype": dtype})
     weights = weights_of(model)
-    found = leaves
-    if found is None:
-        try:
-            found = find_sites(
-                weights,
-                target=target,
-                layout=layout or "nnx",
-                layer_axis=layer_axis,
-                blocks=blocks,
-                fused=fused,
-                tasks=tasks,
-            )
-        except SiteError as error:
-            if not (shared := _shared(model)):
-                raise
-            raise SiteError(f"{error}\nShared by modules: {shared}.") from None
-    adapter = (
-        own
-        if isinstance(own, Adapter)
-        else own.bind(
-            found.sites,
-            rank=rank,
-            sizes=sizes,
-            alpha=alpha,
-            scale=scale,
-            seed=seed or 0,
-            overparametrized=overparametrized,
-        )
-    )
+    found = leaves or _found(model, finding | {"layout": layout or "nnx", "tasks": tasks})
+    bound: dict[str, Any] = binding | {"seed": seed or 0, "overparametrized": overparametrized}
+    adapter = own if isinstance(own, Adapter) else own.bind(found.sites, **bound)
     check_leaves(adapter, found, weights)
     if params is None:
         read = found.read(weights) if adapter.reads_weights else None
@@ -272,6 +247,16 @@ def _expect_none(given: str, others: Mapping[str, Any]) -> None:
     if beside := [name for name, value in others.items() if value is not None]:
         todo = f"Leave out {beside[0]}, or what it contradicts."
         raise mistake(SiteError, "attach", f"{given} without {beside[0]}", "both", todo)
+
+
+def _found(model: nnx.Module, finding: Mapping[str, Any]) -> Leaves:
+    """Return the result of find_sites with these arguments. An error says which weights have several paths."""
+    try:
+        return find_sites(weights_of(model), **finding)
+    except SiteError as error:
+        if not (shared := _shared(model)):
+            raise
+        raise SiteError(f"{error}\nShared by modules: {shared}.") from None
 
 
 def _shared(model: nnx.Module) -> str:

@@ -77,7 +77,7 @@ def test_modes_are_set_on_the_adapted_model():
 
 def test_a_model_that_changes_nothing_can_be_closed_over_and_one_that_does_says_so_as_flax_does():
     adapted = adapted_of(HOSTS["statistics and dropout"])
-    with pytest.raises(errors.TraceContextError):
+    with pytest.raises(errors.TraceContextError, match="Cannot mutate"):
         jax.jit(adapted.__call__)(X())
     adapted.eval()
     same(jax.jit(adapted.__call__)(X()), adapted(X()))
