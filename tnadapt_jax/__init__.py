@@ -1,6 +1,6 @@
 """The JAX binding: pure functions on plain pytrees, for any model that is a function of its weights."""
 
-from tnadapt_jax._adapt import adapt, explain
+from tnadapt_jax._adapt import Explained, adapt, explain
 from tnadapt_jax._apply import apply, delta
 from tnadapt_jax._files import load, save
 from tnadapt_jax._find import find_sites
@@ -13,6 +13,7 @@ from tnadapt_jax._scan import apply_in_layer, scan_split
 from tnadapt_jax._shardings import shardings
 
 __all__ = [
+    "Explained",
     "Leaf",
     "Leaves",
     "Params",

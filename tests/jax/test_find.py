@@ -73,6 +73,8 @@ def test_an_axis_can_be_split_in_the_leaf():
     tree = {"query": {"kernel": jnp.zeros((8, 2, 3))}, "out": {"kernel": jnp.zeros((2, 3, 8))}}
     found = tnadapt_jax.find_sites(tree, target=["query"], layout="in out out")
     found += tnadapt_jax.find_sites(tree, target=["out"], layout="in in out")
+    both = tnadapt_jax.find_sites(tree, layout={"out": "in in out", "query": "in out out"})
+    assert {*both.entries} == {*found.entries}
     assert [site.shape for site in found.sites] == [(6, 8), (8, 6)]
 
 
@@ -89,6 +91,18 @@ BAD = {
         r"layout: expected the words 'in' and 'out'.*got 'torch'",
     ),
     "layout of one side": (FLAT, {"target": ["query"], "layout": "in in"}, r"layout: expected .*, got 'in in'"),
+    "no target": (FLAT, {}, r"find_sites: expected a target beside one layout for all, got none\.\nWrite target="),
+    "a leaf without a layout": (
+        FLAT,
+        {"target": ["query", "dense"], "layout": {"query": "out in"}},
+        r"pooler\.dense: expected a layout for each leaf of the target, got none\.\n.*whose names are query\.",
+    ),
+    "two layouts of one leaf": (
+        FLAT,
+        {"layout": {"query": "out in", "attention.query": "in out"}},
+        r"query: expected one layout, got 'out in' and 'in out' \(of 'attention\.query'\)",
+    ),
+    "a name in the layout": (FLAT, {"layout": {"querry": "out in"}}, r"layout: expected names of leaves, got 'querry'"),
     "a stack without layer_axis": (
         STACKED,
         {"target": ["up"]},
