@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from tnadapt_jax._walk.weight import Atom, Weight
@@ -64,9 +65,14 @@ def _cut(params: Params, weight: Weight, rest: Sequence[Array], value: Array) ->
 
 def _cut_anywhere(params: Params, weight: Weight, rest: Sequence[Array], value: Array) -> Weight | None:
     sizes = params["slice_sizes"]
-    return _sliced(
-        weight, value, lambda array, at, axis: lax.dynamic_slice_in_dim(array, rest[axis], sizes[axis], axis=at)
-    )
+
+    def take(array: Array, at: int, axis: int) -> Array:
+        # the primitive clamps, but lax.dynamic_slice counts what is negative from the end before that
+        last = np.int32(array.shape[at] - sizes[axis])
+        start = lax.clamp(np.int32(0), lax.convert_element_type(rest[axis], np.int32), last)
+        return lax.dynamic_slice_in_dim(array, start, sizes[axis], axis=at)
+
+    return _sliced(weight, value, take)
 
 
 def _in_shape(weight: Weight, value: Array) -> Weight | None:
