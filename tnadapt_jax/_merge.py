@@ -79,10 +79,10 @@ def _loss(weight: Weight) -> Array:
     """Return what rounding changes, relative to the update."""
     update = weight.delta()
     exact = lax.convert_element_type(weight.value, update.dtype) + update
-    kept = jnp.finfo(weight.value.dtype)
+    kept = jnp.finfo(weight.value.dtype)  # type: ignore[no-untyped-call]
     rounded = lax.reduce_precision(exact, kept.nexp, kept.nmant)  # a compiler may skip two conversions, but not this
-    size = jnp.linalg.norm(update)
-    return jnp.linalg.norm(rounded - exact) / jnp.where(size > 0, size, jnp.ones_like(size))
+    size, lost = jnp.linalg.norm(update), jnp.linalg.norm(rounded - exact)
+    return jnp.divide(lost, jnp.where(size > 0, size, jnp.ones_like(size)))
 
 
 def _viewed(

@@ -10,7 +10,7 @@ import pytest
 import tnadapt_jax
 from tests.conftest import PROFILE
 from tests.jax.functions import D, normal
-from tests.jax.oracle import summed_by_site
+from tests.jax.oracle import summed_by_numpy, summed_by_site
 from tests.jax.uses import LAYERS, TOKENS, USES
 from tnadapt import SiteError, families
 
@@ -43,18 +43,22 @@ def test_every_use_is_that_of_merged_weights(name):
         made = jax.tree.leaves(run(params, weights, x))
         return sum(jnp.sum(jnp.sin(one) * normal(8, *one.shape)) for one in made)
 
-    def by_site(params, weights, x):
-        return use.call(summed_by_site(adapter, params, weights, leaves), x)
-
     # Compiling gradients takes most of the time; those of loops, branches and products are in test_adapt.py.
-    with_gradient = use.has_gradient and PROFILE == "laws"
-    derived = partial(jax.value_and_grad, argnums=(0, 1, 2)) if with_gradient else lambda run: run
-    found, wanted = (
-        jax.jit(derived(partial(loss, run)))(params, weights, x)
-        for run in (tnadapt_jax.adapt(use.call, adapter, leaves), by_site)
-    )
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(one, other, rtol=0, atol=1e-10 * max(1, float(jnp.max(jnp.abs(other)))))
+    if use.has_gradient and PROFILE == "laws":
+        derived = partial(jax.value_and_grad, argnums=(0, 1, 2))
+        merged = weights
+
+        def other(params, weights, x):
+            return use.call(summed_by_site(adapter, params, weights, leaves), x)
+    else:
+        derived = lambda run: run  # noqa: E731
+        merged = summed_by_numpy(adapter, params, weights, leaves)
+        other = lambda params, merged, x: use.call(merged, x)  # noqa: E731
+
+    found = jax.jit(derived(partial(loss, tnadapt_jax.adapt(use.call, adapter, leaves))))(params, weights, x)
+    wanted = jax.jit(derived(partial(loss, other)))(params, merged, x)
+    for one, two in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(one, two, rtol=0, atol=1e-10 * max(1, float(jnp.max(jnp.abs(two)))))
     unadapted = loss(lambda params, weights, x: use.call(weights, x), params, weights, x)
     assert abs(float(jax.tree.leaves(found)[0] - unadapted)) > 1e-4
 

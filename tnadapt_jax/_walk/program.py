@@ -95,7 +95,8 @@ def _followed(eqn: JaxprEqn, given: list[Any], where: str) -> list[Any] | None:
     """Return the outputs of an equation that reads a weight; None if the weight has to become an array first."""
     name = eqn.primitive.name
     if name in FOLLOWED:
-        return FOLLOWED[name](eqn, given, where)
+        follow, *needed = FOLLOWED[name]
+        return follow(eqn, given, where) if {*needed} <= eqn.params.keys() else None
     first, *rest = given
     if isinstance(first, Weight) and not any(isinstance(one, Weight) for one in rest) and len(eqn.outvars) == 1:
         (value,) = run_alone(eqn, [first.value, *rest])
@@ -115,23 +116,22 @@ def _product(eqn: JaxprEqn, given: list[Any], where: str) -> list[Any] | None:
     weight, x = (given[1], given[0]) if is_right else (given[0], given[1])
 
     def product(value: Array, x: Array) -> Array:
-        (made,) = run_alone(eqn, [x, value] if is_right else [value, x])
+        made: Array = run_alone(eqn, [x, value] if is_right else [value, x])[0]
         return made
 
     found = add_update(eqn.params, weight, x, product, is_right=is_right)
     return None if found is None else [found]
 
 
-def _inlined(eqn: JaxprEqn, given: list[Any], where: str) -> list[Any]:
-    return walk(_closed(eqn.params.get("jaxpr") or eqn.params["call_jaxpr"]), given, where)
+def _inlined(eqn: JaxprEqn, given: list[Any], where: str) -> list[Any] | None:
+    inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+    return None if inner is None else walk(_closed(inner), given, where)
 
 
 def _checkpointed(eqn: JaxprEqn, given: list[Any], where: str) -> list[Any]:
-    inner, params = _closed(eqn.params["jaxpr"]), eqn.params
-    again = jax.checkpoint(
-        lambda *values: walk(inner, values, where), policy=params["policy"], prevent_cse=params["prevent_cse"]
-    )
-    return list(again(*given))
+    inner = _closed(eqn.params["jaxpr"])
+    options = {name: eqn.params[name] for name in ("policy", "prevent_cse") if name in eqn.params}
+    return list(jax.checkpoint(lambda *values: walk(inner, values, where), **options)(*given))
 
 
 def _cond(eqn: JaxprEqn, given: list[Any], where: str) -> list[Any] | None:
@@ -153,24 +153,22 @@ def _while(eqn: JaxprEqn, given: list[Any], where: str) -> list[Any]:
     start = dense_all(given[conditions + bodies :], "carried by a loop", where)
 
     def condition(carry: list[Any]) -> Any:
-        return walk(params["cond_jaxpr"], [*of_condition, *carry], where)[0]
+        return walk(_closed(params["cond_jaxpr"]), [*of_condition, *carry], where)[0]
 
     def body(carry: list[Any]) -> list[Any]:
-        return dense_all(walk(params["body_jaxpr"], [*of_body, *carry], where), "carried by a loop", where)
+        return dense_all(walk(_closed(params["body_jaxpr"]), [*of_body, *carry], where), "carried by a loop", where)
 
     found: list[Any] = lax.while_loop(condition, body, start)
     return found
 
 
-def _scan(eqn: JaxprEqn, given: list[Any], where: str) -> list[Any]:
+def _scan(eqn: JaxprEqn, given: list[Any], where: str) -> list[Any] | None:
     """Scan over a stack of weights: what differs between layers is scanned with it, everything else closed over."""
-    params, inner = eqn.params, eqn.params["jaxpr"]
-    # By shapes, since jax has renamed the parameters: a carry has one shape inside and outside, and what is scanned
-    # has an axis less inside.
-    outside, inside = ([_axes(var) for var in some] for some in (eqn.outvars, inner.jaxpr.outvars))
-    carries = sum(out == own for out, own in zip(outside, inside, strict=True))
-    outside, inside = ([_axes(var) for var in some] for some in (eqn.invars, inner.jaxpr.invars))
-    scanned = sum(out == own + 1 for out, own in zip(outside, inside, strict=True))
+    params, inner = eqn.params, _closed(eqn.params["jaxpr"])
+    stacked, scanned = _scanned(eqn.outvars, inner.jaxpr.outvars), _scanned(eqn.invars, inner.jaxpr.invars)
+    if stacked is None or scanned is None:
+        return None
+    carries = len(eqn.outvars) - stacked
     first = len(given) - carries - scanned
     constants, carry = given[:first], dense_all(given[first : first + carries], "carried by a scan", where)
     each = [_scannable(one, where) for one in given[first + carries :]]
@@ -192,14 +190,19 @@ def _scan(eqn: JaxprEqn, given: list[Any], where: str) -> list[Any]:
         return dense_all(found[:carries], "carried by a scan", where), dense_all(left, "left a scan", where)
 
     held = [one.scanned() if isinstance(one, Weight) else one for one in each]
-    carry, outputs = lax.scan(
-        body, list(carry), held, length=params["length"], reverse=params["reverse"], unroll=params["unroll"]
-    )
+    options = {name: params[name] for name in ("length", "unroll") if name in params}
+    carry, outputs = lax.scan(body, list(carry), held, reverse=params["reverse"], **options)
     return [*carry, *(weights[unchanged[n]] if n in unchanged else one for n, one in enumerate(outputs))]
 
 
-def _axes(var: Any) -> int:
-    return len(var.aval.shape)
+def _scanned(outside: Sequence[Any], inside: Sequence[Any]) -> int | None:
+    """Return how many of the last values have an axis less inside; None unless the others, in front, are the same.
+
+    By shapes, since jax has renamed the parameters that say it.
+    """
+    more = [len(out.aval.shape) - len(own.aval.shape) for out, own in zip(outside, inside, strict=False)]
+    is_known = len(outside) == len(inside) and sorted(more) == more and {*more} <= {0, 1}
+    return sum(more) if is_known else None
 
 
 def _scannable(value: Any, where: str) -> Any:
@@ -211,11 +214,13 @@ def _scannable(value: Any, where: str) -> Any:
     return value
 
 
-FOLLOWED: dict[str, Callable[[JaxprEqn, list[Any], str], list[Any] | None]] = {
-    "dot_general": _product,
-    **dict.fromkeys(("jit", "pjit", "closed_call", "core_call"), _inlined),
-    **dict.fromkeys(("checkpoint", "remat", "remat2"), _checkpointed),
-    "cond": _cond,
-    "while": _while,
-    "scan": _scan,
+# What follows a weight through an equation, and the parameters that it needs: if jax calls them otherwise, the weight
+# becomes an array there.
+FOLLOWED: dict[str, tuple[Any, ...]] = {
+    "dot_general": (_product, "dimension_numbers"),
+    **dict.fromkeys(("jit", "pjit", "closed_call", "core_call"), (_inlined,)),
+    **dict.fromkeys(("checkpoint", "remat", "remat2"), (_checkpointed, "jaxpr")),
+    "cond": (_cond, "branches"),
+    "while": (_while, "cond_nconsts", "body_nconsts", "cond_jaxpr", "body_jaxpr"),
+    "scan": (_scan, "jaxpr", "reverse"),
 }
