@@ -1,6 +1,9 @@
 """What `adapt` takes and gives: trees with all kinds of leaves, parts of stacks, tasks, batches of adapters, errors."""
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -249,3 +252,17 @@ def test_gradients_of_a_while_loop_forward():
         for run in (adapted, by_merge)
     )
     same(found, wanted)
+
+
+def test_shard_map_in_the_function_and_around_it():
+    worker = Path(__file__).with_name("shard_map_worker.py")
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", f"import runpy; runpy.run_path({str(worker)!r}, run_name='__main__')"],
+        cwd=worker.parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == "as one device\n"
