@@ -30,7 +30,7 @@ STORED = {
 }
 SIZES = {"in": 4, "out": 6, "layer": 2, "expert": 2}
 LETTERS = "abcdefgh"
-EXAMPLES = settings().max_examples // (2 if PROFILE == "laws" else 5)
+EXAMPLES = max(1, settings().max_examples // (10 if PROFILE == "laws" else 5))
 
 
 @pytest.fixture(autouse=True)
