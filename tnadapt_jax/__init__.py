@@ -5,7 +5,7 @@ from tnadapt_jax._apply import apply, delta
 from tnadapt_jax._files import load, save
 from tnadapt_jax._find import find_sites
 from tnadapt_jax._leaf import Leaf, Leaves
-from tnadapt_jax._merge import merge
+from tnadapt_jax._merge import merge, merge_loss
 from tnadapt_jax._params import Params, init
 from tnadapt_jax._rates import rate_labels
 from tnadapt_jax._resize import carry, resize
@@ -27,6 +27,7 @@ __all__ = [
     "init",
     "load",
     "merge",
+    "merge_loss",
     "rate_labels",
     "resize",
     "save",

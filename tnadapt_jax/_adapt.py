@@ -24,8 +24,8 @@ DENSE = ("allow", "refuse")
 class Explained:
     """How each adapted leaf is used: its path -> what was done, such as "activations", how often.
 
-    "dW: gather" says that the update was made as a matrix for this operation. A leaf of which nothing is said is never
-    read.
+    "dW: gather" says that the update was made as a matrix for this operation, and "dW in bfloat16: gather" that the
+    sum was rounded to this dtype, in which a small update is lost. A leaf of which nothing is said is never read.
     """
 
     uses: Mapping[str, Mapping[str, int]]

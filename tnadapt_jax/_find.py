@@ -52,7 +52,8 @@ def find_sites(
         layer_axis: the axis of the layers, for leaves that hold one weight per layer. A number applies to every match,
             and the sites are "path[0]", "path[1]", ...; a mapping gives the axis by the path of a stack, and the sites
             are named as if the layers were separate: "stack.0.path".
-        blocks: weights that are split into blocks, each of them a site, as in `split_sites`: {"fc1": (4, 1)}.
+        blocks: weights that are split into blocks, each of them a site, as in `split_sites`: {"fc1": (4, 1)}. The name
+            of a stack stands for all of its layers.
         fused: weights that hold several projections, each of them a site: {"qkv": ["q", "k", "v"]}.
         tasks: names of tasks. Every site exists once per task.
 
@@ -86,6 +87,7 @@ def find_sites(
     }
     experts = [path for path, leaf in leaves.items() if EXPERT in leaf.roles]
     sites = [leaf.site for leaf in leaves.values()]
+    blocks, fused = (_by_site(asked, found) for asked in (blocks, fused))
     parts = split_sites(sites, blocks=blocks, fused=fused, experts=experts, tasks=tasks)
     return Leaves(tuple(replace(leaves[site.weight], site=site) for site in parts))
 
@@ -140,6 +142,26 @@ def _stack_of(stem: str, layer_axis: LayerAxis) -> tuple[str, int | None]:
         return "", layer_axis
     stack = max((prefix for prefix in layer_axis if stem.startswith(f"{prefix}.")), key=len, default="")
     return stack, layer_axis.get(stack)
+
+
+def _by_site(asked: Any, found: Mapping[str, Weight]) -> Any:
+    """Return what is asked for by the names of weights, with the paths of its layers for the name of a stack."""
+    if not isinstance(asked, Mapping):
+        return asked
+    named: dict[Any, Any] = {}
+    for name, parts in asked.items():
+        paths = [path for path, one in found.items() if one.axis is not None and _is_named(_stem(one.leaf), name)]
+        others = [path for path in found if path not in paths and _is_named(path, name)]
+        if not paths or all(_is_named(path, name) for path in paths):
+            named[name] = parts  # which names the layers as well
+            continue
+        both = [*paths, *others]  # without those that the others name
+        named |= {path: parts for path in both if not any(one != path and _is_named(path, one) for one in both)}
+    return named
+
+
+def _is_named(path: str, name: object) -> bool:
+    return f".{path}".endswith(f".{name}")
 
 
 def _weights(

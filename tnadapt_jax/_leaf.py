@@ -142,7 +142,7 @@ def _expect_float(path: str, dtype: Any) -> None:
     if not jnp.issubdtype(dtype, jnp.floating) or jnp.dtype(dtype).itemsize < 2:  # noqa: PLR2004
         raise SiteError(
             f"{path}: expected weights of a float dtype of 16 bits or more, got {jnp.dtype(dtype)}.\n"
-            "An update would be rounded away. Give the weights as floats: dequantize them first."
+            "An update would be rounded away. Dequantize the leaf first, and pass the tree with the values as floats."
         )
 
 

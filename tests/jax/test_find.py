@@ -121,3 +121,37 @@ BAD = {
 def test_find_sites_rejects_invalid_arguments(tree, asked, message):
     with pytest.raises(SiteError, match=re.compile(message, re.DOTALL)):
         tnadapt_jax.find_sites(tree, **({"layout": "out in"} | asked))
+
+
+@pytest.mark.parametrize(("layer_axis", "name"), [(0, "qkv"), (0, "decoder.qkv"), ({"decoder": 0}, "decoder.qkv")])
+def test_the_name_of_a_stack_stands_for_its_layers_in_fused_and_blocks(layer_axis, name):
+    tree = {"decoder": {"qkv": {"kernel": jnp.zeros((2, 4, 6))}, "up": {"kernel": jnp.zeros((2, 4, 8))}}}
+    found = tnadapt_jax.find_sites(
+        tree,
+        target=["qkv", "up"],
+        layout="linen",
+        layer_axis=layer_axis,
+        fused={name: {"q": 4, "k": 2}},
+        blocks={name.replace("qkv", "up"): (2, 1)},
+    )
+    layer = {leaf.site.weight: leaf.index for leaf in found.entries}
+    assert len(layer) == 4  # two layers of two weights
+    parts = {(layer[s.weight], s.coordinates["kind"].removeprefix("decoder."), s.shape) for s in found.sites}
+    kinds = [("q", (4, 4)), ("k", (2, 4)), ("up.0", (4, 4)), ("up.1", (4, 4))]
+    assert parts == {(n, *kind) for n in range(2) for kind in kinds}
+
+
+def test_a_stack_whose_name_ends_that_of_another_is_split_once():
+    tree = {"qkv": jnp.zeros((2, 4, 6)), "other": {"qkv": jnp.zeros((2, 4, 6))}, "last": {"qkv": jnp.zeros((4, 6))}}
+    layers = {"target": ["qkv"], "layout": "in out", "fused": {"qkv": ["q", "k"]}}
+    found = tnadapt_jax.find_sites({name: tree[name] for name in ("qkv", "other")}, layer_axis=0, **layers)
+    assert len(found.sites) == 8
+    found = tnadapt_jax.find_sites(tree, layer_axis={"other": 0}, **layers | {"target": ["other.qkv", "last.qkv"]})
+    assert len(found.sites) == 6
+
+
+def test_a_name_that_no_stack_has_is_refused():
+    with pytest.raises(SiteError, match="fused: expected names of the adapted weights, got 'kqv', which matches none"):
+        tnadapt_jax.find_sites(
+            {"qkv": jnp.zeros((2, 4, 6))}, target=["qkv"], layout="linen", layer_axis=0, fused={"kqv": ["q"]}
+        )

@@ -1,10 +1,11 @@
 """Operations that only move the numbers of a weight: each returns the weight with its axes where they are then."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from tnadapt_jax._walk.weight import Atom, Weight
@@ -32,7 +33,8 @@ def move(name: str, params: Params, weight: Weight, rest: Sequence[Array], value
     `rest` are the operands besides the weight, which comes first.
     """
     if name in MOVES:
-        return MOVES[name](params, weight, rest, value)
+        how, *needed = MOVES[name]
+        return how(params, weight, rest, value) if {*needed} <= params.keys() else None
     return _unmoved(weight, value) if name in UNMOVED and not rest else None
 
 
@@ -51,7 +53,7 @@ def _transposed(params: Params, weight: Weight, rest: Sequence[Array], value: Ar
 def _reshaped(params: Params, weight: Weight, rest: Sequence[Array], value: Array) -> Weight | None:
     """Return the weight in another shape, unless numbers are repeated or change their order."""
     places = list(params.get("broadcast_dimensions", ()))
-    is_same = value.size == weight.value.size and places == sorted(places)
+    is_same = value.size == weight.value.size and places == sorted(places) and params.get("dimensions") is None
     return _in_shape(weight, value) if is_same and not rest else None
 
 
@@ -64,9 +66,14 @@ def _cut(params: Params, weight: Weight, rest: Sequence[Array], value: Array) ->
 
 def _cut_anywhere(params: Params, weight: Weight, rest: Sequence[Array], value: Array) -> Weight | None:
     sizes = params["slice_sizes"]
-    return _sliced(
-        weight, value, lambda array, at, axis: lax.dynamic_slice_in_dim(array, rest[axis], sizes[axis], axis=at)
-    )
+
+    def take(array: Array, at: int, axis: int) -> Array:
+        # the primitive clamps, but lax.dynamic_slice counts what is negative from the end before that
+        last = np.int32(array.shape[at] - sizes[axis])
+        start = lax.clamp(np.int32(0), lax.convert_element_type(rest[axis], np.int32), last)
+        return lax.dynamic_slice_in_dim(array, start, sizes[axis], axis=at)
+
+    return _sliced(weight, value, take)
 
 
 def _in_shape(weight: Weight, value: Array) -> Weight | None:
@@ -139,9 +146,11 @@ def _sliced(weight: Weight, value: Array, take: Any) -> Weight | None:
     return weight.moved(value, axis, lambda array, at: take(array, at, axis), drop=False)
 
 
-MOVES: dict[str, Callable[[Params, Weight, Sequence[Array], Array], Weight | None]] = {
-    "transpose": _transposed,
-    **dict.fromkeys(("reshape", "squeeze", "expand_dims", "broadcast_in_dim"), _reshaped),
-    "slice": _cut,
-    "dynamic_slice": _cut_anywhere,
+# How a weight is moved, and the parameters that this needs: if jax calls them otherwise, the weight becomes an array.
+MOVES: dict[str, tuple[Any, ...]] = {
+    "transpose": (_transposed, "permutation"),
+    **dict.fromkeys(("reshape", "squeeze", "expand_dims"), (_reshaped,)),
+    "broadcast_in_dim": (_reshaped, "broadcast_dimensions"),
+    "slice": (_cut, "strides", "start_indices", "limit_indices"),
+    "dynamic_slice": (_cut_anywhere, "slice_sizes"),
 }

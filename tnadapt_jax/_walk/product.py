@@ -1,10 +1,13 @@
 """Where an update enters: a product that sums all in axes of a weight, or all of its out axes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.custom_derivatives import SymbolicZero
 
 from tnadapt_jax._explicit import brought_to, spec_of
 from tnadapt_jax._walk.weight import Atom, Weight, atoms_of, size_of
@@ -14,8 +17,11 @@ __all__: list[str] = []
 Label = tuple[Any, ...]  # an atom of the weight, or ("x", n) for the n-th free axis of x, with its size
 
 
-def add_update(params: dict[str, Any], weight: Weight, x: Array, product: Array, *, is_right: bool) -> Array | None:
-    """Return a product of dot_general with the update added, given the product with the weight alone.
+Product = Callable[[Array, Array], Array]
+
+
+def add_update(params: dict[str, Any], weight: Weight, x: Array, multiply: Product, *, is_right: bool) -> Array | None:
+    """Return a product of dot_general with the update added; `multiply(weight, x)` makes it without.
 
     None if it is no product of x and the weight, or of x and its transpose.
     """
@@ -44,10 +50,12 @@ def add_update(params: dict[str, Any], weight: Weight, x: Array, product: Array,
     other_side = "out" if side == "in" else "in"
     in_y = [atom for atom in weight.lead if atom not in inner]
     wanted = [in_y, free, atoms_of(outer, other_side)]
+    if side == "in" and weight.reads_product and len(in_y) == len(weight.lead):
+        product, read = _read_apart(multiply, weight.value, x)
+        made = (_arranged(read, [labels], wanted, merge_last=True), (True,) * len(weight.lead))
+    else:
+        product, made = multiply(weight.value, x), None
     if side == "in":
-        made = None
-        if weight.reads_product and len(in_y) == len(weight.lead):
-            made = (_arranged(product, [labels], wanted, merge_last=True), (True,) * len(weight.lead))
         update = weight.apply(given, has, made)
         weight.origin.note("activations")
     else:
@@ -60,6 +68,32 @@ def add_update(params: dict[str, Any], weight: Weight, x: Array, product: Array,
     laid = lax.transpose(laid, [flat.index(label) for label in labels]).reshape(product.shape)
     laid = brought_to(lax.convert_element_type(laid, product.dtype), spec_of(product))
     return product + laid
+
+
+def _read_apart(multiply: Product, weight: Array, x: Array) -> tuple[Array, Array]:
+    """Return the product, and once more for the update, which takes the weight as a constant; it is made once.
+
+    The gradient of the weight is then that of the weight with its update, in which the host's weight is a constant.
+    """
+
+    @jax.custom_jvp
+    def both(weight: Array, x: Array) -> tuple[Array, Array]:
+        made = multiply(weight, x)
+        return made, made
+
+    @partial(both.defjvp, symbolic_zeros=True)
+    def _(primals: Any, tangents: Any) -> Any:
+        made = multiply(*primals)
+        zeros = jnp.zeros_like(made)
+        by_weight, by_x = (
+            zeros
+            if isinstance(one, SymbolicZero)
+            else multiply(*(one if n == at else other for n, other in enumerate(primals)))
+            for at, one in enumerate(tangents)
+        )
+        return (made, made), (by_weight + by_x, by_x)
+
+    return both(weight, x)
 
 
 def _atoms(weight: Weight, axes: Sequence[int]) -> list[Atom]:

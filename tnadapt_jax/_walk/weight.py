@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 
 import jax
 import jax.numpy as jnp
@@ -111,8 +112,9 @@ class Weight:
                 f"{why!r}{where}.\nLeave the weight out of the adapter, or allow its update as a matrix with "
                 'dense="allow".'
             )
-        self.origin.note(f"dW: {why}")
         made = self.delta()
+        rounded = "" if self.value.dtype.itemsize >= made.dtype.itemsize else f" in {self.value.dtype}"
+        self.origin.note(f"dW{rounded}: {why}")
         return lax.convert_element_type(lax.convert_element_type(self.value, made.dtype) + made, self.value.dtype)
 
     def moved(self, value: Array, axis: int, take: Callable[[Array, int], Array], *, drop: bool) -> "Weight":
@@ -160,6 +162,12 @@ class Weight:
             pieces.append(replace(piece, arrays=found, along=along))
         rest = (*self.lead[:lead], *self.lead[lead + 1 :])
         return replace(self, value=value, pieces=tuple(pieces), origin=origin, axes=self.axes[1:], lead=rest)
+
+    def stacked_once(self) -> "Weight":
+        """Return the weight, whose first axis was added by a reshape and has size 1, as a stack along that axis."""
+        atom = next(one for n in count() if (one := (("once", n), 1)) not in self.lead)
+        pieces = tuple(replace(one, along=tuple((False, *along) for along in one.along)) for one in self.pieces)
+        return replace(self, pieces=pieces, axes=((atom,), *self.axes[1:]), lead=(atom, *self.lead))
 
     def is_same(self, other: "Weight") -> bool:
         """Return whether this is the other weight, unchanged."""
