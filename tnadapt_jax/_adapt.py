@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from tnadapt_jax._walk import Log, Weight, dense_all, view_of, walk
 __all__ = ["Explained", "adapt", "explain"]
 
 Answer = TypeVar("Answer")
+P = ParamSpec("P")
 DENSE = ("allow", "refuse")
 
 
@@ -47,8 +48,13 @@ class Explained:
 
 @answers(SiteError)
 def adapt(
-    apply_fn: Callable[..., Answer], adapter: Adapter, leaves: Leaves, *, task: str | None = None, dense: str = "allow"
-) -> Callable[..., Answer]:
+    apply_fn: Callable[Concatenate[Any, P], Answer],
+    adapter: Adapter,
+    leaves: Leaves,
+    *,
+    task: str | None = None,
+    dense: str = "allow",
+) -> Callable[Concatenate[Params, Any, P], Answer]:
     """Return the function (params, weights, *args, **kwargs) -> apply_fn(weights with the updates, *args, **kwargs).
 
     The function is traced once, and its weights are followed: where one is multiplied with activations, the update of
@@ -69,7 +75,7 @@ def adapt(
     """
     run = _adapted(apply_fn, adapter, leaves, task, dense)
 
-    def adapted(params: Params, weights: Any, *args: Any, **kwargs: Any) -> Answer:
+    def adapted(params: Params, weights: Any, /, *args: P.args, **kwargs: P.kwargs) -> Answer:
         return run(Counter(), params, weights, args, kwargs)  # type: ignore[no-any-return]
 
     return adapted
@@ -77,8 +83,8 @@ def adapt(
 
 @answers(SiteError)
 def explain(
-    apply_fn: Callable[..., Any], adapter: Adapter, leaves: Leaves, *, task: str | None = None
-) -> Callable[..., Explained]:
+    apply_fn: Callable[Concatenate[Any, P], Any], adapter: Adapter, leaves: Leaves, *, task: str | None = None
+) -> Callable[Concatenate[Params, Any, P], Explained]:
     """Return the function (params, weights, *args, **kwargs) that says how `adapt` uses each leaf. Nothing is computed.
 
     Args:
@@ -92,7 +98,7 @@ def explain(
     """
     run = _adapted(apply_fn, adapter, leaves, task, "allow")
 
-    def explained(params: Params, weights: Any, *args: Any, **kwargs: Any) -> Explained:
+    def explained(params: Params, weights: Any, /, *args: P.args, **kwargs: P.kwargs) -> Explained:
         log: Log = Counter()
         held, rest = _parted((params, weights, args, kwargs))
         jax.eval_shape(lambda arrays: run(log, *rest(arrays)), held)

@@ -53,7 +53,8 @@ def _transposed(params: Params, weight: Weight, rest: Sequence[Array], value: Ar
 def _reshaped(params: Params, weight: Weight, rest: Sequence[Array], value: Array) -> Weight | None:
     """Return the weight in another shape, unless numbers are repeated or change their order."""
     places = list(params.get("broadcast_dimensions", ()))
-    is_same = value.size == weight.value.size and places == sorted(places) and params.get("dimensions") is None
+    turns = "new_sizes" in params and params.get("dimensions") is not None  # a reshape that transposes first
+    is_same = value.size == weight.value.size and places == sorted(places) and not turns
     return _in_shape(weight, value) if is_same and not rest else None
 
 
