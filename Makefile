@@ -2,11 +2,12 @@
 
 PYTHON ?= python3
 ARGS ?=
+PYTHONS ?= python3.12 python3.13 python3.14
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo demo-quick demo-vision demo-encoder demo-jax test quantized lycoris lint format types laws peft-suite mutants bench leaderboard leaderboard-quick docs clean
+.PHONY: demo demo-quick demo-encoder demo-vision demo-jax test quantized lycoris lint format types laws matrix peft-suite mutants bench leaderboard leaderboard-quick docs clean
 .NOTPARALLEL:
 
 demo: .venv/.demo .venv/.smollm
@@ -49,6 +50,17 @@ types: .venv/.dev
 laws: export HYPOTHESIS_PROFILE = laws
 laws: .venv/.dev
 	$(BIN)/python -m pytest -n 2 tests/laws tests/parity tests/jax tests/torch/walk tests/torch/parallel tests/torch/test_demo.py tests/torch/test_demo_language.py tests/torch/test_demo_vision.py tests/peft/test_processes.py $(ARGS)
+
+# The JAX binding with the newest jax of each newer Python that this machine has.
+matrix:
+	@set -e; for python in $(PYTHONS); do \
+		if ! $$python -c "" 2> /dev/null; then echo "== $$python: none on this machine"; continue; fi; \
+		echo "== $$python"; \
+		$$python -m venv .venv/matrix/$$(basename $$python); \
+		.venv/matrix/$$(basename $$python)/bin/pip install -q --disable-pip-version-check --upgrade \
+			-e ".[jax,nnx,testing]" jax equinox orbax-checkpoint pytest; \
+		.venv/matrix/$$(basename $$python)/bin/python -m pytest -q tests/jax $(ARGS); \
+	done
 
 peft-suite: .venv/.dev
 	nice $(BIN)/python -m tests.peft.suite $(ARGS)

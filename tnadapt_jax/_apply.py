@@ -9,10 +9,12 @@ from jax.typing import DTypeLike
 
 from tnadapt import Adapter, Site, SiteError
 from tnadapt.binding import Address, Network, Part, expect_adapter, mistake, told
+from tnadapt_jax._explicit import OutSharding, brought_to, placed, spec_of
 from tnadapt_jax._lower import apply_network, make_delta, wide_of
 from tnadapt_jax._magnitude import Rows, product_of, scale_delta, scale_output
 from tnadapt_jax._maps import map_factor
 from tnadapt_jax._params import Params, check_size, find_array
+from tnadapt_jax._stack import cut
 
 __all__ = ["apply", "delta"]
 
@@ -26,7 +28,15 @@ class Parts:
     rows: Rows | None = None
 
 
-def apply(adapter: Adapter, params: Params, site: Site | str, x: Array, *, product: Array | None = None) -> Array:
+def apply(
+    adapter: Adapter,
+    params: Params,
+    site: Site | str,
+    x: Array,
+    *,
+    product: Array | None = None,
+    out_sharding: OutSharding = None,
+) -> Array:
     """Return what the update adds to the output of one site. Frozen factors get no gradient.
 
     Args:
@@ -36,6 +46,9 @@ def apply(adapter: Adapter, params: Params, site: Site | str, x: Array, *, produ
         x: the input of the site, of shape (..., in axes of the weight).
         product: x times the host's weight, of shape (..., out), which the layer makes anyway. A magnitude and terms
             that begin with the host's weight read it, and make it again if it is not given.
+        out_sharding: the sharding of the answer, as for `jax.numpy.einsum`. Under a mesh of explicit axes it is by
+            default that of the product, if it is given, or else that of x's leading axes and of the factor with the
+            out axis; a sum over a split axis is not split. Under other meshes it is a constraint, and none by default.
 
     Returns:
         An array of shape (..., out), in the dtype of x.
@@ -46,11 +59,11 @@ def apply(adapter: Adapter, params: Params, site: Site | str, x: Array, *, produ
     """
     expect_adapter(adapter, "apply")
     if isinstance(site, str) and (parts := adapter.parts(site)):
-        return _apply_blocks(adapter, params, parts, x, product)
+        return placed(_apply_blocks(adapter, params, parts, x, product), out_sharding)
     address = adapter.address(site)
     check_x(address.site.path, address.group.network, x)
-    _check_product(address.site, x, product)
-    return apply_parts(parts_at(adapter, params, address), x, product)
+    check_product(address.site, x, product)
+    return placed(apply_parts(parts_at(adapter, params, address), x, product), out_sharding)
 
 
 def delta(adapter: Adapter, params: Params, site: Site | str) -> Array:
@@ -126,22 +139,15 @@ def parts_at(adapter: Adapter, params: Params, address: Address) -> Parts:
     return Parts(network, [local(parts[name], value) for name, value in found.items()], rows)
 
 
-def cut(value: Array, place: Sequence[int | slice]) -> Array:
-    """Select one index, or the leading part, along each axis of an array; by slices, whose gradient is no scatter."""
-    stops = [at.stop if isinstance(at, slice) else at + 1 for at in place]
-    starts = [0 if isinstance(at, slice) else at for at in place]
-    if tuple(stops) != value.shape or any(starts):
-        value = lax.slice(value, starts, stops)
-    return lax.squeeze(value, [axis for axis, at in enumerate(place) if isinstance(at, int)])
-
-
 def apply_parts(parts: Parts, x: Array, product: Array | None = None) -> Array:
     """Return the scaled update of x by the factors of one site, in the dtype of x."""
     given = None if product is None else cast([product], x.dtype)[0]
     update = apply_network(parts.network, cast(parts.factors, x.dtype), x, product=given)
+    if product is not None:
+        update = brought_to(update, spec_of(product))
     if parts.rows is None:
         return update
-    made = product_of(parts.rows, x) if product is None else product
+    made = brought_to(product_of(parts.rows, x), spec_of(update)) if product is None else product
     return scale_output(parts.network, parts.factors, parts.rows, made, update)
 
 
@@ -156,7 +162,7 @@ def cast(values: Sequence[Array], dtype: DTypeLike) -> list[Array]:
     return [lax.convert_element_type(value, dtype) for value in values]
 
 
-def _check_product(site: Site, x: Array, product: Array | None) -> None:
+def check_product(site: Site, x: Array, product: Array | None) -> None:
     """Raise SiteError unless the product of x and the weight, if given, has its shape."""
     lead = jnp.shape(x)[: jnp.ndim(x) - len(site.shape) + 1]
     if product is not None and jnp.shape(product) != (*lead, site.shape[0]):

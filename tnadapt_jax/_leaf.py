@@ -97,6 +97,7 @@ def check_leaves(adapter: Adapter, leaves: Leaves, weights: Any) -> dict[str, li
     """
     by_site = {leaf.site.path: leaf for leaf in leaves.entries}
     shapes = dict(arrays_of(weights))
+    dtypes = dict(_dtypes_of(weights))
     found: dict[str, list[Leaf]] = {}
     for site in adapter.sites:
         leaf = by_site.get(site.path)
@@ -113,8 +114,36 @@ def check_leaves(adapter: Adapter, leaves: Leaves, weights: Any) -> dict[str, li
                 f"{site.path}: expected its leaf {leaf.path} to have shape {leaf.shape}, as when it was found, "
                 f"got {shapes.get(leaf.path, 'no such leaf')}."
             )
+        _expect_float(leaf.path, dtypes[leaf.path])
         found.setdefault(leaf.path, []).append(leaf)
     return found
+
+
+def of_task(found: dict[str, list[Leaf]], task: str | None) -> dict[str, list[Leaf]]:
+    """Return the leaves of one task. Raises SiteError for an unknown task, or for none if there are several."""
+    tasks = list(dict.fromkeys(leaf.site.coordinates.get("task") for some in found.values() for leaf in some))
+    if task is None and len(tasks) == 1:
+        return found
+    if task not in tasks:
+        raise SiteError(
+            f"task: expected a task of this adapter, got {task!r}.\nIts tasks are {', '.join(map(str, tasks))}."
+        )
+    return {path: [leaf for leaf in some if leaf.site.coordinates.get("task") == task] for path, some in found.items()}
+
+
+def _dtypes_of(weights: Any) -> Iterator[tuple[str, Any]]:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(weights):
+        if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+            yield path_of(path), leaf.dtype
+
+
+def _expect_float(path: str, dtype: Any) -> None:
+    """Raise SiteError unless an update can be added to values of this dtype: floats of two bytes or more."""
+    if not jnp.issubdtype(dtype, jnp.floating) or jnp.dtype(dtype).itemsize < 2:  # noqa: PLR2004
+        raise SiteError(
+            f"{path}: expected weights of a float dtype of 16 bits or more, got {jnp.dtype(dtype)}.\n"
+            "An update would be rounded away. Dequantize the leaf first, and pass the tree with the values as floats."
+        )
 
 
 def expect_leaves(given: object, where: str) -> None:

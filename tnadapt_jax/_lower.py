@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,11 +12,13 @@ from jax.typing import DTypeLike
 
 from tnadapt import plan
 from tnadapt.binding import Convolution, Network, Plan, run
+from tnadapt_jax._explicit import brought_to, dot, free_of, gathered, merge_axes, spec_of, split_axes
 
 __all__: list[str] = []
 
 Modes = tuple[str, ...]
 Precision = lax.Precision | None
+ANY = 1024  # tokens where their number is a symbol
 
 
 @dataclass(frozen=True)
@@ -39,19 +42,32 @@ def apply_network(
 
     `product` (..., out) is x times the host's weight, if it is at hand: terms that begin with it read it. The leading
     axes of x remain separate axes, so that each keeps its sharding. The plan is made for exactly the product of their
-    sizes. Nothing is checked here.
+    sizes, or for 1,024 if a size is a symbol. Nothing is checked here.
     """
     lead = x.shape[: x.ndim - len(network.axes) + 1]
-    order = plan(network, "apply", tokens=max(1, math.prod(lead)), host_product=product is not None)
+    order = plan(network, "apply", tokens=tokens_of(lead), host_product=product is not None)
     names = tuple(f"(token {axis})" for axis in range(len(lead)))
-    split = x.reshape(*lead, *(network.sizes[mode] for mode in network.in_modes))
+    inner = [[network.sizes[mode] for mode in modes] for modes in network.axes[1:]]
+    split = split_axes(x, [*([size] for size in lead), *inner])
     laid = [Laid(split, (*names, *network.in_modes), active=True)]
     if product is not None:
         for _, *modes in order.inputs[1 : len(order.operands) - len(factors)]:
             sizes = [network.sizes[mode] for mode in modes]
-            laid.append(Laid(product.reshape(*lead, *sizes), (*names, *modes), active=True))
+            own = split_axes(product, [*([size] for size in lead), sizes])
+            laid.append(Laid(own, (*names, *modes), active=True))
     answer = run(order, [*laid, *_factors(order, factors)], _Backend(order, names, precision))
-    return _rest_of_scale(order, answer.value.reshape(*lead, network.weight_shape[0]))
+    return _rest_of_scale(order, merge_axes(answer.value, [*[1] * len(lead), len(network.out_modes)]))
+
+
+def tokens_of(lead: Sequence[Any]) -> int:
+    """Return the number of tokens to plan for: exactly that of these leading axes, if each size is a number.
+
+    A program that is exported for any batch runs one plan at all of them: that for 1,024 tokens, as the PyTorch binding
+    takes under torch.compile, or for more if the sizes that are known are more. A plan for few tokens could multiply
+    factors first, at a cost that many tokens do not need.
+    """
+    known = math.prod(size for size in lead if isinstance(size, int))
+    return max(known, 1 if all(isinstance(size, int) for size in lead) else ANY)
 
 
 def wide_of(*values: Array) -> DTypeLike:
@@ -64,7 +80,7 @@ def make_delta(network: Network, factors: Sequence[Array], *, precision: Precisi
     """Return the scaled dense update of one site, in the weight's shape (out axis first)."""
     order = plan(network, "delta")
     answer = run(order, _factors(order, factors), _Backend(order, (), precision))
-    return _rest_of_scale(order, answer.value.reshape(network.weight_shape))
+    return _rest_of_scale(order, merge_axes(answer.value, [len(modes) for modes in network.axes]))
 
 
 def _rest_of_scale(order: Plan, value: Array) -> Array:
@@ -145,7 +161,8 @@ class _Backend:
         (sign, first), *others = values
         total = first.value if sign > 0 else -first.value
         for sign, other in others:
-            total = total + other.value if sign > 0 else total - other.value
+            value = brought_to(other.value, spec_of(total))
+            total = total + value if sign > 0 else total - value
         return Laid(total, first.modes, first.active)
 
 
@@ -168,7 +185,7 @@ def _step(left: Laid, right: Laid, kept: Modes, wanted: Modes, precision: Precis
     batch = [mode for mode in both if mode in kept]
     summed = [mode for mode in both if mode not in kept]
     axes = [(tuple(map(left.modes.index, some)), tuple(map(right.modes.index, some))) for some in (summed, batch)]
-    value = lax.dot_general(left.value, right.value, (axes[0], axes[1]), precision=precision)
+    value = dot(left.value, right.value, (axes[0], axes[1]), precision)
     free = [mode for side in (left, right) for mode in side.modes if mode not in both]
     return Laid(value, (*batch, *free), active)
 
@@ -176,16 +193,26 @@ def _step(left: Laid, right: Laid, kept: Modes, wanted: Modes, precision: Precis
 def _spectrum(laid: Laid, mode: str, made: str, *, conjugated: bool) -> Laid:
     """Transform along a mode, which gets another name. No transform takes less than float32."""
     wide = laid.value.dtype if laid.value.dtype == jnp.float64 else jnp.float32
-    value = jnp.fft.rfft(lax.convert_element_type(laid.value, wide), axis=laid.modes.index(mode))
+    axis = laid.modes.index(mode)
+    value = jnp.fft.rfft(gathered(lax.convert_element_type(laid.value, wide), axis), axis=axis)
     modes = tuple(made if one == mode else one for one in laid.modes)
     return Laid(jnp.conj(value) if conjugated else value, modes, laid.active)
 
 
 def _entrywise(left: Laid, right: Laid) -> tuple[Array, Modes]:
     """Multiply without summation. The axes of the larger operand come first, then those that only the other has."""
-    big, small = (left, right) if left.value.size >= right.value.size else (right, left)
+    big, small = (left, right) if _size(left) >= _size(right) else (right, left)
     modes = (*big.modes, *(mode for mode in small.modes if mode not in big.modes))
+    if (spec := spec_of(big.value)) is not None and (own := spec_of(small.value)) is not None:
+        free = free_of(own, spec)
+        wanted = [spec[big.modes.index(mode)] if mode in big.modes else free[n] for n, mode in enumerate(small.modes)]
+        small = Laid(brought_to(small.value, tuple(wanted)), small.modes)
     return jnp.multiply(_spread(big, modes), _spread(small, modes)), modes
+
+
+def _size(laid: Laid) -> int:
+    """Return the number of entries, with a size that is a symbol as large as plans assume."""
+    return math.prod(size if isinstance(size, int) else ANY for size in laid.value.shape)
 
 
 def _spread(laid: Laid, modes: Modes) -> Array:

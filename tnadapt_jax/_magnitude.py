@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from tnadapt.binding import Network, row_products
+from tnadapt_jax._explicit import dot, merge_axes
 from tnadapt_jax._lower import make_delta, wide_of
 
 __all__: list[str] = []
@@ -40,8 +41,9 @@ def scale_delta(rows: Rows, update: Array) -> Array:
 def product_of(rows: Rows, x: Array) -> Array:
     """Return x times the host's weight: x (..., in axes) -> (..., out)."""
     weight = rows.weight.reshape(len(rows.weight), -1).astype(x.dtype)
-    lead = x.shape[: x.ndim - rows.weight.ndim + 1]
-    return x.reshape(*lead, weight.shape[1]) @ weight.T
+    lead = x.ndim - rows.weight.ndim + 1
+    flat = merge_axes(x, [*[1] * lead, x.ndim - lead])
+    return dot(flat, weight, (((lead,), (1,)), ((), ())))
 
 
 def _ratios(network: Network, factors: Sequence[Array], rows: Rows) -> Array:

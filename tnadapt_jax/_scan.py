@@ -1,75 +1,86 @@
 """Use an adapter in lax.scan: arrays that all layers share are closed over, arrays per layer are scanned."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache, partial
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from tnadapt import Adapter, Site, SiteError
-from tnadapt.binding import Address, Factor, Network, Part, expect_adapter
-from tnadapt_jax._apply import Parts, apply_parts, check_x, cut
+from tnadapt.binding import Address, Network, Part, expect_adapter
+from tnadapt_jax._apply import Parts, apply_parts, check_product, check_x
+from tnadapt_jax._explicit import OutSharding, placed
 from tnadapt_jax._magnitude import Rows
 from tnadapt_jax._maps import map_factor
 from tnadapt_jax._params import Params, check_params, check_shape, find_array
+from tnadapt_jax._stack import cut, stack_parts
 
 __all__ = ["apply_in_layer", "scan_split"]
 
 Arrays = Mapping[str, Array]
-Index = Mapping[str, int]
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where one kind reads one factor: the param and the index along its site modes, per layer.
+    """Where one kind reads one factor: its part in each layer, and the shape of the params that parts are cut from."""
 
-    `whole` is the shape of that param; `local` is the shape of the part that one site reads.
-    """
-
-    factor: Factor
-    names: tuple[str, ...]
-    places: tuple[Index, ...]
+    parts: tuple[Part, ...]
     kind: str
     whole: tuple[int, ...]
-    local: tuple[int, ...]
 
-    @property
-    def modes(self) -> tuple[str, ...]:
-        """The modes of the param."""
-        return self.factor.held
-
-    @property
+    @cached_property
     def is_shared(self) -> bool:
         """Whether every layer reads the same values."""
-        return len({*self.names}) == 1 and not self.moving
+        return self._is_one and not self._moving
 
-    @property
-    def moving(self) -> tuple[str, ...]:
-        """The site modes whose index differs between layers."""
-        return tuple(mode for mode in self.places[0] if len({place[mode] for place in self.places}) > 1)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether the layers read one param in the order of one of its axes, so that all kinds can scan over it."""
-        if len({*self.names}) > 1 or len(self.moving) != 1:
-            return False
-        return [place[self.moving[0]] for place in self.places] == list(range(len(self.places)))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the array in the body of the scan."""
-        if self.is_shared:
-            return self.whole
-        if self.is_whole:
-            return tuple(s for mode, s in zip(self.modes, self.whole, strict=True) if mode != self.moving[0])
-        return self.local
+    @cached_property
+    def over(self) -> int | None:
+        """The axis that the layers walk along from end to end, so that all kinds can scan over it; None if none is."""
+        if not self._is_one or len(self._moving) != 1:
+            return None
+        (axis,) = self._moving
+        rows = range(self.whole[axis])  # of all kinds, where each has its own
+        return axis if [part.cut[axis] for part in self.parts] == list(rows) else None
 
     @property
     def key(self) -> str:
         """The name in `shared` or `per_layer`; the same for kinds that read the same values."""
-        own = not (self.is_shared or self.is_whole) and self.places[0]
-        return f"{self.names[0]}@{self.kind}" if own else self.names[0]
+        first = self.parts[0]
+        is_own = not self.is_shared and self.over is None and first.index
+        return f"{first.name}@{self.kind}" if is_own else first.name
+
+    @property
+    def left(self) -> tuple[int | slice, ...]:
+        """What the body of the scan cuts: all of a shared array, a row of a whole one, nothing of a stack of parts."""
+        cut = self.parts[0].cut
+        if self.is_shared or self.over is not None:
+            return tuple(at for axis, at in enumerate(cut) if axis != self.over)
+        return tuple(at for at in cut if isinstance(at, slice))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the array in the body of the scan."""
+        if self.is_shared or self.over is not None:
+            return tuple(size for axis, size in enumerate(self.whole) if axis != self.over)
+        return tuple(at.stop for at in self.left if isinstance(at, slice))
+
+    def stacked(self, read: Callable[[Part], Array]) -> Array:
+        """Return the array with the layers in front: a whole one, or a stack of the parts that the kind reads."""
+        if self.over is not None:
+            return jnp.moveaxis(read(self.parts[0]), self.over, 0)
+        return stack_parts(np.array(self.parts, dtype=object), read)[0]
+
+    @property
+    def _is_one(self) -> bool:
+        return len({part.name for part in self.parts}) == 1
+
+    @property
+    def _moving(self) -> list[int]:
+        """The axes along which the place differs between layers."""
+        first = self.parts[0].cut
+        return [axis for axis, at in enumerate(first) if any(part.cut[axis] != at for part in self.parts)]
 
 
 @dataclass(frozen=True)
@@ -107,15 +118,24 @@ def scan_split(adapter: Adapter, params: Params) -> tuple[dict[str, Array], dict
     per_layer: dict[str, Array] = {}
     for kind in _kinds(adapter).values():
         for source in kind.every:
-            arrays = {name: _read(adapter, params, name).reshape(source.whole) for name in source.names}
+            read = partial(_read, adapter, params, source.whole)
             if source.is_shared:
-                shared.setdefault(source.key, arrays[source.names[0]])
+                shared.setdefault(source.key, read(source.parts[0]))
             elif source.key not in per_layer:
-                per_layer[source.key] = _stacked(kind.network, source, arrays)
+                per_layer[source.key] = source.stacked(read)
     return shared, per_layer
 
 
-def apply_in_layer(adapter: Adapter, shared: Arrays, layer: Arrays, kind: str, x: Array) -> Array:
+def apply_in_layer(
+    adapter: Adapter,
+    shared: Arrays,
+    layer: Arrays,
+    kind: str,
+    x: Array,
+    *,
+    product: Array | None = None,
+    out_sharding: OutSharding = None,
+) -> Array:
     """Return what the update adds to the output of one kind of weight, in the body of a scan over layers.
 
     Args:
@@ -124,25 +144,35 @@ def apply_in_layer(adapter: Adapter, shared: Arrays, layer: Arrays, kind: str, x
         layer: the scan's slice of `per_layer`, from `scan_split`.
         kind: the kind of the weight.
         x: the input of the weight, of shape (..., in axes).
+        product: x times the host's weight, as for `apply`.
+        out_sharding: the sharding of the answer, as for `apply`.
 
     Returns:
         An array of shape (..., out), in the dtype of x.
 
     Raises:
-        SiteError: for a kind that the adapter does not have, arrays of another split, or an x that does not fit.
+        SiteError: for a kind that the adapter does not have, arrays of another split, or an x or a product that does
+            not fit.
     """
     expect_adapter(adapter, "apply_in_layer")
     kinds = _kinds(adapter)
     if kind not in kinds:
         raise SiteError(f"kind: expected a kind of this adapter, got {kind!r}.\nIts kinds are {', '.join(kinds)}.")
-    network, found = kinds[kind].network, kinds[kind]
-    check_x(found.site.path, network, x)
-    factors = [_in_body(network, source, shared, layer) for source in found.sources]
+    site = kinds[kind].site
+    check_x(site.path, kinds[kind].network, x)
+    check_product(site, x, product)
+    return placed(apply_parts(parts_in_layer(adapter, shared, layer, kind), x, product), out_sharding)
+
+
+def parts_in_layer(adapter: Adapter, shared: Arrays, layer: Arrays, kind: str) -> Parts:
+    """Return what one kind of weight reads in the body of a scan. Raises SiteError for arrays of another split."""
+    found = _kinds(adapter)[kind]
+    factors = [map_factor(one.parts[0].factor.map, _held(one, shared, layer)) for one in found.sources]
     rows = None
     if found.rows:
-        lengths, weight = (_in_body(network, source, shared, layer) for source in found.rows)
+        lengths, weight = (_held(source, shared, layer) for source in found.rows)
         rows = Rows(lengths, weight.reshape(found.site.shape))
-    return apply_parts(Parts(network, factors, rows), x)
+    return Parts(found.network, factors, rows)
 
 
 @lru_cache(maxsize=64)
@@ -181,66 +211,25 @@ def _kind(adapter: Adapter, kind: str, found: Mapping[int | str, Address], layer
 
 def _source(adapter: Adapter, network: Network, kind: str, parts: Sequence[Part]) -> Source:
     """Return where a kind reads one factor, from its part in each layer."""
-    names, places = tuple(part.name for part in parts), tuple(part.index for part in parts)
-    local = tuple(at.stop for at in parts[0].cut if isinstance(at, slice))
-    sizes, is_host = [network.sizes[mode] for mode in parts[0].factor.modes], parts[0].factor.init.is_host
-    whole = tuple(sizes) if is_host else adapter.slots[parts[0].source].shape
-    return Source(parts[0].factor, names, places, kind, whole, local)
+    first = parts[0]
+    of_host = tuple(network.sizes[mode] for mode in first.factor.modes) if first.factor.init.is_host else None
+    return Source(tuple(parts), kind, of_host or adapter.slots[first.source].shape)
 
 
-def _read(adapter: Adapter, params: Params, name: str) -> Array:
-    """Return one array of the params. Frozen factors and starts get no gradient."""
-    value = find_array(adapter, params, name)
-    return value if name in params["trainable"] else lax.stop_gradient(value)
+def _read(adapter: Adapter, params: Params, shape: tuple[int, ...], part: Part) -> Array:
+    """Return the array of the params that a part is cut from. Frozen factors and starts get no gradient."""
+    value = find_array(adapter, params, part.name)
+    return (value if part.name in params["trainable"] else lax.stop_gradient(value)).reshape(shape)
 
 
-def _stacked(network: Network, source: Source, arrays: Arrays) -> Array:
-    """Return a factor with the layer axis in front: a transposed param, or a stack of the parts that the kind reads."""
-    modes, first = source.modes, arrays[source.names[0]]
-    if source.is_whole:
-        return jnp.moveaxis(first, modes.index(source.moving[0]), 0)
-    if len(arrays) == 1 and len(source.moving) == 1:
-        mode = source.moving[0]
-        rows = [place[mode] for place in source.places]
-        part = _rows(first, rows, modes.index(mode))
-        rest = {name: at for name, at in source.places[0].items() if name != mode}
-        sizes = dict(network.sizes) | {mode: len(rows)}
-        left = [name for name in modes if name not in rest]
-        return jnp.moveaxis(_cut(part, modes, sizes, rest), left.index(mode), 0)
-    each = zip(source.names, source.places, strict=True)
-    return jnp.stack([_cut(arrays[name], modes, network.sizes, place) for name, place in each])
-
-
-def _rows(value: Array, rows: Sequence[int], axis: int) -> Array:
-    """Select rows along an axis; by one strided slice, whose gradient is no scatter, if they are evenly spaced."""
-    step = rows[1] - rows[0] if len(rows) > 1 else 1
-    if step > 0 and list(rows) == list(range(rows[0], rows[0] + step * len(rows), step)):
-        return lax.slice_in_dim(value, rows[0], rows[-1] + 1, step, axis)
-    return jnp.take(value, jnp.array(rows), axis=axis, unique_indices=True)
-
-
-def _in_body(network: Network, source: Source, shared: Arrays, layer: Arrays) -> Array:
-    """Return the factor that one layer's weight reads."""
-    return map_factor(source.factor.map, _held_in_body(network, source, shared, layer))
-
-
-def _held_in_body(network: Network, source: Source, shared: Arrays, layer: Arrays) -> Array:
-    held, key = (shared if source.is_shared else layer), source.key
+def _held(source: Source, shared: Arrays, layer: Arrays) -> Array:
+    """Return the values that one layer's weight reads, before a map."""
+    tree, held, key = ("shared", shared, source.key) if source.is_shared else ("layer", layer, source.key)
     if key not in held:
         raise SiteError(
-            f"{'shared' if source.is_shared else 'layer'}: expected the array {key!r}, got none.\n"
+            f"{tree}: expected the array {key!r}, got none.\n"
             f"It holds {', '.join(held) or 'nothing'}.\n"
             "Pass the result of scan_split for this adapter: all of `shared`, and the scan's slice of `per_layer`."
         )
-    check_shape("shared" if source.is_shared else "layer", key, held[key], source.shape)
-    if source.is_shared:
-        return _cut(held[key], source.modes, network.sizes, source.places[0])
-    if source.is_whole:
-        modes = tuple(mode for mode in source.modes if mode != source.moving[0])
-        return _cut(held[key], modes, network.sizes, {m: at for m, at in source.places[0].items() if m in modes})
-    return held[key]
-
-
-def _cut(value: Array, modes: Sequence[str], sizes: Mapping[str, int], index: Index) -> Array:
-    """Select one index along each mode in `index`, and the leading part along every other mode."""
-    return cut(value, [index.get(mode, slice(sizes[mode])) for mode in modes])
+    check_shape(tree, key, held[key], source.shape)
+    return cut(held[key], source.left)

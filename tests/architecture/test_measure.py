@@ -10,7 +10,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("tnadapt", "tnadapt_torch", "tnadapt_jax")
 MAX_FILE_LINES = 350
 MAX_FUNCTION_LINES = 60
-HANDED_ON = {"forward", "_enable_peft_forward_hooks", "update"}  # torch, PEFT and optax pass on what the user passed
+# What the user passed is passed on: by torch, PEFT and optax, and to the user's own function or module in JAX.
+HANDED_ON = {"forward", "_enable_peft_forward_hooks", "update", "__call__", "adapted", "call", "explain", "explained"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -53,6 +54,14 @@ def is_passed_on(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> b
     return f"super().{getattr(node, 'name', '')}(*args, **{kwarg.arg})" in calls
 
 
+def private_imports(source: str) -> Iterator[str]:
+    """Yield each import from the private part of another library in JAX's family; these change with every release."""
+    for node in ast.walk(ast.parse(source)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        yield from (f"line {node.lineno}: imports {name}" for name in names if "_src" in name.split("."))
+
+
 def bare_raises(source: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(source)):
         named = isinstance(node, ast.Call) and ast.unparse(node.func) in {"pytest.raises", "raises"}
@@ -63,6 +72,17 @@ def bare_raises(source: str) -> Iterator[str]:
 @pytest.mark.parametrize("path", sources(*PACKAGES))
 def test_a_module_follows_the_rules(path):
     assert list(faults((ROOT / path).read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize("path", sources("tnadapt_jax"))
+def test_the_jax_binding_imports_nothing_private(path):
+    assert list(private_imports((ROOT / path).read_text(encoding="utf-8"))) == []
+
+
+def test_a_private_import_is_found():
+    assert list(private_imports("from jax._src import core\n")) == ["line 1: imports jax._src"]
+    assert list(private_imports("import jax._src.core\n")) == ["line 1: imports jax._src.core"]
+    assert list(private_imports("import jax\nfrom jax.extend.core import Var\n")) == []
 
 
 @pytest.mark.parametrize("path", sources("tests"))
@@ -97,8 +117,8 @@ def test_the_arguments_of_a_decorated_function_may_be_passed_on():
 
 
 def test_a_method_may_pass_on_the_arguments_of_the_class_behind():
-    method = "def call(*args, **kwargs) -> None:\n    super().{}(*args, **kwargs)\n"
-    assert list(faults(method.format("call"))) == []
+    method = "def run(*args, **kwargs) -> None:\n    super().{}(*args, **kwargs)\n"
+    assert list(faults(method.format("run"))) == []
     assert list(faults(method.format("other"))) == ["line 1: takes **kwargs"]
 
 

@@ -11,16 +11,21 @@ pytest.importorskip("torch")  # the timing module of the benchmarks imports it
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def benchmark():
+def load(name):
     sys.path.insert(0, str(FOLDER))
     try:
-        spec = importlib.util.spec_from_file_location("jax_ops", FOLDER / "jax_ops.py")
-        module = importlib.util.module_from_spec(spec)
+        spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     finally:
         sys.path.remove(str(FOLDER))
+        sys.modules.pop(name, None)
     return module
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    return load("jax_ops")
 
 
 def test_both_sides_of_the_benchmark_compute_the_same_for_every_family(benchmark, monkeypatch):
@@ -40,3 +45,21 @@ def test_both_sides_of_the_benchmark_compute_the_same_for_every_family(benchmark
 def test_applying_in_a_scan_takes_at_most_a_third_of_the_memory_of_dense_updates(benchmark):
     by_activations, by_weights = benchmark.scan_memory()
     assert by_activations["temporary bytes"] <= by_weights["temporary bytes"] / 3
+
+
+@pytest.mark.parametrize("family", ["lora", "lotr", "vera"])
+def test_adapt_takes_the_products_and_the_text_of_updates_by_hand(family):
+    """At the sizes of Llama 3.1 8B; nothing is computed."""
+    pytest.importorskip("flax")  # the benchmark beside other libraries imports it
+    found = load("jax_adapt")
+    figures = found.measure(found.Model(), family, memory=False)
+    assert figures["adapt"].flops == figures["hand"].flops
+    assert figures["adapt"].text <= 1.01 * figures["hand"].text
+
+
+def test_adapt_takes_the_memory_of_updates_by_hand():
+    pytest.importorskip("flax")
+    found = load("jax_adapt")
+    small = found.Model(layers=4, width=128, inner=256, heads=4, key_heads=2, tokens=64)
+    figures = found.measure(small, "lotr", memory=True)
+    assert figures["adapt"].memory <= 1.02 * figures["hand"].memory

@@ -73,6 +73,8 @@ def test_an_axis_can_be_split_in_the_leaf():
     tree = {"query": {"kernel": jnp.zeros((8, 2, 3))}, "out": {"kernel": jnp.zeros((2, 3, 8))}}
     found = tnadapt_jax.find_sites(tree, target=["query"], layout="in out out")
     found += tnadapt_jax.find_sites(tree, target=["out"], layout="in in out")
+    both = tnadapt_jax.find_sites(tree, layout={"out": "in in out", "query": "in out out"})
+    assert {*both.entries} == {*found.entries}
     assert [site.shape for site in found.sites] == [(6, 8), (8, 6)]
 
 
@@ -89,6 +91,18 @@ BAD = {
         r"layout: expected the words 'in' and 'out'.*got 'torch'",
     ),
     "layout of one side": (FLAT, {"target": ["query"], "layout": "in in"}, r"layout: expected .*, got 'in in'"),
+    "no target": (FLAT, {}, r"find_sites: expected a target beside one layout for all, got none\.\nWrite target="),
+    "a leaf without a layout": (
+        FLAT,
+        {"target": ["query", "dense"], "layout": {"query": "out in"}},
+        r"pooler\.dense: expected a layout for each leaf of the target, got none\.\n.*whose names are query\.",
+    ),
+    "two layouts of one leaf": (
+        FLAT,
+        {"layout": {"query": "out in", "attention.query": "in out"}},
+        r"query: expected one layout, got 'out in' and 'in out' \(of 'attention\.query'\)",
+    ),
+    "a name in the layout": (FLAT, {"layout": {"querry": "out in"}}, r"layout: expected names of leaves, got 'querry'"),
     "a stack without layer_axis": (
         STACKED,
         {"target": ["up"]},
@@ -107,3 +121,37 @@ BAD = {
 def test_find_sites_rejects_invalid_arguments(tree, asked, message):
     with pytest.raises(SiteError, match=re.compile(message, re.DOTALL)):
         tnadapt_jax.find_sites(tree, **({"layout": "out in"} | asked))
+
+
+@pytest.mark.parametrize(("layer_axis", "name"), [(0, "qkv"), (0, "decoder.qkv"), ({"decoder": 0}, "decoder.qkv")])
+def test_the_name_of_a_stack_stands_for_its_layers_in_fused_and_blocks(layer_axis, name):
+    tree = {"decoder": {"qkv": {"kernel": jnp.zeros((2, 4, 6))}, "up": {"kernel": jnp.zeros((2, 4, 8))}}}
+    found = tnadapt_jax.find_sites(
+        tree,
+        target=["qkv", "up"],
+        layout="linen",
+        layer_axis=layer_axis,
+        fused={name: {"q": 4, "k": 2}},
+        blocks={name.replace("qkv", "up"): (2, 1)},
+    )
+    layer = {leaf.site.weight: leaf.index for leaf in found.entries}
+    assert len(layer) == 4  # two layers of two weights
+    parts = {(layer[s.weight], s.coordinates["kind"].removeprefix("decoder."), s.shape) for s in found.sites}
+    kinds = [("q", (4, 4)), ("k", (2, 4)), ("up.0", (4, 4)), ("up.1", (4, 4))]
+    assert parts == {(n, *kind) for n in range(2) for kind in kinds}
+
+
+def test_a_stack_whose_name_ends_that_of_another_is_split_once():
+    tree = {"qkv": jnp.zeros((2, 4, 6)), "other": {"qkv": jnp.zeros((2, 4, 6))}, "last": {"qkv": jnp.zeros((4, 6))}}
+    layers = {"target": ["qkv"], "layout": "in out", "fused": {"qkv": ["q", "k"]}}
+    found = tnadapt_jax.find_sites({name: tree[name] for name in ("qkv", "other")}, layer_axis=0, **layers)
+    assert len(found.sites) == 8
+    found = tnadapt_jax.find_sites(tree, layer_axis={"other": 0}, **layers | {"target": ["other.qkv", "last.qkv"]})
+    assert len(found.sites) == 6
+
+
+def test_a_name_that_no_stack_has_is_refused():
+    with pytest.raises(SiteError, match="fused: expected names of the adapted weights, got 'kqv', which matches none"):
+        tnadapt_jax.find_sites(
+            {"qkv": jnp.zeros((2, 4, 6))}, target=["qkv"], layout="linen", layer_axis=0, fused={"kqv": ["q"]}
+        )

@@ -120,7 +120,7 @@ def test_attach_accepts_a_family_or_its_name_and_uses_seed_0(spec):
     ("arguments", "error", "words"),
     [
         ((None, "lotrr"), SpecError, r"^attach: .*got 'lotrr'.\nThe nearest names are lotr"),
-        ((None, ADAPTER), SpecError, r"got the Adapter 'lora'.\nPass its spec"),
+        ((None, ADAPTER), SiteError, r"^attach: expected an adapter without rank, got both.\nLeave out rank, or what"),
         ((LORA, None), SiteError, r"expected an nnx.Module .*\nThe model comes first: attach\(model, spec"),
     ],
     ids=["a slip", "an adapter", "swapped"],

@@ -1,102 +1,243 @@
-"""Run by test_sharding in its own process, with four devices in a mesh of (2, 2): jax fixes their number on start."""
+"""Run by test_sharding in a process of its own, with eight devices: jax fixes their number on start."""
 
 import os
 import re
+import sys
+from functools import partial
 
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import tnadapt_jax
-from tnadapt import families
+from tests.table import FAMILIES
+from tnadapt import families, magnitude
 
 COLLECTIVE = re.compile(r"\b(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)")
-OUT, IN = 16, 8
+D, LAYERS = 16, 2
+RULES = {"out": "tensor", "in": "fsdp"}
+NAMES = ("data", "fsdp", "tensor")
 
 
-def main() -> None:
-    assert len(jax.devices()) == 4
-
-    keys = iter(jax.random.split(jax.random.key(0), 99))
-    zeros = jnp.zeros(OUT)
-    weights = {f"layers.{n}": {"kernel": jax.random.normal(next(keys), (IN, OUT)), "bias": zeros} for n in (0, 1)}
-    leaves = tnadapt_jax.find_sites(weights, target=r"layers\.\d", layout="in out")
-    x = jax.random.normal(next(keys), (4, 6, IN))
-    for family in (families.lora, families.lotr, families.vera):
-        adapter = family().bind(leaves.sites, rank=2)
-        params = tnadapt_jax.init(adapter)
-        trained = {n: jax.random.normal(next(keys), value.shape) for n, value in params["trainable"].items()}
-        params = params | {"trainable": trained}
-        for kind in (AxisType.Auto, AxisType.Explicit):
-            mesh = jax.make_mesh((2, 2), ("fsdp", "tensor"), axis_types=(kind, kind))
-            merge_stays(adapter, params, weights, leaves, mesh)
-            values_stay(adapter, params, x, mesh)
-    print("as one device")
+def mesh_of(kind):
+    return jax.make_mesh((2, 2, 2), NAMES, axis_types=(kind,) * 3)
 
 
 def at(mesh, *axes):
     return NamedSharding(mesh, PartitionSpec(*axes))
 
 
-def merge_stays(adapter, params, weights, leaves, mesh) -> None:
-    """Check that merged weights are the same, keep their shardings, and need no collective in the compiled text."""
-    wanted = tnadapt_jax.merge(adapter, params, weights, leaves)
-    shardings = {name: {"kernel": at(mesh, "fsdp", "tensor"), "bias": at(mesh, "tensor")} for name in weights}
-    split = jax.device_put(weights, shardings)
-    whole = jax.device_put(params, at(mesh))
-    merge = jax.jit(lambda p, w: tnadapt_jax.merge(adapter, p, w, leaves), out_shardings=shardings)
-    text = merge.lower(whole, split).compile().as_text()
-    assert not COLLECTIVE.search(text), COLLECTIVE.search(text)
-    eager = tnadapt_jax.merge(adapter, whole, split, leaves)
-    for merged in (merge(whole, split), eager):
-        for found, by_one, sharded in zip(*map(jax.tree.leaves, (merged, wanted, split)), strict=True):
-            np.testing.assert_allclose(found, by_one, rtol=1e-5, atol=1e-5)
-            assert found.sharding.is_equivalent_to(sharded.sharding, found.ndim)
+def by_mode(adapter, mesh, rules=RULES):
+    specs = tnadapt_jax.shardings(adapter, rules, mesh=mesh)
+    return jax.tree.map(partial(NamedSharding, mesh), specs)
 
 
-def values_stay(adapter, params, x, mesh) -> None:
-    """Check outputs and gradients with sharded x and factors, and in shard_map over tokens, against one device."""
-    site = adapter.sites[1]
+def normal(seed, *shape):
+    """Normal numbers; by numpy, since jax compiles a program for each shape."""
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
-    def loss(trained, frozen, x):
-        y = tnadapt_jax.apply(adapter, {"trainable": trained, "frozen": frozen}, site, x)
-        return (y**2).sum(), y
 
-    step = jax.jit(jax.grad(loss, has_aux=True))
-    wanted = step(params["trainable"], params["frozen"], x)
+def stack():
+    sizes = {"q": (D, D), "up": (D, 2 * D), "v": (2 * D, D)}
+    return {
+        "layers": {name: {"kernel": normal(n, LAYERS, *size) / 4} for n, (name, size) in enumerate(sizes.items())},
+        "norm": jnp.ones(D),
+    }
 
-    is_auto = mesh.axis_types[0] == AxisType.Auto  # with explicit shardings the user must avoid conflicts
 
-    def spread(value):
-        """Shard a factor along its longest axis if that is even."""
-        axes = [None] * value.ndim
-        if is_auto and value.ndim and max(value.shape) % 2 == 0:
-            axes[value.shape.index(max(value.shape))] = "tensor"
-        return jax.device_put(value, at(mesh, *axes))
+def find(weights, target=("q", "up", "v")):
+    return tnadapt_jax.find_sites(weights, target=list(target), layout="linen", layer_axis={"layers": 0})
 
-    found = step(
-        jax.tree.map(spread, params["trainable"]),
-        jax.tree.map(spread, params["frozen"]),
-        jax.device_put(x, at(mesh, "fsdp", "tensor" if is_auto else None, None)),
-    )
-    by_tokens = PartitionSpec("fsdp", "tensor")
-    mapped = jax.jit(
-        jax.shard_map(
-            lambda params, x: tnadapt_jax.apply(adapter, params, site, x),
+
+def started(adapter, leaves, weights):
+    """Params away from their start."""
+    params = tnadapt_jax.init(adapter, weights=leaves.read(weights) if adapter.reads_weights else None)
+    trained = params["trainable"].items()
+    return params | {"trainable": {name: v + normal(n, *v.shape) / 4 for n, (name, v) in enumerate(trained)}}
+
+
+def block(x, layer):
+    x = jnp.tanh(x @ layer["q"]["kernel"])
+    return x + jax.nn.relu(x @ layer["up"]["kernel"]) @ layer["v"]["kernel"]
+
+
+def by_scan(weights, x):
+    return lax.scan(lambda x, layer: (block(x, layer), None), x, weights["layers"])[0] * weights["norm"][None, None]
+
+
+def by_loop(weights, x):
+    for n in range(LAYERS):
+        x = block(x, jax.tree.map(lambda leaf, n=n: leaf[n], weights["layers"]))
+    return x * weights["norm"][None, None]
+
+
+def expect_equal(found, wanted):
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 * max(1.0, float(jnp.abs(other).max())))
+
+
+def adapted() -> None:
+    """Values and all gradients of an adapted model on an automatic mesh, with everything split, are those of one."""
+    mesh, weights = mesh_of(AxisType.Auto), stack()
+    leaves = find(weights)
+    x = normal(9, 4, 6, D)
+    axes = {"q": ("fsdp", "tensor"), "up": ("fsdp", "tensor"), "v": ("tensor", "fsdp")}
+    where = {name: {"kernel": at(mesh, None, *own)} for name, own in axes.items()}
+    split_weights = jax.device_put(weights, {"layers": where, "norm": at(mesh, None)})
+    split_x = jax.device_put(x, at(mesh, "data", "fsdp", None))
+    for family, model in (("lotr", by_scan), ("lora", by_loop), ("vera", by_scan)):
+        adapter = getattr(families, family)().bind(leaves.sites, rank=2)
+        params = started(adapter, leaves, weights)
+        run = tnadapt_jax.adapt(model, adapter, leaves, dense="refuse")
+
+        def loss(params, weights, x, run=run):
+            return (run(params, weights, x) ** 2).mean()
+
+        step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
+        found = step(jax.device_put(params, by_mode(adapter, mesh)), split_weights, split_x)
+        expect_equal(found, step(params, weights, x))
+
+
+def applied() -> None:
+    """`apply` on an automatic mesh, and in shard_map over tokens."""
+    mesh, weights = mesh_of(AxisType.Auto), stack()
+    leaves = find(weights)
+    x = normal(9, 4, 6, D)
+    for family in (families.lora, families.lotr, families.vera):
+        adapter = family().bind(leaves.sites, rank=2)
+        params, site = started(adapter, leaves, weights), "layers.1.up"
+
+        def loss(params, x, adapter=adapter, site=site):
+            y = tnadapt_jax.apply(adapter, params, site, x)
+            return (y**2).sum(), y
+
+        step = jax.jit(jax.grad(loss, has_aux=True, argnums=(0, 1)))
+        wanted = step(params, x)
+        split = jax.device_put(params, by_mode(adapter, mesh))
+        expect_equal(step(split, jax.device_put(x, at(mesh, "data", "fsdp", "tensor"))), wanted)
+        by_tokens = PartitionSpec("fsdp", "tensor")
+        mapped = jax.shard_map(
+            lambda params, x, adapter=adapter, site=site: tnadapt_jax.apply(adapter, params, site, x),
             mesh=mesh,
             in_specs=(PartitionSpec(), by_tokens),
             out_specs=by_tokens,
         )
-    )
-    whole, split = jax.device_put(params, at(mesh)), jax.device_put(x, at(mesh, "fsdp", "tensor", None))
-    np.testing.assert_allclose(mapped(whole, split), wanted[1], rtol=1e-5, atol=1e-5)
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 * float(jnp.abs(other).max()))
+        whole = jax.device_put(params, at(mesh))
+        expect_equal(jax.jit(mapped)(whole, jax.device_put(x, at(mesh, "fsdp", "tensor"))), wanted[1])
+
+
+def merged() -> None:
+    """Merged weights are the same, keep their shardings, and need no collective in the compiled text."""
+    weights = stack()
+    for family in (families.lora, families.lotr, families.vera):
+        # where weights of several shapes share a factor, as in VeRA, XLA moves parts of that factor
+        leaves = find(weights, ("q",) if family is families.vera else ("q", "up"))
+        adapter = family().bind(leaves.sites, rank=2)
+        params = started(adapter, leaves, weights)
+        wanted = tnadapt_jax.merge(adapter, params, weights, leaves)
+        for kind in (AxisType.Auto, AxisType.Explicit):
+            mesh = mesh_of(kind)
+            where = {n: {"kernel": at(mesh, None, "fsdp", "tensor")} for n in weights["layers"]}
+            places = {"layers": where, "norm": at(mesh, "tensor")}
+            split = jax.device_put(weights, places)
+            merge = jax.jit(lambda p, w, a=adapter, n=leaves: tnadapt_jax.merge(a, p, w, n), out_shardings=places)
+            for given in (jax.device_put(params, way) for way in (at(mesh), by_mode(adapter, mesh))):
+                text = merge.lower(given, split).compile().as_text()
+                assert not COLLECTIVE.search(text), COLLECTIVE.search(text)
+                made = merge(given, split)
+                expect_equal(made, wanted)
+                for one, own in zip(jax.tree.leaves(made), jax.tree.leaves(split), strict=True):
+                    assert one.sharding.is_equivalent_to(own.sharding, one.ndim)
+
+
+EXPLICIT = {
+    "lora": (families.lora(), {"rank": 2}),
+    "lotr": (families.lotr(), {"rank": 2}),
+    "lorta": (families.lorta(), {"rank": 2, "sizes": {"head": 4}}),
+    "lokr": (families.lokr(), {"rank": 2}),
+    "tt_lora": (FAMILIES["tt_lora centered"].spec, {"rank": 2}),
+    "c3a": (families.c3a(), {"sizes": {"o2": 8, "i2": 8}}),
+    "magnitude": (magnitude(families.lora()), {"rank": 2}),
+}
+
+
+def explicit() -> None:
+    """`apply` on an explicit mesh, with x and every factor split on the in axis, or the factor with out on that."""
+    weights = stack()
+    leaves = find(weights)
+    x = normal(9, 4, 6, D)
+    mesh = mesh_of(AxisType.Explicit)
+    for name, (spec, options) in EXPLICIT.items():
+        adapter = spec.bind(leaves.sites, **options)
+        params = started(adapter, leaves, weights)
+
+        def loss(params, x, adapter=adapter, **options):
+            y = tnadapt_jax.apply(adapter, params, "layers.1.up", x, **options)
+            return (y**2).sum(), y
+
+        wanted = jax.jit(jax.grad(loss, has_aux=True, argnums=(0, 1)))(params, x)
+        for rules, asked in (
+            ({"in": "tensor", "out": "fsdp"}, None),  # row-parallel, with a sum over split axes
+            ({"in": "data", "out": "tensor"}, None),  # column-parallel; the factor is split as x's leading axis is
+            ({"in": "tensor"}, PartitionSpec("data", "tensor", None)),
+        )[: 3 if name == "lotr" else 2]:
+            split = jax.device_put(params, by_mode(adapter, mesh, rules))
+            split_x = jax.device_put(x, at(mesh, "data", None, "tensor" if rules["in"] == "tensor" else None))
+            with jax.set_mesh(mesh):
+                step = jax.jit(jax.grad(partial(loss, out_sharding=asked), has_aux=True, argnums=(0, 1)))
+                found = step(split, split_x)
+            expect_equal(found, wanted)
+            if name == "lotr":
+                assert found[1].sharding.spec == (asked or PartitionSpec("data", None, rules["out"])), found[1].sharding
+
+
+def explicit_block(x, layer):
+    """A column-parallel weight and a row-parallel one, whose sum is not split."""
+    h = jax.nn.relu(x @ layer["up"]["kernel"])
+    row = PartitionSpec("data", None, None) if jax.sharding.get_abstract_mesh().axis_names else None
+    return x + jnp.einsum("bti,io->bto", h, layer["v"]["kernel"], out_sharding=row)
+
+
+def explicit_adapted() -> None:
+    """`adapt` on an explicit mesh, with products of the host that say how they are split."""
+    mesh, weights = mesh_of(AxisType.Explicit), stack()
+    leaves = find(weights, ("up", "v"))
+    x = normal(9, 4, 6, D)
+    where = {name: at(mesh, None, *own) for name, own in {"up": (None, "tensor"), "v": ("tensor", None)}.items()}
+    weights = {"layers": {name: weights["layers"][name] for name in where}}
+
+    def model(weights, x):
+        return lax.scan(lambda x, layer: (explicit_block(x, layer), None), x, weights["layers"])[0]
+
+    for family in (families.lotr, families.vera):
+        adapter = family().bind(leaves.sites, rank=2)
+        params = started(adapter, leaves, weights)
+        run = tnadapt_jax.adapt(model, adapter, leaves, dense="refuse")
+
+        def loss(params, weights, x, run=run):
+            return (run(params, weights, x) ** 2).mean()
+
+        wanted = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(params, weights, x)
+        split = {
+            "layers": {
+                name: {"kernel": jax.device_put(weights["layers"][name]["kernel"], where[name])} for name in where
+            }
+        }
+        own = jax.device_put(params, by_mode(adapter, mesh, {"out": "fsdp", "in": "tensor"}))
+        with jax.set_mesh(mesh):
+            step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
+            expect_equal(step(own, split, jax.device_put(x, at(mesh, "data", None, None))), wanted)
+
+
+CHECKS = {each.__name__: each for each in (adapted, applied, merged, explicit, explicit_adapted)}
 
 
 if __name__ == "__main__":
-    main()
+    assert len(jax.devices()) == 8
+    CHECKS[sys.argv[1]]()
+    print("as one device")

@@ -1,5 +1,6 @@
 """The core, torch and JAX find the same layers, kinds and names of factors in the same tree."""
 
+import numpy as np
 import pytest
 
 from tnadapt import families, init, sites_of
@@ -57,7 +58,13 @@ def test_the_core_and_both_bindings_find_the_same_names(tree, spec):
     expected = {site.path: dict(site.coordinates) for site in plain}
     assert {site.path: dict(site.coordinates) for site in state.adapter.sites} == expected
     assert {site.path: dict(site.coordinates) for site in leaves.sites} == expected
-    assert state.params().keys() == init(spec.bind(plain, rank=2)).keys()
+    started = init(spec.bind(plain, rank=2, seed=0))
+    in_jax = tnadapt_jax.init(spec.bind(leaves.sites, rank=2, seed=0))
+    in_torch = {name: value.detach().numpy() for name, value in state.params().items()}
+    for params in (in_torch, {**in_jax["trainable"], **in_jax["frozen"]}):
+        assert params.keys() == started.keys()
+        for name, value in params.items():
+            np.testing.assert_array_equal(np.asarray(value), started[name])
 
 
 def test_a_target_in_one_layer_still_has_a_layer_number():
