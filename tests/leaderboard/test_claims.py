@@ -53,6 +53,18 @@ def test_one_rate_trains_three_families_on_a_language_model():
     assert max(plain[2.0**-8], plain[2.0**-7]) < 1.01 * min(*plain.values(), *table["LoRA r8 unit"].values())
 
 
+def test_one_rate_trains_three_families_on_an_encoder():
+    table = losses("sentences")
+    best = {name: min(rates, key=rates.get) for name, rates in table.items()}
+    for name, power in (("LoRA r8", -7), ("LoTR r16", -8), ("MetaTT r16", -7)):
+        assert best[name] == 2.0**power
+        assert best[f"{name} unit"] == 2.0**-6
+    said = {"LoRA r8": (0.483, 0.477), "LoTR r16": (0.575, 0.523), "MetaTT r16": (0.489, 0.507)}
+    for name, pair in said.items():
+        found = tuple(min(table[name + suffix].values()) for suffix in ("", " unit"))
+        assert found == pytest.approx(pair, abs=0.0005)
+
+
 def test_the_page_is_that_of_the_records(tmp_path):
     """Draw it again with `python benchmarks/leaderboard --page`."""
     from page import write_page
