@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from tnadapt import Adapter, SiteError
 from tnadapt.binding import answers, expect_adapter, mistake, told
-from tnadapt_jax._leaf import Leaves, check_leaves, expect_leaves, of_task, path_of
+from tnadapt_jax._leaf import Leaves, check_leaves, expect_leaves, is_typed, of_task, path_of
 from tnadapt_jax._params import Params, check_params
 from tnadapt_jax._walk import Log, Weight, dense_all, view_of, walk
 
@@ -156,7 +156,7 @@ def _is_weight(value: Any) -> bool:
 def _parted(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
     """Return the arrays of a tree, and the function that puts arrays back among everything else in it."""
     flat, structure = jax.tree.flatten(tree, is_leaf=_is_weight)
-    is_array = [hasattr(one, "dtype") or _is_weight(one) for one in flat]
+    is_array = [is_typed(one) or _is_weight(one) for one in flat]
     arrays = [one for one, held in zip(flat, is_array, strict=True) if held]
 
     def put_back(arrays: list[Any]) -> Any:
@@ -171,7 +171,7 @@ def _parted(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
 def _expect_arrays(answer: Any) -> Any:
     """Raise SiteError unless an answer consists of arrays and numbers."""
     for path, one in jax.tree_util.tree_leaves_with_path(answer):
-        if not hasattr(one, "dtype") and not isinstance(one, bool | int | float | complex):
+        if not is_typed(one) and not isinstance(one, bool | int | float | complex):
             where = path_of(path)
             raise mistake(
                 SiteError,

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -72,6 +73,7 @@ def find_sites(
     shapes = dict(arrays_of(weights))
     known = {_stem(path): path for path in shapes}
     stems, roles = _matched(known, target, layout)
+    _expect_one_leaf(stems, [path for path, _ in arrays_of(weights)])
     found: dict[str, Weight] = {}
     places: dict[str, Place] = {}
     for stem in stems:
@@ -116,6 +118,19 @@ def _matched(
             f"Add it to the layout, whose names are {', '.join(layout)}."
         )
     return stems, held
+
+
+def _expect_one_leaf(stems: Collection[str], paths: Collection[str]) -> None:
+    """Raise SiteError unless each of these names is that of one leaf."""
+    counts = Counter(map(_stem, paths))
+    for stem in stems:
+        if counts[stem] > 1:
+            held = ", ".join(path for path in paths if _stem(path) == stem)
+            raise SiteError(
+                f"{stem}: expected one leaf of this name, got {held}.\n"
+                "Rename one of them: a name that contains a dot reads like two names, and a final .kernel or .weight "
+                "is left out."
+            )
 
 
 def _roles(layout: str) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """The adapted leaves of a pytree of weights: how each is stored, and whether an adapter fits them."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -97,6 +98,7 @@ def check_leaves(adapter: Adapter, leaves: Leaves, weights: Any) -> dict[str, li
     """
     by_site = {leaf.site.path: leaf for leaf in leaves.entries}
     shapes = dict(arrays_of(weights))
+    counts = Counter(path for path, _ in arrays_of(weights))
     dtypes = dict(_dtypes_of(weights))
     found: dict[str, list[Leaf]] = {}
     for site in adapter.sites:
@@ -113,6 +115,11 @@ def check_leaves(adapter: Adapter, leaves: Leaves, weights: Any) -> dict[str, li
             raise SiteError(
                 f"{site.path}: expected its leaf {leaf.path} to have shape {leaf.shape}, as when it was found, "
                 f"got {shapes.get(leaf.path, 'no such leaf')}."
+            )
+        if counts[leaf.path] > 1:
+            raise SiteError(
+                f"{leaf.path}: expected one leaf of this path, got {counts[leaf.path]}.\n"
+                "A name that contains a dot reads like two names: rename it."
             )
         _expect_float(leaf.path, dtypes[leaf.path])
         found.setdefault(leaf.path, []).append(leaf)
@@ -133,7 +140,7 @@ def of_task(found: dict[str, list[Leaf]], task: str | None) -> dict[str, list[Le
 
 def _dtypes_of(weights: Any) -> Iterator[tuple[str, Any]]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(weights):
-        if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+        if hasattr(leaf, "shape") and is_typed(leaf):
             yield path_of(path), leaf.dtype
 
 
@@ -157,8 +164,13 @@ def path_of(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
+def is_typed(value: object) -> bool:
+    """Return whether a value has a dtype; a type, such as jnp.float32, has the attribute but is no value."""
+    return hasattr(value, "dtype") and not isinstance(value, type)
+
+
 def arrays_of(weights: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yield the path and shape of every leaf that is an array."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(weights):
-        if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+        if hasattr(leaf, "shape") and is_typed(leaf):
             yield path_of(path), tuple(jnp.shape(leaf))

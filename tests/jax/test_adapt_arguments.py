@@ -228,6 +228,26 @@ def test_what_does_not_fit_is_named(name):
             run(params, weights, normal(9, 5, D))
 
 
+def test_a_second_leaf_of_the_same_path_is_refused():
+    """It may come after the sites were found; the update would go into both."""
+    weights = {"a": pair(), "b": pair()["b"]}
+    leaves = tnadapt_jax.find_sites(weights, target=["a.a"], layout="in out")
+    adapter = families.lora().bind(leaves.sites, rank=2)
+    with pytest.raises(SiteError, match=r"^a\.a: expected one leaf of this path, got 2"):
+        tnadapt_jax.merge(adapter, moved(adapter, 1), weights | {"a.a": weights["b"]}, leaves)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, np.float32, jnp.dtype("float32"), "float32"], ids=str)
+def test_an_argument_may_be_a_dtype(dtype):
+    """A type has the attribute dtype, but is no array."""
+    weights, x = pair(), normal(9, 5, D)
+    leaves, adapter, params = started(weights)
+    call = lambda w, x, dtype: in_row(w, x).astype(dtype)  # noqa: E731
+    adapted = tnadapt_jax.adapt(call, adapter, leaves)
+    assert jax.eval_shape(lambda p, w, x: adapted(p, w, x, dtype=dtype), params, weights, x).dtype == jnp.float32
+    assert not tnadapt_jax.explain(call, adapter, leaves)(params, weights | {"dtype": dtype}, x, dtype).dense
+
+
 def test_a_function_that_needs_numbers_fails_as_in_jit():
     weights = pair()
     leaves, adapter, params = started(weights)

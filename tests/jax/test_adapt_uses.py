@@ -110,3 +110,33 @@ def test_an_index_before_the_first_layer_is_clamped_as_jax_does():
     merged = tnadapt_jax.merge(adapter, params, weights, leaves)
     for n in range(-2 * LAYERS - 1, LAYERS + 2):
         np.testing.assert_allclose(adapted(params, weights, x, n), call(merged, x, n), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("dtype", "number"), [("uint32", 2**32 - 1), ("int64", 2**32), ("uint8", 255), ("int8", -1)])
+def test_an_index_of_any_dtype_is_clamped_as_jax_does(dtype, number):
+    """A counter of an unsigned dtype, less one, is the largest number: jax takes the last layer."""
+    weights, leaves, adapter, params = bound(USES["map"])
+    x, n = normal(9, TOKENS, D), jnp.array(number, dtype)
+
+    def call(weights, x, n):
+        return x @ jax.lax.dynamic_index_in_dim(weights["a"], n, keepdims=False)
+
+    found = tnadapt_jax.adapt(call, adapter, leaves)(params, weights, x, n)
+    wanted = call(tnadapt_jax.merge(adapter, params, weights, leaves), x, n)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "bfloat16"])
+def test_an_update_is_as_exact_as_the_product_with_a_wider_weight(dtype):
+    """Quantized activations: the product is made in the dtype of the weight, and so is the update."""
+    weights, leaves, adapter, params = bound(USES["twice"])
+    weights = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, jnp.float32), weights)
+    x = normal(9, TOKENS, D).astype(dtype)
+
+    def call(weights, x):
+        numbers = (((1,), (0,)), ((), ()))
+        return jax.lax.dot_general(x, weights["a"], numbers, preferred_element_type=jnp.float32)
+
+    found = tnadapt_jax.adapt(call, adapter, leaves)(params, weights, x)
+    wanted = call(tnadapt_jax.merge(adapter, params, weights, leaves), x)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6 * float(jnp.max(jnp.abs(wanted))))

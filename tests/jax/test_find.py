@@ -155,3 +155,18 @@ def test_a_name_that_no_stack_has_is_refused():
         tnadapt_jax.find_sites(
             {"qkv": jnp.zeros((2, 4, 6))}, target=["qkv"], layout="linen", layer_axis=0, fused={"kqv": ["q"]}
         )
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {"a": {"b": jnp.ones((4, 4))}, "a.b": jnp.ones((4, 4))},
+        {"a": {"b": {"kernel": jnp.ones((4, 4)), "weight": jnp.ones((4, 4))}}},
+    ],
+)
+def test_two_leaves_of_one_name_are_refused(weights):
+    """One update would go into both, or the other would be left out."""
+    with pytest.raises(SiteError, match=r"^a\.b: expected one leaf of this name, got a\.b.*, a\.b.*"):
+        tnadapt_jax.find_sites(weights, target=["a.b"], layout="in out")
+    beside = weights | {"c": jnp.ones((4, 4))}
+    assert len(tnadapt_jax.find_sites(beside, target=["c"], layout="in out").sites) == 1

@@ -70,8 +70,9 @@ def _cut_anywhere(params: Params, weight: Weight, rest: Sequence[Array], value: 
 
     def take(array: Array, at: int, axis: int) -> Array:
         # the primitive clamps, but lax.dynamic_slice counts what is negative from the end before that
-        last = np.int32(array.shape[at] - sizes[axis])
-        start = lax.clamp(np.int32(0), lax.convert_element_type(rest[axis], np.int32), last)
+        of = rest[axis].dtype  # in which a number can be beyond those of int32
+        last = min(array.shape[at] - sizes[axis], int(jnp.iinfo(of).max))
+        start = lax.convert_element_type(lax.clamp(np.array(0, of), rest[axis], np.array(last, of)), np.int32)
         return lax.dynamic_slice_in_dim(array, start, sizes[axis], axis=at)
 
     return _sliced(weight, value, take)

@@ -36,6 +36,9 @@ def add_update(params: dict[str, Any], weight: Weight, x: Array, multiply: Produ
     side = _side(inner, outer)
     if side is None:
         return None
+    held = x
+    if x.dtype.itemsize < weight.value.dtype.itemsize:  # else the update would be rounded where the product is not
+        x = lax.convert_element_type(x, weight.value.dtype)
 
     x_labels: list[list[Label]] = [[("x", axis, size)] for axis, size in enumerate(x.shape)]
     for own, other in zip((*of_w, *batch_w), (*of_x, *batch_x), strict=True):
@@ -51,10 +54,10 @@ def add_update(params: dict[str, Any], weight: Weight, x: Array, multiply: Produ
     in_y = [atom for atom in weight.lead if atom not in inner]
     wanted = [in_y, free, atoms_of(outer, other_side)]
     if side == "in" and weight.reads_product and len(in_y) == len(weight.lead):
-        product, read = _read_apart(multiply, weight.value, x)
+        product, read = _read_apart(multiply, weight.value, held)
         made = (_arranged(read, [labels], wanted, merge_last=True), (True,) * len(weight.lead))
     else:
-        product, made = multiply(weight.value, x), None
+        product, made = multiply(weight.value, held), None
     if side == "in":
         update = weight.apply(given, has, made)
         weight.origin.note("activations")
