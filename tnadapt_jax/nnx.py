@@ -112,7 +112,8 @@ class _Call:
         self.node = (adapted.model, tuple(args), dict(kwargs))
         self.graph, state = nnx.split(self.node)
         self.held: dict[Path, Any] = dict(nnx.to_flat_state(state))
-        named = {path: ".".join(map(str, path[1:])) if path[0] == 0 else "" for path in self.held}
+        weights = (path for path, one in self.held.items() if path[0] == 0 and isinstance(one, nnx.Param))
+        named = {path: ".".join(map(str, path[1:])) for path in weights}
         adapted_paths = {leaf.path for leaf in adapted.leaves.entries}
         self.names = {path: name for path, name in named.items() if name in adapted_paths}
         self.weights = {name: _value(self.held[path]) for path, name in self.names.items()}

@@ -302,3 +302,20 @@ def test_a_second_adapter_adds_to_the_first():
     merged = merged_model(second)
     assert isinstance(merged, Adapted)
     same(second(X()), merged_model(merged)(X()))
+
+
+def test_variables_whose_paths_read_alike_are_kept_apart():
+    """A name may contain a dot: a variable of another kind is none of the weights, and two weights are refused."""
+
+    class Model(nnx.Module):
+        def __init__(self, kind):
+            self.held = nnx.Dict({"a": nnx.Dict({"w": nnx.Param(jnp.ones((4, 4)))}), "a.w": kind(jnp.ones((4, 4)))})
+
+        def __call__(self, x):
+            return x @ self.held["a"]["w"][...] + 3 * (x @ self.held["a.w"][...])
+
+    adapted = attach(Model(nnx.Variable), families.lora(), layout={"a.w": "in out"}, rank=2)
+    adapted.model.held["a.w"][...] *= 2
+    np.testing.assert_allclose(adapted(jnp.ones((2, 4))), 28.0)
+    with pytest.raises(SiteError, match=r"^held\.a\.w: expected one leaf of this name, got held\.a\.w, held\.a\.w"):
+        attach(Model(nnx.Param), families.lora(), layout={"a.w": "in out"}, rank=2)
