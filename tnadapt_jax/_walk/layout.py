@@ -71,7 +71,7 @@ def _cut_anywhere(params: Params, weight: Weight, rest: Sequence[Array], value: 
     def take(array: Array, at: int, axis: int) -> Array:
         # the primitive clamps, but lax.dynamic_slice counts what is negative from the end before that
         of = rest[axis].dtype  # in which a number can be beyond those of int32
-        last = min(array.shape[at] - sizes[axis], int(jnp.iinfo(of).max))
+        last = min(array.shape[at] - sizes[axis], int(jnp.iinfo(of).max))  # type: ignore[no-untyped-call]
         start = lax.convert_element_type(lax.clamp(np.array(0, of), rest[axis], np.array(last, of)), np.int32)
         return lax.dynamic_slice_in_dim(array, start, sizes[axis], axis=at)
 
