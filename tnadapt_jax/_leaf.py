@@ -1,6 +1,6 @@
 """The adapted leaves of a pytree of weights: how each is stored, and whether an adapter fits them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
