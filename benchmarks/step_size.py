@@ -91,7 +91,8 @@ def main() -> None:
     parser.add_argument("families", nargs="*", default=families.__all__)
     options = parser.parse_args()
     print(
-        "| family | papers' scale | unit | Adam / said, width 256 | Adam / said, width 1,024 |\n|---|---|---|---|---|"
+        "| family | papers' scale | unit | measured / computed, width 256 | measured / computed, width 1,024 |\n"
+        "|---|---|---|---|---|"
     )
     for name in options.families:
         spec = getattr(families, name)()

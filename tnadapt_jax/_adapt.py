@@ -118,7 +118,8 @@ def _adapted(
     expect_adapter(adapter, "adapt")
     expect_leaves(leaves, "adapt")
     if dense not in DENSE:
-        raise mistake(SiteError, "adapt", 'dense="allow" or dense="refuse"', told(dense), "")
+        todo = 'Write dense="refuse" to raise where an update would be made as a matrix.'
+        raise mistake(SiteError, "adapt", 'dense="allow" or dense="refuse"', told(dense), todo)
 
     def run(log: Log, params: Params, weights: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         check_params(adapter, params)

@@ -1,7 +1,7 @@
 """The adapted leaves of a pytree of weights: how each is stored, and whether an adapter fits them."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,7 +114,7 @@ def check_leaves(adapter: Adapter, leaves: Leaves, weights: Any) -> dict[str, li
         if shapes.get(leaf.path) != leaf.shape:
             raise SiteError(
                 f"{site.path}: expected its leaf {leaf.path} to have shape {leaf.shape}, as when it was found, "
-                f"got {shapes.get(leaf.path, 'no such leaf')}."
+                f"got {shapes.get(leaf.path, 'no such leaf')}.{'' if leaf.path in shapes else _hint(leaf.path, shapes)}"
             )
         if counts[leaf.path] > 1:
             raise SiteError(
@@ -124,6 +124,13 @@ def check_leaves(adapter: Adapter, leaves: Leaves, weights: Any) -> dict[str, li
         _expect_float(leaf.path, dtypes[leaf.path])
         found.setdefault(leaf.path, []).append(leaf)
     return found
+
+
+def _hint(path: str, shapes: Mapping[str, object]) -> str:
+    """Return a line that says what to do about a leaf that is missing."""
+    if f"{path}.value" in shapes:  # the path of a variable in nnx.State
+        return "\nThis is a state of flax nnx: pass nnx.to_pure_dict(nnx.state(model, nnx.Param))."
+    return nearest(path, shapes)
 
 
 def of_task(found: dict[str, list[Leaf]], task: str | None) -> dict[str, list[Leaf]]:

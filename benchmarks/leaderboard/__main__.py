@@ -60,10 +60,13 @@ def recorded(folder: Path, task: Task, key: Key, device: str) -> Record:
 
 
 def rate(text: str) -> float:
-    """Return a learning rate of the command line. Raises ValueError unless it is a positive number."""
-    found = float(text)
+    """Return a learning rate of the command line. Raises ArgumentTypeError unless it is a positive number."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
     if not 0 < found < math.inf:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"invalid rate {text!r}: expected a positive number such as 0.03125 for 2^-5")
     return found
 
 
@@ -81,14 +84,27 @@ def arguments() -> argparse.Namespace:
     """Parse the command line, and check names of tasks and methods."""
     parser = argparse.ArgumentParser(prog="leaderboard", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
-        "--tasks", nargs="+", choices=list(TASKS), metavar="TASK", help="default all, or a few quick ones"
+        "--tasks",
+        nargs="+",
+        choices=list(TASKS),
+        metavar="TASK",
+        help=f"from {', '.join(TASKS)}; default all, or the quick ones with --quick",
     )
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=[*METHODS, *KAPPAS], metavar="METHOD")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=list(METHODS),
+        choices=[*METHODS, *KAPPAS],
+        metavar="METHOD",
+        help=f"such as 'LoRA r8 unit'; default all {len(METHODS)}; a wrong name lists them",
+    )
     parser.add_argument("--seeds", nargs="+", type=int, help="of the final runs; default 0 1 2")
-    parser.add_argument("--rates", nargs="+", type=rate, help="the grid; default 2^-11 to 2^-3 in factors of 2")
-    parser.add_argument("--search-seeds", nargs="+", type=int, default=[SEARCHED])
-    parser.add_argument("--results", type=Path, default=ROOT / "results")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--rates", nargs="+", type=rate, help="the grid, as decimal numbers; default 2^-11 to 2^-3 in factors of 2"
+    )
+    parser.add_argument("--search-seeds", nargs="+", type=int, default=[SEARCHED], help="of the search; default 100")
+    parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of the records")
+    parser.add_argument("--device", default="cpu", help="such as cuda (default cpu)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="tiny runs, in a folder that is removed")
     parser.add_argument("--search-only", action="store_true", help="no final runs")
@@ -141,6 +157,10 @@ def main() -> int:
         try:
             if not options.page:
                 left_out = run_all(options)
+            elif not any(options.results.glob("*.json")):
+                raise RecordError(
+                    f"{options.results}: expected a folder with records, got none; run without --page first"
+                )
             is_ours = options.results.resolve() == (ROOT / "results").resolve()
             write_page(read_all(options.results), ROOT / "docs" if is_ours else options.results)
             if options.quick:  # the folder goes

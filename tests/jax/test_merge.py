@@ -118,6 +118,9 @@ def test_merge_rejects_invalid_arguments_before_tracing():
             tnadapt_jax.merge(adapter, params, other, leaves)
         with pytest.raises(SiteError, match=r"b: expected its leaf b\.kernel to have shape .*got no such leaf"):
             tnadapt_jax.merge(adapter, params, {"a": WEIGHTS["a"]}, leaves)
+        state = {name: {"kernel": {"value": one["kernel"]}} for name, one in WEIGHTS.items()}
+        with pytest.raises(SiteError, match=r"got no such leaf\.\nThis is a state of flax nnx: .*to_pure_dict"):
+            tnadapt_jax.merge(adapter, params, state, leaves)
         with pytest.raises(SiteError, match=r"b: expected a leaf for this site, got none"):
             tnadapt_jax.merge(adapter, params, WEIGHTS, some)
         with pytest.raises(SiteError, match=r"params\['trainable'\]: expected the array '\w+\.?\w*', got none"):

@@ -67,6 +67,19 @@ def test_a_rate_that_is_none_is_refused_before_a_run(tmp_path, rate):
     assert "argument --rates: invalid" in found.stderr
 
 
+def test_a_rate_that_is_no_number_is_refused_with_an_example(tmp_path):
+    found = run("--rates", "2^-5", folder=tmp_path)
+    assert found.returncode == 2
+    assert "invalid rate '2^-5': expected a positive number such as 0.03125 for 2^-5" in found.stderr
+
+
+def test_a_page_of_no_records_is_refused_and_makes_no_folder(tmp_path):
+    found = run("--page", folder=tmp_path / "none")
+    assert (found.returncode, found.stderr.count("\n")) == (1, 1)
+    assert "none: expected a folder with records, got none" in found.stderr
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.slow
 def test_a_rate_whose_file_has_the_name_of_another_is_refused(tmp_path):
     found = run("--methods", "LoRA r8 unit", "--search-only", "--rates", "0.001953125", "0.00195", folder=tmp_path)
