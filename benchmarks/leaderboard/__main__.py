@@ -70,6 +70,15 @@ def rate(text: str) -> float:
     return found
 
 
+def device(text: str) -> str:
+    """Return a device of the command line. Raises ArgumentTypeError unless this machine has it."""
+    try:
+        torch.zeros(1, device=text)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        raise argparse.ArgumentTypeError(f"{text}: {str(error).partition(chr(10))[0]}") from error
+    return text
+
+
 def best_rate(records: list[Record]) -> float | None:
     """Return the rate of the lowest mean validation loss among those that never diverged; None if all did."""
     losses: dict[float, list[float]] = {}
@@ -104,7 +113,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--search-seeds", nargs="+", type=int, default=[SEARCHED], help="of the search; default 100")
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of the records")
-    parser.add_argument("--device", default="cpu", help="such as cuda (default cpu)")
+    parser.add_argument("--device", type=device, default="cpu", help="such as cuda (default cpu)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="tiny runs, in a folder that is removed")
     parser.add_argument("--search-only", action="store_true", help="no final runs")

@@ -52,6 +52,13 @@ def test_a_search_that_was_stopped_goes_on_with_what_is_missing(tmp_path):
     assert "Traceback" not in third.stderr
 
 
+def test_a_device_that_does_not_exist_is_named_in_one_line(tmp_path):
+    found = run("--device", "cuda:77", folder=tmp_path)
+    assert found.returncode == 2
+    assert "argument --device: cuda:77: " in found.stderr
+    assert "Traceback" not in found.stderr
+
+
 def test_a_task_that_does_not_exist_is_named_in_one_line(tmp_path):
     found = run("--tasks", "other", folder=tmp_path)
     assert found.returncode == 2
