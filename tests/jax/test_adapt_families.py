@@ -27,14 +27,12 @@ WRAPPED = {
 CASES = {name: case for name, case in {**FAMILIES, **WRAPPED}.items() if len(case.spec.axes) == 2}  # no kernels here
 # One of each kind for every run; `make laws` has them all.
 SOME = (
-    "lora",
     "lotr",
     "pissa",
     "householder",
     "dora",
     "oft",
     "bslora gate",
-    "c3a rectangular",
     "mtlora_tasks learned",
 )
 IN_ALL = ("lotr",)  # in every function; the others only in the cheapest
