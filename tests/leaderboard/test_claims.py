@@ -65,6 +65,14 @@ def test_one_rate_trains_three_families_on_an_encoder():
         assert found == pytest.approx(pair, abs=0.0005)
 
 
+def test_6_is_better_than_a_quarter_and_four_times_of_it_on_an_encoder():
+    table = losses("sentences")
+    for name, said in (("LoRA r8 unit", (0.498, 0.477, 0.534)), ("LoTR r16 unit", (0.565, 0.523, 0.686))):
+        found = [table[name + suffix][2.0**-6] for suffix in (" kappa 1.5", "", " kappa 24")]
+        assert found == pytest.approx(said, abs=0.0005)
+        assert min(found) == found[1]
+
+
 def test_the_page_is_that_of_the_records(tmp_path):
     """Draw it again with `python benchmarks/leaderboard --page`."""
     from page import write_page
