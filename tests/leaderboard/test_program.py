@@ -1,5 +1,6 @@
 """The program of the leaderboard: small runs in a process, resumed, and refused where they cannot be."""
 
+import importlib.util
 import json
 import os
 import re
@@ -52,38 +53,56 @@ def test_a_search_that_was_stopped_goes_on_with_what_is_missing(tmp_path):
     assert "Traceback" not in third.stderr
 
 
-def test_a_device_that_does_not_exist_is_named_in_one_line(tmp_path):
-    found = run("--device", "cuda:77", folder=tmp_path)
-    assert found.returncode == 2
-    assert "argument --device: cuda:77: " in found.stderr
-    assert "Traceback" not in found.stderr
+@pytest.fixture
+def called(modules, monkeypatch, capsys):
+    """A function that calls the program in this process: to start one takes ten seconds. Return status and errors."""
+
+    def call(*words):
+        spec = importlib.util.spec_from_file_location(
+            "leaderboard_program", ROOT / "benchmarks/leaderboard/__main__.py"
+        )
+        program = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(program)
+        monkeypatch.setattr(sys, "argv", ["leaderboard", "--tasks", "digits", *words])
+        try:
+            status = program.main()
+        except SystemExit as error:  # argparse's
+            status = error.code
+        return status, capsys.readouterr().err
+
+    return call
 
 
-def test_a_task_that_does_not_exist_is_named_in_one_line(tmp_path):
-    found = run("--tasks", "other", folder=tmp_path)
-    assert found.returncode == 2
-    assert "invalid choice: 'other'" in found.stderr
-    assert "Traceback" not in found.stderr
+def test_a_device_that_does_not_exist_is_named_in_one_line(called):
+    status, errors = called("--device", "cuda:77")
+    assert status == 2
+    assert "argument --device: cuda:77: " in errors
+
+
+def test_a_task_that_does_not_exist_is_named_in_one_line(called):
+    status, errors = called("--tasks", "other")
+    assert status == 2
+    assert "invalid choice: 'other'" in errors
 
 
 @pytest.mark.parametrize("rate", ["0", "-0.1", "nan", "inf"])
-def test_a_rate_that_is_none_is_refused_before_a_run(tmp_path, rate):
+def test_a_rate_that_is_none_is_refused_before_a_run(called, rate):
     """PEFT's methods would train at a negative rate, and the page could not be drawn again."""
-    found = run("--methods", "PEFT LoRA r8", f"--rates={rate}", folder=tmp_path)
-    assert found.returncode == 2
-    assert "argument --rates: invalid" in found.stderr
+    status, errors = called("--methods", "PEFT LoRA r8", f"--rates={rate}")
+    assert status == 2
+    assert "argument --rates: invalid" in errors
 
 
-def test_a_rate_that_is_no_number_is_refused_with_an_example(tmp_path):
-    found = run("--rates", "2^-5", folder=tmp_path)
-    assert found.returncode == 2
-    assert "invalid rate '2^-5': expected a positive number such as 0.03125 for 2^-5" in found.stderr
+def test_a_rate_that_is_no_number_is_refused_with_an_example(called):
+    status, errors = called("--rates", "2^-5")
+    assert status == 2
+    assert "invalid rate '2^-5': expected a positive number such as 0.03125 for 2^-5" in errors
 
 
-def test_a_page_of_no_records_is_refused_and_makes_no_folder(tmp_path):
-    found = run("--page", folder=tmp_path / "none")
-    assert (found.returncode, found.stderr.count("\n")) == (1, 1)
-    assert "none: expected a folder with records, got none" in found.stderr
+def test_a_page_of_no_records_is_refused_and_makes_no_folder(called, tmp_path):
+    status, errors = called("--page", "--results", str(tmp_path / "none"))
+    assert (status, errors.count("\n")) == (1, 1)
+    assert "none: expected a folder with records, got none" in errors
     assert not (tmp_path / "none").exists()
 
 
