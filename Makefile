@@ -76,7 +76,7 @@ leaderboard: .venv/.bench .venv/.smollm .venv/.dinov2
 
 leaderboard-quick: export LEADERBOARD = quick
 leaderboard-quick: .venv/.dev .venv/.bench .venv/.smollm .venv/.dinov2
-	$(BIN)/python -m pytest -s tests/leaderboard/test_quick.py $(ARGS)
+	$(BIN)/python -m pytest -s tests/leaderboard $(ARGS)
 
 docs: .venv/.docs
 	$(BIN)/mkdocs build --strict
