@@ -145,7 +145,7 @@ def _sliced(weight: Weight, value: Array, take: Any) -> Weight | None:
     (axis, *others) = cut
     if others or weight.lead_of(axis) is None:
         return None
-    return weight.moved(value, axis, lambda array, at: take(array, at, axis), drop=False)
+    return weight.moved(value, axis, lambda array, at: take(array, at, axis))
 
 
 # How a weight is moved, and the parameters that this needs: if jax calls them otherwise, the weight becomes an array.

@@ -1,7 +1,7 @@
 """What one block of a stacked weight is adapted by: the arrays of all of its sites, over layers and experts at once."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -92,7 +92,7 @@ class Piece:
             for value, along in zip(self.arrays, self.along, strict=True)
         ]
         along = tuple((*one[:lead], *one[lead + 1 :]) for one in self.along) if drop else self.along
-        return Piece(tuple(found), along, self.network, self.rows, self.columns, self.has_rows, self.is_partial)
+        return replace(self, arrays=tuple(found), along=along)
 
     def split(self, lead: int, sizes: Sequence[int]) -> "Piece":
         """Return the piece after one lead axis was split into several."""
@@ -103,7 +103,7 @@ class Piece:
 
         found = tuple(parted(value, along) for value, along in zip(self.arrays, self.along, strict=True))
         along = tuple((*one[:lead], *[one[lead]] * len(sizes), *one[lead + 1 :]) for one in self.along)
-        return Piece(found, along, self.network, self.rows, self.columns, self.has_rows, self.is_partial)
+        return replace(self, arrays=found, along=along)
 
     def _parts(self, own: Sequence[Array]) -> Parts:
         """Return what one site reads."""

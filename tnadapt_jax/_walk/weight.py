@@ -117,21 +117,16 @@ class Weight:
         self.origin.note(f"dW{rounded}: {why}")
         return lax.convert_element_type(lax.convert_element_type(self.value, made.dtype) + made, self.value.dtype)
 
-    def moved(self, value: Array, axis: int, take: Callable[[Array, int], Array], *, drop: bool) -> "Weight":
+    def moved(self, value: Array, axis: int, take: Callable[[Array, int], Array]) -> "Weight":
         """Return the weight after a move along the axis of layers or experts; `take(array, axis)` moves an array."""
         (atom,) = self.axes[axis]
-        lead = self.lead.index(atom)
-        size = () if drop else (((atom[0], value.shape[axis])),)
+        lead, left = self.lead.index(atom), (atom[0], value.shape[axis])
         return replace(
             self,
             value=value,
-            pieces=tuple(piece.moved(take, lead, drop=drop) for piece in self.pieces),
-            axes=tuple(
-                found
-                for n, old in enumerate(self.axes)
-                for found in ([size] if n == axis and not drop else [] if n == axis else [old])
-            ),
-            lead=(*self.lead[:lead], *size, *self.lead[lead + 1 :]),
+            pieces=tuple(piece.moved(take, lead, drop=False) for piece in self.pieces),
+            axes=(*self.axes[:axis], (left,), *self.axes[axis + 1 :]),
+            lead=(*self.lead[:lead], left, *self.lead[lead + 1 :]),
         )
 
     def scanned(self) -> tuple[Array, tuple[tuple[Array, ...], ...]]:
