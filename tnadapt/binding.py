@@ -41,6 +41,7 @@ from tnadapt._language import (
 )
 from tnadapt._planning import (
     BUCKETS,
+    FIXED,
     OBJECTIVES,
     Backend,
     Convolution,
@@ -88,6 +89,7 @@ from tnadapt.families import SpecLike, spec_of
 __all__ = [
     "BUCKETS",
     "COUNTS",
+    "FIXED",
     "HOST_PARTS",
     "HOST_WEIGHTS",
     "OBJECTIVES",

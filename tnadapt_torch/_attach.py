@@ -17,6 +17,7 @@ from tnadapt_torch._host import (
     check_trainable,
     find_weights,
     fold_in,
+    join_layers,
     parameter_paths,
     place_params,
     serve,
@@ -173,6 +174,7 @@ def install(
                 fold_in(weight, state.updates[path])
             else:
                 state.handles.append(serve(weight, state.updates[path]))
+        join_layers({path: weight for path, weight in weights.items() if path not in folded}, state.updates)
         slow_down(model, [weight.module for weight in weights.values()])
         check = model.register_load_state_dict_pre_hook(MarksCheck(state))  # type: ignore[no-untyped-call]
         state.handles.append(check)

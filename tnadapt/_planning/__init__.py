@@ -1,6 +1,6 @@
 """Contraction orders: the search for a cheap one, and the plan that is made of it."""
 
-from tnadapt._planning.cost import OBJECTIVES, Convolution, Cost, Modes, Objective, Question, measure
+from tnadapt._planning.cost import FIXED, OBJECTIVES, Convolution, Cost, Modes, Objective, Question, measure
 from tnadapt._planning.equation import equation_of
 from tnadapt._planning.host_product import find_product
 from tnadapt._planning.plan import BUCKETS, Plan, Step, bucket, plan
@@ -9,6 +9,7 @@ from tnadapt._planning.search import ExactOrder, search
 
 __all__ = [
     "BUCKETS",
+    "FIXED",
     "OBJECTIVES",
     "Backend",
     "Convolution",

@@ -7,7 +7,7 @@ from typing import Literal
 
 from tnadapt._errors import PlanError
 
-__all__ = ["OBJECTIVES", "Convolution", "Cost", "Objective"]
+__all__ = ["FIXED", "OBJECTIVES", "Convolution", "Cost", "Objective"]
 
 # The number of flops that weigh as much as one number read or written. The speeds of two CPU cores (70 GFLOP/s,
 # 2.2 G numbers/s) suggest 32. Of 1, 4, 8, 16 and 32, 8 ran fastest on VeRA (rank 16 and 64) and TeRA (8, 4, 4) at 128
@@ -16,6 +16,7 @@ MOVED = 8.0
 CALL = (
     2**18
 )  # numbers whose move weighs as much as the call of a transform, 30 us: at one token, C3A's blocks of 64 gain
+STEP = 2.0**16  # the flops that weigh as much as the call of an operation, 3 us at 2.2 G numbers/s
 Modes = tuple[str, ...]
 Pair = tuple[int, int]
 
@@ -37,12 +38,18 @@ class Cost:
 
 @dataclass(frozen=True)
 class Objective:
-    """What the planner minimizes: forward flops plus the other costs by their weights, each weight in flops."""
+    """What the planner minimizes: forward flops plus the other costs by their weights, each weight in flops.
+
+    `step` is the weight of each step itself, whatever its size. `apart` weighs the steps that x takes no part in: below
+    1 if their results serve many calls.
+    """
 
     name: str
     backward: float = 0.0
     saved: float = 0.0
     moved: float = 0.0
+    step: float = 0.0
+    apart: float = 1.0
 
     def of(self, cost: Cost) -> float:
         """Return the number to minimize."""
@@ -58,6 +65,11 @@ OBJECTIVES = {
         Objective("memory", backward=1e-6, saved=1e6),
     )
 }
+
+
+# For calls in which no factor changes: what is made of factors alone is made once. It decides between orders that are
+# equal otherwise.
+FIXED = Objective("fixed factors", moved=MOVED, step=STEP, apart=1e-6)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """What folding an update into its weight costs beside the host's own product, and making the update first."""
 
+import math
+from collections.abc import Sequence
 from typing import Protocol
 
 from tnadapt._language import Network
@@ -23,6 +25,29 @@ class Asked(Protocol):
     def cost(self) -> Cost: ...
 
 
+class Step(Protocol):
+    """A step of a plan."""
+
+    @property
+    def left(self) -> int: ...
+    @property
+    def right(self) -> int: ...
+    @property
+    def modes(self) -> tuple[str, ...]: ...
+    @property
+    def when(self) -> str: ...
+
+
+class Planned(Asked, Protocol):
+    """A plan with its steps."""
+
+    @property
+    def operands(self) -> tuple[str, ...]: ...
+    @property
+    def steps(self) -> Sequence[Step]: ...
+    def size(self, mode: str) -> int: ...
+
+
 def dense_costs(order: Asked) -> tuple[Cost, Cost]:
     """Return the cost of x times a dense update, and what folding adds to the host: the gradient of the weight."""
     network, tokens = order.network, order.tokens
@@ -36,10 +61,18 @@ def dense_costs(order: Asked) -> tuple[Cost, Cost]:
     return whole, added
 
 
-def keeps_little(order: Asked, products: int) -> bool:
+def factor_products(order: Planned) -> int:
+    """Return the number of elements of the products of factors alone by which activations are multiplied."""
+    known = len(order.operands)
+    sides = {side for step in order.steps if step.when == "call" for side in (step.left, step.right)}
+    made = [order.steps[number - known] for number in sides if number >= known]
+    return sum(math.prod(map(order.size, step.modes)) for step in made if step.when != "call")
+
+
+def keeps_little(order: Planned) -> bool:
     """Return whether x (W + dW) keeps at most one x more for the backward pass than a plan does.
 
-    It keeps x for the factors, and W + dW for the gradient of x; a plan keeps activations, and the `products` of
+    It keeps x for the factors, and W + dW for the gradient of x; a plan keeps activations, and the products of
     factors by which it multiplies x. A matrix of the weight's size for each layer is much where tokens are few.
     """
     if not order.training:
@@ -47,4 +80,4 @@ def keeps_little(order: Asked, products: int) -> bool:
     outer, inner = (order.network.volume(modes) for modes in (order.network.out_modes, order.network.in_modes))
     is_trained = any(factor.trainable for factor in order.network.factors.values())
     folded = is_trained * order.tokens * inner + order.x_needs_grad * outer * inner
-    return folded <= order.cost.saved + order.x_needs_grad * products + order.tokens * inner
+    return folded <= order.cost.saved + order.x_needs_grad * factor_products(order) + order.tokens * inner

@@ -1,6 +1,5 @@
 """The plan of a network: its contraction order, cheapest for training, with the cost of every step."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -13,7 +12,7 @@ from tnadapt._errors import PlanError
 from tnadapt._language import Adapter, AdapterSpec, Network
 from tnadapt._planning.cost import OBJECTIVES, Convolution, Cost, Line, Modes, Objective, Question, measure_lines
 from tnadapt._planning.equation import equation_of
-from tnadapt._planning.fold import dense_costs, keeps_little
+from tnadapt._planning.fold import dense_costs, factor_products, keeps_little
 from tnadapt._planning.host_product import find_product, product_modes, product_name
 from tnadapt._planning.spectrum import amount_of_cyclic
 from tnadapt._planning.terms import paired, search_terms
@@ -201,11 +200,12 @@ class Plan:
     @cached_property
     def pays_to_fold(self) -> bool:
         """Return whether x (W + dW) is cheaper than this plan and the host's own product, and keeps little more."""
-        if self._other_costs()[1] >= self.objective.of(self.cost):
-            return False
-        sides = {side for step in self.steps if step.when == "call" for side in (step.left, step.right)}
-        inner = [n for n in sides if n >= len(self.operands) and self.steps[n - len(self.operands)].when != "call"]
-        return keeps_little(self, sum(math.prod(map(self.size, self.modes(number))) for number in inner))
+        return self._other_costs()[1] < self.objective.of(self.cost) and keeps_little(self)
+
+    @property
+    def factor_products(self) -> int:
+        """The elements of the products of factors alone by which activations are multiplied."""
+        return factor_products(self)
 
     def _other_costs(self) -> tuple[float, float]:
         """Return the cost of making the dense update first, and of folding it into the weight."""

@@ -136,4 +136,9 @@ class Tensors:
         if objective.moved:
             moved = self.size[left] + self.size[right] + self.size[whole]
             terms.append(objective.moved * moved * (1.0 + products))
+        if objective.step:
+            terms.append(np.full(len(whole), objective.step))
+        if objective.apart != 1.0:
+            weights = np.where(self.active[whole], 1.0, objective.apart)
+            terms = [term * weights for term in terms]
         return terms

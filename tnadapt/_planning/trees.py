@@ -75,8 +75,8 @@ class Nodes:
             saved += size_right * (self.grad(left) and self.active(right))
             forward = self.volume(both) * (1 if both == self.kept(left | right) else 2)
             moved = (size_left + size_right + size) * (1 + products)
-            cost = forward * (1.0 + goal.backward * products) + goal.saved * saved + goal.moved * moved
-            self._costs[left, right] = cost
+            cost = forward * (1.0 + goal.backward * products) + goal.saved * saved + goal.moved * moved + goal.step
+            self._costs[left, right] = cost if self.active(left | right) else cost * goal.apart
         return self._costs[left, right]
 
     def total(self, tree: Tree) -> float:

@@ -1,20 +1,25 @@
 """Serve a module: its forward, then the updates of the adapters on it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any, Protocol, cast
 
+import torch
 from torch import Tensor, nn
 
 from tnadapt_torch._host.fronts import Front, drop_front, put_front
 from tnadapt_torch._host.weight import Weight
-from tnadapt_torch._run import Update
+from tnadapt_torch._run import Layer, Siblings, SiteUpdate, Update
 
 __all__: list[str] = []
 
 PLACE = (
     "_tnadapt"  # a module's updates: a tuple in its __dict__, a new one at each change, since the compiler guards it
 )
+
+
+LAYER = "_tnadapt_layer"  # beside it, if the module is a plain linear layer: what calls it together with its update
 
 
 class Removable(Protocol):
@@ -38,6 +43,11 @@ class Served(Front):
             inside = updates[0].call_inside(module, args, kwargs)
             if inside is not None:
                 return inside
+        if len(updates) == 1 and not torch.compiler.is_compiling():
+            layer: Layer | None = vars(module).get(LAYER)
+            at_once = layer.call(module, args, kwargs) if layer is not None and layer.update is updates[0] else None
+            if at_once is not None:
+                return at_once
         base: Tensor = super().forward(*args, **kwargs)  # type: ignore[misc]  # the class behind has it
         output = base
         for update in updates:
@@ -59,6 +69,7 @@ class Service:
             vars(self.module)[PLACE] = left
         elif PLACE in vars(self.module):
             del vars(self.module)[PLACE]
+            vars(self.module).pop(LAYER, None)
             drop_front(self.module, Served)
 
 
@@ -82,6 +93,21 @@ def serve(weight: Weight, update: Update) -> Removable:
             return module.register_forward_hook(update, prepend=True, with_kwargs=True)  # before those of the user
     vars(module)[PLACE] = (*updates_of(module), update)
     return Service(module, update)
+
+
+def join_layers(weights: Mapping[str, Weight], updates: Mapping[str, Update]) -> None:
+    """Let plain linear layers be called together with their updates, and know the siblings that may read the same x.
+
+    These have names and one parent. Layers with numbers follow one another, or are chosen from.
+    """
+    families: dict[tuple[str, int], Siblings] = {}
+    for path, weight in weights.items():
+        update = updates[path]
+        if not (isinstance(update, SiteUpdate) and weight.is_plain_linear and isinstance(weight.module, Served)):
+            continue
+        parent, _, name = path.rpartition(".")
+        siblings = families.setdefault((parent, update.width), Siblings()) if not name.isdigit() else Siblings()
+        vars(weight.module)[LAYER] = Layer(update, siblings)
 
 
 def updates_of(module: nn.Module) -> tuple[Update, ...]:

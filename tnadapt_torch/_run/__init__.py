@@ -2,6 +2,7 @@
 
 from tnadapt_torch._run.blocks import BlocksUpdate, Update
 from tnadapt_torch._run.call import Owner, find_x
+from tnadapt_torch._run.layer import Layer, Siblings
 from tnadapt_torch._run.lower import lower_delta
 from tnadapt_torch._run.magnitude import MagnitudeUpdate
 from tnadapt_torch._run.maps import map_factor
@@ -11,12 +12,14 @@ from tnadapt_torch._run.site import SiteUpdate
 __all__ = [
     "BlocksUpdate",
     "Held",
+    "Layer",
     "Leading",
     "MagnitudeUpdate",
     "Mapped",
     "Owner",
     "Ref",
     "Row",
+    "Siblings",
     "SiteUpdate",
     "Stack",
     "Update",

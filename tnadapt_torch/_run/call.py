@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tnadapt import SiteError
+from tnadapt_torch._run.fixed import Fixed
 from tnadapt_torch._run.gradient import Watched, check_gradient, is_transformed, path_of
 
 __all__: list[str] = []
@@ -19,6 +20,7 @@ class Owner(Protocol):
 
     dropout: float
     training: bool
+    products: Fixed | None  # of factors alone, while the factors stay as they are
 
     @property
     def active(self) -> bool:

@@ -1,7 +1,7 @@
 """Translate a plan into straight-line torch code: mm, bmm, mul, and a last step that adds to the host's output."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import cast
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from tnadapt import plan
-from tnadapt.binding import Network, Plan
+from tnadapt.binding import Network, Objective, Plan
 from tnadapt_torch._run.layout import Convolved, Given, Laid, Modes, Way, lay_out, size_of
 from tnadapt_torch._run.spectrum import from_spectrum, to_spectrum
 
@@ -18,7 +18,7 @@ __all__: list[str] = []
 Code = Callable[..., Tensor]
 
 
-class _Writer:
+class Writer:
     """Writes the steps of one plan as torch code. The token axis may have any length; it is known only at run time."""
 
     def __init__(self, order: Plan) -> None:
@@ -173,6 +173,17 @@ class _Writer:
         total = self.graph.call_function(torch.add, (self.split(y, answer), difference), {"alpha": scale})
         return total if len(answer) == 2 else self.reshape(total, (answer[:1], answer[1:]))  # noqa: PLR2004
 
+    def add_terms(self, y: fx.Node, terms: Sequence[tuple[int, Laid]], operands: Sequence[fx.Node]) -> fx.Node:
+        """Write the addition of all terms to y, each a sign and a way."""
+        scale, waiting = self.order.network.scale, list(terms)
+        while waiting:
+            sign, way = waiting.pop(0)
+            if waiting and self.order.cancels(len(terms) - len(waiting) - 1):
+                y = self.add_difference(y, way, waiting.pop(0)[1], operands, sign * scale)
+            else:
+                y = self.add(y, way, operands, sign * scale)
+        return y
+
     def function(self, result: fx.Node) -> Code:
         """Return the written code as a function."""
         self.graph.output(result)
@@ -184,6 +195,31 @@ def _is_call(node: fx.Node, method: str) -> bool:
     return node.op == "call_method" and node.target == method
 
 
+IN_PLACE: Mapping[object, str] = {torch.addmm: "addmm_", torch.add: "add_"}
+
+
+def write_in_place(graph: fx.Graph, y: fx.Node, result: fx.Node) -> fx.Node:
+    """Turn each addition to y into one in place: nobody else has y, and no backward pass needs it.
+
+    Returns the node of the result.
+    """
+    own = {y}
+    for node in list(graph.nodes):
+        first = node.args[0] if node.args else None
+        if not isinstance(first, fx.Node) or first not in own:
+            continue
+        if node.op == "call_function" and node.target in IN_PLACE:
+            with graph.inserting_before(node):
+                made = graph.call_method(IN_PLACE[node.target], node.args, node.kwargs)
+            node.replace_all_uses_with(made)
+            graph.erase_node(node)
+            own.add(made)
+            result = made if node is result else result
+        elif node.op == "call_method" and node.target == "reshape":
+            own.add(node)
+    return result
+
+
 @lru_cache(maxsize=4096)
 def lower_apply(
     network: Network,
@@ -193,28 +229,24 @@ def lower_apply(
     x_needs_grad: bool = True,
     fft: bool = True,
     host_product: bool = False,
+    objective: str | Objective = "training",
+    in_place: bool = False,
 ) -> Code:
-    """Write a function (y, x, *factors) -> y plus the scaled update of x, as a new tensor.
+    """Write a function (y, x, *factors) -> y plus the scaled update of x, as a new tensor unless it is `in_place`.
 
     With a host_product it is (y, x, product, *factors), where product (token, out) is x times the host's weight.
     The code is optimized for about this many tokens and for these gradients, and is correct for any. y (token, out) and
     x (token, in) have the same dtype. The factors are those of one site, in the order of the network's nodes, without
     those that `nodes_read` leaves out for the same arguments.
     """
-    order = _plan(network, tokens, training, x_needs_grad, fft, host_product)
-    writer = _Writer(order)
+    order = _plan(network, tokens, training, x_needs_grad, fft, host_product, objective)
+    writer = Writer(order)
     result, x = writer.input("y"), writer.input("x")
     product = writer.input("product") if host_product else x
     given = [x, *[product] * (len(order.operands) - len(network.nodes) - 1)]
     operands = [writer.split(one, modes) for one, modes in zip(given, order.inputs, strict=False)] + writer.factors(x)
-    ways = lay_out(order)
-    while ways:
-        sign, way = ways.pop(0)
-        if ways and order.cancels(len(order.results) - len(ways) - 1):
-            result = writer.add_difference(result, way, ways.pop(0)[1], operands, sign * network.scale)
-        else:
-            result = writer.add(result, way, operands, sign * network.scale)
-    return writer.function(result)
+    total = writer.add_terms(result, lay_out(order), operands)
+    return writer.function(write_in_place(writer.graph, result, total) if in_place else total)
 
 
 def nodes_read(
@@ -225,14 +257,21 @@ def nodes_read(
     x_needs_grad: bool = True,
     fft: bool = True,
     host_product: bool = False,
+    objective: str | Objective = "training",
 ) -> list[int]:
     """Return the numbers of the nodes that the code of `lower_apply` takes: not those that something stands for."""
-    order = _plan(network, tokens, training, x_needs_grad, fft, host_product)
+    order = _plan(network, tokens, training, x_needs_grad, fft, host_product, objective)
     return [number for number, name in enumerate(network.nodes) if name not in order.unread]
 
 
 def _plan(  # noqa: PLR0917  (the keywords of the two functions above)
-    network: Network, tokens: int, training: bool, x_needs_grad: bool, fft: bool, host_product: bool
+    network: Network,
+    tokens: int,
+    training: bool,
+    x_needs_grad: bool,
+    fft: bool,
+    host_product: bool,
+    objective: str | Objective,
 ) -> Plan:
     return plan(
         network,
@@ -242,6 +281,7 @@ def _plan(  # noqa: PLR0917  (the keywords of the two functions above)
         x_needs_grad=x_needs_grad,
         fft=fft,
         host_product=host_product,
+        objective=objective,
     )
 
 
@@ -249,7 +289,7 @@ def _plan(  # noqa: PLR0917  (the keywords of the two functions above)
 def lower_delta(network: Network) -> Code:
     """Write a function (*factors) -> the scaled dense update of one site, in the weight's shape (out axis first)."""
     order = plan(network, "delta")
-    writer = _Writer(order)
+    writer = Writer(order)
     factors = writer.factors()
     total: fx.Node | None = None
     for sign, way in lay_out(order):

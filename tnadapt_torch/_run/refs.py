@@ -62,15 +62,14 @@ class Held:
 
 @dataclass(frozen=True)
 class Leading:
-    """A shared factor: the whole of it, or the leading part of one that was drawn at the largest sizes."""
+    """The leading part of a shared factor, which was drawn at the largest sizes."""
 
     held: Held
-    lengths: tuple[slice, ...] | None
+    lengths: tuple[slice, ...]
 
     def read(self) -> Tensor:
         """Return the part, as `Ref` says."""
-        tensor = self.held.read()
-        return tensor if self.lengths is None else tensor[self.lengths]
+        return self.held.read()[self.lengths]
 
 
 class Stack:
@@ -168,6 +167,12 @@ class Row:
             here = place if place.device == tensor.device else place.to(tensor.device)
             tensor = tensor.index_select(axis, here).squeeze(axis)
         return tensor
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Row) and self.stack is other.stack and self.index == other.index
+
+    def __hash__(self) -> int:
+        return hash((id(self.stack), self.index))
 
     def follow(self) -> None:
         """Move the tensors of the place to the device of the factor."""

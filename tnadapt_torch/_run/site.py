@@ -2,25 +2,24 @@
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
-from typing import Any, TypedDict, cast
+from functools import cached_property
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from tnadapt import SiteError, plan
-from tnadapt.binding import BUCKETS, Network, Plan, find_product
+from tnadapt.binding import BUCKETS, FIXED, Network, Plan, find_product
+from tnadapt_torch._run.asked import CODES, COMPILED, MORE, Asked, asked_at
 from tnadapt_torch._run.call import Owner, is_dropping, see_x
+from tnadapt_torch._run.entry import Parts, lower_entry
+from tnadapt_torch._run.fixed import may_keep, run_code
 from tnadapt_torch._run.lower import Code, lower_apply, lower_delta, nodes_read
 from tnadapt_torch._run.refs import Ref, read_all
 from tnadapt_torch._sharded import is_sharded
 
 __all__: list[str] = []
 
-NEEDS = ("nothing", "factors", "factors and x")  # what needs a gradient: one row of codes each, one column per bucket
-MORE = BUCKETS[1:]  # the first tokens of each bucket but the first, which an empty batch belongs to as well
-COMPILED = len(NEEDS) * len(BUCKETS)  # torch.compile and torch.jit.trace get one code, whatever the tokens are
-COMPILED_FOR = 2 * len(BUCKETS) + BUCKETS.index(1024)
-CODES = COMPILED + 1  # and as many for a DTensor, and as many as both with the product of x and the host's weight
 FULL_PRECISION = (torch.float32, torch.float64)  # a weight of fewer bits would round the update away
 
 
@@ -40,6 +39,10 @@ class SiteUpdate:
         self._code: list[tuple[Code, tuple[Ref, ...]] | None] = []  # each with the factors that it reads
         self._folds: list[bool | None] = []  # by place: whether that pays there
         self._dense: Code | None = None
+        self._own: list[tuple[Code, tuple[Ref, ...]] | None] = []  # as `_code`, for an output that nobody else has
+        self._parts: list[Parts | None] = []
+        self._is_parted: list[bool] = []
+        self.was_called = False  # as a layer with its update
         self._forget_code()
 
     def __call__(
@@ -70,9 +73,9 @@ class SiteUpdate:
             place += CODES
         if product is None:
             code, refs = self._code[place] or self._write_code(place)
-            return code(output, x, *read_all(refs, x))
+            return run_code(code, (output, x), refs, self.owner.products, self.most_kept)
         code, refs = self._code[2 * CODES + place] or self._write_code(2 * CODES + place)
-        return code(output, x, product, *read_all(refs, x))
+        return run_code(code, (output, x, product), refs, self.owner.products, self.most_kept)
 
     def call_inside(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         """Return x (W + dW)^T + bias where that is cheaper than adding to the output; None elsewhere.
@@ -90,7 +93,7 @@ class SiteUpdate:
         if not self.owner.active or is_dropping(self.owner) or len(args) != 1 or kwargs:
             return None
         x, weight = args[0], module._parameters.get("weight")
-        if type(weight) is not nn.Parameter or weight.dtype not in FULL_PRECISION or not _is_like(x, weight):
+        if type(weight) is not nn.Parameter or weight.dtype not in FULL_PRECISION or not is_like(x, weight):
             return None
         place = self._place(x, x.numel() // self.width)
         folds = self._folds[place]
@@ -99,7 +102,7 @@ class SiteUpdate:
     def order(self, tokens: int, *, training: bool) -> Plan:
         """Return the plan that a call of so many tokens runs, outside torch.compile."""
         place = bisect_right(MORE, tokens) + (2 * len(BUCKETS) if training else 0)
-        return plan(self.network, **_asked(place, host_product=self.reads_product and not is_dropping(self.owner)))
+        return plan(self.network, **asked_at(place, host_product=self.reads_product and not is_dropping(self.owner)))
 
     def runs_inside(self, module: nn.Module, order: Plan) -> bool:
         """Return whether `call_inside` serves the calls of this plan, if x is of the dtype of the weight."""
@@ -118,17 +121,59 @@ class SiteUpdate:
 
     def _decide(self, place: int) -> bool:
         """Return, and remember, whether folding pays for a bucket of tokens and the gradients needed."""
-        order = plan(self.network, **_asked(place, host_product=self.reads_product))
+        order = plan(self.network, **asked_at(place, host_product=self.reads_product))
         self._folds[place] = pays = order.pays_to_fold
         return pays
 
-    @staticmethod
-    def _place(x: Tensor, tokens: int) -> int:
+    def _place(self, x: Tensor, tokens: int) -> int:
         """Return the place of the code for so many tokens, and for what needs a gradient."""
         if torch.compiler.is_compiling() or isinstance(tokens, Tensor):  # as torch.jit.trace counts them
             return COMPILED
-        place = bisect_right(MORE, tokens)
-        return place + len(BUCKETS) * (0 if not torch.is_grad_enabled() else 2 if x.requires_grad else 1)
+        if torch.is_grad_enabled():
+            need = 2 if x.requires_grad else 1
+        else:
+            need = 0 if self.owner.products is None or not may_keep(x) else 3
+        return bisect_right(MORE, tokens) + len(BUCKETS) * need
+
+    def place_of(self, x: Tensor) -> int:
+        """Return the place of the code for this x (token, in)."""
+        return self._place(x, x.shape[0])
+
+    def add_in_place(self, y: Tensor, x: Tensor, place: int) -> Tensor:
+        """Add the update of x (token, in) to y (token, out), which nobody else has, and return the sum."""
+        code, refs = self._own[place] or self._write_own(place)
+        return run_code(code, (y, x), refs, self.owner.products, self.most_kept)
+
+    def _write_own(self, place: int) -> tuple[Code, tuple[Ref, ...]]:
+        """Write the code that adds in place, at the first call that needs it."""
+        asked = self._asked(place, host_product=False)
+        read = nodes_read(self.network, **asked)
+        found = lower_apply(self.network, in_place=True, **asked), tuple(self.refs[number] for number in read)
+        self._own[place] = found
+        return found
+
+    def parts_at(self, place: int) -> Parts | None:
+        """Return the update in two parts, for the calls of a place; None if it has no such parts."""
+        if not self._is_parted[place]:
+            self._is_parted[place] = True
+            self._parts[place] = self._part(place)
+        return self._parts[place]
+
+    def _part(self, place: int) -> Parts | None:
+        if self.reads_product:
+            return None
+        asked = self._asked(place, host_product=False)
+        entry = lower_entry(
+            self.network,
+            asked["tokens"],
+            training=asked["training"],
+            x_needs_grad=asked["x_needs_grad"],
+            objective=asked["objective"],
+        )
+        if entry is None:
+            return None
+        inner = tuple(tuple(self.refs[number] for number in rows.nodes) for rows in entry.rows)
+        return Parts(entry, inner, tuple(self.refs[number] for number in entry.nodes))
 
     def delta(self, like: Tensor) -> Tensor:
         """Return the dense update, of shape (out, in), in the dtype and on the device of `like`."""
@@ -143,11 +188,23 @@ class SiteUpdate:
     def _write_code(self, place: int) -> tuple[Code, tuple[Ref, ...]]:
         """Write the code for a bucket of tokens and the gradients needed, at the first call that needs it."""
         is_given, at = divmod(place, 2 * CODES)
-        asked = _asked(at, host_product=bool(is_given))
+        asked = self._asked(at, host_product=bool(is_given))
         code = lower_apply(self.network, **asked)
         read = nodes_read(self.network, **asked)
         self._code[place] = found = code, tuple(self.refs[number] for number in read)
         return found
+
+    def _asked(self, place: int, *, host_product: bool) -> Asked:
+        """Return what the code at a place is made for. If it would keep large products of factors, it keeps few."""
+        asked = asked_at(place, host_product=host_product)
+        if asked["objective"] is FIXED and plan(self.network, **asked).factor_products > self.most_kept:
+            return Asked(**{**asked, "objective": "training"})
+        return asked
+
+    @cached_property
+    def most_kept(self) -> int:
+        """How many numbers may be kept beside the factors: a dense update of each layer would double the model."""
+        return max(self.network.volume(self.network.out_modes) * self.width // 4, 4096)
 
     def become(self, other: "SiteUpdate") -> None:
         """Take over the network and the references of another update, whose factors have other shapes."""
@@ -163,12 +220,14 @@ class SiteUpdate:
     def is_idle(self) -> bool:
         """Whether the site was never called, except under torch.compile and torch.jit.trace."""
         code = (code for place, code in enumerate(self._code) if place % CODES != COMPILED)
-        return not any(code) and not any(self._folds[:COMPILED])
+        return not self.was_called and not any(code) and not any(self._folds[:COMPILED])
 
     def _forget_code(self) -> None:
         """Drop all code except the code that torch.compile traces, which cannot be written during tracing."""
+        self.__dict__.pop("most_kept", None)
         self._code = [None] * (4 * CODES)
-        self._folds = [None] * CODES
+        self._folds, self._own = [None] * CODES, [None] * CODES
+        self._parts, self._is_parted = [None] * CODES, [False] * CODES
         self._dense = None
         self._write_code(COMPILED)
         if self.reads_product:
@@ -176,9 +235,11 @@ class SiteUpdate:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the code, which is written again from the network."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_code", "_folds")} | {
-            "_dense": bool(self._dense)
-        }
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in ("_code", "_folds", "_own", "_parts", "_is_parted", "most_kept")
+        } | {"_dense": bool(self._dense)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -190,27 +251,7 @@ class SiteUpdate:
             self.allow_folding()
 
 
-class Asked(TypedDict):
-    """What a plan of one place in the codes is made for."""
-
-    tokens: int
-    training: bool
-    x_needs_grad: bool
-    fft: bool
-    host_product: bool
-
-
-def _asked(place: int, *, host_product: bool) -> Asked:
-    """Return what the code at a place is made for: tokens, and whether factors and x need a gradient."""
-    at = place % CODES
-    need, bucket = divmod(COMPILED_FOR if at == COMPILED else at, len(BUCKETS))
-    # The inductor of torch 2.13 gives wrong gradients of the product of two spectra, without an error; and the backward
-    # pass of such a product fails on DTensors.
-    fft = place < COMPILED
-    return Asked(tokens=BUCKETS[bucket], training=need > 0, x_needs_grad=need > 1, fft=fft, host_product=host_product)
-
-
-def _is_like(x: object, weight: Tensor) -> bool:
+def is_like(x: object, weight: Tensor) -> bool:
     """Return whether x is a plain tensor of the dtype of a weight, on its device, and not cast by autocast."""
     if type(x) not in (Tensor, nn.Parameter) or not isinstance(x, Tensor) or x.is_nested:
         return False

@@ -58,7 +58,8 @@ class AdapterState(Optimized, Resizable, Readable):
         self.adapter = adapter
         self.name, self.dropout = name, dropout
         self.enabled = True
-        self.blocks = 0  # of `disabled()` that are open: those of threads and generators end in any order
+        self.products: dict[Any, Any] | None = None  # of factors alone, in blocks of `fixed()`
+        self.fixings, self.blocks = 0, 0  # blocks of `fixed()` and of `disabled()` that are open; they end in any order
         self.merged: Merged | None = None
         self.originals: dict[str, Tensor] = {}  # under PEFT, whose layers merge: the weights from before, by path
         self.saved = SavedModules({})
@@ -145,6 +146,19 @@ class AdapterState(Optimized, Resizable, Readable):
             self.enabled = is_counted and not self.blocks
             if self.enabled and self.host:
                 self.saved.swap()
+
+    @contextmanager
+    def fixed(self) -> Iterator[None]:
+        """Keep what is made of factors alone, in a `with` block in which they stay as they are: faster for few tokens.
+
+        A factor that is replaced or changed in place is noticed, but not one written to through its `.data`.
+        """
+        self.fixings, self.products = self.fixings + 1, self.products or {}
+        try:
+            yield
+        finally:
+            self.fixings -= 1
+            self.products = self.products if self.fixings else None
 
     def set_task(self, task: str) -> None:
         """Use the sites of this task from now on.
@@ -325,6 +339,9 @@ class AdapterState(Optimized, Resizable, Readable):
             super()._apply(spare(fn), recurse)  # type: ignore[no-untyped-call]
         follow(self.updates.values())
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"products": None, "fixings": 0}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]

@@ -79,5 +79,5 @@ def _ref(state: Trees, part: Part, address: Address) -> Ref:
         found = Row(stack, tuple(at for _, at in places))
     else:
         whole = tuple(at.stop for at in part.stack) == tuple(held.stored.shape)
-        found = Leading(held, None if whole else part.stack)
+        found = held if whole else Leading(held, part.stack)
     return Mapped(found, part.factor.map) if part.factor.map else found

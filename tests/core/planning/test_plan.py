@@ -9,10 +9,10 @@ from opt_einsum.paths import ssa_to_linear
 
 from tests.core.planning.networks import path_of, tree_of
 from tests.table import places, required_of
-from tnadapt import AdapterSpec, PlanError, families, frozen, plan, raw, trainable, zeros
+from tnadapt import AdapterSpec, PlanError, Site, families, frozen, plan, raw, trainable, zeros
 from tnadapt._planning import equation_of
 from tnadapt._planning.plan import X
-from tnadapt.binding import BUCKETS, Cost, Objective, bucket
+from tnadapt.binding import BUCKETS, FIXED, Cost, Objective, bucket
 
 TERA_RANKS = {f"r_{side}{n}": rank for side in "oi" for n, rank in enumerate((8, 4, 4), 1)}
 
@@ -310,3 +310,15 @@ def test_what_making_and_folding_cost_by_hand(weights, training, x_needs_grad, s
         f"  making the update first: {first:.2f} times that\n"
         f"  folding it into the weight: {folded:.2f} times that; {pays}"
     )
+
+
+def test_fixed_factors_are_multiplied_first_where_tokens_are_few():
+    """LoRTA at one token: two products as small as those of LoRA, instead of a pass for each vector."""
+    adapter = families.lorta().bind([Site("0.q", (256, 256), {"layer": 0, "kind": "q"})], rank=8, sizes={"head": 4})
+    (network,) = adapter.networks
+    fixed = plan(network, tokens=1, training=False, objective=FIXED)
+    each = plan(network, tokens=1, training=False)
+    calls = [sum(step.when == "call" for step in order.steps) for order in (fixed, each)]
+    assert calls[0] == 2 < calls[1]
+    assert fixed.factor_products == 256 * 8
+    assert each.factor_products < fixed.factor_products

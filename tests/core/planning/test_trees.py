@@ -1,13 +1,16 @@
 """Trees: there and back, and the costs of their steps as `measure` has them."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.core.planning.networks import all_trees, cost, numbered, questions
+from tnadapt._planning.exact import _subsets as subsets_of
+from tnadapt._planning.exact import exact_pairs
 from tnadapt._planning.tensors import LARGEST, Problem, problem_of
 from tnadapt._planning.trees import Nodes, leaves_of, pairs_of, tree_of
-from tnadapt.binding import OBJECTIVES
+from tnadapt.binding import FIXED, OBJECTIVES
 
 
 @given(question=questions(), data=st.data())
@@ -23,6 +26,17 @@ def test_a_tree_costs_what_its_order_costs(question, data):
     again = pairs_of(tree, nodes.root)
     assert tree_of(again, leaves) == tree
     assert sorted(leaves_of(tree, nodes.root)) == leaves
+
+
+@given(question=questions())
+def test_steps_cost_the_same_one_by_one_and_all_at_once(question):
+    problem = problem_of(question)
+    pairs = exact_pairs(problem, FIXED)
+    tree = tree_of(pairs, [1 << place for place in range(len(question.inputs))])
+    nodes, tensors = Nodes(problem, FIXED), subsets_of(problem)
+    for whole, (left, right) in tree.items():
+        sides = (np.array([side]) for side in (left, right, whole))
+        assert nodes.cost(left, right) == pytest.approx(sum(tensors.terms(*sides, FIXED))[0], rel=1e-12)
 
 
 def test_leaves_are_read_from_left_to_right():
