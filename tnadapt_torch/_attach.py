@@ -17,7 +17,6 @@ from tnadapt_torch._host import (
     check_trainable,
     find_weights,
     fold_in,
-    join_layers,
     parameter_paths,
     place_params,
     serve,
@@ -173,8 +172,7 @@ def install(
             if path in folded:
                 fold_in(weight, state.updates[path])
             else:
-                state.handles.append(serve(weight, state.updates[path]))
-        join_layers({path: weight for path, weight in weights.items() if path not in folded}, state.updates)
+                state.handles.append(serve(weight, state.updates[path], state.siblings))
         slow_down(model, [weight.module for weight in weights.values()])
         check = model.register_load_state_dict_pre_hook(MarksCheck(state))  # type: ignore[no-untyped-call]
         state.handles.append(check)

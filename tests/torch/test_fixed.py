@@ -11,7 +11,6 @@ from torch import Tensor, nn
 import tnadapt_torch
 from tests.torch.test_layer import SPECS, Block, adapted
 from tnadapt import families
-from tnadapt_torch._host.served import LAYER
 from tnadapt_torch._run.fixed import split
 from tnadapt_torch._run.lower import lower_apply
 
@@ -44,7 +43,7 @@ def test_the_outputs_are_the_same_and_follow_every_change(name: str, is_joined: 
 def test_nothing_is_made_of_factors_alone_in_a_second_call() -> None:
     block = nn.Sequential(nn.Linear(64, 64, bias=False)).double()
     state = tnadapt_torch.attach(block, families.lorta(), target_modules=["0"], rank=2, seed=0, sizes={"head": 2})
-    vars(block[0]).pop(LAYER)
+    state.updates["0"].layer = None
     wide = torch.ones(3, 64, dtype=torch.float64)
     with state.fixed(), torch.no_grad():
         block(wide)

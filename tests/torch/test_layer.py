@@ -12,7 +12,6 @@ from torch.utils.checkpoint import checkpoint
 
 import tnadapt_torch
 from tnadapt import AdapterSpec, families
-from tnadapt_torch._host.served import LAYER
 
 PROGRAMS = 800 if os.environ.get("HYPOTHESIS_PROFILE") == "laws" else 24
 NAMES = ["first", "second", "third", "last"]
@@ -55,8 +54,8 @@ def adapted(name: str, *, is_joined: bool, dtype: torch.dtype = torch.float64) -
         for parameter in state.parameters():
             parameter.normal_(0, 0.5)
     if not is_joined:
-        for module in block.modules():
-            vars(module).pop(LAYER, None)
+        for update in state.updates.values():
+            update.layer = None
     return block, state
 
 

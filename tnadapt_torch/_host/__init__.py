@@ -18,7 +18,7 @@ from tnadapt_torch._host.parallel import flattened, managed, settle_weights
 from tnadapt_torch._host.quantized import check_trainable, count_parameters
 from tnadapt_torch._host.read import weights_to_fold
 from tnadapt_torch._host.saved import SavedModules, find_tie
-from tnadapt_torch._host.served import Removable, join_layers, serve, updates_of
+from tnadapt_torch._host.served import Removable, serve, updates_of
 from tnadapt_torch._host.weight import HostWeights, Weight, is_linear, linear_weight
 from tnadapt_torch._host.wrappers import modules_of, plain_path, unwrapped
 
@@ -49,7 +49,6 @@ __all__ = [
     "fold_in",
     "host_parts",
     "is_linear",
-    "join_layers",
     "linear_weight",
     "managed",
     "modules_of",

@@ -1,6 +1,5 @@
 """Serve a module: its forward, then the updates of the adapters on it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any, Protocol, cast
@@ -10,16 +9,13 @@ from torch import Tensor, nn
 
 from tnadapt_torch._host.fronts import Front, drop_front, put_front
 from tnadapt_torch._host.weight import Weight
-from tnadapt_torch._run import Layer, Siblings, SiteUpdate, Update
+from tnadapt_torch._run import Siblings, SiteUpdate, Update, join_layer
 
 __all__: list[str] = []
 
 PLACE = (
     "_tnadapt"  # a module's updates: a tuple in its __dict__, a new one at each change, since the compiler guards it
 )
-
-
-LAYER = "_tnadapt_layer"  # beside it, if the module is a plain linear layer: what calls it together with its update
 
 
 class Removable(Protocol):
@@ -44,8 +40,8 @@ class Served(Front):
             if inside is not None:
                 return inside
         if len(updates) == 1 and not torch.compiler.is_compiling():
-            layer: Layer | None = vars(module).get(LAYER)
-            at_once = layer.call(module, args, kwargs) if layer is not None and layer.update is updates[0] else None
+            layer = updates[0].layer
+            at_once = None if layer is None else layer.call(module, args, kwargs)
             if at_once is not None:
                 return at_once
         base: Tensor = super().forward(*args, **kwargs)  # type: ignore[misc]  # the class behind has it
@@ -69,12 +65,13 @@ class Service:
             vars(self.module)[PLACE] = left
         elif PLACE in vars(self.module):
             del vars(self.module)[PLACE]
-            vars(self.module).pop(LAYER, None)
             drop_front(self.module, Served)
 
 
-def serve(weight: Weight, update: Update) -> Removable:
+def serve(weight: Weight, update: Update, families: dict[tuple[str, int], Siblings]) -> Removable:
     """Add an update to the outputs of the module of a weight, until what is returned is removed.
+
+    `families` has the layers by parent and width that may read the same x.
 
     The class of the module is exchanged. A forward hook serves a module whose class forbids subclasses, or whose own
     `forward` does not lead to that of its class. Code that was compiled before the attach does not see such a hook.
@@ -91,23 +88,10 @@ def serve(weight: Weight, update: Update) -> Removable:
             put_front(module, Served)
         except Exception:  # whatever a class raises that forbids subclasses
             return module.register_forward_hook(update, prepend=True, with_kwargs=True)  # before those of the user
+    if weight.is_plain_linear and isinstance(update, SiteUpdate):
+        join_layer(update, weight.path, families)
     vars(module)[PLACE] = (*updates_of(module), update)
     return Service(module, update)
-
-
-def join_layers(weights: Mapping[str, Weight], updates: Mapping[str, Update]) -> None:
-    """Let plain linear layers be called together with their updates, and know the siblings that may read the same x.
-
-    These have names and one parent. Layers with numbers follow one another, or are chosen from.
-    """
-    families: dict[tuple[str, int], Siblings] = {}
-    for path, weight in weights.items():
-        update = updates[path]
-        if not (isinstance(update, SiteUpdate) and weight.is_plain_linear and isinstance(weight.module, Served)):
-            continue
-        parent, _, name = path.rpartition(".")
-        siblings = families.setdefault((parent, update.width), Siblings()) if not name.isdigit() else Siblings()
-        vars(weight.module)[LAYER] = Layer(update, siblings)
 
 
 def updates_of(module: nn.Module) -> tuple[Update, ...]:

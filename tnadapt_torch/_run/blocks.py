@@ -30,6 +30,7 @@ class BlocksUpdate:
         self.owner = owner
         self.unproven = False
         self.may_fold = False
+        self.layer = None  # never called at once with its layer
         self.shape = next(iter(updates)).weight_shape
         self.width = self.shape[-1]
         self.by_task: dict[str, dict[Site, Single]] = {}

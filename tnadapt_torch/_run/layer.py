@@ -60,7 +60,7 @@ class _Products(torch.autograd.Function):
         output, *made = grads
         total = None
         if ctx.reading is not None:
-            ctx.reading.is_spent = True
+            ctx.reading.end()
             total = made.pop()
         needs_x, needs_rows = ctx.needs_input_grad[1], ctx.needs_input_grad[4:]
         if total is not None:
@@ -121,6 +121,12 @@ class Reading:
     handed: Tensor
     products: "dict[Layer, tuple[list[Tensor], Seen]]"
     is_spent: bool = False
+
+    def end(self) -> None:
+        """Note that a backward pass has used it, and let go of what it holds."""
+        self.is_spent = True
+        self.x = self.handed = torch.empty(0)
+        self.products.clear()
 
 
 class Siblings:
@@ -273,6 +279,16 @@ class Layer:
         own_products, _ = reading.products.pop(self)
         self.siblings.reading = reading
         return y, *own_products
+
+
+def join_layer(update: SiteUpdate, path: str, families: dict[tuple[str, int], Siblings]) -> None:
+    """Let a plain linear layer be called together with its update, and know the siblings that may read the same x.
+
+    These have names and one parent. Layers with numbers follow one another, or are chosen from.
+    """
+    parent, _, name = path.rpartition(".")
+    siblings = Siblings() if name.isdigit() else families.setdefault((parent, update.width), Siblings())
+    update.layer = Layer(update, siblings)
 
 
 def _products(reading: Reading | None, *given: Tensor | None) -> Sequence[Tensor]:

@@ -31,6 +31,7 @@ class MagnitudeUpdate:
         self.lengths = lengths
         self.weight = weight
         self.reads_product = True
+        self.layer = None  # never called at once with its layer
         self._write_code()
 
     @property

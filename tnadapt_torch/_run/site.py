@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,14 @@ from tnadapt_torch._sharded import is_sharded
 __all__: list[str] = []
 
 FULL_PRECISION = (torch.float32, torch.float64)  # a weight of fewer bits would round the update away
+
+
+class Called(Protocol):
+    """A layer that is called together with its update."""
+
+    def call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """Return the output of the layer with the update added, or None for a call that this cannot serve."""
+        ...
 
 
 class SiteUpdate:
@@ -42,7 +50,8 @@ class SiteUpdate:
         self._own: list[tuple[Code, tuple[Ref, ...]] | None] = []  # as `_code`, for an output that nobody else has
         self._parts: list[Parts | None] = []
         self._is_parted: list[bool] = []
-        self.was_called = False  # as a layer with its update
+        self.layer: Called | None = None  # if it is that of a plain linear layer: what calls both at once
+        self.was_called = False  # by this
         self._forget_code()
 
     def __call__(

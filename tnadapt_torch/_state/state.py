@@ -22,7 +22,7 @@ from tnadapt_torch._host import (
     speed_up,
     unfold,
 )
-from tnadapt_torch._run import Stack, Update
+from tnadapt_torch._run import Siblings, Stack, Update
 from tnadapt_torch._sharded import reshard
 from tnadapt_torch._state.factors import Factors, leaf_of, plant, spare, start_of, wide_magnitudes
 from tnadapt_torch._state.groups import Optimized
@@ -67,6 +67,7 @@ class AdapterState(Optimized, Resizable, Readable):
         self.tasks = list(dict.fromkeys(str(site.coordinates.get("task", "")) for site in adapter.sites))
         self.task = self.tasks[0]
         self.updates: dict[str, Update] = {}  # by the path of each weight and of each block
+        self.siblings: dict[tuple[str, int], Siblings] = {}  # layers that may read the same x, by parent and width
         self.handles: list[Removable] = []  # what serves the modules of the host
         self.watch: Removable | None = None
         self.is_step_told = False

@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from tnadapt import SiteError
 from tnadapt_torch._host import Merged, Weight, linear_weight
-from tnadapt_torch._run import Update, find_x
+from tnadapt_torch._run import SiteUpdate, Update, find_x, join_layer
 from tnadapt_torch._state import AdapterState
 from tnadapt_torch.peft._rows import Rows
 
@@ -174,6 +174,13 @@ class TnLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         return f"adapters={list(self.tnadapt_updates)}"
 
 
+def _is_bare(module: nn.Module) -> bool:
+    """Return whether a call of this layer is a call of nn.Linear and nothing more, so that it can be left out."""
+    own = vars(module)
+    hooks = own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
+    return type(module) is nn.Linear and not hooks and "forward" not in own
+
+
 class TnLinear(TnLayer):
     """A linear layer under PEFT."""
 
@@ -204,6 +211,12 @@ class TnLinear(TnLayer):
         """The weight of the base layer, by path."""
         return {self.path: linear_weight(self.get_base_layer(), self.path)}
 
+    def add(self, name: str, state: nn.Module, path: str, update: Update) -> None:
+        """Add an adapter. A plain layer is called together with its update."""
+        super().add(name, state, path, update)
+        if isinstance(update, SiteUpdate) and self.weights[path].is_plain_linear:
+            join_layer(update, path, cast("AdapterState", state).siblings)
+
     def drop(self, name: str) -> None:
         """Remove an adapter from this layer, active or not."""
         super().drop(name)
@@ -219,6 +232,11 @@ class TnLinear(TnLayer):
         if self.rows is not None and not self.disable_adapters:
             return self._forward_rows(self.rows, args, kwargs)
         names, folded = self._in_use(), self.folded
+        if len(names) == 1 and not folded and not torch.compiler.is_compiling() and _is_bare(self.base_layer):
+            layer = self.tnadapt_updates[names[0]][self.path].layer
+            at_once = None if layer is None else layer.call(self.base_layer, args, kwargs)
+            if at_once is not None:
+                return at_once
         output = self._call(args, kwargs, *(name for name in names if name in folded) if folded else ())
         for name in names:
             if name not in folded:
