@@ -69,8 +69,9 @@ def test_the_code_for_every_bucket_of_tokens_gives_the_same_results(adapter, len
             update = torch.einsum(equation, split, *(factor for factor, _ in parts))
             wanted = wanted + term.sign * network.scale * update.reshape(length, outer)
         wanted_grads = torch.autograd.grad(wanted, (x, *factors), pull)
-        for bucket, needs in product(BUCKETS, [(False, False), (True, False), (True, True)]):
-            code = lower_apply(network, bucket, training=needs[0], x_needs_grad=needs[1])
+        asked = [*product(BUCKETS, [(False, False), (True, False), (True, True)], [False]), (1024, (True, True), True)]
+        for bucket, needs, compiled in asked:
+            code = lower_apply(network, bucket, training=needs[0], x_needs_grad=needs[1], compiled=compiled)
             found = code(y, x, *factors)
             found_grads = torch.autograd.grad(found, (x, *factors), pull)
             for one, two in zip((found, *found_grads), (wanted, *wanted_grads), strict=True):

@@ -1,6 +1,7 @@
 """Translate a plan into straight-line torch code: mm, bmm, mul, and a last step that adds to the host's output."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import cast
@@ -139,49 +140,73 @@ class Writer:
         node = self.graph.call_function(torch.bmm if way.roles.batch else torch.mm, (left, right))
         return node if all(len(part) == 1 for part in parts) else self.reshape(node, [(mode,) for mode in way.order])
 
-    def add(self, y: fx.Node, way: Laid, operands: Sequence[fx.Node], scale: float) -> fx.Node:
+    def update(self, ways: Sequence[Laid], operands: Sequence[fx.Node]) -> fx.Node:
+        """Write a term, or the difference of two, which comes before the addition to y: that rounds what is added."""
+        first, *less = (self.ordered(self.node(way, operands), way.order, self.order.answer) for way in ways)
+        for other in less:
+            first = self.graph.call_function(torch.sub, (first, other))
+        return first
+
+    def plus(self, y: fx.Node, update: fx.Node, scale: float) -> fx.Node:
+        """Write y plus the update times the scale."""
+        return self.graph.call_function(torch.add, (y, update), {"alpha": scale} if scale != 1.0 else {})
+
+    def add(self, y: fx.Node, ways: Sequence[Laid], operands: Sequence[fx.Node], scale: float) -> fx.Node:
         """Write the last step, fused with the addition to the host's output y (token, out), in the shape of y."""
-        answer = self.order.answer
+        answer, call, way = self.order.answer, self.graph.call_function, ways[0]
         lying = (answer[:1], answer[1:])
-        if not isinstance(way, Way):  # a convolution, or a term that is the product of x and the host's weight
-            update = self.ordered(self.node(way, operands), way.order, answer)
-            total = self.graph.call_function(torch.add, (self.split(y, answer), update), {"alpha": scale})
-            return total if len(answer) == len(lying) else self.reshape(total, lying)
-        if way.roles.summed and way.order == answer and not way.roles.batch:
+        # A convolution, and a term that is the product of x and the host's weight, are no Way.
+        if len(ways) > 1 or not isinstance(way, Way) or (way.roles.summed and (way.order != answer or way.roles.batch)):
+            total = self.plus(self.split(y, answer), self.update(ways, operands), scale)
+        elif way.roles.summed:
             left, right, parts = self.product(way, operands)
             whole = y if parts == lying else self.reshape(y, parts)
-            total = self.graph.call_function(torch.addmm, (whole, left, right), {"alpha": scale})
+            total = call(torch.addmm, (whole, left, right), {"alpha": scale})
             return total if parts == lying else self.reshape(total, lying)
-        if way.roles.summed:
-            update = self.ordered(self.node(way, operands), way.order, answer)
-            total = self.graph.call_function(torch.add, (self.split(y, answer), update), {"alpha": scale})
         else:
             big, small = self.factors_of_product(way, operands, answer)
             if size_of(self.order, way.left.order) < size_of(self.order, way.right.order):
                 big, small = small, big
-            small = small if scale == 1.0 else self.graph.call_function(torch.mul, (small, scale))
+            small = small if scale == 1.0 else call(torch.mul, (small, scale))
             # In place: no backward pass needs the product. addcmul multiplies by its value once more in each pass.
-            product = self.graph.call_function(torch.mul, (big, small))
-            total = self.graph.call_method("add_", (product, self.split(y, answer)))
+            total = self.graph.call_method("add_", (call(torch.mul, (big, small)), self.split(y, answer)))
         return total if len(answer) == len(lying) else self.reshape(total, lying)
 
-    def add_difference(self, y: fx.Node, way: Laid, less: Laid, operands: Sequence[fx.Node], scale: float) -> fx.Node:
-        """Write the addition of a difference to y; the difference comes first, since y rounds what is added to it."""
-        answer = self.order.answer
-        more, fewer = (self.ordered(self.node(one, operands), one.order, answer) for one in (way, less))
-        difference = self.graph.call_function(torch.sub, (more, fewer))
-        total = self.graph.call_function(torch.add, (self.split(y, answer), difference), {"alpha": scale})
-        return total if len(answer) == 2 else self.reshape(total, (answer[:1], answer[1:]))  # noqa: PLR2004
+    def add_plainly(
+        self, y: fx.Node, ways: Sequence[Laid], operands: Sequence[fx.Node], scale: float, small: Iterable[int]
+    ) -> fx.Node:
+        """Write a plain addition to y, for a compiler to fuse, with the scale in the operands `small` if there are any.
 
-    def add_terms(self, y: fx.Node, terms: Sequence[tuple[int, Laid]], operands: Sequence[fx.Node]) -> fx.Node:
+        A product that accumulates into y would be a call of a library, with which nothing is fused, and a scale on the
+        update would be one more pass over the gradient of y.
+        """
+        answer, call = self.order.answer, self.graph.call_function
+        if scale != 1.0 and small:
+            times = {number: call(torch.mul, (operands[number], scale)) for number in set(small)}
+            operands, scale = [times.get(number, operand) for number, operand in enumerate(operands)], 1.0
+        sides = self.split(y, answer), self.update(ways, operands)
+        if len(answer) > 2:  # noqa: PLR2004
+            return self.reshape(self.plus(*sides, scale), (answer[:1], answer[1:]))
+        # Inductor turns a product that is added as it is into one that accumulates, but not where a view is in between.
+        y, update = (self.graph.call_method("unsqueeze", (side, 0)) for side in sides)
+        return self.graph.call_method("squeeze", (self.plus(y, update, scale), 0))
+
+    def add_terms(
+        self,
+        y: fx.Node,
+        terms: Sequence[tuple[int, Laid]],
+        operands: Sequence[fx.Node],
+        *,
+        compiled: bool = False,
+    ) -> fx.Node:
         """Write the addition of all terms to y, each a sign and a way."""
-        scale, waiting = self.order.network.scale, list(terms)
-        while waiting:
-            sign, way = waiting.pop(0)
-            if waiting and self.order.cancels(len(terms) - len(waiting) - 1):
-                y = self.add_difference(y, way, waiting.pop(0)[1], operands, sign * scale)
+        groups = _grouped(self.order, terms)
+        for (sign, ways), small in zip(groups, _smallest(self.order, groups), strict=True):
+            scale = sign * self.order.network.scale
+            if compiled:
+                y = self.add_plainly(y, ways, operands, scale, small)
             else:
-                y = self.add(y, way, operands, sign * scale)
+                y = self.add(y, ways, operands, scale)
         return y
 
     def function(self, result: fx.Node) -> Code:
@@ -231,6 +256,7 @@ def lower_apply(
     host_product: bool = False,
     objective: str | Objective = "training",
     in_place: bool = False,
+    compiled: bool = False,
 ) -> Code:
     """Write a function (y, x, *factors) -> y plus the scaled update of x, as a new tensor unless it is `in_place`.
 
@@ -238,6 +264,8 @@ def lower_apply(
     The code is optimized for about this many tokens and for these gradients, and is correct for any. y (token, out) and
     x (token, in) have the same dtype. The factors are those of one site, in the order of the network's nodes, without
     those that `nodes_read` leaves out for the same arguments.
+
+    Code that is to be compiled ends in plain additions, and has the scale in the smallest factor.
     """
     order = _plan(network, tokens, training, x_needs_grad, fft, host_product, objective)
     writer = Writer(order)
@@ -245,8 +273,41 @@ def lower_apply(
     product = writer.input("product") if host_product else x
     given = [x, *[product] * (len(order.operands) - len(network.nodes) - 1)]
     operands = [writer.split(one, modes) for one, modes in zip(given, order.inputs, strict=False)] + writer.factors(x)
-    total = writer.add_terms(result, lay_out(order), operands)
+    total = writer.add_terms(result, lay_out(order), operands, compiled=compiled)
     return writer.function(write_in_place(writer.graph, result, total) if in_place else total)
+
+
+def _grouped(order: Plan, terms: Sequence[tuple[int, Laid]]) -> list[tuple[int, list[Laid]]]:
+    """Return the sign of each term and its way, with that of the next term if that one cancels it at the start."""
+    ways, groups = list(terms), []
+    while ways:
+        sign, way = ways.pop(0)
+        cancels = bool(ways) and order.cancels(len(order.results) - len(ways) - 1)
+        groups.append((sign, [way, ways.pop(0)[1]] if cancels else [way]))
+    return groups
+
+
+def _smallest(order: Plan, groups: Iterable[tuple[int, list[Laid]]]) -> list[tuple[int, ...]]:
+    """Return, for each group, the number of its smallest factor that no other group reads; () if there is none.
+
+    A group of two has two such factors, in the same place: both are scaled alike, so that the terms still cancel.
+    """
+    first = len(order.operands) - len(order.network.nodes)
+    places = [list(zip(*map(_leaves, ways), strict=True)) for _, ways in groups]
+    uses = Counter(number for group in places for place in group for number in set(place))
+    return [
+        min(
+            (place for place in group if all(number >= first and uses[number] == 1 for number in place)),
+            key=lambda place: size_of(order, order.inputs[place[0]]),
+            default=(),
+        )
+        for group in places
+    ]
+
+
+def _leaves(way: Laid) -> list[int]:
+    """Return the numbers of the operands that a way reads."""
+    return [way.number] if isinstance(way, Given) else [*_leaves(way.left), *_leaves(way.right)]
 
 
 def nodes_read(

@@ -114,13 +114,16 @@ class Stack:
         return cast("Tensor", row)
 
     def places(self, index: tuple[int, ...]) -> tuple[Tensor, ...]:
-        """Return an index as tensors on the device of the factor, views of one range for each axis."""
+        """Return an index as tensors on the device of the factor, one for each axis.
+
+        Each has memory of its own: a compiler would take the offset of a view for a size, which a batch can have too.
+        """
         tensor = self.held.stored
         device = torch.device("cpu") if tensor.is_meta else tensor.device
         if self._places is None or self._places[0] != device:
             with torch.inference_mode(False):  # a compiled backward pass saves them
                 ranges = [torch.arange(tensor.shape[axis], device=device) for axis in self.axes]
-                self._places = device, [torch.split(indices, 1) for indices in ranges]
+                self._places = device, [tuple(map(torch.clone, torch.split(indices, 1))) for indices in ranges]
         return tuple(places[at] for places, at in zip(self._places[1], index, strict=True))
 
     def forget(self) -> None:

@@ -198,7 +198,7 @@ class SiteUpdate:
         """Write the code for a bucket of tokens and the gradients needed, at the first call that needs it."""
         is_given, at = divmod(place, 2 * CODES)
         asked = self._asked(at, host_product=bool(is_given))
-        code = lower_apply(self.network, **asked)
+        code = lower_apply(self.network, compiled=at == COMPILED, **asked)
         read = nodes_read(self.network, **asked)
         self._code[place] = found = code, tuple(self.refs[number] for number in read)
         return found

@@ -74,30 +74,6 @@ def test_a_compiled_model_uses_changed_factors_without_recompiling():
     assert backend.calls == 1
 
 
-def test_a_compiled_model_follows_disabled_and_merge():
-    model = hosts.toy(layers=1)
-    wanted = model(hosts.words())
-    state = hosts.adapt(model, "lotr")
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
-    adapted = compiled(hosts.words())
-    with state.disabled():
-        hosts.close(compiled(hosts.words()), wanted)
-    hosts.close(compiled(hosts.words()), adapted)
-    state.merge()
-    hosts.close(compiled(hosts.words()), adapted)
-    state.unmerge()
-    state.detach()
-    hosts.close(compiled(hosts.words()), wanted)
-
-
-def test_two_adapters_compile_to_one_graph():
-    model = hosts.toy(layers=1)
-    hosts.adapt(model, "lotr", name="first")
-    hosts.adapt(model, "tera", name="second")
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
-    hosts.close(compiled(hosts.words()), model(hosts.words()))
-
-
 def test_a_model_under_autocast_compiles_to_one_graph():
     model = hosts.toy(layers=1)
     hosts.adapt(model, "lotr")

@@ -1,51 +1,15 @@
-"""Every family under torch.compile: the whole model is one graph, equal layers by themselves at most two."""
-
-import os
+"""Every family under torch.compile: one graph for a model, and for all equal layers; the numbers of eager code."""
 
 import pytest
 import torch
-from torch import nn
 
 from tests.table import FAMILIES, REPRESENTATIVES
 from tests.torch import hosts
-from tnadapt_torch import attach
+from tests.torch.seam import compiled
+from tnadapt_torch._run import site
 
-ALL = os.environ.get("HYPOTHESIS_PROFILE") == "laws"
-LINEAR = [name for name, case in FAMILIES.items() if case.is_linear and (ALL or name in REPRESENTATIVES)]
+LINEAR = [name for name, case in FAMILIES.items() if case.is_linear and (compiled.ALL or name in REPRESENTATIVES)]
 LAYERS = 4
-
-
-class Layer(nn.Module):
-    """Two linear layers, with even axes, of two shapes."""
-
-    def __init__(self):
-        super().__init__()
-        self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 8)
-
-    def forward(self, x):
-        return x + self.down(torch.tanh(self.up(x)))
-
-
-class Stack(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.ModuleList([Layer() for _ in range(LAYERS)])
-
-    def forward(self, x):
-        for layer in self.layers:
-            x = layer(x)
-        return x
-
-
-class Counting:
-    """A compiler backend that runs the graph unchanged and counts the graphs."""
-
-    def __init__(self):
-        self.graphs = 0
-
-    def __call__(self, graph, inputs):
-        self.graphs += 1
-        return graph.forward
 
 
 @pytest.fixture(autouse=True)
@@ -55,50 +19,80 @@ def fresh_compiler():
     torch.compiler.reset()
 
 
-def adapted(name):
-    torch.manual_seed(0)
-    model, case = Stack().double().train(), FAMILIES[name]
-    state = attach(
-        model, case.spec, target_modules="all-linear", rank=case.rank, sizes=case.sizes, seed=0, overparametrized=True
-    ).double()
-    return model, hosts.wake(state, size=0.3)
-
-
-def passes(model, batches=(3, 5, 6)):
-    """Run training passes; return outputs and gradients."""
-    found = []
-    for batch in batches:
-        model.zero_grad()
-        y = model(hosts.normal(batch, 4, 8, dtype=torch.float64).requires_grad_())
-        y.square().sum().backward()
-        found.append((y.detach(), hosts.grads(model)))
-    return found
-
-
-def compare(found, wanted):
-    for (y, gradients), (y_wanted, gradients_wanted) in zip(found, wanted, strict=True):
-        hosts.close(y, y_wanted, 1e-9)
-        assert gradients.keys() == gradients_wanted.keys()
-        for name, gradient in gradients.items():
-            assert torch.allclose(gradient, gradients_wanted[name], rtol=1e-8, atol=1e-8), name
+def batches(*sizes):
+    return [hosts.normal(size, 4, 8, dtype=torch.float64) for size in sizes]
 
 
 @pytest.mark.parametrize("name", LINEAR)
 def test_a_model_is_one_graph(name):
-    model, _ = adapted(name)
-    wanted = passes(model)
-    backend = Counting()
+    model = compiled.host(LAYERS)
+    compiled.adapt(model, name)
+    wanted = [compiled.answers(model, x) for x in batches(3, 5, 6)]
+    backend = compiled.Counting()
     model.compile(fullgraph=True, backend=backend, dynamic=True)
-    compare(passes(model), wanted)
+    for x, answer in zip(batches(3, 5, 6), wanted, strict=True):
+        compiled.agree(compiled.answers(model, x), answer)
     assert backend.graphs == 1
 
 
 @pytest.mark.parametrize("name", LINEAR)
 def test_equal_layers_by_themselves_are_one_graph(name):
-    model, _ = adapted(name)
-    wanted = passes(model, batches=(3,))
-    backend = Counting()
+    model = compiled.host(LAYERS)
+    compiled.adapt(model, name)
+    (x,) = batches(3)
+    wanted = compiled.answers(model, x)
+    backend = compiled.Counting()
     for layer in model.layers:
         layer.compile(fullgraph=True, backend=backend)
-    compare(passes(model, batches=(3,)), wanted)
+    compiled.agree(compiled.answers(model, x), wanted)
     assert backend.graphs == 1
+
+
+@pytest.mark.skipif(not compiled.ALL, reason="the C++ compiler takes seconds for each; others test single families")
+@pytest.mark.parametrize("name", LINEAR)
+def test_the_code_of_inductor_gives_the_numbers_of_eager_code(name):
+    model = compiled.host()
+    compiled.adapt(model, name)
+    (x,) = batches(3)
+    wanted = compiled.answers(model, x)
+    compiled.agree(compiled.answers(model, x, torch.compile(model, fullgraph=True)), wanted)
+
+
+def without_update(patch):
+    patch.setattr(site.SiteUpdate, "add", lambda update, output, x, product=None: output)
+
+
+def without_the_gradient_of_a_factor(patch):
+    read = site.read_all
+    patch.setattr(
+        site,
+        "read_all",
+        lambda refs, like: [part.detach() if not n else part for n, part in enumerate(read(refs, like))],
+    )
+
+
+def without_the_gradient_of_x(patch):
+    add = site.SiteUpdate.add
+    patch.setattr(
+        site.SiteUpdate, "add", lambda update, output, x, product=None: add(update, output, x.detach(), product)
+    )
+
+
+@pytest.mark.parametrize(
+    ("plant", "found"),
+    [
+        (without_update, "gradients of"),
+        (without_the_gradient_of_a_factor, "gradients of"),
+        (without_the_gradient_of_x, "x: off by"),
+    ],
+)
+def test_a_fault_in_compiled_code_is_noticed(plant, found, monkeypatch):
+    """The check of this file fails where compiled code computes less."""
+    model = compiled.host()
+    compiled.adapt(model, "lora")
+    (x,) = batches(3)
+    wanted = compiled.answers(model, x)
+    plant(monkeypatch)
+    called = torch.compile(model, fullgraph=True, backend=compiled.Counting())
+    with pytest.raises(AssertionError, match=found):
+        compiled.agree(compiled.answers(model, x, called), wanted)
