@@ -119,7 +119,7 @@ def is_readable(array: Tensor) -> bool:
 
 def network_of(case: str, width: int = WIDTH, cases: Mapping[str, dict[str, Any]] = CASES) -> Network:
     """Return the network of a case at one square weight."""
-    spec = getattr(families, case.split()[0])()
+    spec = getattr(families, case.split(maxsplit=1)[0])()
     return spec.bind(grid(layers=1, kinds={"q": (width, width)}), **cases[case]).networks[0]
 
 

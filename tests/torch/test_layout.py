@@ -3,7 +3,8 @@
 import pytest
 
 from tnadapt import families, grid, plan
-from tnadapt_torch._run.layout import OVERHEAD, Convolved, lay_out
+from tnadapt_torch._run.layout import lay_out
+from tnadapt_torch._run.ways import CPU, Convolved
 
 RANK, SIZE = 4, 512
 LORA = families.lora().bind(grid(layers=1, kinds={"q": (SIZE, SIZE)}), rank=RANK).groups[0].network
@@ -11,10 +12,11 @@ LORA = families.lora().bind(grid(layers=1, kinds={"q": (SIZE, SIZE)}), rank=RANK
 
 @pytest.mark.parametrize(
     ("words", "copied"),
-    [({}, RANK * SIZE + OVERHEAD), ({"training": False}, 0)],
+    [({}, 2 * (RANK * SIZE + CPU.call)), ({"training": False}, 0)],
     ids=["training", "no gradient"],
 )
 def test_the_skinny_factor_is_copied_only_for_a_gradient(words, copied):
+    """And its gradient is copied back."""
     ((sign, way),) = lay_out(plan(LORA, tokens=512, **words))
     assert (sign, way.cost) == (1, copied)
 

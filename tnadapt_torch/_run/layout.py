@@ -3,8 +3,8 @@
 A product knows three axes: those that both operands keep (the batch), those of one operand alone, and those summed. A
 library for matrices reads and writes an array without a copy if the modes of each axis are adjacent in it, in the same
 order everywhere, and the batch is not last. So an array that suits the step that makes it and the step that reads it is
-never copied, and neither is its gradient, which lies as it does and passes the same two steps. Trying all such orders at
-every step covers a whole plan.
+never copied, and neither is its gradient, which lies as it does and passes the same two steps. Trying all such orders
+at every step covers a whole plan.
 """
 
 from collections.abc import Sequence

@@ -13,7 +13,7 @@ from tnadapt import plan
 from tnadapt.binding import Network, Plan
 from tnadapt_torch._run.layout import lay_out
 from tnadapt_torch._run.spectrum import from_spectrum, to_spectrum
-from tnadapt_torch._run.strided import multiply
+from tnadapt_torch._run.strided import multiply, repeat
 from tnadapt_torch._run.ways import Convolved, Given, Laid, Modes, Way, size_of
 
 __all__: list[str] = []
@@ -97,7 +97,11 @@ class _Writer:
         right = self.matrix(
             self.node(way.right, operands), way.right.order, way.right_order, (*batches[1], roles.summed, roles.right)
         )
-        return left, right
+        if way.repeated is None:
+            return left, right
+        sides = [left, right]
+        sides[way.repeated] = self.graph.call_function(repeat, (sides[way.repeated], sides[1 - way.repeated]))
+        return sides[0], sides[1]
 
     def product(self, way: Way, operands: Sequence[fx.Node]) -> tuple[fx.Node, fx.Node, tuple[Modes, ...]]:
         """Return the two matrices, or batches of them, whose product is this way, and the parts of its axes."""

@@ -18,16 +18,18 @@ def multiply(left: Tensor, right: Tensor, order: Order) -> Tensor:
     In memory the axes of the result lie in that order, and each gradient lies as its operand does. A library for
     matrices writes so if the batch is not the last axis; `torch.bmm` has the batch first, whatever the next step reads.
     What does not know how to write into a given array (a compiler, a transform, a subclass) gets a permuted view.
-    A side of one matrix is repeated.
     """
-    count = max(left.shape[0], right.shape[0]) if 0 not in (left.shape[0], right.shape[0]) else 0
-    left, right = (side if side.shape[0] == count else side.expand(count, -1, -1) for side in (left, right))
     if not _is_plain(left, right):
         return torch.bmm(left, right).permute(order)
     if torch.is_grad_enabled() and (left.requires_grad or right.requires_grad):
         made: Tensor = _Product.apply(left, right, order)
         return made
     return _write(left, right, order)
+
+
+def repeat(matrix: Tensor, other: Tensor) -> Tensor:
+    """View a batch of one matrix as a batch of as many as the other side has."""
+    return matrix.expand(other.shape[0], -1, -1)
 
 
 class _Product(torch.autograd.Function):
