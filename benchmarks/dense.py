@@ -83,6 +83,7 @@ class Counter(TorchDispatchMode):
     """
 
     def __init__(self, least: int) -> None:
+        """Count arrays of at least so many numbers."""
         super().__init__()
         self.least = least
         self.counts = Counts()

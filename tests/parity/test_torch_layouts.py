@@ -13,7 +13,7 @@ from tests.parity.cases import FAMILIES, OWN, SITES
 from tnadapt import families, grid, plan
 from tnadapt_torch._run import lower
 from tnadapt_torch._run.layout import lay_out
-from tnadapt_torch._run.ways import CPU, Machine, Way
+from tnadapt_torch._run.ways import MACHINES, Machine, Way
 
 ALL = os.environ.get("HYPOTHESIS_PROFILE") == "laws"
 # Families whose products have permutations between them, at sizes for which a plan goes factor by factor.
@@ -34,7 +34,6 @@ CASES = {name: (spec, PLACES, sizes) for name, (spec, sizes) in DENSE.items()}
 if ALL:
     CASES |= {f"small {name}": (spec, SITES, sizes) for name, (spec, sizes) in FAMILIES.items()}
 COPIES_NOTHING = Machine(call=1, function=0, piece=0, skinny=4, slow=1e9)
-MACHINES = {"copies nothing": COPIES_NOTHING, "cpu": CPU}
 
 
 @pytest.fixture
@@ -44,7 +43,7 @@ def laid_out(monkeypatch, request):
     taken = []
 
     def observed(order):
-        found = lay_out(order, MACHINES[machine])
+        found = lay_out(order, (MACHINES | {"copies nothing": COPIES_NOTHING})[machine])
         waiting = [way for _, way in found]
         for way in waiting:
             if isinstance(way, Way):
@@ -68,7 +67,7 @@ def which(*machines):
     return pytest.mark.parametrize("laid_out", machines, indirect=True, ids=lambda one: f"{one[0]} {one[1]}")
 
 
-@which(("copies nothing", 1024), *([("copies nothing", 1), ("cpu", 8192)] if ALL else []))
+@which(("copies nothing", 1024), *([("copies nothing", 1), ("cpu", 8192), ("cuda", 1024)] if ALL else []))
 @pytest.mark.parametrize(("spec", "places", "sizes"), CASES.values(), ids=CASES)
 def test_a_family_agrees(spec, places, sizes, laid_out):
     sides.compare(spec, places, torch.float64, **sizes)

@@ -59,7 +59,7 @@ def test_copies_are_counted(dense):
     """By hand: each of these copies one array of 64 numbers, or reads it where it lies."""
     value, batch = torch.randn(8, 8), torch.randn(4, 4, 4)
     for operation, copies in (
-        (lambda: value.mT.contiguous(), 1),
+        (value.mT.contiguous, 1),
         (value.clone, 1),
         (lambda: value.reshape(4, 16), 0),
         (lambda: value.mT.reshape(4, 16), 1),
