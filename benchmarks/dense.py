@@ -132,15 +132,17 @@ def equal_lora(network: Network, tokens: int) -> Network:
     return families.lora().bind(grid(layers=1, kinds={"q": (outer, inner)}), rank=rank).networks[0]
 
 
-def step_of(network: Network, tokens: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Step:
-    """Return the two passes of the update of random values at one site."""
-    random = torch.Generator(device).manual_seed(0)
+def step_of(
+    network: Network, tokens: int, device: str = "cpu", dtype: torch.dtype = torch.float32, machine: str = ""
+) -> Step:
+    """Return the two passes of the update of random values at one site, in code for a machine: that of the device."""
+    torch.manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=random, device=device, dtype=dtype)
+        return torch.randn(*shape, device=device, dtype=dtype)
 
     outer, inner = (network.volume(modes) for modes in (network.out_modes, network.in_modes))
-    code, factors = lower_apply(network, tokens), []
+    code, factors = lower_apply(network, tokens, machine=machine or device), []
     for node in (list(network.nodes)[number] for number in nodes_read(network, tokens)):
         shape = [network.sizes[mode] for mode in network.local_modes(node)]
         factors.append((draw(*shape) / math.prod(shape) ** 0.25).requires_grad_(network.is_trained(node)))

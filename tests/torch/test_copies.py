@@ -9,23 +9,24 @@ import torch
 from tests import modules
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-TOKENS = 1024
-# The copies of the forward and of the backward pass. Monarch and KronA have the inner out mode as a batch or first,
-# and the gradient of an output that lies otherwise is copied once for all that read it.
+TOKENS = 16384
+# The copies of the forward and of the backward pass on a GPU, and on a CPU, where a copy is cheaper than reading or
+# writing short rows that are far apart. A library does not write an output whose innermost mode is a batch: its gradient
+# is copied once for all that read it, and once more if the batch is large.
 ALLOWED = {
-    "btt": (0, 0),
-    "gralora": (0, 0),
-    "gralora 8": (0, 0),
-    "kadaptation": (0, 0),
-    "krona": (1, 1),
-    "lokr": (0, 0),
-    "lotr_tt": (0, 0),
-    "monarch": (0, 1),
-    "monarch 32": (0, 1),
-    "mora": (0, 0),
-    "quanta": (0, 2),  # a term and its start
-    "tera": (0, 0),
-    "tt_lora": (0, 0),
+    "btt": ((0, 0), (1, 1)),
+    "gralora": ((0, 0), (0, 0)),
+    "gralora 8": ((0, 0), (0, 0)),
+    "kadaptation": ((0, 0), (0, 0)),
+    "krona": ((0, 0), (0, 0)),
+    "lokr": ((0, 0), (0, 0)),
+    "lotr_tt": ((0, 0), (0, 0)),
+    "monarch": ((0, 1), (0, 1)),
+    "monarch 32": ((0, 2), (1, 3)),
+    "mora": ((0, 0), (0, 0)),
+    "quanta": ((0, 1), (1, 3)),
+    "tera": ((0, 0), (0, 0)),
+    "tt_lora": ((0, 0), (0, 0)),
 }
 
 
@@ -47,9 +48,11 @@ def test_every_case_of_the_benchmark_has_a_bound(dense):
 
 
 @pytest.mark.parametrize("case", ALLOWED)
-def test_no_more_is_copied_than_was_recorded(case, dense):
-    forward, backward = dense.step_of(dense.network_of(case), TOKENS).count()
-    for counts, allowed in zip((forward, backward), ALLOWED[case], strict=True):
+@pytest.mark.parametrize(("machine", "place"), [("cuda", 0), ("cpu", 1)])
+def test_no_more_is_copied_than_was_recorded(case, machine, place, dense):
+    """On tensors without values."""
+    forward, backward = dense.step_of(dense.network_of(case), TOKENS, "meta", machine=machine).count()
+    for counts, allowed in zip((forward, backward), ALLOWED[case][place], strict=True):
         assert counts.copies <= allowed
         assert counts.copied <= allowed * TOKENS * dense.WIDTH
     assert 2 * forward.products >= backward.products >= forward.products > 0
@@ -80,6 +83,6 @@ def test_copies_are_counted(dense):
 
 def test_both_passes_of_a_lora_are_counted(dense):
     lora = dense.equal_lora(dense.network_of("krona"), TOKENS)
-    forward, backward = dense.step_of(lora, TOKENS).count()
+    forward, backward = dense.step_of(lora, TOKENS, "meta", machine="cpu").count()
     assert (forward.products, backward.products) == (2, 4)
     assert (forward.copies, backward.copies) == (0, 0)

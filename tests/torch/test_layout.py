@@ -12,7 +12,7 @@ LORA = families.lora().bind(grid(layers=1, kinds={"q": (SIZE, SIZE)}), rank=RANK
 
 @pytest.mark.parametrize(
     ("words", "copied"),
-    [({}, 2 * (RANK * SIZE + CPU.call)), ({"training": False}, 0)],
+    [({}, 2 * (CPU.turn * RANK * SIZE + CPU.call)), ({"training": False}, 0)],
     ids=["training", "no gradient"],
 )
 def test_the_skinny_factor_is_copied_only_for_a_gradient(words, copied):

@@ -4,10 +4,11 @@ from collections.abc import Iterable, Iterator
 from itertools import permutations
 
 from tnadapt.binding import Plan
-from tnadapt_torch._run.ways import FORMS, Form, Laid, Machine, Modes, Roles, Way, size_of
+from tnadapt_torch._run.ways import FORMS, PAGE, Form, Laid, Machine, Modes, Roles, Way, cost_of_copy, size_of
 
 __all__: list[str] = []
 
+SUMMED = RIGHT = 2  # the last axis of an operand, and of a result
 MOVABLE = 3  # the most modes of a factor that are tried in every order
 
 
@@ -74,37 +75,54 @@ class Choices:
         """Add the ways for one order of the modes of each axis."""
         left, right = self.sides
         parts, size = (at.batch, at.left, at.right), size_of(self.plan, at.batch)
-        extra = self.cost + self._repetition(repeated, size)
+        result, extra = size_of(self.plan, parts[0] + parts[1] + parts[2]), self.cost + self._repetition(repeated, size)
         for left_order, left_form, left_cost in self._readings(0, at, repeated):
             for right_order, right_form, right_cost in self._readings(1, at, repeated):
                 read = extra + left_cost + right_cost
                 read += self._slowness(at, right_order) if self.grads[1] else 0.0
                 for form in FORMS if at.batch else FORMS[:2]:
-                    strided, written = self._written(size, (left_form, right_form), form)
-                    if not at.batch:
-                        is_strided, cost = False, read
-                    elif repeated is None and form[0] == 0 and written <= strided:
-                        is_strided, cost = False, read + written
-                    else:
-                        is_strided, cost = True, read + strided
                     order = parts[form[0]] + parts[form[1]] + parts[form[2]]
+                    cost = read + self._against((left_form, right_form), form, result)
+                    is_strided = False
+                    if at.batch:
+                        written = self._rows(form, size, parts[form[2]], result, 1 + sum(self.grads))
+                        strided, plain = self._written(size, (left_form, right_form), form)
+                        is_strided = repeated is not None or form[0] != 0 or strided < plain
+                        cost += written + (strided if is_strided else plain)
                     if order not in found or cost < found[order].cost:
                         found[order] = Way(
                             order, cost, at, left, right, left_order, right_order, form, is_strided, repeated
                         )
 
     def _readings(self, side: int, at: Roles, repeated: int | None) -> Iterator[tuple[Modes, Form, float]]:
-        """Yield the orders in which a side is read, their forms, and the cost of copying into them in both passes."""
+        """Yield the orders in which a side is read, their forms, and what that costs in both passes."""
         order = self.sides[side].order
         parts = (() if repeated == side else at.batch, (at.left, at.right)[side], at.summed)
         orders = {parts[form[0]] + parts[form[1]] + parts[form[2]]: form for form in reversed(FORMS)}
-        copy = (1 + self.grads[side]) * (self.sizes[side] + self.machine.call)
         if order in orders:
-            yield order, orders[order], 0.0
+            form = orders[order]
+            passes = 1 + self.grads[1 - side] + self.grads[side]
+            batch = size_of(self.plan, at.batch)
+            yield order, form, self._rows(form, batch, parts[form[2]], self.sizes[side], passes)
         for form in FORMS[:2] if repeated in (None, side) else ():
             wanted = parts[0] + parts[form[1]] + parts[form[2]]
             if wanted != order:
-                yield wanted, form, copy
+                copy = cost_of_copy(self.plan, self.machine, order, wanted)
+                yield wanted, form, (1 + self.grads[side]) * copy
+
+    def _rows(self, form: Form, batch: int, last: Modes, size: int, passes: int) -> float:
+        """Return the cost of the rows of an array whose batch is not first, which are far apart in memory."""
+        if form[0] == 0:
+            return 0.0
+        run = size_of(self.plan, last)
+        number = min(self.machine.far, self.machine.row / run)
+        return passes * number * size * min(1.0, run * batch / PAGE)
+
+    def _against(self, forms: tuple[Form, Form], form: Form, size: int) -> float:
+        """Return the extra cost of a product whose operands both lie against the result, in both passes."""
+        left, right, result = forms[0][-1] == SUMMED, forms[1][-1] != SUMMED, form[-1] == RIGHT
+        is_against = left == right != result
+        return self.machine.against * (sum(self.sizes) + size) * (1 + sum(self.grads)) if is_against else 0.0
 
     def _written(self, batch: int, forms: tuple[Form, Form], form: Form) -> tuple[float, float]:
         """Return the extra cost of a strided product of a batch, and of one that torch differentiates.
@@ -117,14 +135,14 @@ class Choices:
         arrays = [form, *(one for one, grad in zip(forms, self.grads, strict=True) if grad)]
         pieces = sum(one[0] != 0 for one in arrays) * batch
         strided = self.machine.piece * pieces + self.machine.function * any(self.grads)
-        return strided, sum(turned) + self.machine.call * len(turned)
+        return strided, self.machine.turn * sum(turned) + self.machine.call * len(turned)
 
     def _repetition(self, repeated: int | None, batch: int) -> float:
         """Return the cost of small products instead of one large one, whose gradients of the repeated side add up."""
         if repeated is None:
             return 0.0
         gradients = batch * self.sizes[repeated] + self.machine.call if self.grads[repeated] else 0
-        return self.machine.piece * batch * (1 + sum(self.grads)) + 2 * gradients
+        return self.machine.item * batch * (1 + sum(self.grads)) + 2 * gradients
 
     def _slowness(self, roles: Roles, right_order: Modes) -> float:
         """Return the extra cost of the gradient of the right operand if its short side is innermost."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tnadapt.binding import Convolution, Plan, run
 from tnadapt_torch._run.choices import Choices, roles_of
-from tnadapt_torch._run.ways import CPU, Convolved, Given, Laid, Machine, Modes, Way, size_of
+from tnadapt_torch._run.ways import CPU, Convolved, Given, Laid, Machine, Modes, Way, cost_of_copy
 
 __all__: list[str] = []
 
@@ -63,8 +63,12 @@ class _Backend:
 
         Another term that uses a part of it has to take the same way there, so that the part is made once.
         """
-        extra = (1 + value.needs_grad) * (size_of(self.plan, modes) + self.machine.call)
-        best = min(value.ways, key=lambda way: way.cost + (extra if way.order != modes else 0))
+
+        def cost(way: Laid) -> float:
+            copy = cost_of_copy(self.plan, self.machine, way.order, modes) if way.order != modes else 0.0
+            return way.cost + (1 + value.needs_grad) * copy
+
+        best = min(value.ways, key=cost)
         waiting = [best]
         for way in waiting:
             if not isinstance(way, Given):

@@ -13,8 +13,8 @@ from tnadapt import plan
 from tnadapt.binding import Network, Plan
 from tnadapt_torch._run.layout import lay_out
 from tnadapt_torch._run.spectrum import from_spectrum, to_spectrum
-from tnadapt_torch._run.strided import multiply, repeat
-from tnadapt_torch._run.ways import Convolved, Given, Laid, Modes, Way, size_of
+from tnadapt_torch._run.strided import multiply
+from tnadapt_torch._run.ways import MACHINES, Convolved, Given, Laid, Modes, Way, size_of
 
 __all__: list[str] = []
 
@@ -97,11 +97,7 @@ class _Writer:
         right = self.matrix(
             self.node(way.right, operands), way.right.order, way.right_order, (*batches[1], roles.summed, roles.right)
         )
-        if way.repeated is None:
-            return left, right
-        sides = [left, right]
-        sides[way.repeated] = self.graph.call_function(repeat, (sides[way.repeated], sides[1 - way.repeated]))
-        return sides[0], sides[1]
+        return left, right
 
     def product(self, way: Way, operands: Sequence[fx.Node]) -> tuple[fx.Node, fx.Node, tuple[Modes, ...]]:
         """Return the two matrices, or batches of them, whose product is this way, and the parts of its axes."""
@@ -216,13 +212,14 @@ def lower_apply(
     x_needs_grad: bool = True,
     fft: bool = True,
     host_product: bool = False,
+    machine: str = "cpu",
 ) -> Code:
     """Write a function (y, x, *factors) -> y plus the scaled update of x, as a new tensor.
 
     With a host_product it is (y, x, product, *factors), where product (token, out) is x times the host's weight.
-    The code is optimized for about this many tokens and for these gradients, and is correct for any. y (token, out) and
-    x (token, in) have the same dtype. The factors are those of one site, in the order of the network's nodes, without
-    those that `nodes_read` leaves out for the same arguments.
+    The code is optimized for about this many tokens, these gradients and this type of device, and is correct for any.
+    y (token, out) and x (token, in) have the same dtype. The factors are those of one site, in the order of the
+    network's nodes, without those that `nodes_read` leaves out for the same arguments.
     """
     order = _plan(network, tokens, training, x_needs_grad, fft, host_product)
     writer = _Writer(order)
@@ -230,7 +227,7 @@ def lower_apply(
     product = writer.input("product") if host_product else x
     given = [x, *[product] * (len(order.operands) - len(network.nodes) - 1)]
     operands = [writer.split(one, modes) for one, modes in zip(given, order.inputs, strict=False)] + writer.factors(x)
-    ways = lay_out(order)
+    ways = lay_out(order, MACHINES[machine])
     while ways:
         sign, way = ways.pop(0)
         if ways and order.cancels(len(order.results) - len(ways) - 1):

@@ -1,6 +1,6 @@
 """Batches of matrix products that write results and gradients in a given order of axes, so that nothing is copied."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch.autograd import forward_ad
 __all__: list[str] = []
 
 Order = tuple[int, int, int]
+LARGE = 8  # items of a batch: half of a line of memory
 
 
 def multiply(left: Tensor, right: Tensor, order: Order) -> Tensor:
@@ -18,18 +19,13 @@ def multiply(left: Tensor, right: Tensor, order: Order) -> Tensor:
     In memory the axes of the result lie in that order, and each gradient lies as its operand does. A library for
     matrices writes so if the batch is not the last axis; `torch.bmm` has the batch first, whatever the next step reads.
     What does not know how to write into a given array (a compiler, a transform, a subclass) gets a permuted view.
+    A side may be a batch of one matrix, which is then repeated; the other side must not.
     """
     if not _is_plain(left, right):
-        return torch.bmm(left, right).permute(order)
+        return torch.matmul(left, right).permute(order)
     if torch.is_grad_enabled() and (left.requires_grad or right.requires_grad):
-        made: Tensor = _Product.apply(left, right, order)
-        return made
+        return cast("Tensor", _Product.apply(left, right, order))  # type: ignore[no-untyped-call]
     return _write(left, right, order)
-
-
-def repeat(matrix: Tensor, other: Tensor) -> Tensor:
-    """View a batch of one matrix as a batch of as many as the other side has."""
-    return matrix.expand(other.shape[0], -1, -1)
 
 
 class _Product(torch.autograd.Function):
@@ -40,6 +36,7 @@ class _Product(torch.autograd.Function):
         """Multiply, and keep what the gradients need."""
         of_left, of_right, _ = ctx.needs_input_grad
         ctx.order, ctx.orders = order, (_order_of(left), _order_of(right))
+        ctx.counts = left.shape[0], right.shape[0]
         ctx.save_for_backward(left if of_right else None, right if of_left else None)
         return _write(left, right, order)
 
@@ -49,13 +46,12 @@ class _Product(torch.autograd.Function):
         left, right = ctx.saved_tensors
         gradient = _back(gradients[0], ctx.order)
         if not is_readable(gradient):
-            gradient = _back(gradients[0].contiguous(), ctx.order)
+            gradient = _gathered(gradient, ctx.order)
         of_left, of_right = ctx.orders
-        return (
-            None if right is None else _back(multiply(gradient, right.mT, of_left), of_left),
-            None if left is None else _back(multiply(left.mT, gradient, of_right), of_right),
-            None,
-        )
+        to_left = None if right is None else multiply(gradient, right.mT, of_left)
+        to_right = None if left is None else multiply(left.mT, gradient, of_right)
+        of_one, of_other = ctx.counts
+        return _own(to_left, of_left, of_one), _own(to_right, of_right, of_other), None
 
 
 def _is_plain(*sides: Tensor) -> bool:
@@ -71,7 +67,9 @@ def _is_plain(*sides: Tensor) -> bool:
 
 def _write(left: Tensor, right: Tensor, order: Order) -> Tensor:
     """Multiply into a new array whose axes lie in this order."""
-    sizes = (left.shape[0], left.shape[1], right.shape[2])
+    count = right.shape[0] if left.shape[0] == 1 else left.shape[0]
+    left, right = left.expand(count, -1, -1), right.expand(count, -1, -1)
+    sizes = (count, left.shape[1], right.shape[2])
     made = left.new_empty([sizes[axis] for axis in order])
     view = _back(made, order)
     if order[2] == 1:  # the transposed products have rows and columns as the library counts them
@@ -79,6 +77,24 @@ def _write(left: Tensor, right: Tensor, order: Order) -> Tensor:
     else:
         torch.bmm(left, right, out=view)
     return made
+
+
+def _gathered(value: Tensor, order: Order) -> Tensor:
+    """Copy matrices of a batch that lies innermost into this order of the axes.
+
+    A large batch is first brought before the columns, row by row: each item by itself would read all memory again.
+    """
+    if value.shape[0] > LARGE:
+        value = value.permute(1, 0, 2).contiguous().permute(1, 0, 2)
+    return _back(value.permute(order).contiguous(), order)
+
+
+def _own(value: Tensor | None, order: Order, count: int) -> Tensor | None:
+    """Return the gradient of a side of so many matrices: of one that was repeated, the sum, made as it lies."""
+    if value is None:
+        return None
+    axis = order.index(0)
+    return _back(value if value.shape[axis] == count else value.sum(axis, keepdim=True), order)
 
 
 def _back(value: Tensor, order: Order) -> Tensor:
@@ -90,7 +106,7 @@ def _order_of(value: Tensor) -> Order:
     """Return the order in which the axes of a batch of matrices lie in memory, the batch at least before the last."""
     batch, down, along = value.stride()
     outer, inner = (2, 1) if down < along else (1, 2)
-    if value.shape[0] > 1 and 0 < batch < value.stride(outer):
+    if value.shape[0] > 1 and batch < value.stride(outer):
         return outer, 0, inner
     return 0, outer, inner
 

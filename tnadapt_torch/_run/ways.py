@@ -16,24 +16,59 @@ FORMS: tuple[Form, ...] = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (2, 0, 1))  # orders
 class Machine:
     """What a device does slowly, in the time that it takes to copy one number in one pass.
 
-    `call` is one more operation, `function` what a product with gradients written by Python takes longer, `piece` an
-    item of a batch that the library for matrices does not take as a whole. The gradient of a factor whose short side
-    lies innermost, where the other is `skinny` times as long or more, takes as long as copying 1 / `slow` of its
-    multiplications.
+    `call`: one more operation.
+    `turn`: a number copied into an order with another last axis; `scatter`: if that or the former one are the tokens.
+    `function`: what a product with gradients that Python writes takes longer.
+    `item`: one more product in a batch; `piece`: in one that the library for matrices does not take as a whole.
+    `row`: a row of a matrix that is read or written a page or more behind the last one, at most `far` for a number.
+    `against`: a number of a product whose operands both lie against the order of its result.
+    `slow`: the gradient of a factor whose short side lies innermost, where the other is `skinny` times as long or more,
+    takes as long as copying 1 / `slow` of its multiplications.
     """
 
     call: int
+    turn: float
+    scatter: float
     function: int
+    item: int
     piece: int
+    row: float
+    far: float
+    against: float
     skinny: int
     slow: float
 
 
 # On one core a number takes 1 ns. On an H100 a number of bf16 takes 1.2 ps and a launch 5 us, and no product is slow
 # for how its operands lie; what Python does longer is hidden behind long kernels, and costs two launches elsewhere.
-CPU = Machine(call=2048, function=20_000, piece=1000, skinny=4, slow=8.0)
-CUDA = Machine(call=4_000_000, function=8_000_000, piece=0, skinny=4, slow=math.inf)
+CPU = Machine(
+    call=2048,
+    turn=2.5,
+    scatter=16.0,
+    function=20_000,
+    item=100,
+    piece=1000,
+    row=50,
+    far=1.5,
+    against=0.3,
+    skinny=4,
+    slow=8.0,
+)
+CUDA = Machine(
+    call=4_000_000,
+    turn=1.5,
+    scatter=1.5,
+    function=4_000_000,
+    item=0,
+    piece=0,
+    row=0,
+    far=0.0,
+    against=0.0,
+    skinny=4,
+    slow=math.inf,
+)
 MACHINES = {"cpu": CPU, "cuda": CUDA}  # by the type of a device
+PAGE = 1024  # numbers of float32
 
 
 @dataclass(frozen=True)
@@ -103,3 +138,13 @@ Laid = Given | Way | Convolved
 def size_of(plan: Plan, modes: Modes) -> int:
     """Return the product of the sizes of these modes."""
     return math.prod(plan.size(mode) for mode in modes)
+
+
+def cost_of_copy(plan: Plan, machine: Machine, order: Modes, wanted: Modes) -> float:
+    """Return the cost of a copy into another order of the axes."""
+    pairs = zip(order[::-1], wanted[::-1], strict=True)
+    same = next((number for number, (one, other) in enumerate(pairs) if one != other), len(order))
+    run = size_of(plan, order[len(order) - same :])
+    is_far = run == 1 and plan.ask == "apply" and plan.answer[0] in (order[-1], wanted[-1])
+    number = machine.scatter if is_far else 1.0 + (machine.turn - 1.0) / (1.0 + (run - 1.0) / 4.0)
+    return number * size_of(plan, order) + machine.call
