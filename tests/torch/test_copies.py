@@ -11,7 +11,7 @@ from tests import modules
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 TOKENS = 16384
 # The copies of the forward and of the backward pass on a GPU, and on a CPU, where a copy is cheaper than reading or
-# writing short rows that are far apart. A library does not write an output whose innermost mode is a batch: its gradient
+# writing short rows far apart. A library does not write an output whose innermost mode is a batch: its gradient
 # is copied once for all that read it, and once more if the batch is large.
 ALLOWED = {
     "btt": ((0, 0), (1, 1)),

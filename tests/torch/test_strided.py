@@ -7,6 +7,8 @@ import torch
 from torch.func import grad, jvp, vmap
 
 from tests.torch import hosts
+from tnadapt import families, grid
+from tnadapt_torch._run.lower import lower_apply
 from tnadapt_torch._run.strided import multiply
 from tnadapt_torch._run.ways import FORMS
 
@@ -126,3 +128,29 @@ def test_a_product_of_arrays_that_lie_anyhow_is_right():
         *(torch.autograd.grad(some.square().sum(), (left, right)) for some in (made, wanted)), strict=True
     ):
         hosts.close(one, other)
+
+
+@pytest.mark.parametrize("case", ["btt", "monarch", "krona"])
+def test_the_code_of_a_family_is_one_graph_of_plain_products_under_a_compiler(case):
+    """At sizes for which it writes in order. The gradients of x and of every factor are those of eager code."""
+    spec, sizes = {
+        "btt": (families.btt(), {"rank": 1}),
+        "monarch": (families.monarch(), {"rank": 2}),
+        "krona": (families.krona(), {}),
+    }[case]
+    network = spec.bind(grid(layers=1, kinds={"q": (64, 64)}), **sizes).networks[0]
+    code = lower_apply(network, 8192)
+    shapes = [[network.sizes[mode] for mode in network.local_modes(node)] for node in network.nodes]
+    given = [hosts.normal(*shape, seed=seed) for seed, shape in enumerate([(96, 64), (96, 64), *shapes])]
+    ran = []
+    compiled = torch.compile(code, fullgraph=True, backend=lambda graph, _: ran.append(graph) or graph.forward)
+    answers = []
+    for run in (code, compiled):
+        leaves = [one.clone().requires_grad_() for one in given]
+        made = run(*leaves)
+        answers.append([made, *torch.autograd.grad(made.square().sum(), leaves)])
+    for one, other in zip(*answers, strict=True):
+        hosts.close(other, one)
+    (graph,) = ran
+    assert "multiply" in code.__self__.code
+    assert any(node.target in (torch.bmm, torch.matmul) for node in graph.graph.nodes)
