@@ -50,6 +50,17 @@ def test_gradients_of_every_order_are_right(form):
 
 
 @every_form
+def test_many_gradients_are_taken_at_once(form):
+    """As torch.autograd.grad and the Jacobians of torch.autograd.functional do: by a map of their own."""
+    left, right, _ = both(form, FORMS[2], FORMS[3])
+    made, wanted = multiply(left, right[:1], form), (left @ right[:1]).permute(form)
+    pulls = hosts.normal(2, *made.shape, dtype=torch.float64)
+    answers = [torch.autograd.grad(some, (left, right), pulls, is_grads_batched=True) for some in (made, wanted)]
+    for one, other in zip(*answers, strict=True):
+        hosts.close(one, other, 1e-14)
+
+
+@every_form
 @pytest.mark.parametrize("side", [0, 1])
 def test_only_what_a_gradient_needs_is_kept(form, side):
     sides = [*both(form)[:2]]

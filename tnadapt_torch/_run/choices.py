@@ -134,7 +134,7 @@ class Choices:
         turned = [size for side, size in enumerate(self.sizes) if self.grads[side] and forms[side] != natural[side]]
         arrays = [form, *(one for one, grad in zip(forms, self.grads, strict=True) if grad)]
         pieces = sum(one[0] != 0 for one in arrays) * batch
-        strided = self.machine.piece * pieces + self.machine.function * any(self.grads)
+        strided = self.machine.piece * pieces + self.machine.function * (1.0 if any(self.grads) else 0.2)
         return strided, self.machine.turn * sum(turned) + self.machine.call * len(turned)
 
     def _repetition(self, repeated: int | None, batch: int) -> float:

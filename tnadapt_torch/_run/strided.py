@@ -48,8 +48,9 @@ class _Product(torch.autograd.Function):
         if not is_readable(gradient):
             gradient = _gathered(gradient, ctx.order)
         of_left, of_right = ctx.orders
-        to_left = None if right is None else multiply(gradient, right.mT, of_left)
-        to_right = None if left is None else multiply(left.mT, gradient, of_right)
+        run = multiply if torch.is_grad_enabled() or not _is_plain(gradient) else _write
+        to_left = None if right is None else run(gradient, right.mT, of_left)
+        to_right = None if left is None else run(left.mT, gradient, of_right)
         of_one, of_other = ctx.counts
         return _own(to_left, of_left, of_one), _own(to_right, of_right, of_other), None
 
@@ -58,7 +59,8 @@ def _is_plain(*sides: Tensor) -> bool:
     """Return whether these are tensors of torch itself that nothing traces, transforms or casts."""
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return False
-    if any(type(side) not in (Tensor, nn.Parameter) for side in sides):
+    # The gradients that torch.autograd.grad maps over are tensors without memory, and no transform shows that.
+    if any(type(side) not in (Tensor, nn.Parameter) or not torch._C._has_storage(side) for side in sides):
         return False
     is_transformed = _functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
     kind = sides[0].device.type
@@ -67,9 +69,10 @@ def _is_plain(*sides: Tensor) -> bool:
 
 def _write(left: Tensor, right: Tensor, order: Order) -> Tensor:
     """Multiply into a new array whose axes lie in this order."""
-    count = right.shape[0] if left.shape[0] == 1 else left.shape[0]
-    left, right = left.expand(count, -1, -1), right.expand(count, -1, -1)
-    sizes = (count, left.shape[1], right.shape[2])
+    if left.shape[0] != right.shape[0]:
+        count = right.shape[0] if left.shape[0] == 1 else left.shape[0]
+        left, right = left.expand(count, -1, -1), right.expand(count, -1, -1)
+    sizes = (left.shape[0], left.shape[1], right.shape[2])
     made = left.new_empty([sizes[axis] for axis in order])
     view = _back(made, order)
     if order[2] == 1:  # the transposed products have rows and columns as the library counts them

@@ -18,7 +18,7 @@ class Machine:
 
     `call`: one more operation.
     `turn`: a number copied into an order with another last axis; `scatter`: if that or the former one are the tokens.
-    `function`: what a product with gradients that Python writes takes longer.
+    `function`: what a product with gradients that Python writes takes longer; a fifth of that without gradients.
     `item`: one more product in a batch; `piece`: in one that the library for matrices does not take as a whole.
     `row`: a row of a matrix that is read or written a page or more behind the last one, at most `far` for a number.
     `against`: a number of a product whose operands both lie against the order of its result.
@@ -45,7 +45,7 @@ CPU = Machine(
     call=2048,
     turn=2.5,
     scatter=16.0,
-    function=20_000,
+    function=60_000,
     item=100,
     piece=1000,
     row=50,
