@@ -11,9 +11,10 @@ from torch import Tensor, fx
 
 from tnadapt import plan
 from tnadapt.binding import Network, Objective, Plan
-from tnadapt_torch._run.layout import Convolved, Given, Laid, Modes, Way, lay_out
+from tnadapt_torch._run.layout import lay_out
 from tnadapt_torch._run.lower import Code, Writer, write_in_place
 from tnadapt_torch._run.refs import Ref
+from tnadapt_torch._run.ways import MACHINES, Convolved, Given, Laid, Modes, Way
 
 __all__: list[str] = []
 
@@ -96,7 +97,7 @@ def lower_entry(
     order = plan(network, "apply", tokens=tokens, training=training, x_needs_grad=x_needs_grad, objective=objective)
     if order.convolutions:
         return None
-    terms = lay_out(order)
+    terms = lay_out(order, MACHINES["cpu"])
     met = [way for _, term in terms for way in _first_products(term)]
     ends = [id(way) for _, way in terms]
     firsts = {id(way): way for way in met if _is_entry(way, network) and id(way) not in ends}

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import permutations
 from typing import cast
 
 import torch
@@ -11,8 +12,10 @@ from torch import Tensor, fx
 
 from tnadapt import plan
 from tnadapt.binding import Network, Objective, Plan
-from tnadapt_torch._run.layout import Convolved, Given, Laid, Modes, Way, lay_out, size_of
+from tnadapt_torch._run.layout import lay_out
 from tnadapt_torch._run.spectrum import from_spectrum, to_spectrum
+from tnadapt_torch._run.strided import multiply
+from tnadapt_torch._run.ways import MACHINES, Convolved, Given, Laid, Modes, Way, size_of
 
 __all__: list[str] = []
 
@@ -74,23 +77,34 @@ class Writer:
         """View a node as a matrix or a batch of them, one axis per part, copied into the order `read` if needed."""
         if modes != read:
             node = self.graph.call_method("contiguous", (self.ordered(node, modes, read),))
-        *batch, first, second = parts
-        is_turned = read == sum((*batch, second, first), ())
-        lying = (*batch, second, first) if is_turned else tuple(parts)
+        lying = next(order for order in permutations(range(len(parts))) if read == sum((parts[n] for n in order), ()))
         if any(len(part) != 1 for part in parts):
-            node = self.reshape(node, lying)
-        return self.turned(node) if is_turned else node
+            node = self.reshape(node, [parts[n] for n in lying])
+        first, *rest = lying
+        if (first, rest[0]) == (len(parts) - 1, len(parts) - 2) or (rest[-2:] == [2, 1] and not first):
+            return self.turned(node)
+        axes = tuple(lying.index(n) for n in range(len(parts)))
+        return node if lying == tuple(sorted(lying)) else self.graph.call_method("permute", (node, axes))
+
+    def sides(self, way: Way, operands: Sequence[fx.Node]) -> tuple[fx.Node, fx.Node]:
+        """Return the operands of a product as matrices, or batches of them. The batch of a repeated side is one."""
+        roles = way.roles
+        batches: list[tuple[Modes, ...]] = [
+            () if not roles.batch else ((),) if way.repeated == side else (roles.batch,) for side in (0, 1)
+        ]
+        left = self.matrix(
+            self.node(way.left, operands), way.left.order, way.left_order, (*batches[0], roles.left, roles.summed)
+        )
+        right = self.matrix(
+            self.node(way.right, operands), way.right.order, way.right_order, (*batches[1], roles.summed, roles.right)
+        )
+        return left, right
 
     def product(self, way: Way, operands: Sequence[fx.Node]) -> tuple[fx.Node, fx.Node, tuple[Modes, ...]]:
         """Return the two matrices, or batches of them, whose product is this way, and the parts of its axes."""
         roles = way.roles
         batch = (roles.batch,) if roles.batch else ()
-        left = self.matrix(
-            self.node(way.left, operands), way.left.order, way.left_order, (*batch, roles.left, roles.summed)
-        )
-        right = self.matrix(
-            self.node(way.right, operands), way.right.order, way.right_order, (*batch, roles.summed, roles.right)
-        )
+        left, right = self.sides(way, operands)
         if not way.swapped:
             return left, right, (*batch, roles.left, roles.right)
         return self.turned(right), self.turned(left), (*batch, roles.right, roles.left)
@@ -136,8 +150,13 @@ class Writer:
             return self.convolution(way, operands)
         if not way.roles.summed:
             return self.graph.call_function(torch.mul, tuple(self.factors_of_product(way, operands, way.order)))
-        left, right, parts = self.product(way, operands)
-        node = self.graph.call_function(torch.bmm if way.roles.batch else torch.mm, (left, right))
+        if way.strided:
+            roles = way.roles
+            node = self.graph.call_function(multiply, (*self.sides(way, operands), way.form))
+            parts = tuple((roles.batch, roles.left, roles.right)[axis] for axis in way.form)
+        else:
+            left, right, parts = self.product(way, operands)
+            node = self.graph.call_function(torch.bmm if way.roles.batch else torch.mm, (left, right))
         return node if all(len(part) == 1 for part in parts) else self.reshape(node, [(mode,) for mode in way.order])
 
     def update(self, ways: Sequence[Laid], operands: Sequence[fx.Node]) -> fx.Node:
@@ -257,13 +276,14 @@ def lower_apply(
     objective: str | Objective = "training",
     in_place: bool = False,
     compiled: bool = False,
+    machine: str = "cpu",
 ) -> Code:
     """Write a function (y, x, *factors) -> y plus the scaled update of x, as a new tensor unless it is `in_place`.
 
     With a host_product it is (y, x, product, *factors), where product (token, out) is x times the host's weight.
-    The code is optimized for about this many tokens and for these gradients, and is correct for any. y (token, out) and
-    x (token, in) have the same dtype. The factors are those of one site, in the order of the network's nodes, without
-    those that `nodes_read` leaves out for the same arguments.
+    The code is optimized for about this many tokens, these gradients and this type of device, and is correct for any.
+    y (token, out) and x (token, in) have the same dtype. The factors are those of one site, in the order of the
+    network's nodes, without those that `nodes_read` leaves out for the same arguments.
 
     Code that is to be compiled ends in plain additions, and has the scale in the smallest factor.
     """
@@ -273,7 +293,7 @@ def lower_apply(
     product = writer.input("product") if host_product else x
     given = [x, *[product] * (len(order.operands) - len(network.nodes) - 1)]
     operands = [writer.split(one, modes) for one, modes in zip(given, order.inputs, strict=False)] + writer.factors(x)
-    total = writer.add_terms(result, lay_out(order), operands, compiled=compiled)
+    total = writer.add_terms(result, lay_out(order, MACHINES[machine]), operands, compiled=compiled)
     return writer.function(write_in_place(writer.graph, result, total) if in_place else total)
 
 
