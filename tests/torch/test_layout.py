@@ -1,10 +1,12 @@
 """The order of axes: a copy is made where it is cheaper than a slow gradient, and nowhere else."""
 
 import pytest
+import torch
 
+import tnadapt_torch
 from tnadapt import families, grid, plan
 from tnadapt_torch._run.layout import lay_out
-from tnadapt_torch._run.ways import CPU, MACHINES, Convolved, Way
+from tnadapt_torch._run.ways import CPU, CUDA, MACHINES, Convolved, Way
 
 RANK, SIZE = 4, 512
 LORA = families.lora().bind(grid(layers=1, kinds={"q": (SIZE, SIZE)}), rank=RANK).groups[0].network
@@ -59,3 +61,17 @@ def test_a_product_has_no_two_operands_that_lie_against_its_result():
             assert lie[0] != lie[1] or lie[1] == lie[2]
             seen += 1
     assert seen == 5
+
+
+def test_the_device_of_the_factors_decides_what_is_slow(monkeypatch):
+    """A model that is moved to another type of device gets code for that type, if there is a table for it."""
+    block = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    state = tnadapt_torch.attach(block, families.lora(), target_modules=["0"], rank=2, seed=0)
+    update = state.updates["0"]
+    block(torch.ones(1, 4))
+    assert update.machine == "cpu"
+    monkeypatch.setitem(MACHINES, "meta", CUDA)
+    block.to("meta")
+    assert update.machine == "meta"
+    block.to_empty(device="cpu")
+    assert update.machine == "cpu"

@@ -89,6 +89,7 @@ def lower_entry(
     training: bool = True,
     x_needs_grad: bool = True,
     objective: str | Objective = "training",
+    machine: str = "cpu",
 ) -> Entry | None:
     """Write an update in two parts, in the order of the plan for these arguments.
 
@@ -97,7 +98,7 @@ def lower_entry(
     order = plan(network, "apply", tokens=tokens, training=training, x_needs_grad=x_needs_grad, objective=objective)
     if order.convolutions:
         return None
-    terms = lay_out(order, MACHINES["cpu"])
+    terms = lay_out(order, MACHINES[machine])
     met = [way for _, term in terms for way in _first_products(term)]
     ends = [id(way) for _, way in terms]
     firsts = {id(way): way for way in met if _is_entry(way, network) and id(way) not in ends}

@@ -222,10 +222,7 @@ class Writer:
         groups = _grouped(self.order, terms)
         for (sign, ways), small in zip(groups, _smallest(self.order, groups), strict=True):
             scale = sign * self.order.network.scale
-            if compiled:
-                y = self.add_plainly(y, ways, operands, scale, small)
-            else:
-                y = self.add(y, ways, operands, scale)
+            y = self.add_plainly(y, ways, operands, scale, small) if compiled else self.add(y, ways, operands, scale)
         return y
 
     def function(self, result: fx.Node) -> Code:

@@ -38,9 +38,13 @@ class Held:
     @property
     def stored(self) -> Tensor:
         """The tensor, or the part of it that this process holds."""
-        module = self.module
-        found = (module._parameters if self.is_parameter else module._buffers).get(self.name)
+        found = self.kept
         return self._computed() if found is None else found
+
+    @property
+    def kept(self) -> Tensor | None:
+        """As `stored`, but None if it is computed."""
+        return (self.module._parameters if self.is_parameter else self.module._buffers).get(self.name)
 
     def read(self) -> Tensor:
         """Return the tensor, with all its values."""

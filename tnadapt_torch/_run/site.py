@@ -16,6 +16,7 @@ from tnadapt_torch._run.entry import Parts, lower_entry
 from tnadapt_torch._run.fixed import may_keep, run_code
 from tnadapt_torch._run.lower import Code, lower_apply, lower_delta, nodes_read
 from tnadapt_torch._run.refs import Ref, read_all
+from tnadapt_torch._run.ways import MACHINES
 from tnadapt_torch._sharded import is_sharded
 
 __all__: list[str] = []
@@ -50,6 +51,7 @@ class SiteUpdate:
         self._own: list[tuple[Code, tuple[Ref, ...]] | None] = []  # as `_code`, for an output that nobody else has
         self._parts: list[Parts | None] = []
         self._is_parted: list[bool] = []
+        self.machine = "cpu"  # the type of device that code is written for
         self.layer: Called | None = None  # if it is that of a plain linear layer: what calls both at once
         self.was_called = False  # by this
         self._forget_code()
@@ -157,7 +159,10 @@ class SiteUpdate:
         """Write the code that adds in place, at the first call that needs it."""
         asked = self._asked(place, host_product=False)
         read = nodes_read(self.network, **asked)
-        found = lower_apply(self.network, in_place=True, **asked), tuple(self.refs[number] for number in read)
+        found = (
+            lower_apply(self.network, in_place=True, machine=self.machine, **asked),
+            tuple(self.refs[number] for number in read),
+        )
         self._own[place] = found
         return found
 
@@ -178,6 +183,7 @@ class SiteUpdate:
             training=asked["training"],
             x_needs_grad=asked["x_needs_grad"],
             objective=asked["objective"],
+            machine=self.machine,
         )
         if entry is None:
             return None
@@ -198,7 +204,7 @@ class SiteUpdate:
         """Write the code for a bucket of tokens and the gradients needed, at the first call that needs it."""
         is_given, at = divmod(place, 2 * CODES)
         asked = self._asked(at, host_product=bool(is_given))
-        code = lower_apply(self.network, compiled=at == COMPILED, **asked)
+        code = lower_apply(self.network, compiled=at == COMPILED, machine=self.machine, **asked)
         read = nodes_read(self.network, **asked)
         self._code[place] = found = code, tuple(self.refs[number] for number in read)
         return found
@@ -215,10 +221,20 @@ class SiteUpdate:
         """How many numbers may be kept beside the factors: a dense update of each layer would double the model."""
         return max(self.network.volume(self.network.out_modes) * self.width // 4, 4096)
 
+    def run_on(self, machine: str) -> None:
+        """Write code for this type of device from now on, if it has a table of what is slow there."""
+        if machine != self.machine and machine in MACHINES:
+            self.machine = machine
+            self._renew()
+
     def become(self, other: "SiteUpdate") -> None:
         """Take over the network and the references of another update, whose factors have other shapes."""
-        is_dense = self._dense is not None
         self.network, self.refs, self.width = other.network, other.refs, other.width
+        self._renew()
+
+    def _renew(self) -> None:
+        """Drop all code, and write that again which is not written in calls."""
+        is_dense = bool(self._dense)
         self._forget_code()
         if is_dense:
             self.write_dense()
@@ -252,12 +268,7 @@ class SiteUpdate:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        is_dense = self._dense
-        self._forget_code()
-        if is_dense:
-            self.write_dense()
-        if self._is_asked:
-            self.allow_folding()
+        self._renew()
 
 
 def is_like(x: object, weight: Tensor) -> bool:

@@ -41,16 +41,23 @@ def make_updates(state: Trees) -> dict[str, Update]:
     for path, sites in state.adapter.weights.items():
         if path not in updates:
             updates[path] = BlocksUpdate(state, {site: by_site[site] for site in sites})
+    follow(by_site.values())
     return updates
 
 
 def follow(updates: Iterable[Update]) -> None:
-    """Move what the updates hold beside the factors to the devices of the factors."""
+    """Move what the updates hold beside the factors to the devices of the factors, and let them run there."""
     for update in updates:
-        if not isinstance(update, BlocksUpdate):
-            for ref in update.refs:
-                if isinstance(row := ref.ref if isinstance(ref, Mapped) else ref, Row):
-                    row.follow()
+        if isinstance(update, BlocksUpdate):
+            continue
+        single = update.below if isinstance(update, MagnitudeUpdate) else update
+        for ref in update.refs:
+            bare = ref.ref if isinstance(ref, Mapped) else ref
+            if isinstance(bare, Row):
+                bare.follow()
+            held = bare.stack.held if isinstance(bare, Row) else bare.held if isinstance(bare, Leading) else bare
+            if isinstance(held, Held) and held.kept is not None:
+                single.run_on(held.kept.device.type)
 
 
 def _update_of(state: Trees, site: Site) -> SiteUpdate | MagnitudeUpdate:
