@@ -188,3 +188,30 @@ def test_any_calls_are_equal_to_those_in_the_general_way(name: str) -> None:
         assert (len(ours), error) == (len(theirs), expected)
         for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9, msg=lambda m: f"{name} {seed} {number}: {m}")  # noqa: B023
+
+
+@pytest.mark.parametrize("name", ["lora", "vera", "loha"])
+def test_derivatives_of_every_kind_are_those_of_the_general_way(name: str) -> None:
+    found = []
+    for is_joined in (True, False):
+        block, state = adapted(name, is_joined=is_joined)
+        trained = [one for one in state.parameters() if one.requires_grad]
+        leaf = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        x = leaf * 2.0
+        y = torch.cat([block.first(x), block.second(x), block.third(x)], 1)
+        every = torch.eye(y.numel(), dtype=torch.float64).reshape(-1, *y.shape)
+        parts = torch.autograd.grad(y, [leaf, *trained], every, is_grads_batched=True, allow_unused=True)
+
+        def two(leaf: Tensor, block: Block = block) -> Tensor:
+            x = leaf * 1.0
+            return block.first(x) * block.third(x)
+
+        outer = [
+            torch.autograd.functional.jacobian(two, leaf, vectorize=True, strategy=strategy)
+            for strategy in ("reverse-mode", "forward-mode")
+        ]
+        second = torch.autograd.functional.hessian(lambda leaf, two=two: two(leaf).square().sum(), leaf)
+        (torch.relu_(block.first(x)).sum() + block.second(x).mul_(2.0).sum()).backward()
+        found.append([*(part for part in parts if part is not None), *outer, second, leaf.grad])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
