@@ -7,7 +7,8 @@
 A step is forward and backward, without an optimizer; factors are float32, as by default in both libraries. Each row
 times its contestants in turn, the base among them. The limit is the base of that row and the limit of limits.py at the
 speeds of calibrate.py, measured before. Compiled code is timed only if its gradients are those of eager code; on CUDA
-it runs in CUDA graphs. What does not fit into --seconds is left out, and the table says so.
+it runs in CUDA graphs; by hand it is LoRA alone, since to compile takes long. What does not fit into --seconds is left
+out, and the table says so.
 """
 
 import argparse
@@ -109,8 +110,9 @@ def _times(setting: Setting, method: Method) -> tuple[dict[str, float], Any]:
     models = {"base": (beside(setting.host), setting.host), "tnadapt": (model, state)}
     if (theirs := by_peft(setting.host, method)) is not None:
         models["PEFT"] = (theirs.train(setting.regime.training), theirs)
-    hand = by_hand(setting.host, method, state)
-    models["by hand"] = (hand, hand)
+    if not setting.regime.compiled or method.family == "lora":
+        hand = by_hand(setting.host, method, state)
+        models["by hand"] = (hand, hand)
     return medians({name: _step(setting, name, *pair) for name, pair in models.items()}, setting.rounds), state
 
 

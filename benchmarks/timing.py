@@ -88,21 +88,20 @@ def report(options: argparse.Namespace, rows: Sequence[Mapping[str, Any]], title
     if options.json:
         options.json.write_text(json.dumps({"where": where, "rows": list(rows)}, indent=1))
     options.tables = [*getattr(options, "tables", ()), recording.table(rows, title)]
-    if options.record:
-        write_record(options, options.tables)
+    write_record(options, options.tables)
 
 
-def write_record(
-    options: argparse.Namespace, tables: Sequence[recording.Table], *, device: str | None = None, machine: str = ""
-) -> Path:
-    """Write the record of a run of this program, named by its file. The words of a program of JAX are given."""
-    device = device or options.device
-    return recording.write(
+def write_record(options: argparse.Namespace, tables: Sequence[recording.Table]) -> None:
+    """Write the record of a run of this program, named by its file, if asked for."""
+    if options.record is None:
+        return
+    device = getattr(options, "device", "cpu")
+    recording.write(
         options.record,
         recording.Record(
             program=Path(sys.argv[0]).stem,
             device=device.partition(":")[0],
-            machine=machine or recording.machine(device),
+            machine=recording.machine(device),
             cores=recording.cores(),
             threads=getattr(options, "threads", 0),
             dtype=getattr(options, "dtype", "float32"),

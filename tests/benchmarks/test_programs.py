@@ -1,0 +1,113 @@
+"""The programs run at tiny sizes, write a record each, and refuse to time compiled code that drops work."""
+
+import importlib
+import os
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+pytestmark = pytest.mark.usefixtures("modules")
+IS_LAWS = os.environ.get("HYPOTHESIS_PROFILE") == "laws"
+
+
+@pytest.fixture
+def run(modules, monkeypatch, tmp_path, capsys):
+    """A function that runs a program here and returns its record: to start one takes ten seconds."""
+    threads = torch.get_num_threads()
+
+    def call(name, *words):
+        from recording import read
+
+        program = importlib.import_module(name)
+        monkeypatch.setattr(
+            sys, "argv", [f"{name}.py", *words, "--device", "cpu", "--threads", "1", "--record", str(tmp_path)]
+        )
+        program.main()
+        return read(tmp_path / f"{name}-cpu.json"), capsys.readouterr().out
+
+    yield call
+    torch.set_num_threads(threads)
+
+
+def test_regimes_have_a_table_each(run):
+    words = ("--quick", "--rounds", "1", "--methods", "LoRA", "LoTR", "--regimes", "1", "64")
+    record, printed = run("regimes", *words)
+    assert [table.title for table in record.tables] == [
+        "one token, no grad (1 x 64 wide, 1 token)",
+        "64 tokens, eager (1 x 64 wide, 64 tokens)",
+    ]
+    for table in record.tables:
+        assert table.title in printed
+        assert [row["method"] for row in table.rows] == ["LoRA", "LoTR"]
+        for row in table.rows:
+            assert row["/ base"] == pytest.approx(row["tnadapt ms"] / row["base ms"])
+            assert row["/ limit"] == pytest.approx(row["/ base"] / row["limit / base"])
+            assert row["limit / base"] > 1
+        assert isinstance(table.rows[1]["/ by hand"], float)
+        assert table.rows[1]["/ PEFT"] == "-"  # which has no LoTR
+        assert table.units["/ base"] == "ratio"
+        assert table.units["tnadapt ms"] == "ms"
+
+
+def test_what_does_not_fit_into_the_time_is_named(run):
+    record, _ = run("regimes", "--quick", "--methods", "LoRA", "VeRA", "--regimes", "1", "--seconds", "0")
+    assert [row["method"] for row in record.tables[0].rows] == ["left out for lack of time: LoRA, VeRA"]
+
+
+def test_compiled_code_with_other_gradients_is_not_timed():
+    """A planted fault: the update is dropped from the compiled step."""
+    from llama import Shape, adapted, host_of, methods
+    from regimes import WrongGradients, check_gradients
+
+    shape = Shape(64, 96, 4, 2, layers=1)
+    host = host_of(shape, "cpu", torch.float32)
+    x, cotangent = torch.randn(1, 8, 64, requires_grad=True), torch.randn(1, 8, 64)
+    model, state = adapted(host, methods(shape)["LoRA"])
+
+    def dropped(inputs_embeds):
+        found = model(inputs_embeds=inputs_embeds)
+        found.last_hidden_state = found.last_hidden_state * 1.01
+        return found
+
+    check_gradients((model, model), state, x, cotangent)
+    with pytest.raises(WrongGradients, match="gradients are off by"):
+        check_gradients((dropped, model), state, x, cotangent)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not IS_LAWS, reason="compiles for a minute; make laws runs it")
+def test_the_compiled_regime(run):
+    record, _ = run("regimes", "--quick", "--rounds", "1", "--methods", "LoRA", "LoTR", "--regimes", "compiled")
+    assert [isinstance(row["/ base"], float) for row in record.tables[0].rows] == [True, True]
+
+
+def test_passes_has_launches_and_passes(run, monkeypatch):
+    import passes
+    from llama import Shape
+
+    monkeypatch.setattr(passes, "SHAPE", Shape(64, 96, 4, 2, layers=1))
+    monkeypatch.setattr(passes, "TOKENS", 13)
+    monkeypatch.setattr(passes, "baseline", lambda options: [{"LoRA": {"added": 1, "with the base": 2}}, {}])
+    record, _ = run("passes", "--methods", "LoRA")
+    launches, bytes_moved, operators = record.tables
+    base, lora = launches.rows
+    assert base["with the base"] == base["added"]
+    assert lora["with the base"] == base["added"] + lora["added"]
+    assert lora["the least"] == 3 * 4 + 3 * 7
+    assert lora["/ before"] == lora["added"]
+    assert lora["with the base / before"] == lora["with the base"] / 2
+    if lora["PEFT"] != "-":
+        assert lora["PEFT"] == lora["by hand"] == 7 * 10
+    assert bytes_moved.rows[1]["the least"] == (2 * (3 * 64 + 96) + 64 + 2 * 32 + 64 + 2 * 96 + 64) / 64
+    assert [row["method"] for row in operators.rows] == ["frozen base", "LoRA"]
+
+
+def test_calibrate_has_the_planner_constants(run):
+    record, _ = run("calibrate", "--quick", "--rounds", "1")
+    speeds, constants, gradients = record.tables
+    assert all(row["value"] > 0 for row in speeds.rows)
+    assert [row["constant"] for row in constants.rows] == ["MOVED", "CALL", "OVERHEAD", "SLOW", "SKINNY"]
+    assert all(row["now"] > 0 for row in constants.rows)
+    assert [row["rank"] for row in gradients.rows] == [4, 16]
