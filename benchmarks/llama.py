@@ -140,7 +140,7 @@ def by_peft(host: nn.Module, method: Method) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of VeRA, on what is saved
         config = getattr(peft, method.peft)(target_modules=list(PROJECTIONS), **method.peft_words)
-        model = peft.get_peft_model(beside(host), config)
+        model = peft.get_peft_model(beside(host), config).to(next(host.parameters()).device)
     fill(model)
     return model.train()
 

@@ -18,6 +18,7 @@ __all__ = ["page_of"]
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "speed.md"
+FIRST = ("regimes", "passes", "calibrate")  # the others follow by name
 HEAD = """<!-- drawn by benchmarks/page.py; do not edit -->
 # Speed
 
@@ -31,12 +32,17 @@ older ones, are in [Performance](performance.md).
 def page_of(records: Sequence[Record], current: str) -> str:
     """Return the page. A record of another version of tnadapt than the current one is labelled with its version."""
     parts = [HEAD]
-    for one in sorted(records, key=lambda one: (one.program, one.device, one.label)):
+    for one in sorted(records, key=_place):
         heading = ", ".join(word for word in (one.program, one.device, one.label) if word)
         parts += [f"## {heading}", f"{about(one.program)}\n\n{_made(one, current)}"]
         for table in one.tables:
             parts += [f"### {heading}: {table.title}"] * bool(table.title) + [_markdown(table)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _place(record: Record) -> tuple[int, str, str, str]:
+    first = FIRST.index(record.program) if record.program in FIRST else len(FIRST)
+    return first, record.program, record.device, record.label
 
 
 def about(program: str) -> str:

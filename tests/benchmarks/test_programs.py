@@ -2,7 +2,9 @@
 
 import importlib
 import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -59,7 +61,7 @@ def test_what_does_not_fit_into_the_time_is_named(run):
 def test_compiled_code_with_other_gradients_is_not_timed():
     """A planted fault: the update is dropped from the compiled step."""
     from llama import Shape, adapted, host_of, methods
-    from regimes import WrongGradients, check_gradients
+    from regimes import CompileError, check_gradients
 
     shape = Shape(64, 96, 4, 2, layers=1)
     host = host_of(shape, "cpu", torch.float32)
@@ -72,8 +74,50 @@ def test_compiled_code_with_other_gradients_is_not_timed():
         return found
 
     check_gradients((model, model), state, x, cotangent)
-    with pytest.raises(WrongGradients, match="gradients are off by"):
+    with pytest.raises(CompileError, match="gradients are off by"):
         check_gradients((dropped, model), state, x, cotangent)
+
+
+def test_peft_is_left_out_where_it_fails(modules, monkeypatch, capsys):
+    """What does not compile is no contestant; but if tnadapt fails, the row says so."""
+    import regimes
+    from llama import Shape, host_of
+
+    shape = Shape(64, 96, 4, 2, layers=1)
+    x = torch.randn(1, 4, 64, requires_grad=True)
+    speeds = regimes.Speeds(1.0, 1.0, 1.0, overlaps=False)
+    regime = regimes.Regime("compiled", compiled=True)
+    setting = regimes.Setting(regime, shape, host_of(shape, "cpu", torch.float32), x, x.detach(), speeds, 1)
+    failing = ["PEFT"]
+
+    def step(setting, name, model, trained):
+        if name in failing:
+            raise RuntimeError("no graph\nfor this")
+        return lambda: None
+
+    monkeypatch.setattr(regimes, "_step", step)
+    row = regimes.row_of(setting, "LoRA")
+    assert (row["/ PEFT"], row["PEFT / base"]) == ("-", "-")
+    assert "PEFT of lora is left out: no graph" in capsys.readouterr().err
+    failing.append("tnadapt")
+    with pytest.raises(regimes.CompileError, match=r"^tnadapt: RuntimeError: no graph$"):
+        regimes.row_of(setting, "LoRA")
+
+
+def test_the_script_for_a_gpu_runs_three_programs_within_six_minutes(tmp_path):
+    fake = tmp_path / "python"
+    fake.write_text('#!/bin/sh\necho "ran $*"\ncase $1 in *passes.py) exit 3;; esac\n', encoding="utf-8")
+    fake.chmod(0o755)
+    script = Path(__file__).parents[2] / "benchmarks" / "gpu.sh"
+    words = ["sh", str(script), str(tmp_path / "records"), str(fake)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    ran = [line.rpartition("benchmarks/")[2].split() for line in done.stdout.splitlines() if line.startswith("ran ")]
+    assert [one[0] for one in ran] == ["calibrate.py", "passes.py", "regimes.py"]
+    words = ["--device", "cuda", "--dtype", "bfloat16", "--record", str(tmp_path / "records")]
+    assert [one[1:7] for one in ran] == [words] * 3
+    assert 250 <= int(ran[2][-1]) <= 315
+    assert done.returncode == 1
+    assert "passes.py: failed or ran out of time (3)" in done.stderr
 
 
 @pytest.mark.slow
