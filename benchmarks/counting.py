@@ -44,8 +44,8 @@ class Counts:
 def count(step: Callable[[], Any], *, tokens: int, width: int) -> Counts:
     """Run a step twice and count the second run: the first may plan, write code or fill caches.
 
-    Bytes are those of arrays with exactly one axis of the size `tokens` and at least `tokens` times `width` numbers, so
-    `tokens` must be no other size that occurs.
+    Bytes are those of arrays with at least `tokens` times `width` numbers and exactly one axis that is a multiple of
+    `tokens`: others may be merged with it. So `tokens` must divide no other size that occurs.
     """
     step()
     nodes = _trace(step)
@@ -132,5 +132,5 @@ def _arrays(ends: Mapping[str, Any]) -> Iterator[tuple[tuple[Any, ...], list[int
 def _bytes(shape: list[int], strides: list[int], size: int, tokens: int, width: int) -> int:
     """Return the bytes of an array of tokens x width, and 0 of any other; an axis without stride is one row."""
     held = [length for length, stride in zip(shape, strides, strict=True) if stride or length == 1]
-    numbers = math.prod(held)
-    return size * numbers if held.count(tokens) == 1 and numbers >= tokens * width else 0
+    numbers, axes = math.prod(held), sum(length > 0 and length % tokens == 0 for length in held)
+    return size * numbers if axes == 1 and numbers >= tokens * width else 0

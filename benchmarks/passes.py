@@ -21,7 +21,7 @@ from timing import parsed, parser_of, report
 from torch import Tensor, nn
 
 SHAPE = Shape(hidden=1024, inner=2816, heads=16, key_heads=4, layers=1)
-TOKENS = 509  # a prime: no other size is equal to it
+TOKENS = 509  # a prime that divides no other size
 BASELINE = "baseline"
 
 

@@ -7,8 +7,8 @@
 A step is forward and backward, without an optimizer; factors are float32, as by default in both libraries. Each row
 times its contestants in turn, the base among them. The limit is the base of that row and the limit of limits.py at the
 speeds of calibrate.py, measured before. Compiled code is timed only if its gradients are those of eager code; on CUDA
-it runs in CUDA graphs; by hand it is LoRA alone, since to compile takes long. What does not fit into --seconds is left
-out, and the table says so.
+it runs in CUDA graphs. Since to compile takes long, compiled code by hand is LoRA alone, and on a CPU there are five
+methods unless --methods names others. What does not fit into --seconds is left out, and the table says so.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 CPU = Shape(hidden=512, inner=1408, heads=8, key_heads=2)
 CUDA = Shape(hidden=4096, inner=14336, heads=32, key_heads=8)
+COMPILED_ON_CPU = ("LoRA", "LoTR", "VeRA", "TT-LoRA", "Monarch")
 SMALL = Shape(hidden=64, inner=96, heads=4, key_heads=2, layers=1)
 
 
@@ -167,7 +168,8 @@ def check_gradients(
 def table(regime: Regime, options: argparse.Namespace, speeds: Speeds, end: float) -> list[Mapping[str, Any]]:
     """Return the rows of a regime: those that fit before the end, and those whose code fails with the reason."""
     setting, rows, left = setting_of(regime, options, speeds), [], []
-    for name in options.methods:
+    few = regime.compiled and not options.device.startswith("cuda")
+    for name in options.methods or (COMPILED_ON_CPU if few else METHODS):
         if time.monotonic() > end:
             left.append(name)
             continue
@@ -189,7 +191,7 @@ def main() -> None:
     """Print one table for each regime."""
     parser = parser_of(__doc__ or "")
     parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=list(REGIMES))
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no row after so many seconds")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, which say nothing of the device")
     options = parsed(parser)

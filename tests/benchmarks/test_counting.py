@@ -88,6 +88,9 @@ def test_only_arrays_of_tokens_and_at_least_the_width_are_counted():
     assert counted(lambda: x + row.expand(TOKENS, IN)).bytes == 2 * X
     assert counted(lambda: x * x).bytes == 2 * X
     assert counted(lambda: x + 1.0, width=IN + 1).bytes == 0
+    weight, q, k = torch.randn(8, 16), torch.randn(8, TOKENS, 8), torch.randn(8, 8, TOKENS)
+    assert counted(lambda: x.reshape(TOKENS * 8, 8) @ weight).bytes == X + 2 * X  # one axis is tokens and another mode
+    assert counted(lambda: torch.bmm(q, k)).bytes == 2 * X
 
 
 def test_counts_are_subtracted_by_operator():
