@@ -59,6 +59,8 @@ def _made(record: Record, current: str) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in record.versions.items())
     parts = [record.machine, f"{record.cores} cores", f"{record.threads} threads" if record.threads else ""]
     parts += [record.dtype, f"medians of {record.rounds} rounds" if record.rounds > 1 else ""]
+    busy = record.load >= 0.5 and record.rounds > 1  # what is counted does not depend on it
+    parts += [f"**while {record.load:.1f} other processes were running**" if busy else ""]
     made = f"*{', '.join(part for part in parts if part)}. Measured on {record.date} with {versions}"
     made += f"; commit {record.commit}.*" if record.commit else ".*"
     return made if own == current else f"**Of another version: tnadapt {own}.** {made}"
@@ -67,13 +69,19 @@ def _made(record: Record, current: str) -> str:
 def _markdown(table: Table) -> str:
     heads = list(table.rows[0])
     lines = [heads, ["---:" if head in table.units else "---" for head in heads]]
-    lines += [[_cell(row.get(head, "-")) for head in heads] for row in table.rows]
+    digits = {head: _digits([row.get(head) for row in table.rows]) for head in heads}
+    lines += [[_cell(row.get(head, "-"), digits[head]) for head in heads] for row in table.rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _cell(value: Any) -> str:
+def _digits(column: Iterable[Any]) -> int:
+    """Return how many digits to write behind the point in a column: fewer where its numbers are large."""
+    least = min((abs(value) for value in column if isinstance(value, float)), default=0.0)
+    return 0 if least >= 1000 else 1 if least >= 100 else 2
+
+
+def _cell(value: Any, digits: int) -> str:
     if isinstance(value, float):
-        digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 2
         return f"{value:,.{digits}f}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 

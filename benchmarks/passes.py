@@ -75,8 +75,10 @@ def table(found: dict[str, dict[str, Any]], key: str, unit: int, before: dict[st
         whole = own if name == "frozen base" else own + base
         cells = {"method": name, "added": own}
         cells |= {one: of(row.get(one)) for one in ("by hand", "PEFT")} | {"the least": of(row.get("limit"))}
-        cells |= {"/ before": own / old["added"] if old else "-", "with the base": whole}
-        rows.append(cells | {"with the base / before": whole / old["with the base"] if old else "-"})
+        cells |= {"/ before": own / old["added"] if old else "-"} if before else {}
+        cells |= {"with the base": whole}
+        cells |= {"with the base / before": whole / old["with the base"] if old else "-"} if before else {}
+        rows.append(cells)
     return rows
 
 

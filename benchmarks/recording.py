@@ -46,7 +46,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Record:
-    """One run of a program. `label` tells runs on one device apart, such as one before a change."""
+    """One run of a program. `label` tells runs on one device apart, such as one before a change.
+
+    `load` is the number of processes that were running when it began: with any, times are those of a busy machine.
+    """
 
     program: str
     device: str
@@ -56,6 +59,7 @@ class Record:
     dtype: str
     date: str
     rounds: int
+    load: float
     commit: str
     versions: Mapping[str, str]
     tables: Sequence[Table]

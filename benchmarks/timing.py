@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import json
+import os
 import statistics
 import sys
 import time
@@ -14,6 +15,7 @@ import recording
 import torch
 
 ROUNDS = 9
+LOAD = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # before this program adds to it
 SLICE = 0.02  # minimum seconds per contestant and round
 
 
@@ -107,6 +109,7 @@ def write_record(options: argparse.Namespace, tables: Sequence[recording.Table])
             dtype=getattr(options, "dtype", "float32"),
             date=datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
             rounds=getattr(options, "rounds", 1),
+            load=round(LOAD, 1),
             commit=recording.commit(),
             versions=recording.versions(),
             tables=tables,

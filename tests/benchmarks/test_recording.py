@@ -24,6 +24,7 @@ def record(**changes):
         "dtype": "float32",
         "date": "2026-01-02",
         "rounds": 9,
+        "load": 0.2,
         "commit": "abc",
         "versions": {"tnadapt": "1.0", "torch": "2.0"},
         "tables": (table(rows, "many"),),
@@ -87,6 +88,32 @@ def test_a_page_has_the_numbers_of_a_record():
     assert "| LoRA | 12.35 | 1.25 | 1,234 | - |" in text
     made = "*A processor, 2 cores, 1 threads, float32, medians of 9 rounds. Measured on 2026-01-02 with tnadapt 1.0"
     assert f"\n{made}, torch 2.0; commit abc.*\n" in text
+
+
+def test_a_column_is_written_with_the_digits_of_its_least_number():
+    from page import page_of
+    from recording import table
+
+    rows = [{"a": 123.456, "b": 123.456, "c": 1234.5}, {"a": 1.0, "b": 101.0, "c": 98765.4}]
+    text = page_of([record(tables=(table(rows),))], "1.0")
+    assert "| 123.46 | 123.5 | 1,234 |\n| 1.00 | 101.0 | 98,765 |" in text
+
+
+def test_a_busy_machine_is_told():
+    from page import page_of
+
+    assert "other processes" not in page_of([record()], "1.0")
+    assert "**while 3.1 other processes were running**" in page_of([record(load=3.14)], "1.0")
+    assert "other processes" not in page_of([record(load=3.14, rounds=1)], "1.0")  # it counts
+
+
+def test_programs_with_regimes_come_first():
+    from page import page_of
+
+    names = ("calibrate", "peers", "regimes", "cyclic", "passes")
+    text = page_of([record(program=name) for name in names], "1.0")
+    order = [line[3:].split(",")[0] for line in text.splitlines() if line.startswith("## ")]
+    assert order == ["regimes", "passes", "calibrate", "cyclic", "peers"]
 
 
 def test_a_record_of_another_version_is_labelled():
