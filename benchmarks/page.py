@@ -49,7 +49,7 @@ def about(program: str) -> str:
     """Return the first line of a program's docstring, and its last paragraph if it has more than one."""
     path = HERE / f"{program}.py"
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) if path.exists() else None
-    paragraphs = [one for one in (text or "").split("\n\n") if not one.startswith("    ")]
+    paragraphs = [one for one in (text or "").split("\n\n") if not one.startswith(("    ", "python "))]
     return " ".join(line for one in dict.fromkeys(paragraphs) for line in one.splitlines())
 
 

@@ -148,6 +148,36 @@ def test_passes_has_launches_and_passes(run, monkeypatch):
     assert [row["method"] for row in operators.rows] == ["frozen base", "LoRA"]
 
 
+SMALL = {
+    "ops": {"CASES": {"lora": {"rank": 8}, "vera": {"rank": 16}}, "WIDTH": 64, "TOKENS": (1, 4)},
+    "peers": {
+        "TOKENS": 8,
+        "SHAPE": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4},
+    },
+    "lorta": {"WIDTH": 48, "LAYERS": 2, "TOKENS": 4},
+    "magnitude": {"SHAPES": ((64, 64), (96, 64)), "TOKENS": 4},
+    "inside": {"WIDTH": 64, "TOKENS": 4},
+    "cyclic": {"CASES": [(64, 16)], "TOKENS": (1,)},
+    "scaling": {"SITES": (2, 3), "TOKENS": (1,), "RANKS": {"lora": 8}, "LLAMA_70B": {"q": (64, 64)}},
+    "memory": {"WIDTH": 64, "TOKENS": 4},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not IS_LAWS, reason="takes a minute; make laws runs it")
+@pytest.mark.filterwarnings("ignore:Specified to not save vera_A:UserWarning")
+@pytest.mark.parametrize("name", SMALL)
+def test_a_program_runs_and_records(name, run, monkeypatch):
+    """Not at its sizes: `make bench` stops at the first program that fails."""
+    program = importlib.import_module(name)
+    for constant, value in SMALL[name].items():
+        monkeypatch.setattr(program, constant, value)
+    monkeypatch.setattr(importlib.import_module("timing"), "SLICE", 0.0)
+    record, _ = run(name, "--rounds", "1")
+    assert record.program == name
+    assert all(table.rows for table in record.tables)
+
+
 def test_calibrate_has_the_planner_constants(run):
     record, _ = run("calibrate", "--quick", "--rounds", "1")
     speeds, constants, gradients = record.tables
