@@ -165,7 +165,8 @@ SMALL = {
 
 @pytest.mark.slow
 @pytest.mark.skipif(not IS_LAWS, reason="takes a minute; make laws runs it")
-@pytest.mark.filterwarnings("ignore:Specified to not save vera_A:UserWarning")
+@pytest.mark.filterwarnings("ignore:Specified to not save vera_A:UserWarning")  # of PEFT
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT reads it
 @pytest.mark.parametrize("name", SMALL)
 def test_a_program_runs_and_records(name, run, monkeypatch):
     """Not at its sizes: `make bench` stops at the first program that fails."""
