@@ -31,6 +31,7 @@ __all__ = [
 FORMAT = 1
 FOLDER = Path(__file__).parents[1] / "results" / "speed"
 PACKAGES = ("torch", "jax", "peft", "transformers", "numpy")
+CODE = ("tnadapt", "tnadapt_torch", "tnadapt_jax", "benchmarks")  # not results/, where the records are written
 UNITS = ("us", "ms", "s", "seconds", "KB", "MB", "GB", "bytes", "GFLOP")
 Row = Mapping[str, Any]
 
@@ -104,13 +105,16 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Return the commit of this checkout, with a mark if files differ from it, or "" outside a checkout."""
+    """Return the commit of this checkout, with a mark if its code differs from it, or "" outside a checkout."""
+    root = Path(__file__).parents[1]
+    words = ["git", "describe", "--always", "--exclude=*"], ["git", "status", "--porcelain", "--", *CODE]
     try:
-        words = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-        found = subprocess.run(words, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+        name, changes = (
+            subprocess.run(one, cwd=root, capture_output=True, text=True, check=False).stdout.strip() for one in words
+        )
     except OSError:
         return ""
-    return found.stdout.strip()
+    return f"{name}-dirty" if name and changes else name
 
 
 def machine(device: str) -> str:

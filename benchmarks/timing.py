@@ -35,6 +35,7 @@ def record_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of a program that writes a record."""
     what = "also write a record, into results/speed or a folder"
     parser.add_argument("--record", type=Path, nargs="?", const=recording.FOLDER, metavar="FOLDER", help=what)
+    parser.set_defaults(commit=recording.commit())  # now: it may be another one when the run ends
     parser.add_argument("--label", default="", help="a word for the record, to keep an older one beside it")
 
 
@@ -110,7 +111,7 @@ def write_record(options: argparse.Namespace, tables: Sequence[recording.Table])
             date=datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
             rounds=getattr(options, "rounds", 1),
             load=round(LOAD, 1),
-            commit=recording.commit(),
+            commit=options.commit,
             versions=recording.versions(),
             tables=tables,
             label=options.label,
