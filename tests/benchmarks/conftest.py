@@ -18,10 +18,11 @@ def one_thread():
     torch.set_num_threads(1)
 
 
-@pytest.fixture
-def modules(monkeypatch):
+@pytest.fixture(scope="module")
+def modules():
     """Make the modules importable by their plain names, and forget them afterwards: others have such names, too."""
     forget()
-    monkeypatch.syspath_prepend(str(FOLDER))
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        yield
     forget()
