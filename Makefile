@@ -7,7 +7,7 @@ PYTHONS ?= python3.12 python3.13 python3.14
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo demo-quick demo-encoder demo-vision demo-jax test quantized lycoris lint format types laws matrix peft-suite mutants bench leaderboard leaderboard-quick docs clean
+.PHONY: demo demo-quick demo-encoder demo-vision demo-jax test quantized lycoris lint format types laws matrix peft-suite mutants bench bench-page bench-gpu leaderboard leaderboard-quick docs clean
 .NOTPARALLEL:
 
 demo: .venv/.demo .venv/.smollm
@@ -49,7 +49,7 @@ types: .venv/.dev
 
 laws: export HYPOTHESIS_PROFILE = laws
 laws: .venv/.dev
-	$(BIN)/python -m pytest -n 2 tests/laws tests/parity tests/jax tests/torch/walk tests/torch/parallel tests/torch/test_demo.py tests/torch/test_demo_language.py tests/torch/test_demo_vision.py tests/peft/test_processes.py $(ARGS)
+	$(BIN)/python -m pytest -n 2 tests/laws tests/parity tests/jax tests/benchmarks tests/torch/walk tests/torch/parallel tests/torch/test_demo.py tests/torch/test_demo_language.py tests/torch/test_demo_vision.py tests/peft/test_processes.py $(ARGS)
 
 # The JAX binding with the newest jax of each newer Python that this machine has.
 matrix:
@@ -68,8 +68,18 @@ peft-suite: .venv/.dev
 mutants: .venv/.mutants
 	$(BIN)/python tests/mutants.py $(ARGS)
 
+# benchmarks/policies.py compares accuracies, and takes an hour.
 bench: .venv/.bench
-	@set -e; for program in $(filter-out %/timing.py,$(wildcard benchmarks/*.py)); do echo "== $$program"; $(BIN)/python $$program $(ARGS); done
+	@set -e; for program in $(filter-out %/page.py %/policies.py,$(shell grep -l __main__ benchmarks/*.py)); do \
+		echo "== $$program"; $(BIN)/python $$program $(ARGS) --record; done
+	$(BIN)/python benchmarks/page.py
+
+bench-page: .venv/.bench
+	$(BIN)/python benchmarks/page.py
+
+bench-gpu: .venv/.bench
+	sh benchmarks/gpu.sh results/speed $(BIN)/python
+	$(BIN)/python benchmarks/page.py
 
 leaderboard: .venv/.bench .venv/.smollm .venv/.dinov2
 	$(BIN)/python benchmarks/leaderboard $(ARGS)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from timing import arguments, report
 
-from tnadapt import Adapter, AdapterSpec, Site, families, find_host, to_lora
+from tnadapt import Adapter, AdapterSpec, Site, SiteError, families, find_host, to_lora
 from tnadapt.binding import minimum_cut
 
 RANK = 16
@@ -61,7 +61,11 @@ def main() -> None:
     sites = find_host("llama-2-7b").sites("all-linear")
     rows: list[dict[str, Any]] = []
     for name in families.__all__:
-        adapter = bind(name, sites)
+        try:
+            adapter = bind(name, sites)
+        except SiteError as error:  # ranks that the family cannot have
+            print(f"{name}: {str(error).partition(chr(10))[0]}", file=sys.stderr)
+            continue
         found = {} if is_full(adapter) else export(adapter)
         rows.append({"family": name, "sites": "-", "rank": "full", "seconds": "-"} | found | {"peak GB so far": peak()})
     whole = sum(row["seconds"] for row in rows if isinstance(row["seconds"], float))

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax_peers import count_flops
+from recording import table
+from timing import record_options, write_record
 
 import tnadapt_jax
 from tnadapt import Adapter, families
@@ -118,7 +120,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--families", nargs="+", default=["lora", "lotr", "vera"])
     parser.add_argument("--memory", action="store_true")
+    record_options(parser)
     options = parser.parse_args()
+    rows = []
     print("| family | flops | text | time to trace | temporary memory |\n|---|---:|---:|---:|---:|")
     for family in options.families:
         found = measure(Model(), family, memory=options.memory)
@@ -126,6 +130,9 @@ def main() -> None:
         memory = f"{ours.memory / hand.memory:.3f}" if ours.memory and hand.memory else "-"
         ratios = f"{ours.flops / hand.flops:.4f} | {ours.text / hand.text:.4f} | {ours.seconds / hand.seconds:.2f}"
         print(f"| {family} | {ratios} | {memory} |", flush=True)
+        row = {"family": family, "flops / by hand": ours.flops / hand.flops, "text / by hand": ours.text / hand.text}
+        rows.append(row | {"seconds to trace / by hand": ours.seconds / hand.seconds, "memory / by hand": memory})
+    write_record(options, [table(rows)])
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from timing import ROUNDS, medians
+from recording import table as recorded
+from timing import ROUNDS, medians, record_options, write_record
 
 import tnadapt
 import tnadapt_jax
@@ -183,8 +184,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--families", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    record_options(parser)
     options = parser.parse_args()
     device = jax.devices()[0]
+    options.device = {"gpu": "cuda"}.get(device.platform, device.platform)
     where = f"jax {jax.__version__}, {device.device_kind or platform.machine()}, {options.dtype}"
     print(f"\n{where}, medians of {options.rounds} rounds\n")
     rows = []
@@ -195,6 +198,7 @@ def main() -> None:
             rows.append({"family": family, "tokens": tokens, "us": times["tnadapt"] * 1e6, "/ by hand": ratio})
     memory = scan_memory()
     print(f"{table(rows)}\n\n{table(memory)}")
+    write_record(options, [recorded(rows, "One site"), recorded(memory, "A scan")])
     if options.json:
         options.json.write_text(json.dumps({"where": where, "rows": rows, "memory": memory}, indent=1))
 

