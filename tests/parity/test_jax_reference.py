@@ -1,6 +1,5 @@
 """JAX agrees with the numpy reference in outputs, updates and all gradients: by site, in a scan, and stacked."""
 
-import os
 from itertools import islice
 
 import numpy as np
@@ -16,6 +15,8 @@ import tnadapt_jax
 from tests.parity import sides
 from tests.parity.cases import CENTERED, FAMILIES, GAPS, HOSTS, MAPPED, OWN, SITES, SUMS, WRAPPED
 from tests.parity.jax_side import by_jax
+from tests.table import REPRESENTATIVES
+from tests.thorough import IS_THOROUGH
 from tnadapt import AdapterSpec, families, grid, init, raw
 
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 2e-2}
@@ -23,7 +24,7 @@ TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 2e-2}
 
 def some_of(cases, every=6):
     """Return all cases in `make laws`, else every sixth: each is compiled, and PyTorch runs all of them."""
-    return cases if os.environ.get("HYPOTHESIS_PROFILE") == "laws" else dict(islice(cases.items(), 0, None, every))
+    return cases if IS_THOROUGH else dict(islice(cases.items(), 0, None, every))
 
 
 TWO = grid(layers=1, kinds={"q": (6, 4), "v": (6, 4)})
@@ -52,7 +53,10 @@ def compare(spec, sites, dtype, *, rank=None, sizes=None, seed=5, ways=("site", 
     return wanted
 
 
-@pytest.mark.parametrize(("spec", "sizes"), FAMILIES.values(), ids=FAMILIES)
+ASKED = some_of(FAMILIES, every=4) | {name: FAMILIES[name] for name in REPRESENTATIVES}
+
+
+@pytest.mark.parametrize(("spec", "sizes"), ASKED.values(), ids=ASKED)
 def test_a_family_agrees(spec, sizes):
     """In a scan, which reads the same factors as single sites."""
     wanted = compare(spec, SITES, "float64", **sizes, ways=("scan",))

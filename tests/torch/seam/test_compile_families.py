@@ -1,17 +1,15 @@
 """Every family under torch.compile: the whole model is one graph, equal layers by themselves at most two."""
 
-import os
-
 import pytest
 import torch
 from torch import nn
 
 from tests.table import FAMILIES, REPRESENTATIVES
+from tests.thorough import IS_THOROUGH
 from tests.torch import hosts
 from tnadapt_torch import attach
 
-ALL = os.environ.get("HYPOTHESIS_PROFILE") == "laws"
-LINEAR = [name for name, case in FAMILIES.items() if case.is_linear and (ALL or name in REPRESENTATIVES)]
+LINEAR = [name for name, case in FAMILIES.items() if case.is_linear and (IS_THOROUGH or name in REPRESENTATIVES)]
 LAYERS = 4
 
 

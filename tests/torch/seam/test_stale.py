@@ -94,7 +94,7 @@ def to_double(model, state):
 
 
 def second(model, state):
-    hosts.adapt(model, "tera", name="second")
+    hosts.adapt(model, "vera", name="second")
 
 
 def disable(model, state):
@@ -129,7 +129,7 @@ def test_a_copy_of_a_model_whose_base_was_compiled(family):
     hosts.adapt(model, family)
     assert_seen(compiled(model), model)
     other = copy.deepcopy(base)
-    hosts.adapt(other, "tera")
+    hosts.adapt(other, "vera")
     assert_seen(compiled(other), other)
 
 
