@@ -57,7 +57,7 @@ def test_what_a_random_spec_loses(adapter, seed, rank):
 def test_random_specs_reach_sweeps():
     from hypothesis import Phase, find, settings
 
-    one = settings(phases=[Phase.generate])  # to shrink it takes longer than to find it
+    one = settings(max_examples=2000, phases=[Phase.generate])  # to shrink it takes longer than to find it
     assert find(adapters(plain=True), lambda adapter: "ok" in bonds(adapter, "sweep").values(), settings=one)
 
 
