@@ -42,11 +42,15 @@ def weights_of(model, state):
     return {path: model.get_submodule(path).weight.detach().double().numpy().copy() for path in state.weights}
 
 
+# Below, every family of the table is in a chain, too.
+some = pytest.mark.parametrize("family", hosts.FAMILIES if IS_THOROUGH else hosts.REPRESENTATIVES)
+
+
 def beside(value):
     return pytest.mark.parametrize("beside", [False, True] if value is None else [value])
 
 
-@pytest.mark.parametrize("family", hosts.FAMILIES)
+@some
 @beside(None)
 def test_a_restart_does_not_change_the_model(family, beside):
     model, state, optimizer, restarts = made(family, beside=beside)
@@ -60,7 +64,7 @@ def test_a_restart_does_not_change_the_model(family, beside):
     assert all(state.delta(path).abs().max() == 0 for path in state.weights)
 
 
-@pytest.mark.parametrize("family", hosts.FAMILIES)
+@some
 @beside(None)
 def test_the_chain_has_the_updates_of_the_model(family, beside, tmp_path):
     model, state, optimizer, restarts = made(family, beside=beside)
@@ -260,7 +264,7 @@ def with_weights_of(model):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("family", hosts.FAMILIES)
+@some
 def test_weights_that_have_the_finished_links_are_as_good_as_the_originals(family, dtype):
     model, state, optimizer, restarts = made(family, dtype=dtype)
     train(model, state, restarts, optimizer, 2 * EVERY + 2)
