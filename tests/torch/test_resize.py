@@ -250,9 +250,8 @@ def resize_shards():
         state.resize(change, None)
 
 
-@pytest.mark.parametrize("body", [resize_under_data_parallelism, resize_shards])
-def test_the_buckets_of_data_parallelism_are_not_broken_and_shards_not_resized(body):
-    run_alone(body)
+def test_the_buckets_of_data_parallelism_are_not_broken_and_shards_not_resized():
+    run_alone(resize_under_data_parallelism, resize_shards)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

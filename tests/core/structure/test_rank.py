@@ -162,18 +162,18 @@ def test_the_bound_is_not_always_reached():
     assert generic_rank(adapter, "w", frozen="drawn") == 1
 
 
-def test_the_generic_rank_reaches_the_bound_in_300_random_networks():
+def test_the_generic_rank_reaches_the_bound_in_random_networks():
     """An observation on the same networks each time, not a theorem: exceptions are known (arXiv:1508.04644)."""
-    tried = []
+    tried, count = [], 300 if IS_THOROUGH else 60
 
-    @settings(max_examples=300, database=None, derandomize=True, phases=[Phase.generate])
+    @settings(max_examples=count, database=None, derandomize=True, phases=[Phase.generate])
     @given(adapter=adapters())
     def look(adapter):
         site = adapter.sites[0]
         tried.append((rank_bound(adapter, site).rank, generic_rank(adapter, site)))
 
     look()
-    assert len(tried) >= 300
+    assert len(tried) >= count
     assert all(bound == generic for bound, generic in tried)
 
 
