@@ -82,12 +82,15 @@ def test_a_spec_with_maps_agrees(spec):
     compare(spec, SITES, "float64", rank=2)
 
 
-@pytest.mark.parametrize("spec", some_of(HOSTS, every=2).values(), ids=some_of(HOSTS, every=2))
+@pytest.mark.parametrize("spec", HOSTS.values(), ids=HOSTS)
 def test_a_spec_with_the_weight_of_the_host_agrees(spec):
     compare(spec, SITES, "float64", rank=2, sizes={"g": 2} if "g" in spec.weight.split("(")[-1] else None)
 
 
-@pytest.mark.parametrize(("spec", "sizes"), some_of(WRAPPED, every=14).values(), ids=some_of(WRAPPED, every=14))
+AROUND = some_of(WRAPPED, every=14) | {name: case for name, case in WRAPPED.items() if name in ("mask lora", "both")}
+
+
+@pytest.mark.parametrize(("spec", "sizes"), AROUND.values(), ids=AROUND)
 def test_a_wrapped_spec_agrees(spec, sizes):
     compare(spec, SITES, "float64", **sizes, ways=("scan",))
 
