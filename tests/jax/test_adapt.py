@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import tnadapt_jax
-from tests.conftest import PROFILE
 from tests.jax.functions import FUNCTIONS, normal
+from tests.thorough import IS_THOROUGH
 from tnadapt import families
 
 
@@ -64,7 +64,7 @@ NEAR = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in FUNCTIONS if PROFILE == "laws" or name not in NEAR])
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if IS_THOROUGH or name not in NEAR])
 def test_an_adapted_function_is_that_of_merged_weights(name):
     check(FUNCTIONS[name], *bound(FUNCTIONS[name]))
 

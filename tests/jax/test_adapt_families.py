@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import tnadapt_jax
-from tests.conftest import PROFILE
 from tests.jax.functions import normal
 from tests.jax.oracle import summed_by_numpy, summed_by_site
 from tests.table import FAMILIES, Case, places
+from tests.thorough import IS_THOROUGH
 from tnadapt import families, magnitude, masked
 
 LAYERS, EXPERTS, TASKS = 2, 2, ("one", "two")
@@ -93,9 +93,9 @@ KINDS = {"up": (6, 4), "down": (4, 6)}
 
 def chosen():
     """All pairs in the profile of `make laws`, and enough to see each kind in the others."""
-    every = CASES if PROFILE == "laws" else SOME
+    every = CASES if IS_THOROUGH else SOME
     pairs = [(name, one) for name in every for one in FUNCTIONS]
-    return pairs if PROFILE == "laws" else [(name, one) for name, one in pairs if one == "scan"] + IN_OTHERS
+    return pairs if IS_THOROUGH else [(name, one) for name, one in pairs if one == "scan"] + IN_OTHERS
 
 
 @pytest.mark.parametrize(("name", "function"), chosen())

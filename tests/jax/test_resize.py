@@ -8,6 +8,7 @@ import pytest
 
 import tnadapt
 import tnadapt_jax
+from tests.thorough import IS_THOROUGH
 from tnadapt import SiteError, families, grid
 from tnadapt.policies import bonds, cut, grow, sweep
 
@@ -57,7 +58,7 @@ def train(adapter, params, optimizer, state, steps=2):
     return params | {"trainable": trainable}, state
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", CASES if IS_THOROUGH else ["lotr", "pissa"])
 def test_growing_changes_no_update_and_training_goes_on(name):
     adapter, params = bound(name)
     optimizer = optax.adam(1e-2)

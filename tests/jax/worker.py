@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import traceback
 from functools import partial
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
@@ -239,5 +240,13 @@ CHECKS = {each.__name__: each for each in (adapted, applied, merged, explicit, e
 
 if __name__ == "__main__":
     assert len(jax.devices()) == 8
-    CHECKS[sys.argv[1]]()
-    print("as one device")
+    failed = 0
+    for what in sys.argv[1:]:
+        try:
+            CHECKS[what]()
+        except Exception:
+            failed += 1
+            traceback.print_exc()
+        else:
+            print(f"{what}: as one device")
+    sys.exit(failed)

@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 
 from tests.table import FAMILIES
+from tests.thorough import IS_THOROUGH
 from tnadapt import Adapter, families
 from tnadapt._language import Same
 from tnadapt._language.terms import terms_of
@@ -13,7 +14,8 @@ from tnadapt.binding import Network
 from tnadapt.testing import LAWS, LawError, adapters, check, networks, sites, specs
 
 every_law = pytest.mark.parametrize("law", LAWS, ids=[law.__name__ for law in LAWS])
-slow_data = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+EXAMPLES = settings().max_examples if IS_THOROUGH else min(settings().max_examples, 30)  # for each of the laws
+slow_data = settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 @every_law
@@ -48,7 +50,7 @@ def all_laws(adapter, random):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_satisfies_every_law(name):
-    tried = max(1, settings().max_examples // (12 if name in families.__all__ else 30))  # 5 or 2 in CI
+    tried = max(1, settings().max_examples // (12 if name in families.__all__ else 30))  # 3 or 1 in CI
     (held,) = check(FAMILIES[name].spec, sizes=FAMILIES[name].sizes, examples=tried, laws=[all_laws])
     assert held.examples >= 1
 

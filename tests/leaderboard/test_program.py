@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.thorough import left_to_leaderboard
+
 ROOT = Path(__file__).parents[2]
 pytest.importorskip("sklearn")
 pytest.importorskip("peft")
@@ -106,6 +108,7 @@ def test_a_page_of_no_records_is_refused_and_makes_no_folder(called, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+@left_to_leaderboard("it starts a program with two runs, for one line of records.py")
 @pytest.mark.slow
 def test_a_rate_whose_file_has_the_name_of_another_is_refused(tmp_path):
     found = run("--methods", "LoRA r8 unit", "--search-only", "--rates", "0.001953125", "0.00195", folder=tmp_path)
@@ -115,7 +118,7 @@ def test_a_rate_whose_file_has_the_name_of_another_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("phase", ["search", "final"])
+@pytest.mark.parametrize("phase", ["search", pytest.param("final", marks=left_to_leaderboard("it makes four runs"))])
 def test_a_run_that_was_killed_is_told_and_the_next_method_runs(tmp_path, phase):
     """As the system kills one that has no memory left; for a final run the one of the search is there."""
     words = ("--methods", "LoRA r8 unit", "VeRA r64 unit", "--rates", "0.03125", "--seeds", "0")
@@ -140,7 +143,7 @@ runpy.run_path("benchmarks/leaderboard", run_name="__main__")
     assert "| VeRA r64 unit | 0.0312 |" in (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.skipif("LEADERBOARD" not in os.environ, reason="make leaderboard-quick runs it")
+@left_to_leaderboard("two programs")
 def test_two_programs_at_once_leave_every_record_whole(tmp_path):
     """Both run what neither has recorded yet; they agree but for times, and the record of the later one stays."""
     command = [sys.executable, "benchmarks/leaderboard", "--tasks", "digits", "--methods", "LoRA r8 unit"]
@@ -162,6 +165,7 @@ def test_two_programs_at_once_leave_every_record_whole(tmp_path):
     assert "| LoRA r8 unit | 0.0312 |" in (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
 
 
+@left_to_leaderboard("it starts a program, and waits for its first run")
 @pytest.mark.slow
 @pytest.mark.parametrize("whole", [True, False])
 def test_an_interrupt_ends_a_run_in_one_line(tmp_path, whole):

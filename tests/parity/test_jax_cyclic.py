@@ -11,12 +11,17 @@ from hypothesis import HealthCheck, assume, given, settings
 
 import tnadapt_jax
 from tests.cyclic import can_convolve, convolving, cyclic_adapters
+from tests.thorough import IS_THOROUGH
 from tnadapt import families, grid, plan
 from tnadapt.testing import random_params
 from tnadapt_jax._params import tree_of
 
-few = settings(max_examples=12, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+few = settings(
+    max_examples=12 if IS_THOROUGH else 4, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow]
+)
 DTYPES = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 2e-2}
+EVERY = [(block, dtype) for block in (1, 2, 3, 8, 9) for dtype in DTYPES]
+SOME = [(1, "float64"), (2, "float64"), (9, "float64"), (8, "float32"), (3, "bfloat16")]  # each is compiled
 
 
 def errors(adapter, dtype):
@@ -58,8 +63,7 @@ def test_a_random_spec_agrees_with_its_dense_update(adapter):
         assert max(errors(adapter, "float64")) <= 1e-10
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("block", [1, 2, 3, 8, 9])
+@pytest.mark.parametrize(("block", "dtype"), EVERY if IS_THOROUGH else SOME)
 def test_c3a_agrees(block, dtype):
     """Of many small blocks the pattern is the smallest factor; it must not take the scale, since nobody reads it."""
     sites = grid(layers=1, kinds={"q": (6 * block, 5 * block)})

@@ -11,10 +11,13 @@ from hypothesis import HealthCheck, assume, given, settings
 
 from tests.parity import sides
 from tests.parity.jax_side import by_jax
+from tests.thorough import IS_THOROUGH
 from tnadapt.testing import adapters
 
 # Each example is compiled, which takes a second, so there are few and small ones.
-few = settings(max_examples=12, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+few = settings(
+    max_examples=12 if IS_THOROUGH else 5, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow]
+)
 
 
 def check(adapter):

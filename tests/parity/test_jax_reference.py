@@ -1,6 +1,5 @@
 """JAX agrees with the numpy reference in outputs, updates and all gradients: by site, in a scan, and stacked."""
 
-import os
 from itertools import islice
 
 import numpy as np
@@ -16,14 +15,16 @@ import tnadapt_jax
 from tests.parity import sides
 from tests.parity.cases import CENTERED, FAMILIES, GAPS, HOSTS, MAPPED, OWN, SITES, SUMS, WRAPPED
 from tests.parity.jax_side import by_jax
+from tests.table import REPRESENTATIVES
+from tests.thorough import IS_THOROUGH
 from tnadapt import AdapterSpec, families, grid, init, raw
 
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 2e-2}
 
 
-def some_of(cases, every=6):
-    """Return all cases in `make laws`, else every sixth: each is compiled, and PyTorch runs all of them."""
-    return cases if os.environ.get("HYPOTHESIS_PROFILE") == "laws" else dict(islice(cases.items(), 0, None, every))
+def some_of(cases, every):
+    """Return all cases in `make laws`, else one of so many: each is compiled, and PyTorch runs all of them."""
+    return cases if IS_THOROUGH else dict(islice(cases.items(), 0, None, every))
 
 
 TWO = grid(layers=1, kinds={"q": (6, 4), "v": (6, 4)})
@@ -52,7 +53,10 @@ def compare(spec, sites, dtype, *, rank=None, sizes=None, seed=5, ways=("site", 
     return wanted
 
 
-@pytest.mark.parametrize(("spec", "sizes"), FAMILIES.values(), ids=FAMILIES)
+ASKED = some_of(FAMILIES, every=8) | {name: FAMILIES[name] for name in REPRESENTATIVES}
+
+
+@pytest.mark.parametrize(("spec", "sizes"), ASKED.values(), ids=ASKED)
 def test_a_family_agrees(spec, sizes):
     """In a scan, which reads the same factors as single sites."""
     wanted = compare(spec, SITES, "float64", **sizes, ways=("scan",))
@@ -67,7 +71,7 @@ def test_a_family_agrees_in_lower_precision(family, dtype):
     compare(spec, TWO, dtype, **sizes, ways=("site",))
 
 
-@pytest.mark.parametrize("spec", OWN.values(), ids=OWN)
+@pytest.mark.parametrize("spec", some_of(OWN, every=3).values(), ids=some_of(OWN, every=3))
 def test_a_custom_spec_agrees(spec):
     """In a scan, which reads the same factors as single sites; random specs are tested site by site."""
     compare(spec, SITES, "float64", rank=2, ways=("scan",))
@@ -83,12 +87,15 @@ def test_a_spec_with_the_weight_of_the_host_agrees(spec):
     compare(spec, SITES, "float64", rank=2, sizes={"g": 2} if "g" in spec.weight.split("(")[-1] else None)
 
 
-@pytest.mark.parametrize(("spec", "sizes"), some_of(WRAPPED).values(), ids=some_of(WRAPPED))
+AROUND = some_of(WRAPPED, every=14) | {name: case for name, case in WRAPPED.items() if name in ("mask lora", "both")}
+
+
+@pytest.mark.parametrize(("spec", "sizes"), AROUND.values(), ids=AROUND)
 def test_a_wrapped_spec_agrees(spec, sizes):
     compare(spec, SITES, "float64", **sizes, ways=("scan",))
 
 
-@pytest.mark.parametrize("spec", SUMS.values(), ids=SUMS)
+@pytest.mark.parametrize("spec", some_of(SUMS, every=3).values(), ids=some_of(SUMS, every=3))
 def test_a_sum_agrees(spec):
     compare(spec, SITES, "float64", rank=2)
 

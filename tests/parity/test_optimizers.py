@@ -15,6 +15,7 @@ from tests.descent import Task, apart, begin, moved, rate_of, walk
 from tests.gauge import turned
 from tests.jax.steps import JaxRule
 from tests.table import FAMILIES
+from tests.thorough import IS_THOROUGH
 from tests.torch.steps import TorchRule
 from tnadapt import AdapterSpec, Site, grid, raw, trainable
 from tnadapt_jax import optim as ours_jax
@@ -32,7 +33,7 @@ def strict():
         yield
 
 
-@pytest.mark.parametrize("name", PAIRED)
+@pytest.mark.parametrize("name", PAIRED if IS_THOROUGH else ["pissa", "mtlora_tasks"])
 def test_rite(name):
     adapter = FAMILIES[name].bind(layers=2, kinds=KINDS)
     task = Task(adapter)
@@ -51,12 +52,12 @@ def test_rite(name):
     assert apart(one, two) < 1e-10
 
 
-@pytest.mark.parametrize("name", REGULAR)
+@pytest.mark.parametrize("name", REGULAR if IS_THOROUGH else ["lotr", "tt_lora"])
 def test_preconditioned(name):
     check(FAMILIES[name].bind(layers=2, kinds={"q": (6, 4), "v": (6, 4)}), sees_no_split=True)
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", OTHERS if IS_THOROUGH else ["tt_lora centered", "vera", "flora"])
 def test_preconditioned_with_frozen_factors_and_several_groups(name):
     check(FAMILIES[name].bind(layers=2, kinds=KINDS))
 

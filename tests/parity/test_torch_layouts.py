@@ -1,6 +1,5 @@
 """Every way to lay arrays out agrees with the numpy reference, also where the sizes of a test would choose another."""
 
-import os
 from dataclasses import replace
 
 import pytest
@@ -11,12 +10,12 @@ import torch
 
 from tests.parity import sides
 from tests.parity.cases import FAMILIES, OWN, SITES
+from tests.thorough import IS_THOROUGH
 from tnadapt import families, grid, plan
 from tnadapt_torch._run import lower
 from tnadapt_torch._run.layout import lay_out
 from tnadapt_torch._run.ways import MACHINES, Way
 
-ALL = os.environ.get("HYPOTHESIS_PROFILE") == "laws"
 # Families whose products have permutations between them, at sizes for which a plan goes factor by factor.
 DENSE = {
     "btt": (families.btt(), {"rank": 1}),
@@ -32,7 +31,7 @@ DENSE = {
 }
 PLACES = grid(layers=1, kinds={"q": (36, 64), "up": (90, 60)})
 CASES = {name: (spec, PLACES, sizes) for name, (spec, sizes) in DENSE.items()}
-if ALL:
+if IS_THOROUGH:
     CASES |= {f"small {name}": (spec, SITES, sizes) for name, (spec, sizes) in FAMILIES.items()}
 COPIES_NOTHING = replace(MACHINES["cuda"], call=1, function=0, turn=1e3, scatter=1e3)
 
@@ -68,7 +67,7 @@ def which(*machines):
     return pytest.mark.parametrize("laid_out", machines, indirect=True, ids=lambda one: f"{one[0]} {one[1]}")
 
 
-@which(("copies nothing", 1024), *([("copies nothing", 1), ("cpu", 8192), ("cuda", 1024)] if ALL else []))
+@which(("copies nothing", 1024), *([("copies nothing", 1), ("cpu", 8192), ("cuda", 1024)] if IS_THOROUGH else []))
 @pytest.mark.parametrize(("spec", "places", "sizes"), CASES.values(), ids=CASES)
 def test_a_family_agrees(spec, places, sizes, laid_out):
     sides.compare(spec, places, torch.float64, **sizes)
@@ -87,7 +86,7 @@ def test_the_cases_take_the_ways_that_they_are_there_for(family, ways, laid_out)
 
 
 @which(("copies nothing", 1024))
-@pytest.mark.parametrize("spec", OWN.values() if ALL else [OWN["chain"], OWN["out and in split"]])
+@pytest.mark.parametrize("spec", OWN.values() if IS_THOROUGH else [OWN["chain"], OWN["out and in split"]])
 def test_a_custom_spec_agrees(spec, laid_out):
     sides.compare(spec, SITES, torch.float64, rank=2)
     assert laid_out

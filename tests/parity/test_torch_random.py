@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tests.parity import sides
+from tests.thorough import IS_THOROUGH
 from tnadapt import plan
 from tnadapt.binding import BUCKETS, equation_of
 from tnadapt.testing import adapters
@@ -19,7 +20,9 @@ from tnadapt_torch._run.lower import lower_apply
 
 # The strategy also draws weights of three axes, which no linear layer has. Examples are few, since each one attaches an
 # adapter and generates code for it.
-few = settings(max_examples=40, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+few = settings(
+    max_examples=40 if IS_THOROUGH else 20, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow]
+)
 
 
 def check(adapter):

@@ -12,6 +12,7 @@ with warnings.catch_warnings():
 
 from tests.peft.models import TARGETS, llama, words
 from tests.peft.test_trainer import losses, trainer_of
+from tests.thorough import IS_THOROUGH
 from tnadapt import SiteError, families
 from tnadapt_torch import attach
 from tnadapt_torch.policies import Restarts, cola, rac_lora, relora, xgblora
@@ -70,8 +71,11 @@ def assert_same(model, other):
     assert torch.equal(model(words()).logits, other(words()).logits)
 
 
-@every_method
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+EVERY_RUN = [(method, dtype) for method in METHODS for dtype in DTYPES]
+SOME_RUNS = [(method, DTYPES[at % 3]) for at, method in enumerate(METHODS)]  # each dtype twice
+
+
+@pytest.mark.parametrize(("method", "dtype"), EVERY_RUN if IS_THOROUGH else SOME_RUNS, ids=str)
 def test_a_resumed_run_is_the_uninterrupted_one(method, dtype, tmp_path):
     whole, policy = run_of(method, tmp_path, dtype=dtype, **SAVES)
     assert len(policy.links) == 3
@@ -154,8 +158,11 @@ def accelerated(method, *, first, steps=STEPS, folder=None, resume=False, accumu
     return accelerator.unwrap_model(model), policy
 
 
-@every_method
-@pytest.mark.parametrize("first", [True, False])
+EVERY_ORDER = [(method, first) for method in METHODS for first in (True, False)]
+SOME_ORDERS = [("cola", True), ("relora", False), ("beside", True), ("beside vera", False)]
+
+
+@pytest.mark.parametrize(("method", "first"), EVERY_ORDER if IS_THOROUGH else SOME_ORDERS)
 def test_a_chain_under_accelerate_resumes(method, first, tmp_path):
     model, policy = accelerated(method, first=first, folder=tmp_path)
     again, other = accelerated(method, first=first, folder=tmp_path, resume=True)

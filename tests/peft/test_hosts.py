@@ -14,6 +14,7 @@ with warnings.catch_warnings():
     from peft import PeftModel, get_peft_model
 
 from tests.peft.models import bert, close, config, differs, llama, logits, wake
+from tests.thorough import IS_THOROUGH
 from tnadapt import SiteError, families
 from tnadapt_torch import attach
 from tnadapt_torch.peft import TnConfig, TnLinear
@@ -330,7 +331,7 @@ def test_a_compiled_base_has_the_paths_of_the_plain_one(tmp_path):
     close(back(SMALL), plain(SMALL))
 
 
-@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize("fold", [False, True] if IS_THOROUGH else [False])
 def test_an_adapted_model_compiles_to_one_graph(fold):
     model = deep(fold=fold)
     model.add_adapter("second", lora(target_modules=["q"]))

@@ -1,6 +1,5 @@
 """Under PEFT with DistributedDataParallel or FSDP2, two processes compute the gradients of one."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from tests.peft.models import SPECS, close
 from tests.peft.process import TEXTS, train
 from tests.processes import run_all
+from tests.thorough import left_to_laws
 
 PROGRAM = Path(__file__).with_name("process.py")
 WORLD = 2
@@ -17,10 +17,7 @@ WORLD = 2
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
-    pytest.mark.skipif(
-        os.environ.get("HYPOTHESIS_PROFILE") != "laws",
-        reason="`make laws` runs this test: four processes import PEFT, which takes half a minute of CPU time",
-    ),
+    left_to_laws("four processes import PEFT, which takes half a minute of CPU time"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""One process of a distributed run: optimizers that look at whole factors. Run `optim_worker.py FOLDER RANK WORLD`."""
+"""One process of several, with optimizers that look at whole factors: `optim_worker.py FOLDER RANK WORLD CASE ...`."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.torch.worker import replicated, sharded
 from tnadapt_torch.optim import Preconditioned, Rite
 
 KINDS = ("replicas", "shards")
-CASES = ("lora rite", "lora preconditioned", "lotr preconditioned", "lorta preconditioned")
+CASES = ("lora rite", "lotr preconditioned", "lora preconditioned", "lorta preconditioned")
 
 
 def made(case, state):
@@ -45,7 +45,7 @@ def main() -> None:
     found = {}
     for kind in KINDS:
         wrap = sharded if kind == "shards" else lambda model: replicated(model, by_accelerate=False)
-        for case in CASES:
+        for case in sys.argv[4:]:
             found[kind, case] = train(case, wrap, lambda words: words.chunk(world)[rank])
     torch.save({key: {n: v.detach() for n, v in one.items()} for key, one in found.items()}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()

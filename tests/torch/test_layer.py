@@ -1,6 +1,5 @@
 """Layers that are called together with their updates: as the general way, whatever is called in whatever order."""
 
-import os
 import random
 from collections.abc import Callable
 from typing import Any
@@ -11,9 +10,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import tnadapt_torch
+from tests.thorough import IS_THOROUGH
 from tnadapt import AdapterSpec, families
 
-PROGRAMS = 800 if os.environ.get("HYPOTHESIS_PROFILE") == "laws" else 24
+PROGRAMS = 800 if IS_THOROUGH else 24
 NAMES = ["first", "second", "third", "last"]
 SPECS: dict[str, tuple[Callable[[], AdapterSpec], dict[str, Any]]] = {
     "lora": (families.lora, {}),
@@ -200,7 +200,9 @@ def test_derivatives_of_every_kind_are_those_of_the_general_way(name: str) -> No
         x = leaf * 2.0
         y = torch.cat([block.first(x), block.second(x), block.third(x)], 1)
         every = torch.eye(y.numel(), dtype=torch.float64).reshape(-1, *y.shape)
-        parts = torch.autograd.grad(y, [leaf, *trained], every, is_grads_batched=True, allow_unused=True)
+        parts = torch.autograd.grad(
+            y, [leaf, *trained], every, is_grads_batched=True, retain_graph=True, allow_unused=True
+        )
 
         def two(leaf: Tensor, block: Block = block) -> Tensor:
             x = leaf * 1.0

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from tests.processes import run_all
+from tests.thorough import IS_THOROUGH
 from tests.torch import hosts
 from tests.torch.optim_worker import CASES, KINDS, train
 
 WORKER = str(Path(__file__).with_name("optim_worker.py"))
 WORLD, TIMEOUT = 2, 240
+CHOSEN = CASES if IS_THOROUGH else CASES[:2]
 
 pytestmark = [
     pytest.mark.slow,
@@ -23,7 +25,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    words = [[sys.executable, WORKER, str(folder), str(rank), str(WORLD)] for rank in range(WORLD)]
+    words = [[sys.executable, WORKER, str(folder), str(rank), str(WORLD), *CHOSEN] for rank in range(WORLD)]
     run_all(words, TIMEOUT)
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 
@@ -33,7 +35,7 @@ def in_one(case):
     return train(case, lambda model: model, lambda words: words)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", CHOSEN)
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_take_the_steps_of_one(of_two, kind, case):
     wanted = in_one(case)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.descent import Task, apart, begin, moved, rate_of, walk
 from tests.gauge import turned
 from tests.table import FAMILIES
+from tests.thorough import IS_THOROUGH
 from tests.torch import hosts
 from tests.torch.steps import COPIES, TorchRule, expect_a_copy_to_train, give, state_of, values_of
 from tnadapt import AdapterSpec, PlanError, Site, SiteError, families, grid, raw, trainable
@@ -102,7 +103,7 @@ def test_cp_has_the_product_of_the_gram_matrices():
 REGULAR = ["lora", "lotr", "metatt", "lorta", "tt_lora", "cp", "fact_tk", "adaring", "loha", "loretta"]
 
 
-@pytest.mark.parametrize("name", REGULAR)
+@pytest.mark.parametrize("name", REGULAR if IS_THOROUGH else ["lotr", "tt_lora", "loha"])
 def test_the_path_does_not_depend_on_the_split_and_that_of_adam_does(name):
     adapter = FAMILIES[name].bind(layers=2, kinds={"q": (6, 4), "v": (6, 4)})
     params, task, lr = moved(adapter), Task(adapter), rate_of(adapter)

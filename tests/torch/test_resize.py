@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import tnadapt
+from tests.thorough import IS_THOROUGH
 from tests.torch import hosts
 from tests.torch.alone import run_alone
 from tnadapt import SiteError, families
@@ -22,7 +23,7 @@ OPTIMIZERS = {
     "rmsprop": lambda params: torch.optim.RMSprop(params, lr=1e-2, momentum=0.9),
     "adagrad": lambda params: torch.optim.Adagrad(params, lr=1e-2),
 }
-each_family = pytest.mark.parametrize("family", hosts.FAMILIES)
+each_family = pytest.mark.parametrize("family", hosts.FAMILIES if IS_THOROUGH else hosts.PLANNED_AT_ONCE)
 
 
 def grown(state, by=2):
@@ -139,7 +140,7 @@ def test_the_number_of_steps_is_kept_and_squares_are_divided_by_squares():
 def test_compiled_code_follows():
     torch.compiler.reset()
     model, state, optimizer = adapted("lotr")
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager" if IS_THOROUGH else "eager")
     hosts.close(compiled(hosts.words()), model(hosts.words()), 1e-10)
     for change in (grown(state), None):
         state.resize(change or sweep(state.adapter, state.arrays(), rank=1), optimizer)
@@ -249,9 +250,8 @@ def resize_shards():
         state.resize(change, None)
 
 
-@pytest.mark.parametrize("body", [resize_under_data_parallelism, resize_shards])
-def test_the_buckets_of_data_parallelism_are_not_broken_and_shards_not_resized(body):
-    run_alone(body)
+def test_the_buckets_of_data_parallelism_are_not_broken_and_shards_not_resized():
+    run_alone(resize_under_data_parallelism, resize_shards)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

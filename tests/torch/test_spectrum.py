@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, distribute_tensor
 
 from tests.cyclic import convolving
+from tests.thorough import IS_THOROUGH
 from tests.torch import hosts
 from tnadapt import families, plan
 from tnadapt_torch import attach
@@ -91,7 +92,7 @@ def test_the_pattern_is_not_read():
         assert torch.equal(one, two)
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"] if IS_THOROUGH else ["aot_eager"])
 def test_compiled_code_contracts_the_pattern_and_gives_the_same_numbers(backend):
     model, _ = model_of()
     x = torch.randn(20, WIDTH, dtype=torch.float64)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.core.diagram.shown import shown, shown_terms
 from tests.table import REPRESENTATIVES
+from tests.thorough import IS_THOROUGH
 from tnadapt import AdapterSpec, draw, families, frozen, grid, raw, same, trainable, zeros
 from tnadapt.binding import Factor, Network, minimum_cut
 from tnadapt.initializers import host
@@ -185,7 +186,7 @@ def test_other_networks_are_clean(other, size):
     assert_clean(bound(other, size).networks[0])
 
 
-@settings(max_examples=200)
+@settings(max_examples=200 if IS_THOROUGH else 50)
 @given(spec=st.one_of(specs(), specs(start="centered")))
 def test_a_random_spec_is_drawn_right(spec):
     assert_clean(spec)
@@ -193,7 +194,7 @@ def test_a_random_spec_is_drawn_right(spec):
     assert_marked(spec)
 
 
-@settings(max_examples=100)
+@settings(max_examples=100 if IS_THOROUGH else 30)
 @given(adapter=st.one_of(adapters(), adapters(start="centered")))
 def test_a_random_network_is_drawn_right(adapter):
     network = adapter.networks[0]
@@ -367,11 +368,11 @@ def test_a_picture_refers_to_nothing_outside(adapter):
 PROBE = """\
 from tests.table import places
 from tnadapt import draw, families
-for family in families.__all__:
+for family in families.__all__[::{every}]:
     spec = getattr(families, family)()
-    sizes = {"head": 4} if "head" in spec.weight else None
+    sizes = {{"head": 4}} if "head" in spec.weight else None
     rank = 2 if spec.free_bonds else None
-    adapter = spec.bind(places(spec, layers=2, kinds={"q": (12, 8)}), rank=rank, sizes=sizes)
+    adapter = spec.bind(places(spec, layers=2, kinds={{"q": (12, 8)}}), rank=rank, sizes=sizes)
     for of in (spec, *adapter.networks):
         print(draw(of), draw(of).svg())
 """
@@ -380,7 +381,7 @@ for family in families.__all__:
 def test_a_picture_is_the_same_in_every_process():
     seen = {
         subprocess.run(
-            [sys.executable, "-c", PROBE],
+            [sys.executable, "-c", PROBE.format(every=1 if IS_THOROUGH else 5)],
             cwd=ROOT,
             env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONIOENCODING": "utf-8"},
             capture_output=True,

@@ -3,10 +3,11 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.table import places, required_of
+from tests.thorough import IS_THOROUGH
 from tnadapt import SiteError, count, families, find_host, grid
 
 QV = {"q_proj": (4096, 4096), "v_proj": (4096, 4096)}
@@ -249,6 +250,7 @@ STATED = {  # the formula of the docstring, for S sites of one shape and the siz
 
 
 @pytest.mark.parametrize("name", families.__all__)
+@settings(max_examples=settings().max_examples if IS_THOROUGH else min(settings().max_examples, 20))
 @given(
     shape=st.tuples(st.integers(1, 40), st.integers(1, 40)),
     layers=st.integers(1, 4),

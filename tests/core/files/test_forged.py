@@ -1,6 +1,5 @@
 """Valid files with one number, name, list or object changed at random: each is refused, or read with its own values."""
 
-import os
 import random
 
 import numpy as np
@@ -8,6 +7,7 @@ import pytest
 
 from tests.core.files.forged import SECONDS, as_format_1, forge, in_a_child
 from tests.table import FAMILIES
+from tests.thorough import IS_THOROUGH
 from tnadapt import AdapterSpec, frozen, grid, same, save, split_sites, trainable
 from tnadapt.families import lora
 from tnadapt.sizes import at_most
@@ -32,7 +32,7 @@ SUM = AdapterSpec(
     sizes={"r": at_most("in"), "q": 2},
     start="free",
 )
-FILES = 2000 if os.environ.get("HYPOTHESIS_PROFILE") == "laws" else 60  # for each base
+FILES = 2000 if IS_THOROUGH else 25  # for each base
 
 
 def blocks():
@@ -46,9 +46,11 @@ def sums():
 
 OWN = {"blocks": blocks, "sum": sums}
 IN_FORMAT_1 = ["vera", "lora_pt", "blocks"]
+EVERY = [*BASES, *OWN, *(f"{name} in format 1" for name in IN_FORMAT_1)]
+SOME = ["vera", "quantum_peft", "blocks", "sum", "lora_pt in format 1"]  # a process reads those of each
 
 
-@pytest.mark.parametrize("base", [*BASES, *OWN, *(f"{name} in format 1" for name in IN_FORMAT_1)])
+@pytest.mark.parametrize("base", EVERY if IS_THOROUGH else SOME)
 def test_a_file_changed_at_random_is_refused_or_read_with_its_numbers(base, tmp_path):
     name, is_old = base.removesuffix(" in format 1"), base.endswith(" in format 1")
     adapter = OWN[name]() if name in OWN else FAMILIES[name].bind(layers=2, kinds=KINDS, seed=3)

@@ -11,6 +11,7 @@ import pytest
 from tests.core.files import forged
 from tests.core.files.forged import SECONDS, factor, in_a_child, site, spec, write, write_header, write_text
 from tests.core.hosts.test_parts import herringbone, spiral
+from tests.thorough import IS_THOROUGH
 from tnadapt import (
     AdapterSpec,
     FormatError,
@@ -187,7 +188,9 @@ def refused(tmp_path, bombs, **words):
 
 @pytest.mark.parametrize("is_old", [False, True], ids=["format 2", "format 1"])
 def test_a_forged_file_is_refused_in_seconds_and_little_memory(is_old, tmp_path):
-    refused(tmp_path, BOMBS, is_old=is_old)
+    """Files of format 1 are read by the same code once they are upgraded: every run reads some of them."""
+    names = list(BOMBS)[:: 5 if is_old and not IS_THOROUGH else 1]
+    refused(tmp_path, {name: BOMBS[name] for name in names}, is_old=is_old)
 
 
 def test_a_forged_file_with_the_words_of_format_2_is_refused_in_seconds_and_little_memory(tmp_path):

@@ -9,6 +9,7 @@ from opt_einsum.paths import ssa_to_linear
 
 from tests.core.planning.networks import path_of, tree_of
 from tests.table import places, required_of
+from tests.thorough import IS_THOROUGH
 from tnadapt import AdapterSpec, PlanError, Site, families, frozen, plan, raw, trainable, zeros
 from tnadapt._planning import equation_of
 from tnadapt._planning.plan import X
@@ -153,8 +154,10 @@ def test_x_is_not_saved_where_a_frozen_factor_touches_it(family):
     assert plan(square("tlora"), tokens=2048).saved_elements == 2 * 2048 * 32 / 2
 
 
-@pytest.mark.parametrize("ask", ["apply", "delta"])
-@pytest.mark.parametrize("family", families.__all__)
+ASKED = [(family, ask) for family in families.__all__ for ask in ("apply", "delta")]
+
+
+@pytest.mark.parametrize(("family", "ask"), ASKED if IS_THOROUGH else ASKED[::3])
 def test_opt_einsum_runs_the_path_and_counts_the_same(family, ask):
     made = plan(square(family), ask, tokens=16, fft=False)
     draw = np.random.default_rng(0)

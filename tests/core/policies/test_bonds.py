@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from tests.core.policies.changes import SITES, chain, served
+from tests.table import FAMILIES, REPRESENTATIVES
+from tests.thorough import IS_THOROUGH
 from tnadapt import SiteError, delta, families, init
 from tnadapt.policies import bonds, cut, grow, importance, sweep
 from tnadapt.policies._bonds import every_bond, resized
@@ -84,6 +86,9 @@ def test_sizes_of_one_group_of_several():
     assert resized(made, {"q.p": (2,)}).sizes == {"p": 2, "k.q": 4}
 
 
+@pytest.mark.parametrize(
+    "adapter", FAMILIES if IS_THOROUGH else (*REPRESENTATIVES, "lotr", "tt_lora", "dota"), indirect=True
+)
 def test_an_adapter_whose_groups_have_ranks_of_their_own_satisfies_every_law(adapter):
     name = next(served(adapter, "grow"), None)
     if name is not None:

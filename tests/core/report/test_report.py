@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.table import places, required_of
+from tests.thorough import IS_THOROUGH
 from tnadapt import (
     AdapterSpec,
     PlanError,
@@ -31,7 +32,7 @@ SITES = grid(layers=3, kinds=KINDS)
 BERT = grid(layers=12, kinds={"query": (768, 768), "value": (768, 768)})
 
 
-@pytest.mark.parametrize("name", families.__all__)
+@pytest.mark.parametrize("name", families.__all__ if IS_THOROUGH else families.__all__[::4])
 def test_every_figure_equals_that_of_the_function_it_comes_from(name):
     spec = getattr(families, name)()
     sizes = dict.fromkeys(required_of(spec), 8)

@@ -1,10 +1,9 @@
 """Weights that are elsewhere between calls: offloaded by accelerate, or partitioned by DeepSpeed's stage 3."""
 
-import os
-
 import pytest
 import torch
 
+from tests.thorough import IS_THOROUGH
 from tests.torch import hosts
 from tests.torch.parallel.life import KINDS, adapt
 from tests.torch.parallel.ways import dispatched, offloaded, on_disk, partition
@@ -14,7 +13,7 @@ from tnadapt_torch import load
 accelerate = pytest.importorskip("accelerate")
 
 EVERY = [kind for kind in KINDS if kind not in ("pissa", "dora", "fold", "saved")]
-PLAIN = EVERY if os.environ.get("HYPOTHESIS_PROFILE") == "laws" else ["lotr", "vera"]
+PLAIN = EVERY if IS_THOROUGH else ["lotr", "vera"]
 
 
 OFFLOADS = pytest.mark.parametrize("offload", [offloaded, on_disk, dispatched])

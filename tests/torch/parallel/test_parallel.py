@@ -1,6 +1,5 @@
 """Processes share a host by DistributedDataParallel, fully_shard or tensor parallelism: as one process, or refused."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 
 from tests.processes import run_all
+from tests.thorough import left_to_laws
 from tests.torch.parallel.life import KINDS
 from tests.torch.parallel.scenes import SCENES
 from tests.torch.parallel.ways import SHARED
@@ -17,23 +17,16 @@ TIMEOUT = 1800  # what a process that waits for another one may take
 
 # Each kind of adapter and each way to shard once: `PLAN-KIND`, see `Plan` and `KINDS` of life.py.
 SOME = [
-    "layers-lotr",
-    "layers-pissa",
-    "layers-saved",
-    "layers-dora",
-    "first,whole,freed-dora",
     "tensor-dora",
+    "first,whole,freed-dora",
     "layers-fold",
+    "layers-lora",
     "first,layers-vera",
-    "first,whole,kept-saved",
     "whole,freed-tasks",
     "half,layers-householder",
     "half,first,layers-quanta",
     "only-saved",
-    "ignored,layers-lora",
-    "tensor-saved",
-    "tensor,sequence-lora",
-    "first,tensor-vera",
+    "ignored,layers-pissa",
     "first,tensor,sequence-lotr",
 ]
 SHARDED = ["layers", "whole,freed", "half,layers", "only", "ignored,layers"]
@@ -55,9 +48,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed"),
 ]
-only_laws = pytest.mark.skipif(
-    os.environ.get("HYPOTHESIS_PROFILE") != "laws", reason="`make laws` runs this test, which takes minutes"
-)
+minutes = left_to_laws("it takes minutes")
 
 
 def play(world, folder, whats):
@@ -73,12 +64,12 @@ def test_two_processes(tmp_path):
     assert play(2, tmp_path, [*(name for name in SCENES if name not in LONG), *SHARED, *SOME]) == {}
 
 
-@only_laws
+@minutes
 @pytest.mark.parametrize("world", [1, 2])
 def test_every_kind_in_every_way(world, tmp_path):
     assert play(world, tmp_path, [*(SCENES if world == 1 else LONG), *EVERY]) == {}
 
 
-@only_laws
+@minutes
 def test_four_processes(tmp_path):
     assert play(4, tmp_path, GRIDS) == {}

@@ -1,4 +1,4 @@
-"""One process of two that train a chain: `ranks.py FOLDER RANK WORLD` writes what it holds in the end."""
+"""One process of two that train a chain: `ranks.py FOLDER RANK WORLD KIND/CASE ...` writes what it holds in the end."""
 
 import sys
 from pathlib import Path
@@ -19,6 +19,16 @@ CASES = {
 }
 KINDS = ("replicas", "shards", "replicas after", "shards after")  # after: the policy is made before, as by the Trainer
 STEPS, EVERY = 5, 2
+PAIRS = [(kind, case) for kind in KINDS for case in CASES]
+# Every kind and every case, and those where a kind is a matter of the case.
+SOME = [
+    ("replicas", "weights"),
+    ("replicas", "pruned"),
+    ("shards", "beside"),
+    ("shards", "subset"),
+    ("replicas after", "subset"),
+    ("shards after", "weights"),
+]
 
 
 def wrapped(kind: str, model: torch.nn.Module, options: dict) -> torch.nn.Module:
@@ -89,13 +99,12 @@ def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     found = {}
-    for kind in KINDS:
-        for name, options in CASES.items():
-            file = folder / f"{kind} {name} {rank if kind.startswith('replicas') else ''}"
-            try:
-                found[kind, name] = train(kind, options, rank, world, file)
-            except Exception as error:
-                found[kind, name] = f"{type(error).__name__}: {error}"
+    for kind, name in (pair.split("/") for pair in sys.argv[4:]):
+        file = folder / f"{kind} {name} {rank if kind.startswith('replicas') else ''}"
+        try:
+            found[kind, name] = train(kind, CASES[name], rank, world, file)
+        except Exception as error:
+            found[kind, name] = f"{type(error).__name__}: {error}"
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 

@@ -9,6 +9,7 @@ from torch import nn
 
 import tnadapt
 from tests.parity.cases import FAMILIES
+from tests.thorough import IS_THOROUGH
 from tests.torch import hosts
 from tests.torch.policies.test_restarts import EVERY, PATH, made, train
 from tnadapt import FormatError, SiteError, families
@@ -19,6 +20,7 @@ from tnadapt_torch.policies import Restarts, load_chain
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-5, torch.bfloat16: 0.05, torch.float16: 0.01}
 both = pytest.mark.parametrize("beside", [False, True])
+some = pytest.mark.parametrize("family", hosts.FAMILIES if IS_THOROUGH else hosts.REPRESENTATIVES)
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def refused(model, error, message, *arguments, **options):
     hosts.assert_same_photo(before, hosts.photo(model))
 
 
-@pytest.mark.parametrize("family", hosts.FAMILIES)
+@some
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_each_weight_is_that_of_the_trained_chain_to_the_last_bit(family, dtype, tmp_path):
     model, state, optimizer, restarts = made(family, dtype=dtype)
@@ -71,7 +73,7 @@ def test_factors_that_were_cast_load_with_their_values(family, tmp_path):
         assert torch.equal(fresh.get_submodule(path).weight, weight), path
 
 
-@pytest.mark.parametrize("family", hosts.FAMILIES)
+@some
 @pytest.mark.parametrize("trained_beside", [False, True])
 def test_links_beside_the_weights_give_the_same_outputs(family, trained_beside, tmp_path):
     model, state, optimizer, restarts = made(family, beside=trained_beside)

@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from tests.processes import run_all
+from tests.thorough import IS_THOROUGH
 from tests.torch import hosts
-from tests.torch.policies.ranks import CASES, KINDS, train
+from tests.torch.policies.ranks import CASES, PAIRS, SOME, train
 from tnadapt.policies import load_chain
 
 WORKER = str(Path(__file__).with_name("ranks.py"))
 WORLD, TIMEOUT = 2, 120
+CHOSEN = PAIRS if IS_THOROUGH else SOME
 
 pytestmark = [
     pytest.mark.slow,
@@ -26,13 +28,14 @@ pytestmark = [
 def folder(tmp_path_factory):
     """The folder in which two processes wrote what they hold and saved."""
     folder = tmp_path_factory.mktemp("ranks")
-    words = [[sys.executable, WORKER, str(folder), str(rank), str(WORLD)] for rank in range(WORLD)]
+    words = [
+        [sys.executable, WORKER, str(folder), str(rank), str(WORLD), *map("/".join, CHOSEN)] for rank in range(WORLD)
+    ]
     run_all(words, TIMEOUT)
     return folder
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "case"), CHOSEN)
 def test_all_processes_hold_the_chain_of_one(folder, kind, case, tmp_path):
     first, second = (torch.load(folder / f"{rank}.pt")[kind, case] for rank in range(WORLD))
     if (kind, case) == ("replicas after", "subset"):  # what was frozen when the wrapper came is never averaged

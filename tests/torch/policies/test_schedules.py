@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.thorough import IS_THOROUGH
 from tests.torch import hosts
 from tests.torch.alone import run_alone
 from tnadapt import SiteError, families
@@ -15,7 +16,7 @@ from tnadapt_torch import attach, load
 from tnadapt_torch.policies import BudgetSchedule, GrowthSchedule, RoundingSchedule
 
 STEPS, STOP = 12, 7
-each_family = pytest.mark.parametrize("family", hosts.FAMILIES)
+each_family = pytest.mark.parametrize("family", hosts.FAMILIES if IS_THOROUGH else hosts.PLANNED_AT_ONCE)
 
 
 def adapted(family="lora", *, double=True, rate=1e-2, **more):

@@ -1,17 +1,14 @@
 """Compiled code beside eager code: the output, and the gradients of x and of every factor."""
 
-import os
-
 import torch
 from torch import Tensor, nn
 from torch._dynamo.backends.registry import lookup_backend
 from torch._dynamo.utils import counters
 
 from tests.table import FAMILIES
+from tests.thorough import IS_THOROUGH
 from tests.torch import hosts
 from tnadapt_torch import AdapterState, attach
-
-ALL = os.environ.get("HYPOTHESIS_PROFILE") == "laws"
 
 
 class Projection(nn.Linear):
@@ -45,7 +42,7 @@ class Counting:
 
     def __init__(self) -> None:
         self.before = counters["stats"]["unique_graphs"]
-        self.trace = lookup_backend("aot_eager" if ALL else "eager")
+        self.trace = lookup_backend("aot_eager" if IS_THOROUGH else "eager")
 
     @property
     def graphs(self) -> int:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.thorough import IS_THOROUGH
 from tests.torch import hosts
 
 LENGTHS = [5, 7, 9, 12, 6]
@@ -27,7 +28,8 @@ class Counting:
 
 
 @pytest.mark.parametrize(
-    ("family", "dropout"), [*((family, 0.0) for family in (*hosts.REPRESENTATIVES, "tera")), ("lotr", 0.3)]
+    ("family", "dropout"),
+    [*((family, 0.0) for family in (*hosts.REPRESENTATIVES, *(["tera"] if IS_THOROUGH else []))), ("lotr", 0.3)],
 )
 def test_training_uses_one_graph_for_every_length(family, dropout):
     model = hosts.toy(layers=1).train()

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from tests.table import FAMILIES, REPRESENTATIVES
+from tests.thorough import IS_THOROUGH, left_to_laws
 from tests.torch import hosts
 from tests.torch.seam import compiled
 from tnadapt_torch._run import site
 
-LINEAR = [name for name, case in FAMILIES.items() if case.is_linear and (compiled.ALL or name in REPRESENTATIVES)]
+LINEAR = [name for name, case in FAMILIES.items() if case.is_linear and (IS_THOROUGH or name in REPRESENTATIVES)]
 LAYERS = 4
 
 
@@ -48,7 +49,7 @@ def test_equal_layers_by_themselves_are_one_graph(name):
     assert backend.graphs == 1
 
 
-@pytest.mark.skipif(not compiled.ALL, reason="the C++ compiler takes seconds for each; others test single families")
+@left_to_laws("the C++ compiler takes seconds for each; others test single families")
 @pytest.mark.parametrize("name", LINEAR)
 def test_the_code_of_inductor_gives_the_numbers_of_eager_code(name):
     model = compiled.host()

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from tests.thorough import IS_THOROUGH, left_to_laws
 from tests.torch import hosts
 from tests.torch.seam import compiled
 
@@ -25,7 +26,7 @@ LENGTHS = {  # each with the number of graphs: torch makes code of its own for a
     "with 1": ([5, 7, 1, 12, 6], 2),
     "with 1 and 0": ([5, 1, 7, 0, 12], 3),
 }
-CASES = [(name, axes) for name in LENGTHS for axes in (2, 3)] if compiled.ALL else [("any", 3), ("with 1 and 0", 2)]
+CASES = [(name, axes) for name in LENGTHS for axes in (2, 3)] if IS_THOROUGH else [("any", 3), ("with 1 and 0", 2)]
 
 
 @pytest.mark.parametrize(("lengths", "axes"), CASES)
@@ -40,7 +41,7 @@ def test_training_at_five_lengths(lengths, axes):
     assert backend.graphs == graphs
 
 
-@pytest.mark.skipif(not compiled.ALL, reason="test_compile.py has such lengths, without 1")
+@left_to_laws("test_compile.py has such lengths, without 1")
 def test_lengths_that_torch_finds_to_change_by_itself():
     model = compiled.host()
     compiled.adapt(model, "vera")
@@ -105,7 +106,7 @@ def test_training_of_an_adapter_that_is_attached_after_the_host_was_compiled(apa
     compiled.agree(compiled.answers(model, x), compiled.answers(plain, x))
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", *(["inductor"] if compiled.ALL else [])])
+@pytest.mark.parametrize("backend", ["aot_eager", *(["inductor"] if IS_THOROUGH else [])])
 def test_factors_of_float32_on_a_host_of_bfloat16(backend):
     """Eager and compiled code round at different places, so both are compared with the same model in float32."""
     model = compiled.host(2, torch.bfloat16)
@@ -120,7 +121,7 @@ def test_factors_of_float32_on_a_host_of_bfloat16(backend):
     assert {value.dtype for name, value in found.items() if "tnadapt" in name} == {torch.float32}
 
 
-@pytest.mark.skipif(not compiled.ALL, reason="the C++ compiler takes seconds")
+@left_to_laws("the C++ compiler takes seconds")
 def test_the_mode_for_cuda_graphs_gives_the_same_numbers():
     """On a CPU, torch compiles without graphs of CUDA."""
     model = compiled.host()

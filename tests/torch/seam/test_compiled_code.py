@@ -12,8 +12,8 @@ from torch._inductor.utils import run_and_get_code
 from torch._inductor.virtualized import V
 
 from tests.table import FAMILIES, REPRESENTATIVES
+from tests.thorough import IS_THOROUGH, left_to_laws
 from tests.torch import hosts
-from tests.torch.seam import compiled
 from tnadapt import families, plan
 from tnadapt_torch import attach
 from tnadapt_torch._run.lower import lower_apply
@@ -25,7 +25,7 @@ CHECKED = (
     "monarch",
     "loha",
 )  # several axes, products of factors, sums, a Hadamard one
-LINEAR = [name for name, case in FAMILIES.items() if case.is_linear and (compiled.ALL or name in CHECKED)]
+LINEAR = [name for name, case in FAMILIES.items() if case.is_linear and (IS_THOROUGH or name in CHECKED)]
 TOKENS, WIDTH, OUT, RANK = 24, 16, 12, 2
 STEPS = (torch.mm, torch.bmm, torch.mul)
 
@@ -96,7 +96,7 @@ def test_lora_adds_no_pass_over_an_activation_but_its_two_additions():
     }
 
 
-@pytest.mark.skipif(not compiled.ALL, reason="the C++ compiler takes seconds")
+@left_to_laws("the C++ compiler takes seconds")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_inductor_fuses_the_addition_with_the_activation_that_follows(dtype):
     """A product that accumulates into y would be a call of a library, and the activation a kernel of its own."""

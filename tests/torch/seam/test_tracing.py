@@ -10,12 +10,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call, grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from tests.thorough import IS_THOROUGH
 from tests.torch import hosts
 from tnadapt import SiteError
 from tnadapt_torch import attach
 
 FAMILIES = ["lora", "lotr", "vera", "lorta"]  # plain, stacked, frozen, a hyperedge
 families = pytest.mark.parametrize("family", FAMILIES)
+MODES = [(mode, pre_dispatch) for mode in ("real", "fake", "symbolic") for pre_dispatch in (True, False)]
+TRACES = [(family, *each) for family in FAMILIES for each in MODES]
+# A symbolic trace takes up to ten seconds: each family once, each mode once.
+SOME = [("lora", "fake", True), ("lotr", "fake", False), ("lorta", "real", True), ("vera", "symbolic", False)]
 
 
 def host(family, **more):
@@ -49,9 +54,7 @@ def test_a_pass_under_fake_tensors_leaves_nothing(family):
     assert_real(model, wanted)
 
 
-@families
-@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
-@pytest.mark.parametrize("pre_dispatch", [True, False])
+@pytest.mark.parametrize(("family", "mode", "pre_dispatch"), TRACES if IS_THOROUGH else SOME)
 def test_a_trace_by_make_fx_computes_the_same_and_leaves_nothing(family, mode, pre_dispatch):
     model, _ = host(family)
     wanted = model(hosts.words()).detach()
@@ -120,7 +123,7 @@ def test_an_ensemble_of_factors(family):
     hosts.close(found[1], model(hosts.words()), 1e-12)
 
 
-@families
+@pytest.mark.parametrize("family", FAMILIES if IS_THOROUGH else ["lotr"])
 def test_an_exported_program_computes_the_same(family):
     model, _ = host(family)
     model.eval()

@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from tests.thorough import IS_THOROUGH, left_to_laws
 from tests.torch.walk import events
 from tests.torch.walk.faults import FAULTS, READING
 from tests.torch.walk.kinds import KINDS
@@ -17,9 +18,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
     pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
 ]
-IS_THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "laws"
 COUNT = int(os.environ.get("WALKS", "0")) or {"laws": 2000, "mutants": 10}.get(
-    os.environ.get("HYPOTHESIS_PROFILE", ""), 60
+    os.environ.get("HYPOTHESIS_PROFILE", ""), 30
 )
 CHUNK = 10 if COUNT <= 100 else 50  # walks per test, so that the processes of pytest-xdist share them
 ONE = os.environ.get("WALK")
@@ -52,7 +52,7 @@ def outcome(kind, steps, seed, folder):
         return error.event, str(error)
 
 
-@pytest.mark.skipif(not IS_THOROUGH, reason="takes minutes; make laws runs it")
+@left_to_laws("it takes minutes")
 @pytest.mark.parametrize("name", events.EVENTS)
 def test_each_event_notices_its_fault(name, tmp_path, monkeypatch):
     """Under the fault a short walk fails. Without the event it does not, or only at the end, where all is detached."""

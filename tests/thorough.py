@@ -1,0 +1,21 @@
+"""What every run tests, and what only `make laws` does: the default run has one case for each kind of fault.
+
+A test that has more cases there chooses them by `IS_THOROUGH`, as `ALL if IS_THOROUGH else FEW`; one that runs there
+alone is marked with `left_to_laws`. `make laws` runs every test file that imports either.
+"""
+
+import os
+
+import pytest
+
+IS_THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "laws"
+
+
+def left_to_laws(reason: str) -> pytest.MarkDecorator:
+    """Leave a test, or a case of it, to `make laws`, for this reason."""
+    return pytest.mark.skipif(not IS_THOROUGH, reason=f"`make laws` runs it: {reason}")
+
+
+def left_to_leaderboard(reason: str) -> pytest.MarkDecorator:
+    """Leave a test of the table of methods to `make leaderboard-quick`, for this reason."""
+    return pytest.mark.skipif("LEADERBOARD" not in os.environ, reason=f"`make leaderboard-quick` runs it: {reason}")
