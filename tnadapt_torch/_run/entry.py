@@ -38,8 +38,12 @@ class Rows:
 
 @dataclass(frozen=True)
 class Entry:
-    """An update in two parts. `finish` takes (y, *products, *factors): it adds to y in place, and returns the sum."""
+    """An update in two parts. `finish` takes (y, *products, *factors): it adds to y in place, and returns the sum.
 
+    The products are those of x with the rows, times the scale.
+    """
+
+    scale: float
     rows: tuple[Rows, ...]
     finish: Code
     nodes: tuple[int, ...]  # of the factors that `finish` takes
@@ -107,7 +111,7 @@ def lower_entry(
     products = list(firsts.values())
     rows = tuple(_rows_of(order, way) for way in products)
     finish, nodes = _finish(order, terms, products)
-    return Entry(rows, finish, nodes)
+    return Entry(network.scale, rows, finish, nodes)
 
 
 def _first_products(way: Laid) -> Iterator[Way | Convolved | Given]:
@@ -173,6 +177,7 @@ def _viewed(shape: tuple[int, int], *, is_turned: bool) -> Callable[[Tensor], Te
 def _finish(order: Plan, terms: Sequence[tuple[int, Laid]], firsts: Sequence[Way]) -> tuple[Code, tuple[int, ...]]:
     """Write what is done with the products of x, and return it with the numbers of the factors that it reads."""
     writer = Writer(order)
+    writer.scale = 1.0
     y = writer.input("y")
     for number, way in enumerate(firsts):
         product = writer.input(f"product_{number}")

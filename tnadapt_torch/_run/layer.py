@@ -29,12 +29,18 @@ class _Products(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, reading: "Reading | None", x: Tensor, weight: Tensor, bias: Tensor | None, *rows: Tensor
+    def forward(  # noqa: PLR0917  (as torch hands them on)
+        ctx: Any,
+        reading: "Reading | None",
+        scale: float,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        *rows: Tensor,
     ) -> tuple[Tensor, ...]:
         """Return x W^T + bias of shape (token, out), a product (token, row) for each of the rows, and x if it is read.
 
-        The rows of several layers are one matrix.
+        The rows of several layers are one matrix. Their products are multiplied by the scale.
         """
         flat = x.reshape(-1, x.shape[-1])
         made: Sequence[Tensor] = ()
@@ -43,11 +49,11 @@ class _Products(torch.autograd.Function):
             matrix = rows[0] if len(rows) == 1 else torch.cat(rows)
             matrix = matrix if matrix.dtype == x.dtype else matrix.to(x.dtype)
             ctx.matrix = None if matrix is rows[0] else matrix
-            whole = linear(flat, matrix)
+            whole = _scaled(flat, matrix.t(), scale)
             made = (whole,) if len(rows) == 1 else torch.split(whole, [len(one) for one in rows], 1)
-        ctx.save_for_backward(x if any(ctx.needs_input_grad[4:]) else None, weight, *rows)
+        ctx.save_for_backward(x if any(ctx.needs_input_grad[5:]) else None, weight, *rows)
         ctx.set_materialize_grads(False)
-        ctx.reading, ctx.shape = reading, x.shape
+        ctx.reading, ctx.scale, ctx.shape = reading, scale, x.shape
         return (linear(flat, weight, bias), *made, *(() if reading is None else (x,)))
 
     @staticmethod
@@ -62,7 +68,7 @@ class _Products(torch.autograd.Function):
         if ctx.reading is not None:
             ctx.reading.end()
             total = made.pop()
-        needs_x, needs_rows = ctx.needs_input_grad[1], ctx.needs_input_grad[4:]
+        needs_x, needs_rows = ctx.needs_input_grad[2], ctx.needs_input_grad[5:]
         if total is not None:
             total = total.reshape(-1, weight.shape[1])
         if needs_x and output is not None:
@@ -74,14 +80,25 @@ class _Products(torch.autograd.Function):
             inner = given[0] if len(given) == 1 else torch.cat(given, 1)
             if needs_x:
                 matrix = _matrix(ctx, rows, used, inner.dtype)
-                total = inner.mm(matrix) if total is None else total.addmm_(inner, matrix)
+                total = (
+                    _scaled(inner, matrix, ctx.scale) if total is None else total.addmm_(inner, matrix, alpha=ctx.scale)
+                )
             if any(needs_rows):
                 flat = x.reshape(-1, x.shape[-1])
-                whole = inner.t().mm(flat)  # in this order no short side is innermost, which is slow on a CPU
+                whole = _scaled(
+                    inner.t(), flat, ctx.scale
+                )  # in this order no short side is innermost, which is slow on a CPU
                 pieces = torch.split(whole, [len(rows[number]) for number in used])
                 for number, piece in zip(used, pieces, strict=True):
                     parts[number] = piece.to(rows[number].dtype) if needs_rows[number] else None
-        return (None, None if total is None else total.reshape(ctx.shape), None, None, *parts)
+        return (None, None, None if total is None else total.reshape(ctx.shape), None, None, *parts)
+
+
+def _scaled(left: Tensor, right: Tensor, scale: float) -> Tensor:
+    """Return a product times a scale, by one call of a library."""
+    if scale == 1.0:
+        return left.mm(right)
+    return torch.addmm(left.new_empty(()), left, right, beta=0.0, alpha=scale)
 
 
 def _matrix(ctx: Any, rows: Sequence[Tensor], used: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -178,11 +195,13 @@ class Siblings:
 
     def _find_lead(self, place: int) -> Lead:
         rows: list[tuple[Parts, int]] = []
-        members = {}
+        members: dict[Layer, tuple[Parts, tuple[int, ...]]] = {}
+        scale = 1.0
         for layer in self.layers:
             parts = layer.update.parts_at(place)
-            if parts is None:
+            if parts is None or (members and parts.entry.scale != scale):
                 continue
+            scale = parts.entry.scale
             taken = []
             for number in range(len(parts.entry.rows)):
                 same = (at for at, (other, row) in enumerate(rows) if parts.has_row_of(number, other, row))
@@ -249,16 +268,20 @@ class Layer:
         if (
             len(siblings.layers) == 1 or x.grad_fn is None
         ):  # layers that read a leaf may have backward passes of their own
-            return _products(None, *given, *parts.rows(factors))
+            return _products(None, parts.entry.scale, *given, *parts.rows(factors))
         state = (x._version, _autograd._top_saved_tensors_default_hooks(True))
         if self is siblings.layers[0]:
             lead = siblings.lead(place)
-            return _products(None, *given, *parts.rows(factors)) if lead is None else self._lead(lead, state, given)
+            return (
+                _products(None, parts.entry.scale, *given, *parts.rows(factors))
+                if lead is None
+                else self._lead(lead, state, given)
+            )
         reading = siblings.take(self, x, state, factors)
         if reading is None:
-            return _products(None, *given, *parts.rows(factors))
+            return _products(None, parts.entry.scale, *given, *parts.rows(factors))
         products, _ = reading.products.pop(self)
-        y, reading.handed = _products(reading, reading.handed, *given[1:])
+        y, reading.handed = _products(reading, 1.0, reading.handed, *given[1:])
         return y, *products
 
     def _lead(
@@ -271,9 +294,9 @@ class Layer:
         rows = [parts.row(number, by_parts[id(parts)]) for parts, number in lead.rows]
         if not all(type(row) in PLAIN and row.device == x.device for row in rows):
             own, _ = lead.members[self]
-            return _products(None, *given, *own.rows(factors[self]))
+            return _products(None, own.entry.scale, *given, *own.rows(factors[self]))
         reading = Reading(x, state, x, {})
-        y, *made, reading.handed = _products(reading, *given, *rows)
+        y, *made, reading.handed = _products(reading, lead.members[self][0].entry.scale, *given, *rows)
         for layer, (_, taken) in lead.members.items():
             reading.products[layer] = [made[number] for number in taken], _seen(factors[layer])
         own_products, _ = reading.products.pop(self)
@@ -291,8 +314,8 @@ def join_layer(update: SiteUpdate, path: str, families: dict[tuple[str, int], Si
     update.layer = Layer(update, siblings)
 
 
-def _products(reading: Reading | None, *given: Tensor | None) -> Sequence[Tensor]:
-    made: Sequence[Tensor] = _Products.apply(reading, *given)  # type: ignore[no-untyped-call]
+def _products(reading: Reading | None, scale: float, *given: Tensor | None) -> Sequence[Tensor]:
+    made: Sequence[Tensor] = _Products.apply(reading, scale, *given)  # type: ignore[no-untyped-call]
     return made
 
 

@@ -27,6 +27,7 @@ class Writer:
 
     def __init__(self, order: Plan) -> None:
         self.order = order
+        self.scale = order.network.scale  # of what is added to y
         self.graph = fx.Graph()
         self.made: dict[int, fx.Node] = {}  # by the identity of a way, which several terms may share
 
@@ -221,7 +222,7 @@ class Writer:
         """Write the addition of all terms to y, each a sign and a way."""
         groups = _grouped(self.order, terms)
         for (sign, ways), small in zip(groups, _smallest(self.order, groups), strict=True):
-            scale = sign * self.order.network.scale
+            scale = sign * self.scale
             y = self.add_plainly(y, ways, operands, scale, small) if compiled else self.add(y, ways, operands, scale)
         return y
 
