@@ -11,26 +11,20 @@ from torch._inductor.fx_passes import post_grad
 from torch._inductor.utils import run_and_get_code
 from torch._inductor.virtualized import V
 
-from tests.table import FAMILIES, REPRESENTATIVES
-from tests.thorough import IS_THOROUGH, left_to_laws
+from tests.table import FAMILIES
+from tests.thorough import left_to_laws
 from tests.torch import hosts
 from tnadapt import families, plan
+from tnadapt.binding import find_product
 from tnadapt_torch import attach
-from tnadapt_torch._run.lower import lower_apply
+from tnadapt_torch._run.lower import lower_apply, nodes_read
 
-CHECKED = (
-    *REPRESENTATIVES,
-    "tera",
-    "hra",
-    "monarch",
-    "loha",
-)  # several axes, products of factors, sums, a Hadamard one
-LINEAR = [name for name, case in FAMILIES.items() if case.is_linear and (IS_THOROUGH or name in CHECKED)]
+MATRICES = [name for name, case in FAMILIES.items() if len(case.spec.axes) == 2]
 TOKENS, WIDTH, OUT, RANK = 24, 16, 12, 2
 STEPS = (torch.mm, torch.bmm, torch.mul)
 
 
-@pytest.mark.parametrize("name", LINEAR)
+@pytest.mark.parametrize("name", MATRICES)
 def test_the_last_step_is_a_plain_addition_and_the_scale_lies_in_a_factor(name):
     adapter = FAMILIES[name].bind(layers=2, kinds={"q": (8, 12)})
     for network in dict.fromkeys(adapter.networks):
@@ -50,6 +44,32 @@ def test_the_last_step_is_a_plain_addition_and_the_scale_lies_in_a_factor(name):
             assert scalings
             assert all(node.args[0].op == "placeholder" for node in scalings)
             assert all("alpha" not in node.kwargs for node in additions)
+
+
+def answers(code, given):
+    """Return what code computes, and its gradients; all are zero for what the code does not read."""
+    total = code(*given)
+    grads = torch.autograd.grad(total.square().sum(), given, allow_unused=True)
+    return [total, *(torch.zeros_like(one) if grad is None else grad for one, grad in zip(given, grads, strict=True))]
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_it_computes_what_eager_code_computes(name):
+    adapter = FAMILIES[name].bind(layers=2, kinds={"q": (8, 12)})
+    for network in dict.fromkeys(adapter.networks):
+        readers = [find_product(network, term.nodes) for term in network.terms]
+        for host_product in (False, True) if any(one is not None for one in readers) else (False,):
+            asked = {"tokens": 1024, "fft": False, "host_product": host_product}
+            order, (out, inner) = plan(network, **asked), network.weight_shape
+            first = len(order.operands) - len(network.nodes)
+            shapes = [[network.sizes[mode] for mode in order.inputs[first + n]] for n in nodes_read(network, **asked)]
+            sides = [(5, out), (5, inner), *[(5, out)] * host_product]
+            random = torch.Generator().manual_seed(0)
+            given = [torch.randn(shape, generator=random, dtype=torch.float64) for shape in (*sides, *shapes)]
+            given = [one.requires_grad_() for one in given]
+            wanted = answers(lower_apply(network, **asked), given)
+            for one, other in zip(answers(lower_apply(network, compiled=True, **asked), given), wanted, strict=True):
+                torch.testing.assert_close(one, other, rtol=0, atol=1e-10 * max(1.0, other.detach().abs().max().item()))
 
 
 def passes_of(model, x):
