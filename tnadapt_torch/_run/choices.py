@@ -79,6 +79,7 @@ class Choices:
         for left_order, left_form, left_cost in self._readings(0, at, repeated):
             for right_order, right_form, right_cost in self._readings(1, at, repeated):
                 read = extra + left_cost + right_cost
+                lying = left_order == left.order, right_order == right.order
                 read += self._slowness(at, right_order) if self.grads[1] else 0.0
                 for form in FORMS if at.batch else FORMS[:2]:
                     order = parts[form[0]] + parts[form[1]] + parts[form[2]]
@@ -86,7 +87,7 @@ class Choices:
                     is_strided = False
                     if at.batch:
                         written = self._rows(form, size, parts[form[2]], result, 1 + sum(self.grads))
-                        strided, plain = self._written(size, (left_form, right_form), form)
+                        strided, plain = self._written(size, (left_form, right_form), form, lying)
                         is_strided = repeated is not None or form[0] != 0 or strided < plain
                         cost += written + (strided if is_strided else plain)
                     if order not in found or cost < found[order].cost:
@@ -124,18 +125,25 @@ class Choices:
         is_against = left == right != result
         return self.machine.against * (sum(self.sizes) + size) * (1 + sum(self.grads)) if is_against else 0.0
 
-    def _written(self, batch: int, forms: tuple[Form, Form], form: Form) -> tuple[float, float]:
+    def _written(
+        self, batch: int, forms: tuple[Form, Form], form: Form, lying: tuple[bool, bool]
+    ) -> tuple[float, float]:
         """Return the extra cost of a strided product of a batch, and of one that torch differentiates.
 
         Torch gives the gradient of each side as the products have it, and it is copied where that side lies otherwise.
+        The gradient of a factor that was copied is copied back in any case.
         """
         swapped = form.index(2) < form.index(1)
         natural = (FORMS[swapped], FORMS[not swapped])
-        turned = [size for side, size in enumerate(self.sizes) if self.grads[side] and forms[side] != natural[side]]
+        plain = 0.0
+        for side, size in enumerate(self.sizes):
+            is_factor = self.factors[side]
+            if self.grads[side] and forms[side] != natural[side] and (lying[side] or not is_factor):
+                plain += (self.machine.turn if is_factor else self.machine.scatter) * size + self.machine.call
         arrays = [form, *(one for one, grad in zip(forms, self.grads, strict=True) if grad)]
         pieces = sum(one[0] != 0 for one in arrays) * batch
         strided = self.machine.piece * pieces + self.machine.function * (1.0 if any(self.grads) else 0.2)
-        return strided, self.machine.turn * sum(turned) + self.machine.call * len(turned)
+        return strided, plain
 
     def _repetition(self, repeated: int | None, batch: int) -> float:
         """Return the cost of small products instead of one large one, whose gradients of the repeated side add up."""

@@ -14,10 +14,11 @@ FORMS: tuple[Form, ...] = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (2, 0, 1))  # orders
 
 @dataclass(frozen=True)
 class Machine:
-    """What a device does slowly, in the time that it takes to copy one number in one pass.
+    """What a device does slowly, in the time in which it reads a number and writes it elsewhere.
 
     `call`: one more operation.
-    `turn`: a number copied into an order with another last axis; `scatter`: if that or the former one are the tokens.
+    `copy`: a number copied in long rows; `turn`: by itself, since another axis becomes the last; `scatter`: if that or
+    the former one are the tokens.
     `function`: what a product with gradients that Python writes takes longer; a fifth of that without gradients.
     `item`: one more product in a batch; `piece`: in one that the library for matrices does not take as a whole.
     `row`: a row of a matrix that is read or written a page or more behind the last one, at most `far` for a number.
@@ -27,6 +28,7 @@ class Machine:
     """
 
     call: int
+    copy: float
     turn: float
     scatter: float
     function: int
@@ -43,6 +45,7 @@ class Machine:
 # for how its operands lie; what Python does longer is hidden behind long kernels, and costs two launches elsewhere.
 CPU = Machine(
     call=2048,
+    copy=0.5,
     turn=2.5,
     scatter=16.0,
     function=60_000,
@@ -56,6 +59,7 @@ CPU = Machine(
 )
 CUDA = Machine(
     call=4_000_000,
+    copy=1.0,
     turn=1.5,
     scatter=1.5,
     function=4_000_000,
@@ -146,5 +150,5 @@ def cost_of_copy(plan: Plan, machine: Machine, order: Modes, wanted: Modes) -> f
     same = next((number for number, (one, other) in enumerate(pairs) if one != other), len(order))
     run = size_of(plan, order[len(order) - same :])
     is_far = run == 1 and plan.ask == "apply" and plan.answer[0] in (order[-1], wanted[-1])
-    number = machine.scatter if is_far else 1.0 + (machine.turn - 1.0) / (1.0 + (run - 1.0) / 4.0)
+    number = machine.scatter if is_far else machine.copy + (machine.turn - machine.copy) / (1.0 + (run - 1.0) / 4.0)
     return number * size_of(plan, order) + machine.call
