@@ -60,6 +60,7 @@ def _made(record: Record, current: str) -> str:
     parts = [record.machine, f"{record.cores} cores", f"{record.threads} threads" if record.threads else ""]
     parts += [record.dtype, f"medians of {record.rounds} rounds" if record.rounds > 1 else ""]
     busy = record.load >= 0.5 and record.rounds > 1  # what is counted does not depend on it
+    parts += ["seconds of the processor"] * (record.clock == "cpu")
     parts += [f"**while {record.load:.1f} other processes were running**" if busy else ""]
     made = f"*{', '.join(part for part in parts if part)}. Measured on {record.date} with {versions}"
     made += f"; commit {record.commit}.*" if record.commit else ".*"

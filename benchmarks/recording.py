@@ -49,7 +49,8 @@ class Table:
 class Record:
     """One run of a program. `label` tells runs on one device apart, such as one before a change.
 
-    `load` is the number of processes that were running when it began: with any, times are those of a busy machine.
+    `load` is the number of processes that were running when it began: with any, times are those of a busy machine,
+    unless the `clock` is "cpu" and not "wall".
     """
 
     program: str
@@ -60,6 +61,7 @@ class Record:
     dtype: str
     date: str
     rounds: int
+    clock: str
     load: float
     commit: str
     versions: Mapping[str, str]

@@ -53,6 +53,22 @@ def test_regimes_have_a_table_each(run):
         assert table.units["tnadapt ms"] == "ms"
 
 
+def test_the_clock_of_the_processor_leaves_out_waits(run, monkeypatch, capsys):
+    import time
+
+    import timing
+
+    record, _ = run("calibrate", "--quick", "--rounds", "1", "--clock", "cpu")
+    assert record.clock == "cpu"
+    assert timing.medians({"sleep": lambda: time.sleep(0.03)}, 1)["sleep"] < 0.02
+    run("calibrate", "--quick", "--rounds", "1")
+    assert timing.medians({"sleep": lambda: time.sleep(0.03)}, 1)["sleep"] >= 0.03
+    monkeypatch.setattr(sys, "argv", ["x.py", "--clock", "cpu", "--threads", "2"])
+    with pytest.raises(SystemExit, match="2"):
+        timing.arguments("x")
+    assert "--clock cpu: expected --threads 1 and --device cpu" in capsys.readouterr().err
+
+
 def test_what_does_not_fit_into_the_time_is_named(run):
     record, _ = run("regimes", "--quick", "--methods", "LoRA", "VeRA", "--regimes", "1", "--seconds", "0")
     assert [row["method"] for row in record.tables[0].rows] == ["left out for lack of time: LoRA, VeRA"]

@@ -24,6 +24,7 @@ def record(**changes):
         "dtype": "float32",
         "date": "2026-01-02",
         "rounds": 9,
+        "clock": "wall",
         "load": 0.2,
         "commit": "abc",
         "versions": {"tnadapt": "1.0", "torch": "2.0"},
