@@ -28,10 +28,8 @@ CASES = {name: case for name, case in {**FAMILIES, **WRAPPED}.items() if len(cas
 # One of each kind for every run; `make laws` has them all.
 SOME = (
     "lotr",
-    "pissa",
     "householder",
     "dora",
-    "oft",
     "c3a rectangular",
 )
 IN_OTHERS = [("lotr", "experts")]  # the others only in the cheapest function

@@ -12,6 +12,7 @@ from flax import nnx
 
 import tnadapt_jax
 from tests.jax.hosts import HOSTS
+from tests.thorough import IS_THOROUGH
 from tnadapt import families
 from tnadapt_jax.nnx import AdapterParam, attach
 
@@ -72,7 +73,7 @@ def test_a_call_is_that_of_merged_weights_and_changes_what_the_model_changes(nam
     same(nnx.to_pure_dict(nnx.state(adapted.model, nnx.Param)), kept)
 
 
-@pytest.mark.parametrize("name", HOSTS)
+@pytest.mark.parametrize("name", HOSTS if IS_THOROUGH else [*HOSTS][::2])
 def test_gradients_are_those_of_merged_weights(name):
     host = HOSTS[name]
     adapted, x = adapted_of(host), host.x()
@@ -96,7 +97,7 @@ def test_updates_are_made_as_matrices_only_where_it_is_said(name):
     }
 
 
-@pytest.mark.parametrize("name", HOSTS)
+@pytest.mark.parametrize("name", HOSTS if IS_THOROUGH else [*HOSTS][1::4])
 def test_twenty_steps_lower_the_loss_with_one_trace(name):
     host = HOSTS[name]
     adapted, x, traces = adapted_of(host), host.x(), []

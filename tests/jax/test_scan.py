@@ -10,6 +10,7 @@ import pytest
 import tnadapt
 import tnadapt_jax
 from tests.table import FAMILIES, REPRESENTATIVES, STANDARD, Case, places
+from tests.thorough import IS_THOROUGH
 from tnadapt import AdapterSpec, Site, SiteError, families, magnitude, raw, trainable
 from tnadapt_jax._apply import parts_at
 from tnadapt_jax._scan import parts_in_layer
@@ -133,7 +134,7 @@ def test_the_sites_are_the_same_whatever_axis_the_layers_lie_along():
     assert [site.coordinates["kind"] for site in SITES] == [kind for kind in KINDS for _ in range(LAYERS)]
 
 
-@pytest.mark.parametrize("family", CASES)
+@pytest.mark.parametrize("family", CASES if IS_THOROUGH else DEAR)
 def test_the_body_of_a_scan_reads_what_single_sites_read(family, started):
     """Every factor of every family, exactly: what is computed from factors is the same code."""
     adapter = bound(CASES[family])
