@@ -1,6 +1,6 @@
 """Contraction orders: the search for a cheap one, and the plan that is made of it."""
 
-from tnadapt._planning.cost import FIXED, OBJECTIVES, Convolution, Cost, Modes, Objective, Question, measure
+from tnadapt._planning.cost import FIXED, OBJECTIVES, TRAINING, Convolution, Cost, Modes, Objective, Question, measure
 from tnadapt._planning.equation import equation_of
 from tnadapt._planning.host_product import find_product
 from tnadapt._planning.plan import BUCKETS, Plan, Step, bucket, plan
@@ -11,6 +11,7 @@ __all__ = [
     "BUCKETS",
     "FIXED",
     "OBJECTIVES",
+    "TRAINING",
     "Backend",
     "Convolution",
     "Cost",

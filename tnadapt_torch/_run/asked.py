@@ -2,7 +2,7 @@
 
 from typing import TypedDict
 
-from tnadapt.binding import BUCKETS, FIXED, Objective
+from tnadapt.binding import BUCKETS, FIXED, TRAINING, Objective
 
 __all__: list[str] = []
 
@@ -22,11 +22,11 @@ class Asked(TypedDict):
     x_needs_grad: bool
     fft: bool
     host_product: bool
-    objective: str | Objective
+    objective: Objective
 
 
-def asked_at(place: int, *, host_product: bool) -> Asked:
-    """Return what the code at a place is made for: tokens, and whether factors and x need a gradient."""
+def asked_at(place: int, machine: str, *, host_product: bool) -> Asked:
+    """Return what the code at a place is made for on a type of device: tokens, and what needs a gradient."""
     at = place % CODES
     need, bucket = divmod(COMPILED_FOR if at == COMPILED else at, len(BUCKETS))
     # The inductor of torch 2.13 gives wrong gradients of the product of two spectra, without an error; and the backward
@@ -39,5 +39,5 @@ def asked_at(place: int, *, host_product: bool) -> Asked:
         x_needs_grad=need > 1 and not is_fixed,
         fft=fft,
         host_product=host_product,
-        objective=FIXED if is_fixed else "training",
+        objective=(FIXED if is_fixed else TRAINING)[machine],
     )

@@ -12,9 +12,10 @@ from torch import Tensor, fx
 from tnadapt import plan
 from tnadapt.binding import Network, Objective, Plan
 from tnadapt_torch._run.layout import lay_out
-from tnadapt_torch._run.lower import Code, Writer, write_in_place
+from tnadapt_torch._run.lower import write_in_place
 from tnadapt_torch._run.refs import Ref
 from tnadapt_torch._run.ways import MACHINES, Convolved, Given, Laid, Modes, Way
+from tnadapt_torch._run.writer import Code, Writer
 
 __all__: list[str] = []
 

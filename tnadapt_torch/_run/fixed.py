@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, fx
 
 from tnadapt_torch._run.gradient import is_transformed
-from tnadapt_torch._run.lower import Code
 from tnadapt_torch._run.refs import Ref, read_all
+from tnadapt_torch._run.writer import Code
 
 __all__: list[str] = []
 

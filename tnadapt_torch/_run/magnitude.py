@@ -9,9 +9,10 @@ from tnadapt import SiteError
 from tnadapt.binding import RowProducts, row_products
 from tnadapt_torch._run.call import Owner, find_x, is_dropping, see_x
 from tnadapt_torch._run.gradient import path_of
-from tnadapt_torch._run.lower import Code, lower_delta
+from tnadapt_torch._run.lower import lower_delta
 from tnadapt_torch._run.refs import Ref, read_all
 from tnadapt_torch._run.site import SiteUpdate, bias_of, product_of
+from tnadapt_torch._run.writer import Code
 
 __all__: list[str] = []
 

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from tnadapt import SiteError, plan
-from tnadapt.binding import BUCKETS, FIXED, Network, Plan, find_product
+from tnadapt.binding import BUCKETS, FIXED, TRAINING, Network, Plan, find_product
 from tnadapt_torch._run.asked import CODES, COMPILED, MORE, Asked, asked_at
 from tnadapt_torch._run.call import Owner, is_dropping, see_x
 from tnadapt_torch._run.entry import Parts, lower_entry
 from tnadapt_torch._run.fixed import may_keep, run_code
-from tnadapt_torch._run.lower import Code, lower_apply, lower_delta, nodes_read
+from tnadapt_torch._run.lower import lower_apply, lower_delta, nodes_read
 from tnadapt_torch._run.refs import Ref, read_all
 from tnadapt_torch._run.ways import MACHINES
+from tnadapt_torch._run.writer import Code
 from tnadapt_torch._sharded import is_sharded
 
 __all__: list[str] = []
@@ -113,7 +114,10 @@ class SiteUpdate:
     def order(self, tokens: int, *, training: bool) -> Plan:
         """Return the plan that a call of so many tokens runs, outside torch.compile."""
         place = bisect_right(MORE, tokens) + (2 * len(BUCKETS) if training else 0)
-        return plan(self.network, **asked_at(place, host_product=self.reads_product and not is_dropping(self.owner)))
+        return plan(
+            self.network,
+            **asked_at(place, self.machine, host_product=self.reads_product and not is_dropping(self.owner)),
+        )
 
     def runs_inside(self, module: nn.Module, order: Plan) -> bool:
         """Return whether `call_inside` serves the calls of this plan, if x is of the dtype of the weight."""
@@ -132,7 +136,7 @@ class SiteUpdate:
 
     def _decide(self, place: int) -> bool:
         """Return, and remember, whether folding pays for a bucket of tokens and the gradients needed."""
-        order = plan(self.network, **asked_at(place, host_product=self.reads_product))
+        order = plan(self.network, **asked_at(place, self.machine, host_product=self.reads_product))
         self._folds[place] = pays = order.pays_to_fold
         return pays
 
@@ -211,9 +215,10 @@ class SiteUpdate:
 
     def _asked(self, place: int, *, host_product: bool) -> Asked:
         """Return what the code at a place is made for. If it would keep large products of factors, it keeps few."""
-        asked = asked_at(place, host_product=host_product)
-        if asked["objective"] is FIXED and plan(self.network, **asked).factor_products > self.most_kept:
-            return Asked(**{**asked, "objective": "training"})
+        asked = asked_at(place, self.machine, host_product=host_product)
+        is_fixed = asked["objective"] is FIXED[self.machine]
+        if is_fixed and plan(self.network, **asked).factor_products > self.most_kept:
+            asked["objective"] = TRAINING[self.machine]
         return asked
 
     @cached_property

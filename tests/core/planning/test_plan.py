@@ -13,7 +13,7 @@ from tests.thorough import IS_THOROUGH
 from tnadapt import AdapterSpec, PlanError, Site, families, frozen, plan, raw, trainable, zeros
 from tnadapt._planning import equation_of
 from tnadapt._planning.plan import X
-from tnadapt.binding import BUCKETS, FIXED, Cost, Objective, bucket
+from tnadapt.binding import BUCKETS, FIXED, OBJECTIVES, TRAINING, Cost, Objective, bucket
 
 TERA_RANKS = {f"r_{side}{n}": rank for side in "oi" for n, rank in enumerate((8, 4, 4), 1)}
 
@@ -319,9 +319,18 @@ def test_fixed_factors_are_multiplied_first_where_tokens_are_few():
     """LoRTA at one token: two products as small as those of LoRA, instead of a pass for each vector."""
     adapter = families.lorta().bind([Site("0.q", (256, 256), {"layer": 0, "kind": "q"})], rank=8, sizes={"head": 4})
     (network,) = adapter.networks
-    fixed = plan(network, tokens=1, training=False, objective=FIXED)
+    fixed = plan(network, tokens=1, training=False, objective=FIXED["cpu"])
     each = plan(network, tokens=1, training=False)
     calls = [sum(step.when == "call" for step in order.steps) for order in (fixed, each)]
     assert calls[0] == 2 < calls[1]
     assert fixed.factor_products == 256 * 8
     assert each.factor_products < fixed.factor_products
+
+
+def test_a_device_for_which_a_pass_is_dear_takes_more_products_instead():
+    """VeRA: on a GPU its b goes into B, although the gradient of that is one more product over all tokens."""
+    adapter = families.vera().bind([Site("0.q", (512, 512), {"layer": 0, "kind": "q"})], rank=16)
+    cpu, cuda = (plan(adapter.networks[0], tokens=1024, objective=TRAINING[device]) for device in ("cpu", "cuda"))
+    assert cuda.cost.forward + cuda.cost.backward > cpu.cost.forward + cpu.cost.backward
+    assert cuda.cost.moved < cpu.cost.moved
+    assert TRAINING["cpu"] is OBJECTIVES["training"]

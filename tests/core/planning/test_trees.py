@@ -31,12 +31,12 @@ def test_a_tree_costs_what_its_order_costs(question, data):
 @given(question=questions())
 def test_steps_cost_the_same_one_by_one_and_all_at_once(question):
     problem = problem_of(question)
-    pairs = exact_pairs(problem, FIXED)
+    pairs = exact_pairs(problem, FIXED["cpu"])
     tree = tree_of(pairs, [1 << place for place in range(len(question.inputs))])
-    nodes, tensors = Nodes(problem, FIXED), subsets_of(problem)
+    nodes, tensors = Nodes(problem, FIXED["cpu"]), subsets_of(problem)
     for whole, (left, right) in tree.items():
         sides = (np.array([side]) for side in (left, right, whole))
-        assert nodes.cost(left, right) == pytest.approx(sum(tensors.terms(*sides, FIXED))[0], rel=1e-12)
+        assert nodes.cost(left, right) == pytest.approx(sum(tensors.terms(*sides, FIXED["cpu"]))[0], rel=1e-12)
 
 
 def test_leaves_are_read_from_left_to_right():
