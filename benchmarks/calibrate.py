@@ -3,8 +3,8 @@
     python benchmarks/calibrate.py --threads 1
     python benchmarks/calibrate.py --device cuda --dtype bfloat16 --record
 
-Nothing is changed: MOVED and CALL are in tnadapt/_planning/cost.py, OVERHEAD, SLOW and SKINNY in
-tnadapt_torch/_run/layout.py.
+Nothing is changed: MOVED and CALL are in tnadapt/_planning/cost.py, those of Machine in
+tnadapt_torch/_run/ways.py.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from limits import Speeds
 from timing import medians, parsed, parser_of, report
 
 from tnadapt._planning import cost
-from tnadapt_torch._run import layout
+from tnadapt_torch._run.ways import MACHINES
 
 REPEATS = 100  # launches in one measurement
 RATIO = 1.25  # a gradient is slow if it takes so many times that of the same in the other layout
@@ -148,21 +148,21 @@ def constants(found: Measured) -> list[dict[str, Any]]:
             "in": "numbers moved for a transform",
         },
         {
-            "constant": "OVERHEAD",
+            "constant": "call",
             "measured": found.launch * found.copied,
-            "now": float(layout.OVERHEAD),
+            "now": float(MACHINES["cpu"].call),
             "in": "numbers copied for a launch",
         },
         {
-            "constant": "SLOW",
+            "constant": "slow",
             "measured": sorted(slow)[len(slow) // 2] if slow else "not slow",
-            "now": float(layout.SLOW),
+            "now": float(MACHINES["cpu"].slow),
             "in": "multiplications for a number copied",
         },
         {
-            "constant": "SKINNY",
+            "constant": "skinny",
             "measured": "not slow" if skinny is None else skinny,
-            "now": float(layout.SKINNY),
+            "now": float(MACHINES["cpu"].skinny),
             "in": "ratio of sides",
         },
     ]

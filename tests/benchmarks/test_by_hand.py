@@ -1,19 +1,17 @@
 """Hand-written methods have the values and the gradients of tnadapt: the two sides of a table compute the same."""
 
-import os
-
 import pytest
 import torch
 from torch import nn
 
 import tnadapt_torch
+from tests.thorough import IS_THOROUGH
 from tnadapt import families
 
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.usefixtures("modules")
 
 TOKENS, WIDTH, WIDER = 6, 32, 48
-IS_LAWS = os.environ.get("HYPOTHESIS_PROFILE") == "laws"
 
 
 @pytest.fixture
@@ -56,7 +54,7 @@ def test_a_formula_has_the_values_and_gradients_of_tnadapt(methods):
     x = torch.linspace(-1, 1, TOKENS * WIDTH, dtype=torch.float64).reshape(TOKENS, WIDTH)
     plain = torch.cat([layer[kind](x) for layer in host() for kind in ("q", "up")], 1)
     for name, method in methods.items():
-        if name == "TeRA" and not IS_LAWS:
+        if name == "TeRA" and not IS_THOROUGH:
             continue
         model, hand = host(), host()
         words = {"target_modules": ["q", "up"], "seed": 0} | method.words

@@ -1,7 +1,6 @@
 """The programs run at tiny sizes, write a record each, and refuse to time compiled code that drops work."""
 
 import importlib
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.thorough import left_to_laws
+
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.usefixtures("modules")
-IS_LAWS = os.environ.get("HYPOTHESIS_PROFILE") == "laws"
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_the_script_for_a_gpu_runs_three_programs_within_six_minutes(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not IS_LAWS, reason="compiles for a minute; make laws runs it")
+@left_to_laws("compiles for a minute; make laws runs it")
 def test_the_compiled_regime(run):
     record, _ = run("regimes", "--quick", "--rounds", "1", "--methods", "LoRA", "LoTR", "--regimes", "compiled")
     assert [isinstance(row["/ base"], float) for row in record.tables[0].rows] == [True, True]
@@ -180,7 +180,7 @@ SMALL = {
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not IS_LAWS, reason="takes a minute; make laws runs it")
+@left_to_laws("takes a minute; make laws runs it")
 @pytest.mark.filterwarnings("ignore:Specified to not save vera_A:UserWarning")  # of PEFT
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT reads it
 @pytest.mark.parametrize("name", SMALL)

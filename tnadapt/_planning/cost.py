@@ -67,8 +67,8 @@ OBJECTIVES = {
 }
 
 
-# On an H100, by its published 989 TFLOP/s and 3.35 TB/s, of bf16: 590 flops in the time of a number. A launch takes 5 us.
-# No GPU has confirmed that these weights choose well.
+# On an H100, by its published 989 TFLOP/s and 3.35 TB/s, of bf16: 590 flops in the time of a number, and 5e9 in that of
+# a launch, 5 us. No GPU has confirmed that these weights choose well.
 CUDA = Objective("training on cuda", backward=1.0, saved=1.0, moved=590.0, step=5e9)
 
 # What the bindings ask for, by the type of a device. In calls in which no factor changes, what is made of factors alone

@@ -329,7 +329,7 @@ def test_fixed_factors_are_multiplied_first_where_tokens_are_few():
 
 def test_a_device_for_which_a_pass_is_dear_takes_more_products_instead():
     """VeRA: on a GPU its b goes into B, although the gradient of that is one more product over all tokens."""
-    adapter = families.vera().bind([Site("0.q", (512, 512), {"layer": 0, "kind": "q"})], rank=16)
+    adapter = families.vera().bind([Site("0.q", (512, 512), {"layer": 0, "kind": "q"})], rank=256)
     cpu, cuda = (plan(adapter.networks[0], tokens=1024, objective=TRAINING[device]) for device in ("cpu", "cuda"))
     assert cuda.cost.forward + cuda.cost.backward > cpu.cost.forward + cpu.cost.backward
     assert cuda.cost.moved < cpu.cost.moved

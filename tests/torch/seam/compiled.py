@@ -6,7 +6,6 @@ from torch._dynamo.backends.registry import lookup_backend
 from torch._dynamo.utils import counters
 
 from tests.table import FAMILIES
-from tests.thorough import IS_THOROUGH
 from tests.torch import hosts
 from tnadapt_torch import AdapterState, attach
 
@@ -38,11 +37,11 @@ class Stack(nn.Module):
 
 
 class Counting:
-    """A compiler backend that compiles nothing, and counts the graphs. In the profile "laws" it traces both passes."""
+    """A compiler backend that compiles nothing, and counts the graphs. If `both`, it traces the backward pass too."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, both: bool) -> None:
         self.before = counters["stats"]["unique_graphs"]
-        self.trace = lookup_backend("aot_eager" if IS_THOROUGH else "eager")
+        self.trace = lookup_backend("aot_eager" if both else "eager")
 
     @property
     def graphs(self) -> int:

@@ -29,7 +29,7 @@ def test_a_model_is_one_graph(name):
     model = compiled.host(LAYERS)
     compiled.adapt(model, name)
     wanted = [compiled.answers(model, x) for x in batches(3, 5, 6)]
-    backend = compiled.Counting()
+    backend = compiled.Counting(both=IS_THOROUGH)
     model.compile(fullgraph=True, backend=backend, dynamic=True)
     for x, answer in zip(batches(3, 5, 6), wanted, strict=True):
         compiled.agree(compiled.answers(model, x), answer)
@@ -42,7 +42,7 @@ def test_equal_layers_by_themselves_are_one_graph(name):
     compiled.adapt(model, name)
     (x,) = batches(3)
     wanted = compiled.answers(model, x)
-    backend = compiled.Counting()
+    backend = compiled.Counting(both=IS_THOROUGH)
     for layer in model.layers:
         layer.compile(fullgraph=True, backend=backend)
     compiled.agree(compiled.answers(model, x), wanted)
@@ -94,6 +94,6 @@ def test_a_fault_in_compiled_code_is_noticed(plant, found, monkeypatch):
     (x,) = batches(3)
     wanted = compiled.answers(model, x)
     plant(monkeypatch)
-    called = torch.compile(model, fullgraph=True, backend=compiled.Counting())
+    called = torch.compile(model, fullgraph=True, backend=compiled.Counting(both=IS_THOROUGH))
     with pytest.raises(AssertionError, match=found):
         compiled.agree(compiled.answers(model, x, called), wanted)

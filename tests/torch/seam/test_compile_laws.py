@@ -33,7 +33,7 @@ CASES = [(name, axes) for name in LENGTHS for axes in (2, 3)] if IS_THOROUGH els
 def test_training_at_five_lengths(lengths, axes):
     (lengths, graphs), model = LENGTHS[lengths], compiled.host()
     compiled.adapt(model, "lora")
-    backend = compiled.Counting()
+    backend = compiled.Counting(both=IS_THOROUGH)
     called = torch.compile(model, fullgraph=True, backend=backend, dynamic=True)
     for length in lengths:
         x = batch(*(2, length, 8)[3 - axes :])
@@ -45,7 +45,7 @@ def test_training_at_five_lengths(lengths, axes):
 def test_lengths_that_torch_finds_to_change_by_itself():
     model = compiled.host()
     compiled.adapt(model, "vera")
-    backend = compiled.Counting()
+    backend = compiled.Counting(both=IS_THOROUGH)
     called = torch.compile(model, fullgraph=True, backend=backend)
     for length in [5, 7, 1, 12, 6]:
         x = batch(2, length, 8)
@@ -85,7 +85,7 @@ def take_off(model, state, called):
 def test_training_goes_on_after(change):
     model = compiled.host()
     state = compiled.adapt(model, "lora")
-    called = torch.compile(model, fullgraph=True, backend=compiled.Counting())
+    called = torch.compile(model, fullgraph=True, backend=compiled.Counting(both=IS_THOROUGH))
     x = batch(2, 3, 8)
     compiled.agree(compiled.answers(model, x, called), compiled.answers(model, x))
     change(model, state, called)
@@ -97,7 +97,7 @@ def test_training_goes_on_after(change):
 def test_training_of_an_adapter_that_is_attached_after_the_host_was_compiled(apart):
     model = compiled.host(2)
     for module in model.layers if apart else [model]:
-        module.compile(fullgraph=True, backend=compiled.Counting())
+        module.compile(fullgraph=True, backend=compiled.Counting(both=IS_THOROUGH))
     plain = compiled.host(2)
     x = batch(2, 3, 8)
     compiled.agree(compiled.answers(model, x), compiled.answers(plain, x))
