@@ -14,7 +14,7 @@ from tnadapt.binding import Network
 from tnadapt.testing import LAWS, LawError, adapters, check, networks, sites, specs
 
 every_law = pytest.mark.parametrize("law", LAWS, ids=[law.__name__ for law in LAWS])
-EXAMPLES = settings().max_examples if IS_THOROUGH else min(settings().max_examples, 30)  # for each of the laws
+EXAMPLES = settings().max_examples if IS_THOROUGH else min(settings().max_examples, 20)  # for each of the laws
 slow_data = settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
