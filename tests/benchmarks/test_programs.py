@@ -199,6 +199,6 @@ def test_calibrate_has_the_planner_constants(run):
     record, _ = run("calibrate", "--quick", "--rounds", "1")
     speeds, constants, gradients = record.tables
     assert all(row["value"] > 0 for row in speeds.rows)
-    assert [row["constant"] for row in constants.rows] == ["MOVED", "CALL", "OVERHEAD", "SLOW", "SKINNY"]
+    assert [row["constant"] for row in constants.rows] == ["MOVED", "CALL", "call", "slow", "skinny"]
     assert all(row["now"] > 0 for row in constants.rows)
     assert [row["rank"] for row in gradients.rows] == [4, 16]

@@ -13,7 +13,7 @@ import tnadapt_torch
 from tests.thorough import IS_THOROUGH
 from tnadapt import AdapterSpec, families
 
-PROGRAMS = 800 if IS_THOROUGH else 24
+PROGRAMS = 800 if IS_THOROUGH else 16
 NAMES = ["first", "second", "third", "last"]
 SPECS: dict[str, tuple[Callable[[], AdapterSpec], dict[str, Any]]] = {
     "lora": (families.lora, {}),

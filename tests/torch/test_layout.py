@@ -5,8 +5,9 @@ import torch
 
 import tnadapt_torch
 from tnadapt import families, grid, plan
+from tnadapt.binding import FIXED, TRAINING
 from tnadapt_torch._run.layout import lay_out
-from tnadapt_torch._run.ways import CPU, CUDA, MACHINES, Convolved, Way
+from tnadapt_torch._run.ways import CPU, MACHINES, Convolved, Way
 
 RANK, SIZE = 4, 512
 LORA = families.lora().bind(grid(layers=1, kinds={"q": (SIZE, SIZE)}), rank=RANK).groups[0].network
@@ -70,7 +71,8 @@ def test_the_device_of_the_factors_decides_what_is_slow(monkeypatch):
     update = state.updates["0"]
     block(torch.ones(1, 4))
     assert update.machine == "cpu"
-    monkeypatch.setitem(MACHINES, "meta", CUDA)
+    for table in (MACHINES, TRAINING, FIXED):
+        monkeypatch.setitem(table, "meta", table["cuda"])
     block.to("meta")
     assert update.machine == "meta"
     block.to_empty(device="cpu")

@@ -2,7 +2,6 @@
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
-from functools import cached_property
 from typing import Any, Protocol, cast
 
 import torch
@@ -49,6 +48,8 @@ class SiteUpdate:
         self._code: list[tuple[Code, tuple[Ref, ...]] | None] = []  # each with the factors that it reads
         self._folds: list[bool | None] = []  # by place: whether that pays there
         self._dense: Code | None = None
+        # How many numbers may be kept beside the factors: a dense update of each layer would double the model.
+        self.most_kept = 0
         self._own: list[tuple[Code, tuple[Ref, ...]] | None] = []  # as `_code`, for an output that nobody else has
         self._parts: list[Parts | None] = []
         self._is_parted: list[bool] = []
@@ -221,11 +222,6 @@ class SiteUpdate:
             asked["objective"] = TRAINING[self.machine]
         return asked
 
-    @cached_property
-    def most_kept(self) -> int:
-        """How many numbers may be kept beside the factors: a dense update of each layer would double the model."""
-        return max(self.network.volume(self.network.out_modes) * self.width // 4, 4096)
-
     def run_on(self, machine: str) -> None:
         """Write code for this type of device from now on, if it has a table of what is slow there."""
         if machine != self.machine and machine in MACHINES:
@@ -254,7 +250,8 @@ class SiteUpdate:
 
     def _forget_code(self) -> None:
         """Drop all code except the code that torch.compile traces, which cannot be written during tracing."""
-        self.__dict__.pop("most_kept", None)
+        network = self.network
+        self.most_kept = max(network.volume(network.out_modes) * self.width // 4, 4096)
         self._code = [None] * (4 * CODES)
         self._folds, self._own = [None] * CODES, [None] * CODES
         self._parts, self._is_parted = [None] * CODES, [False] * CODES
@@ -268,7 +265,7 @@ class SiteUpdate:
         return {
             name: value
             for name, value in self.__dict__.items()
-            if name not in ("_code", "_folds", "_own", "_parts", "_is_parted", "most_kept")
+            if name not in ("_code", "_folds", "_own", "_parts", "_is_parted")
         } | {"_dense": bool(self._dense)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
