@@ -53,8 +53,10 @@ class Hosted:
 
         Raise SiteError while the weight contains the update itself or, under PEFT, that of any adapter.
         """
-        path, is_own = self.weight.path, self.owner.merged is not None
-        if is_own or path in self.owner.originals:
+        is_own, others = self.owner.merged is not None, self.owner.originals
+        # An empty table is not asked for the path: compiled code would be that of this path alone.
+        if is_own or (others and self.weight.path in others):
+            path = self.weight.path
             raise SiteError(
                 f"{path}: expected the host's own weight, which is a factor of the adapter, got one with "
                 f"{'the' if is_own else 'an'} update merged into it.\n"
