@@ -217,3 +217,35 @@ def test_derivatives_of_every_kind_are_those_of_the_general_way(name: str) -> No
         found.append([*(part for part in parts if part is not None), *outer, second, leaf.grad])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_equal_runs_are_equal_to_the_last_bit() -> None:
+    def trained() -> list[Tensor]:
+        block, state = adapted("lora", is_joined=True, dtype=torch.float32)
+        optimizer = torch.optim.AdamW([one for one in state.parameters() if one.requires_grad], lr=1e-2)
+        source = torch.Generator().manual_seed(3)
+        for _ in range(5):
+            block(torch.randn(7, 6, generator=source)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return [*state.parameters(), block(torch.ones(1, 6))]
+
+    for one, other in zip(trained(), trained(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_layers_that_read_the_same_x_multiply_it_once() -> None:
+    """In both passes: by the rows of all of them, or by a factor that they share. Their own x is that of no other."""
+    counts = {}
+    for name in ("lora", "vera"):
+        for is_joined in (True, False):
+            block, _ = adapted(name, is_joined=is_joined)
+            x = torch.ones(5, 6, dtype=torch.float64, requires_grad=True) * 2.0
+            with torch.profiler.profile() as profile:
+                torch.cat([block.first(x), block.second(x), block.third(x)], 1).sum().backward()
+            names = [event.name for event in profile.events()]
+            counts[name, is_joined] = sum(
+                names.count(f"aten::{kind}") for kind in ("mm", "addmm", "addmm_", "add", "add_")
+            )
+    assert counts["lora", True] <= counts["lora", False] - 10
+    assert counts["vera", True] <= counts["vera", False] - 7

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tnadapt_torch._host.fronts import Front, drop_front, put_front
 from tnadapt_torch._host.weight import Weight
-from tnadapt_torch._run import Siblings, SiteUpdate, Update, join_layer
+from tnadapt_torch._run import Siblings, SiteUpdate, Update, forget_reading, join_layer
 
 __all__: list[str] = []
 
@@ -28,6 +28,10 @@ class Removable(Protocol):
 
 class Served(Front):
     """The front of a module with updates."""
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        forget_reading()  # a conversion that swaps parameters needs them to be held by none
+        return super()._apply(*args, **kwargs)  # type: ignore[misc]  # the class behind has it
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the output of the module with all updates added."""

@@ -2,7 +2,7 @@
 
 from tnadapt_torch._run.blocks import BlocksUpdate, Update
 from tnadapt_torch._run.call import Owner, find_x
-from tnadapt_torch._run.layer import Siblings, join_layer
+from tnadapt_torch._run.layer import Siblings, forget_reading, join_layer
 from tnadapt_torch._run.lower import lower_delta
 from tnadapt_torch._run.magnitude import MagnitudeUpdate
 from tnadapt_torch._run.maps import map_factor
@@ -23,6 +23,7 @@ __all__ = [
     "Stack",
     "Update",
     "find_x",
+    "forget_reading",
     "join_layer",
     "lower_delta",
     "map_factor",

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, reduce
 from typing import TypeGuard, cast
 
 import torch
@@ -77,7 +77,10 @@ class Parts:
     def row(self, number: int, factors: Sequence[Tensor]) -> Tensor:
         """Return one of these matrices, given the factors of all."""
         start = sum(len(refs) for refs in self.inner[:number])
-        return self.entry.rows[number].make(*factors[start : start + len(self.inner[number])])
+        own = factors[start : start + len(self.inner[number])]
+        if any(one.dtype != own[0].dtype for one in own):  # as where fully_shard casts those that are trained
+            own = [one.to(reduce(torch.promote_types, [one.dtype for one in own])) for one in own]
+        return self.entry.rows[number].make(*own)
 
     def has_row_of(self, number: int, other: "Parts", row: int) -> bool:
         """Return whether one of the matrices is one of another update: both are the same factor, stored alike."""

@@ -1,6 +1,7 @@
 """Call a linear layer together with its update: one gradient of x for both, and for all layers that read the same x."""
 
 import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,7 @@ class _Products(torch.autograd.Function):
     @staticmethod
     def forward(  # noqa: PLR0917  (as torch hands them on)
         ctx: Any,
-        reading: "Reading | None",
+        node: "Node | None",
         scale: float,
         x: Tensor,
         weight: Tensor,
@@ -53,8 +54,8 @@ class _Products(torch.autograd.Function):
             made = (whole,) if len(rows) == 1 else torch.split(whole, [len(one) for one in rows], 1)
         ctx.save_for_backward(x if any(ctx.needs_input_grad[5:]) else None, weight, *rows)
         ctx.set_materialize_grads(False)
-        ctx.reading, ctx.scale, ctx.shape = reading, scale, x.shape
-        return (linear(flat, weight, bias), *made, *(() if reading is None else (x,)))
+        ctx.node, ctx.scale, ctx.shape = node, scale, x.shape
+        return (linear(flat, weight, bias), *made, *(() if node is None else (x,)))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -65,8 +66,8 @@ class _Products(torch.autograd.Function):
         x, weight, *rows = ctx.saved_tensors
         output, *made = grads
         total = None
-        if ctx.reading is not None:
-            ctx.reading.end()
+        if ctx.node is not None:
+            ctx.node.end()
             total = made.pop()
         needs_x, needs_rows = ctx.needs_input_grad[2], ctx.needs_input_grad[5:]
         if total is not None:
@@ -125,25 +126,47 @@ class Lead:
         return all(layer.update.parts_at(place) is parts for layer, (parts, _) in self.members.items())
 
 
+class Node:
+    """The part of the graph that layers which read one x share. It is spent once a backward pass has used it.
+
+    It knows the reading without holding it: the tensors of a reading hold the graph, and that holds this.
+    """
+
+    def __init__(self) -> None:
+        """Begin without a reading."""
+        self.reading: weakref.ref[Reading] | None = None
+
+    def end(self) -> None:
+        """Note that a backward pass uses it, and let go of what the reading holds."""
+        reading = None if self.reading is None else self.reading()
+        if reading is not None:
+            reading.is_spent = True
+            reading.x = reading.handed = torch.empty(0)
+            reading.products.clear()
+
+
 @dataclass(eq=False)
 class Reading:
     """One x on its way through the layers that read it, in one thread.
 
     `handed` is x as the last of these layers hands it on. `products` are those that wait for a layer, with what was
-    seen of the factors that they were made of. A reading is spent once a backward pass has used it.
+    seen of the factors that they were made of.
     """
 
+    node: Node
     x: Tensor
     state: tuple[Any, ...]
     handed: Tensor
     products: "dict[Layer, tuple[list[Tensor], Seen]]"
     is_spent: bool = False
 
-    def end(self) -> None:
-        """Note that a backward pass has used it, and let go of what it holds."""
-        self.is_spent = True
-        self.x = self.handed = torch.empty(0)
-        self.products.clear()
+
+_local = threading.local()  # one reading for each thread: that of the layers that were called last
+
+
+def forget_reading() -> None:
+    """Let go of the x that was read last in this thread, and of the graph that it is in."""
+    _local.reading = None
 
 
 class Siblings:
@@ -156,34 +179,23 @@ class Siblings:
     def __init__(self) -> None:
         """Begin without layers."""
         self.layers: list[Layer] = []
-        self._local = threading.local()
         self._leads: dict[int, Lead] = {}
-
-    @property
-    def reading(self) -> Reading | None:
-        """What the first layer has read last, in this thread, if a layer still waits for it."""
-        found: Reading | None = getattr(self._local, "reading", None)
-        return found
-
-    @reading.setter
-    def reading(self, value: Reading | None) -> None:
-        self._local.reading = value
 
     def take(self, layer: "Layer", x: Tensor, state: tuple[Any, ...], factors: Sequence[Tensor]) -> Reading | None:
         """Return the reading that has products for a layer: of the same x and factors, in the same state of autograd.
 
         A layer that reads another x, or the last one that waits, ends the reading.
         """
-        reading = self.reading
+        reading: Reading | None = getattr(_local, "reading", None)
         if reading is None:
             return None
         is_same = reading.x is x and reading.state == state and not reading.is_spent
         found = reading.products.get(layer)
         if not is_same or found is None or found[1] != _seen(factors):
-            self.reading = None
+            _local.reading = None
             return None
         if len(reading.products) == 1:
-            self.reading = None
+            _local.reading = None
         return reading
 
     def lead(self, place: int) -> Lead | None:
@@ -235,9 +247,10 @@ class Layer:
         It serves calls of a frozen weight of the dtype of x, without dropout and autocast, and outside of everything
         that sees or transforms single operations.
         """
-        if len(args) != 1 or kwargs:
+        if len(args) + len(kwargs) != 1:
             return None
-        x, held, update = args[0], module._parameters, self.update
+        x: Any = args[0] if args else kwargs.get("input")
+        held, update = module._parameters, self.update
         weight = held.get("weight")
         if type(weight) is not nn.Parameter or type(x) not in PLAIN or x.dtype != weight.dtype or "bias" not in held:
             return None
@@ -281,7 +294,7 @@ class Layer:
         if reading is None:
             return _products(None, parts.entry.scale, *given, *parts.rows(factors))
         products, _ = reading.products.pop(self)
-        y, reading.handed = _products(reading, 1.0, reading.handed, *given[1:])
+        y, reading.handed = _products(reading.node, 1.0, reading.handed, *given[1:])
         return y, *products
 
     def _lead(
@@ -293,15 +306,18 @@ class Layer:
         by_parts = {id(parts): factors[layer] for layer, (parts, _) in lead.members.items()}
         rows = [parts.row(number, by_parts[id(parts)]) for parts, number in lead.rows]
         if not all(type(row) in PLAIN and row.device == x.device for row in rows):
-            own, _ = lead.members[self]
-            return _products(None, own.entry.scale, *given, *own.rows(factors[self]))
-        reading = Reading(x, state, x, {})
-        y, *made, reading.handed = _products(reading, lead.members[self][0].entry.scale, *given, *rows)
-        for layer, (_, taken) in lead.members.items():
-            reading.products[layer] = [made[number] for number in taken], _seen(factors[layer])
-        own_products, _ = reading.products.pop(self)
-        self.siblings.reading = reading
-        return y, *own_products
+            mine, _ = lead.members[self]
+            return _products(None, mine.entry.scale, *given, *mine.rows(factors[self]))
+        node = Node()
+        y, *made, handed = _products(node, lead.members[self][0].entry.scale, *given, *rows)
+        products = {
+            layer: ([made[number] for number in taken], _seen(factors[layer]))
+            for layer, (_, taken) in lead.members.items()
+        }
+        own, _ = products.pop(self)
+        _local.reading = reading = Reading(node, x, state, handed, products)
+        node.reading = weakref.ref(reading)
+        return y, *own
 
 
 def join_layer(update: SiteUpdate, path: str, families: dict[tuple[str, int], Siblings]) -> None:
@@ -314,8 +330,8 @@ def join_layer(update: SiteUpdate, path: str, families: dict[tuple[str, int], Si
     update.layer = Layer(update, siblings)
 
 
-def _products(reading: Reading | None, scale: float, *given: Tensor | None) -> Sequence[Tensor]:
-    made: Sequence[Tensor] = _Products.apply(reading, scale, *given)  # type: ignore[no-untyped-call]
+def _products(node: Node | None, scale: float, *given: Tensor | None) -> Sequence[Tensor]:
+    made: Sequence[Tensor] = _Products.apply(node, scale, *given)  # type: ignore[no-untyped-call]
     return made
 
 

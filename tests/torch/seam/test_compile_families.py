@@ -36,7 +36,7 @@ def test_a_model_is_one_graph(name):
     assert backend.graphs == 1
 
 
-@pytest.mark.parametrize("name", [*LINEAR, *(["losa"] if not compiled.ALL else [])])  # which reads the host's weight
+@pytest.mark.parametrize("name", [*LINEAR, *(["losa"] if not IS_THOROUGH else [])])  # which reads the host's weight
 def test_equal_layers_by_themselves_are_one_graph(name):
     model = compiled.host(LAYERS)
     compiled.adapt(model, name)
