@@ -30,6 +30,7 @@ def start(command):
     return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
 
 
+@left_to_leaderboard("it starts the program three times")
 @pytest.mark.slow
 def test_a_search_that_was_stopped_goes_on_with_what_is_missing(tmp_path):
     """The second call has one more rate, runs that alone, and then the final run at the better one."""

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from tests.modules import forget
+from tests.thorough import left_to_laws
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
@@ -119,6 +120,7 @@ def test_the_quick_demo_trains_saves_loads_merges_and_exports(folder: Path, tmp_
     assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
 
 
+@left_to_laws("it starts the demo a second time")
 @pytest.mark.slow
 def test_ctrl_c_reports_finished_methods_and_leaves_no_partial_file(folder: Path, tmp_path: Path) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a child process would inherit an ignored signal
