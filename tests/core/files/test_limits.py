@@ -186,7 +186,9 @@ def refused(tmp_path, bombs, **words):
     assert {name: what for name, what in found.items() if what[0] != "refused" or what[1] > SECONDS} == {}
 
 
-@pytest.mark.parametrize("is_old", [False, True], ids=["format 2", "format 1"])
+@pytest.mark.parametrize(
+    "is_old", [False, True] if IS_THOROUGH else [True], ids={False: "format 2", True: "format 1"}.get
+)
 def test_a_forged_file_is_refused_in_seconds_and_little_memory(is_old, tmp_path):
     """Files of format 1 are read by the same code once they are upgraded: every run reads some of them."""
     names = list(BOMBS)[:: 5 if is_old and not IS_THOROUGH else 1]
@@ -245,7 +247,9 @@ def headers():
     }
 
 
-@pytest.mark.parametrize("name", ["100,000 tensors", "a million metadata", "lists in lists"])
+@pytest.mark.parametrize(
+    "name", ["100,000 tensors", "a million metadata", "lists in lists"] if IS_THOROUGH else ["lists in lists"]
+)
 def test_a_forged_header_is_refused_in_seconds(name, tmp_path):
     path = write_header(tmp_path / "a", headers()[name].encode())
     start = time.process_time()

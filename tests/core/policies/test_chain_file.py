@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 import tnadapt
 from tests.core.files.forged import SECONDS, write_text
+from tests.thorough import left_to_laws
 from tnadapt import FormatError, PlanError, SiteError, families, grid, read_peft, save
 from tnadapt._files import limits
 from tnadapt.policies import Chain, load_chain, save_chain, save_chain_as_lora
@@ -196,6 +197,7 @@ def test_the_limits_hold_for_all_links_together(file, monkeypatch):
     assert not file.with_name("new").exists()
 
 
+@left_to_laws("it takes seconds, as such files of one adapter do")
 def test_a_forged_file_with_many_links_is_refused_in_seconds(tmp_path):
     sites = [[0, layer] for layer in range(2000)]
     save_chain(tmp_path / "a", chain_of(families.lora(), 1, sites=grid(layers=2, kinds={"q": (6, 4)})))

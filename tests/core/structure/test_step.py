@@ -8,6 +8,7 @@ import pytest
 
 import tnadapt
 from tests.table import FAMILIES
+from tests.thorough import left_to_laws
 from tnadapt import (
     AdapterSpec,
     SiteError,
@@ -122,6 +123,7 @@ def test_coherence_is_what_signs_of_a_gradient_add_to_those_at_random():
     assert 0.7 < other * size.coherence < 1.4
 
 
+@left_to_laws("it says what a formula leaves out")
 def test_reflections_have_too_few_numbers_to_follow_their_node():
     adapter = families.hra(reflections=3).bind(grid(layers=1, kinds={"q": (24, 32)}))
     for ratio in roots(adapter, of_gradient, 6).values():
