@@ -128,3 +128,16 @@ def test_a_split_code_computes_the_same(name: str) -> None:
     made = factors if free is None else free(*factors)
     y = torch.zeros(3, 6, dtype=torch.float64)
     torch.testing.assert_close(rest(y, X, *made), code(y, X, *factors), rtol=0, atol=0)
+
+
+def test_a_factor_that_is_replaced_is_noticed_whatever_the_way() -> None:
+    for name in ("loha", "lora"):
+        block, state = adapted(name, is_joined=True)
+        if name == "lora":
+            state.float()  # its factors are cast in each call
+        with state.fixed():
+            outputs(block)
+            for parameter in state.parameters():
+                parameter.data = parameter.data * 2.0
+            kept = outputs(block)
+        torch.testing.assert_close(kept, outputs(block), rtol=1e-12, atol=1e-12)

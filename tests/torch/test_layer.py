@@ -1,6 +1,8 @@
 """Layers that are called together with their updates: as the general way, whatever is called in whatever order."""
 
+import gc
 import random
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -249,3 +251,58 @@ def test_layers_that_read_the_same_x_multiply_it_once() -> None:
             )
     assert counts["lora", True] <= counts["lora", False] - 10
     assert counts["vera", True] <= counts["vera", False] - 7
+
+
+def test_a_backward_pass_under_autocast_of_a_forward_pass_outside_of_it() -> None:
+    found = []
+    for is_joined in (True, False):
+        block, state = adapted("lora", is_joined=is_joined, dtype=torch.float32)
+        output = block(torch.ones(3, 6)).square().sum()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output.backward()
+        found.append([one.grad for one in state.parameters() if one.grad is not None])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-2, atol=2e-2)  # the general way rounds to bfloat16 here
+
+
+def test_what_sees_or_exchanges_a_product_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The function that layers call, the class that they have, and modes of functions."""
+    block, _ = adapted("lora", is_joined=True)
+    x = torch.ones(2, 6, dtype=torch.float64)
+    expected = 2.0 * block.first(x)
+    original, forward = torch.nn.functional.linear, nn.Linear.forward
+
+    class Mode(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = function(*args, **(kwargs or {}))
+            return 2.0 * result if function in {original, torch.addmm} else result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Linear, "forward", lambda layer, x: forward(layer, x) + 1.0)
+        torch.testing.assert_close(block.first(x), expected / 2.0 + 1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.functional, "linear", lambda *args: original(*args) * 0.0)
+        assert not torch.allclose(block.first(x), expected / 2.0)
+    with Mode():
+        assert not torch.allclose(block.first(x), expected / 2.0)
+
+
+def test_a_weight_without_use_in_the_backward_pass_is_not_held() -> None:
+    """If x needs no gradient, the first layer's weight may change before the backward pass: a merge, or a load."""
+    block, state = adapted("vera", is_joined=True)
+    output = block.first(torch.ones(2, 6, dtype=torch.float64))
+    with torch.no_grad():
+        block.first.weight.mul_(2.0)
+    output.sum().backward()
+    assert any(one.grad is not None and bool(one.grad.any()) for one in state.parameters())
+
+
+def test_a_graph_is_let_go_when_another_layer_is_called() -> None:
+    block, _ = adapted("lora", is_joined=True)
+    x = torch.ones(2, 6, dtype=torch.float64, requires_grad=True) * 1.0
+    seen = weakref.ref(x)
+    block.first(x)  # the others never read it
+    del x
+    block.down(torch.ones(2, 4, dtype=torch.float64))
+    gc.collect()
+    assert seen() is None

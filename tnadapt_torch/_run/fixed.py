@@ -19,17 +19,11 @@ Fixed = dict[tuple[Any, ...], "Made"]  # by code, place of the factors, dtype an
 
 @dataclass(frozen=True)
 class Made:
-    """What was made of factors, and what was seen of them: the tensors themselves, and their versions."""
+    """What was made of factors, and what was seen of them: where they lie, of which dtype, and their versions."""
 
-    factors: list[Tensor]
-    versions: list[int]
+    seen: list[tuple[int, torch.dtype, int]]
     tensors: Sequence[Tensor]
     refs: Sequence[Ref]  # kept, so that nothing else gets their place
-
-    def is_of(self, factors: Sequence[Tensor]) -> bool:
-        """Return whether these factors have not changed."""
-        pairs = zip(self.factors, factors, strict=True)
-        return all(_lies(one) == _lies(other) for one, other in pairs) and self.versions == _versions(factors)
 
 
 def run_code(code: Code, carried: Sequence[Tensor], refs: Sequence[Ref], fixed: Fixed | None, most: int) -> Tensor:
@@ -47,11 +41,14 @@ def run_code(code: Code, carried: Sequence[Tensor], refs: Sequence[Ref], fixed: 
         return code(*carried, *factors)
     key = (code, id(refs), like.dtype, like.device)
     found = fixed.get(key)
-    if found is None or not found.is_of(factors):
+    if any(one.is_inference() for one in factors):  # which have no version
+        return code(*carried, *read_all(refs, like))
+    seen = [(one.data_ptr(), one.dtype, one._version) for one in factors]
+    if found is None or found.seen != seen:
         read = read_all(refs, like)
         tensors = read if free is None else free(*read)
         own = [one.untyped_storage().data_ptr() for one in factors]
-        found = Made(factors, _versions(factors), tensors, refs)
+        found = Made(seen, tensors, refs)
         if sum(one.numel() for one in tensors if one.untyped_storage().data_ptr() not in own) <= most:
             fixed[key] = found
     return (code if free is None else rest)(*carried, *found.tensors)
@@ -62,14 +59,6 @@ def may_keep(like: Tensor) -> bool:
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or type(like) is not Tensor:
         return False
     return not (torch._C._len_torch_dispatch_stack() or is_transformed() or torch._C._get_tracing_state())
-
-
-def _lies(factor: Tensor) -> tuple[int, torch.dtype]:
-    return factor.data_ptr(), factor.dtype
-
-
-def _versions(factors: Sequence[Tensor]) -> list[int]:
-    return [0 if factor.is_inference() else factor._version for factor in factors]
 
 
 @lru_cache(maxsize=4096)

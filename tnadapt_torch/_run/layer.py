@@ -10,105 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch._C import _autograd
 from torch.autograd import forward_ad
-from torch.nn.functional import linear
+from torch.nn import functional
 
 from tnadapt_torch._run.call import is_dropping
 from tnadapt_torch._run.entry import Parts
+from tnadapt_torch._run.products import Node, multiply_all
 from tnadapt_torch._run.refs import read_all
 from tnadapt_torch._run.site import SiteUpdate
 
 __all__: list[str] = []
 
 PLAIN = (Tensor, nn.Parameter)
-Seen = list[tuple[int, int]]  # where each factor lies, and its version
-
-
-class _Products(torch.autograd.Function):
-    """The products of x with a weight and with the rows of factors, and x itself for the next layer that reads it.
-
-    Autograd would make a gradient of x for each of them and add these up. Here each product adds its own to the last.
-    """
-
-    @staticmethod
-    def forward(  # noqa: PLR0917  (as torch hands them on)
-        ctx: Any,
-        node: "Node | None",
-        scale: float,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        *rows: Tensor,
-    ) -> tuple[Tensor, ...]:
-        """Return x W^T + bias of shape (token, out), a product (token, row) for each of the rows, and x if it is read.
-
-        The rows of several layers are one matrix. Their products are multiplied by the scale.
-        """
-        flat = x.reshape(-1, x.shape[-1])
-        made: Sequence[Tensor] = ()
-        ctx.matrix = None
-        if rows:
-            matrix = rows[0] if len(rows) == 1 else torch.cat(rows)
-            matrix = matrix if matrix.dtype == x.dtype else matrix.to(x.dtype)
-            ctx.matrix = None if matrix is rows[0] else matrix
-            whole = _scaled(flat, matrix.t(), scale)
-            made = (whole,) if len(rows) == 1 else torch.split(whole, [len(one) for one in rows], 1)
-        ctx.save_for_backward(x if any(ctx.needs_input_grad[5:]) else None, weight, *rows)
-        ctx.set_materialize_grads(False)
-        ctx.node, ctx.scale, ctx.shape = node, scale, x.shape
-        return (linear(flat, weight, bias), *made, *(() if node is None else (x,)))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Return the gradients of x and of the rows. That of x is written into the one of the next layer.
-
-        The tensors that are saved are inputs alone, and the products are plain ones, so that it has a gradient itself.
-        """
-        x, weight, *rows = ctx.saved_tensors
-        output, *made = grads
-        total = None
-        if ctx.node is not None:
-            ctx.node.end()
-            total = made.pop()
-        needs_x, needs_rows = ctx.needs_input_grad[2], ctx.needs_input_grad[5:]
-        if total is not None:
-            total = total.reshape(-1, weight.shape[1])
-        if needs_x and output is not None:
-            total = output.mm(weight) if total is None else total.addmm_(output, weight)
-        parts: list[Tensor | None] = [None] * len(rows)
-        used = [number for number, grad in enumerate(made) if grad is not None]
-        if used:
-            given = [grad for grad in made if grad is not None]
-            inner = given[0] if len(given) == 1 else torch.cat(given, 1)
-            if needs_x:
-                matrix = _matrix(ctx, rows, used, inner.dtype)
-                total = (
-                    _scaled(inner, matrix, ctx.scale) if total is None else total.addmm_(inner, matrix, alpha=ctx.scale)
-                )
-            if any(needs_rows):
-                flat = x.reshape(-1, x.shape[-1])
-                whole = _scaled(
-                    inner.t(), flat, ctx.scale
-                )  # in this order no short side is innermost, which is slow on a CPU
-                pieces = torch.split(whole, [len(rows[number]) for number in used])
-                for number, piece in zip(used, pieces, strict=True):
-                    parts[number] = piece.to(rows[number].dtype) if needs_rows[number] else None
-        return (None, None, None if total is None else total.reshape(ctx.shape), None, None, *parts)
-
-
-def _scaled(left: Tensor, right: Tensor, scale: float) -> Tensor:
-    """Return a product times a scale, by one call of a library."""
-    if scale == 1.0:
-        return left.mm(right)
-    return torch.addmm(left.new_empty(()), left, right, beta=0.0, alpha=scale)
-
-
-def _matrix(ctx: Any, rows: Sequence[Tensor], used: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Return the rows that have a gradient as one matrix; that of the forward pass, unless it needs a gradient."""
-    if ctx.matrix is not None and len(used) == len(rows) and not torch.is_grad_enabled():
-        whole: Tensor = ctx.matrix
-        return whole
-    some = [rows[number] for number in used]
-    return (some[0] if len(some) == 1 else torch.cat(some)).to(dtype)
+Seen = list[tuple[int, int, bool]]  # where each factor lies, its version, and whether it needs a gradient
+LINEAR = nn.Linear.forward
 
 
 @dataclass(frozen=True)
@@ -124,25 +38,6 @@ class Lead:
     def is_valid(self, place: int) -> bool:
         """Return whether the layers still have these parts."""
         return all(layer.update.parts_at(place) is parts for layer, (parts, _) in self.members.items())
-
-
-class Node:
-    """The part of the graph that layers which read one x share. It is spent once a backward pass has used it.
-
-    It knows the reading without holding it: the tensors of a reading hold the graph, and that holds this.
-    """
-
-    def __init__(self) -> None:
-        """Begin without a reading."""
-        self.reading: weakref.ref[Reading] | None = None
-
-    def end(self) -> None:
-        """Note that a backward pass uses it, and let go of what the reading holds."""
-        reading = None if self.reading is None else self.reading()
-        if reading is not None:
-            reading.is_spent = True
-            reading.x = reading.handed = torch.empty(0)
-            reading.products.clear()
 
 
 @dataclass(eq=False)
@@ -260,9 +155,10 @@ class Layer:
         flat = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])  # noqa: PLR2004
         place = update.place_of(flat)
         if not torch.is_grad_enabled():
-            total = update.add_in_place(linear(flat, weight, bias), flat, place)
-        elif weight.requires_grad or (bias is not None and bias.requires_grad):
-            return None
+            forget_reading()
+            total = update.add_in_place(functional.linear(flat, weight, bias), flat, place)
+        elif weight.requires_grad or (bias is not None and bias.requires_grad) or x.dtype == torch.float16:
+            return None  # the products are scaled first, which may be too large for float16
         else:
             parts = update.parts_at(place)
             factors = [] if parts is None else parts.factors()
@@ -278,23 +174,20 @@ class Layer:
     ) -> Sequence[Tensor]:
         """Return the output without the update, and the products of x for it."""
         x, siblings = given[0], self.siblings
-        if (
-            len(siblings.layers) == 1 or x.grad_fn is None
-        ):  # layers that read a leaf may have backward passes of their own
-            return _products(None, parts.entry.scale, *given, *parts.rows(factors))
-        state = (x._version, _autograd._top_saved_tensors_default_hooks(True))
-        if self is siblings.layers[0]:
-            lead = siblings.lead(place)
-            return (
-                _products(None, parts.entry.scale, *given, *parts.rows(factors))
-                if lead is None
-                else self._lead(lead, state, given)
-            )
+        # Layers that read a leaf may have backward passes of their own.
+        is_alone = len(siblings.layers) == 1 or x.grad_fn is None
+        lead = siblings.lead(place) if not is_alone and self is siblings.layers[0] else None
+        state = () if is_alone else (x._version, x.data_ptr(), _autograd._top_saved_tensors_default_hooks(True))
+        if is_alone or self is siblings.layers[0]:
+            forget_reading()
+            if lead is not None:
+                return self._lead(lead, state, given)
+            return multiply_all(None, parts.entry.scale, *given, *parts.rows(factors))
         reading = siblings.take(self, x, state, factors)
         if reading is None:
-            return _products(None, parts.entry.scale, *given, *parts.rows(factors))
+            return multiply_all(None, parts.entry.scale, *given, *parts.rows(factors))
         products, _ = reading.products.pop(self)
-        y, reading.handed = _products(reading.node, 1.0, reading.handed, *given[1:])
+        y, reading.handed = multiply_all(reading.node, 1.0, reading.handed, *given[1:])
         return y, *products
 
     def _lead(
@@ -307,9 +200,9 @@ class Layer:
         rows = [parts.row(number, by_parts[id(parts)]) for parts, number in lead.rows]
         if not all(type(row) in PLAIN and row.device == x.device for row in rows):
             mine, _ = lead.members[self]
-            return _products(None, mine.entry.scale, *given, *mine.rows(factors[self]))
+            return multiply_all(None, mine.entry.scale, *given, *mine.rows(factors[self]))
         node = Node()
-        y, *made, handed = _products(node, lead.members[self][0].entry.scale, *given, *rows)
+        y, *made, handed = multiply_all(node, lead.members[self][0].entry.scale, *given, *rows)
         products = {
             layer: ([made[number] for number in taken], _seen(factors[layer]))
             for layer, (_, taken) in lead.members.items()
@@ -330,14 +223,9 @@ def join_layer(update: SiteUpdate, path: str, families: dict[tuple[str, int], Si
     update.layer = Layer(update, siblings)
 
 
-def _products(node: Node | None, scale: float, *given: Tensor | None) -> Sequence[Tensor]:
-    made: Sequence[Tensor] = _Products.apply(node, scale, *given)  # type: ignore[no-untyped-call]
-    return made
-
-
 def _seen(factors: Sequence[Tensor]) -> Seen:
     """Return what tells whether factors are the same, with the same values."""
-    return [(one.data_ptr(), one._version) for one in factors]
+    return [(one.data_ptr(), one._version, one.requires_grad) for one in factors]
 
 
 def _is_watched(x: Tensor) -> bool:
@@ -345,8 +233,11 @@ def _is_watched(x: Tensor) -> bool:
     return (
         x.is_nested
         or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
         or torch._C._is_any_autocast_enabled()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
         or torch._C._get_tracing_state() is not None
+        or functional.linear is not torch._C._nn.linear
+        or nn.Linear.forward is not LINEAR
     )

@@ -152,7 +152,7 @@ class AdapterState(Optimized, Resizable, Readable):
     def fixed(self) -> Iterator[None]:
         """Keep what is made of factors alone, in a `with` block in which they stay as they are: faster for few tokens.
 
-        A factor that is replaced or changed in place is noticed, but not one written to through its `.data`.
+        A replaced factor is noticed, and one changed in place, but not through `.data` or by a fused optimizer.
         """
         self.fixings, self.products = self.fixings + 1, self.products or {}
         try:

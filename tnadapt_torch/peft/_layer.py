@@ -9,6 +9,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.module import _has_any_global_hook
 
 from tnadapt import SiteError
 from tnadapt_torch._host import Merged, Weight, linear_weight
@@ -178,7 +179,8 @@ def _is_bare(module: nn.Module) -> bool:
     """Return whether a call of this layer is a call of nn.Linear and nothing more, so that it can be left out."""
     own = vars(module)
     hooks = own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
-    return type(module) is nn.Linear and not hooks and "forward" not in own
+    is_seen = hooks or _has_any_global_hook()  # type: ignore[no-untyped-call]
+    return type(module) is nn.Linear and not is_seen and "forward" not in own
 
 
 class TnLinear(TnLayer):
