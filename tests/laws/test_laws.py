@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 
 from tests.table import FAMILIES
-from tests.thorough import IS_THOROUGH
+from tests.thorough import IS_THOROUGH, left_to_laws
 from tnadapt import Adapter, families
 from tnadapt._language import Same
 from tnadapt._language.terms import terms_of
@@ -147,6 +147,7 @@ def seen(strategy, table, look):
     return found
 
 
+@left_to_laws("it draws hundreds of specs")
 def test_the_strategy_for_specs_covers_what_it_promises():
     def look(holds, spec):
         return holds(spec, [mode for factor in spec.arrays.values() for mode in factor.modes])
@@ -165,6 +166,7 @@ def test_plain_specs_are_one_term_of_factors_with_arrays():
     collect()
 
 
+@left_to_laws("it draws hundreds of adapters")
 def test_the_strategy_for_adapters_covers_what_it_promises():
     assert seen(adapters(), BOUND, lambda holds, adapter: holds(adapter)) == BOUND.keys()
 
