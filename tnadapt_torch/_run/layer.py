@@ -216,8 +216,11 @@ class Layer:
 def join_layer(update: SiteUpdate, path: str, families: dict[tuple[str, int], Siblings]) -> None:
     """Let a plain linear layer be called together with its update, and know the siblings that may read the same x.
 
-    These have names and one parent. Layers with numbers follow one another, or are chosen from.
+    These have names and one parent. Layers with numbers follow one another, or are chosen from. An update that reads
+    the product of its layer waits for that one, so it is added afterwards.
     """
+    if update.reads_product:
+        return
     parent, _, name = path.rpartition(".")
     siblings = Siblings() if name.isdigit() else families.setdefault((parent, update.width), Siblings())
     update.layer = Layer(update, siblings)

@@ -51,8 +51,7 @@ class SiteUpdate:
         # How many numbers may be kept beside the factors: a dense update of each layer would double the model.
         self.most_kept = 0
         self._own: list[tuple[Code, tuple[Ref, ...]] | None] = []  # as `_code`, for an output that nobody else has
-        self._parts: list[Parts | None] = []
-        self._is_parted: list[bool] = []
+        self._parts: dict[int, Parts | None] = {}
         self.machine = "cpu"  # the type of device that code is written for
         self.layer: Called | None = None  # if it is that of a plain linear layer: what calls both at once
         self.was_called = False  # by this
@@ -81,7 +80,7 @@ class SiteUpdate:
 
         `product` (token, out) is x times the host's weight, if it is at hand and some term begins with it.
         """
-        place = self._place(x, x.shape[0])
+        place = self.place_of(x)
         if type(x) is not Tensor and place != COMPILED and is_sharded(x):
             place += CODES
         if product is None:
@@ -162,25 +161,16 @@ class SiteUpdate:
 
     def _write_own(self, place: int) -> tuple[Code, tuple[Ref, ...]]:
         """Write the code that adds in place, at the first call that needs it."""
-        asked = self._asked(place, host_product=False)
-        read = nodes_read(self.network, **asked)
-        found = (
-            lower_apply(self.network, in_place=True, machine=self.machine, **asked),
-            tuple(self.refs[number] for number in read),
-        )
-        self._own[place] = found
+        self._own[place] = found = self._lower(self._asked(place, host_product=False), in_place=True)
         return found
 
     def parts_at(self, place: int) -> Parts | None:
         """Return the update in two parts, for the calls of a place; None if it has no such parts."""
-        if not self._is_parted[place]:
-            self._is_parted[place] = True
+        if place not in self._parts:
             self._parts[place] = self._part(place)
         return self._parts[place]
 
     def _part(self, place: int) -> Parts | None:
-        if self.reads_product:
-            return None
         asked = self._asked(place, host_product=False)
         entry = lower_entry(
             self.network,
@@ -209,10 +199,13 @@ class SiteUpdate:
         """Write the code for a bucket of tokens and the gradients needed, at the first call that needs it."""
         is_given, at = divmod(place, 2 * CODES)
         asked = self._asked(at, host_product=bool(is_given))
-        code = lower_apply(self.network, compiled=at == COMPILED, machine=self.machine, **asked)
-        read = nodes_read(self.network, **asked)
-        self._code[place] = found = code, tuple(self.refs[number] for number in read)
+        self._code[place] = found = self._lower(asked, compiled=at == COMPILED)
         return found
+
+    def _lower(self, asked: Asked, *, compiled: bool = False, in_place: bool = False) -> tuple[Code, tuple[Ref, ...]]:
+        """Write a code, and return it with the factors that it reads."""
+        code = lower_apply(self.network, compiled=compiled, in_place=in_place, machine=self.machine, **asked)
+        return code, tuple(self.refs[number] for number in nodes_read(self.network, **asked))
 
     def _asked(self, place: int, *, host_product: bool) -> Asked:
         """Return what the code at a place is made for. If it would keep large products of factors, it keeps few."""
@@ -254,7 +247,7 @@ class SiteUpdate:
         self.most_kept = max(network.volume(network.out_modes) * self.width // 4, 4096)
         self._code = [None] * (4 * CODES)
         self._folds, self._own = [None] * CODES, [None] * CODES
-        self._parts, self._is_parted = [None] * CODES, [False] * CODES
+        self._parts = {}
         self._dense = None
         self._write_code(COMPILED)
         if self.reads_product:
@@ -263,9 +256,7 @@ class SiteUpdate:
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the code, which is written again from the network."""
         return {
-            name: value
-            for name, value in self.__dict__.items()
-            if name not in ("_code", "_folds", "_own", "_parts", "_is_parted")
+            name: value for name, value in self.__dict__.items() if name not in ("_code", "_folds", "_own", "_parts")
         } | {"_dense": bool(self._dense)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
