@@ -1,4 +1,4 @@
-"""Draw docs/speed.md from the records in results/speed.
+"""Draw docs/evidence/speed.md from the records in results/speed.
 
 python benchmarks/page.py                      the page of the docs
 python benchmarks/page.py FOLDER PAGE          that of other records
@@ -17,7 +17,7 @@ from recording import FOLDER, Record, RecordError, Table, read_all, version
 __all__ = ["page_of"]
 
 HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs" / "speed.md"
+PAGE = HERE.parent / "docs" / "evidence" / "speed.md"
 FIRST = ("regimes", "passes", "calibrate")  # the others follow by name
 HEAD = """<!-- drawn by benchmarks/page.py; do not edit -->
 # Speed
@@ -25,7 +25,7 @@ HEAD = """<!-- drawn by benchmarks/page.py; do not edit -->
 Drawn from the records in `results/speed/`. `make bench` runs the programs, writes their records and draws this page;
 `benchmarks/gpu.sh` writes the records of a machine with a GPU. Ratios are of medians, measured in the same process with
 interleaved rounds: a "/" before a name divides the time of tnadapt by that of the name. What the figures mean, and
-older ones, are in [Performance](performance.md).
+older ones, are in [Performance](../explanation/performance.md).
 """
 
 

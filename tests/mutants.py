@@ -1,8 +1,8 @@
 """Mutation tests of all three packages, by sample: each mutant is judged by the tests that mirror its file.
 
-`make mutants` runs it; docs/mutants.md explains it. Cosmic Ray makes the mutants, in temporary copies of the tree. A
-place is a token that it can change; one change of each drawn place is judged. Changes of annotations and those that are
-no Python are left out. A seed gives the same sample until the code or Cosmic Ray changes.
+`make mutants` runs it; docs/development/mutants.md explains it. Cosmic Ray makes the mutants, in temporary copies of
+the tree. A place is a token that it can change; one change of each drawn place is judged. Changes of annotations and
+those that are no Python are left out. A seed gives the same sample until the code or Cosmic Ray changes.
 """
 
 import argparse

@@ -5,9 +5,9 @@
     python benchmarks/leaderboard --tasks digits --methods "LoRA r8" "LoTR r16 unit" --seeds 0 1 2
     python benchmarks/leaderboard --page                              only draw the page from the records
 
-Each run leaves a JSON record in results/, and docs/leaderboard.md is drawn from them; with --results FOLDER both lie
-there. A run that has a record is not run again, so that the program can be stopped and started at will. All methods
-have the same grid of rates, the same steps, and the same batches for a seed.
+Each run leaves a JSON record in results/, and docs/evidence/leaderboard.md is drawn from them; with --results FOLDER
+both lie there. A run that has a record is not run again, so that the program can be stopped and started at will. All
+methods have the same grid of rates, the same steps, and the same batches for a seed.
 """
 
 import argparse
@@ -171,7 +171,7 @@ def main() -> int:
                     f"{options.results}: expected a folder with records, got none; run without --page first"
                 )
             is_ours = options.results.resolve() == (ROOT / "results").resolve()
-            write_page(read_all(options.results), ROOT / "docs" if is_ours else options.results)
+            write_page(read_all(options.results), ROOT / "docs" / "evidence" if is_ours else options.results)
             if options.quick:  # the folder goes
                 print((options.results / "leaderboard.md").read_text(encoding="utf-8"))
         except (RecordError, MethodError) as error:

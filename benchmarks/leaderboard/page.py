@@ -74,7 +74,8 @@ def _head(records: Sequence[Record]) -> list[str]:
         f"{made}. Every method has the same grid of",
         "learning rates, searched on the validation split with seeds of its own; the best rate then trains each of",
         "the final seeds, and only these read the test split. A family by its name has its paper's scale and one rate",
-        'for all factors; with "unit" it has the scale `unit` and balanced rates ([Learning rates](learning_rate.md)).',
+        'for all factors; with "unit" it has the scale `unit` and balanced rates: see',
+        "[Learning rates](../explanation/learning_rate.md).",
         "",
     ]
 

@@ -9,7 +9,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 OPTIONAL = ("torch", "jax", "optax", "flax", "equinox", "orbax.checkpoint", "transformers", "peft", "accelerate")
 BLOCKS = [
     pytest.param(code, id=f"{page.stem}-{number}")
-    for page in sorted(DOCS.glob("*.md"))
+    for page in sorted(DOCS.rglob("*.md"))
     for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL))
 ]
 

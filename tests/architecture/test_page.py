@@ -1,4 +1,4 @@
-"""docs/architecture.md lists exactly the existing folders and modules; tests/core mirrors tnadapt."""
+"""docs/development/architecture.md lists exactly the existing folders and modules; tests/core mirrors tnadapt."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "development" / "architecture.md").read_text(encoding="utf-8")
 TITLES = {"tnadapt": "## The core", "tnadapt_torch": "## The PyTorch binding", "tnadapt_jax": "## The JAX binding"}
 
 FOLDERS = sorted(path.parent for path in (ROOT / "tnadapt").glob("_*/__init__.py"))

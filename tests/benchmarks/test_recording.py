@@ -129,7 +129,7 @@ def test_the_page_is_that_of_the_records():
     from page import page_of
     from recording import FOLDER, read_all, version
 
-    assert (ROOT / "docs" / "speed.md").read_text(encoding="utf-8") == page_of(read_all(FOLDER), version())
+    assert (ROOT / "docs" / "evidence" / "speed.md").read_text(encoding="utf-8") == page_of(read_all(FOLDER), version())
 
 
 def unfounded(page, drawn):
@@ -148,8 +148,9 @@ def test_a_figure_without_a_date_and_a_record_is_found():
 
 
 def test_figures_of_the_prose_are_dated_or_those_of_a_record():
-    """A section of docs/performance.md that says no "measured on" quotes docs/speed.md."""
-    page, drawn = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("performance.md", "speed.md"))
+    """A section of docs/explanation/performance.md that says no "measured on" quotes docs/evidence/speed.md."""
+    names = ("explanation/performance.md", "evidence/speed.md")
+    page, drawn = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in names)
     assert unfounded(page, drawn) == []
 
 

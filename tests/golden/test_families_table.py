@@ -1,4 +1,4 @@
-"""The table in docs/families.md is up to date: it is the output of `python docs/examples/families_table.py`."""
+"""The table in docs/reference/families.md is the output of `python docs/examples/families_table.py`."""
 
 import runpy
 from pathlib import Path
@@ -9,7 +9,7 @@ import tnadapt
 
 DOCS = Path(__file__).parents[2] / "docs"
 PROGRAM = runpy.run_path(str(DOCS / "examples" / "families_table.py"))
-PAGE = (DOCS / "families.md").read_text(encoding="utf-8")
+PAGE = (DOCS / "reference" / "families.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What docs/learning_rate.md says of the sweeps follows from the records in results/."""
+"""What docs/explanation/learning_rate.md says of the sweeps follows from the records in results/."""
 
 import math
 from pathlib import Path
@@ -79,5 +79,5 @@ def test_the_page_is_that_of_the_records(tmp_path):
     from records import read_all
 
     write_page(read_all(RESULTS), tmp_path)
-    page = Path(__file__).parents[2] / "docs" / "leaderboard.md"
+    page = Path(__file__).parents[2] / "docs" / "evidence" / "leaderboard.md"
     assert (tmp_path / "leaderboard.md").read_text(encoding="utf-8") == page.read_text(encoding="utf-8")

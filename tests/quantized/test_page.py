@@ -1,4 +1,4 @@
-"""The table of docs/torch.md says what the tests of this folder measure."""
+"""The table of docs/guides/torch.md says what the tests of this folder measure."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from tests.quantized.ways import WAYS
 
-PAGE = (Path(__file__).parents[2] / "docs" / "torch.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "guides" / "torch.md").read_text(encoding="utf-8")
 LINES = re.findall(r"^\| (.*) \|$", PAGE.split("## Quantized models\n")[1].split("\n## ")[0], flags=re.MULTILINE)
 HEAD, *TABLE = [[cell.strip() for cell in line.split("|")] for line in LINES]
 

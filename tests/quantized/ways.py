@@ -233,7 +233,7 @@ def dequantized(layer: nn.Module) -> Tensor:
 class Way:
     """A way to quantize.
 
-    `row` is its row in the table of docs/torch.md; `dense` returns the weight of a layer, by the library or by a
+    `row` is its row in the table of docs/guides/torch.md; `dense` returns the weight of a layer, by the library or by a
     formula; `reads` says whether starting values can be read from it, `passes` whether gradients reach the input.
     """
 

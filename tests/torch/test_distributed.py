@@ -60,6 +60,6 @@ def test_two_processes_compute_the_gradients_of_one(of_two, kind, family):
 
 
 def test_accelerate_launch_is_as_the_page_says(of_two):
-    """The row of docs/torch.md on several processes and devices; see `parallel/ways.py`."""
+    """The row of docs/guides/torch.md on several processes and devices; see `parallel/ways.py`."""
     pytest.importorskip("accelerate")
     assert [found["row"] for found in of_two] == [[]] * WORLD

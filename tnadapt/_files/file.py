@@ -169,7 +169,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, draw_limit: int | None = No
 
     Raises:
         FormatError: a file that is not a tnadapt file, was truncated or changed, has another format version or unknown
-            keys, or is above one of the limits in docs/files.md.
+            keys, or is above one of the limits in docs/reference/files.md.
         FileNotFoundError: there is no file.
     """
     expect_path(path, "load", FormatError)

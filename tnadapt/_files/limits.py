@@ -39,7 +39,7 @@ MATCHED = 2**24  # comparisons of a tensor's name with a module to save
 UNNAMED = 16  # times the arrays of a file: an adapter that needs more is not compared with it name by name
 MOST_TEXT = 4_000  # characters of a message that quotes the file
 
-TODO = "docs/files.md lists the limits."
+TODO = "docs/reference/files.md lists the limits."
 
 
 def keep(where: object, what: str, number: int, limit: int, todo: str = TODO) -> None:

@@ -29,7 +29,7 @@ from tnadapt._signature import answers
 
 __all__ = ["KAPPA", "Balanced", "StepSize", "balanced_rates", "step_size"]
 
-KAPPA = 6.0  # steps that a factor at 0 goes one way before it has its size; see docs/learning_rate.md
+KAPPA = 6.0  # steps that a factor at 0 goes one way before it has its size; see docs/explanation/learning_rate.md
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class Optimized(nn.Module):
                 et al. 2024, arXiv:2402.12354): B starts at zero and learns faster than A by this ratio.
             balance: multiply lr by the `rates` of `step_size`. Factors that move first get lr, each other one a rate in
                 proportion to the size of its starting values, so that one lr suits all families; see
-                docs/learning_rate.md.
+                docs/explanation/learning_rate.md.
             weight_decay: what AdamW would have as weight_decay if all rates were lr. Each group gets weight_decay * lr
                 / rate, so that all factors shrink alike. Without it the groups name none, the optimizer's own one
                 applies to all, and a factor shrinks in proportion to its rate.

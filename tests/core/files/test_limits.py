@@ -472,7 +472,7 @@ def test_what_is_at_its_limit_is_written_and_read_and_what_is_above_is_neither(m
     text = to_json(value)
     assert from_json(text) == value
     above = more()
-    with pytest.raises(FormatError, match=rf"^{message}\.\ndocs/files\.md lists the limits\."):
+    with pytest.raises(FormatError, match=rf"^{message}\.\ndocs/reference/files\.md lists the limits\."):
         to_json(above)
     with monkeypatch.context() as unchecked:
         for name in ("check_spec", "check_pattern", "check_asked", "check_binding", "check_coordinate"):
@@ -585,7 +585,7 @@ TABLE = {  # the first column of the table in the docs
 
 
 def test_the_table_of_limits_in_the_docs_has_the_numbers_of_the_code():
-    page = (Path(__file__).parents[3] / "docs" / "files.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "reference" / "files.md").read_text(encoding="utf-8")
     lines = page.split("## Limits")[1].split("\n## ")[0].splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")][2:]
     assert {what: number for what, number, _ in rows} == {what: f"{number:,}" for what, number in TABLE.items()}

@@ -1,6 +1,6 @@
 """One process of several: run `process.py FOLDER RANK WORLD WHAT ...`.
 
-WHAT is a scene, a way of the table in docs/torch.md, or PLAN-KIND of a life.
+WHAT is a scene, a way of the table in docs/guides/torch.md, or PLAN-KIND of a life.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The table of docs/torch.md on several processes and devices says what is measured.
+"""The table of docs/guides/torch.md on several processes and devices says what is measured.
 
 `test_two_processes` and `tests/torch/test_distributed.py` measure the rows that need processes.
 """

@@ -1,4 +1,4 @@
-"""Ways to spread a host over processes and devices, and what an adapter can do on it: the table of docs/torch.md."""
+"""Ways to spread a host over processes and devices, and what adapters can do: the table of docs/guides/torch.md."""
 
 import re
 import tempfile
@@ -18,7 +18,7 @@ from tests.torch.parallel.life import full, split
 from tnadapt import SiteError
 from tnadapt_torch import load
 
-PAGE = (Path(__file__).parents[3] / "docs" / "torch.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[3] / "docs" / "guides" / "torch.md").read_text(encoding="utf-8")
 LINES = re.findall(r"^\| (.*) \|$", PAGE.split("## Several processes and devices\n")[1].split("\n## ")[0], re.MULTILINE)
 HEAD, *ROWS = [[cell.strip() for cell in line.split("|")] for line in LINES if "---" not in line]
 TABLE = {name: cells for name, *cells in ROWS}
