@@ -1,14 +1,27 @@
 """The code in the README runs as written, and its figures are correct."""
 
+import json
+import math
 import re
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
 import tnadapt
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
 CODE = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+
+
+LOTR, TORCH, JAX, OWN = CODE
+
+
+def test_the_six_lines_are_the_built_in_family():
+    room = {}
+    exec(LOTR, room)
+    assert room["lotr"] == tnadapt.families.lotr()
 
 
 def test_the_quickstart_trains_saves_and_merges(tmp_path, monkeypatch, capsys):
@@ -17,20 +30,80 @@ def test_the_quickstart_trains_saves_and_merges(tmp_path, monkeypatch, capsys):
     torch.manual_seed(0)
     monkeypatch.chdir(tmp_path)
     room = {}
-    exec(CODE[0], room)
+    exec(TORCH, room)
     loss = torch.nn.functional.mse_loss(room["model"](room["x"]), room["y"])
     assert loss < 0.5 * room["y"].square().mean()  # the loss of the prediction 0
     assert (tmp_path / "lotr.safetensors").exists()
     assert "trainable params: 1,152" in capsys.readouterr().out
 
 
+def test_the_quickstart_in_jax_trains_and_saves_a_file_that_torch_reads(tmp_path, monkeypatch):
+    torch, _ = pytest.importorskip("torch"), pytest.importorskip("jax")
+    import numpy as np
+
+    import tnadapt_torch
+
+    monkeypatch.chdir(tmp_path)
+    room = {}
+    exec(JAX, room)
+    assert room["value"] < 0.25 * (room["y"] ** 2).mean()
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(64, 64, bias=False) for name in room["weights"]})
+    for name, weight in room["weights"].items():
+        model[name].weight.data = torch.tensor(np.asarray(weight)).T
+    tnadapt_torch.load(model, "lotr.safetensors")
+    params = room["params"] | {"trainable": room["trainable"]}
+    expected = np.asarray(room["adapted"](params, room["weights"], room["x"]))
+    with torch.no_grad():
+        found = model["second"](torch.tanh(model["first"](torch.tensor(np.asarray(room["x"])))))
+    np.testing.assert_allclose(found, expected, atol=1e-5 * abs(expected).max())
+
+
 def test_the_spec_in_the_readme_is_valid_and_binds_to_a_grid():
     room = {}
-    exec(CODE[1], room)
+    exec(OWN, room)
     sites = tnadapt.grid(layers=3, kinds={"q": (6, 5), "v": (6, 5)})
     adapter = room["mine"].bind(sites, rank=2, seed=0)
     assert tnadapt.count(adapter).trainable == 3 * 2 * 2 + 6 * 2
     assert tnadapt.count(adapter).frozen == 2 * 5
+
+
+def claim(words):
+    """Return the second cell of the table's row that begins with these words."""
+    (cell,) = re.findall(rf"^\| \*\*{words}\*\* \| (.*) \|$", README.read_text(), flags=re.MULTILINE)
+    return cell
+
+
+def test_the_sizes_of_files_are_those_of_the_records():
+    found = {}
+    for path in sorted((ROOT / "results").glob("family_relationships--*--final.json")):
+        one = json.loads(path.read_text())
+        found.setdefault(one["key"]["method"].split()[0], []).append((one["bytes"], one["test"]))
+    sizes = {name: {round(size / 1000) for size, _ in some} for name, some in found.items()}
+    stated = (int(number.replace(",", "")) for number in re.findall(r"([\d,]+) KB", claim("small files")))
+    assert sizes == {name: {size} for name, size in zip(("LoRA", "LoTR", "MetaTT"), stated, strict=True)}
+    right = {name: sum(score for _, score in some) / len(some) for name, some in found.items()}
+    assert min(right, key=right.get) == "LoRA"
+
+
+def test_the_times_against_peft_are_those_of_the_record():
+    record = json.loads((ROOT / "results" / "speed" / "regimes-cpu.json").read_text())
+    (rows,) = (table["rows"] for table in record["tables"] if table["title"].startswith("many tokens, eager"))
+    found = {row["method"]: f"{row['/ PEFT']:.2f}" for row in rows if row["/ PEFT"] != "-"}
+    stated = dict(re.findall(r"(\w+)=([\d.]+)", re.sub(r"([\d.]+)[a-zA-Z ]* with (\w+)", r"\2=\1", claim("speed"))))
+    assert len(stated) == 4
+    assert stated.items() <= found.items()
+
+
+def test_the_spread_of_the_best_rates_is_that_of_the_records():
+    losses = defaultdict(lambda: defaultdict(list))
+    for path in (ROOT / "results").glob("digits--*--search.json"):
+        one = json.loads(path.read_text())
+        losses[one["key"]["method"]][one["key"]["rate"]].append(math.inf if one["diverged"] else one["loss"])
+    best = {name: min(rates, key=lambda rate: sum(rates[rate])) for name, rates in losses.items()}
+    plain, balanced = ([best[name + tail] for name in best if f"{name} unit" in best] for tail in ("", " unit"))
+    spreads = [round(max(rates) / min(rates)) for rates in (plain, balanced)]
+    assert [int(number) for number in re.findall(r"by (\d+) times", claim("one learning rate"))] == spreads
+    assert (len(plain), balanced.count(2.0**-5)) == (12, 8)
 
 
 ROWS = re.findall(r"\| `(\w+)` \|.*?\| ([\d,]+) \| arXiv", README.read_text())
