@@ -136,14 +136,16 @@ def _rates(searched: Sequence[Record]) -> list[str]:
 def _draw_rates(task: str, searched: Sequence[Record], path: Path) -> bool:
     """Draw families at their papers' scales, and under unit with balanced rates. Return whether there are any."""
     tables = {name: _means(runs) for name, runs in _by_method(searched).items()}
-    families = [name for name in tables if f"{name} unit" in tables]
+    families = list(
+        dict.fromkeys(name.removesuffix(" unit") for name in tables if f"{name.removesuffix(' unit')} unit" in tables)
+    )
     if not families:
         return False
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
     titles = ("papers' scales, one rate", "unit, balanced rates")
     for axis, suffix, title in zip(axes, ("", " unit"), titles, strict=True):
         for number, name in enumerate(families):
-            means = tables[name + suffix]
+            means = tables.get(name + suffix, {})
             style = "-" if number < len(mpl.color_sequences["tab10"]) else "--"
             axis.plot([*means], [*means.values()], style, marker="o", ms=3, label=name)
         axis.set_xscale("log", base=2)

@@ -53,12 +53,17 @@ def test_one_rate_trains_three_families_on_a_language_model():
     assert max(plain[2.0**-8], plain[2.0**-7]) < 1.01 * min(*plain.values(), *table["LoRA r8 unit"].values())
 
 
-def test_one_rate_trains_three_families_on_an_encoder():
+def test_one_rate_trains_six_families_on_an_encoder():
     table = losses("sentences")
     best = {name: min(rates, key=rates.get) for name, rates in table.items()}
     for name, power in (("LoRA r8", -7), ("LoTR r16", -8), ("MetaTT r16", -7)):
         assert best[name] == 2.0**power
         assert best[f"{name} unit"] == 2.0**-6
+    balanced = {name: rate for name, rate in best.items() if name.endswith(" unit")}
+    assert sorted(balanced.values()) == [2.0**-6] * 5 + [2.0**-5]
+    assert balanced["VeRA r64 unit"] == 2.0**-5
+    assert all(table[name][2.0**-6] < 1.02 * min(table[name].values()) for name in balanced)
+    assert all(min(table[name]) < rate < max(table[name]) for name, rate in balanced.items())  # a lower loss is no edge
     said = {"LoRA r8": (0.483, 0.477), "LoTR r16": (0.575, 0.523), "MetaTT r16": (0.489, 0.507)}
     for name, pair in said.items():
         found = tuple(min(table[name + suffix].values()) for suffix in ("", " unit"))
