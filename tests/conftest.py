@@ -1,4 +1,4 @@
-"""Settings for all tests: no access to the Hugging Face hub, hypothesis profiles, XLA's optimizations, Python's garbage."""
+"""Settings for all tests: no access to the Hugging Face hub, hypothesis, XLA's optimizer, the collection of garbage."""
 
 import gc
 import os
