@@ -26,6 +26,8 @@ demo-jax: .venv/.demo-jax
 	$(BIN)/python docs/examples/bigram_shift_jax.py $(ARGS)
 
 test: export HYPOTHESIS_PROFILE ?= $(if $(CI),ci,dev)
+# Tests start processes. These import the packages faster where the first one may keep their bytecode.
+test: export PYTHONDONTWRITEBYTECODE =
 test: .venv/.dev
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 

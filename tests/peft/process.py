@@ -1,13 +1,11 @@
-"""One process of a distributed run under PEFT: `process.py KIND FOLDER RANK WORLD` writes its gradients to FOLDER."""
+"""One process of a distributed run under PEFT: `main(kind, folder, rank, world)` writes its gradients."""
 
-import sys
 import warnings
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
 warnings.simplefilter("ignore")  # warnings from importing PEFT
 
 from peft import get_peft_model  # noqa: E402  (after the line that silences its warnings)
@@ -36,13 +34,8 @@ def train(kind: str, name: str, texts: torch.Tensor) -> dict[str, torch.Tensor]:
     return {key: value.full_tensor() if hasattr(value, "full_tensor") else value for key, value in found.items()}
 
 
-def main() -> None:
-    kind, folder, rank, world = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+def main(kind: str, folder: Path, rank: int, world: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     torch.save({name: train(kind, name, TEXTS.chunk(world)[rank]) for name in SPECS}, folder / f"{rank}.pt")
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,17 +1,13 @@
 """Under PEFT with DistributedDataParallel or FSDP2, two processes compute the gradients of one."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from tests.peft.models import SPECS, close
-from tests.peft.process import TEXTS, train
-from tests.processes import run_all
+from tests.peft.process import TEXTS, main, train
+from tests.processes import fork_all
 from tests.thorough import left_to_laws
 
-PROGRAM = Path(__file__).with_name("process.py")
 WORLD = 2
 
 pytestmark = [
@@ -23,8 +19,7 @@ pytestmark = [
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_processes_compute_the_gradients_of_one(kind, tmp_path):
-    words = [[sys.executable, str(PROGRAM), kind, str(tmp_path), str(rank), str(WORLD)] for rank in range(WORLD)]
-    run_all(words, 120)
+    fork_all(main, [(kind, tmp_path, rank, WORLD) for rank in range(WORLD)], 120)
     for rank in range(WORLD):
         found = torch.load(tmp_path / f"{rank}.pt")
         for name in SPECS:

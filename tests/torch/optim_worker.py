@@ -1,13 +1,11 @@
-"""One process of several, with optimizers that look at whole factors: `optim_worker.py FOLDER RANK WORLD CASE ...`."""
+"""One process of several, with optimizers that look at whole factors: `main(folder, rank, world, cases)`."""
 
-import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.torch import hosts  # needs the line above
+from tests.torch import hosts
 from tests.torch.worker import replicated, sharded
 from tnadapt_torch.optim import Preconditioned, Rite
 
@@ -38,18 +36,13 @@ def train(case: str, wrap, share) -> dict[str, torch.Tensor]:
     return {name: v.full_tensor() if hasattr(v, "full_tensor") else v for name, v in params.items()}
 
 
-def main() -> None:
-    folder, rank, world = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+def main(folder: Path, rank: int, world: int, cases: tuple[str, ...]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     found = {}
     for kind in KINDS:
         wrap = sharded if kind == "shards" else lambda model: replicated(model, by_accelerate=False)
-        for case in sys.argv[4:]:
+        for case in cases:
             found[kind, case] = train(case, wrap, lambda words: words.chunk(world)[rank])
     torch.save({key: {n: v.detach() for n, v in one.items()} for key, one in found.items()}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

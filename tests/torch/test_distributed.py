@@ -1,6 +1,7 @@
 """Two processes compute the gradients of one, with replicas and with shards, under `accelerate` if it is installed."""
 
 import importlib.util
+import socket
 import sys
 from functools import cache
 from pathlib import Path
@@ -8,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.processes import run_all
+from tests.processes import fork_all, run_all
+from tests.thorough import IS_THOROUGH
 from tests.torch import hosts
-from tests.torch.worker import FAMILIES, KINDS
+from tests.torch.worker import FAMILIES, KINDS, launched, main
 
 WORKER = str(Path(__file__).with_name("worker.py"))
 WORLD = 2
@@ -29,11 +31,14 @@ pytestmark = [
 def of_two(tmp_path_factory):
     """Return the gradients of each of two processes: (kind, family) -> name -> gradient."""
     folder = tmp_path_factory.mktemp("two")
-    if importlib.util.find_spec("accelerate"):
-        words = [[sys.executable, *LAUNCH.split(), *DEFAULTS.split(), WORKER, str(folder)]]
+    if importlib.util.find_spec("accelerate") is None:
+        fork_all(main, [(folder, rank, WORLD) for rank in range(WORLD)], TIMEOUT)
+    elif IS_THOROUGH:  # the launcher and its processes import torch and accelerate anew
+        run_all([[sys.executable, *LAUNCH.split(), *DEFAULTS.split(), WORKER, str(folder)]], TIMEOUT)
     else:
-        words = [[sys.executable, WORKER, str(folder), str(rank), str(WORLD)] for rank in range(WORLD)]
-    run_all(words, TIMEOUT)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        fork_all(launched, [(folder, rank, WORLD, port) for rank in range(WORLD)], TIMEOUT)
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 
 

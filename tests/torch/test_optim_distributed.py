@@ -1,18 +1,15 @@
 """Rite and Preconditioned on two processes, with replicas and with shards, take the steps of one."""
 
-import sys
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 
-from tests.processes import run_all
+from tests.processes import fork_all
 from tests.thorough import IS_THOROUGH
 from tests.torch import hosts
-from tests.torch.optim_worker import CASES, KINDS, train
+from tests.torch.optim_worker import CASES, KINDS, main, train
 
-WORKER = str(Path(__file__).with_name("optim_worker.py"))
 WORLD, TIMEOUT = 2, 240
 CHOSEN = CASES if IS_THOROUGH else CASES[:2]
 
@@ -25,8 +22,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    words = [[sys.executable, WORKER, str(folder), str(rank), str(WORLD), *CHOSEN] for rank in range(WORLD)]
-    run_all(words, TIMEOUT)
+    fork_all(main, [(folder, rank, WORLD, CHOSEN) for rank in range(WORLD)], TIMEOUT)
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 
 

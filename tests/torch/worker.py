@@ -1,6 +1,6 @@
 """One process of a distributed run: train and write the gradients to FOLDER.
 
-Run `worker.py FOLDER RANK WORLD`, or `accelerate launch ... worker.py FOLDER`, which sets rank and world.
+`accelerate launch ... worker.py FOLDER` sets rank and world; `launched` sets what it sets; `main` may be told them.
 """
 
 import os
@@ -47,11 +47,18 @@ def train(kind: str, family: str, rank: int, world: int, *, by_accelerate: bool)
     return {name: g.full_tensor() if hasattr(g, "full_tensor") else g for name, g in found.items()}
 
 
-def main() -> None:
-    folder, *place = sys.argv[1:]
+def launched(folder: Path, rank: int, world: int, port: int) -> None:
+    """Run as one of the processes of `accelerate launch`, which differs by what is in the environment."""
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_MIXED_PRECISION": "no"}
+    os.environ |= {name: str(value) for name, value in (places | address).items()}
+    main(folder)
+
+
+def main(folder: Path, *place: int) -> None:
     torch.set_num_threads(1)
     if place:
-        rank, world = map(int, place)
+        rank, world = place
         dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     else:
         from accelerate import PartialState
@@ -67,9 +74,9 @@ def main() -> None:
 
         os.chdir(folder)
         found["row"] = differences(LAUNCHED["accelerate"])
-    torch.save(found, Path(folder) / f"{rank}.pt")
+    torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))

@@ -250,7 +250,7 @@ STATED = {  # the formula of the docstring, for S sites of one shape and the siz
 
 
 @pytest.mark.parametrize("name", families.__all__)
-@settings(max_examples=settings().max_examples if IS_THOROUGH else min(settings().max_examples, 20))
+@settings(max_examples=settings().max_examples if IS_THOROUGH else min(settings().max_examples, 8))
 @given(
     shape=st.tuples(st.integers(1, 40), st.integers(1, 40)),
     layers=st.integers(1, 4),

@@ -11,7 +11,7 @@ import pytest
 from tests.core.files import forged
 from tests.core.files.forged import SECONDS, factor, in_a_child, site, spec, write, write_header, write_text
 from tests.core.hosts.test_parts import herringbone, spiral
-from tests.thorough import IS_THOROUGH
+from tests.thorough import IS_THOROUGH, left_to_laws
 from tnadapt import (
     AdapterSpec,
     FormatError,
@@ -539,10 +539,13 @@ def test_an_extra_tensor_needs_a_name_that_a_file_takes(name, tmp_path):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: grid(layers=2500, kinds=dict.fromkeys("qkvo", (6, 4))),
-        lambda: grid(layers=250, kinds=dict.fromkeys("qkvo", (8, 8)), tasks=[f"t{n}" for n in range(10)]),
+        pytest.param(lambda: grid(layers=2500, kinds=dict.fromkeys("qkvo", (6, 4))), id="10,000 weights"),
+        pytest.param(
+            lambda: grid(layers=250, kinds=dict.fromkeys("qkvo", (8, 8)), tasks=[f"t{n}" for n in range(10)]),
+            id="1,000 weights of 10 tasks",
+            marks=left_to_laws("each site is read as above"),
+        ),
     ],
-    ids=["10,000 weights", "1,000 weights of 10 tasks"],
 )
 def test_a_large_adapter_is_read_in_seconds(make, tmp_path):
     """10,000 sites are read in 1 second by a processor that does nothing else."""

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.core.policies.changes import SITES, chain, distance, norm, served, size, updates
+from tests.thorough import left_to_laws
 from tnadapt import AdapterSpec, SiteError, families, frozen, grid, init, load, save, trainable, zeros
 from tnadapt.policies import bonds, grow, sweep
 from tnadapt.policies._bonds import every_bond
@@ -54,6 +55,7 @@ def test_what_a_random_spec_loses(adapter, seed, rank):
         expect_the_error_to_be_the_discarded_squares(adapter, params, rank=rank)
 
 
+@left_to_laws("it draws hundreds of adapters before it finds one, which the test above draws from as well")
 def test_random_specs_reach_sweeps():
     from hypothesis import Phase, find, settings
 

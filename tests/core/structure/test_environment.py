@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import tnadapt
 from tests.table import FAMILIES
+from tests.thorough import IS_THOROUGH
 from tnadapt import AdapterSpec, PlanError, Site, families, frozen, grid, raw, same, trainable
 from tnadapt._planning import Labeled, NumpyBackend, plan, run
 from tnadapt._structure import environment as module
@@ -106,7 +107,10 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+ASKED = [name for n, name in enumerate(FAMILIES) if IS_THOROUGH or name in REFUSED or n % 3 == 0]
+
+
+@pytest.mark.parametrize("name", ASKED)
 def test_the_environment_of_every_family(name):
     adapter = FAMILIES[name].bind(layers=2, kinds=KINDS)
     if name in REFUSED:

@@ -1,6 +1,6 @@
-"""One process of several: run `process.py FOLDER RANK WORLD WHAT ...`.
+"""One process of several plays scenes and lives: `main(folder, rank, world, what, ...)`.
 
-WHAT is a scene, a way of the table in docs/guides/torch.md, or PLAN-KIND of a life.
+Each `what` is a scene, a way of the table in docs/guides/torch.md, or PLAN-KIND of a life.
 """
 
 import os
@@ -13,8 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-sys.path.insert(0, str(Path(__file__).parents[3]))
-from tests.torch.parallel.life import Life, Plan  # needs the line above
+from tests.torch.parallel.life import Life, Plan
 from tests.torch.parallel.scenes import SCENES
 from tests.torch.parallel.ways import SHARED, differences
 
@@ -42,11 +41,10 @@ def play(what: str) -> list[str]:
         os.chdir("..")
 
 
-def main() -> None:
-    folder, rank, world, *whats = sys.argv[1:]
+def main(folder: Path, rank: int, world: int, *whats: str) -> None:
     torch.set_num_threads(1)
     os.chdir(folder)
-    place = {"rank": int(rank), "world_size": int(world), "timeout": timedelta(seconds=WAIT)}
+    place = {"rank": rank, "world_size": world, "timeout": timedelta(seconds=WAIT)}
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", **place)
     found = {}
     for what in whats:
@@ -55,11 +53,3 @@ def main() -> None:
         print(f"{what}: {time.process_time() - start:.1f} s", *found[what], sep="\n   ", file=sys.stderr, flush=True)
     torch.save(found, f"{rank}.pt")
     dist.barrier()  # none leaves while another one still talks to it
-    sys.stderr.flush()
-    # Leave out the end of the interpreter, where torch 2.13 frees gloo's threads too late: one process in eight that
-    # used fully_shard aborts there, with no line of tnadapt in it ("terminate called without an active exception").
-    os._exit(0)
-
-
-if __name__ == "__main__":
-    main()

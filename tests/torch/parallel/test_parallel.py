@@ -1,18 +1,15 @@
 """Processes share a host by DistributedDataParallel, fully_shard or tensor parallelism: as one process, or refused."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-from tests.processes import run_all
+from tests.processes import fork_all
 from tests.thorough import left_to_laws
 from tests.torch.parallel.life import KINDS
+from tests.torch.parallel.process import main
 from tests.torch.parallel.scenes import SCENES
 from tests.torch.parallel.ways import SHARED
 
-PROGRAM = Path(__file__).with_name("process.py")
 TIMEOUT = 1800  # what a process that waits for another one may take
 
 # Each kind of adapter and each way to shard once: `PLAN-KIND`, see `Plan` and `KINDS` of life.py.
@@ -53,8 +50,7 @@ minutes = left_to_laws("it takes minutes")
 
 def play(world, folder, whats):
     """Play scenes and lives with this many processes; return what went wrong, by scene or life and by process."""
-    words = [[sys.executable, str(PROGRAM), str(folder), str(rank), str(world), *whats] for rank in range(world)]
-    run_all(words, TIMEOUT)
+    fork_all(main, [(folder, rank, world, *whats) for rank in range(world)], TIMEOUT)
     found = [torch.load(folder / f"{rank}.pt") for rank in range(world)]
     assert all(list(each) == list(whats) for each in found)
     return {f"{what} on {rank}": each[what] for rank, each in enumerate(found) for what in whats if each[what]}

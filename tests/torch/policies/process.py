@@ -1,7 +1,5 @@
-"""One process of two that train one adapter, each on its half of a batch: run `process.py FOLDER RANK WORLD`."""
+"""One process of two that train one adapter, each on its half of a batch: `main(folder, rank, world)`."""
 
-import os
-import sys
 from pathlib import Path
 
 import torch
@@ -9,8 +7,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-sys.path.insert(0, str(Path(__file__).parents[3]))
-from tests.torch import hosts  # needs the line above
+from tests.torch import hosts
 from tnadapt.policies import Budget, Rounding
 from tnadapt_torch.policies import BudgetSchedule, RoundingSchedule
 
@@ -46,17 +43,10 @@ def run(kind: str, way: str, rank: int, world: int) -> dict[str, object]:
     return {"state": schedule.state_dict(), "values": values}
 
 
-def main() -> None:
-    folder, rank, world = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+def main(folder: Path, rank: int, world: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     ways = [("budget", "replicas"), ("rounding", "replicas"), ("budget", "shards"), ("rounding", "shards")]
     found = {f"{kind} {way}": run(kind, way, rank, world) for kind, way in ways}
-    torch.save(found, Path(folder) / f"{rank}.pt")
+    torch.save(found, folder / f"{rank}.pt")
     dist.barrier()
-    sys.stderr.flush()
-    os._exit(0)  # torch 2.13 frees gloo's threads too late at the end of the interpreter
-
-
-if __name__ == "__main__":
-    main()

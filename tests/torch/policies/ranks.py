@@ -1,14 +1,12 @@
-"""One process of two that train a chain: `ranks.py FOLDER RANK WORLD KIND/CASE ...` writes what it holds in the end."""
+"""One process of two that train a chain: `main(folder, rank, world, pairs)` writes what it holds in the end."""
 
-import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 
-sys.path.insert(0, str(Path(__file__).parents[3]))
-from tests.torch import hosts  # needs the line above
+from tests.torch import hosts
 from tnadapt_torch.policies import Restarts, load_chain
 
 CASES = {
@@ -94,12 +92,11 @@ def _deltas(chain, path: str) -> list[torch.Tensor]:
     return [torch.from_numpy(tnadapt.delta(*link, path)) for link in chain.links]
 
 
-def main() -> None:
-    folder, rank, world = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+def main(folder: Path, rank: int, world: int, pairs: list[tuple[str, str]]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     found = {}
-    for kind, name in (pair.split("/") for pair in sys.argv[4:]):
+    for kind, name in pairs:
         file = folder / f"{kind} {name} {rank if kind.startswith('replicas') else ''}"
         try:
             found[kind, name] = train(kind, CASES[name], rank, world, file)
@@ -107,7 +104,3 @@ def main() -> None:
             found[kind, name] = f"{type(error).__name__}: {error}"
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,16 +1,13 @@
 """Two processes with halves of a batch decide alike, and as one process with the whole batch."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-from tests.processes import run_all
+from tests.processes import fork_all
 from tests.torch import hosts
-from tests.torch.policies.process import run
+from tests.torch.policies.process import main, run
 
-PROGRAM, WORLD, TIMEOUT = Path(__file__).with_name("process.py"), 2, 240
+WORLD, TIMEOUT = 2, 240
 
 pytestmark = [
     pytest.mark.slow,
@@ -21,8 +18,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    words = [[sys.executable, str(PROGRAM), str(folder), str(rank), str(WORLD)] for rank in range(WORLD)]
-    run_all(words, TIMEOUT)
+    fork_all(main, [(folder, rank, WORLD) for rank in range(WORLD)], TIMEOUT)
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 
 

@@ -1,20 +1,17 @@
 """Two processes train the same chain, with replicas and with shards, and it is that of one process."""
 
 import re
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tests.processes import run_all
+from tests.processes import fork_all
 from tests.thorough import IS_THOROUGH
 from tests.torch import hosts
-from tests.torch.policies.ranks import CASES, PAIRS, SOME, train
+from tests.torch.policies.ranks import CASES, PAIRS, SOME, main, train
 from tnadapt.policies import load_chain
 
-WORKER = str(Path(__file__).with_name("ranks.py"))
 WORLD, TIMEOUT = 2, 120
 CHOSEN = PAIRS if IS_THOROUGH else SOME
 
@@ -28,10 +25,7 @@ pytestmark = [
 def folder(tmp_path_factory):
     """The folder in which two processes wrote what they hold and saved."""
     folder = tmp_path_factory.mktemp("ranks")
-    words = [
-        [sys.executable, WORKER, str(folder), str(rank), str(WORLD), *map("/".join, CHOSEN)] for rank in range(WORLD)
-    ]
-    run_all(words, TIMEOUT)
+    fork_all(main, [(folder, rank, WORLD, CHOSEN) for rank in range(WORLD)], TIMEOUT)
     return folder
 
 

@@ -263,8 +263,13 @@ def with_weights_of(model):
     return {key: value.clone() for key, value in model.state_dict().items() if "tnadapt" not in key}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@some
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+FEW = [("lora", torch.float32), ("lorta", torch.bfloat16), ("vera", torch.float16)]  # each family, each dtype
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype"), [(name, dtype) for name in hosts.FAMILIES for dtype in DTYPES] if IS_THOROUGH else FEW, ids=str
+)
 def test_weights_that_have_the_finished_links_are_as_good_as_the_originals(family, dtype):
     model, state, optimizer, restarts = made(family, dtype=dtype)
     train(model, state, restarts, optimizer, 2 * EVERY + 2)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from tests.thorough import IS_THOROUGH
 from tests.torch import hosts
 from tnadapt import SiteError
 from tnadapt_torch import load
@@ -165,7 +166,7 @@ def test_blocks_of_disabled_end_in_any_order():
     assert torch.equal(model(hosts.words()), adapted)
 
 
-@pytest.mark.parametrize("family", ["lora", "lotr", "vera"])
+@pytest.mark.parametrize("family", ["lora", "lotr", "vera"] if IS_THOROUGH else ["vera"])  # factors, and buffers
 def test_an_adapter_that_was_made_in_inference_mode_can_be_trained(family):
     model = hosts.toy()
     with torch.inference_mode():
