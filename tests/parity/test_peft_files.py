@@ -302,8 +302,8 @@ def test_the_class_of_peft_for_the_task_opens_an_exported_adapter(name, tmp_path
         close(plain(**inputs)[0].numpy(), wanted, before)
 
 
-def test_the_tasks_and_the_release_are_those_of_peft(tmp_path):
+def test_the_tasks_and_the_series_are_those_of_peft(tmp_path):
     from tnadapt._files.peft_write import PEFT_VERSION, TASK_TYPES
 
     assert {task.value for task in peft.TaskType} == set(TASK_TYPES)
-    assert peft.__version__ == PEFT_VERSION
+    assert peft.__version__.split(".")[:2] == PEFT_VERSION.split(".")[:2]
