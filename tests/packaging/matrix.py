@@ -1,7 +1,7 @@
 """Test each supported release of PEFT and accelerate: `python -m tests.packaging.matrix [peft accelerate]`.
 
-Each release is installed alone into a folder of build/, which comes first on the path of the process that runs the tests;
-everything else is that of this interpreter.
+Each release is installed alone into a folder of build/, which comes first on the path of the process that runs the
+tests. Everything else is what this interpreter has.
 """
 
 import os

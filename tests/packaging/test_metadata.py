@@ -13,6 +13,7 @@ from packaging.version import Version
 
 import tnadapt
 from tests.packaging.matrix import RELEASES, TESTS
+from tnadapt._command import main
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -40,6 +41,12 @@ def test_the_version_is_written_in_one_file():
     assert "version" not in PROJECT
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+|rc\d+)?", tnadapt.__version__)
     assert f'\n__version__ = "{tnadapt.__version__}"\n' in text_of("tnadapt/_version.py")
+
+
+def test_the_command_tells_the_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"tnadapt {tnadapt.__version__}\n"
 
 
 @pytest.mark.parametrize(("binding", "framework"), [("tnadapt_torch", "torch"), ("tnadapt_jax", "jax")])

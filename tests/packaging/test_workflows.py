@@ -1,4 +1,4 @@
-"""The workflows, the forms and the citation: pinned actions and few permissions here, their grammar by `make package`."""
+"""Workflows have pinned actions and few permissions. `make package` checks their grammar, and that of other files."""
 
 import re
 import shutil
