@@ -39,7 +39,7 @@ def range_of(package: str) -> Requirement:
 def test_the_version_is_written_in_one_file():
     assert "version" in PROJECT["dynamic"]
     assert "version" not in PROJECT
-    assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+|rc\d+)?", tnadapt.__version__)
+    assert re.fullmatch(r"\d+\.\d+\.\d+", tnadapt.__version__)
     assert f'\n__version__ = "{tnadapt.__version__}"\n' in text_of("tnadapt/_version.py")
 
 
