@@ -7,7 +7,7 @@ PYTHONS ?= python3.12 python3.13 python3.14
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo demo-quick demo-encoder demo-vision demo-jax test quantized lycoris lint format types laws matrix peft-suite mutants bench bench-page bench-gpu leaderboard leaderboard-quick docs clean
+.PHONY: demo demo-quick demo-encoder demo-vision demo-jax test quantized lycoris lint format types laws matrix package peft-suite mutants bench bench-page bench-gpu leaderboard leaderboard-quick docs clean
 .NOTPARALLEL:
 
 demo: .venv/.demo .venv/.smollm
@@ -55,8 +55,9 @@ laws: export HYPOTHESIS_PROFILE = laws
 laws: .venv/.dev
 	$(BIN)/python -m pytest -n 2 tests/laws tests/parity tests/jax tests/benchmarks $(MORE) $(ARGS)
 
-# The JAX binding with the newest jax of each newer Python that this machine has.
-matrix:
+# The JAX binding with the newest jax of each newer Python that this machine has; then the supported releases of PEFT and
+# accelerate, in this .venv.
+matrix: .venv/.dev
 	@set -e; for python in $(PYTHONS); do \
 		if ! $$python -c "" 2> /dev/null; then echo "== $$python: none on this machine"; continue; fi; \
 		echo "== $$python"; \
@@ -65,6 +66,15 @@ matrix:
 			-e ".[jax,nnx,testing]" jax equinox orbax-checkpoint pytest; \
 		.venv/matrix/$$(basename $$python)/bin/python -m pytest -q tests/jax $(ARGS); \
 	done
+	$(BIN)/python -m tests.packaging.matrix
+
+# The wheel and the source distribution of a release, in dist/.
+package: export PACKAGE = dist
+package: .venv/.package
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python -m pytest tests/packaging $(ARGS)
 
 peft-suite: .venv/.dev
 	nice $(BIN)/python -m tests.peft.suite $(ARGS)
@@ -134,6 +144,10 @@ clean:
 .venv/.bench: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) -e ".[bench]"
 	@touch $@
+
+.venv/.package: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) -e ".[dev,package]"
+	@touch $@ .venv/.dev .venv/.demo .venv/.demo-jax # it installs dev, too
 
 .venv/.docs: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) -e ".[docs]"

@@ -19,3 +19,8 @@ def left_to_laws(reason: str) -> pytest.MarkDecorator:
 def left_to_leaderboard(reason: str) -> pytest.MarkDecorator:
     """Leave a test of the table of methods to `make leaderboard-quick`, for this reason."""
     return pytest.mark.skipif("LEADERBOARD" not in os.environ, reason=f"`make leaderboard-quick` runs it: {reason}")
+
+
+def left_to_package(reason: str) -> pytest.MarkDecorator:
+    """Leave a test of the built package to `make package`, for this reason."""
+    return pytest.mark.skipif("PACKAGE" not in os.environ, reason=f"`make package` runs it: {reason}")

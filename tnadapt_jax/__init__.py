@@ -1,5 +1,6 @@
 """The JAX binding: pure functions on plain pytrees, for any model that is a function of its weights."""
 
+from tnadapt import __version__
 from tnadapt_jax._adapt import Explained, adapt, explain
 from tnadapt_jax._apply import apply, delta
 from tnadapt_jax._files import load, save
@@ -17,6 +18,7 @@ __all__ = [
     "Leaf",
     "Leaves",
     "Params",
+    "__version__",
     "adapt",
     "apply",
     "apply_in_layer",

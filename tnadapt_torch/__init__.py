@@ -1,7 +1,8 @@
 """The PyTorch binding: attach a tnadapt adapter to any torch module."""
 
+from tnadapt import __version__
 from tnadapt_torch._attach import attach
 from tnadapt_torch._files import load, load_peft
 from tnadapt_torch._state import AdapterState
 
-__all__ = ["AdapterState", "attach", "load", "load_peft"]
+__all__ = ["AdapterState", "__version__", "attach", "load", "load_peft"]

@@ -5,6 +5,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+from packaging.version import Version
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -284,6 +285,8 @@ TASKS = {  # the class of a model -> its config, what is adapted, and the task o
 @pytest.mark.parametrize("name", TASKS)
 def test_the_class_of_peft_for_the_task_opens_an_exported_adapter(name, tmp_path):
     kind, sizes, target, task = TASKS[name]
+    if task == "Seq2SeqLM" and Version(peft.__version__) < Version("0.21.2"):
+        pytest.skip("the class of this PEFT calls a method that transformers 5.23 does not have")
     torch.manual_seed(0)
     config = transformers.CONFIG_MAPPING[kind](**sizes, pad_token_id=0, decoder_start_token_id=0)
     host = getattr(transformers, name)
@@ -302,8 +305,8 @@ def test_the_class_of_peft_for_the_task_opens_an_exported_adapter(name, tmp_path
         close(plain(**inputs)[0].numpy(), wanted, before)
 
 
-def test_the_tasks_and_the_release_are_those_of_peft(tmp_path):
+def test_the_tasks_and_the_series_are_those_of_peft(tmp_path):
     from tnadapt._files.peft_write import PEFT_VERSION, TASK_TYPES
 
     assert {task.value for task in peft.TaskType} == set(TASK_TYPES)
-    assert peft.__version__ == PEFT_VERSION
+    assert peft.__version__.split(".")[:2] == PEFT_VERSION.split(".")[:2]

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import warnings
 
 import pytest
@@ -510,9 +511,18 @@ def test_a_pattern_with_other_values_is_neither_saved_nor_loaded(tmp_path):
         model.save_pretrained(tmp_path)
 
 
-def test_another_release_of_peft_raises():
-    with pytest.raises(ImportError, match=r"expected a tested release of peft \(0\.21\.2\), got peft 0\.0\.1"):
-        check_release("0.0.1")
+@pytest.mark.parametrize("release", ["0.0.1", "0.20.0", "0.22.0", "0.210.0", "1.21.0", "0"])
+def test_a_release_of_peft_of_another_series_raises(release):
+    message = (
+        rf'(?s)expected a release 0\.21\.x of peft, got peft {re.escape(release)}\..*pip install "peft==0\.21\.\*"'
+    )
+    with pytest.raises(ImportError, match=message):
+        check_release(release)
+
+
+@pytest.mark.parametrize("release", ["0.21.0", "0.21.9", "0.21.3.dev0", "0.21.0rc1"])
+def test_any_release_of_the_series_of_peft_is_taken(release):
+    check_release(release)
 
 
 def test_dropout_acts_in_training_only():

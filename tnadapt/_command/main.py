@@ -21,6 +21,7 @@ from tnadapt._language import Adapter, AdapterSpec, Network, count
 from tnadapt._planning import plan
 from tnadapt._report import LIMIT, TOKENS, compare, report
 from tnadapt._structure import fit_rank
+from tnadapt._version import __version__
 
 __all__: list[str] = []
 
@@ -255,6 +256,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="tnadapt", description="Show, compare, check and draw tensor-network adapters.")
+    parser.add_argument("--version", action="version", version=f"tnadapt {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], int], about: str) -> argparse.ArgumentParser:
