@@ -3,8 +3,8 @@
 import json
 import os
 import platform
+import runpy
 import subprocess
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -91,8 +91,7 @@ def table(rows: Sequence[Row], title: str = "") -> Table:
 
 def version() -> str:
     """Return the version of this checkout, which need not be installed."""
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
-    return str(project["project"]["version"])
+    return str(runpy.run_path(str(Path(__file__).parents[1] / "tnadapt" / "_version.py"))["__version__"])
 
 
 def versions() -> dict[str, str]:
