@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tnadapt._command.terminal import output, print_json, print_lines, table_of
+from tnadapt._command.terminal import output, print_json, print_lines, print_table
 
 ROWS = [("name", "kind", "trains"), ("lora", "q", "8"), ("lotr", "up", "1,024")]
 
@@ -39,22 +39,22 @@ def test_a_word_between_colons_is_printed_as_it_is(capsys):
     ],
 )
 def test_the_columns_of_a_table_stand_to_the_right_but_the_first_ones(left, lines, capsys):
-    output().print(table_of(ROWS, left=left))
+    print_table(output(), ROWS, left=left)
     assert printed(capsys) == lines
 
 
 def test_one_column_of_a_table_stands_to_the_left_unless_told(capsys):
-    output().print(table_of(ROWS))
-    output().print(table_of(ROWS, left=1))
+    print_table(output(), ROWS)
+    print_table(output(), ROWS, left=1)
     lines = printed(capsys)
     assert lines[:3] == lines[3:]
 
 
 def test_a_table_of_150_columns_is_not_broken_where_the_output_is_no_terminal(capsys):
-    output().print(table_of([("name", "about"), ("x" * 70, "y" * 78)]))
+    print_table(output(), [("name", "about"), ("x" * 70, "y" * 78)])
     assert printed(capsys)[1:] == ["x" * 70 + "  " + "y" * 78]
 
 
 def test_a_table_without_rows_is_its_head(capsys):
-    output().print(table_of(ROWS[:1]))
+    print_table(output(), ROWS[:1])
     assert printed(capsys) == ["name  kind  trains"]
