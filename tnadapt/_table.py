@@ -8,7 +8,7 @@ __all__: list[str] = []
 
 Row = Sequence[str]
 GLUED = re.compile(r"(?<=[\d)]) x (?=[\d(])|(?<==) (?=[\d(])")  # 4 x 8, <= 8: read as one word
-AFTER = "/\\_*.,:-"  # where a word is broken that is longer than a line
+AFTER = ("/\\.,:", "_*-")  # where a word is broken that is longer than a line: the first of these if possible
 HELD = "\N{NO-BREAK SPACE}"
 
 
@@ -54,17 +54,16 @@ def _break(text: str, columns: int, kept: int) -> int:
     if (at := text.rfind(" ", kept + 1, most + 1)) > 0 and text[at:].strip(" "):
         return at
     word = range(most, kept, -1)
-    for allowed in (_follows_sign, _between_letters):
-        if found := next((at for at in word if allowed(text, at)), 0):
+    for signs in AFTER:
+        if found := next((at for at in word if text[at - 1] in signs and not _is_inside_number(text, at)), 0):
             return found
+    if found := next((at for at in word if text[at - 1].isalpha() and text[at : at + 1].isalpha()), 0):
+        return found
     later = text.find(" ", max(most, kept + 1))
     return later if later > 0 and text[later:].strip(" ") else 0
 
 
-def _follows_sign(text: str, at: int) -> bool:
+def _is_inside_number(text: str, at: int) -> bool:
+    """Return whether a break after a sign would lie in a number: 1,024 or 1e-05 or -2."""
     before, sign, after = text[at - 2 : at - 1], text[at - 1], text[at : at + 1]
-    return sign in AFTER and not (after.isdigit() and (before.isdigit() or sign == "-"))
-
-
-def _between_letters(text: str, at: int) -> bool:
-    return text[at - 1].isalpha() and text[at : at + 1].isalpha()
+    return after.isdigit() and (before.isdigit() or sign == "-")

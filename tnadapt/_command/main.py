@@ -73,10 +73,13 @@ def _let_go() -> None:
     """Drop what is left to write, so that the interpreter does not try again at its end."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
+        is_broken = stream is sys.stdout  # a large write that failed leaves nothing to flush
         try:
             stream.flush()
         except OSError:
-            with suppress(OSError):
+            is_broken = True
+        if is_broken:
+            with suppress(OSError):  # a stream of Python alone
                 os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
 

@@ -42,7 +42,7 @@ COMMANDS = {
         ("tnadapt compare lora lotr vera", "tnadapt compare lora lotr --sites gpt2 --budget 50000"),
     ),
     "draw": Command(
-        "draw a spec, or with --sites a network with its sizes and its minimum cut",
+        "draw a spec; with --sites, also sizes and minimum cut",
         ("tnadapt draw lotr", "tnadapt draw vera --sites gpt2 -o vera.svg"),
     ),
     "check": Command(
@@ -84,7 +84,7 @@ def make_parser(runs: Mapping[str, Run], suggestions: Suggestions | None = None)
     first = [COMMANDS[name].examples[-1 if name == "compare" else 0] for name in COMMANDS if name != "completion"]
     parser = Parser(
         prog="tnadapt",
-        description="Show, compare, check, draw and compress tensor-network adapters.",
+        description="Tensor-network adapters, from the command line.",
         epilog=_examples([*first, "tnadapt show --help"]),
         formatter_class=HELP,
         add_help=False,

@@ -21,12 +21,20 @@ SYMBOLS = {"●": "o", "─": "-", "│": "|", "┼": "+", "▒": "#", "…": "~
 IN_ASCII = str.maketrans(SYMBOLS)
 
 
+class Output(Console):
+    """A console that leaves a closed pipe to the command, which chooses the exit status."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise the error again."""
+        raise BrokenPipeError
+
+
 def output() -> Console:
     """Return the console of standard output, as wide as the terminal, or as the variable COLUMNS says."""
     fallback = USUAL if sys.stdout.isatty() else UNLIMITED
     asked = bool(os.environ.get("COLUMNS", ""))
     width = shutil.get_terminal_size((fallback, 0)).columns if asked or sys.stdout.isatty() else UNLIMITED
-    return Console(width=width, soft_wrap=True, highlight=False)
+    return Output(width=width, soft_wrap=True, highlight=False)
 
 
 def is_ascii_only(encoding: str | None) -> bool:

@@ -1,12 +1,28 @@
 """What the command prints on."""
 
 import json
+import os
 
 import pytest
 
-from tnadapt._command.terminal import output, print_json, print_lines, print_table
+from tnadapt._command.terminal import (
+    UNLIMITED,
+    is_ascii_only,
+    output,
+    plain,
+    print_diagram,
+    print_json,
+    print_lines,
+    print_table,
+)
 
 ROWS = [("name", "kind", "trains"), ("lora", "q", "8"), ("lotr", "up", "1,024")]
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch):
+    for name in ("COLUMNS", "LC_ALL", "LC_CTYPE", "LANG", "PYTHONIOENCODING"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def printed(capsys):
@@ -58,3 +74,65 @@ def test_a_table_of_150_columns_is_not_broken_where_the_output_is_no_terminal(ca
 def test_a_table_without_rows_is_its_head(capsys):
     print_table(output(), ROWS[:1])
     assert printed(capsys) == ["name  kind  trains"]
+
+
+def test_the_width_is_that_of_the_terminal_or_of_the_variable(monkeypatch):
+    assert output().width == UNLIMITED
+    monkeypatch.setenv("COLUMNS", "63")
+    assert output().width == 63
+    monkeypatch.delenv("COLUMNS")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("os.get_terminal_size", lambda *descriptor: os.terminal_size((71, 20)))
+    assert output().width == 71
+
+
+def test_a_line_that_is_too_wide_goes_on_below(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "20")
+    print_lines(output(), "  trains 34,320 = in*r, summed", "", "one: two three four five", hang=4)
+    assert printed(capsys) == ["  trains 34,320 =", "      in*r, summed", "", "one: two three four", "    five"]
+
+
+def test_a_table_without_room_is_turned(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "17")
+    print_table(output(), ROWS[:2])
+    assert printed(capsys) == ["name    lora", "kind       q", "trains     8"]
+
+
+def test_a_diagram_without_room_says_how_much_it_needs(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "20")
+    print_diagram(output(), "●──●")
+    print_diagram(output(), "\n".join(["lotr", "─" * 21]))
+    drawn, *told = printed(capsys)
+    assert drawn == "●──●"
+    assert " ".join(line.strip() for line in told).startswith("The diagram takes 21 columns, more than the 20 of this")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "locale", "asked", "is_ascii"),
+    [
+        ("utf-8", "en_US.UTF-8", "", False),
+        ("utf-8", "", "", False),
+        (None, "", "", False),
+        ("cp1252", "", "", True),
+        ("ascii", "", "", True),
+        ("no such encoding", "", "", True),
+        ("utf-8", "C", "", True),
+        ("utf-8", "POSIX", "", True),
+        ("utf-8", "C.UTF-8", "", False),
+        ("utf-8", "C", "utf-8", False),
+    ],
+)
+def test_a_stream_is_plain_by_its_encoding_or_its_locale(encoding, locale, asked, is_ascii, monkeypatch):
+    monkeypatch.setenv("LC_ALL", locale)
+    monkeypatch.setenv("LANG", "C" if locale else "")  # LC_ALL comes first
+    monkeypatch.setenv("PYTHONIOENCODING", asked)
+    assert is_ascii_only(encoding) is is_ascii
+
+
+def test_letters_that_a_stream_lacks_become_escapes(monkeypatch):
+    text = "é中 ● ≤ \udcff"
+    assert plain(text, "utf-8") == "é中 ● ≤ \\udcff"
+    assert plain(text, "cp1252") == "é\\u4e2d o <= \\udcff"
+    assert plain(text, "ascii") == "\\xe9\\u4e2d o <= \\udcff"
+    monkeypatch.setenv("LC_ALL", "C")
+    assert plain(text, "utf-8") == "\\xe9\\u4e2d o <= \\udcff"
