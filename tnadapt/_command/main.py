@@ -15,7 +15,7 @@ from tnadapt._command.completion import print_script
 from tnadapt._command.compress import compress_checkpoint
 from tnadapt._command.options import FAULT, MODEL, RANK, make_parser
 from tnadapt._command.progress import Line
-from tnadapt._command.terminal import output, plain, print_diagram, print_json, print_lines, print_table
+from tnadapt._command.terminal import UNLIMITED, output, plain, print_diagram, print_json, print_lines, print_table
 from tnadapt._diagram import WIDTH, draw
 from tnadapt._errors import FormatError, LawError, SiteError, TnadaptError
 from tnadapt._files import write_atomically
@@ -110,13 +110,12 @@ def _show(options: argparse.Namespace) -> int:
 def _print_defaults(console: Console, options: argparse.Namespace) -> None:
     """Say whose sizes these are if no model was named."""
     if options.sites is None:
-        print_lines(console, f"Sizes of {MODEL}, the default. Choose with --sites MODEL; `tnadapt list` names models.")
-        print_lines(console, "")
+        print_lines(console, f"Sizes of {MODEL}, the default. Choose others with --sites MODEL.", "")
 
 
 def _columns(console: Console) -> int:
-    """Return the columns for a diagram: at most those of the console."""
-    return min(console.width, WIDTH)
+    """Return the columns for a diagram: those of the terminal, or the usual ones for a file."""
+    return WIDTH if console.width == UNLIMITED else console.width
 
 
 def _compare(options: argparse.Namespace) -> int:

@@ -58,7 +58,7 @@ COMMANDS = {
         "print a script that completes this command in a shell",
         (
             "source <(tnadapt completion bash)",
-            "tnadapt completion zsh > ~/.zfunc/_tnadapt",
+            'eval "$(tnadapt completion zsh)"',
             "tnadapt completion fish | source",
         ),
     ),

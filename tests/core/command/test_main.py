@@ -340,7 +340,7 @@ def test_show_needs_no_model_and_says_whose_sizes_it_shows(name, run):
         pytest.skip("no model says its tasks, or its sizes")
     status, out, err = run("show", name, "--limit", "1")
     assert (status, err) == (0, "")
-    assert out.startswith("Sizes of roberta-large, the default. Choose with --sites MODEL;")
+    assert out.startswith("Sizes of roberta-large, the default. Choose others with --sites MODEL.\n")
 
 
 def test_compare_needs_no_model_and_json_names_it(run):
