@@ -13,6 +13,8 @@ from tnadapt._command.terminal import is_ascii_only
 
 __all__: list[str] = []
 
+BESIDE, BESIDE_BAR = 3, 24  # columns left to the spinner, or to it, a bar and the time
+
 
 class Line:
     """The line of one computation, in a `with` statement: erased at its end, also by an error or Ctrl-C."""
@@ -21,12 +23,13 @@ class Line:
         """Prepare the line with its first text, and with a bar if the amount of work is known."""
         console = Console(stderr=True)
         self._is_shown = sys.stderr.isatty() and not console.is_dumb_terminal
-        text = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="crop"))
+        self._room = max(console.width - (BESIDE_BAR if bar else BESIDE), 1)
+        text = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True))
         columns: list[ProgressColumn] = [SpinnerColumn("line" if is_ascii_only(sys.stderr.encoding) else "dots"), text]
         if bar:
             columns += [BarColumn(), TimeElapsedColumn()]
         self._progress = Progress(*columns, console=console, transient=True, redirect_stdout=False)
-        self._task = self._progress.add_task(first, total=None)
+        self._task = self._progress.add_task(first[: self._room], total=None)
 
     def __enter__(self) -> Self:
         if self._is_shown:
@@ -39,11 +42,11 @@ class Line:
 
     def tell(self, text: str) -> None:
         """Show another text."""
-        self._progress.update(self._task, description=text)
+        self._progress.update(self._task, description=text[: self._room])
 
     def advance(self, text: str, *, completed: float, total: float) -> None:
         """Show another text, and how much of the work is done."""
-        self._progress.update(self._task, description=text, completed=completed, total=total)
+        self._progress.update(self._task, description=text[: self._room], completed=completed, total=total)
 
     @contextmanager
     def hidden(self) -> Iterator[None]:

@@ -334,7 +334,7 @@ def test_the_version(run):
     assert run("--version") == run("-V") == (0, f"tnadapt {__version__}\n", "")
 
 
-@pytest.mark.parametrize("name", families.__all__ if IS_THOROUGH else ["lora", "oft"])
+@pytest.mark.parametrize("name", families.__all__ if IS_THOROUGH else ["lora", "lorta"])
 def test_show_needs_no_model_and_says_whose_sizes_it_shows(name, run):
     if name in ("mtlora_tasks", "quantum_peft"):
         pytest.skip("no model says its tasks, or its sizes")

@@ -114,12 +114,20 @@ def test_a_command_leaves_no_trace_on_standard_error(words, terminal, capsys):
     assert "lora" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_the_line_is_plain_where_the_terminal_shows_no_more(encoding, terminal):
-    stream = terminal(encoding)
-    with Line("a line that is longer than the sixty columns of this terminal, and cropped", bar=True):
-        pass
-    assert stream.written().isascii()
+@pytest.mark.parametrize(
+    "text", ["short", "a line that is longer than the sixty columns of this terminal, and cropped"]
+)
+@pytest.mark.parametrize("bar", [False, True])
+def test_the_line_is_plain_where_the_terminal_shows_no_more(text, bar, terminal):
+    for encoding in ("ascii", "cp1252"):
+        stream = terminal(encoding)
+        with Line(text, bar=bar):
+            pass
+        (shown,) = set(re.findall(rf"[^\s]+ {text[:20]}[^\r\n]*", CODE.sub("", stream.written())))
+        assert shown.isascii()
+        assert shown[0] in "-\\|/"
+        assert len(shown) <= 60
+        assert shown.endswith("0:00:00") == bar
 
 
 def test_nothing_is_shown_where_nothing_can_be_erased(terminal, monkeypatch):
