@@ -5,7 +5,7 @@ A message has one form: "<where>: expected A, got B." and, on the next line, wha
 
 from collections.abc import Sequence
 
-__all__ = ["FormatError", "LawError", "PlanError", "SiteError", "SpecError", "TnadaptError"]
+__all__ = ["ExtraError", "FormatError", "LawError", "PlanError", "SiteError", "SpecError", "TnadaptError"]
 
 
 class TnadaptError(Exception):
@@ -49,3 +49,7 @@ class FormatError(TnadaptError):
 
 class LawError(TnadaptError):
     """A law of `tnadapt.testing` that does not hold. The message says which law, and what was found."""
+
+
+class ExtraError(TnadaptError, ModuleNotFoundError):
+    """An optional package that is not installed. The message gives the command that installs it."""

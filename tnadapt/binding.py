@@ -1,5 +1,6 @@
 """Names of the core for authors of framework bindings and tools, beyond those that `tnadapt` exports."""
 
+from tnadapt._extras import ExtraError, extra
 from tnadapt._files import (
     Checkpoint,
     Written,
@@ -106,6 +107,7 @@ __all__ = [
     "Cut",
     "Environment",
     "ExactOrder",
+    "ExtraError",
     "Factor",
     "Group",
     "HostReader",
@@ -143,6 +145,7 @@ __all__ = [
     "expect_names",
     "expect_params",
     "expect_path",
+    "extra",
     "file_size",
     "find_product",
     "host_entry",

@@ -5,18 +5,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
 from tnadapt import Adapter, SiteError
-from tnadapt.binding import Rule, SpecLike, answers, mistake, spec_of, told
+from tnadapt.binding import Rule, SpecLike, answers, extra, mistake, spec_of, told
 from tnadapt.initializers import Scale
 from tnadapt_jax._adapt import Explained, adapt, explain
 from tnadapt_jax._find import LayerAxis, find_sites
 from tnadapt_jax._leaf import Leaves, check_leaves, expect_leaves, of_task
 from tnadapt_jax._params import Params, check_params, init
 from tnadapt_jax._rates import rate_labels as labels_of_rates
+
+with extra("nnx", "tnadapt_jax.nnx"):
+    from flax import nnx
 
 __all__ = ["Adapted", "AdapterParam", "FrozenFactor", "attach", "rate_labels"]
 

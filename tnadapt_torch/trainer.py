@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate.optimizer import AcceleratedOptimizer  # type: ignore[import-untyped]
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tnadapt import SiteError
+from tnadapt.binding import extra
 from tnadapt_torch._state import AdapterState, note_of_step
+
+with extra("peft", "tnadapt_torch.trainer"):
+    from accelerate.optimizer import AcceleratedOptimizer  # type: ignore[import-untyped]
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 __all__ = ["NormsCallback", "PolicyCallback"]
 

@@ -3,70 +3,119 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
 
 from rich.console import Console
 
 from tnadapt import families
-from tnadapt._command.arguments import Rank, rank_of, scale_of, sizes_by_name, spec_named, whole_number
-from tnadapt._command.compress import add_words, compress_checkpoint
-from tnadapt._command.terminal import output, print_json, print_lines, table_of
-from tnadapt._diagram import draw
-from tnadapt._errors import FormatError, LawError, SiteError, SpecError, TnadaptError
+from tnadapt._command.arguments import Rank
+from tnadapt._command.completion import print_script
+from tnadapt._command.compress import compress_checkpoint
+from tnadapt._command.options import FAULT, MODEL, RANK, make_parser
+from tnadapt._command.progress import Line
+from tnadapt._command.terminal import UNLIMITED, output, plain, print_diagram, print_json, print_lines, print_table
+from tnadapt._diagram import WIDTH, draw
+from tnadapt._errors import FormatError, LawError, SiteError, TnadaptError
 from tnadapt._files import write_atomically
 from tnadapt._hosts import CONFIGS, Host, Site, find_host
 from tnadapt._language import Adapter, AdapterSpec, Network, count
 from tnadapt._planning import plan
-from tnadapt._report import LIMIT, TOKENS, compare, report
+from tnadapt._report import compare, report
 from tnadapt._structure import fit_rank
-from tnadapt._version import __version__
 
 __all__: list[str] = []
 
-RANK, PAIR = 8, 2
-BROKEN, FAULT, INTERRUPTED = 1, 2, 130  # exit statuses: a law is broken; an error; Ctrl-C
+PAIR = 2
+BROKEN, INTERRUPTED, CLOSED = 1, 130, 141  # exit statuses: a law is broken; Ctrl-C; nobody reads on (as of SIGPIPE)
 HEAD = "head"  # the mode whose size the host gives
+LABEL = 7  # columns of "holds" before the statement of a law
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status. Without `arguments`, use those of the process."""
     try:
-        options = _parser().parse_args(arguments)
-        return int(options.run(options))
-    except TnadaptError as error:
-        return _fail(error, FAULT)
-    except OSError as error:
-        if isinstance(error, BrokenPipeError):  # the reader of our output has closed the pipe
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return BROKEN
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()  # here, where a closed pipe can be answered
+    except BrokenPipeError:
+        _let_go()
+        return CLOSED
+    except OSError as error:  # the disk is full
+        _let_go()
         return _fail(error, FAULT)
     except KeyboardInterrupt:
         return INTERRUPTED
 
 
+def _run(arguments: Sequence[str] | None) -> int:
+    parser = make_parser(RUNS)
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return 0
+    try:
+        return int(options.run(options))
+    except BrokenPipeError:
+        raise
+    except (TnadaptError, OSError) as error:
+        return _fail(error, FAULT)
+
+
 def _fail(error: Exception, status: int) -> int:
-    print(f"tnadapt: {' '.join(str(error).split())}", file=sys.stderr)
+    print(plain(f"tnadapt: {' '.join(str(error).split())}", sys.stderr.encoding), file=sys.stderr)
     return status
+
+
+def _let_go() -> None:
+    """Drop what is left to write, so that the interpreter does not try again at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        is_broken = stream is sys.stdout  # a large write that failed leaves nothing to flush
+        try:
+            stream.flush()
+        except OSError:
+            is_broken = True
+        if is_broken:
+            with suppress(OSError):  # a stream of Python alone
+                os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _show(options: argparse.Namespace) -> int:
     adapter = _bind(options.spec, options)
     spec = adapter.spec  # with the scale that was asked for
-    with _progress() as tell:
-        found = report(adapter, tokens=options.tokens, limit=options.limit, tell=tell)
+    with Line("binding") as line:
+        found = report(adapter, tokens=options.tokens, limit=options.limit, tell=line.tell)
     network = found.adapter.networks[0]
     order = plan(network, tokens=options.tokens)
     if options.json:
-        return print_json({"text": str(spec), "report": found.to_dict(), "plan": str(order)})
+        told = {"model": options.sites or MODEL, "text": str(spec), "report": found.to_dict(), "plan": str(order)}
+        return print_json(told)
     console = output()
+    _print_defaults(console, options)
     print_lines(console, str(spec), "")
-    print_lines(console, *(f"{name:<20}{text}" for name, text in found.facts()), "")
-    console.print(table_of(found.factors(), left=4), "")
-    console.print(table_of(found.rows()), "")
-    print_lines(console, str(order), "", str(draw(network)))
+    print_table(console, [("", ""), *found.facts()], left=2)
+    print_lines(console, "")
+    print_table(console, found.factors(), left=4)
+    print_lines(console, "")
+    print_table(console, found.rows())
+    print_lines(console, "", str(order), "")
+    print_diagram(console, str(draw(network, columns=_columns(console))))
     return 0
+
+
+def _print_defaults(console: Console, options: argparse.Namespace) -> None:
+    """Say whose sizes these are if no model was named."""
+    if options.sites is None:
+        print_lines(console, f"Sizes of {MODEL}, the default. Choose others with --sites MODEL.", "")
+
+
+def _columns(console: Console) -> int:
+    """Return the columns for a diagram: those of the terminal, or the usual ones for a file."""
+    return WIDTH if console.width == UNLIMITED else console.width
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -84,45 +133,44 @@ def _compare(options: argparse.Namespace) -> int:
             elif spec.free_bonds:
                 rank = fit_rank(spec, sites, trainable=options.budget, sizes=sizes)
         adapters.append(_bound(spec, sites, rank, sizes, options))
-    with _progress() as tell:
-        found = compare(adapters, tokens=options.tokens, limit=options.limit, tell=tell)
+    with Line("binding") as line:
+        found = compare(adapters, tokens=options.tokens, limit=options.limit, tell=line.tell)
     if options.json:
-        return print_json(
-            {"reports": found.to_dict(), "over_budget": [{"spec": name, "trainable": least} for name, least in over]}
-        )
+        beyond = [{"spec": name, "trainable": least} for name, least in over]
+        return print_json({"model": options.sites or MODEL, "reports": found.to_dict(), "over_budget": beyond})
     console = output()
-    console.print(table_of(found.rows()))
+    _print_defaults(console, options)
+    print_table(console, found.rows())
     if over:
         told = ", ".join(f"{name} ({least:,})" for name, least in over)
-        print_lines(console, f"over the budget of {options.budget:,} even at rank 1: {told}")
+        print_lines(console, "", f"over the budget of {options.budget:,} even at rank 1: {told}")
     return 0
 
 
 def _check(options: argparse.Namespace) -> int:
-    try:
-        from tnadapt.testing import LAWS, check  # noqa: PLC0415  (hypothesis is an extra)
-    except ModuleNotFoundError as error:
-        text = f"expected {error.name} to be installed, got no such module.\nRun pip install 'tnadapt[testing]'."
-        raise SpecError("check", [text], "") from None
+    from tnadapt.testing import LAWS, check  # noqa: PLC0415  (hypothesis is an extra)
+
     held: list[dict[str, Any]] = []
     console = output()
-    with _progress() as tell:
+    with Line("drawing adapters") as line:
 
         def told(one: Any) -> None:
             held.append({"law": one.law, "statement": one.statement, "examples": one.examples})
             if not options.json:
-                print_lines(console, f"holds  {one.law}: {one.statement}")
-            tell(f"{len(held)} of {len(LAWS)} laws hold")
+                with line.hidden():
+                    print_lines(console, f"holds  {one.law}: {one.statement}", hang=LABEL)
+            line.tell(f"{len(held)} of {len(LAWS)} laws hold")
 
         try:
             check(options.spec, examples=options.examples, rank=options.rank, sizes=options.sizes, tell=told)
         except LawError as error:
-            line, _, rest = str(error).partition("\nThe smallest case")
-            if options.json:
-                print_json({"spec": options.spec.name, "held": held, "broken": line})
-            else:
-                print_lines(console, f"The smallest case{rest}")
-            return _fail(LawError(line), BROKEN)
+            first, _, rest = str(error).partition("\nThe smallest case")
+            with line.hidden():
+                if options.json:
+                    print_json({"spec": options.spec.name, "held": held, "broken": first})
+                else:
+                    print_lines(console, f"The smallest case{rest}")
+                return _fail(LawError(first), BROKEN)
     if options.json:
         return print_json({"spec": options.spec.name, "held": held, "broken": None})
     print_lines(console, f"{options.spec.name} satisfies all {len(held)} laws")
@@ -135,15 +183,16 @@ def _draw(options: argparse.Namespace) -> int:
         _check_sized(options)
     else:
         what = _bind(options.spec, options).networks[0]
-    diagram = draw(what)
+    console = output()
+    diagram = draw(what, columns=_columns(console))
     if options.output is None:
-        print_lines(output(), str(diagram))
+        print_diagram(console, str(diagram))
     else:
         try:
             write_atomically(options.output, diagram.svg().encode())
         except OSError as error:
             raise FormatError(f"{options.output}: expected a writable path, got error {error.strerror!r}.") from None
-        print(options.output)
+        print_lines(console, str(options.output))
     return 0
 
 
@@ -152,8 +201,8 @@ def _list(options: argparse.Namespace) -> int:
     if options.json:
         return print_json({"families": about, "models": list(CONFIGS)})
     console = output()
-    console.print(table_of([["family", ""], *([name, text] for name, text in about.items())], left=2))
-    print_lines(console, f"models: {', '.join(CONFIGS)}, or the path of a Hugging Face config.json")
+    print_table(console, [["family", "update"], *([name, text] for name, text in about.items())], left=2)
+    print_lines(console, "", f"models: {', '.join(CONFIGS)}, or the path of a Hugging Face config.json", hang=LABEL + 1)
     return 0
 
 
@@ -170,9 +219,7 @@ def _bound(
 
 
 def _host(options: argparse.Namespace) -> Host:
-    if options.sites is None:
-        raise SiteError("--sites: expected a model or a config.json, got none.\nRun `tnadapt list` to see the models.")
-    return find_host(options.sites)
+    return find_host(options.sites or MODEL)
 
 
 def _sites_of(options: argparse.Namespace) -> tuple[Site, ...]:
@@ -235,78 +282,16 @@ def _check_sized(options: argparse.Namespace) -> None:
             )
 
 
-class _progress:
-    """A status line on standard error, shown only if that is a terminal."""
-
-    def __enter__(self) -> Callable[[str], None]:
-        self._status = Console(stderr=True).status("binding")
-        self._status.start()
-        return self._status.update
-
-    def __exit__(self, *error: object) -> None:
-        self._status.stop()
+def _complete(options: argparse.Namespace) -> int:
+    return print_script(lambda suggestions: make_parser(RUNS, suggestions), options.shell)
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, as are all errors of this command."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(FAULT, f"tnadapt: {message}; see {self.prog} --help\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="tnadapt", description="Show, compare, check and draw tensor-network adapters.")
-    parser.add_argument("--version", action="version", version=f"tnadapt {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(name: str, run: Callable[[argparse.Namespace], int], about: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=about, description=about)
-        made.set_defaults(run=run, several=False)
-        return made
-
-    spec = {"type": spec_named, "metavar": "FAMILY|FILE.py:NAME"}
-    show = command("show", _show, "print a spec, its report, its plan and its diagram")
-    show.add_argument("spec", **spec)  # type: ignore[arg-type]
-    several = command("compare", _compare, "compare several specs on one model, in one table")
-    several.add_argument("specs", nargs="+", **spec)  # type: ignore[arg-type]
-    picture = command("draw", _draw, "draw a spec, or with --sites a network with its sizes and its minimum cut")
-    picture.add_argument("spec", **spec)  # type: ignore[arg-type]
-    picture.add_argument("-o", "--output", type=Path, metavar="FILE.svg", help="write an SVG; else print text")
-    laws = command("check", _check, "test every law on a spec, bound to random sites")
-    laws.add_argument("spec", **spec)  # type: ignore[arg-type]
-    laws.add_argument("--examples", type=whole_number, default=25, metavar="N", help="adapters per law (default 25)")
-    laws.add_argument("--rank", type=rank_of, metavar="R", help="rank of every bond, or p=8,q=4 (default random)")
-    smaller = command("compress", compress_checkpoint, "find the closest adapter of another spec to a trained one")
-    add_words(smaller)
-    several.set_defaults(several=True)
-    names = command("list", _list, "list the families and the models")
-    for one in (show, several, picture):
-        one.add_argument("--sites", metavar="MODEL", help="the name of a model, or a Hugging Face config.json")
-        one.add_argument(
-            "--target-modules", nargs="+", metavar="NAME", help="names, suffixes or all-linear (default query, value)"
-        )
-        ranks = one.add_mutually_exclusive_group()
-        ranks.add_argument("--rank", type=rank_of, metavar="R", help=f"rank of every bond, or p=8,q=4 (default {RANK})")
-        if one is several:
-            ranks.add_argument(
-                "--budget", type=whole_number, metavar="N", help="use the largest rank with at most N trainable entries"
-            )
-        one.add_argument("--seed", type=int, default=0)
-    for one in (show, several):
-        one.add_argument(
-            "--tokens", type=whole_number, default=TOKENS, help=f"tokens per call, for costs (default {TOKENS})"
-        )
-        one.add_argument(
-            "--limit",
-            type=whole_number,
-            default=LIMIT,
-            help=f"largest Jacobian, for degrees of freedom (default {LIMIT})",
-        )
-    for one in (show, several, smaller, picture):
-        one.add_argument("--alpha", type=float, help="alpha to use instead of the scale's")
-        one.add_argument("--scale", type=scale_of, metavar="unit|unit:1.6|2", help="scale to use instead of the spec's")
-    for one in (show, several, smaller, picture, laws):
-        one.add_argument("--sizes", type=sizes_by_name, default={}, metavar="head=12", help="sizes of individual modes")
-    for one in (show, several, smaller, laws, names):
-        one.add_argument("--json", action="store_true", help="print JSON")
-    return parser
+RUNS = {
+    "show": _show,
+    "compare": _compare,
+    "draw": _draw,
+    "check": _check,
+    "compress": compress_checkpoint,
+    "list": _list,
+    "completion": _complete,
+}

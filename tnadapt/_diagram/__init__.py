@@ -1,5 +1,6 @@
 """Tensor-network diagrams of specs and networks, as SVG and as text."""
 
 from tnadapt._diagram.draw import Diagram, draw
+from tnadapt._diagram.score import WIDTH
 
-__all__ = ["Diagram", "draw"]
+__all__ = ["WIDTH", "Diagram", "draw"]

@@ -12,8 +12,9 @@ from tnadapt._diagram.score import WIDTH, score
 from tnadapt._diagram.subject import Subject
 from tnadapt._errors import SpecError
 from tnadapt._language import Adapter, AdapterSpec, Factor, Network, Node, Term, text_of
-from tnadapt._signature import answers
+from tnadapt._signature import answers, mistake, told
 from tnadapt._structure import minimum_cut
+from tnadapt._table import wrap
 from tnadapt.families import SpecLike, spec_of
 
 __all__ = ["Diagram", "draw"]
@@ -50,7 +51,7 @@ class Diagram:
     height: int
 
     def __str__(self) -> str:
-        """Return the diagram as text of at most 100 columns, with one row per factor and one column per mode."""
+        """Return the diagram as text, with one row per factor and one column per mode."""
         return self.text
 
     def svg(self) -> str:
@@ -72,19 +73,22 @@ class Diagram:
 
 
 @answers(SpecError)
-def draw(of: SpecLike | Network | Adapter) -> Diagram:
+def draw(of: SpecLike | Network | Adapter, *, columns: int = WIDTH) -> Diagram:
     """Draw the diagram of a spec, or of a network with its sizes and the minimum cut that bounds its rank.
 
     Args:
         of: an `AdapterSpec`, a family or its name, one of an adapter's `networks`, or an adapter. For an adapter this
             draws its network, or its spec if its groups have several networks.
+        columns: the most columns of the text. It takes more if one mode beside the names of the factors needs more.
 
     Returns:
         The diagram.
 
     Raises:
-        SpecError: if `of` is anything else.
+        SpecError: if `of` is anything else, or `columns` is not a whole number of at least 1.
     """
+    if not isinstance(columns, int) or isinstance(columns, bool) or columns < 1:
+        raise mistake(SpecError, "draw", "a whole number of columns", told(columns), "Write columns=80.")
     if isinstance(of, Adapter):
         kinds = set(of.networks)
         of = of.spec if len(kinds) > 1 else kinds.pop()
@@ -117,9 +121,9 @@ def draw(of: SpecLike | Network | Adapter) -> Diagram:
     labels = [f"{'-' if term.sign < 0 else '+'} {' '.join(term.nodes)}" for term in shown]
     labels = [""] if len(shown) == 1 and shown[0].sign > 0 else labels
     marks = ["▒ frozen"] if any(not one.trainable for subject in subjects for one in subject.factors.values()) else []
-    lines = [line for text in (title, *notes) for line in textwrap.wrap(text, WIDTH)]
+    lines = [line for text in (title, *notes) for line in wrap(text, columns)]
     for label, subject in zip(labels, subjects, strict=True):
-        lines += [*(["", label] if label else []), *score(subject)]
+        lines += [*(["", *wrap(label, columns, hang="  ")] if label else []), *score(subject, columns)]
     text = "\n".join([*lines, *([""] if marks else []), *marks])
     return _card(title, notes, list(zip(labels, subjects, strict=True)), text)
 

@@ -1,10 +1,10 @@
 """Draw a network as text: one row per factor, one column per mode, a dot where the factor carries the mode."""
 
-import unicodedata
 from collections.abc import Sequence
 from statistics import fmean
 
 from tnadapt._diagram.subject import Subject
+from tnadapt._table import columns_of
 
 __all__: list[str] = []
 
@@ -13,8 +13,11 @@ LONGEST = 24  # columns of a name; longer names are truncated
 BETWEEN = 3  # columns between two modes
 
 
-def score(subject: Subject) -> list[str]:
-    """Return the lines of the table. Modes that do not fit side by side continue in another table below."""
+def score(subject: Subject, columns: int = WIDTH) -> list[str]:
+    """Return the lines of the table. Modes that do not fit side by side continue in another table below.
+
+    A line has at most `columns` columns, but for a table of one mode, which may need more.
+    """
     places = _places(subject)
     spot = {mode: number for number, (_, mode) in enumerate(places)}
     rows = sorted(
@@ -22,10 +25,11 @@ def score(subject: Subject) -> list[str]:
         key=lambda name: fmean([spot[mode] for mode in subject.local[name]] or [len(spot)]),
     )
     heads = [_head(subject, name) for name in rows]
-    margin = max(map(_columns, heads)) + BETWEEN
+    margin = max(map(columns_of, heads)) + BETWEEN
     blocks: list[list[tuple[str, str]]] = [[]]
     for role, mode in places:
-        if margin + sum(_wide(subject, *place) for place in [*blocks[-1], (role, mode)]) > WIDTH:
+        wide = margin + sum(_wide(subject, *place) for place in [*blocks[-1], (role, mode)])
+        if wide > columns and blocks[-1]:
             blocks.append([])
         blocks[-1].append((role, mode))
     lines: list[str] = []
@@ -54,15 +58,15 @@ def _head(subject: Subject, name: str) -> str:
 
 def _block(subject: Subject, rows: Sequence[str], heads: Sequence[str], block: Sequence[tuple[str, str]]) -> list[str]:
     """Return the lines of one table: roles, names, sizes, then the factors."""
-    margin = " " * _columns(heads[0])
+    margin = " " * columns_of(heads[0])
     roles, names, sizes, centres = "", "", "", list[int]()
     for number, (role, mode) in enumerate(block):
-        wide, left = _wide(subject, role, mode), _columns(names)
+        wide, left = _wide(subject, role, mode), columns_of(names)
         if number == 0 or block[number - 1][0] != role:
             roles = _padded(roles, left) + role
         names += _padded(_short(mode), wide)
         sizes += _padded(f"{subject.sizes[mode]:,}" if mode in subject.sizes else "", wide)
-        centres.append(left + (_columns(_short(mode)) - 1) // 2)
+        centres.append(left + (columns_of(_short(mode)) - 1) // 2)
     lines = [margin + roles, margin + names, *([margin + sizes] if subject.sizes else [])]
     held = [[mode in subject.factors[name].modes for _, mode in block] for name in rows]
     for row, head in enumerate(heads):
@@ -83,22 +87,17 @@ def _block(subject: Subject, rows: Sequence[str], heads: Sequence[str], block: S
 
 def _wide(subject: Subject, role: str, mode: str) -> int:
     size = f"{subject.sizes[mode]:,}" if mode in subject.sizes else ""
-    return max(_columns(_short(mode)), len(size), len(role)) + BETWEEN
-
-
-def _columns(text: str) -> int:
-    """Return the terminal columns that a text takes: two per wide letter, none per combining accent."""
-    return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
+    return max(columns_of(_short(mode)), len(size), len(role)) + BETWEEN
 
 
 def _padded(text: str, columns: int) -> str:
-    return text + " " * (columns - _columns(text))
+    return text + " " * (columns - columns_of(text))
 
 
 def _short(text: str) -> str:
     """Return a name, truncated if it is too long."""
-    if _columns(text) <= LONGEST:
+    if columns_of(text) <= LONGEST:
         return text
-    while _columns(text) > LONGEST - 1:
+    while columns_of(text) > LONGEST - 1:
         text = text[:-1]
     return text + "…"

@@ -4,10 +4,13 @@
 """
 
 from tnadapt._errors import LawError
-from tnadapt.testing._check import Held, check
-from tnadapt.testing._laws import LAWS, Law
-from tnadapt.testing._oracle import dense, gradients, random_params, start_params
-from tnadapt.testing._strategies import adapters, networks, sites, specs
+from tnadapt._extras import extra
+
+with extra("testing", "tnadapt.testing"):
+    from tnadapt.testing._check import Held, check
+    from tnadapt.testing._laws import LAWS, Law
+    from tnadapt.testing._oracle import dense, gradients, random_params, start_params
+    from tnadapt.testing._strategies import adapters, networks, sites, specs
 
 __all__ = [
     "LAWS",

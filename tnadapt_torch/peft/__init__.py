@@ -4,9 +4,12 @@ Importing this package registers the method with PEFT under the name TNADAPT. Im
 `PeftModel.from_pretrained`, too.
 """
 
-from tnadapt_torch.peft import _register as _register
-from tnadapt_torch.peft._config import TnConfig
-from tnadapt_torch.peft._layer import TnLinear, TnParameters
-from tnadapt_torch.peft._tuner import TnModel
+from tnadapt.binding import extra
+
+with extra("peft", "tnadapt_torch.peft"):
+    from tnadapt_torch.peft import _register as _register
+    from tnadapt_torch.peft._config import TnConfig
+    from tnadapt_torch.peft._layer import TnLinear, TnParameters
+    from tnadapt_torch.peft._tuner import TnModel
 
 __all__ = ["TnConfig", "TnLinear", "TnModel", "TnParameters"]

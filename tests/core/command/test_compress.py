@@ -176,13 +176,3 @@ def test_a_source_that_is_not_an_adapter_gives_a_one_line_error(tmp_path, capsys
     assert (status, out) == (2, "")
     assert name in err
     assert not (tmp_path / "out").exists()
-
-
-def test_the_bar_on_a_terminal_goes_through_every_group_and_is_gone_at_the_end(shared, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("FORCE_COLOR", "1")  # what makes the error output a terminal
-    monkeypatch.setenv("TERM", "xterm")
-    status, _, err = call(capsys, "compress", shared[0], "--to", "lotr", "--rank", 4, "-o", tmp_path / "small")
-    assert status == 0
-    last = err.rpartition("group 1 of 1, sweep ")[2]
-    assert last[:1].isdigit()
-    assert last.endswith("\x1b[2K")  # the line is erased

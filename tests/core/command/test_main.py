@@ -1,6 +1,8 @@
 """The command: what it prints, its JSON, and one line of error for everything that can be asked wrongly."""
 
+import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -9,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.thorough import IS_THOROUGH
 from tnadapt import count, families, find_host, fit_rank
-from tnadapt._command.main import main
+from tnadapt._command.main import RUNS, main
+from tnadapt._command.terminal import IN_ASCII
+from tnadapt._version import __version__
 from tnadapt.testing import LAWS
 
 OWN = """\
@@ -37,6 +42,8 @@ def run(capsys, monkeypatch, tmp_path):
     (tmp_path / "lines.py").write_text("raise ValueError('one\\ntwo')\n")
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     monkeypatch.chdir(tmp_path)
+    for name in ("COLUMNS", "LC_ALL", "LC_CTYPE", "LANG", "PYTHONIOENCODING"):
+        monkeypatch.delenv(name, raising=False)
 
     def call(*words: str) -> tuple[int, str, str]:
         try:
@@ -201,7 +208,6 @@ def test_list_names_families_and_models(run):
 
 
 WRONG = [
-    (("show", "lora"), "--sites: expected a model or a config.json, got none."),
     (
         ("show", "lora", "--sites", "gpt3"),
         "find_host: expected a known model, a config.json or a folder that contains one, got 'gpt3'",
@@ -225,7 +231,7 @@ WRONG = [
         "compare: expected a mode of these specs, got 'head'. Their modes are",
     ),
     (("fly",), "invalid choice: 'fly'"),
-    ((), "the following arguments are required"),
+    (("show",), "the following arguments are required"),
 ]
 
 
@@ -247,10 +253,13 @@ def test_ctrl_c_is_status_130(run, monkeypatch):
 
 
 def test_without_hypothesis_check_says_what_to_install(run, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tnadapt.testing", None)
-    status, _, err = run("check", "lora")
-    assert status == 2
-    assert "pip install 'tnadapt[testing]'" in err
+    for name in [name for name in sys.modules if name.startswith("tnadapt.testing")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "hypothesis", None)
+    status, out, err = run("check", "lora")
+    assert (status, out) == (2, "")
+    told = 'expected hypothesis to be installed, got no such module. Run: pip install "tnadapt[testing]"'
+    assert err == f"tnadapt: tnadapt.testing: {told}\n"
 
 
 COLD = """
@@ -278,10 +287,109 @@ def test_the_console_script_and_the_module_are_one_command():
 
 
 def test_a_reader_that_leaves_is_no_error():
+    """Its status is that of a program that SIGPIPE ends, as shells report it."""
     words = [sys.executable, "-m", "tnadapt", "list"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         running.stdout.close()
-        assert b"Traceback" not in running.stderr.read()
+        assert running.stderr.read() == b""
+    assert running.returncode == 141
+
+
+@pytest.mark.parametrize("words", [("list",), ("draw", "lora"), ("list", "--json"), ("--help",), ()])
+def test_a_closed_pipe_ends_quietly_however_little_is_printed(words, monkeypatch, capsys):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as pipe:  # noqa: PTH123  (a descriptor)
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert main(words) == 141
+        pipe.write("what the interpreter would flush at its end")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_closed_pipe_of_errors_ends_quietly_too(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", buffering=1) as pipe:  # noqa: PTH123  (a descriptor)
+        monkeypatch.setattr(sys, "stderr", pipe)
+        assert main(("show", "lora", "--sites", "gpt3")) == 141
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_one_line(monkeypatch, capsys):
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(("list",)) == 2
+    assert capsys.readouterr().err == "tnadapt: [Errno 28] No space left on device\n"
+
+
+def test_no_arguments_print_help_with_examples(run):
+    status, out, err = run()
+    assert (status, err) == (0, "")
+    for command in RUNS:
+        assert re.search(rf"^    {command} +\w", out, re.MULTILINE)
+    assert "\nexamples:\n  tnadapt show lora\n" in out
+
+
+def test_the_version(run):
+    assert run("--version") == run("-V") == (0, f"tnadapt {__version__}\n", "")
+
+
+@pytest.mark.parametrize("name", families.__all__ if IS_THOROUGH else ["lora", "lorta"])
+def test_show_needs_no_model_and_says_whose_sizes_it_shows(name, run):
+    if name in ("mtlora_tasks", "quantum_peft"):
+        pytest.skip("no model says its tasks, or its sizes")
+    status, out, err = run("show", name, "--limit", "1")
+    assert (status, err) == (0, "")
+    assert out.startswith("Sizes of roberta-large, the default. Choose others with --sites MODEL.\n")
+
+
+def test_compare_needs_no_model_and_json_names_it(run):
+    assert run("compare", "lora", "--limit", "1")[1].startswith("Sizes of roberta-large, the default. ")
+    assert not run("compare", "lora", *GPT2)[1].startswith("Sizes")
+    for words, model in ((GPT2, "gpt2"), ((), "roberta-large")):
+        for command in ("show", "compare"):
+            assert json.loads(run(command, "lora", *words, "--limit", "1", "--json")[1])["model"] == model
+
+
+@pytest.mark.parametrize(("encoding", "locale"), [("cp1252", ""), ("ascii", ""), ("utf-8", "C"), ("utf-8", "POSIX")])
+@pytest.mark.parametrize("words", [("draw", "tera", *GPT2), ("show", "lotr", *GPT2, "--limit", "1"), ("list",)])
+def test_a_stream_that_cannot_show_more_gets_plain_ascii(encoding, locale, words, run, monkeypatch):
+    whole = run(*words)[1]
+    monkeypatch.setenv("LC_ALL", locale)
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert main(words) == 0
+    stream.flush()
+    text = stream.buffer.getvalue().decode("ascii")
+    assert text == whole.translate(IN_ASCII)
+    assert text.isascii()
+    assert whole.isascii() == (words == ("list",))
+
+
+def test_escapes_are_for_terminals_alone(run, monkeypatch):
+    assert "\x1b" not in "".join(map(str, run("list")))
+    for name in ("NO_COLOR", "TERM", "FORCE_COLOR", "COLORTERM"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "100")
+    for more, expected in (
+        ({"TERM": "xterm-256color"}, {"1", "0"}),
+        ({"NO_COLOR": "1"}, {"1", "0"}),
+        ({"TERM": "dumb"}, set()),
+    ):
+        for name, value in more.items():
+            monkeypatch.setenv(name, value)
+        stream = Terminal()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", stream)
+            assert main(("list",)) == 0
+        assert set(re.findall(r"\x1b\[(\d*)m", stream.getvalue())) == expected  # bold, and no colour
+
+
+class Terminal(io.StringIO):
+    """A stream that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 def test_the_rank_is_8_where_none_is_asked(run):

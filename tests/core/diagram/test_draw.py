@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.core.diagram.shown import shown, shown_terms
 from tests.table import REPRESENTATIVES
 from tests.thorough import IS_THOROUGH
-from tnadapt import AdapterSpec, draw, families, frozen, grid, raw, same, trainable, zeros
+from tnadapt import AdapterSpec, SpecError, draw, families, frozen, grid, raw, same, trainable, zeros
 from tnadapt.binding import Factor, Network, minimum_cut
 from tnadapt.initializers import host
 from tnadapt.testing import adapters, specs
@@ -390,3 +390,17 @@ def test_a_picture_is_the_same_in_every_process():
         for seed in ("1", "2")
     }
     assert len(seen) == 1
+
+
+def test_the_text_has_the_columns_that_were_asked_for():
+    wide, narrow = (str(draw(families.quanta(), columns=columns)) for columns in (200, 40))
+    assert max(map(len, narrow.splitlines())) <= 40 < max(map(len, wide.splitlines()))
+    assert narrow.count("●") == wide.count("●")
+    assert str(draw(families.quanta(), columns=1)).count("●") == wide.count("●")  # one mode a table
+    assert draw(families.quanta(), columns=40).svg() == draw(families.quanta()).svg()
+
+
+@pytest.mark.parametrize("columns", [0, -1, 2.5, "80", True, None])
+def test_anything_but_a_number_of_columns_is_refused(columns):
+    with pytest.raises(SpecError, match=r"^draw: expected a whole number of columns, got .*\nWrite columns=80\.$"):
+        draw(families.lora(), columns=columns)
