@@ -10,6 +10,8 @@ from tnadapt.binding import as_integer, mistake, told
 from tnadapt_torch._host import count_parameters, updates_of
 from tnadapt_torch._run import MagnitudeUpdate, SiteUpdate
 from tnadapt_torch._state.known import states_of
+from tnadapt_torch._state.norms import norms
+from tnadapt_torch._state.replicas import settle
 from tnadapt_torch._state.step import note_of_step
 
 if TYPE_CHECKING:
@@ -28,6 +30,18 @@ class Readable(nn.Module):
         """
         state = cast("AdapterState", self)
         print("\n".join(filter(None, [_totals(state), note_of_step(state)])))
+
+    def norms(self) -> dict[str, float]:
+        """Compute the Frobenius norm of each trainable factor, by its name in the spec, and of all updates, as "dW".
+
+        The norm of a factor is over all groups, and that of dW over all sites, computed from the factors, in float64,
+        for all sites of a group at once; only for a centered spec from dense updates, one site at a time.
+        """
+        state = cast("AdapterState", self)
+        settle(state)
+        if state.host:
+            state.check_host()
+        return norms(state.adapter, state.params(), state.updates)
 
     def table(self) -> str:
         """Return a table of the adapted sites, one line per site."""
