@@ -13,7 +13,7 @@ from tnadapt import SiteError
 from tnadapt_torch._host import unwrapped
 from tnadapt_torch._state import AdapterState, note_of_step, shared_by
 
-__all__ = ["CheckpointCallback", "NormsCallback", "PolicyCallback"]
+__all__ = ["CheckpointCallback", "LogCallback", "NormsCallback", "PolicyCallback"]
 
 
 class Policy(Protocol):
@@ -74,6 +74,64 @@ class NormsCallback(TrainerCallback):
         norms = {f"norm_{name}": norm for name, norm in self.adapter.norms().items()}
         logs.update(norms)
         state.log_history[-1].update(norms)
+
+
+class LogCallback(TrainerCallback):
+    """Adds `state.log(optimizer)` to the lines of training in the Trainer's logs.
+
+    The numbers of a line are those of its step, with the gradients that the optimizer took. Other steps cost nothing.
+    If logs follow epochs instead of steps, they lack the gradients, which the Trainer has set to zero by then.
+
+    For the Trainer's own reporters to receive them, make this the first callback:
+    `trainer.callback_handler.callbacks.insert(0, LogCallback(state))`.
+    """
+
+    def __init__(self, adapter: AdapterState, *, by_group: bool = False) -> None:
+        """Store the adapter's state, and whether to log each group of the adapter, as for `AdapterState.log`."""
+        self.adapter, self.by_group = adapter, by_group
+        self.found: tuple[int, dict[str, float]] = (-1, {})  # a step, and its numbers
+
+    def on_optimizer_step(  # type: ignore[override]
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: object = None,
+        processing_class: object = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        lr_scheduler: object = None,
+        train_dataloader: object = None,
+        eval_dataloader: object = None,
+    ) -> None:
+        """Read the numbers if this step will be logged: the Trainer sets the gradients to zero before it logs."""
+        step = state.global_step + 1
+        is_first = args.logging_first_step and step == 1
+        if args.logging_strategy == "steps" and (is_first or step % state.logging_steps == 0):
+            self.found = step, self.adapter.log(optimizer, by_group=self.by_group)
+
+    def on_log(  # type: ignore[override]
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        logs: dict[str, float],
+        model: object = None,
+        processing_class: object = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        lr_scheduler: object = None,
+        train_dataloader: object = None,
+        eval_dataloader: object = None,
+    ) -> None:
+        """Add the numbers to a line of training."""
+        if "loss" not in logs:
+            return
+        step, found = self.found
+        if step != state.global_step:
+            found = self.adapter.log(optimizer, by_group=self.by_group)
+        logs.update(found)
+        state.log_history[-1].update(found)
 
 
 class CheckpointCallback(TrainerCallback):

@@ -16,7 +16,7 @@ from tests.peft.models import WORDS, attached, config, llama, logits, wake
 from tnadapt import SiteError, families, step_size
 from tnadapt_torch import attach, load
 from tnadapt_torch.peft import TnConfig
-from tnadapt_torch.trainer import CheckpointCallback, NormsCallback
+from tnadapt_torch.trainer import CheckpointCallback, LogCallback, NormsCallback
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of transformers, accelerate and PEFT
 
@@ -170,6 +170,44 @@ def test_a_large_step_is_warned_about_once(kind, tmp_path):
     (text,) = told
     assert f"moves lotr {factor:.3g} times as far as a LoRA of rank 8 and alpha 8" in text
     assert f"it moves as LoRA does at a rate of {1e-4 * factor:.2g}." in text
+
+
+@both
+def test_the_numbers_of_a_step_are_logged_with_its_gradients(kind, tmp_path):
+    model, state = model_of(kind, "lotr")
+    wanted = []
+    log = state.log
+    state.log = lambda *args, **words: wanted.append(log(*args, **words)) or wanted[-1]
+    trainer = trainer_of(
+        model,
+        tmp_path,
+        callbacks=[LogCallback(state)],
+        logging_steps=2,
+        logging_first_step=True,
+        eval_strategy="steps",
+        eval_steps=1,
+    )
+    trainer.train()
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    assert [line["step"] for line in lines] == [1, 2, 4]
+    assert len(wanted) == 3  # the other steps and the evaluations read nothing
+    for line, found in zip(lines, wanted, strict=True):
+        assert {name: line[name] for name in found} == found
+        assert found[f"{state.child_name}/grad_norm/G"] > 0
+        assert found[f"{state.child_name}/step/lora_rate"] > 0
+    others = [line for line in trainer.state.log_history if "eval_loss" in line]
+    assert not any(name.startswith("tnadapt") for line in others for name in line)
+    assert lines[-1][f"{state.child_name}/norm/dW"] == pytest.approx(state.norms()["dW"])
+
+
+def test_logs_of_epochs_have_the_norms(tmp_path):
+    model, state = model_of("attach", "lora")
+    trainer = trainer_of(
+        model, tmp_path, callbacks=[LogCallback(state)], logging_strategy="epoch", max_steps=-1, num_train_epochs=1
+    )
+    trainer.train()
+    (line,) = [line for line in trainer.state.log_history if "loss" in line]
+    assert line["tnadapt_default/norm/dW"] == pytest.approx(state.norms()["dW"])
 
 
 # ---------------------------------------------------------------- checkpoints that hold what is trained alone

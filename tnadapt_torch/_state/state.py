@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tnadapt import Adapter, AdapterSpec, SiteError
-from tnadapt.binding import Written
+from tnadapt.binding import StepSize, Written
 from tnadapt_torch._host import (
     Flags,
     Merged,
@@ -72,6 +72,7 @@ class AdapterState(Optimized, Resizable, Readable):
         self.watch: Removable | None = None
         self.run: Path | None = None  # whose checkpoints hold what is trained alone
         self.is_step_told = False
+        self.steps: tuple[Adapter, Mapping[str, StepSize]] | None = None  # sizes of first steps, for logs
         self.weights: dict[str, Weight] = {}
         self.folded: dict[str, Weight] = {}  # weights that take the update themselves, instead of their module's output
         self.turn = 0  # the position of the attach among those on the host; a copy keeps it
