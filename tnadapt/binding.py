@@ -56,6 +56,7 @@ from tnadapt._planning import (
     find_product,
     run,
 )
+from tnadapt._progress import watched
 from tnadapt._signature import answers, expect_flag, expect_names, mistake, told
 from tnadapt._structure import (
     COUNTS,
@@ -169,4 +170,5 @@ __all__ = [
     "told",
     "unknown_map",
     "unknown_starts",
+    "watched",
 ]

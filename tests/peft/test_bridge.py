@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 with warnings.catch_warnings():
@@ -548,3 +549,19 @@ def test_a_forged_config_is_refused(write, message, tmp_path):
     write(path)
     with pytest.raises(FormatError, match=message):
         TnConfig.from_json_file(path)
+
+
+@pytest.mark.parametrize("task", [None, "CAUSAL_LM"])
+def test_the_class_of_peft_for_the_task_opens_a_saved_adapter(task, tmp_path):
+    """PEFT looks up the class of the model in the config where no task is named."""
+    llama().save_pretrained(tmp_path / "base")
+    base = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "base")
+    model = peft.get_peft_model(base, config("lotr", task_type=task))
+    wake(model.base_model.states()["default"])
+    model.save_pretrained(tmp_path / "adapter")
+    saved = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (saved["task_type"], saved["base_model_name_or_path"]) == (task, str(tmp_path / "base"))
+    assert "library_name: peft" in (tmp_path / "adapter" / "README.md").read_text()
+    opened = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    close(logits(opened), logits(model))
+    differs(logits(opened), logits(llama()))
