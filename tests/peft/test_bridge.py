@@ -29,7 +29,7 @@ from tests.peft.models import (
     wake,
 )
 from tnadapt import FormatError, SiteError, SpecError, families
-from tnadapt_torch import load
+from tnadapt_torch import attach, load
 from tnadapt_torch.peft import TnConfig, TnLinear
 from tnadapt_torch.peft._config import check_release
 from tnadapt_torch.peft._modules import put_back
@@ -565,3 +565,10 @@ def test_the_class_of_peft_for_the_task_opens_a_saved_adapter(task, tmp_path):
     opened = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
     close(logits(opened), logits(model))
     differs(logits(opened), logits(llama()))
+
+
+def test_the_line_of_parameters_is_that_of_peft(capsys):
+    attach(llama(), families.lora(), target_modules=["q_proj"], rank=2).print_trainable_parameters()
+    peft.get_peft_model(llama(), peft.LoraConfig(r=2, target_modules=["q_proj"])).print_trainable_parameters()
+    ours, theirs = capsys.readouterr().out.splitlines()
+    assert ours == theirs

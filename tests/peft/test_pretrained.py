@@ -167,3 +167,39 @@ def test_a_state_dict_holds_the_values_and_needs_an_equal_attach(name):
 def model_sizes(name):
     asked = config(name)
     return {"target_modules": TARGETS, "rank": asked.rank, "alpha": asked.alpha, "seed": 0}
+
+
+class Small(nn.Module):
+    """Not a model of transformers, but with a method of that name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        return self.norm(self.layer(x))
+
+    def save_pretrained(self, folder, push_to_hub=False):
+        folder.mkdir()
+        torch.save(self.state_dict(), folder / "model.pt")
+
+
+def test_an_upload_without_the_adapter_is_told(tmp_path):
+    model = Small()
+    attach(model, families.lora(), target_modules=["layer"], rank=2)
+    with pytest.warns(UserWarning, match=r"(?s)tnadapt_default\.safetensors was written, but not uploaded"):
+        model.save_pretrained(tmp_path / "out", push_to_hub=True)
+    load(Small(), tmp_path / "out" / FILE)
+
+
+def test_a_checkpoint_of_what_is_trained_has_what_changes_without_gradients(tmp_path):
+    model = Small()
+    state = attach(model, families.lora(), target_modules=["layer"], rank=2)
+    model.layer.bias.requires_grad_(True)
+    state.run = tmp_path.resolve()
+    model.save_pretrained(tmp_path / "checkpoint-1")
+    factors = {"tnadapt_default.factors.A", "tnadapt_default.factors.B"}
+    norm = {f"norm.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")}
+    assert load_file(tmp_path / "checkpoint-1" / "model.safetensors").keys() == factors | norm | {"layer.bias"}
+    model.save_pretrained(tmp_path / "other")  # no checkpoint
+    assert "layer.weight" in torch.load(tmp_path / "other" / "model.pt")

@@ -128,8 +128,8 @@ def write_loras(
             every |= _tensors(path, shape, lora)
             written[path] = Written(lora.rank, lora.error)
             alphas[path] = lora.scale * lora.rank
-    ranks, errors = ({path: site[place] for path, site in written.items()} for place in (0, 1))
-    card = card_of(options, made, ranks, errors)
+    ranks = {path: site.rank for path, site in written.items()}
+    card = card_of(options, made, ranks, {path: site.error for path, site in written.items()})
     write_folder(directory, {**_config(written, alphas), **options}, every, card)
     return written
 
