@@ -57,6 +57,7 @@ from tnadapt._planning import (
     find_product,
     run,
 )
+from tnadapt._progress import watched
 from tnadapt._signature import answers, expect_flag, expect_names, mistake, told
 from tnadapt._structure import (
     COUNTS,
@@ -68,6 +69,7 @@ from tnadapt._structure import (
     Piece,
     RowProducts,
     Side,
+    StepSize,
     Unfolding,
     balanced_rates,
     environments,
@@ -126,6 +128,7 @@ __all__ = [
     "Slot",
     "SpecLike",
     "Step",
+    "StepSize",
     "Unfolding",
     "Written",
     "answers",
@@ -170,4 +173,5 @@ __all__ = [
     "told",
     "unknown_map",
     "unknown_starts",
+    "watched",
 ]

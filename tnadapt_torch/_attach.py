@@ -30,6 +30,7 @@ from tnadapt_torch._state import (
     AdapterState,
     MarksCheck,
     Replicas,
+    Saved,
     Watch,
     check_unmerged,
     enter,
@@ -179,6 +180,7 @@ def install(
         replicas = Replicas(state, model)
         state.handles.append(replicas)
         replicas.look()
+        state.handles.append(Saved(state, model))
         state.watch = model.register_forward_hook(Watch(state))
     except BaseException:
         state.release()

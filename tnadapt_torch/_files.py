@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tnadapt import Adapter, FormatError, read_peft
-from tnadapt.binding import Checkpoint, answers, check_fingerprint, expect_path, host_entry, read_checkpoint
+from tnadapt.binding import Checkpoint, answers, check_fingerprint, expect_path, host_entry, read_checkpoint, watched
 from tnadapt_torch._attach import install
 from tnadapt_torch._host import (
     HostEntries,
@@ -142,8 +142,9 @@ def _check_hosts(checkpoint: Checkpoint, weights: Mapping[str, Weight], path: st
     if not checkpoint.hosts:
         return
     entries = HostEntries(checkpoint.adapter, weights)
-    for site in checkpoint.adapter.sites:
-        check_fingerprint(Path(path), site, checkpoint.hosts[site.path], entries[host_entry(site)])
+    with watched(checkpoint.adapter.sites, "check the weights") as sites:
+        for site in sites:
+            check_fingerprint(Path(path), site, checkpoint.hosts[site.path], entries[host_entry(site)])
 
 
 def weights_of(

@@ -1,4 +1,4 @@
-"""Callbacks for the Trainer of transformers: log the norms of an adapter, step its policies. Needs transformers."""
+"""Callbacks for the Trainer of transformers: what it logs, policies, checkpoints. Needs transformers."""
 
 import warnings
 from collections.abc import Mapping
@@ -9,13 +9,14 @@ import torch
 
 from tnadapt import SiteError
 from tnadapt.binding import extra
-from tnadapt_torch._state import AdapterState, note_of_step
+from tnadapt_torch._host import unwrapped
+from tnadapt_torch._state import AdapterState, note_of_step, shared_by
 
 with extra("peft", "tnadapt_torch.trainer"):
     from accelerate.optimizer import AcceleratedOptimizer  # type: ignore[import-untyped]
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-__all__ = ["NormsCallback", "PolicyCallback"]
+__all__ = ["CheckpointCallback", "LogCallback", "NormsCallback", "PolicyCallback"]
 
 
 class Policy(Protocol):
@@ -78,6 +79,138 @@ class NormsCallback(TrainerCallback):
         state.log_history[-1].update(norms)
 
 
+class LogCallback(TrainerCallback):
+    """Adds `state.log(optimizer)` to the lines of training in the Trainer's logs.
+
+    The numbers of a line are those of its step, with the gradients that the optimizer took. Other steps cost nothing.
+    If logs follow epochs instead of steps, they lack the gradients, which the Trainer has set to zero by then.
+
+    For the Trainer's own reporters to receive them, make this the first callback:
+    `trainer.callback_handler.callbacks.insert(0, LogCallback(state))`.
+    """
+
+    def __init__(self, adapter: AdapterState, *, by_group: bool = False) -> None:
+        """Store the adapter's state, and whether to log each group of the adapter, as for `AdapterState.log`."""
+        self.adapter, self.by_group = adapter, by_group
+        self.found: tuple[int, dict[str, float]] = (-1, {})  # a step, and its numbers
+
+    def on_optimizer_step(  # type: ignore[override]
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: object = None,
+        processing_class: object = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        lr_scheduler: object = None,
+        train_dataloader: object = None,
+        eval_dataloader: object = None,
+    ) -> None:
+        """Read the numbers if this step will be logged: the Trainer sets the gradients to zero before it logs."""
+        step = state.global_step + 1
+        is_first = args.logging_first_step and step == 1
+        if args.logging_strategy == "steps" and (is_first or step % state.logging_steps == 0):
+            self.found = step, self.adapter.log(optimizer, by_group=self.by_group)
+
+    def on_log(  # type: ignore[override]
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        logs: dict[str, float],
+        model: object = None,
+        processing_class: object = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        lr_scheduler: object = None,
+        train_dataloader: object = None,
+        eval_dataloader: object = None,
+    ) -> None:
+        """Add the numbers to a line of training."""
+        if "loss" not in logs:
+            return
+        step, found = self.found
+        if step != state.global_step:
+            found = self.adapter.log(optimizer, by_group=self.by_group)
+        logs.update(found)
+        state.log_history[-1].update(found)
+
+
+class CheckpointCallback(TrainerCallback):
+    """Lets each checkpoint of the Trainer hold what is trained, and not the frozen weights of the model.
+
+    The checkpoint has model.safetensors, with the factors, the modules_to_save and all else that changes in training,
+    from which the Trainer resumes a run and loads the best model; and tnadapt_<adapter_name>.safetensors, which
+    `tnadapt_torch.load` takes. To resume, load the base model and attach with the same arguments.
+
+    Checkpoints stay whole while an adapter is merged, where processes share the model by fully_shard or tensor
+    parallelism, and of a model that is not one of transformers. They have the file of the adapter, too, unless it is
+    merged.
+    """
+
+    def __init__(self, adapter: AdapterState) -> None:
+        """Store the adapter's state, which `attach` or `load` returned for the model of the Trainer."""
+        self.adapter = adapter
+
+    def on_train_begin(  # type: ignore[override]
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: torch.nn.Module,
+        processing_class: object = None,
+        optimizer: object = None,
+        lr_scheduler: object = None,
+        train_dataloader: object = None,
+        eval_dataloader: object = None,
+    ) -> None:
+        """Name the folder of the run. Raises SiteError for an adapter that is not attached to the Trainer's model."""
+        if not self.adapter.host or unwrapped(model) is not self.adapter.model:
+            raise SiteError(
+                f"CheckpointCallback: expected an adapter that is attached to the model of the Trainer, got "
+                f"{self.adapter.name!r}, which is not.\n"
+                "Under PEFT the checkpoints hold the adapter alone without it: leave this callback out."
+            )
+        self.adapter.run = Path(str(args.output_dir)).resolve()
+
+    def on_save(  # type: ignore[override]
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: object = None,
+        processing_class: object = None,
+        optimizer: object = None,
+        lr_scheduler: object = None,
+        train_dataloader: object = None,
+        eval_dataloader: object = None,
+    ) -> None:
+        """Save the adapter where `save_pretrained` of the model did not."""
+        is_saved = hasattr(self.adapter.model, "save_pretrained") and shared_by(self.adapter) is None
+        is_writing = state.is_world_process_zero or shared_by(self.adapter) is not None
+        if is_writing and not is_saved and self.adapter.merged is None:
+            self.adapter.save(_checkpoint(args, state) / f"{self.adapter.child_name}.safetensors")
+
+    def on_train_end(  # type: ignore[override]
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: object = None,
+        processing_class: object = None,
+        optimizer: object = None,
+        lr_scheduler: object = None,
+        train_dataloader: object = None,
+        eval_dataloader: object = None,
+    ) -> None:
+        """Let later saves of the model be whole again."""
+        self.adapter.run = None
+
+
 class PolicyCallback(TrainerCallback):
     """Calls `policy.step()` after each step of the Trainer's optimizer, while the gradients are there.
 
@@ -109,7 +242,7 @@ class PolicyCallback(TrainerCallback):
     ) -> None:
         """Load the policy's state if the run is resumed. Raises SiteError if the checkpoint has none."""
         if state.global_step:
-            self._load(self._folder(args, state))
+            self._load(_checkpoint(args, state))
 
     def on_train_end(  # type: ignore[override]
         self,
@@ -162,7 +295,7 @@ class PolicyCallback(TrainerCallback):
         """Save the policy's state in the checkpoint."""
         found = dict(self.policy.state_dict())  # on all processes: they may share the factors
         if state.is_world_process_zero:
-            torch.save(found, self._folder(args, state) / self._file)
+            torch.save(found, _checkpoint(args, state) / self._file)
 
     def _load(self, folder: Path) -> None:
         path = folder / self._file
@@ -177,5 +310,7 @@ class PolicyCallback(TrainerCallback):
     def _file(self) -> str:
         return f"tnadapt_{self.name}.pt"
 
-    def _folder(self, args: TrainingArguments, state: TrainerState) -> Path:
-        return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    """Return the folder of the checkpoint of this step."""
+    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"

@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 with warnings.catch_warnings():
@@ -29,7 +30,7 @@ from tests.peft.models import (
     wake,
 )
 from tnadapt import FormatError, SiteError, SpecError, families
-from tnadapt_torch import load
+from tnadapt_torch import attach, load
 from tnadapt_torch.peft import TnConfig, TnLinear
 from tnadapt_torch.peft._config import check_release
 from tnadapt_torch.peft._modules import put_back
@@ -558,3 +559,26 @@ def test_a_forged_config_is_refused(write, message, tmp_path):
     write(path)
     with pytest.raises(FormatError, match=message):
         TnConfig.from_json_file(path)
+
+
+@pytest.mark.parametrize("task", [None, "CAUSAL_LM"])
+def test_the_class_of_peft_for_the_task_opens_a_saved_adapter(task, tmp_path):
+    """PEFT looks up the class of the model in the config where no task is named."""
+    llama().save_pretrained(tmp_path / "base")
+    base = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "base")
+    model = peft.get_peft_model(base, config("lotr", task_type=task))
+    wake(model.base_model.states()["default"])
+    model.save_pretrained(tmp_path / "adapter")
+    saved = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (saved["task_type"], saved["base_model_name_or_path"]) == (task, str(tmp_path / "base"))
+    assert "library_name: peft" in (tmp_path / "adapter" / "README.md").read_text()
+    opened = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    close(logits(opened), logits(model))
+    differs(logits(opened), logits(llama()))
+
+
+def test_the_line_of_parameters_is_that_of_peft(capsys):
+    attach(llama(), families.lora(), target_modules=["q_proj"], rank=2).print_trainable_parameters()
+    peft.get_peft_model(llama(), peft.LoraConfig(r=2, target_modules=["q_proj"])).print_trainable_parameters()
+    ours, theirs = capsys.readouterr().out.splitlines()
+    assert ours == theirs

@@ -8,7 +8,7 @@ import torch
 
 from tests.table import FAMILIES, required_of
 from tests.torch import hosts
-from tnadapt import families, grid
+from tnadapt import AdapterSpec, families, grid, normal, trainable, zeros
 from tnadapt_torch import attach
 from tnadapt_torch._state.norms import contraction
 
@@ -66,3 +66,10 @@ def test_norms_compute_no_dense_update(monkeypatch):
     state = hosts.adapt(hosts.toy(), "lora")
     monkeypatch.setattr("tnadapt_torch._run.site.SiteUpdate.delta", None)
     assert state.norms()["dW"] > 0
+
+
+def test_norms_of_an_update_that_all_sites_share():
+    factors = {"B": trainable("out r", init=zeros()), "A": trainable("r in", init=normal())}
+    spec = AdapterSpec(name="one", weight="out in", over="layer", factors=factors, scale=1.0)
+    state = attach(hosts.toy(), spec, target_modules=["q_proj"], rank=2)
+    check(hosts.wake(state))

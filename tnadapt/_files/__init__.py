@@ -12,6 +12,7 @@ from tnadapt._files.file import (
 )
 from tnadapt._files.fingerprint import check_fingerprint
 from tnadapt._files.links import read_links, save_links
+from tnadapt._files.peft_card import Made
 from tnadapt._files.peft_folder import TENSORS
 from tnadapt._files.peft_read import read_peft
 from tnadapt._files.peft_write import Written, check_task, save_as_lora, write_loras
@@ -22,6 +23,7 @@ from tnadapt._files.text import from_json, to_json
 __all__ = [
     "TENSORS",
     "Checkpoint",
+    "Made",
     "Written",
     "check_fingerprint",
     "check_patterns",

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 from tnadapt._errors import FormatError
 from tnadapt._files.limits import MATCHED, SITES, WORD, keep, shorten
+from tnadapt._files.peft_card import CARD, MARK
 from tnadapt._files.peft_patterns import Patterns
 from tnadapt._files.plain import read_object
 from tnadapt._files.target import replace_folder
@@ -225,18 +226,24 @@ class _Values:
         return _widen(self.tensors[key])
 
 
-def write_folder(directory: Path, config: Mapping[str, Any], tensors: Mapping[str, Array]) -> None:
-    """Write both files of a checkpoint, or none; an earlier checkpoint in the folder is replaced.
+def write_folder(directory: Path, config: Mapping[str, Any], tensors: Mapping[str, Array], card: str) -> None:
+    """Write the files of a checkpoint, or none; an earlier checkpoint in the folder is replaced.
 
+    A card beside it that the user changed, so that it lacks the mark of ours, stays.
     Raises FormatError for a folder that holds anything else, or that cannot be written.
     """
     text = json.dumps(dict(sorted(config.items())), indent=2, allow_nan=False)
+    old = directory / CARD
+    is_known = (directory / CONFIG).exists() or not old.exists()  # a card alone is not a checkpoint of ours
 
     def fill(folder: Path) -> None:
         (folder / CONFIG).write_text(text)
         save_file(dict(tensors), folder / TENSORS, metadata={"format": "pt"})
+        kept = old.read_bytes() if old.is_file() else b""
+        is_changed = bool(kept) and MARK.encode() not in kept
+        (folder / CARD).write_bytes(kept if is_changed else card.encode())
 
-    replace_folder(directory, (CONFIG, TENSORS), fill)
+    replace_folder(directory, (CONFIG, TENSORS, CARD) if is_known else (CONFIG, TENSORS), fill)
 
 
 def _config_of(directory: Path) -> dict[str, Any]:

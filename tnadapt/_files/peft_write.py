@@ -12,8 +12,10 @@ import numpy.typing as npt
 
 from tnadapt._errors import FormatError, PlanError, SiteError
 from tnadapt._files.limits import check_extra
+from tnadapt._files.peft_card import Made, card_of
 from tnadapt._files.peft_folder import PREFIX, write_folder
 from tnadapt._language import Adapter, expect_adapter, expect_params, expect_path, without_magnitude
+from tnadapt._progress import watched
 from tnadapt._signature import answers, mistake, told
 from tnadapt._structure import LoRA, check_exportable, exact_lora, join, shorten
 from tnadapt._values import drawn_starts
@@ -45,6 +47,8 @@ def save_as_lora(
     modules_to_save: Collection[str] = (),
 ) -> dict[str, Written]:
     """Write a LoRA checkpoint of PEFT with the updates of all weights, each as `to_lora` returns it, in float32.
+
+    A model card, README.md, tells what it was made from and how to load it. One that you changed is kept.
 
     Args:
         adapter: any adapter.
@@ -102,7 +106,8 @@ def save_as_lora(
         "modules_to_save": list(modules_to_save) or None,
     }
     shapes = {path: sites[0].weight_shape for path, sites in adapter.weights.items()}
-    return write_loras(Path(directory), shapes, lora_of, options, tensors)
+    made = Made(f"an adapter of the spec `{adapter.spec.name}`", adapter.spec.name)
+    return write_loras(Path(directory), shapes, lora_of, options, tensors, made=made)
 
 
 def write_loras(
@@ -111,16 +116,21 @@ def write_loras(
     lora_of: Callable[[str], LoRA],
     options: Mapping[str, Any],
     tensors: Mapping[str, npt.NDArray[np.float32]],
+    *,
+    made: Made,
 ) -> dict[str, Written]:
-    """Write the LoRA of each weight, with further options of PEFT and further tensors, to a folder."""
+    """Write the LoRA of each weight, with further options of PEFT, further tensors and a model card, to a folder."""
     every = dict(tensors)
     written, alphas = {}, {}
-    for path, shape in shapes.items():
-        lora = lora_of(path)
-        every |= _tensors(path, shape, lora)
-        written[path] = Written(lora.rank, lora.error)
-        alphas[path] = lora.scale * lora.rank
-    write_folder(directory, {**_config(written, alphas), **options}, every)
+    with watched(shapes.items(), "export as LoRA") as weights:
+        for path, shape in weights:
+            lora = lora_of(path)
+            every |= _tensors(path, shape, lora)
+            written[path] = Written(lora.rank, lora.error)
+            alphas[path] = lora.scale * lora.rank
+    ranks = {path: site.rank for path, site in written.items()}
+    card = card_of(options, made, ranks, {path: site.error for path, site in written.items()})
+    write_folder(directory, {**_config(written, alphas), **options}, every, card)
     return written
 
 

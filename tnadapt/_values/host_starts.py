@@ -9,6 +9,7 @@ import numpy.typing as npt
 from tnadapt._errors import SiteError
 from tnadapt._hosts import Site
 from tnadapt._language import HOST, HOST_PARTS, Adapter, Group, Network
+from tnadapt._progress import watched
 from tnadapt._signature import mistake, told
 from tnadapt._values.einsum import contract
 
@@ -83,7 +84,8 @@ def read_hosts(adapter: Adapter, weights: Weights | None, kinds: Collection[str]
             "Pass init(adapter, weights), with a mapping from paths to arrays (out, in)."
         )
     reader = HostReader(adapter, weights or {})
-    return {name: reader.read(name) for name in wanted}
+    with watched(wanted, "read the weights") as names:
+        return {name: reader.read(name) for name in names}
 
 
 class HostReader:

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from tnadapt._errors import SiteError
 from tnadapt._language import START, Adapter, Group, expect_adapter
+from tnadapt._progress import watched
 from tnadapt._signature import answers, mistake, told
 from tnadapt._values.draw import rounded, sample
 from tnadapt._values.host_starts import Stack, read_hosts, read_start
@@ -37,11 +38,12 @@ def init(adapter: Adapter, weights: Mapping[str, npt.ArrayLike] | None = None) -
 def start_values(adapter: Adapter, weights: Mapping[str, npt.ArrayLike] | None = None) -> Params:
     """Return the starting values of `init` without the host's weights themselves."""
     params: Params = {}
-    for group in adapter.groups:
-        reader = _Reader(adapter, group, weights, params)
-        for name in adapter.spec.arrays:
-            if name != adapter.spec.magnitude:
-                reader.value(name)
+    with watched(adapter.groups, "starting values") as groups:
+        for group in groups:
+            reader = _Reader(adapter, group, weights, params)
+            for name in adapter.spec.arrays:
+                if name != adapter.spec.magnitude:
+                    reader.value(name)
     params |= {name: rounded(value) for name, value in read_magnitudes(adapter, params, weights).items()}
     for name in adapter.slots.keys() - params.keys():  # starts that are kept: copied, because the originals are trained
         params[name] = params[name.removesuffix(START)].copy()
@@ -51,7 +53,8 @@ def start_values(adapter: Adapter, weights: Mapping[str, npt.ArrayLike] | None =
 def redraw(adapter: Adapter) -> Params:
     """Draw again the starting values of all factors, frozen and trainable, except those read from the host."""
     expect_adapter(adapter, "redraw")
-    return {name: sample(slot, adapter.seed) for name, slot in adapter.slots.items() if not slot.factor.init.is_read}
+    with watched(adapter.slots.items(), "frozen values") as slots:
+        return {name: sample(slot, adapter.seed) for name, slot in slots if not slot.factor.init.is_read}
 
 
 def drawn_starts(adapter: Adapter, group: Group | None = None) -> Params:

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from tnadapt._errors import FormatError, SiteError
-from tnadapt._files import Written, check_task, read_links, save_links, write_loras
+from tnadapt._files import Made, Written, check_task, read_links, save_links, write_loras
 from tnadapt._language import expect_path
 from tnadapt._signature import answers, mistake, told
 from tnadapt.policies._chain import Chain
@@ -77,4 +77,5 @@ def save_chain_as_lora(
         "fan_in_fan_out": fan_in_fan_out,
         "modules_to_save": None,
     }
-    return write_loras(Path(directory), shapes, partial(chain.to_lora, rank=rank), options, {})
+    made = Made(f"a chain of {len(chain.links)} adapters", "")
+    return write_loras(Path(directory), shapes, partial(chain.to_lora, rank=rank), options, {}, made=made)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tnadapt import SiteError
+from tnadapt.binding import watched
 from tnadapt_torch._host.weight import Weight
 from tnadapt_torch._sharded import is_partitioned, laid_like, reshard, whole
 
@@ -47,15 +48,17 @@ class Merged:
         reshard([weight.module for weight in weights.values()])
         check_weights(host, weights)
         with torch.no_grad():
-            for path, weight in weights.items():
-                _sum(path, weight.parameter, deltas[path])
+            with watched(weights.items(), "check the merge") as checked:
+                for path, weight in checked:
+                    _sum(path, weight.parameter, deltas[path])
             merged = Merged(dict(weights), {}, number)
             try:
-                for path, weight in weights.items():
-                    parameter = weight.parameter
-                    total = _sum(path, parameter, deltas[path])
-                    merged.originals[path] = parameter.detach().clone()
-                    parameter.copy_(total)
+                with watched(weights.items(), "merge") as written:
+                    for path, weight in written:
+                        parameter = weight.parameter
+                        total = _sum(path, parameter, deltas[path])
+                        merged.originals[path] = parameter.detach().clone()
+                        parameter.copy_(total)
             except BaseException:
                 merged.restore()
                 raise

@@ -120,6 +120,11 @@ class Weight:
         return cast("parametrize.ParametrizationList", self.module.get_submodule(f"parametrizations.{self.name}"))
 
     @property
+    def is_alone(self) -> bool:
+        """Whether one parametrization computes the weight from one stored tensor, and no other."""
+        return self.is_parametrized and self._changes.is_tensor and len(self._changes) == 1
+
+    @property
     def held(self) -> Tensor | None:
         """As `tensor`, but None if the module packs the weight under another name."""
         if is_packed_linear(self.module):

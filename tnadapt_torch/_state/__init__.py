@@ -4,6 +4,7 @@ from tnadapt_torch._state.factors import stored_factors, to_numpy
 from tnadapt_torch._state.known import check_apart, check_unmerged, check_unread, enter, states_of
 from tnadapt_torch._state.marks import MarksCheck
 from tnadapt_torch._state.modules import host_modules
+from tnadapt_torch._state.pretrained import Saved
 from tnadapt_torch._state.replicas import Replicas, shared_by
 from tnadapt_torch._state.resize import COUNTS, SQUARED, check_open, check_whole
 from tnadapt_torch._state.state import AdapterState
@@ -18,6 +19,7 @@ __all__ = [
     "AdapterState",
     "MarksCheck",
     "Replicas",
+    "Saved",
     "Watch",
     "check_apart",
     "check_open",

@@ -44,7 +44,7 @@ class MarksCheck:
     def __call__(
         self,
         host: nn.Module,
-        state_dict: Mapping[str, Any],
+        state_dict: dict[str, Any],
         prefix: str,
         metadata: Any,
         strict: bool,
@@ -81,6 +81,11 @@ class MarksCheck:
         saved = [key for key in state.saved.values() if key in given]
         if saved and (f"{state.child_name}.{ORIGINAL}" in given) == state.saved.is_trained:
             self._refuse("with" if state.saved.is_trained else "without", "the trained modules_to_save", "disabled()")
+        for weight in state.folded.values():  # a state dict of the plain model, as `save_pretrained` writes it
+            plain = given.get(f"{weight.owner}.{weight.name}")
+            if plain is not None and weight.is_parametrized:
+                renamed = f"{plain.removesuffix(weight.name)}parametrizations.{weight.name}.original"
+                state_dict.setdefault(renamed, state_dict.pop(plain))
 
     def _refuse(self, wanted: str, what: str, how: str) -> None:
         other = "without" if wanted == "with" else "with"

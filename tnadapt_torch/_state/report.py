@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
+import torch
 from torch import nn
 
 from tnadapt import Site, SiteError, count, plan
@@ -10,6 +11,9 @@ from tnadapt.binding import as_integer, mistake, told
 from tnadapt_torch._host import count_parameters, updates_of
 from tnadapt_torch._run import MagnitudeUpdate, SiteUpdate
 from tnadapt_torch._state.known import states_of
+from tnadapt_torch._state.log import log_of
+from tnadapt_torch._state.norms import norms
+from tnadapt_torch._state.replicas import settle
 from tnadapt_torch._state.step import note_of_step
 
 if TYPE_CHECKING:
@@ -24,10 +28,49 @@ class Readable(nn.Module):
     def print_trainable_parameters(self) -> None:
         """Print one line on the host with all its adapters: trainable and all parameters, with the frozen factors.
 
-        Below it, once, what to do about a first step that is more than 8 times that of a LoRA at the same rate.
+        A host that is a part of another adapted model is counted as that whole model. Below it, once, what to do about
+        a first step that is more than 8 times that of a LoRA at the same rate.
         """
         state = cast("AdapterState", self)
         print("\n".join(filter(None, [_totals(state), note_of_step(state)])))
+
+    def norms(self) -> dict[str, float]:
+        """Compute the Frobenius norm of each trainable factor, by its name in the spec, and of all updates, as "dW".
+
+        The norm of a factor is over all groups, and that of dW over all sites, computed from the factors, in float64,
+        for all sites of a group at once; only for a centered spec from dense updates, one site at a time.
+        """
+        state = cast("AdapterState", self)
+        settle(state)
+        if state.host:
+            state.check_host()
+        return norms(state.adapter, state.params(), state.updates)
+
+    def log(self, optimizer: torch.optim.Optimizer | None = None, *, by_group: bool = False) -> dict[str, float]:
+        """Return what to log of a step, as a plain dict that wandb, TensorBoard and MLflow take.
+
+        Call it after the optimizer's step and before the gradients are set to zero. It reads the device once, for all
+        numbers together; the work is that of `norms`. If processes share the factors, call it on each.
+
+        Args:
+            optimizer: the optimizer of the factors, for "step/lora_rate".
+            by_group: add the norms of each group of the adapter, which are many if each site is a group of its own.
+
+        Returns:
+            Numbers by name, each below "tnadapt_<adapter_name>/": "norm/dW" and "norm/A", the norms of all updates and
+            of a factor A; "grad_norm/all" and "grad_norm/A", if there are gradients; "scale" and "rank/r", the means
+            over the groups; "step/of_lora", how far a first step of Adam goes, as a multiple of that of a LoRA of rank
+            8 and alpha 8 at the same rate; "step/lora_rate", the rate of such a LoRA for this step, at the present
+            rates of the optimizer; "groups/<group>/norm_dW" and "groups/<group>/grad_norm".
+
+        Raises:
+            SiteError: as `norms` raises it.
+        """
+        state = cast("AdapterState", self)
+        settle(state)
+        if state.host:
+            state.check_host()
+        return log_of(state, optimizer.param_groups if optimizer else [], by_group=by_group)
 
     def table(self) -> str:
         """Return a table of the adapted sites, one line per site."""
@@ -53,19 +96,58 @@ class Readable(nn.Module):
             raise mistake(SiteError, "explain", "a positive integer as tokens", told(tokens), "Write tokens=1024.")
         return _explanation(cast("AdapterState", self), number, training=training)
 
-    def extra_repr(self) -> str:
-        """Return the spec, the number of sites and the parameter count, for print(model)."""
-        state = cast("AdapterState", self)
-        of, trained = state.adapter, count(state.adapter).trainable
-        return f"{of.spec.name}, name={state.name!r}, sites={len(of.sites)}, trainable={trained:,}"
+    def __repr__(self) -> str:
+        """Return one line: the spec, sites, groups, ranks, scale, counts, and whether the adapter is in use."""
+        return _line(cast("AdapterState", self))
+
+
+def _line(state: "AdapterState") -> str:
+    adapter = state.adapter
+    networks = [group.network for group in adapter.groups]
+    counts = count(adapter)
+    parts = [
+        f"{state.spec.name} {state.name!r}",
+        _number(len(adapter.sites), "site") + " in " + _number(len(networks), "group"),
+        *(f"{bond}={_range([network.sizes[bond] for network in networks])}" for bond in state.spec.bonds),
+        f"scale={_range([network.scale for network in networks])}",
+        f"{counts.trainable:,} trained" + (f" and {counts.frozen:,} frozen" if counts.frozen else ""),
+    ]
+    if state.saved.modules:
+        parts.append(f"modules_to_save: {', '.join(state.saved.modules)}")
+    if len(state.tasks) > 1:
+        parts.append(f"task {state.task!r}")
+    return f"AdapterState({', '.join([*parts, _use(state)])})"
+
+
+def _use(state: "AdapterState") -> str:
+    """Return in one or two words whether an adapter is in use."""
+    if not state.host:
+        return "detached" if state.turn else "under PEFT"
+    return "merged" if state.merged is not None else "active" if state.enabled else "disabled"
+
+
+def _number(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:.4g}" if low == high else f"{low:.4g}..{high:.4g}"
 
 
 def _totals(state: "AdapterState") -> str:
-    host = state.model
+    host = _outermost(state)
     trained = sum(parameter.numel() for parameter in host.parameters() if parameter.requires_grad)
     whole = count_parameters(host)
     whole += sum(value.numel() for each in states_of(host) for value in each.factors.buffers())
     return f"trainable params: {trained:,} || all params: {whole:,} || trainable%: {100 * trained / whole:.4f}"
+
+
+def _outermost(state: "AdapterState") -> nn.Module:
+    """Return the largest adapted model that the host of an adapter is a part of, so that all adapters count alike."""
+    host = state.model
+    hosts = [other.model for other in states_of(host) if any(module is host for module in other.model.modules())]
+    return max(hosts, key=lambda model: sum(1 for _ in model.modules()))
 
 
 def _table(state: "AdapterState") -> str:

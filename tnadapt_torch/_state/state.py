@@ -4,13 +4,14 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tnadapt import Adapter, AdapterSpec, SiteError
-from tnadapt.binding import Written
+from tnadapt.binding import StepSize, Written
 from tnadapt_torch._host import (
     Flags,
     Merged,
@@ -36,7 +37,6 @@ from tnadapt_torch._state.known import (
     states_of,
 )
 from tnadapt_torch._state.marks import MERGED, ORIGINAL, marks_of
-from tnadapt_torch._state.norms import norms
 from tnadapt_torch._state.replicas import own_factors, settle
 from tnadapt_torch._state.report import Readable
 from tnadapt_torch._state.resize import Resizable
@@ -70,7 +70,9 @@ class AdapterState(Optimized, Resizable, Readable):
         self.siblings: dict[tuple[str, int], Siblings] = {}  # layers that may read the same x, by parent and width
         self.handles: list[Removable] = []  # what serves the modules of the host
         self.watch: Removable | None = None
+        self.run: Path | None = None  # whose checkpoints hold what is trained alone
         self.is_step_told = False
+        self.steps: tuple[Adapter, Mapping[str, StepSize]] | None = None  # sizes of first steps, for logs
         self.weights: dict[str, Weight] = {}
         self.folded: dict[str, Weight] = {}  # weights that take the update themselves, instead of their module's output
         self.turn = 0  # the position of the attach among those on the host; a copy keeps it
@@ -292,17 +294,6 @@ class AdapterState(Optimized, Resizable, Readable):
         """Yield the trainable factors, each once. Under fully_shard these are shards: gathered copies train nothing."""
         reshard([self, *self.host])
         return super().parameters(recurse)
-
-    def norms(self) -> dict[str, float]:
-        """Compute the Frobenius norm of each trainable factor, by its name in the spec, and of all updates, as "dW".
-
-        The norm of a factor is over all groups, and that of dW over all sites, computed from the factors, in float64,
-        for all sites of a group at once; only for a centered spec from dense updates, one site at a time.
-        """
-        settle(self)
-        if self.host:
-            self.check_host()
-        return norms(self.adapter, self.params(), self.updates)
 
     def save_as_lora(
         self, directory: str | os.PathLike[str], *, rank: int | None = None, task_type: str | None = None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from tnadapt import step_size
-from tnadapt.binding import START, start_values, unknown_starts
+from tnadapt.binding import START, Group, StepSize, start_values, unknown_starts
 from tnadapt_torch._host import HostEntries, HostWeights
 from tnadapt_torch._state.factors import to_numpy
 from tnadapt_torch._state.known import check_others_unmerged
@@ -61,16 +61,28 @@ def note_of_step(state: "AdapterState", groups: Iterable[Mapping[str, Any]] = ()
         return ""
     state.is_step_told = True
     (group,) = (one for one in state.adapter.groups if one.name == name)
-    rates = {id(one): each.get("initial_lr", each["lr"]) for each in groups for one in each["params"]}
-    params = state.params()
-    moved = [rates.get(id(params[state.adapter.slot_name(group, factor)])) for factor in size.parts]
-    here = ""
-    if moved and None not in moved:
-        lengths = [rate * part for rate, part in zip(moved, size.parts.values(), strict=True)]  # type: ignore[operator]
-        rate = size.of_lora * math.hypot(*lengths) / math.hypot(*size.parts.values())
-        here = f" At the rates of this optimizer it moves as LoRA does at a rate of {rate:.2g}."
+    rate = lora_rate(state, group, size, rates_of(groups, "initial_lr"))
+    here = "" if rate is None else f" At the rates of this optimizer it moves as LoRA does at a rate of {rate:.2g}."
     return (
         f"adapter {state.name!r}: the first step of Adam moves {state.spec.name} {size.of_lora:.3g} times as far as a "
         f"LoRA of rank 8 and alpha 8 at the same learning rate.{here}\n"
         f"If that is not what you want, attach with scale=unit(), or divide the rate of a LoRA by {size.of_lora:.2g}."
     )
+
+
+def rates_of(groups: Iterable[Mapping[str, Any]], word: str = "lr") -> dict[int, float]:
+    """Return the rate of each parameter of an optimizer by its id: this entry of its group, or "lr" without one."""
+    return {id(one): each.get(word, each["lr"]) for each in groups for one in each["params"]}
+
+
+def lora_rate(state: "AdapterState", group: Group, size: StepSize, rates: Mapping[int, float]) -> float | None:
+    """Return the rate at which a LoRA of rank 8 and alpha 8 would move as far as a group of the adapter does.
+
+    `size` is the group's first step at a rate of 1. If a factor that moves has no rate, the result is None.
+    """
+    params = state.params()
+    moved = [rates.get(id(params[state.adapter.slot_name(group, factor)])) for factor in size.parts]
+    if not moved or None in moved:
+        return None
+    lengths = [rate * part for rate, part in zip(moved, size.parts.values(), strict=True)]  # type: ignore[operator]
+    return float(size.of_lora * math.hypot(*lengths) / math.hypot(*size.parts.values()))

@@ -1,0 +1,205 @@
+"""`save_pretrained` of a model of transformers that `attach` adapted: the model, and each adapter in a file beside."""
+
+import copy
+import io
+import warnings
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch import nn
+
+from tests.peft.models import TARGETS, attached, bert, close, config, differs, gpt2, llama, logits, wake
+from tnadapt import families
+from tnadapt_torch import attach, load
+
+FILE = "tnadapt_default.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def strict():
+    """Let nothing warn but the tests that expect it; transformers' own messages are logged, not warned."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        yield
+
+
+def again(folder, kind="LlamaForCausalLM") -> nn.Module:
+    return getattr(transformers, kind).from_pretrained(folder).eval()
+
+
+@pytest.mark.parametrize(("name", "more"), [("lotr", {}), ("vera", {}), ("lora", {"fold": True})])
+def test_a_saved_folder_has_the_model_and_the_adapter_beside_it(name, more, tmp_path):
+    plain = logits(llama())
+    model = attached(llama(), name, **more)
+    model.save_pretrained(tmp_path)
+    host = again(tmp_path)
+    close(logits(host), plain, 0.0)
+    load(host, tmp_path / FILE)
+    close(logits(host), logits(model))
+    differs(logits(host), plain)
+
+
+@pytest.mark.parametrize(("make", "kind", "targets"), [(gpt2, "GPT2LMHeadModel", ["c_attn"]), (bert, None, ["query"])])
+def test_tied_weights_and_a_trained_head_come_back(make, kind, targets, tmp_path):
+    model = make()
+    saved = None if kind else ["classifier"]
+    state = attach(model, families.lora(), target_modules=targets, rank=2, modules_to_save=saved)
+    wake(state)
+    if saved:
+        nn.init.normal_(model.classifier.weight)
+    model.save_pretrained(tmp_path)
+    host = again(tmp_path, kind or "BertForSequenceClassification")
+    load(host, tmp_path / FILE)
+    close(logits(host), logits(model))
+    with state.disabled():
+        model.save_pretrained(tmp_path / "disabled")
+    host = again(tmp_path / "disabled", kind or "BertForSequenceClassification")
+    load(host, tmp_path / "disabled" / FILE)
+    close(logits(host), logits(model))
+
+
+def test_two_adapters_give_two_files_and_a_merged_one_none(tmp_path):
+    model = attached(llama(), "lora")
+    wake(second := attach(model, families.vera(), target_modules=["o_proj"], rank=2, adapter_name="second"))
+    model.save_pretrained(tmp_path / "both")
+    host = again(tmp_path / "both")
+    for name in ("default", "second"):
+        load(host, tmp_path / "both" / f"tnadapt_{name}.safetensors", adapter_name=name)
+    close(logits(host), logits(model))
+
+    second.merge()
+    model.save_pretrained(tmp_path / "one")
+    assert sorted(path.name for path in (tmp_path / "one").glob("tnadapt*")) == [FILE]
+    host = again(tmp_path / "one")
+    load(host, tmp_path / "one" / FILE)
+    close(logits(host), logits(model))
+    with pytest.warns(UserWarning, match=r"(?s)'second': its update is in the weights .* Remove the file"):
+        model.save_pretrained(tmp_path / "both")
+
+
+def test_a_detached_adapter_leaves_the_method_as_it_was(tmp_path):
+    model = llama()
+    first = attach(model, families.lora(), target_modules=["q_proj"], rank=2)
+    second = attach(model.model, families.lora(), target_modules=["k_proj"], rank=2, adapter_name="second")
+    first.detach()
+    assert "save_pretrained" not in vars(model)
+    model.model.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.glob("tnadapt*")] == ["tnadapt_second.safetensors"]
+    second.detach()
+    assert all("save_pretrained" not in vars(module) for module in model.modules())
+
+    calls = []
+    model.save_pretrained = calls.append
+    state = attach(model, families.lora(), target_modules=["q_proj"], rank=2)
+    model.save_pretrained(tmp_path)
+    state.detach()
+    model.save_pretrained("own")
+    assert calls == [tmp_path, "own"]
+
+
+def test_a_copy_and_a_pickle_save_their_own_adapters(tmp_path):
+    model = attached(llama(), "lora")
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    for number, other in enumerate([copy.deepcopy(model), torch.load(file, weights_only=False)]):
+        wake(other.tnadapt_default, seed=number)
+        other.save_pretrained(tmp_path / f"{number}")
+        host = again(tmp_path / f"{number}")
+        load(host, tmp_path / f"{number}" / FILE)
+        close(logits(host), logits(other))
+        differs(logits(host), logits(model))
+
+
+def test_what_cannot_be_saved_is_told_and_the_model_is_saved(tmp_path):
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = llama()
+
+    outer = Whole()
+    attach(outer, families.lora(), target_modules=["q_proj"], rank=2)
+    with pytest.warns(UserWarning, match=r"(?s)'default': .* it is on a model that holds this one.*save\(path\)"):
+        outer.part.save_pretrained(tmp_path / "part")
+    assert not (tmp_path / "part" / FILE).exists()
+
+    model = attached(llama(), "lora")
+    model.model.layers[0].self_attn.q_proj = nn.Linear(16, 16, bias=False)
+    with pytest.warns(UserWarning, match=r"(?s)'default': it was not saved: .*q_proj: expected the weight of shape"):
+        model.save_pretrained(tmp_path / "odd")
+    again(tmp_path / "odd")
+
+
+def test_a_process_that_is_not_the_main_one_writes_no_adapter(tmp_path):
+    attached(llama(), "lora").save_pretrained(tmp_path, is_main_process=False)
+    assert list(tmp_path.glob("tnadapt*")) == []
+
+
+def test_a_given_state_dict_is_saved_and_a_folded_model_loads_a_plain_one(tmp_path):
+    model = attached(llama(), "lora", fold=True)
+    values = {key: value + 1 for key, value in model.state_dict().items()}
+    model.save_pretrained(tmp_path, state_dict=values)
+    other = llama()
+    other.load_state_dict({key: value + 1 for key, value in other.state_dict().items()})
+    close(logits(again(tmp_path)), logits(other), 0.0)
+
+    model.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=False)
+    with model.tnadapt_default.disabled():
+        close(logits(model), logits(other), 0.0)
+
+
+@pytest.mark.parametrize("name", ["lora", "vera"])
+def test_a_state_dict_holds_the_values_and_needs_an_equal_attach(name):
+    """As the guide says: torch.save(model.state_dict()) has every factor, and not the spec."""
+    model = attached(llama(), name)
+    other = llama()
+    attach(other, model.tnadapt_default.spec, **model_sizes(name))
+    assert other.load_state_dict(model.state_dict(), strict=True).missing_keys == []
+    close(logits(other), logits(model), 0.0)
+    alone = llama()
+    state = attach(alone, model.tnadapt_default.spec, **model_sizes(name))
+    state.load_state_dict(model.tnadapt_default.state_dict())
+    close(logits(alone), logits(model), 0.0)
+
+
+def model_sizes(name):
+    asked = config(name)
+    return {"target_modules": TARGETS, "rank": asked.rank, "alpha": asked.alpha, "seed": 0}
+
+
+class Small(nn.Module):
+    """Not a model of transformers, but with a method of that name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        return self.norm(self.layer(x))
+
+    def save_pretrained(self, folder, push_to_hub=False):
+        folder.mkdir()
+        torch.save(self.state_dict(), folder / "model.pt")
+
+
+def test_an_upload_without_the_adapter_is_told(tmp_path):
+    model = Small()
+    attach(model, families.lora(), target_modules=["layer"], rank=2)
+    with pytest.warns(UserWarning, match=r"(?s)tnadapt_default\.safetensors was written, but not uploaded"):
+        model.save_pretrained(tmp_path / "out", push_to_hub=True)
+    load(Small(), tmp_path / "out" / FILE)
+
+
+def test_a_checkpoint_of_what_is_trained_has_what_changes_without_gradients(tmp_path):
+    model = Small()
+    state = attach(model, families.lora(), target_modules=["layer"], rank=2)
+    model.layer.bias.requires_grad_(True)
+    state.run = tmp_path.resolve()
+    model.save_pretrained(tmp_path / "checkpoint-1")
+    factors = {"tnadapt_default.factors.A", "tnadapt_default.factors.B"}
+    norm = {f"norm.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")}
+    assert load_file(tmp_path / "checkpoint-1" / "model.safetensors").keys() == factors | norm | {"layer.bias"}
+    model.save_pretrained(tmp_path / "other")  # no checkpoint
+    assert "layer.weight" in torch.load(tmp_path / "other" / "model.pt")
