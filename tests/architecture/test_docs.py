@@ -1,6 +1,7 @@
 """Every Python block in the docs runs as written."""
 
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 DOCS = Path(__file__).parents[2] / "docs"
 OPTIONAL = ("torch", "jax", "optax", "flax", "equinox", "orbax.checkpoint", "transformers", "peft", "accelerate")
 BLOCKS = [
-    pytest.param(code, id=f"{page.stem}-{number}")
+    pytest.param(textwrap.dedent(code), id=f"{page.stem}-{number}")
     for page in sorted(DOCS.rglob("*.md"))
     for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL))
 ]
