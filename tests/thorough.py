@@ -19,3 +19,8 @@ def left_to_laws(reason: str) -> pytest.MarkDecorator:
 def left_to_leaderboard(reason: str) -> pytest.MarkDecorator:
     """Leave a test of the table of methods to `make leaderboard-quick`, for this reason."""
     return pytest.mark.skipif("LEADERBOARD" not in os.environ, reason=f"`make leaderboard-quick` runs it: {reason}")
+
+
+def left_to_docs_test(reason: str) -> pytest.MarkDecorator:
+    """Leave a test of the built site to `make docs-test`, for this reason."""
+    return pytest.mark.skipif("SITE" not in os.environ, reason=f"`make docs-test` runs it: {reason}")
