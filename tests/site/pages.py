@@ -18,7 +18,7 @@ SITE = Path(__file__).parents[2] / "site"
 class Quiet(SimpleHTTPRequestHandler):
     """A server that writes no log."""
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name is that of the base class
+    def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""
 
 
@@ -65,7 +65,7 @@ class Content(HTMLParser):
             self.pictures.append(source)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def content_of(path: Path) -> Content:
     """Parse a page."""
     content = Content()

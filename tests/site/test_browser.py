@@ -40,7 +40,7 @@ def browser(tmp_path_factory):
     playwright = pytest.importorskip("playwright.sync_api")
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None:
-        pytest.fail("expected a program named chromium on the path; on Debian, install it by `apt-get install chromium`")
+        pytest.fail("expected a program chromium on the path, found none; on Debian, run `apt-get install chromium`")
     flags = [*FLAGS, "--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else FLAGS
     with playwright.sync_playwright() as driver:
         folder = tmp_path_factory.mktemp("browser")
@@ -162,7 +162,6 @@ def test_a_check_sees_its_fault(page, body, check, tmp_path):
 
 
 def test_a_broken_link_is_seen(tmp_path):
-    (tmp_path / "index.html").write_text(
-        "<a href='none/'>x</a><a href='#none'>x</a><img src='none.png'><a href='#here' id='here'>x</a>", encoding="utf-8"
-    )
+    links = "<a href='none/'>x</a><a href='#none'>x</a><a href='#here' id='here'>x</a>"
+    (tmp_path / "index.html").write_text(f"{links}<img src='none.png'>", encoding="utf-8")
     assert [fault.partition(":")[0] for fault in broken(tmp_path, "")] == ["none/", "#none", "none.png"]
