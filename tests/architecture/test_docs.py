@@ -1,5 +1,6 @@
 """Every Python block in the docs runs as written."""
 
+import importlib
 import re
 import textwrap
 from pathlib import Path
@@ -23,6 +24,8 @@ def test_a_block_runs_as_written(code, tmp_path, monkeypatch):
     for package in OPTIONAL:
         if package in code:
             pytest.importorskip(package)
+    if "torch" in code:
+        importlib.import_module("torch").set_num_threads(1)  # tests run in parallel
     monkeypatch.chdir(tmp_path)
     room = {}
     exec(code, room)

@@ -116,6 +116,14 @@ def test_no_name_with_two_underscores_has_an_entry():
     assert found == []
 
 
+def test_every_entry_of_the_reference_is_the_thing_itself():
+    """A module that has the name of its function is not shown in its place."""
+    pages = sorted((SITE / "reference" / "api").rglob("index.html"))
+    assert [
+        path.parent.name for path in pages if "doc-symbol-heading doc-symbol-module" in path.read_text("utf-8")
+    ] == []
+
+
 def found_first(page, address, words):
     """Return the address of the first result of a search."""
     open_at(page, address, "", "wide")
