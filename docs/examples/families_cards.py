@@ -82,11 +82,16 @@ def card(family: str, picture: str, bounds: Mapping[str, Bound | None]) -> str:
     parts = ['<div class="family" markdown>', f"### {said.name} {{ #{family} }}"]
     parts.append(f"![{said.name.partition(',')[0]}: {picture}](../pictures/{family}.svg){{ loading=lazy }}")
     parts += [f'<p class="equation">{markup(said.equation)}</p>'] * bool(said.equation)
-    parts += [f"{markup(said.words[:1].upper() + said.words[1:])}."] * bool(said.words)
+    parts += [f"{markup(_sentence(said.words))}."] * bool(said.words)
     parts.append("\n".join(["```text", *(line.removeprefix("  ") for line in lines), "```"]))
     parts.append("\n".join(["| model | trained | rank at most |", "|---|---:|---:|", *_rows(bounds)]))
     parts.append(f"[`families.{family}`][tnadapt.families.{family}] · {_link(said.source)}")
     return "\n\n".join([*parts, "</div>"])
+
+
+def _sentence(words: str) -> str:
+    """Begin with a capital, unless the first word is the name of a factor."""
+    return words if words[1:2] in (" ", "_") and words[0] != "a" else words[:1].upper() + words[1:]
 
 
 def _rows(bounds: Mapping[str, Bound | None]) -> list[str]:
