@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.site.pages import SITE, addresses, broken, served
+from tests.site.pages import SITE, addresses, broken, content_of, served
 from tests.thorough import left_to_docs_test
 
 pytestmark = left_to_docs_test("it needs the built site, and a browser")
@@ -124,6 +124,13 @@ def test_every_entry_of_the_reference_is_the_thing_itself():
     assert [
         path.parent.name for path in pages if "doc-symbol-heading doc-symbol-module" in path.read_text("utf-8")
     ] == []
+
+
+def test_what_a_class_has_from_its_bases_is_shown():
+    anchors = content_of(SITE / "reference" / "api" / "torch_state" / "index.html").anchors
+    methods = {"merge", "parameter_groups", "print_trainable_parameters", "resize", "table"}
+    assert {f"tnadapt_torch.AdapterState.{name}" for name in methods} <= anchors
+    assert "tnadapt_torch.AdapterState.zero_grad" not in anchors  # torch's own
 
 
 def found_first(page, address, words):
