@@ -7,7 +7,7 @@ PYTHONS ?= python3.12 python3.13 python3.14
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo demo-quick demo-encoder demo-vision demo-jax test quantized lycoris lint format types laws matrix package peft-suite mutants bench bench-page bench-gpu leaderboard leaderboard-quick docs clean
+.PHONY: demo demo-quick demo-encoder demo-vision demo-jax test quantized lycoris lint format types laws matrix package peft-suite mutants bench bench-page bench-gpu leaderboard leaderboard-quick docs docs-test clean
 .NOTPARALLEL:
 
 demo: .venv/.demo .venv/.smollm
@@ -105,6 +105,11 @@ leaderboard-quick: .venv/.dev .venv/.bench .venv/.smollm .venv/.dinov2
 docs: .venv/.docs
 	$(BIN)/mkdocs build --strict
 
+# In a browser: the site at two widths. SHOTS=folder keeps a picture of each page.
+docs-test: export SITE = site
+docs-test: docs .venv/.site
+	$(BIN)/python -m pytest -q tests/site $(ARGS)
+
 clean:
 	rm -rf .venv .cache site build dist demo_out .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
@@ -152,6 +157,10 @@ clean:
 .venv/.docs: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) -e ".[docs]"
 	@touch $@
+
+.venv/.site: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) -e ".[site]"
+	@touch $@ .venv/.docs # it installs docs, too
 
 .venv/.mutants: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) -e ".[mutants]"

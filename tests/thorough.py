@@ -24,3 +24,8 @@ def left_to_leaderboard(reason: str) -> pytest.MarkDecorator:
 def left_to_package(reason: str) -> pytest.MarkDecorator:
     """Leave a test of the built package to `make package`, for this reason."""
     return pytest.mark.skipif("PACKAGE" not in os.environ, reason=f"`make package` runs it: {reason}")
+
+
+def left_to_docs_test(reason: str) -> pytest.MarkDecorator:
+    """Leave a test of the built site to `make docs-test`, for this reason."""
+    return pytest.mark.skipif("SITE" not in os.environ, reason=f"`make docs-test` runs it: {reason}")

@@ -15,6 +15,7 @@ from tnadapt.binding import START, answers, drawn_starts, expect_adapter, mistak
 __all__ = ["Params", "init"]
 
 Params = Mapping[str, Mapping[str, Array]]
+"""The values of every factor: "trainable" or "frozen" -> name -> array."""
 TREES = ("trainable", "frozen")
 
 

@@ -1,6 +1,8 @@
 """Every Python block in the docs runs as written."""
 
+import importlib
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import pytest
 DOCS = Path(__file__).parents[2] / "docs"
 OPTIONAL = ("torch", "jax", "optax", "flax", "equinox", "orbax.checkpoint", "transformers", "peft", "accelerate")
 BLOCKS = [
-    pytest.param(code, id=f"{page.stem}-{number}")
+    pytest.param(textwrap.dedent(code), id=f"{page.stem}-{number}")
     for page in sorted(DOCS.rglob("*.md"))
     for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL))
 ]
@@ -22,6 +24,8 @@ def test_a_block_runs_as_written(code, tmp_path, monkeypatch):
     for package in OPTIONAL:
         if package in code:
             pytest.importorskip(package)
+    if "torch" in code:
+        importlib.import_module("torch").set_num_threads(1)  # tests run in parallel
     monkeypatch.chdir(tmp_path)
     room = {}
     exec(code, room)

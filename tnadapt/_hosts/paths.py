@@ -14,6 +14,7 @@ from tnadapt._signature import answers, mistake, told
 __all__ = ["Place", "Rule", "coordinates_of", "in_layers", "is_named", "match", "nearest", "places_of", "sites_of"]
 
 Rule = str | Collection[str]
+"""Which weights: a regular expression for whole paths, or a collection of paths and their last words."""
 _NUMBERED = re.compile(r"(?:(?P<stem>.*\D)_)?(?P<number>[0-9]+)")  # "3", or "encoder_layer_3"
 
 

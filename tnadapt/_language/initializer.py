@@ -34,7 +34,10 @@ Host = Literal[HostWeight, HostPart]
 Kind = Literal[Drawn, Read, Host]
 
 READ, HOST = frozenset(get_args(Read)), frozenset(get_args(Host))
-HOST_WEIGHTS, HOST_PARTS = get_args(HostWeight), get_args(HostPart)
+HOST_WEIGHTS = get_args(HostWeight)
+"""The initializers that are the whole weight of a host, or the pattern of its nonzeros."""
+HOST_PARTS = get_args(HostPart)
+"""The initializers that are parts of the SVD of a host's weight, in the order of U, S, V^T."""
 PATTERNS = frozenset({"cyclic", "rotary"})
 AMOUNTS = dict.fromkeys((*get_args(Drawn), *get_args(Read), *get_args(Host)), "gain")
 AMOUNTS |= {"constant": "value", "normal": "std", "uniform": "bound", "rotary": "base"}

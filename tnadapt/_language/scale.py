@@ -11,7 +11,8 @@ from tnadapt._signature import answers, mistake, told
 
 __all__ = ["LORA_STEP", "Scale", "over_rank", "over_sqrt_rank", "raw", "unit"]
 
-LORA_STEP = math.sqrt(8 / 3)  # the output of a step of LoRA of rank 8 with alpha 8, whatever the width
+LORA_STEP = math.sqrt(8 / 3)
+"""The output of the first step of LoRA of rank 8 with alpha 8, whatever the width: the argument of `unit`."""
 
 Rule = Literal["over_rank", "over_sqrt_rank", "raw", "unit"]
 

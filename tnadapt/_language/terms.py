@@ -8,7 +8,8 @@ from tnadapt._language.factor import Factor, Same
 
 __all__: list[str] = []
 
-START = ":start"  # ends the name of what holds starting values; the name of a factor cannot contain it
+START = ":start"
+"""The end of the name of what holds starting values. The name of a factor cannot contain it."""
 ROUNDS = 4  # of telling bonds apart by their neighbours; the factors at their ends nearly always do
 Modes = tuple[str, ...]
 

@@ -65,19 +65,20 @@ OBJECTIVES = {
         Objective("memory", backward=1e-6, saved=1e6),
     )
 }
+"""What a plan can minimize, by name."""
 
 
 # On an H100, by its published 989 TFLOP/s and 3.35 TB/s, of bf16: 590 flops in the time of a number, and 5e9 in that of
 # a launch, 5 us. No GPU has confirmed that these weights choose well.
 CUDA = Objective("training on cuda", backward=1.0, saved=1.0, moved=590.0, step=5e9)
 
-# What the bindings ask for, by the type of a device. In calls in which no factor changes, what is made of factors alone
-# is made once: it only decides between orders that are equal otherwise.
 TRAINING = {"cpu": OBJECTIVES["training"], "cuda": CUDA}
+"""What the bindings minimize in training, by the type of a device."""
 FIXED = {
     "cpu": Objective("fixed factors", moved=MOVED, step=STEP, apart=1e-6),
     "cuda": Objective("fixed factors on cuda", moved=CUDA.moved, step=CUDA.step, apart=1e-6),
 }
+"""The same for calls in which no factor changes: what is made of factors alone is made once, and only breaks ties."""
 
 
 @dataclass(frozen=True)

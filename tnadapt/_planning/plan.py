@@ -20,9 +20,9 @@ from tnadapt._signature import answers
 
 __all__ = ["BUCKETS", "Plan", "Step", "bucket", "plan"]
 
-TOKEN = "(token)"  # no mode of a spec can have a name with brackets
-X = "(x)"
+TOKEN, X = "(token)", "(x)"  # no mode of a spec can have a name with brackets
 BUCKETS = (1, 16, 128, 1024, 8192)
+"""The numbers of tokens that plans are made for."""
 Ask = Literal["apply", "delta"]
 When = Literal["once", "update", "call"]
 WHEN_TEXT: dict[When, str] = {

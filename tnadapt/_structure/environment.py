@@ -14,7 +14,8 @@ from tnadapt._language import Adapter, Network, Node, Part, Term, frozen, ones
 __all__ = ["COUNTS", "Environment", "Piece", "Unfolding", "environments"]
 
 Modes = tuple[str, ...]
-COUNTS = "(sites)"  # no node of a spec can have a name with brackets
+COUNTS = "(sites)"
+"""The name of the operand that counts the sites of each row. No node of a spec can have a name with brackets."""
 PRIME = "'"
 MOST = 1024  # rows of a Gram matrix: its eigenvectors take 10 s on two cores
 

@@ -16,6 +16,7 @@ from tnadapt._values.magnitude import read_magnitudes
 __all__ = ["Params", "drawn_starts", "init", "redraw"]
 
 Params = dict[str, npt.NDArray[np.float64]]
+"""The values of every factor: name -> array."""
 
 
 @answers(SiteError)

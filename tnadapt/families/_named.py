@@ -11,6 +11,7 @@ from tnadapt._signature import mistake, near, told
 __all__: list[str] = []
 
 SpecLike = AdapterSpec | str | Callable[[], AdapterSpec]
+"""A spec, a family, or the name of a family."""
 WRAPPERS = {"magnitude": "magnitude", "dora": "magnitude", "masked": "masked", "gated": "gated"}  # what is no family
 WANTED = "an AdapterSpec, or a family or its name"
 

@@ -124,7 +124,7 @@ def kadaptation(*, alpha: float = 1.0, factorized: bool = False) -> AdapterSpec:
 
 @family
 def superlora(*, parts: int = 2, alpha: float = 1.0) -> AdapterSpec:
-    """SuperLoRA, a reconstruction: a group's dW is a Kronecker product of Tucker tensors (arXiv:2403.11887).
+    """SuperLoRA, a reconstruction: dW_s = alpha K_1s kron K_2 kron .., of Tucker tensors (arXiv:2403.11887).
 
     dW = alpha K_1s kron K_2 kron .., K_k = A_k C_k B_k^T: cores C_k (p_k x q_k), A_k (o_k x p_k), B_k (i_k x q_k);
     the first core has a third axis t, for S (site x t), which stacks the group over its sites. Axes split into `parts`.

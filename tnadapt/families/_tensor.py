@@ -69,7 +69,7 @@ def lorta(
     over: Literal["layer kind", "layer", "kind", ""] = "layer kind",
     rank_stabilized: bool = False,
 ) -> AdapterSpec:
-    """LoRTA: one CP tensor over heads, layers and kinds (arXiv:2410.04060).
+    """LoRTA: dW_lm[(h, j), i] = (alpha / r) sum_r A[i, r] B[j, r] H[h, r] L[l, r] M[m, r] (arXiv:2410.04060).
 
     With `heads="out"`: dW_{l,m}[(h, j), i] = (alpha / r) sum_r A[i, r] B[j, r] H[h, r] L[l, r] M[m, r], the layout of
     the authors' instruction-tuning code; `heads="in"` puts the heads on the in axis, as their GLUE code does.
@@ -98,7 +98,7 @@ def lorta(
 
 @family
 def tera(*, out_order: int = 3, in_order: int = 3, alpha: float = 1.0) -> AdapterSpec:
-    """TeRA, a reconstruction: a frozen random Tucker network with trained diagonals on its bonds (arXiv:2509.03234).
+    """TeRA, a reconstruction: dW_s = alpha G x_1 (U1 diag d_s1) .. x_N (UN diag d_sN), d trained (arXiv:2509.03234).
 
     dW_s as a tensor = alpha G x_1 (U1 diag d_s1) ... x_N (UN diag d_sN), N = out_order + in_order: the out axis splits
     into out_order modes, the in axis into in_order. G and every Un are frozen and shared by all sites; the vectors d

@@ -36,6 +36,7 @@ from tnadapt.testing._sums import linear_in_alpha, second_names_change_nothing, 
 __all__ = ["LAWS", "Law"]
 
 Law = Callable[[Adapter, np.random.Generator], None]
+"""A function of an adapter and random numbers that raises LawError where the law does not hold."""
 Array = npt.NDArray[np.float64]
 
 STEP = 0.1  # of a finite difference, which is exact up to rounding, since an update is linear in each factor
@@ -339,3 +340,4 @@ LAWS: tuple[Law, ...] = (
     magnitudes_set_lengths,
     first_steps_are_predicted,
 )
+"""All laws, in the order in which `check` tests them."""
