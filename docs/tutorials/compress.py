@@ -1,8 +1,9 @@
 # %% [markdown]
 # # Compress the LoRAs that you have
 #
-# You have trained a LoRA. Often its updates are alike from layer to layer. `compress` finds the adapter of another family
-# that is closest to it, without data and without the model. This tutorial shows how much you save and how much you lose.
+# You have trained a LoRA. Often its updates are alike from layer to layer. `compress` finds the adapter of another
+# family that is closest to it, without data and without the model. This tutorial shows how much you save and how
+# much you lose.
 #
 # You need `pip install tnadapt` and matplotlib for the picture.
 
@@ -10,8 +11,8 @@
 # ## A LoRA to compress
 #
 # We make one with 6 layers, of which each has a query and a value weight of 64 x 64. All weights use the same 8
-# directions at their input and at their output, plus some noise of their own. With a LoRA of your own, skip this cell: the
-# next one reads a folder of PEFT.
+# directions at their input and at their output, plus some noise of their own. With a LoRA of your own, skip this
+# cell: the next one reads a folder of PEFT.
 
 # %%
 import numpy as np
@@ -36,8 +37,8 @@ save_as_lora(lora, params, "my_lora")
 # %% [markdown]
 # ## Read it
 #
-# `read_peft` reads a folder that PEFT wrote. It loads no model. `low_rank_updates` gives the update of each weight as a
-# product of two thin matrices.
+# `read_peft` reads a folder that PEFT wrote. It loads no model. `low_rank_updates` gives the update of each weight
+# as a product of two thin matrices.
 
 # %%
 from pathlib import Path
@@ -52,8 +53,8 @@ print(f"{count(checkpoint.adapter).trainable:,} numbers, {before:,} bytes")
 # %% [markdown]
 # ## Compress it once
 #
-# `error` is the size of what is lost, relative to the size of all updates together. 0 means nothing is lost, and 1 means
-# everything is.
+# `error` is the size of what is lost, relative to the size of all updates together. 0 means nothing is lost, and 1
+# means everything is.
 #
 # **Trap:** the error is that of the weights. It does not say how much worse the model answers. Test the compressed
 # adapter on your task.
@@ -77,20 +78,19 @@ for site, error in list(found.errors.items())[:4]:
 # %% [markdown]
 # ## Error against bytes
 #
-# Now four families, each at several ranks. A LoRA of a smaller rank is the usual way to make a LoRA smaller: each weight
-# by itself, by its singular value decomposition. The others share something between the weights.
+# Now three families, each at several ranks. A LoRA of a smaller rank is the usual way to make a LoRA smaller: each
+# weight by itself, by its singular value decomposition. The others share something between the weights.
 
 # %%
 families_tried = {
     "LoRA": (families.lora(), (1, 2, 4, 6)),
-    "LoTR": (families.lotr(), (4, 8, 16)),
-    "FacT-TT": (families.fact_tt(), (4, 8, 16)),
-    "MetaTT": (families.metatt(), (4, 8, 16)),
+    "LoTR": (families.lotr(), (4, 8, 12)),
+    "MetaTT": (families.metatt(), (4, 8, 12)),
 }
 rows = []
 for name, (spec, ranks) in families_tried.items():
     for rank in ranks:
-        smaller = compress(updates, spec, rank=rank, sweeps=5)
+        smaller = compress(updates, spec, rank=rank, sweeps=3)
         rows.append((name, rank, 4 * count(smaller.adapter).trainable, smaller.error))
 
 print(f"{'family':<8} {'rank':>4} {'bytes':>7} {'error':>6}")
@@ -98,11 +98,11 @@ for name, rank, size, error in rows:
     print(f"{name:<8} {rank:>4} {size:>7,} {error:>6.3f}")
 
 # %% [markdown]
-# The picture shows the same. Lower and further left is better. At the same number of bytes, families that share keep
-# more of these updates than a smaller LoRA does.
+# The picture shows the same. Lower and further left is better. At the same number of bytes, families that share
+# keep more of these updates than a smaller LoRA does.
 #
-# **Trap:** that is so because our updates are alike. If yours have nothing in common, nothing is gained: the points of the
-# sharing families then lie above those of LoRA. So look at your own curve.
+# **Trap:** that is so because our updates are alike. If yours have nothing in common, nothing is gained: the points
+# of the sharing families then lie above those of LoRA. So look at your own curve.
 
 # %%
 from matplotlib import pyplot as plt
@@ -118,8 +118,8 @@ plt.show()
 # %% [markdown]
 # ## What comes out is an adapter
 #
-# It is a file like any other: load it onto the model with `tnadapt_torch.load` or `tnadapt_jax.load`, go on training it,
-# or export it as a LoRA again. Here we compare one update with the old one.
+# It is a file like any other: load it onto the model with `tnadapt_torch.load` or `tnadapt_jax.load`, go on
+# training it, or export it as a LoRA again. Here we compare one update with the old one.
 
 # %%
 from tnadapt import delta
@@ -136,5 +136,5 @@ print(f"{path}: relative error {relative:.3f}")
 # tnadapt compress my_lora/ --to lotr --rank 8 -o small.safetensors
 # ```
 #
-# prints the error of each weight and the bytes before and after. [Compression](../guides/compression.md) explains the
-# algorithm, what it guarantees and what it does not.
+# prints the error of each weight and the bytes before and after. [Compression](../guides/compression.md) explains
+# the algorithm, what it guarantees and what it does not.

@@ -1,17 +1,17 @@
 # %% [markdown]
 # # Your first adapter in five minutes
 #
-# A fine-tuning adapter adds a small trained update to the frozen weights of a model. In this tutorial you put one on a
-# small PyTorch model, train it, save it, load it again and merge it.
+# A fine-tuning adapter adds a small trained update to the frozen weights of a model. In this tutorial you put one
+# on a small PyTorch model, train it, save it, load it again and merge it.
 #
-# You need to know what an `nn.Linear` is and how a training loop looks. Install what is used here with
-# `pip install "tnadapt[torch]"`.
+# You need to know what an `nn.Linear` is and how a training loop looks. Install what is used here with `pip install
+# "tnadapt[torch]"`.
 
 # %% [markdown]
 # ## A model that knows something
 #
-# We make a model with three linear layers. In real life it would be a pretrained language model. `frozen_answer` is what
-# it says before we touch it.
+# We make a model with three linear layers. In real life it would be a pretrained language model. `frozen_answer` is
+# what it says before we touch it.
 
 # %%
 import torch
@@ -44,8 +44,9 @@ print(f"loss before training: {loss_before:.3f}")
 # %% [markdown]
 # ## Choose an adapter
 #
-# `families` has the published methods. We take LoTR: all weights share two matrices `A` and `B`, and each weight has
-# its own small core `G`. A family is a table of factors, without any size. Print it to see which factors there are.
+# `families` has the published methods. We take LoTR: all weights share two matrices `A` and `B`, and each weight
+# has its own small core `G`. A family is a table of factors, without any size. Print it to see which factors there
+# are.
 
 # %%
 spec = families.lotr()
@@ -60,13 +61,11 @@ print(spec)
 # * `seed=0` makes the starting values the same each time.
 # * `scale=unit(LORA_STEP)` makes the first training step as large as that of LoRA, whatever the family.
 #
-# **Trap:** in `nn.Sequential` the layers are called `"0"`, `"2"` and `"4"`. A name that matches nothing is an error that
-# lists the nearest names. `"all-linear"` means all linear layers, without the output head that a model names.
+# **Trap:** in `nn.Sequential` the layers are called `"0"`, `"2"` and `"4"`. A name that matches nothing is an error
+# that lists the nearest names. `"all-linear"` means all linear layers, without the output head that a model names.
 
 # %%
-state = tnadapt_torch.attach(
-    model, spec, target_modules=["0", "2", "4"], rank=8, scale=unit(LORA_STEP), seed=0
-)
+state = tnadapt_torch.attach(model, spec, target_modules=["0", "2", "4"], rank=8, scale=unit(LORA_STEP), seed=0)
 print(state.table())
 state.print_trainable_parameters()
 
@@ -80,8 +79,8 @@ print("norm of all updates:", state.norms()["dW"])
 # %% [markdown]
 # ## Train it
 #
-# The loop is the usual one. `parameter_groups` gives each factor its learning rate. With `balance=True` one `lr` suits
-# every family.
+# The loop is the usual one. `parameter_groups` gives each factor its learning rate. With `balance=True` one `lr`
+# suits every family.
 #
 # **Trap:** `model.parameters()` holds the frozen weights too. Give the optimizer the groups of the adapter.
 
@@ -112,8 +111,8 @@ print(f"{count(state.adapter).trainable:,} trained numbers for a model of {numbe
 # %% [markdown]
 # ## Load it
 #
-# To load, you need the same base model. Here we take the adapter off, which gives the old answers again, and load the
-# file.
+# To load, you need the same base model. Here we take the adapter off, which gives the old answers again, and load
+# the file.
 #
 # **Trap:** load onto the base model that you trained on. The file knows the names and the shapes of the weights, so
 # another architecture is an error. For most families it cannot see that the values of the weights are others.
@@ -131,7 +130,8 @@ print("difference after loading:", (model(x) - trained_answer).abs().max().item(
 # `merge` adds the updates to the weights. The model is then as fast as without an adapter. `unmerge` puts the old
 # weights back, bit for bit.
 #
-# **Trap:** a merged model does not equal the adapted one to the last digit, since sums are rounded in another order.
+# **Trap:** a merged model does not equal the adapted one to the last digit, since sums are rounded in another
+# order.
 
 # %%
 loaded.merge()

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # From PEFT, call by call
 #
-# You know [PEFT](https://huggingface.co/docs/peft). This tutorial goes through its calls and shows what to write here,
-# with the places where a habit from PEFT goes wrong. At the end you use the two together.
+# You know [PEFT](https://huggingface.co/docs/peft). This tutorial goes through its calls and shows what to write
+# here, with the places where a habit from PEFT goes wrong. At the end you use the two together.
 #
 # You need `pip install "tnadapt[peft]"`. The model is a small Llama with random weights, so nothing is downloaded.
 
@@ -72,16 +72,14 @@ peft_answer = answer(peft_model.eval())
 # | `init_lora_weights="pissa"` | `families.pissa()` |
 # | `get_peft_model(model, config)` | `attach(model, families.lora(), ...)` |
 #
-# **Trap:** `get_peft_model` returns a new object that wraps the model. `attach` returns the *adapter*, and the model stays
-# what it is: you go on calling `model`, and you ask the adapter for all that concerns it.
+# **Trap:** `get_peft_model` returns a new object that wraps the model. `attach` returns the *adapter*, and the
+# model stays what it is: you go on calling `model`, and you ask the adapter for all that concerns it.
 #
 # **Trap:** PEFT knows default targets for many models. Here you name them.
 
 # %%
 model = new_model()
-state = tnadapt_torch.attach(
-    model, families.lora(), target_modules=["q_proj", "v_proj"], rank=4, alpha=8, seed=0
-)
+state = tnadapt_torch.attach(model, families.lora(), target_modules=["q_proj", "v_proj"], rank=4, alpha=8, seed=0)
 state.print_trainable_parameters()
 losses = train(model, state.parameter_groups(lr=1e-2))
 print([round(loss, 3) for loss in losses])
@@ -89,8 +87,8 @@ print([round(loss, 3) for loss in losses])
 # %% [markdown]
 # ## target_modules
 #
-# A list holds suffixes, as in PEFT: `"q_proj"` matches `model.layers.0.self_attn.q_proj`. A string is a regular expression
-# for the whole path, as in PEFT. `"all-linear"` is all linear layers but the output head.
+# A list holds suffixes, as in PEFT: `"q_proj"` matches `model.layers.0.self_attn.q_proj`. A string is a regular
+# expression for the whole path, as in PEFT. `"all-linear"` is all linear layers but the output head.
 #
 # **Trap:** a name that matches nothing is an error here, even if other names in the list match.
 
@@ -106,8 +104,8 @@ print(mistake)
 # %% [markdown]
 # ## alpha and scale
 #
-# In PEFT every LoRA has the scale alpha / r, and one learning rate suits most of them. Other families have the scales of
-# their papers.
+# In PEFT every LoRA has the scale alpha / r, and one learning rate suits most of them. Other families have the
+# scales of their papers.
 #
 # **Trap:** do not carry `alpha=16` from LoRA over to another family. The first step then moves the weights by quite
 # another amount. `step_size` says by how much, as a multiple of LoRA's. `scale=unit(LORA_STEP)` makes it 1.
@@ -128,8 +126,8 @@ for spec in (families.lora(), families.lotr(), families.vera()):
 # | `PeftModel.from_pretrained(model, folder)` | `tnadapt_torch.load(model, file)` |
 # | `model.load_adapter(folder, "second")` | `tnadapt_torch.load(model, file, adapter_name="second")` |
 #
-# **Trap:** after `attach`, `model` is still a transformers model, so its `save_pretrained` is that of transformers and
-# concerns the whole model. The adapter is saved by `state.save`.
+# **Trap:** after `attach`, `model` is still a transformers model, so its `save_pretrained` is that of transformers
+# and concerns the whole model. The adapter is saved by `state.save`.
 
 # %%
 trained = answer(model)
@@ -149,8 +147,8 @@ print("difference after loading:", difference_loaded)
 # | `model = model.unload()` | `state.detach()` |
 # | `with model.disable_adapter():` | `with state.disabled():` |
 #
-# **Trap:** in PEFT, unmerging subtracts the update, so rounding stays behind. Here the old weights come back bit for bit,
-# and for that a copy of them is kept while the adapter is merged.
+# **Trap:** in PEFT, unmerging subtracts the update, so rounding stays behind. Here the old weights come back bit
+# for bit, and for that a copy of them is kept while the adapter is merged.
 #
 # **Trap:** `detach` after `merge` leaves the update in the weights. Without `merge` it takes the adapter off.
 
@@ -171,9 +169,7 @@ print(f"difference after merging: {difference_merged:.1e}; the model has no adap
 # **Trap:** in PEFT one adapter is active until you ask for more. Here all adapters on a model are added.
 
 # %%
-second = tnadapt_torch.attach(
-    again, families.lotr(), target_modules=["o_proj"], rank=4, adapter_name="second", seed=1
-)
+second = tnadapt_torch.attach(again, families.lotr(), target_modules=["o_proj"], rank=4, adapter_name="second", seed=1)
 with loaded.disabled():
     only_second = answer(again)
 print("the new adapter changes nothing yet:", torch.equal(only_second, answer(new_model())))
@@ -208,7 +204,8 @@ print(f"difference after export and PEFT: {difference_exported:.1e}")
 # If your code is built on PEFT, keep it and change one line: `TnConfig` in place of `LoraConfig`. Every spec works,
 # also one that you wrote.
 #
-# **Trap:** import `tnadapt_torch.peft` before `PeftModel.from_pretrained`, too. The import tells PEFT about the method.
+# **Trap:** import `tnadapt_torch.peft` before `PeftModel.from_pretrained`, too. The import tells PEFT about the
+# method.
 
 # %%
 from tnadapt_torch.peft import TnConfig
@@ -223,5 +220,5 @@ difference_inside = (answer(reopened) - answer(inside.eval())).abs().max().item(
 print("difference after save_pretrained and from_pretrained:", difference_inside)
 
 # %% [markdown]
-# [PEFT and the Trainer](../guides/peft.md) lists what works inside PEFT and what does not. [Serving](serving.md) shows
-# batches whose rows use different adapters. [Compress](compress.md) makes the LoRAs that you have smaller.
+# [PEFT and the Trainer](../guides/peft.md) lists what works inside PEFT and what does not. [Serving](serving.md)
+# shows batches whose rows use different adapters. [Compress](compress.md) makes the LoRAs that you have smaller.

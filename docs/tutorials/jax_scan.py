@@ -1,9 +1,9 @@
 # %% [markdown]
 # # JAX: an adapter for a scanned model
 #
-# Deep JAX models store the weights of all layers in one array and run the layers with `jax.lax.scan`. In this tutorial you
-# adapt such a model without changing it, train the adapter with optax, save it, and load the file in PyTorch with the
-# same numbers.
+# Deep JAX models store the weights of all layers in one array and run the layers with `jax.lax.scan`. In this
+# tutorial you adapt such a model without changing it, train the adapter with optax, save it, and load the file in
+# PyTorch with the same numbers.
 #
 # You need `pip install "tnadapt[jax]"`, and `"tnadapt[torch]"` for the last part.
 
@@ -35,11 +35,12 @@ def model(weights, x):
 # %% [markdown]
 # ## Find the weights
 #
-# `find_sites` selects the leaves of the tree. `layout` says how a weight is stored. `layer_axis` says which axis of the
-# stack counts the layers; the sites then have the names that they would have if each layer were stored by itself.
+# `find_sites` selects the leaves of the tree. `layout` says how a weight is stored. `layer_axis` says which axis of
+# the stack counts the layers; the sites then have the names that they would have if each layer were stored by
+# itself.
 #
-# **Trap:** PyTorch stores a weight as (out, in), JAX libraries mostly as (in, out). Nobody can see which it is if the
-# weight is square. So you must say it, and a wrong word here gives a wrong adapter without an error.
+# **Trap:** PyTorch stores a weight as (out, in), JAX libraries mostly as (in, out). Nobody can see which it is if
+# the weight is square. So you must say it, and a wrong word here gives a wrong adapter without an error.
 
 # %%
 import tnadapt_jax
@@ -63,8 +64,8 @@ for part, arrays in params.items():
 # %% [markdown]
 # ## Adapt the function
 #
-# `adapt` takes the model's function and returns one that takes `params` first. It follows the weights through the scan and
-# adds each update to the product that the weight is used in. `explain` says what it did.
+# `adapt` takes the model's function and returns one that takes `params` first. It follows the weights through the
+# scan and adds each update to the product that the weight is used in. `explain` says what it did.
 #
 # **Trap:** call the adapted function under `jax.jit`. Without it, every call traces the model again.
 
@@ -78,8 +79,8 @@ print("difference at the start:", start_difference)
 # %% [markdown]
 # ## Train with optax
 #
-# Differentiate with respect to `params["trainable"]` only. Then the optimizer has no state for frozen factors. The weights
-# and the frozen factors are arguments of the step, so they are not compiled into it as constants.
+# Differentiate with respect to `params["trainable"]` only. Then the optimizer has no state for frozen factors. The
+# weights and the frozen factors are arguments of the step, so they are not compiled into it as constants.
 #
 # `rate_labels` gives each factor a learning rate that suits it, as multiples of yours.
 
@@ -176,5 +177,5 @@ merged_difference = float(np.abs(np.asarray(model(merged, x)) - answer).max())
 print(f"difference after merging: {merged_difference:.1e}")
 
 # %% [markdown]
-# [JAX](../guides/jax.md) has the rest: writing an adapter into a scan by hand, flax nnx, meshes, experts, checkpoints of
-# a whole run.
+# [JAX](../guides/jax.md) has the rest: writing an adapter into a scan by hand, flax nnx, meshes, experts,
+# checkpoints of a whole run.

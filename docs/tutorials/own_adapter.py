@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Invent your own adapter and prove it
 #
-# A new adapter is a table of six lines. From this table the library derives the number of parameters, a bound on the
-# rank, the starting values, the code that runs, and tests. In this tutorial you write such a table and find out what
-# your adapter can do before you train it.
+# A new adapter is a table of six lines. From this table the library derives the number of parameters, a bound on
+# the rank, the starting values, the code that runs, and tests. In this tutorial you write such a table and find out
+# what your adapter can do before you train it.
 #
 # You need `pip install "tnadapt[torch,testing]"`.
 
@@ -50,8 +50,8 @@ print(mine)
 #
 # A spec is checked when it is made, and all mistakes are listed at once.
 #
-# **Trap:** exactly one trained factor should start at zero. Without one, the model changes before it is trained. With
-# two, no factor ever gets a gradient. Both are errors. Here is a table with a wrong word and two zeros.
+# **Trap:** exactly one trained factor should start at zero. Without one, the model changes before it is trained.
+# With two, no factor ever gets a gradient. Both are errors. Here is a table with a wrong word and two zeros.
 
 # %%
 from tnadapt import SpecError
@@ -69,8 +69,8 @@ print(mistakes)
 # %% [markdown]
 # ## Draw it
 #
-# Boxes are factors and lines are axes. A line between two boxes is a bond. A hatched box is frozen, a double border means
-# shared, and a dashed line is a `layer` or a `kind`.
+# Boxes are factors and lines are axes. A line between two boxes is a bond. A hatched box is frozen, a double border
+# means shared, and a dashed line is a `layer` or a `kind`.
 
 # %%
 from tnadapt import draw
@@ -86,8 +86,8 @@ print(draw(mine))
 # %% [markdown]
 # ## Count it
 #
-# `bind` puts the table on the weights of a model: now every size is known. `find_host` knows the shapes of well-known
-# models, so nothing is downloaded.
+# `bind` puts the table on the weights of a model: now every size is known. `find_host` knows the shapes of
+# well-known models, so nothing is downloaded.
 
 # %%
 from tnadapt import count, families, find_host
@@ -101,11 +101,11 @@ print(f"mine: {count(adapter).trainable:,}   LoRA: {count(lora).trainable:,}")
 # %% [markdown]
 # ## Bound its rank
 #
-# `rank_bound` finds the narrowest place of the network between `in` and `out`. This is a proved bound. `generic_rank`
-# computes the rank at random values, in exact arithmetic. If both agree, the bound is reached.
+# `rank_bound` finds the narrowest place of the network between `in` and `out`. This is a proved bound.
+# `generic_rank` computes the rank at random values, in exact arithmetic. If both agree, the bound is reached.
 #
-# **Trap:** a small rank of *one* update does not mean that all updates together have a small rank. Ask about the whole
-# stack with `rows=`.
+# **Trap:** a small rank of *one* update does not mean that all updates together have a small rank. Ask about the
+# whole stack with `rows=`.
 
 # %%
 from tnadapt import generic_rank, rank_bound
@@ -117,8 +117,8 @@ print("independent updates over the layers: at most", rank_bound(adapter, rows=(
 # %% [markdown]
 # ## Count what it can really do
 #
-# Different values of the factors can give the same update: multiply a row of `c` by 2 and divide a column of `B` by 2.
-# `degrees_of_freedom` counts the directions in which training can move the updates. The rest is called gauge.
+# Different values of the factors can give the same update: multiply a row of `c` by 2 and divide a column of `B` by
+# 2. `degrees_of_freedom` counts the directions in which training can move the updates. The rest is called gauge.
 
 # %%
 from tnadapt import degrees_of_freedom
@@ -129,10 +129,10 @@ print(freedom)
 # %% [markdown]
 # ## Prove it
 #
-# `check` binds the table to many random models and tests every law that an adapter must keep: the update is 0 at the
-# start, the first gradient is not 0, the counts are those of the arrays, the rank keeps its bound, a saved file gives the
-# same adapter back. If a law does not hold, you get the smallest adapter that breaks it. Three examples are quick; take
-# 100 before you publish.
+# `check` binds the table to many random models and tests every law that an adapter must keep: the update is 0 at
+# the start, the first gradient is not 0, the counts are those of the arrays, the rank keeps its bound, a saved file
+# gives the same adapter back. If a law does not hold, you get the smallest adapter that breaks it. Three examples
+# are quick; take 100 before you publish.
 
 # %%
 from tnadapt.testing import check
@@ -145,10 +145,11 @@ print(f"... {len(laws)} laws hold")
 # %% [markdown]
 # ## Compare it
 #
-# One table for several adapters. `step` is how far the first training step moves the weights, as a multiple of LoRA's.
+# One table for several adapters. `step` is how far the first training step moves the weights, as a multiple of
+# LoRA's.
 #
-# **Trap:** if `step` is far from 1, LoRA's learning rate is wrong for your adapter. `scale=unit(LORA_STEP)` makes the
-# first step as large as LoRA's, so that one rate suits both.
+# **Trap:** if `step` is far from 1, LoRA's learning rate is wrong for your adapter. `scale=unit(LORA_STEP)` makes
+# the first step as large as LoRA's, so that one rate suits both.
 
 # %%
 from tnadapt import LORA_STEP, compare, unit
@@ -158,7 +159,8 @@ print(compare(adapter, mine.bind(sites, rank=4, scale=unit(LORA_STEP)), lora))
 # %% [markdown]
 # ## Train it
 #
-# Whatever takes a family takes your table too. Here is a small model with two layers, each with a query and a value.
+# Whatever takes a family takes your table too. Here is a small model with two layers, each with a query and a
+# value.
 
 # %%
 import torch
@@ -180,9 +182,7 @@ torch.manual_seed(0)
 model = nn.Sequential(Layer(), Layer())
 x = torch.randn(256, 32)
 y = model(x).detach() + x[:, :2] @ torch.randn(2, 32)
-state = tnadapt_torch.attach(
-    model, mine, target_modules=["query", "value"], rank=16, scale=unit(LORA_STEP), seed=0
-)
+state = tnadapt_torch.attach(model, mine, target_modules=["query", "value"], rank=16, scale=unit(LORA_STEP), seed=0)
 optimizer = torch.optim.AdamW(state.parameter_groups(lr=1e-2, balance=True))
 losses = []
 for _ in range(200):
@@ -211,8 +211,9 @@ print(f"loss after loading: {loss_loaded:.3f}")
 # tnadapt new my_adapter
 # ```
 #
-# makes a new folder with a table to change, a test that proves it, its picture, and the row that it has among
-# [the families](../reference/families.md). Change the six lines, run `python -m pytest my_adapter`, and you know.
+# makes a new folder with a table to change, a test that proves it, its picture, and the row that it has among [the
+# families](../reference/families.md). Change the six lines, run `python -m pytest my_adapter`, and you know.
 #
-# [Concepts](../explanation/concepts.md) has the rest of the language: sums of terms, a factor that occurs twice, the
-# weight of the model as a factor. [Structure](../explanation/structure.md) explains ranks and degrees of freedom.
+# [Concepts](../explanation/concepts.md) has the rest of the language: sums of terms, a factor that occurs twice,
+# the weight of the model as a factor. [Structure](../explanation/structure.md) explains ranks and degrees of
+# freedom.

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Write up: reproduce the table of a paper
 #
-# Papers on adapters have a column with the number of trained parameters. Can you believe it? In this tutorial you compute
-# such columns again from the table of each method, and find out what a published number includes.
+# Papers on adapters have a column with the number of trained parameters. Can you believe it? In this tutorial you
+# compute such columns again from the table of each method, and find out what a published number includes.
 #
 # Nothing is trained and nothing is downloaded. `pip install tnadapt` is enough.
 
@@ -16,8 +16,8 @@
 #   repository of the LoTR paper (arXiv:2402.01376).
 # * **TLoRA** on RoBERTa-large, query and value weights: table 1 of arXiv:2504.18735.
 #
-# **Trap:** copy a number together with its model, the adapted weights, the rank and the place where it stands. A count
-# without these cannot be checked.
+# **Trap:** copy a number together with its model, the adapted weights, the rank and the place where it stands. A
+# count without these cannot be checked.
 
 # %%
 PUBLISHED = {  # method: (model, {rank: trained parameters})
@@ -29,8 +29,8 @@ PUBLISHED = {  # method: (model, {rank: trained parameters})
 # %% [markdown]
 # ## The same numbers from the structure
 #
-# `find_host` knows the shapes of these models. `sites()` are their query and value weights. `bind` puts a method on them,
-# and `count` adds up the sizes of its arrays.
+# `find_host` knows the shapes of these models. `sites()` are their query and value weights. `bind` puts a method on
+# them, and `count` adds up the sizes of its arrays.
 
 # %%
 from tnadapt import count, families, find_host
@@ -53,14 +53,15 @@ for method, (model, numbers) in PUBLISHED.items():
 # %% [markdown]
 # ## Where they differ, and why
 #
-# TLoRA's three numbers are equal to ours. The numbers of the LoTR repository are all larger, and all by 1,536, whatever the
-# method and the rank. So the difference is not the adapter.
+# TLoRA's three numbers are equal to ours. The numbers of the LoTR repository are all larger, and all by 1,536,
+# whatever the method and the rank. So the difference is not the adapter.
 #
-# 1,536 = 2 x 768 is the size of a matrix from 768 features to two classes. The tasks in these files are classification
-# tasks, so the output matrix of the classifier is the likely cause. The repository does not say so, and we do not know
+# 1,536 = 2 x 768 is the size of a matrix from 768 features to two classes. Most tasks in these files have two
+# classes, so the output matrix of the classifier is the likely cause. The files do not say so, and we do not know
 # it. What we know is that the same number was added to every row.
 #
-# **Trap:** some papers count the classifier and some do not. Compare two methods only if both counts include the same.
+# **Trap:** some papers count the classifier and some do not. Compare two methods only if both counts include the
+# same.
 
 # %%
 print("differences of the LoTR repository:", sorted({n for (method, _), n in differences.items() if method != "tlora"}))
@@ -69,8 +70,8 @@ print("differences of TLoRA:", sorted({n for (method, _), n in differences.items
 # %% [markdown]
 # ## A formula instead of a number
 #
-# A formula can be checked by hand and holds for every model. `formula()` derives it from the table of the method. `site`
-# counts the adapted weights, here 24.
+# A formula can be checked by hand and holds for every model. `formula()` derives it from the table of the method.
+# `site` counts the adapted weights, here 24.
 
 # %%
 for method in PUBLISHED:
@@ -83,8 +84,8 @@ assert computed("lotr", "roberta-base", 8) == out * 8 + site * 8 * 8 + into * 8
 # %% [markdown]
 # ## The other trap: what the number of a method does not count
 #
-# TLoRA trains few numbers, but it multiplies with two frozen matrices for each weight. They need no bytes in a file, since
-# they are drawn again from the seed. They do need memory when the model runs. `count` gives both.
+# TLoRA trains few numbers, but it multiplies with two frozen matrices for each weight. They need no bytes in a
+# file, since they are drawn again from the seed. They do need memory when the model runs. `count` gives both.
 
 # %%
 frozen = {}
@@ -97,8 +98,8 @@ for method, (model, _) in PUBLISHED.items():
 # %% [markdown]
 # ## The table for your own paper
 #
-# `compare` makes the table that a reader wants: parameters, rank, degrees of freedom and the size of the first step, all
-# computed. `to_markdown()` gives it as text to paste.
+# `compare` makes the table that a reader wants: parameters, rank, degrees of freedom and the size of the first
+# step, all computed. `to_markdown()` gives it as text to paste.
 
 # %%
 from tnadapt import compare
@@ -109,8 +110,8 @@ table = compare(*adapters)
 print(table)
 
 # %% [markdown]
-# Equal ranks are not a fair comparison, since the methods then train very different numbers of parameters. `fit_rank`
-# finds the largest rank within a budget.
+# Equal ranks are not a fair comparison, since the methods then train very different numbers of parameters.
+# `fit_rank` finds the largest rank within a budget.
 
 # %%
 from tnadapt import fit_rank

@@ -1,8 +1,9 @@
 # %% [markdown]
 # # Serving: export, merge, and many adapters on one model
 #
-# You have a trained adapter. This tutorial shows the ways to use it: as a folder that PEFT and LoRA servers read, merged
-# into the weights, many adapters on one model, one adapter for each row of a batch, and the fast way to generate.
+# You have a trained adapter. This tutorial shows the ways to use it: as a folder that PEFT and LoRA servers read,
+# merged into the weights, many adapters on one model, one adapter for each row of a batch, and the fast way to
+# generate.
 #
 # You need `pip install "tnadapt[peft]"`. The model is a small Llama with random weights, so nothing is downloaded.
 
@@ -32,8 +33,8 @@ def answer(model, **options):
 # %% [markdown]
 # ## A trained adapter
 #
-# We make one with LoTR. To keep this page short it is not trained: we fill its zero factor with random numbers, so that
-# it changes the answers as a trained one would.
+# We make one with LoTR. To keep this page short it is not trained: we fill its zero factor with random numbers, so
+# that it changes the answers as a trained one would.
 
 
 # %%
@@ -62,11 +63,12 @@ print("largest change of a logit:", round((wanted - answer(new_model())).abs().m
 # %% [markdown]
 # ## Export as a LoRA
 #
-# A low-rank update is a LoRA, whatever family it comes from. `save_as_lora` writes the two files that PEFT writes. It
-# returns the rank and the error of each weight. The error is 0, since the network is split exactly and not approximated.
+# A low-rank update is a LoRA, whatever family it comes from. `save_as_lora` writes the two files that PEFT writes.
+# It returns the rank and the error of each weight. The error is 0, since the network is split exactly and not
+# approximated.
 #
-# **Trap:** an update of full rank, as that of KronA or QuanTA, is no LoRA, and `save_as_lora` says so. With `rank=16` you
-# get the best LoRA of that rank, with its error.
+# **Trap:** an update of full rank, as that of KronA or QuanTA, is no LoRA, and `save_as_lora` says so. With
+# `rank=16` you get the best LoRA of that rank, with its error.
 
 # %%
 from pathlib import Path
@@ -97,9 +99,10 @@ print(f"difference to our own adapter: {difference_peft:.1e}")
 # vllm serve BASE_MODEL --enable-lora --max-lora-rank 16 --lora-modules chat=chat_lora
 # ```
 #
-# **Trap:** vLLM has limits of its own. It refuses a rank above `--max-lora-rank`, and it serves only the modules that its
-# version of the model has. Two things that PEFT permits and vLLM may not: another rank for each module, and a module
-# trained in full (`modules_to_save`). Look into the config before you serve. vLLM was not run for this page.
+# **Trap:** vLLM has limits of its own. It refuses a rank above `--max-lora-rank`, and it serves only the modules
+# that its version of the model has. Two things that PEFT permits and vLLM may not: another rank for each module,
+# and a module trained in full (`modules_to_save`). Look into the config before you serve. vLLM was not run for this
+# page.
 
 # %%
 import json
@@ -110,11 +113,11 @@ print({name: config[name] for name in ("peft_type", "task_type", "r", "lora_alph
 # %% [markdown]
 # ## Merge
 #
-# One adapter for everybody: add it to the weights. The model is then as fast as the base model, and any program can load
-# it.
+# One adapter for everybody: add it to the weights. The model is then as fast as the base model, and any program can
+# load it.
 #
-# **Trap:** a model in bfloat16 rounds the sum to bfloat16, and a small update may be lost in part. Quantized weights
-# refuse a merge. Both are reasons to keep the adapter beside the weights.
+# **Trap:** a model in bfloat16 rounds the sum to bfloat16, and a small update may be lost in part. Quantized
+# weights refuse a merge. Both are reasons to keep the adapter beside the weights.
 
 # %%
 state.merge()
@@ -127,8 +130,8 @@ state.unmerge()  # restores the weights bit for bit
 #
 # Each adapter gets a name. Several on one model are **added**.
 #
-# **Trap:** that is rarely what a server wants. To use one at a time, disable the others, or use PEFT's `set_adapter` as
-# below.
+# **Trap:** that is rarely what a server wants. To use one at a time, disable the others, or use PEFT's
+# `set_adapter` as below.
 
 # %%
 _, other = make_adapter(seed=2)
@@ -145,8 +148,8 @@ code.detach()
 # %% [markdown]
 # ## One adapter for each row of a batch
 #
-# PEFT can use another adapter for each row of a batch, and does it for every spec of this library. The base model runs
-# once for all rows. `"__base__"` is no adapter.
+# PEFT can use another adapter for each row of a batch, and does it for every spec of this library. The base model
+# runs once for all rows. `"__base__"` is no adapter.
 #
 # **Trap:** this works in eval mode only.
 
