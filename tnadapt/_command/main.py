@@ -1,4 +1,4 @@
-"""The command `tnadapt`: show, compare, check and draw specs; compress adapters. An error is one line and status 2."""
+"""The command `tnadapt`: show, compare, check, draw, begin and compress. An error is one line and status 2."""
 
 import argparse
 import os
@@ -12,6 +12,7 @@ from rich.console import Console
 from tnadapt import families
 from tnadapt._command.arguments import Rank, rank_of, scale_of, sizes_by_name, spec_named, whole_number
 from tnadapt._command.compress import add_words, compress_checkpoint
+from tnadapt._command.new import add_name, make_adapter
 from tnadapt._command.terminal import output, print_json, print_lines, table_of
 from tnadapt._diagram import draw
 from tnadapt._errors import FormatError, LawError, SiteError, SpecError, TnadaptError
@@ -277,6 +278,7 @@ def _parser() -> argparse.ArgumentParser:
     smaller = command("compress", compress_checkpoint, "find the closest adapter of another spec to a trained one")
     add_words(smaller)
     several.set_defaults(several=True)
+    add_name(command("new", make_adapter, "write a new spec, its test, its picture and its row into a new folder"))
     names = command("list", _list, "list the families and the models")
     for one in (show, several, picture):
         one.add_argument("--sites", metavar="MODEL", help="the name of a model, or a Hugging Face config.json")

@@ -390,3 +390,8 @@ def test_a_picture_is_the_same_in_every_process():
         for seed in ("1", "2")
     }
     assert len(seen) == 1
+
+
+def test_a_notebook_shows_the_picture():
+    diagram = draw(families.lotr())
+    assert diagram._repr_svg_() == diagram.svg()
