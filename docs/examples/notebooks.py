@@ -24,7 +24,7 @@ from typing import Any
 import jupytext
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellControlSignal, DeadKernelError
 from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).parents[2]
@@ -135,7 +135,7 @@ def make_all(names: Iterable[str]) -> int:
         print(f"{script.stem}: running", flush=True)
         try:
             make(script)
-        except CellExecutionError as error:
+        except (CellControlSignal, DeadKernelError) as error:  # a cell raised or took too long; or Python ended
             print(f"notebooks.py: error: {script.name}: a cell failed.\n{error}", file=sys.stderr)
             return FAILED
     return 0
