@@ -22,12 +22,19 @@ from tnadapt import families, grid, init, save_as_lora
 sites = grid(layers=6, kinds={"q_proj": (64, 64), "v_proj": (64, 64)})
 lora = families.lora().bind(sites, rank=8, alpha=8)
 random = np.random.default_rng(0)
-shared_in, shared_out = random.standard_normal((8, 64)), random.standard_normal((64, 8))
+shared_in, shared_out = (
+    random.standard_normal((8, 64)),
+    random.standard_normal((64, 8)),
+)
 
 
 def trained(shape):
     """Return a matrix A (rank, in) or B (out, rank) as if it had been trained."""
-    common = shared_in if shape == (8, 64) else shared_out @ random.standard_normal((8, 8))
+    common = (
+        shared_in
+        if shape == (8, 64)
+        else shared_out @ random.standard_normal((8, 8))
+    )
     return common + 0.25 * random.standard_normal(shape)
 
 
@@ -66,7 +73,9 @@ found = compress(updates, families.lotr(), rank=8)
 small = {name: value.astype(np.float32) for name, value in found.params.items()}
 save(found.adapter, small, "small.safetensors")
 after = Path("small.safetensors").stat().st_size
-print(f"relative error {found.error:.3f}, {count(found.adapter).trainable:,} numbers, {after:,} bytes")
+print(
+    f"relative error {found.error:.3f}, {count(found.adapter).trainable:,} numbers, {after:,} bytes"
+)
 
 # %% [markdown]
 # The error of each weight shows whether one of them is lost more than the others.
@@ -91,7 +100,9 @@ rows = []
 for name, (spec, ranks) in families_tried.items():
     for rank in ranks:
         smaller = compress(updates, spec, rank=rank, sweeps=3)
-        rows.append((name, rank, 4 * count(smaller.adapter).trainable, smaller.error))
+        rows.append(
+            (name, rank, 4 * count(smaller.adapter).trainable, smaller.error)
+        )
 
 print(f"{'family':<8} {'rank':>4} {'bytes':>7} {'error':>6}")
 for name, rank, size, error in rows:
@@ -109,7 +120,9 @@ from matplotlib import pyplot as plt
 
 figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
 for name in families_tried:
-    points = [(size / 1024, error) for family, _, size, error in rows if family == name]
+    points = [
+        (size / 1024, error) for family, _, size, error in rows if family == name
+    ]
     axes.plot(*zip(*points, strict=True), marker="o", label=name)
 axes.set(xlabel="size of the values (KiB)", ylabel="relative error", xscale="log")
 axes.legend()

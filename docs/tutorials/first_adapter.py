@@ -21,7 +21,9 @@ import tnadapt_torch
 from tnadapt import LORA_STEP, count, families, unit
 
 torch.manual_seed(0)
-model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64))
+model = nn.Sequential(
+    nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64)
+)
 x = torch.randn(256, 64)
 frozen_answer = model(x).detach()
 
@@ -65,7 +67,14 @@ print(spec)
 # that lists the nearest names. `"all-linear"` means all linear layers, without the output head that a model names.
 
 # %%
-state = tnadapt_torch.attach(model, spec, target_modules=["0", "2", "4"], rank=8, scale=unit(LORA_STEP), seed=0)
+state = tnadapt_torch.attach(
+    model,
+    spec,
+    target_modules=["0", "2", "4"],
+    rank=8,
+    scale=unit(LORA_STEP),
+    seed=0,
+)
 print(state.table())
 state.print_trainable_parameters()
 
@@ -105,8 +114,14 @@ print(f"after 200 steps: {loss_of(model).item():.4f}")
 # %%
 state.save("first_adapter.safetensors")
 trained_answer = model(x).detach()
-numbers_of_model = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("tnadapt_"))
-print(f"{count(state.adapter).trainable:,} trained numbers for a model of {numbers_of_model:,}")
+numbers_of_model = sum(
+    p.numel()
+    for name, p in model.named_parameters()
+    if not name.startswith("tnadapt_")
+)
+print(
+    f"{count(state.adapter).trainable:,} trained numbers for a model of {numbers_of_model:,}"
+)
 
 # %% [markdown]
 # ## Load it

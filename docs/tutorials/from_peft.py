@@ -15,14 +15,21 @@ import tnadapt_torch
 from tnadapt import LORA_STEP, families, step_size, unit
 
 transformers.utils.logging.disable_progress_bar()
-SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 texts = torch.arange(40).reshape(4, 10)
 
 
 def new_model():
     """Return the base model, with the same weights each time."""
     torch.manual_seed(0)
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=64, **SIZES)).eval()
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(vocab_size=64, **SIZES)
+    ).eval()
 
 
 def answer(model):
@@ -52,7 +59,15 @@ def train(model, parameters, steps=5):
 torch.manual_seed(1)
 config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
 peft_model = get_peft_model(new_model(), config)
-train(peft_model, [{"params": [p for p in peft_model.parameters() if p.requires_grad], "lr": 1e-2}])
+train(
+    peft_model,
+    [
+        {
+            "params": [p for p in peft_model.parameters() if p.requires_grad],
+            "lr": 1e-2,
+        }
+    ],
+)
 peft_model.print_trainable_parameters()
 peft_model.save_pretrained("peft_lora")
 peft_answer = answer(peft_model.eval())
@@ -79,7 +94,14 @@ peft_answer = answer(peft_model.eval())
 
 # %%
 model = new_model()
-state = tnadapt_torch.attach(model, families.lora(), target_modules=["q_proj", "v_proj"], rank=4, alpha=8, seed=0)
+state = tnadapt_torch.attach(
+    model,
+    families.lora(),
+    target_modules=["q_proj", "v_proj"],
+    rank=4,
+    alpha=8,
+    seed=0,
+)
 state.print_trainable_parameters()
 losses = train(model, state.parameter_groups(lr=1e-2))
 print([round(loss, 3) for loss in losses])
@@ -96,7 +118,9 @@ print([round(loss, 3) for loss in losses])
 from tnadapt import SiteError
 
 try:
-    tnadapt_torch.attach(new_model(), families.lora(), target_modules=["q_proj", "value"], rank=4)
+    tnadapt_torch.attach(
+        new_model(), families.lora(), target_modules=["q_proj", "value"], rank=4
+    )
 except SiteError as error:
     mistake = str(error)
 print(mistake)
@@ -114,8 +138,13 @@ print(mistake)
 for spec in (families.lora(), families.lotr(), families.vera()):
     plain = spec.bind(state.adapter.sites, rank=4, alpha=16)
     balanced = spec.bind(state.adapter.sites, rank=4, scale=unit(LORA_STEP))
-    steps = [next(iter(step_size(adapter).values())).of_lora for adapter in (plain, balanced)]
-    print(f"{spec.name:<5} first step with alpha=16: {steps[0]:5.2f}   with unit(LORA_STEP): {steps[1]:5.2f}")
+    steps = [
+        next(iter(step_size(adapter).values())).of_lora
+        for adapter in (plain, balanced)
+    ]
+    print(
+        f"{spec.name:<5} first step with alpha=16: {steps[0]:5.2f}   with unit(LORA_STEP): {steps[1]:5.2f}"
+    )
 
 # %% [markdown]
 # ## Save and load
@@ -156,7 +185,9 @@ print("difference after loading:", difference_loaded)
 state.merge()
 state.detach()
 difference_merged = (answer(model) - trained).abs().max().item()
-print(f"difference after merging: {difference_merged:.1e}; the model has no adapter now")
+print(
+    f"difference after merging: {difference_merged:.1e}; the model has no adapter now"
+)
 
 # %% [markdown]
 # ## Several adapters
@@ -169,10 +200,20 @@ print(f"difference after merging: {difference_merged:.1e}; the model has no adap
 # **Trap:** in PEFT one adapter is active until you ask for more. Here all adapters on a model are added.
 
 # %%
-second = tnadapt_torch.attach(again, families.lotr(), target_modules=["o_proj"], rank=4, adapter_name="second", seed=1)
+second = tnadapt_torch.attach(
+    again,
+    families.lotr(),
+    target_modules=["o_proj"],
+    rank=4,
+    adapter_name="second",
+    seed=1,
+)
 with loaded.disabled():
     only_second = answer(again)
-print("the new adapter changes nothing yet:", torch.equal(only_second, answer(new_model())))
+print(
+    "the new adapter changes nothing yet:",
+    torch.equal(only_second, answer(new_model())),
+)
 
 # %% [markdown]
 # ## Bring the LoRAs that you have
@@ -210,10 +251,19 @@ print(f"difference after export and PEFT: {difference_exported:.1e}")
 # %%
 from tnadapt_torch.peft import TnConfig
 
-config = TnConfig(spec=families.lotr(), rank=4, scale=unit(LORA_STEP), target_modules=["q_proj", "v_proj"], seed=0)
+config = TnConfig(
+    spec=families.lotr(),
+    rank=4,
+    scale=unit(LORA_STEP),
+    target_modules=["q_proj", "v_proj"],
+    seed=0,
+)
 inside = get_peft_model(new_model(), config)
 inside.print_trainable_parameters()
-losses_inside = train(inside, inside.base_model.states()["default"].parameter_groups(lr=1e-2, balance=True))
+losses_inside = train(
+    inside,
+    inside.base_model.states()["default"].parameter_groups(lr=1e-2, balance=True),
+)
 inside.save_pretrained("tn_in_peft")
 reopened = PeftModel.from_pretrained(new_model(), "tn_in_peft")
 difference_inside = (answer(reopened) - answer(inside.eval())).abs().max().item()

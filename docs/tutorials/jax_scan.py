@@ -20,7 +20,15 @@ import numpy as np
 
 LAYERS, WIDTH = 3, 32
 random = np.random.default_rng(0)
-weights = {"layers": {"up": {"kernel": jnp.asarray(random.standard_normal((LAYERS, WIDTH, WIDTH)) / 6, jnp.float32)}}}
+weights = {
+    "layers": {
+        "up": {
+            "kernel": jnp.asarray(
+                random.standard_normal((LAYERS, WIDTH, WIDTH)) / 6, jnp.float32
+            )
+        }
+    }
+}
 
 
 def model(weights, x):
@@ -46,7 +54,9 @@ def model(weights, x):
 import tnadapt_jax
 from tnadapt import LORA_STEP, count, families, unit
 
-leaves = tnadapt_jax.find_sites(weights, target=["up"], layout="in out", layer_axis={"layers": 0})
+leaves = tnadapt_jax.find_sites(
+    weights, target=["up"], layout="in out", layer_axis={"layers": 0}
+)
 for site in leaves.sites:
     print(site.path, site.shape)
 
@@ -73,7 +83,9 @@ for part, arrays in params.items():
 adapted = tnadapt_jax.adapt(model, adapter, leaves)
 x = jnp.asarray(random.standard_normal((128, WIDTH)), jnp.float32)
 print(tnadapt_jax.explain(model, adapter, leaves)(params, weights, x))
-start_difference = float(jnp.abs(jax.jit(adapted)(params, weights, x) - model(weights, x)).max())
+start_difference = float(
+    jnp.abs(jax.jit(adapted)(params, weights, x) - model(weights, x)).max()
+)
 print("difference at the start:", start_difference)
 
 # %% [markdown]
@@ -87,14 +99,20 @@ print("difference at the start:", start_difference)
 # %%
 import optax
 
-y = model(weights, x) + x[:, :3] @ jnp.asarray(random.standard_normal((3, WIDTH)), jnp.float32)
+y = model(weights, x) + x[:, :3] @ jnp.asarray(
+    random.standard_normal((3, WIDTH)), jnp.float32
+)
 labels, multiples = tnadapt_jax.rate_labels(adapter)
-optimizer = optax.multi_transform({label: optax.adam(1e-2 * times) for label, times in multiples.items()}, labels)
+optimizer = optax.multi_transform(
+    {label: optax.adam(1e-2 * times) for label, times in multiples.items()}, labels
+)
 
 
 def loss(trainable, frozen, weights, x, y):
     """Return the mean squared error of the adapted model."""
-    return ((adapted({"trainable": trainable, "frozen": frozen}, weights, x) - y) ** 2).mean()
+    return (
+        (adapted({"trainable": trainable, "frozen": frozen}, weights, x) - y) ** 2
+    ).mean()
 
 
 @jax.jit
@@ -108,12 +126,16 @@ def step(trainable, state, frozen, weights, x, y):
 trainable, state = params["trainable"], optimizer.init(params["trainable"])
 losses = []
 for number in range(200):
-    trainable, state, value = step(trainable, state, params["frozen"], weights, x, y)
+    trainable, state, value = step(
+        trainable, state, params["frozen"], weights, x, y
+    )
     losses.append(float(value))
     if number % 50 == 0:
         print(f"step {number:3d}  loss {losses[-1]:.4f}")
 params = params | {"trainable": trainable}
-print(f"loss {losses[0]:.3f} -> {losses[-1]:.4f} with {count(adapter).trainable:,} trained numbers")
+print(
+    f"loss {losses[0]:.3f} -> {losses[-1]:.4f} with {count(adapter).trainable:,} trained numbers"
+)
 
 # %% [markdown]
 # ## Save it
@@ -144,7 +166,9 @@ class Layer(nn.Module):
     def __init__(self, kernel):
         super().__init__()
         self.up = nn.Linear(WIDTH, WIDTH, bias=False)
-        self.up.weight.data = torch.tensor(np.asarray(kernel)).T.contiguous()  # (in, out) to (out, in)
+        self.up.weight.data = torch.tensor(
+            np.asarray(kernel)
+        ).T.contiguous()  # (in, out) to (out, in)
 
     def forward(self, x):
         return x + torch.tanh(self.up(x))
@@ -164,7 +188,9 @@ tnadapt_torch.load(torch_model, "scanned.safetensors")
 with torch.no_grad():
     torch_answer = torch_model(torch.tensor(np.asarray(x))).numpy()
 difference = float(np.abs(torch_answer - answer).max())
-print(f"largest difference between PyTorch and JAX: {difference:.1e}, at answers of up to {np.abs(answer).max():.1f}")
+print(
+    f"largest difference between PyTorch and JAX: {difference:.1e}, at answers of up to {np.abs(answer).max():.1f}"
+)
 
 # %% [markdown]
 # ## Merge

@@ -21,7 +21,11 @@ import torch
 
 STEPS, TESTS = 60, 40
 here = Path.cwd()
-clone = next(folder for folder in (here, *here.parents) if (folder / "docs" / "examples").is_dir())
+clone = next(
+    folder
+    for folder in (here, *here.parents)
+    if (folder / "docs" / "examples").is_dir()
+)
 sys.path.append(str(clone / "docs" / "examples"))
 
 from language_training import answer, random_batches
@@ -48,7 +52,10 @@ print("->", test[0].answer)
 # %%
 def count_correct(answers):
     """Count the answers that are exactly right."""
-    return sum(given == question.answer for given, question in zip(answers, test, strict=True))
+    return sum(
+        given == question.answer
+        for given, question in zip(answers, test, strict=True)
+    )
 
 
 answers_before = answer(model, tokenizer, test_rows, "before")
@@ -71,7 +78,14 @@ print(f"always {guess!r}: {share * TESTS:.0f} of {TESTS} right")
 import tnadapt_torch
 from tnadapt import count, families, unit
 
-state = tnadapt_torch.attach(model, families.metatt(), target_modules="all-linear", rank=16, scale=unit(), seed=0)
+state = tnadapt_torch.attach(
+    model,
+    families.metatt(),
+    target_modules="all-linear",
+    rank=16,
+    scale=unit(),
+    seed=0,
+)
 state.print_trainable_parameters()
 
 # %% [markdown]
@@ -86,13 +100,20 @@ state.print_trainable_parameters()
 
 # %%
 RATE = 8e-3
-optimizer = torch.optim.AdamW(state.parameter_groups(lr=RATE, balance=True), weight_decay=0.0)
+optimizer = torch.optim.AdamW(
+    state.parameter_groups(lr=RATE, balance=True), weight_decay=0.0
+)
 schedule = torch.optim.lr_scheduler.OneCycleLR(
-    optimizer, [group["lr"] for group in optimizer.param_groups], total_steps=STEPS, pct_start=0.1
+    optimizer,
+    [group["lr"] for group in optimizer.param_groups],
+    total_steps=STEPS,
+    pct_start=0.1,
 )
 losses = []
 for number, chosen in enumerate(random_batches(len(train_rows), STEPS, seed=0)):
-    loss = batch_of([train_rows[i] for i in chosen], tokenizer.pad_token_id, "cpu").loss(model)
+    loss = batch_of(
+        [train_rows[i] for i in chosen], tokenizer.pad_token_id, "cpu"
+    ).loss(model)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -108,7 +129,9 @@ for number, chosen in enumerate(random_batches(len(train_rows), STEPS, seed=0)):
 answers_after = answer(model, tokenizer, test_rows, "after")
 correct_after = count_correct(answers_after)
 print(f"{correct_before} of {TESTS} right before, {correct_after} after")
-for question, before, after in list(zip(test, answers_before, answers_after, strict=True))[:5]:
+for question, before, after in list(
+    zip(test, answers_before, answers_after, strict=True)
+)[:5]:
     print(f"expected {question.answer:<16} before {before[:24]:<26} after {after}")
 
 # %%
@@ -129,7 +152,9 @@ state.save("family.safetensors")
 state.save_as_lora("family_lora", task_type="CAUSAL_LM")
 size = Path("family.safetensors").stat().st_size
 size_lora = Path("family_lora/adapter_model.safetensors").stat().st_size
-print(f"{count(state.adapter).trainable:,} trained numbers: {size:,} bytes, as a LoRA {size_lora:,} bytes")
+print(
+    f"{count(state.adapter).trainable:,} trained numbers: {size:,} bytes, as a LoRA {size_lora:,} bytes"
+)
 
 # %%
 state.detach()

@@ -29,7 +29,15 @@
 # * A factor without `layer` and `kind` is shared by all weights of one shape.
 
 # %%
-from tnadapt import AdapterSpec, frozen, kaiming_uniform, normal, over_rank, trainable, zeros
+from tnadapt import (
+    AdapterSpec,
+    frozen,
+    kaiming_uniform,
+    normal,
+    over_rank,
+    trainable,
+    zeros,
+)
 
 mine = AdapterSpec(
     name="mine",
@@ -60,7 +68,10 @@ try:
     AdapterSpec(
         name="broken",
         weight="out in",
-        factors={"A": trainable("r inn", init=zeros()), "B": trainable("out r", init=zeros())},
+        factors={
+            "A": trainable("r inn", init=zeros()),
+            "B": trainable("out r", init=zeros()),
+        },
     )
 except SpecError as error:
     mistakes = str(error)
@@ -111,8 +122,17 @@ print(f"mine: {count(adapter).trainable:,}   LoRA: {count(lora).trainable:,}")
 from tnadapt import generic_rank, rank_bound
 
 site = sites[0]
-print(site.path, "- rank at most", rank_bound(adapter, site), "- at random values", generic_rank(adapter, site))
-print("independent updates over the layers: at most", rank_bound(adapter, rows=("layer",)))
+print(
+    site.path,
+    "- rank at most",
+    rank_bound(adapter, site),
+    "- at random values",
+    generic_rank(adapter, site),
+)
+print(
+    "independent updates over the layers: at most",
+    rank_bound(adapter, rows=("layer",)),
+)
 
 # %% [markdown]
 # ## Count what it can really do
@@ -182,7 +202,14 @@ torch.manual_seed(0)
 model = nn.Sequential(Layer(), Layer())
 x = torch.randn(256, 32)
 y = model(x).detach() + x[:, :2] @ torch.randn(2, 32)
-state = tnadapt_torch.attach(model, mine, target_modules=["query", "value"], rank=16, scale=unit(LORA_STEP), seed=0)
+state = tnadapt_torch.attach(
+    model,
+    mine,
+    target_modules=["query", "value"],
+    rank=16,
+    scale=unit(LORA_STEP),
+    seed=0,
+)
 optimizer = torch.optim.AdamW(state.parameter_groups(lr=1e-2, balance=True))
 losses = []
 for _ in range(200):
@@ -191,7 +218,9 @@ for _ in range(200):
     loss.backward()
     optimizer.step()
     losses.append(loss.item())
-print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f} with {count(state.adapter).trainable:,} trained numbers")
+print(
+    f"loss {losses[0]:.3f} -> {losses[-1]:.3f} with {count(state.adapter).trainable:,} trained numbers"
+)
 state.save("mine.safetensors")
 
 # %% [markdown]

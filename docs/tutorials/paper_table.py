@@ -21,8 +21,14 @@
 
 # %%
 PUBLISHED = {  # method: (model, {rank: trained parameters})
-    "lotr": ("roberta-base", {1: 3_096, 2: 4_704, 4: 8_064, 8: 15_360, 16: 32_256, 32: 75_264}),
-    "lora": ("roberta-base", {1: 38_400, 2: 75_264, 4: 148_992, 8: 296_448, 16: 591_360, 32: 1_181_184}),
+    "lotr": (
+        "roberta-base",
+        {1: 3_096, 2: 4_704, 4: 8_064, 8: 15_360, 16: 32_256, 32: 75_264},
+    ),
+    "lora": (
+        "roberta-base",
+        {1: 38_400, 2: 75_264, 4: 148_992, 8: 296_448, 16: 591_360, 32: 1_181_184},
+    ),
     "tlora": ("roberta-large", {8: 3_120, 16: 12_336, 32: 49_200}),
 }
 
@@ -43,12 +49,16 @@ def computed(method, model, rank):
 
 
 differences = {}
-print(f"{'method':<7} {'model':<14} {'rank':>4} {'published':>10} {'computed':>10} {'difference':>10}")
+print(
+    f"{'method':<7} {'model':<14} {'rank':>4} {'published':>10} {'computed':>10} {'difference':>10}"
+)
 for method, (model, numbers) in PUBLISHED.items():
     for rank, published in numbers.items():
         ours = computed(method, model, rank)
         differences[method, rank] = published - ours
-        print(f"{method:<7} {model:<14} {rank:>4} {published:>10,} {ours:>10,} {published - ours:>10,}")
+        print(
+            f"{method:<7} {model:<14} {rank:>4} {published:>10,} {ours:>10,} {published - ours:>10,}"
+        )
 
 # %% [markdown]
 # ## Where they differ, and why
@@ -64,8 +74,14 @@ for method, (model, numbers) in PUBLISHED.items():
 # same.
 
 # %%
-print("differences of the LoTR repository:", sorted({n for (method, _), n in differences.items() if method != "tlora"}))
-print("differences of TLoRA:", sorted({n for (method, _), n in differences.items() if method == "tlora"}))
+print(
+    "differences of the LoTR repository:",
+    sorted({n for (method, _), n in differences.items() if method != "tlora"}),
+)
+print(
+    "differences of TLoRA:",
+    sorted({n for (method, _), n in differences.items() if method == "tlora"}),
+)
 
 # %% [markdown]
 # ## A formula instead of a number
@@ -93,7 +109,9 @@ for method, (model, _) in PUBLISHED.items():
     adapter = getattr(families, method)().bind(find_host(model).sites(), rank=32)
     total = count(adapter)
     frozen[method] = total.frozen
-    print(f"{method:<6} rank 32 on {model:<14} trained {total.trainable:>9,}  frozen {total.frozen:>9,}")
+    print(
+        f"{method:<6} rank 32 on {model:<14} trained {total.trainable:>9,}  frozen {total.frozen:>9,}"
+    )
 
 # %% [markdown]
 # ## The table for your own paper
@@ -122,7 +140,9 @@ for method in PUBLISHED:
     spec = getattr(families, method)()
     ranks[method] = fit_rank(spec, sites, trainable=BUDGET)
     trained = count(spec.bind(sites, rank=ranks[method])).trainable
-    print(f"{method:<6} rank {ranks[method]:>3} trains {trained:,} of at most {BUDGET:,}")
+    print(
+        f"{method:<6} rank {ranks[method]:>3} trains {trained:,} of at most {BUDGET:,}"
+    )
 
 # %% [markdown]
 # [Families](../reference/families.md) has the counts of all methods on two models, with the source of each method.

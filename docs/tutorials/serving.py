@@ -15,13 +15,20 @@ import tnadapt_torch
 from tnadapt import families
 
 transformers.utils.logging.disable_progress_bar()
-SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 
 
 def new_model():
     """Return the base model, with the same weights each time."""
     torch.manual_seed(0)
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=64, **SIZES)).eval()
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(vocab_size=64, **SIZES)
+    ).eval()
 
 
 def answer(model, **options):
@@ -50,7 +57,13 @@ def fill(state, seed):
 def make_adapter(seed):
     """Return a model with an adapter that is not 0."""
     model = new_model()
-    state = tnadapt_torch.attach(model, families.lotr(), target_modules=["q_proj", "v_proj"], rank=4, seed=seed)
+    state = tnadapt_torch.attach(
+        model,
+        families.lotr(),
+        target_modules=["q_proj", "v_proj"],
+        rank=4,
+        seed=seed,
+    )
     fill(state, seed)
     return model, state
 
@@ -58,7 +71,10 @@ def make_adapter(seed):
 model, state = make_adapter(seed=1)
 wanted = answer(model)
 state.save("chat.safetensors")
-print("largest change of a logit:", round((wanted - answer(new_model())).abs().max().item(), 3))
+print(
+    "largest change of a logit:",
+    round((wanted - answer(new_model())).abs().max().item(), 3),
+)
 
 # %% [markdown]
 # ## Export as a LoRA
@@ -108,7 +124,19 @@ print(f"difference to our own adapter: {difference_peft:.1e}")
 import json
 
 config = json.loads(Path("chat_lora/adapter_config.json").read_text())
-print({name: config[name] for name in ("peft_type", "task_type", "r", "lora_alpha", "target_modules", "rank_pattern")})
+print(
+    {
+        name: config[name]
+        for name in (
+            "peft_type",
+            "task_type",
+            "r",
+            "lora_alpha",
+            "target_modules",
+            "rank_pattern",
+        )
+    }
+)
 
 # %% [markdown]
 # ## Merge
@@ -168,7 +196,9 @@ mixed = answer(routed, adapter_names=["second", "__base__", "first"])
 routed.set_adapter("first")
 difference_row = (mixed[2] - answer(routed)[2]).abs().max().item()
 print(f"third row against the adapter 'first' alone: {difference_row:.1e}")
-print(f"second row against the base model: {(mixed[1] - answer(new_model())[1]).abs().max().item():.1e}")
+print(
+    f"second row against the base model: {(mixed[1] - answer(new_model())[1]).abs().max().item():.1e}"
+)
 
 # %% [markdown]
 # ## Generate
@@ -180,7 +210,12 @@ print(f"second row against the base model: {(mixed[1] - answer(new_model())[1]).
 
 # %%
 prompt = torch.tensor([[1, 2, 3]])
-ask = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(prompt)}
+ask = {
+    "max_new_tokens": 8,
+    "do_sample": False,
+    "pad_token_id": 0,
+    "attention_mask": torch.ones_like(prompt),
+}
 plain = server.generate(prompt, **ask)
 with torch.no_grad(), chat.fixed():
     fixed = server.generate(prompt, **ask)

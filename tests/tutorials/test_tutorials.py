@@ -192,7 +192,7 @@ def test_the_language_model_trains_and_is_loaded(run, tmp_path, monkeypatch):
     (tmp_path / "docs").symlink_to(ROOT / "docs")  # the tutorial looks for the clone above the working folder
     monkeypatch.setattr(sys, "path", [*sys.path])
     write_tiny_llama(tmp_path / "llama")
-    changes = [("STEPS, TESTS = 60, 40", "STEPS, TESTS = 3, 4"), ("rank=16, scale", "rank=4, scale")]
+    changes = [("STEPS, TESTS = 60, 40", "STEPS, TESTS = 3, 4"), ("rank=16,", "rank=4,")]
     changes += [("load_model(unpacked())", "load_model(Path('llama'))")]
     try:
         room = run("language_model", *changes)
