@@ -39,7 +39,7 @@ def trained(shape):
 
 
 params = {name: trained(value.shape) for name, value in init(lora).items()}
-save_as_lora(lora, params, "my_lora")
+written = save_as_lora(lora, params, "my_lora")
 
 # %% [markdown]
 # ## Read it
@@ -137,8 +137,9 @@ plt.show()
 # %%
 from tnadapt import delta
 
-path = sites[0].path
-old, new = delta(lora, params, path), delta(found.adapter, found.params, path)
+path = checkpoint.adapter.sites[0].path
+old = delta(checkpoint.adapter, checkpoint.params, path)
+new = delta(found.adapter, found.params, path)
 relative = np.linalg.norm(new - old) / np.linalg.norm(old)
 print(f"{path}: relative error {relative:.3f}")
 
