@@ -89,7 +89,7 @@ def read_script(script: Path) -> Any:
 def run_cells(notebook: Any, folder: Path) -> None:
     """Run a notebook in a folder, and leave out of its outputs what went to standard error."""
     place = {"metadata": {"path": str(folder)}}
-    NotebookClient(notebook, timeout=LIMIT, startup_timeout=START, resources=place).execute()
+    NotebookClient(notebook, timeout=LIMIT, startup_timeout=START, coalesce_streams=True, resources=place).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times
         if cell.cell_type == "code":
