@@ -163,5 +163,5 @@ answers_loaded = answer(model, tokenizer, test_rows, "loaded")
 print("the loaded adapter gives the same answers:", answers_loaded == answers_after)
 
 # %% [markdown]
-# This is one run with one seed, to show how it is done. [Results](../evidence/results.md) has LoRA and LoTR beside it, and
-# what may be concluded. `make demo` runs them; `make demo ARGS="--task spell_backward"` trains another task.
+# This is one run with one seed, to show how it is done. [Results](../evidence/results.md) has LoRA and LoTR beside it,
+# and what may be concluded. `make demo` runs them; `make demo ARGS="--task spell_backward"` trains another task.
