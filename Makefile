@@ -7,7 +7,7 @@ PYTHONS ?= python3.12 python3.13 python3.14
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo demo-quick demo-encoder demo-vision demo-jax test quantized lycoris lint format types laws matrix package peft-suite mutants bench bench-page bench-gpu leaderboard leaderboard-quick docs docs-test clean
+.PHONY: demo demo-quick demo-encoder demo-vision demo-jax test quantized lycoris lint format types laws matrix package peft-suite mutants bench bench-page bench-gpu leaderboard leaderboard-quick docs docs-test notebooks clean
 .NOTPARALLEL:
 
 demo: .venv/.demo .venv/.smollm
@@ -102,8 +102,12 @@ leaderboard-quick: export LEADERBOARD = quick
 leaderboard-quick: .venv/.dev .venv/.bench .venv/.smollm .venv/.dinov2
 	$(BIN)/python -m pytest -s tests/leaderboard $(ARGS)
 
-docs: .venv/.docs
+docs: notebooks
 	$(BIN)/mkdocs build --strict
+
+# A notebook is run again only if its script or a package has changed.
+notebooks: .venv/.docs .venv/.smollm
+	$(BIN)/python docs/examples/notebooks.py $(ARGS)
 
 # In a browser: the site at two widths. SHOTS=folder keeps a picture of each page.
 docs-test: export SITE = site
@@ -112,6 +116,7 @@ docs-test: docs .venv/.site
 
 clean:
 	rm -rf .venv .cache site build dist demo_out .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf docs/tutorials/*.ipynb docs/tutorials/*_files $(filter-out docs/tutorials/index.md,$(wildcard docs/tutorials/*.md))
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -1,4 +1,4 @@
-"""The command `tnadapt`: show, compare, check and draw specs; compress adapters. An error is one line and status 2."""
+"""The command `tnadapt`: show, compare, check, draw, begin and compress. An error is one line and status 2."""
 
 import argparse
 import os
@@ -13,6 +13,7 @@ from tnadapt import families
 from tnadapt._command.arguments import Rank
 from tnadapt._command.completion import print_script
 from tnadapt._command.compress import compress_checkpoint
+from tnadapt._command.new import make_adapter
 from tnadapt._command.options import FAULT, MODEL, RANK, make_parser
 from tnadapt._command.progress import Line
 from tnadapt._command.terminal import UNLIMITED, output, plain, print_diagram, print_json, print_lines, print_table
@@ -292,6 +293,7 @@ RUNS = {
     "draw": _draw,
     "check": _check,
     "compress": compress_checkpoint,
+    "new": make_adapter,
     "list": _list,
     "completion": _complete,
 }

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from tnadapt._command.arguments import rank_of, scale_of, sizes_by_name, spec_named, whole_number
 from tnadapt._command.completion import SHELLS, Suggestions
+from tnadapt._command.new import add_name
 from tnadapt._compression import SWEEPS
 from tnadapt._report import LIMIT, TOKENS
 from tnadapt._version import __version__
@@ -53,6 +54,7 @@ COMMANDS = {
         "find the closest adapter of another spec to a trained one",
         ("tnadapt compress my_lora --to lotr -o lotr.safetensors",),
     ),
+    "new": Command("write a spec, its test and its picture into a new folder", ("tnadapt new my_adapter",)),
     "list": Command("list the families and the models", ("tnadapt list", "tnadapt list --json")),
     "completion": Command(
         "print a script that completes this command in a shell",
@@ -104,6 +106,7 @@ def make_parser(runs: Mapping[str, Run], suggestions: Suggestions | None = None)
             formatter_class=HELP,
         )
         made[name].set_defaults(run=run, several=name == "compare")
+    add_name(made["new"])
     _add_specs(made, suggestions)
     _add_sites(made, suggestions)
     _add_figures(made)

@@ -71,6 +71,10 @@ class Diagram:
         ]
         return "\n".join(lines) + "\n"
 
+    def _repr_svg_(self) -> str:
+        """Return the SVG that a notebook shows."""
+        return self.svg()
+
 
 @answers(SpecError)
 def draw(of: SpecLike | Network | Adapter, *, columns: int = WIDTH) -> Diagram:

@@ -404,3 +404,8 @@ def test_the_text_has_the_columns_that_were_asked_for():
 def test_anything_but_a_number_of_columns_is_refused(columns):
     with pytest.raises(SpecError, match=r"^draw: expected a whole number of columns, got .*\nWrite columns=80\.$"):
         draw(families.lora(), columns=columns)
+
+
+def test_a_notebook_shows_the_picture():
+    diagram = draw(families.lotr())
+    assert diagram._repr_svg_() == diagram.svg()
