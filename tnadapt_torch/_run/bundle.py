@@ -26,9 +26,10 @@ PLAIN = (Tensor, nn.Parameter)
 
 
 class Owner(Protocol):
-    """The attribute of an adapter that tells whether a block is open."""
+    """The attributes of an adapter that hold products of factors while a block is open, and are None elsewhere."""
 
     products: Fixed | None
+    joint: "Rows | None"
 
 
 class Update(Protocol):
@@ -40,14 +41,17 @@ class Update(Protocol):
 class Kept:
     """The rows of the products of all sites, and what was seen of the factors, until a backward pass has used them."""
 
-    def __init__(self) -> None:
+    def __init__(self, owner: Owner) -> None:
         """Begin without rows."""
+        self.owner = owner
         self.rows: list[Sequence[Tensor]] = []
         self.seen: list[tuple[Tensor, int, int, bool] | None] = []
 
     def end(self) -> None:
-        """Let go of the rows, since the factors are about to change: not every optimizer counts that."""
+        """Let go of the rows, and of all products: the factors are about to change, and not every optimizer counts."""
         self.rows, self.seen = [], []
+        if self.owner.products:
+            self.owner.products.clear()
 
     def is_valid(self, holders: Iterable[tuple[int, Held]]) -> bool:
         """Return whether some of the factors are as they were."""
@@ -69,6 +73,9 @@ class Shared:
     recipe: Recipe
     single: Mapping[str, Recipe]
     names: tuple[str, ...]
+
+
+Rows = dict[tuple[Shared, torch.dtype | None], Kept]
 
 
 @dataclass(eq=False)
@@ -124,30 +131,32 @@ class Bundle:
 
         None if they cannot be made for all sites, or in a backward pass, which would make them for each of its parts.
         """
-        products = self.owner.products
-        if products is None:
+        joint = self.owner.joint
+        if joint is None:
             return None
-        key = (shared, dtype)
-        kept = products.get(key)
-        rows = kept.rows if isinstance(kept, Kept) and kept.is_valid(member.holders(shared)) else None
+        kept = joint.get((shared, dtype))
+        rows = kept.rows if kept is not None and kept.is_valid(member.holders(shared)) else None
         if rows:
             return rows
         if torch._C._current_graph_task_id() >= 0:
             return None
         if (tensors := self._tensors(shared.recipe)) is None:
             return None
-        kept = Kept()
+        kept = Kept(self.owner)
         kept.seen = [_seen(held) for held in self.holders]
         kept.rows = rows = make_rows(shared.recipe, dtype, weakref.ref(kept), tensors)
-        products[key] = kept
+        joint[shared, dtype] = kept
         return rows
 
     def _tensors(self, recipe: Recipe) -> list[Tensor] | None:
         """Return the tensors that a recipe takes, or None if they are no plain ones of one dtype on one device."""
         tables = [table for node in recipe.nodes if (table := self.tables[node]) is not None]
-        held = [bare_of(one).kept for table in tables for one in table]
-        found = [one for one in held if type(one) in PLAIN and not one.is_meta and not one.is_inference()]
-        if len(found) < len(held) or len({(one.dtype, one.device) for one in found}) > 1:
+        kinds = set()
+        for one in (bare_of(one).kept for table in tables for one in table):
+            if one is None or type(one) not in PLAIN or one.is_meta or one.is_inference():
+                return None
+            kinds.add((one.dtype, one.device))
+        if len(kinds) > 1:
             return None
         return [one.read() for table in tables for one in table]
 

@@ -148,8 +148,11 @@ class SiteUpdate:
             return COMPILED
         if torch.is_grad_enabled():
             need = 2 if x.requires_grad else 1
-            if self.owner.products is not None and self.member is not None and may_join(x):
-                need += JOINED - 1
+            if self.owner.joint is not None:
+                if self.owner.products:  # training has begun: not every optimizer counts what it changes
+                    self.owner.products.clear()
+                if self.member is not None and may_join(x):
+                    need += JOINED - 1
         else:
             need = 0 if self.owner.products is None or not may_keep(x) else KEPT
         return bisect_right(MORE, tokens) + len(BUCKETS) * need
@@ -226,7 +229,7 @@ class SiteUpdate:
         """Return the products of factors that the code of a place reads from those of all sites."""
         if self.member is None or not is_joined(place):
             return None
-        return self.member.bundle.shared(asked, self.machine, self.most_kept)
+        return self.member.bundle.shared(asked, self.machine, self.most_kept // 4)  # they have gradients as large
 
     def _asked(self, place: int, *, host_product: bool) -> Asked:
         """Return what the code at a place is made for. If it would keep large products of factors, it keeps few."""

@@ -22,7 +22,8 @@ class Fixable(nn.Module):
     def __init__(self) -> None:
         """Begin outside of every block."""
         super().__init__()
-        self.products: dict[Any, Any] | None = None  # of factors alone, in blocks of `fixed()`
+        self.products: Any = None  # of factors alone, in blocks of `fixed()`: a dict, by what they are made for
+        self.joint: Any = None  # the same with gradients, for all sites
         self.members: Mapping[str, Member] | None = None  # by path: the sites that make products together there
         self.fixings = 0  # blocks that are open; they end in any order
 
@@ -30,22 +31,24 @@ class Fixable(nn.Module):
     def fixed(self) -> Iterator[None]:
         """Keep what is made of factors alone, in a `with` block: for one site, or with gradients for all at once.
 
-        A replaced factor is noticed, and one changed in place. Calls without gradients do not notice a change through
-        `.data` or by a fused optimizer; calls with gradients do after a backward pass.
+        A factor that is replaced or changed in place is noticed. A change through `.data` or by a fused optimizer is
+        noticed after a call with gradients and its backward pass, as in training, and not elsewhere.
         """
         if self.products is None:
             self.join_sites()
-        self.fixings, self.products = self.fixings + 1, self.products or {}
+            self.products, self.joint = {}, {}
+        self.fixings += 1
         try:
             yield
         finally:
             self.fixings -= 1
-            self.products = self.products if self.fixings else None
+            if not self.fixings:
+                self.products = self.joint = None
 
     def forget_products(self) -> None:
         """Let go of all products, and of the factors that they were made of."""
         if self.products is not None:
-            self.products = {}
+            self.products, self.joint = {}, {}
 
     def join_sites(self, *, again: bool = False) -> None:
         """Tell the sites which of them make products together: none where other libraries hold the factors at times.
@@ -66,7 +69,7 @@ class Fixable(nn.Module):
 
     def outside(self) -> dict[str, Any]:
         """Return the attributes of a copy, which is in no block."""
-        return {"products": None, "members": None, "fixings": 0}
+        return {"products": None, "joint": None, "members": None, "fixings": 0}
 
 
 def _is_spread(state: "AdapterState") -> bool:
