@@ -96,6 +96,17 @@ class Recipe:
             found.append(found[step.left] or found[step.right])
         return found
 
+    def reads(self, given: Sequence[bool]) -> list[bool]:
+        """Return the values of which tensors some gradient depends on."""
+        needs = self.needs(given)
+        below = [{number} for number in range(len(self.operands))]
+        read: set[int] = set()
+        for step in self.steps:
+            read |= below[step.right] if needs[step.left] else set()
+            read |= below[step.left] if needs[step.right] else set()
+            below.append(below[step.left] | below[step.right])
+        return [number in read for number, one in enumerate(self.operands) for _ in range(one.count)]
+
 
 def recipe_of(
     products: FactorProducts, names: Sequence[str], over: Sequence[str], operands: Sequence[Operand | None]
@@ -181,7 +192,9 @@ class _Made(torch.autograd.Function):
         """Return the gradients of the tensors. Raise RuntimeError if one has changed since the forward pass."""
         if ctx.kept is not None and (kept := ctx.kept()) is not None:
             kept.end()
-        if [(one.data_ptr(), one._version) for one in ctx.tensors] != ctx.seen:
+        read = ctx.recipe.reads(ctx.needs_input_grad[3:])
+        now = [(one.data_ptr(), one._version) for one in ctx.tensors]
+        if any(one != was and is_read for one, was, is_read in zip(now, ctx.seen, read, strict=True)):
             raise RuntimeError(
                 "one of the variables needed for gradient computation has been modified by an inplace operation: a "
                 "factor, of which products were made in a block of fixed().\nChange factors after the backward pass."
@@ -228,7 +241,7 @@ def _gradients(
 def _stacked(rows: Sequence[Tensor | None]) -> Tensor:
     """Stack the gradients of rows, with zeros for those that have none."""
     one = next(row for row in rows if row is not None)
-    zero = one.new_zeros(()).expand(one.shape) if None in {*map(type, rows)} or any(r is None for r in rows) else one
+    zero = one.new_zeros(()).expand(one.shape) if any(row is None for row in rows) else one
     return torch.stack([zero if row is None else row for row in rows])
 
 
