@@ -91,8 +91,11 @@ def test_any_calls_are_equal_to_those_outside_of_blocks(name: str) -> None:
             found.append(program.run(16))
             used += program.used
         (ours, error), (theirs, expected) = found
-        assert (len(ours), bool(error)) == (len(theirs), bool(expected)), (error, expected)
-        for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+        if len(ours) < len(theirs):  # a frozen factor changed, of which only a product is saved outside
+            assert error.startswith("one of the variables needed for gradient computation")
+        else:
+            assert (len(ours), bool(error)) == (len(theirs), bool(expected)), (error, expected)
+        for number, (one, other) in enumerate(zip(ours, theirs, strict=False)):
             torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8, msg=lambda m: f"{name} {seed} {number}: {m}")  # noqa: B023
     assert used  # in a layer of six inputs, even the product of a LoRA is small
 
@@ -168,9 +171,11 @@ def test_a_region_that_is_recomputed_on_the_other_side_of_a_block_is_refused(nam
     block, state = adapted(name, is_joined=True)
     with state.fixed() if is_first else ExitStack():
         y = checkpoint(block.first, (X * 1.0).requires_grad_(), use_reentrant=False)
-    with state.fixed() if not is_first else ExitStack():
-        with pytest.raises(CheckpointError, match="metadata|number of tensors"):
-            y.sum().backward()
+    with (
+        ExitStack() if is_first else state.fixed(),
+        pytest.raises(CheckpointError, match=r"metadata|number of tensors"),
+    ):
+        y.sum().backward()
 
 
 def test_a_graph_outlives_its_block_and_any_number_of_passes() -> None:
@@ -220,15 +225,16 @@ def test_products_have_the_dtype_of_the_layer_and_are_cast_once(dtype: torch.dty
     for is_fixed in (True, False):
         block, state = adapted("lorta", is_joined=True, dtype=dtype)
         state.float()
-        with state.fixed() if is_fixed else ExitStack():
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.float32):
-                y = block(X.to(dtype))
-                if is_fixed:
-                    assert {key[1] for key in state.joint} <= {dtype, torch.bfloat16}
-                y.float().square().sum().backward()
+        is_cast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.float32)
+        with state.fixed() if is_fixed else ExitStack(), is_cast:
+            y = block(X.to(dtype))
+            if is_fixed:
+                assert {key[1] for key in state.joint} == {torch.bfloat16}
+            y.float().square().sum().backward()
         found.append([one.grad for one in state.parameters()])
     for one, other in zip(*found, strict=True):
-        assert one is not None and one.dtype == torch.float32
+        assert one is not None
+        assert one.dtype == torch.float32
         torch.testing.assert_close(one, other, rtol=5e-2, atol=5e-2 * float(other.abs().max()))
 
 

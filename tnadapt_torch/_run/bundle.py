@@ -251,7 +251,8 @@ def bundle_sites(owner: Owner, groups: Iterable[Group], updates: Mapping[str, Up
         if sites < WASTE:
             continue
         firsts = [updates[group.sites[0].path].refs for group in whole]
-        tables = tuple(_table([refs[number] for refs in firsts]) for number in range(len(network.nodes)))
+        shapes = [tuple(network.sizes[mode] for mode in node.modes) for node in network.nodes.values()]
+        tables = tuple(_table([refs[number] for refs in firsts], shape) for number, shape in enumerate(shapes))
         bundle = Bundle(owner, network, sites, tables)
         for number, group in enumerate(whole):
             for site in group.sites:
@@ -260,10 +261,15 @@ def bundle_sites(owner: Owner, groups: Iterable[Group], updates: Mapping[str, Up
     return found
 
 
-def _table(refs: Sequence[Ref]) -> tuple[Held | Leading, ...] | None:
-    """Return what the groups read of one node: one tensor for all, or one each; None for what is not a plain factor."""
+def _table(refs: Sequence[Ref], shape: tuple[int, ...]) -> tuple[Held | Leading, ...] | None:
+    """Return what the groups read of one node: one tensor for all, or one each; None for what is not a plain factor.
+
+    That includes rows of an array that is made for other sites too, so that its axes are longer.
+    """
     bare = [ref.stack.held if isinstance(ref, Row) else ref for ref in refs]
     found = {bare_of(one): one for one in bare if isinstance(one, Held | Leading)}
+    if any(isinstance(one, Held) and (one.kept is None or tuple(one.kept.shape) != shape) for one in bare):
+        return None
     if len(found) not in (1, len(refs)) or not all(isinstance(one, Held | Leading) for one in bare):
         return None
     return tuple(found.values())
