@@ -86,30 +86,35 @@ class Bundle:
     network: Network
     sites: int
     tables: tuple[tuple[Held | Leading, ...] | None, ...]
-    _known: dict[tuple[int, bool, str], Shared | None] = field(default_factory=dict)
+    _known: dict[tuple[int, bool, str], Shared | str] = field(default_factory=dict)
 
-    def shared(self, asked: Asked, machine: str, most: int) -> Shared | None:
-        """Return the products for calls of so many tokens; None if there are none, or more than `most` numbers."""
+    def shared(self, asked: Asked, machine: str, most: int) -> Shared | str:
+        """Return the products for calls of so many tokens, at most so many numbers for a site; or why there are none.
+
+        If the sites would share too many numbers, they share those that each would make for itself.
+        """
         key = (asked["tokens"], asked["x_needs_grad"], machine)
         if key not in self._known:
             goals = [shared_by(machine, self.sites), asked["objective"]]
-            found = (self._find(Asked(**{**asked, "objective": goal}), most) for goal in goals)
-            self._known[key] = next((one for one in found if one is not None), None)
+            found = [self._find(Asked(**{**asked, "objective": goal}), most) for goal in goals]
+            self._known[key] = next((one for one in found if isinstance(one, Shared)), found[0])
         return self._known[key]
 
-    def _find(self, asked: Asked, most: int) -> Shared | None:
+    def _find(self, asked: Asked, most: int) -> Shared | str:
         order = plan(self.network, **asked)
         products = part_products(order)
-        if products is None or order.factor_products > most:
-            return None
+        if products is None:
+            return "no product of factors pays"
+        if order.factor_products > most:
+            return "products of factors are too large"
         trained = [name for name in products.made if products.network.is_trained(name)]
         recipe = recipe_of(products, [*products.made], self.network.over, self.operands)
         if not trained or recipe is None or max(one.rows for one in recipe.made) > WASTE * self.sites:
-            return None
+            return "not all sites can make them at once"
         alone = [Operand(self.network.local_modes(node)) for node in self.network.nodes]
         single = {name: recipe_of(products, [name], (), alone) for name in products.made}
         whole = {name: one for name, one in single.items() if one is not None}
-        return Shared(products, recipe, whole, tuple(products.made)) if len(whole) == len(single) else None
+        return Shared(products, recipe, whole, tuple(products.made))
 
     @cached_property
     def operands(self) -> list[Operand | None]:

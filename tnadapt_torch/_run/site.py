@@ -121,6 +121,16 @@ class SiteUpdate:
             **asked_at(place, self.machine, host_product=self.reads_product and not is_dropping(self.owner)),
         )
 
+    def sharing(self, tokens: int) -> tuple[str, int | None]:
+        """Return how a call with gradients makes products of factors in a block, and the flops of what is left."""
+        place = bisect_right(MORE, tokens) + (JOINED + 1) * len(BUCKETS)
+        asked = self._asked(place, host_product=False)
+        shared = self.shared_at(place, asked)
+        if not isinstance(shared, Shared):
+            return f"alone: {shared}", None
+        sites = cast("Member", self.member).bundle.sites
+        return f"products of {sites} sites at once", plan(shared.products.network, **asked).cost.forward
+
     def runs_inside(self, module: nn.Module, order: Plan) -> bool:
         """Return whether `call_inside` serves the calls of this plan, if x is of the dtype of the weight."""
         weight = module._parameters.get("weight")
@@ -221,14 +231,14 @@ class SiteUpdate:
     def _read_at(self, place: int, asked: Asked) -> tuple[Network, tuple[Ref, ...]]:
         """Return the network of a place and what its nodes refer to: in a block, products of factors too."""
         shared = self.shared_at(place, asked)
-        if shared is None:
+        if not isinstance(shared, Shared):
             return self.network, self.refs
         return shared.products.network, cast("Member", self.member).joined(shared)
 
-    def shared_at(self, place: int, asked: Asked) -> Shared | None:
-        """Return the products of factors that the code of a place reads from those of all sites."""
+    def shared_at(self, place: int, asked: Asked) -> Shared | str:
+        """Return the products of factors that the code of a place reads from those of all sites, or why it does not."""
         if self.member is None or not is_joined(place):
-            return None
+            return "no other site has its network"
         return self.member.bundle.shared(asked, self.machine, self.most_kept // 4)  # they have gradients as large
 
     def _asked(self, place: int, *, host_product: bool) -> Asked:
