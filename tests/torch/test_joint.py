@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError, checkpoint
 
+import tnadapt_torch
 from tests.thorough import IS_THOROUGH
 from tests.torch.test_layer import SPECS, Block, Program, adapted
 from tnadapt import AdapterSpec, families
