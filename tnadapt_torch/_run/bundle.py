@@ -131,8 +131,10 @@ class Bundle:
         every = [bare_of(one) for table in self.tables if table is not None for one in table]
         return {held: number for number, held in enumerate(dict.fromkeys(every))}
 
-    def rows(self, shared: Shared, dtype: torch.dtype | None, member: "Member") -> list[Sequence[Tensor]] | None:
-        """Return the rows of all products, made anew if a factor of a site is not as it was.
+    def rows(
+        self, shared: Shared, dtype: torch.dtype | None, holders: Iterable[tuple[int, Held]]
+    ) -> list[Sequence[Tensor]] | None:
+        """Return the rows of all products, made anew if one of some factors is not as it was.
 
         None if they cannot be made for all sites, or in a backward pass, which would make them for each of its parts.
         """
@@ -140,7 +142,7 @@ class Bundle:
         if joint is None:
             return None
         kept = joint.get((shared, dtype))
-        rows = kept.rows if kept is not None and kept.is_valid(member.holders(shared)) else None
+        rows = kept.rows if kept is not None and kept.is_valid(holders) else None
         if rows:
             return rows
         if torch._C._current_graph_task_id() >= 0:
@@ -173,7 +175,7 @@ class Member:
     bundle: Bundle
     refs: tuple[Ref, ...]
     index: Mapping[str, int]
-    _holders: dict[Shared, list[tuple[int, Held]]] = field(default_factory=dict)
+    _holders: dict[tuple[Shared, int], list[tuple[int, Held]]] = field(default_factory=dict)
 
     def joined(self, shared: Shared) -> tuple[Ref, ...]:
         """Return the references of what is left of the network, in the order of its nodes."""
@@ -188,17 +190,17 @@ class Member:
                 found.append(old[name])
         return tuple(found)
 
-    def holders(self, shared: Shared) -> list[tuple[int, Held]]:
-        """Return what holds the tensors of the site's products, with its number in the bundle."""
-        if shared not in self._holders:
-            refs = [self.refs[node] for node in shared.recipe.nodes]
+    def holders(self, shared: Shared, number: int) -> list[tuple[int, Held]]:
+        """Return what holds the tensors of one of the site's products, with its number in the bundle."""
+        if (shared, number) not in self._holders:
+            refs = [self.refs[node] for node in shared.single[shared.names[number]].nodes]
             held = dict.fromkeys(bare_of(ref.stack.held if isinstance(ref, Row) else ref) for ref in refs)
-            self._holders[shared] = [(self.bundle.holders[one], one) for one in held]
-        return self._holders[shared]
+            self._holders[shared, number] = [(self.bundle.holders[one], one) for one in held]
+        return self._holders[shared, number]
 
     def read(self, shared: Shared, number: int, row: int, dtype: torch.dtype | None) -> Tensor:
         """Return a product at this site: its row of what is made for all, or made by itself."""
-        rows = self.bundle.rows(shared, dtype, self)
+        rows = self.bundle.rows(shared, dtype, self.holders(shared, number))
         if rows is not None:
             found = rows[number][row]
         else:

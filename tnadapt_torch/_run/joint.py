@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -82,12 +83,22 @@ class Recipe:
             yield items[at : at + operand.count]
             at += operand.count
 
-    def values(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return the operands as one tensor each, and what the steps make of them."""
-        found = [part[0] if len(part) == 1 else torch.stack(tuple(part)) for part in self.parts(tensors)]
-        for step in self.steps:
-            found.append(torch.einsum(step.forward, found[step.left], found[step.right]))
+    @cached_property
+    def inner(self) -> frozenset[int]:
+        """The numbers that steps read."""
+        return frozenset(side for step in self.steps for side in (step.left, step.right))
+
+    def values(self, tensors: Sequence[Tensor]) -> list[Tensor | None]:
+        """Return the operands as one tensor each, and what the steps make of them that other steps read."""
+        found: list[Tensor | None] = []
+        found += (part[0] if len(part) == 1 else torch.stack(tuple(part)) for part in self.parts(tensors))
+        for number, step in enumerate(self.steps, len(self.operands)):
+            found.append(self.value(step, found) if number in self.inner else None)
         return found
+
+    def value(self, step: Step, values: Sequence[Tensor | None]) -> Tensor:
+        """Return what a step makes."""
+        return torch.einsum(step.forward, values[step.left], values[step.right])
 
     def needs(self, given: Sequence[bool]) -> list[bool]:
         """Return which of the values need a gradient, given which of the tensors do."""
@@ -176,7 +187,10 @@ class _Made(torch.autograd.Function):
             rows: list[Tensor] = []
             fixed: list[Tensor] = []
             for one in recipe.made:
-                made = values[one.number].reshape(one.rows, *one.shape).contiguous()
+                whole = values[one.number]
+                if whole is None:
+                    whole = recipe.value(recipe.steps[one.number - len(recipe.operands)], values)
+                made = whole.reshape(one.rows, *one.shape).contiguous()
                 own = (made if dtype is None else made.to(dtype)).unbind(0)
                 rows += own
                 fixed += () if needs[one.number] else own
@@ -219,7 +233,7 @@ def _gradients(
         groups = {one.group(number) for number, row in enumerate(rows) if row is not None}
         for leaf in one.leaves:
             used[leaf] |= groups
-        whole = _stacked(rows).to(values[one.number].dtype).reshape(values[one.number].shape)
+        whole = _stacked(rows).to(tensors[0].dtype).reshape(*one.lengths, *one.shape)
         known[one.number] = known[one.number] + whole if one.number in known else whole
     for number, step in reversed([*enumerate(recipe.steps, len(recipe.operands))]):
         grad = known.pop(number, None)
