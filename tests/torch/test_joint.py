@@ -263,3 +263,11 @@ def pair(state: Any, block: Block) -> tuple[Block, Any]:
     """Return a copy of a block with its adapter, in no block of `fixed()`."""
     twin: Any = copy.deepcopy(block)
     return twin, next(one for one in twin.children() if type(one) is type(state))
+
+
+def test_a_first_layer_whose_x_needs_no_gradient_shares_products_with_the_others() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    state = tnadapt_torch.attach(model, "lotr", target_modules=["0", "1"], rank=2, seed=0)
+    with state.fixed():
+        model(torch.ones(3, 4))
+        assert len(state.joint) == 1

@@ -86,17 +86,18 @@ class Bundle:
     network: Network
     sites: int
     tables: tuple[tuple[Held | Leading, ...] | None, ...]
-    _known: dict[tuple[int, bool, str], Shared | str] = field(default_factory=dict)
+    _known: dict[tuple[int, str], Shared | str] = field(default_factory=dict)
 
     def shared(self, asked: Asked, machine: str, most: int) -> Shared | str:
         """Return the products for calls of so many tokens, at most so many numbers for a site; or why there are none.
 
-        If the sites would share too many numbers, they share those that each would make for itself.
+        If the sites would share too many numbers, they share those that each would make for itself. The first layer,
+        whose x needs no gradient, takes what the others have.
         """
-        key = (asked["tokens"], asked["x_needs_grad"], machine)
+        key = (asked["tokens"], machine)
         if key not in self._known:
             goals = [shared_by(machine, self.sites), asked["objective"]]
-            found = [self._find(Asked(**{**asked, "objective": goal}), most) for goal in goals]
+            found = [self._find(Asked(**{**asked, "objective": goal, "x_needs_grad": True}), most) for goal in goals]
             self._known[key] = next((one for one in found if isinstance(one, Shared)), found[0])
         return self._known[key]
 
