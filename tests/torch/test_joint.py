@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError, checkpoint
 
 import tnadapt_torch
-from tests.thorough import IS_THOROUGH
+from tests.thorough import IS_THOROUGH, left_to_laws
 from tests.torch.test_layer import SPECS, Block, Program, adapted
-from tnadapt import AdapterSpec, families
+from tnadapt import AdapterSpec, SiteError, families
 
 PROGRAMS = 600 if IS_THOROUGH else 11
 JOINT: dict[str, tuple[Callable[[], AdapterSpec], dict[str, Any]]] = {
@@ -271,3 +271,27 @@ def test_a_first_layer_whose_x_needs_no_gradient_shares_products_with_the_others
     with state.fixed():
         model(torch.ones(3, 4))
         assert len(state.joint) == 1
+
+
+@left_to_laws("attaches every family that takes these sizes; make laws runs it")
+@pytest.mark.parametrize("name", families.__all__)
+def test_every_family_is_in_a_block_as_outside(name: str) -> None:
+    for words in ({"rank": 2}, {}, {"rank": 2, "sizes": {"head": 2}}, {"rank": 2, "sizes": {"o1": 2, "i1": 2}}):
+        model = nn.Sequential(*[nn.Linear(16, 16) for _ in range(3)]).double()
+        try:
+            state = tnadapt_torch.attach(model, name, target_modules=["0", "1", "2"], seed=0, **words)
+            break
+        except SiteError:
+            continue
+    else:
+        pytest.skip("takes other sizes")
+    state.double()
+    with torch.no_grad():
+        for parameter in state.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    found = []
+    for is_fixed in (True, False):
+        with state.fixed() if is_fixed else ExitStack():
+            total = model(torch.ones(5, 16, dtype=torch.float64)).square().sum()
+            found.append(torch.autograd.grad(total, [*state.parameters()]))
+    same(*map(list, found))
