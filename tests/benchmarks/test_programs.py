@@ -176,6 +176,7 @@ SMALL = {
     "cyclic": {"CASES": [(64, 16)], "TOKENS": (1,)},
     "scaling": {"SITES": (2, 3), "TOKENS": (1,), "RANKS": {"lora": 8}, "LLAMA_70B": {"q": (64, 64)}},
     "memory": {"WIDTH": 64, "TOKENS": 4},
+    "blocks": {"HIDDEN": 128, "INNER": 192, "TOKENS": 5, "CASES": ("LoTR",)},
 }
 
 

@@ -113,3 +113,21 @@ def test_tokens_are_a_positive_integer(tokens):
     state = attach(layers(), families.lora(), target_modules=["0"], rank=2)
     with pytest.raises(SiteError, match=r"^explain: expected a positive integer as tokens, got .*\nWrite tokens="):
         state.explain(tokens)
+
+
+def test_in_a_block_it_says_which_products_the_sites_share_and_why_not():
+    model = layers(3)
+    state = attach(model, families.lotr(), target_modules=["0", "1", "2"], rank=2)
+    alone = rows(state.explain(128))
+    with state.fixed():
+        told = rows(state.explain(128))
+        assert rows(state.explain(128, training=False)).keys() == told.keys()
+    assert {how for how, _ in told.values()} == {"added to the output, products of 3 sites at once"}
+    assert all(told[path][1] < alone[path][1] for path in told)
+    single = attach(layers(), families.lotr(), target_modules=["0"], rank=2)
+    with single.fixed():
+        assert rows(single.explain(128))["0"][0] == "added to the output, alone: no other site has its network"
+    wide = nn.Sequential(*[nn.Linear(512, 512) for _ in range(2)])
+    lora = attach(wide, families.lora(), target_modules=["0", "1"], rank=2)
+    with lora.fixed():
+        assert rows(lora.explain(512))["0"][0] == "added to the output, alone: no product of factors pays"

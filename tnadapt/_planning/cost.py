@@ -7,7 +7,7 @@ from typing import Literal
 
 from tnadapt._errors import PlanError
 
-__all__ = ["FIXED", "OBJECTIVES", "TRAINING", "Convolution", "Cost", "Objective"]
+__all__ = ["FIXED", "OBJECTIVES", "TRAINING", "Convolution", "Cost", "Objective", "shared_by"]
 
 # The number of flops that weigh as much as one number read or written. The speeds of two CPU cores (70 GFLOP/s,
 # 2.2 G numbers/s) suggest 32. Of 1, 4, 8, 16 and 32, 8 ran fastest on VeRA (rank 16 and 64) and TeRA (8, 4, 4) at 128
@@ -79,6 +79,15 @@ FIXED = {
     "cuda": Objective("fixed factors on cuda", moved=CUDA.moved, step=CUDA.step, apart=1e-6),
 }
 """The same for calls in which no factor changes: what is made of factors alone is made once, and only breaks ties."""
+
+
+def shared_by(machine: str, sites: int) -> Objective:
+    """Return the objective of training on a type of device, where so many sites share the products of factors alone.
+
+    Those of all sites are made in one step, so that each site bears its part of it.
+    """
+    goal = TRAINING[machine]
+    return replace(goal, name=f"{goal.name}, products of {sites} sites", step=goal.step or STEP, apart=1.0 / sites)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The code that runs in a forward pass: updates of sites and blocks, compiled plans, the layout of intermediates."""
 
 from tnadapt_torch._run.blocks import BlocksUpdate, Update
+from tnadapt_torch._run.bundle import Member, bundle_sites
 from tnadapt_torch._run.call import Owner, find_x
 from tnadapt_torch._run.layer import Siblings, forget_reading, join_layer
 from tnadapt_torch._run.lower import lower_delta
@@ -15,6 +16,7 @@ __all__ = [
     "Leading",
     "MagnitudeUpdate",
     "Mapped",
+    "Member",
     "Owner",
     "Ref",
     "Row",
@@ -22,6 +24,7 @@ __all__ = [
     "SiteUpdate",
     "Stack",
     "Update",
+    "bundle_sites",
     "find_x",
     "forget_reading",
     "join_layer",

@@ -6,8 +6,17 @@ from tnadapt.binding import BUCKETS, FIXED, TRAINING, Objective
 
 __all__: list[str] = []
 
-# What needs a gradient: one row of codes each, one column per bucket. The last is for factors that stay as they are.
-NEEDS = ("nothing", "factors", "factors and x", "nothing, and products of factors are kept")
+# What needs a gradient: one row of codes each, one column per bucket. The last three are for blocks of `fixed()`.
+NEEDS = (
+    "nothing",
+    "factors",
+    "factors and x",
+    "nothing, and products of factors are kept",
+    "factors, of which products are made for all sites",
+    "factors and x, and products are made for all sites",
+)
+KEPT, JOINED = 3, 4  # the first rows of these
+MOST = KEPT * len(BUCKETS) + len(BUCKETS) - 1  # of the codes without gradients, the one for the most tokens
 MORE = BUCKETS[1:]  # the first tokens of each bucket but the first, which an empty batch belongs to as well
 COMPILED = len(NEEDS) * len(BUCKETS)  # torch.compile and torch.jit.trace get one code, whatever the tokens are
 COMPILED_FOR = 2 * len(BUCKETS) + BUCKETS.index(1024)
@@ -25,6 +34,11 @@ class Asked(TypedDict):
     objective: Objective
 
 
+def is_joined(place: int) -> bool:
+    """Return whether the code at a place reads products of factors that are made for all sites."""
+    return JOINED * len(BUCKETS) <= place % CODES < COMPILED
+
+
 def asked_at(place: int, machine: str, *, host_product: bool) -> Asked:
     """Return what the code at a place is made for on a type of device: tokens, and what needs a gradient."""
     at = place % CODES
@@ -32,7 +46,8 @@ def asked_at(place: int, machine: str, *, host_product: bool) -> Asked:
     # The inductor of torch 2.13 gives wrong gradients of the product of two spectra, without an error; and the backward
     # pass of such a product fails on DTensors.
     fft = place < COMPILED
-    is_fixed = need == len(NEEDS) - 1
+    is_fixed = need == KEPT
+    need = need - JOINED + 1 if need >= JOINED else need
     return Asked(
         tokens=BUCKETS[bucket],
         training=need > 0 and not is_fixed,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tnadapt import SiteError
+from tnadapt_torch._run.bundle import Rows
 from tnadapt_torch._run.fixed import Fixed
 from tnadapt_torch._run.gradient import Watched, check_gradient, is_transformed, path_of
 
@@ -21,6 +22,7 @@ class Owner(Protocol):
     dropout: float
     training: bool
     products: Fixed | None  # of factors alone, while the factors stay as they are
+    joint: Rows | None  # the same with gradients, for all sites
 
     @property
     def active(self) -> bool:

@@ -13,7 +13,7 @@ from tnadapt import plan
 from tnadapt.binding import Network, Objective, Plan
 from tnadapt_torch._run.layout import lay_out
 from tnadapt_torch._run.lower import write_in_place
-from tnadapt_torch._run.refs import Ref
+from tnadapt_torch._run.refs import Ref, read_in
 from tnadapt_torch._run.ways import MACHINES, Convolved, Given, Laid, Modes, Way
 from tnadapt_torch._run.writer import Code, Writer
 
@@ -66,9 +66,9 @@ class Parts:
         """The references to the factors of all rows."""
         return tuple(ref for refs in self.inner for ref in refs)
 
-    def factors(self) -> list[Tensor]:
-        """Read the factors of all rows, as they are stored."""
-        return [ref.read() for ref in self.all_inner]
+    def factors(self, dtype: torch.dtype) -> list[Tensor]:
+        """Read the factors of all rows as they are stored, and products of factors in a dtype."""
+        return [read_in(ref, dtype) for ref in self.all_inner]
 
     def rows(self, factors: Sequence[Tensor]) -> list[Tensor]:
         """Return the matrices (row, in) by which x is multiplied."""

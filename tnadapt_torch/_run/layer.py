@@ -161,7 +161,7 @@ class Layer:
             return None  # the products are scaled first, which may be too large for float16
         else:
             parts = update.parts_at(place)
-            factors = [] if parts is None else parts.factors()
+            factors = [] if parts is None else parts.factors(x.dtype)
             if parts is None or not all(type(one) in PLAIN and one.device == x.device for one in factors):
                 return None
             y, *products = self._train(place, parts, factors, (x, weight, bias))
@@ -195,7 +195,7 @@ class Layer:
     ) -> Sequence[Tensor]:
         """Make the products of all siblings, and leave those of the others for their calls."""
         x = given[0]
-        factors = {layer: parts.factors() for layer, (parts, _) in lead.members.items()}
+        factors = {layer: parts.factors(x.dtype) for layer, (parts, _) in lead.members.items()}
         by_parts = {id(parts): factors[layer] for layer, (parts, _) in lead.members.items()}
         rows = [parts.row(number, by_parts[id(parts)]) for parts, number in lead.rows]
         if not all(type(row) in PLAIN and row.device == x.device for row in rows):

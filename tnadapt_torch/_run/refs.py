@@ -1,7 +1,7 @@
 """A site's part of each factor, looked up at every call."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 import torch
@@ -186,6 +186,28 @@ class Row:
         self.places = self.stack.places(self.index)
 
 
+class Joining(Protocol):
+    """A site whose products of factors are made together with those of others."""
+
+    def read(self, shared: Any, number: int, row: int, dtype: torch.dtype | None) -> Tensor:
+        """Return a product at this site."""
+        ...
+
+
+@dataclass(frozen=True)
+class Joint:
+    """A product of factors at one site, a row of what is made for all sites."""
+
+    member: Joining = field(compare=False)
+    shared: Any
+    number: int
+    row: int
+
+    def read(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Return the product in a dtype, or in that of the factors."""
+        return self.member.read(self.shared, self.number, self.row, dtype)
+
+
 @dataclass(frozen=True)
 class Mapped:
     """A factor with a map, which is applied to the stored parameter at each read."""
@@ -205,10 +227,15 @@ def _unbind(tensor: Tensor, axes: tuple[int, ...]) -> Any:
     return tuple(_unbind(row, rest) if rest else row for row in tensor.unbind(first))
 
 
+def read_in(ref: Ref, dtype: torch.dtype) -> Tensor:
+    """Read a factor as it is stored, or a product of factors in a dtype: cast for all sites at once."""
+    return ref.read(dtype) if type(ref) is Joint else ref.read()
+
+
 def read_all(refs: Iterable[Ref], like: Tensor) -> Sequence[Tensor]:
     """Read the factors of a site, in the dtype and on the device of `like`, and as copies if that is sharded."""
     dtype, device = like.dtype, like.device
-    parts = [ref.read() for ref in refs]
+    parts = [read_in(ref, dtype) for ref in refs]
     parts = [part if part.dtype == dtype and part.device == device else _moved(part, like) for part in parts]
     return parts if type(like) is Tensor else beside(parts, like)
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from tnadapt import SiteError, plan
 from tnadapt.binding import BUCKETS, FIXED, TRAINING, Network, Plan, find_product
-from tnadapt_torch._run.asked import CODES, COMPILED, MORE, Asked, asked_at
+from tnadapt_torch._run.asked import CODES, COMPILED, JOINED, KEPT, MORE, MOST, Asked, asked_at, is_joined
+from tnadapt_torch._run.bundle import Member, Shared, may_join
 from tnadapt_torch._run.call import Owner, is_dropping, see_x
 from tnadapt_torch._run.entry import Parts, lower_entry
 from tnadapt_torch._run.fixed import may_keep, run_code
@@ -55,6 +56,7 @@ class SiteUpdate:
         self.machine = "cpu"  # the type of device that code is written for
         self.layer: Called | None = None  # if it is that of a plain linear layer: what calls both at once
         self.was_called = False  # by this
+        self.member: Member | None = None  # if it shares products of factors with other sites, in a block of `fixed()`
         self._forget_code()
 
     def __call__(
@@ -119,6 +121,16 @@ class SiteUpdate:
             **asked_at(place, self.machine, host_product=self.reads_product and not is_dropping(self.owner)),
         )
 
+    def sharing(self, tokens: int) -> tuple[str, int | None]:
+        """Return how a call with gradients makes products of factors in a block, and the flops of what is left."""
+        place = bisect_right(MORE, tokens) + (JOINED + 1) * len(BUCKETS)
+        asked = self._asked(place, host_product=False)
+        shared = self.shared_at(place, asked)
+        if not isinstance(shared, Shared):
+            return f"alone: {shared}", None
+        sites = cast("Member", self.member).bundle.sites
+        return f"products of {sites} sites at once", plan(shared.products.network, **asked).cost.forward
+
     def runs_inside(self, module: nn.Module, order: Plan) -> bool:
         """Return whether `call_inside` serves the calls of this plan, if x is of the dtype of the weight."""
         weight = module._parameters.get("weight")
@@ -128,7 +140,7 @@ class SiteUpdate:
     def allow_folding(self) -> None:
         """Let `call_inside` serve the layer where that pays; whether it ever does is known here."""
         self._is_asked = True
-        compiled, most = self._decide(COMPILED), self._decide(COMPILED - 1)
+        compiled, most = self._decide(COMPILED), self._decide(MOST)
         self.may_fold = compiled or most
         if self.may_fold:
             self.write_dense()
@@ -146,8 +158,13 @@ class SiteUpdate:
             return COMPILED
         if torch.is_grad_enabled():
             need = 2 if x.requires_grad else 1
+            if self.owner.joint is not None:
+                if self.owner.products:  # training has begun: not every optimizer counts what it changes
+                    self.owner.products.clear()
+                if self.member is not None and may_join(x):
+                    need += JOINED - 1
         else:
-            need = 0 if self.owner.products is None or not may_keep(x) else 3
+            need = 0 if self.owner.products is None or not may_keep(x) else KEPT
         return bisect_right(MORE, tokens) + len(BUCKETS) * need
 
     def place_of(self, x: Tensor) -> int:
@@ -161,7 +178,7 @@ class SiteUpdate:
 
     def _write_own(self, place: int) -> tuple[Code, tuple[Ref, ...]]:
         """Write the code that adds in place, at the first call that needs it."""
-        self._own[place] = found = self._lower(self._asked(place, host_product=False), in_place=True)
+        self._own[place] = found = self._lower(place, self._asked(place, host_product=False), in_place=True)
         return found
 
     def parts_at(self, place: int) -> Parts | None:
@@ -172,8 +189,9 @@ class SiteUpdate:
 
     def _part(self, place: int) -> Parts | None:
         asked = self._asked(place, host_product=False)
+        network, refs = self._read_at(place, asked)
         entry = lower_entry(
-            self.network,
+            network,
             asked["tokens"],
             training=asked["training"],
             x_needs_grad=asked["x_needs_grad"],
@@ -182,8 +200,8 @@ class SiteUpdate:
         )
         if entry is None:
             return None
-        inner = tuple(tuple(self.refs[number] for number in rows.nodes) for rows in entry.rows)
-        return Parts(entry, inner, tuple(self.refs[number] for number in entry.nodes))
+        inner = tuple(tuple(refs[number] for number in rows.nodes) for rows in entry.rows)
+        return Parts(entry, inner, tuple(refs[number] for number in entry.nodes))
 
     def delta(self, like: Tensor) -> Tensor:
         """Return the dense update, of shape (out, in), in the dtype and on the device of `like`."""
@@ -199,13 +217,29 @@ class SiteUpdate:
         """Write the code for a bucket of tokens and the gradients needed, at the first call that needs it."""
         is_given, at = divmod(place, 2 * CODES)
         asked = self._asked(at, host_product=bool(is_given))
-        self._code[place] = found = self._lower(asked, compiled=at == COMPILED)
+        self._code[place] = found = self._lower(at, asked, compiled=at == COMPILED)
         return found
 
-    def _lower(self, asked: Asked, *, compiled: bool = False, in_place: bool = False) -> tuple[Code, tuple[Ref, ...]]:
-        """Write a code, and return it with the factors that it reads."""
-        code = lower_apply(self.network, compiled=compiled, in_place=in_place, machine=self.machine, **asked)
-        return code, tuple(self.refs[number] for number in nodes_read(self.network, **asked))
+    def _lower(
+        self, place: int, asked: Asked, *, compiled: bool = False, in_place: bool = False
+    ) -> tuple[Code, tuple[Ref, ...]]:
+        """Write the code of a place, and return it with the factors that it reads."""
+        network, refs = self._read_at(place, asked)
+        code = lower_apply(network, compiled=compiled, in_place=in_place, machine=self.machine, **asked)
+        return code, tuple(refs[number] for number in nodes_read(network, **asked))
+
+    def _read_at(self, place: int, asked: Asked) -> tuple[Network, tuple[Ref, ...]]:
+        """Return the network of a place and what its nodes refer to: in a block, products of factors too."""
+        shared = self.shared_at(place, asked)
+        if not isinstance(shared, Shared):
+            return self.network, self.refs
+        return shared.products.network, cast("Member", self.member).joined(shared)
+
+    def shared_at(self, place: int, asked: Asked) -> Shared | str:
+        """Return the products of factors that the code of a place reads from those of all sites, or why it does not."""
+        if self.member is None or not is_joined(place):
+            return "no other site has its network"
+        return self.member.bundle.shared(asked, self.machine, self.most_kept // 4)  # they have gradients as large
 
     def _asked(self, place: int, *, host_product: bool) -> Asked:
         """Return what the code at a place is made for. If it would keep large products of factors, it keeps few."""
@@ -223,7 +257,7 @@ class SiteUpdate:
 
     def become(self, other: "SiteUpdate") -> None:
         """Take over the network and the references of another update, whose factors have other shapes."""
-        self.network, self.refs, self.width = other.network, other.refs, other.width
+        self.network, self.refs, self.width, self.member = other.network, other.refs, other.width, None
         self._renew()
 
     def _renew(self) -> None:
@@ -257,7 +291,7 @@ class SiteUpdate:
         """Return the state without the code, which is written again from the network."""
         return {
             name: value for name, value in self.__dict__.items() if name not in ("_code", "_folds", "_own", "_parts")
-        } | {"_dense": bool(self._dense)}
+        } | {"_dense": bool(self._dense), "member": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -81,7 +81,9 @@ class Readable(nn.Module):
 
         An update is added to the output of its layer, or the layer is called with it in the weight, x (W + dW), where
         that is cheaper; a convolution may stand for a frozen `cyclic()` factor. The flops are those of the update in
-        the forward pass, beside the product of the layer itself and the lengths of rows.
+        the forward pass, beside the product of the layer itself and the lengths of rows. In a block of `fixed()` it
+        says whether products of factors are made for all sites at once in training, or why not; their flops are not
+        counted.
 
         Args:
             tokens: how many rows x has. One plan serves a range of tokens; the table names the tokens it is made for,
@@ -174,6 +176,9 @@ def _explanation(state: "AdapterState", tokens: int, *, training: bool) -> str:
             is_inside = updates_of(module) == (update,) and single.runs_inside(module, order)
             how = "added to the output" + (", by a convolution" if order.convolutions else "")
             flops = order.cost.forward
+            if training and state.joint is not None and isinstance(update, SiteUpdate):
+                words, rest = update.sharing(tokens)
+                how, flops = f"{how}, {words}", flops if rest is None else rest
             if is_inside or site.weight in state.folded:
                 how = "in the weight, x (W + dW)" + (", by fold=True" if site.weight in state.folded else "")
                 flops = plan(single.network, ask="delta").cost.forward

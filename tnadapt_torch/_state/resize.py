@@ -89,6 +89,7 @@ def _apply(state: "AdapterState", change: Change, moments: Mapping[tuple[str, st
     for path, update in state.updates.items():
         if not isinstance(update, BlocksUpdate):  # those of blocks refer to these
             update.become(cast("Any", fresh[path]))
+    state.join_sites(again=True)
 
 
 def check_change(state: "AdapterState", change: object) -> None:

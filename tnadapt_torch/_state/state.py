@@ -26,6 +26,7 @@ from tnadapt_torch._host import (
 from tnadapt_torch._run import Siblings, Stack, Update
 from tnadapt_torch._sharded import reshard
 from tnadapt_torch._state.factors import Factors, leaf_of, plant, spare, start_of, wide_magnitudes
+from tnadapt_torch._state.fixed import Fixable
 from tnadapt_torch._state.groups import Optimized
 from tnadapt_torch._state.known import (
     check_apart,
@@ -46,7 +47,7 @@ from tnadapt_torch._state.updates import follow
 __all__ = ["AdapterState"]
 
 
-class AdapterState(Optimized, Resizable, Readable):
+class AdapterState(Optimized, Resizable, Readable, Fixable):
     """An attached adapter. The trainable factors are its parameters and the frozen factors its buffers, each held once.
 
     `attach` and `load` create it. Called as a module, it returns its input: a container may call all its children.
@@ -58,8 +59,7 @@ class AdapterState(Optimized, Resizable, Readable):
         self.adapter = adapter
         self.name, self.dropout = name, dropout
         self.enabled = True
-        self.products: dict[Any, Any] | None = None  # of factors alone, in blocks of `fixed()`
-        self.fixings, self.blocks = 0, 0  # blocks of `fixed()` and of `disabled()` that are open; they end in any order
+        self.blocks = 0  # of `disabled()` that are open; they end in any order
         self.merged: Merged | None = None
         self.originals: dict[str, Tensor] = {}  # under PEFT, whose layers merge: the weights from before, by path
         self.saved = SavedModules({})
@@ -149,19 +149,6 @@ class AdapterState(Optimized, Resizable, Readable):
             self.enabled = is_counted and not self.blocks
             if self.enabled and self.host:
                 self.saved.swap()
-
-    @contextmanager
-    def fixed(self) -> Iterator[None]:
-        """Keep what is made of factors alone, in a `with` block in which they stay as they are: faster for few tokens.
-
-        A replaced factor is noticed, and one changed in place, but not through `.data` or by a fused optimizer.
-        """
-        self.fixings, self.products = self.fixings + 1, self.products or {}
-        try:
-            yield
-        finally:
-            self.fixings -= 1
-            self.products = self.products if self.fixings else None
 
     def set_task(self, task: str) -> None:
         """Use the sites of this task from now on.
@@ -327,13 +314,14 @@ class AdapterState(Optimized, Resizable, Readable):
     def _apply(self, fn: Any, recurse: bool = True) -> "AdapterState":
         for stack in self.stacks.values():
             stack.forget()
+        self.forget_products()
         with wide_magnitudes(self.adapter, self.factors):
             super()._apply(spare(fn), recurse)  # type: ignore[no-untyped-call]
         follow(self.updates.values())
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"products": None, "fixings": 0}
+        return self.__dict__ | self.outside()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
