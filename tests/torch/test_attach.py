@@ -102,7 +102,7 @@ def test_attach_returns_a_child_of_the_model_with_a_short_repr(capsys):
     state = hosts.adapt(model, "lotr", name="mine")
     assert isinstance(state, AdapterState)
     assert model.get_submodule("tnadapt_mine") is state
-    assert "lotr, name='mine', sites=6" in repr(model)
+    assert "AdapterState(lotr 'mine', 6 sites in 3 groups," in repr(model)
     state.print_trainable_parameters()
     trained = count(state.adapter).trainable
     whole = sum(p.numel() for p in model.parameters())

@@ -234,7 +234,10 @@ def write_folder(directory: Path, config: Mapping[str, Any], tensors: Mapping[st
     """
     text = json.dumps(dict(sorted(config.items())), indent=2, allow_nan=False)
     old = directory / CARD
-    is_known = (directory / CONFIG).exists() or not old.exists()  # a card alone is not a checkpoint of ours
+    try:
+        is_known = (directory / CONFIG).exists() or not old.exists()  # a card alone is not a checkpoint of ours
+    except OSError:  # as of a name that is too long, which replace_folder refuses
+        is_known = True
 
     def fill(folder: Path) -> None:
         (folder / CONFIG).write_text(text)
