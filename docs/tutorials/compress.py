@@ -5,7 +5,7 @@
 # family that is closest to it, without data and without the model. This tutorial shows how much you save and how
 # much you lose.
 #
-# You need `pip install tnadapt` and matplotlib for the picture.
+# You need `pip install . matplotlib` in a clone.
 
 # %% [markdown]
 # ## A LoRA to compress
@@ -125,6 +125,8 @@ for name in families_tried:
     ]
     axes.plot(*zip(*points, strict=True), marker="o", label=name)
 axes.set(xlabel="size of the values (KiB)", ylabel="relative error", xscale="log")
+axes.set_xticks([3, 6, 12, 24, 36], labels=[3, 6, 12, 24, 36])
+axes.minorticks_off()
 axes.legend()
 plt.show()
 

@@ -5,7 +5,7 @@
 # on a small PyTorch model, train it, save it, load it again and merge it.
 #
 # You need to know what an `nn.Linear` is and how a training loop looks. Install what is used here with `pip install
-# "tnadapt[torch]"`.
+# ".[torch]"` in a clone of the repository.
 
 # %% [markdown]
 # ## A model that knows something

@@ -4,7 +4,7 @@
 # You know [PEFT](https://huggingface.co/docs/peft). This tutorial goes through its calls and shows what to write
 # here, with the places where a habit from PEFT goes wrong. At the end you use the two together.
 #
-# You need `pip install "tnadapt[peft]"`. The model is a small Llama with random weights, so nothing is downloaded.
+# You need `pip install ".[peft]"` in a clone. The model is a small Llama with random weights, so nothing is downloaded.
 
 # %%
 import torch

@@ -5,7 +5,7 @@
 # tutorial you adapt such a model without changing it, train the adapter with optax, save it, and load the file in
 # PyTorch with the same numbers.
 #
-# You need `pip install "tnadapt[jax]"`, and `"tnadapt[torch]"` for the last part.
+# You need `pip install ".[jax]"` in a clone, and `".[torch]"` for the last part.
 
 # %% [markdown]
 # ## A scanned model

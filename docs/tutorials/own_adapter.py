@@ -5,7 +5,7 @@
 # the rank, the starting values, the code that runs, and tests. In this tutorial you write such a table and find out
 # what your adapter can do before you train it.
 #
-# You need `pip install "tnadapt[torch,testing]"`.
+# You need `pip install ".[torch,testing]"` in a clone.
 
 # %% [markdown]
 # ## The idea
@@ -241,7 +241,8 @@ print(f"loss after loading: {loss_loaded:.3f}")
 # ```
 #
 # makes a new folder with a table to change, a test that proves it, its picture, and the row that it has among [the
-# families](../reference/families.md). Change the six lines, run `python -m pytest my_adapter`, and you know.
+# families](../reference/families.md). Change the six lines, then run its test: `pip install pytest`, and `python -m
+# pytest my_adapter`.
 #
 # [Concepts](../explanation/concepts.md) has the rest of the language: sums of terms, a factor that occurs twice,
 # the weight of the model as a factor. [Structure](../explanation/structure.md) explains ranks and degrees of

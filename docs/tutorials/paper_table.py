@@ -4,7 +4,7 @@
 # Papers on adapters have a column with the number of trained parameters. Can you believe it? In this tutorial you
 # compute such columns again from the table of each method, and find out what a published number includes.
 #
-# Nothing is trained and nothing is downloaded. `pip install tnadapt` is enough.
+# Nothing is trained and nothing is downloaded. `pip install .` in a clone is enough.
 
 # %% [markdown]
 # ## The published numbers

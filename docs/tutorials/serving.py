@@ -5,7 +5,7 @@
 # merged into the weights, many adapters on one model, one adapter for each row of a batch, and the fast way to
 # generate.
 #
-# You need `pip install "tnadapt[peft]"`. The model is a small Llama with random weights, so nothing is downloaded.
+# You need `pip install ".[peft]"` in a clone. The model is a small Llama with random weights, so nothing is downloaded.
 
 # %%
 import torch

@@ -67,6 +67,13 @@ def test_the_spec_in_the_readme_is_valid_and_binds_to_a_grid():
     assert tnadapt.count(adapter).frozen == 2 * 5
 
 
+def test_as_many_properties_are_stated_as_there_are():
+    pytest.importorskip("hypothesis")
+    from tnadapt.testing import LAWS
+
+    assert re.findall(r"tests (\d+) properties", README.read_text()) == [str(len(LAWS))]
+
+
 def claim(words):
     """Return the second cell of the table's row that begins with these words."""
     (cell,) = re.findall(rf"^\| \*\*{words}\*\* \| (.*) \|$", README.read_text(), flags=re.MULTILINE)
