@@ -98,9 +98,8 @@ class Saving:
         folded = [weight for state in self.states for weight in state.folded.values() if weight.is_alone]
         names = {id(weight.parameter): weight.name for weight in folded}
         values = self.module.state_dict() if given is None else given
-        plain = {
-            key: key.removesuffix(FOLDED.format(names[id(each)])) for key, each in held.items() if id(each) in names
-        }
+        ends = {key: FOLDED.format(names[id(each)]) for key, each in held.items() if id(each) in names}
+        plain = {key: key.removesuffix(end) for key, end in ends.items() if key.endswith(end)}  # not of a tied weight
         return {plain[key] + names[id(held[key])] if key in plain else key: value for key, value in values.items()}
 
     def _is_alone(self, directory: Path) -> bool:
