@@ -41,7 +41,10 @@ def watched(items: Collection[T], what: str) -> Iterator[Iterable[T]]:
 
 
 def _is_shown() -> bool:
-    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    try:
+        is_terminal = sys.stderr.isatty()
+    except (AttributeError, ValueError):  # none, a stream that only writes, or a closed one
+        is_terminal = False
     is_first = all(os.environ.get(name, "0") == "0" for name in RANKS)
     return is_terminal and is_first and not os.environ.get("CI") and os.environ.get("TERM") != "dumb"
 

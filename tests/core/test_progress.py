@@ -110,3 +110,15 @@ def test_decompositions_and_exports_show_it(connect, tmp_path):
     assert "starting values" in terminal.getvalue()
     save_as_lora(adapter, params, tmp_path / "lora")
     assert "export as LoRA" in terminal.getvalue()
+
+
+def test_work_goes_on_beside_a_stream_that_only_writes_or_is_closed(connect):
+    class Writer:
+        def write(self, text):
+            return len(text)
+
+    closed = io.StringIO()
+    closed.close()
+    for stream in (Writer(), closed):
+        connect(stream)
+        assert work([1, 2]) == [1, 2]

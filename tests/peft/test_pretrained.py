@@ -203,3 +203,25 @@ def test_a_checkpoint_of_what_is_trained_has_what_changes_without_gradients(tmp_
     assert load_file(tmp_path / "checkpoint-1" / "model.safetensors").keys() == factors | norm | {"layer.bias"}
     model.save_pretrained(tmp_path / "other")  # no checkpoint
     assert "layer.weight" in torch.load(tmp_path / "other" / "model.pt")
+
+
+def test_a_folded_weight_that_is_tied_keeps_the_key_of_its_twin(tmp_path):
+    model = gpt2()
+    wake(attach(model, families.lora(), target_modules=["lm_head"], rank=2, fold=True))
+    model.save_pretrained(tmp_path)
+    host = again(tmp_path, "GPT2LMHeadModel")
+    close(logits(host), logits(gpt2()), 0.0)
+    load(host, tmp_path / FILE)
+    close(logits(host), logits(model))
+
+
+def test_a_second_adapter_of_one_name_does_not_replace_the_file_of_the_first(tmp_path):
+    model = llama()
+    first = attach(model, families.lora(), target_modules=["q_proj"], rank=2)
+    wake(first)
+    attach(model.model, families.lora(), target_modules=["k_proj"], rank=2)
+    with pytest.warns(UserWarning, match=r"'default': it was not saved: .*\nSave it with state.save"):
+        model.save_pretrained(tmp_path)
+    kept = load_file(tmp_path / FILE)
+    assert kept.keys() == load_file(first.save(tmp_path / "alone.safetensors") or tmp_path / "alone.safetensors").keys()
+    assert all(torch.equal(kept[key], value) for key, value in load_file(tmp_path / "alone.safetensors").items())

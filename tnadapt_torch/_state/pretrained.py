@@ -59,11 +59,16 @@ class Saving:
                 given.arguments["state_dict"] = self._plain(given.arguments.get("state_dict"))
             result = save(*given.args, **given.kwargs)
         if is_writing and directory.is_dir():
-            inside = {id(module) for module in self.module.modules()}
-            for state in self.states:
+            inside, written = {id(module) for module in self.module.modules()}, set[Path]()
+            own = type(self.states[0])  # adapters that were attached to a part of the module are its children, too
+            others = (each for each in self.module.modules() if type(each) is own and each not in self.states)
+            for state in (*self.states, *others):
                 if any(id(weight.module) in inside for weight in state.weights.values()):
                     path = directory / f"{state.child_name}.safetensors"
-                    what = self._keep(state, path, is_here=id(state.model) in inside)
+                    twice = f"it was not saved: another of its name is in {path}.\nSave it with state.save(path)."
+                    is_taken = path in written  # by an adapter of the model, or of another part of it
+                    what = twice if is_taken else self._keep(state, path, is_here=id(state.model) in inside)
+                    written.add(path)
                     if not what and given.arguments.get("push_to_hub") and state.merged is None:
                         what = f"{path} was written, but not uploaded.\nUpload it yourself."
                     if what:
@@ -98,9 +103,8 @@ class Saving:
         folded = [weight for state in self.states for weight in state.folded.values() if weight.is_alone]
         names = {id(weight.parameter): weight.name for weight in folded}
         values = self.module.state_dict() if given is None else given
-        plain = {
-            key: key.removesuffix(FOLDED.format(names[id(each)])) for key, each in held.items() if id(each) in names
-        }
+        ends = {key: FOLDED.format(names[id(each)]) for key, each in held.items() if id(each) in names}
+        plain = {key: key.removesuffix(end) for key, end in ends.items() if key.endswith(end)}  # not of a tied weight
         return {plain[key] + names[id(held[key])] if key in plain else key: value for key, value in values.items()}
 
     def _is_alone(self, directory: Path) -> bool:
