@@ -139,7 +139,7 @@ def _draw_rates(task: str, searched: Sequence[Record], path: Path) -> bool:
     families = list(
         dict.fromkeys(name.removesuffix(" unit") for name in tables if f"{name.removesuffix(' unit')} unit" in tables)
     )
-    if not families:
+    if not any(name in tables for name in families):  # none beside which another could be seen
         return False
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
     titles = ("papers' scales, one rate", "unit, balanced rates")
