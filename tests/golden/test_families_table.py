@@ -1,13 +1,12 @@
 """The cards and the table in docs/reference/families.md are the output of `python docs/examples/families_table.py`."""
 
 import re
-import runpy
 from pathlib import Path
 
 import pytest
 
 import tnadapt
-from tests.modules import forget
+from tests.modules import example
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "reference" / "families.md").read_text(encoding="utf-8")
@@ -15,10 +14,8 @@ PAGE = (DOCS / "reference" / "families.md").read_text(encoding="utf-8")
 
 @pytest.fixture(scope="module")
 def program():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(DOCS / "examples"))
-        yield runpy.run_path(str(DOCS / "examples" / "families_table.py"))
-    forget()
+    with example("families_table.py") as names:
+        yield names
 
 
 @pytest.fixture(scope="module")

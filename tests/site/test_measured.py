@@ -2,13 +2,12 @@
 
 import json
 import re
-import runpy
 import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.modules import forget
+from tests.modules import example
 from tnadapt import families
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -17,10 +16,8 @@ PAGES = [DOCS / "index.md", DOCS / "explanation" / "choosing.md"]
 
 @pytest.fixture(scope="module")
 def program():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(DOCS / "examples"))
-        yield runpy.run_path(str(DOCS / "examples" / "choosing_table.py"))
-    forget()
+    with example("choosing_table.py") as names:
+        yield names
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
