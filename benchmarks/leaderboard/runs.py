@@ -56,6 +56,9 @@ def run_apart(task: Task, key: Key, device: str) -> Record:
 def _answer(task: Task, key: Key, device: str, sender: Any) -> None:
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        # A fork has to make torch's pool of threads anew, which torch 2.13 does without a lock: where two threads are
+        # the first to ask for it, one may find none and raise "Invalid thread pool!". Here one thread asks alone.
+        torch.set_num_threads(torch.get_num_threads())
         sender.send(run(task, key, device))
     except KeyboardInterrupt:
         return  # the parent has it, too, and says so
