@@ -20,6 +20,7 @@ __all__ = ["RunError", "run_apart"]
 
 WARMUP = 0.1  # share of the steps in which the rate rises
 FAR = 1.0  # a loss that ends this far above its start has diverged
+FEW = 10  # steps: in fewer, one batch would be compared with another
 MEANS = 20  # losses in a record
 MEGABYTE = 2**20
 
@@ -122,9 +123,11 @@ def train(model: nn.Module, groups: list[dict[str, Any]], task: Task, seed: int)
 
 
 def has_diverged(losses: list[float]) -> bool:
-    """Return whether a loss was no number, or the last ones are far above the first ones."""
-    few = max(1, len(losses) // 10)
-    return not all(map(math.isfinite, losses)) or statistics.mean(losses[-few:]) > statistics.mean(losses[:few]) + FAR
+    """Return whether a loss was no number, or the last tenth is far above the first tenth; the latter from 10 steps."""
+    if not all(map(math.isfinite, losses)):
+        return True
+    few = len(losses) // 10
+    return len(losses) >= FEW and statistics.mean(losses[-few:]) > statistics.mean(losses[:few]) + FAR
 
 
 def thinned(losses: list[float]) -> tuple[float, ...]:
