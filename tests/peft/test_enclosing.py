@@ -95,6 +95,18 @@ def test_an_adapter_of_the_bridge_is_saved_by_peft_alone(tmp_path):
     assert names(tmp_path) == []
 
 
+def test_an_adapter_beside_one_of_the_bridge_is_written_beside_it(tmp_path):
+    base = llama()
+    wake(attach(base, families.lora(), target_modules=["o_proj"], rank=2))
+    model = get_peft_model(base, config("lotr"))
+    wake(model.base_model.states()["default"])
+    model.save_pretrained(tmp_path)
+    assert names(tmp_path) == [FILE]
+    host = PeftModel.from_pretrained(llama(), tmp_path)
+    load(host.base_model.model, tmp_path / FILE)  # PEFT would warn of the factors that it does not find, if first
+    close(logits(host), logits(model))
+
+
 def pair() -> transformers.EncoderDecoderModel:
     torch.manual_seed(0)
     sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}

@@ -175,6 +175,7 @@ def test_what_cannot_be_saved_is_told_and_the_model_is_saved(tmp_path):
     model.model.layers[0].self_attn.q_proj = nn.Linear(16, 16, bias=False)
     with pytest.warns(UserWarning, match=r"(?s)'default': it was not saved: .*q_proj: expected the weight of shape"):
         model.save_pretrained(tmp_path / "odd")
+    assert "tnadapt_default.factors.0.self_attn.q_proj.A" in load_file(tmp_path / "odd" / "model.safetensors")
     again(tmp_path / "odd")
 
 
@@ -243,15 +244,37 @@ class Progress:
     global_step: int
 
 
+class QuantLinear(nn.Module):
+    """A quantized layer, whose weight is a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_features = self.out_features = 4
+        self.register_buffer("qweight", torch.ones(4, 4, dtype=torch.int8))
+
+    def forward(self, x):
+        return x @ self.qweight.float()
+
+
+class Norm(nn.BatchNorm1d):
+    """Stores something beside its tensors."""
+
+    def get_extra_state(self):
+        return torch.tensor(3)
+
+    def set_extra_state(self, state):
+        pass
+
+
 class Small(nn.Module):
     """Not a model of transformers, but with a method of that name."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer, self.norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+        self.layer, self.norm, self.packed = nn.Linear(4, 4), Norm(4), QuantLinear()
 
     def forward(self, x):
-        return self.norm(self.layer(x))
+        return self.packed(self.norm(self.layer(x)))
 
     def save_pretrained(self, folder, push_to_hub=False):
         folder.mkdir(parents=True)
@@ -273,7 +296,7 @@ def test_a_checkpoint_of_what_is_trained_has_what_changes_without_gradients(tmp_
     state.run = Run(tmp_path, progress := Progress(global_step=1))
     model.save_pretrained(tmp_path / "checkpoint-1")
     factors = {"tnadapt_default.factors.A", "tnadapt_default.factors.B"}
-    norm = {f"norm.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
+    norm = {f"norm.{name}" for name in ("running_mean", "running_var", "num_batches_tracked", "_extra_state")}
     assert load_file(tmp_path / "checkpoint-1" / "model.safetensors").keys() == factors | norm | {"layer.bias"}
     copied = copy.deepcopy(model)  # is no part of the run
     copied.save_pretrained(tmp_path / "copied" / "checkpoint-1")
