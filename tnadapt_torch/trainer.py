@@ -172,7 +172,8 @@ class CheckpointCallback(TrainerCallback):
             raise SiteError(
                 f"CheckpointCallback: expected an adapter that is attached to the model of the Trainer, got "
                 f"{self.adapter.name!r}, which is not.\n"
-                "Under PEFT the checkpoints hold the adapter alone without it: leave this callback out."
+                "Attach to the model itself, not to a part of it. Under PEFT the checkpoints hold the adapter alone "
+                "without it: leave this callback out."
             )
         if not args.push_to_hub or args.hub_strategy == "end":
             self.adapter.run = Run(Path(str(args.output_dir)), state)

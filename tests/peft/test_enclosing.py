@@ -139,6 +139,12 @@ def test_an_adapter_of_a_part_is_written_beside_the_whole(fold, tmp_path):
         model.save_pretrained(tmp_path)
     assert any("decoder.tnadapt_default" in key for key in load_file(tmp_path / "model.safetensors"))
 
+    model.encoder.tnadapt_default.merge()
+    model.save_pretrained(tmp_path)  # the file is now that of the other one
+    plain = transformers.EncoderDecoderModel.from_pretrained(tmp_path)
+    load(plain.decoder, tmp_path / FILE)
+    close(answers(plain), answers(model))
+
 
 def test_a_whole_whose_method_calls_those_of_its_parts_writes_the_adapter_once(tmp_path):
     class Whole(nn.Module):

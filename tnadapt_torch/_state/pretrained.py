@@ -22,6 +22,10 @@ __all__: list[str] = []
 
 PLACE = "save_pretrained"  # the attribute of a module in which a `Saving` stands before the method of its class
 FORMAT = "save_original_format"
+UNSAVED = (
+    "it was not saved: it is merged into weights that PEFT does not save.\n"
+    "Call unmerge() and save again, or save the model that PEFT wraps."
+)
 CHECKPOINT = re.compile(r"checkpoint-\d+")  # the folders that the Trainer resumes from
 
 _absorbed: "WeakKeyDictionary[nn.Module, set[str]]" = WeakKeyDictionary()  # hosts, and adapters that stay merged there
@@ -96,9 +100,9 @@ class Saving:
         """Return the adapters that the file of the model need not hold: they have their own file, or are merged."""
         inside, found = set(self.module.modules()), dict[str, AdapterState]()
         for state in states:
-            if state.model in inside and shared_by(state) is None and _is_whole(state):
+            if state.merged is None and state.model in inside and shared_by(state) is None and _is_whole(state):
                 found.setdefault(state.child_name, state)  # the second of one name is not saved
-        return list(found.values())
+        return [*found.values(), *(state for state in states if state.merged is not None)]
 
     def _write_beside(
         self, directory: Path, states: Collection[AdapterState], is_uploaded: bool
@@ -106,31 +110,25 @@ class Saving:
         """Write the files of the adapters; return the name of each that a warning is about, and the warning."""
         inside, notes = set(self.module.modules()), list[tuple[str, str]]()
         written = set[Path]()
-        for state in states:
+        for state in (each for each in states if each.merged is None and each not in _in_work.get()):
             path = directory / f"{state.child_name}.safetensors"
             if path in written:  # by an adapter of the model, or of another part of it
                 what = f"it was not saved: another of its name is in {path}.\nSave it with state.save(path)."
-            elif state in _in_work.get():  # the model around this one saves it
-                continue
             else:
                 what = self._keep(state, path, is_here=state.model in inside)
             written.add(path)
-            if not what and is_uploaded and state.merged is None:
+            if not what and is_uploaded:
                 what = f"{path} was written, but not uploaded.\nUpload it yourself."
             notes += [(state.name, what)] if what else []
+        merged = [state.name for state in states if state.merged is not None]
+        if not _saves_weights(self.module):
+            return notes + [(name, UNSAVED) for name in merged]
         gone = sorted(name for module in inside for name in _absorbed.get(module, ()))
-        stale = {name: directory / f"tnadapt_{name}.safetensors" for name in gone}
+        stale = {name: directory / f"tnadapt_{name}.safetensors" for name in (*merged, *gone)}
         return notes + [(name, _stale(path)) for name, path in stale.items() if path not in written and path.exists()]
 
     def _keep(self, state: AdapterState, path: Path, *, is_here: bool) -> str:
-        """Save an adapter to a file, or return a warning. A merged one is in the weights, and is not saved again."""
-        if state.merged is not None:
-            if _saves_weights(self.module):
-                return _stale(path) if path.exists() else ""
-            return (
-                "it was not saved: it is merged into weights that PEFT does not save.\n"
-                "Call unmerge() and save again, or save the model that PEFT wraps."
-            )
+        """Save an adapter to a file, or return a warning."""
         if is_here and shared_by(state) is None:
             try:
                 state.save(path)
