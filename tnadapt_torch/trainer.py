@@ -175,8 +175,8 @@ class CheckpointCallback(TrainerCallback):
                 "Attach to the model itself, not to a part of it. Under PEFT the checkpoints hold the adapter alone "
                 "without it: leave this callback out."
             )
-        if not args.push_to_hub or args.hub_strategy == "end":
-            self.adapter.run = Run(Path(str(args.output_dir)), state)
+        is_uploaded = args.push_to_hub and args.hub_strategy != "end"
+        self.adapter.run = Run(Path(str(args.output_dir)), state, is_uploaded=is_uploaded)
 
     def on_save(  # type: ignore[override]
         self,

@@ -27,15 +27,15 @@ class Progress(Protocol):
 
 
 class Run:
-    """A training run whose checkpoints hold what is trained alone.
+    """A training run whose checkpoints hold what is trained alone, unless they are uploaded, and the adapter's file.
 
     It has the checkpoint of the present step only, and none once nobody else refers to what counts its steps: a run
     that was interrupted is never told to end.
     """
 
-    def __init__(self, folder: Path, progress: Progress) -> None:
+    def __init__(self, folder: Path, progress: Progress, *, is_uploaded: bool = False) -> None:
         """Store the folder that holds the checkpoints, and refer to what counts the steps."""
-        self.folder, self.progress = folder.resolve(), weakref.ref(progress)
+        self.folder, self.progress, self.is_uploaded = folder.resolve(), weakref.ref(progress), is_uploaded
 
     def has(self, directory: Path) -> bool:
         """Return whether a folder is the checkpoint of the present step."""

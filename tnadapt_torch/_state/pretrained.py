@@ -135,7 +135,7 @@ class Saving:
             except TnadaptError as error:
                 return f"it was not saved: {error}\nSave it with state.save(path)."
             return ""
-        if is_here and _is_checkpoint(path.parent, state):
+        if is_here and state.run is not None and state.run.has(path.parent):
             return ""  # the callback saves it, with all processes
         why = "all processes that share it must save it together" if is_here else "it is on a model that holds this one"
         return f"it was not saved: {why}.\nSave it with state.save(path)."
@@ -167,14 +167,10 @@ def _is_alone(states: Collection[AdapterState], directory: Path) -> bool:
 
     With the config.json of an earlier run, such a checkpoint would look like a model without most of its weights.
     """
-    if not any(_is_checkpoint(directory, state) for state in states) or (directory / CONFIG).exists():
+    here = [state.run for state in states if state.run is not None and state.run.has(directory)]
+    if not here or any(run.is_uploaded for run in here) or (directory / CONFIG).exists():
         return False
     return all(state.merged is None and shared_by(state) is None for state in states)
-
-
-def _is_checkpoint(directory: Path, state: AdapterState) -> bool:
-    """Return whether a folder is a checkpoint of the run of a `CheckpointCallback`."""
-    return state.run is not None and state.run.has(directory)
 
 
 class Saved:
