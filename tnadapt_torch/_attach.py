@@ -37,6 +37,7 @@ from tnadapt_torch._state import (
     host_modules,
     make_updates,
     states_of,
+    watch_enclosing,
 )
 
 __all__ = ["attach"]
@@ -188,6 +189,7 @@ def install(
         state.flags.restore(model)
         raise
     enter(state)
+    watch_enclosing()
     return state
 
 

@@ -10,7 +10,7 @@ import torch
 from tnadapt import SiteError
 from tnadapt.binding import extra
 from tnadapt_torch._host import unwrapped
-from tnadapt_torch._state import AdapterState, note_of_step, shared_by
+from tnadapt_torch._state import AdapterState, Run, note_of_step, shared_by
 
 with extra("peft", "tnadapt_torch.trainer"):
     from accelerate.optimizer import AcceleratedOptimizer  # type: ignore[import-untyped]
@@ -133,6 +133,7 @@ class LogCallback(TrainerCallback):
         step, found = self.found
         if step != state.global_step:
             found = self.adapter.log(optimizer, by_group=self.by_group)
+        self.found = (-1, {})  # a later run has a step of this number, too
         logs.update(found)
         state.log_history[-1].update(found)
 
@@ -140,13 +141,13 @@ class LogCallback(TrainerCallback):
 class CheckpointCallback(TrainerCallback):
     """Lets each checkpoint of the Trainer hold what is trained, and not the frozen weights of the model.
 
-    The checkpoint has model.safetensors, with the factors, the modules_to_save and all else that changes in training,
-    from which the Trainer resumes a run and loads the best model; and tnadapt_<adapter_name>.safetensors, which
-    `tnadapt_torch.load` takes. To resume, load the base model and attach with the same arguments.
+    The checkpoint has model.safetensors, with the factors, the modules_to_save, all buffers and all else that changes
+    in training, from which the Trainer resumes a run and loads the best model; and tnadapt_<adapter_name>.safetensors,
+    which `tnadapt_torch.load` takes. To resume, load the base model and attach with the same arguments.
 
     Checkpoints stay whole while an adapter is merged, where processes share the model by fully_shard or tensor
-    parallelism, and of a model that is not one of transformers. They have the file of the adapter, too, unless it is
-    merged.
+    parallelism, if the Trainer uploads them, in a folder with the config.json of an earlier run, and of a model that is
+    not one of transformers. They have the file of the adapter, too, unless it is merged.
     """
 
     def __init__(self, adapter: AdapterState) -> None:
@@ -171,9 +172,11 @@ class CheckpointCallback(TrainerCallback):
             raise SiteError(
                 f"CheckpointCallback: expected an adapter that is attached to the model of the Trainer, got "
                 f"{self.adapter.name!r}, which is not.\n"
-                "Under PEFT the checkpoints hold the adapter alone without it: leave this callback out."
+                "Attach to the model itself, not to a part of it. Under PEFT the checkpoints hold the adapter alone "
+                "without it: leave this callback out."
             )
-        self.adapter.run = Path(str(args.output_dir)).resolve()
+        is_uploaded = args.push_to_hub and args.hub_strategy != "end"
+        self.adapter.run = Run(Path(str(args.output_dir)), state, is_uploaded=is_uploaded)
 
     def on_save(  # type: ignore[override]
         self,
@@ -209,6 +212,23 @@ class CheckpointCallback(TrainerCallback):
     ) -> None:
         """Let later saves of the model be whole again."""
         self.adapter.run = None
+
+    def on_push_begin(  # type: ignore[override]
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: object = None,
+        processing_class: object = None,
+        optimizer: object = None,
+        lr_scheduler: object = None,
+        train_dataloader: object = None,
+        eval_dataloader: object = None,
+    ) -> None:
+        """Save the adapter beside the model that the Trainer copies from a checkpoint and uploads."""
+        if state.is_world_process_zero and shared_by(self.adapter) is None and self.adapter.merged is None:
+            self.adapter.save(Path(str(args.output_dir)) / f"{self.adapter.child_name}.safetensors")
 
 
 class PolicyCallback(TrainerCallback):

@@ -18,6 +18,7 @@ TESTS = {
     "peft": ("tests/peft", "tests/torch/test_peft_folder.py", "tests/parity/test_peft_files.py"),
     "accelerate": (
         "tests/peft/test_trainer.py",
+        "tests/peft/test_checkpoints.py",
         "tests/peft/test_policies.py",
         "tests/peft/test_chains.py",
         "tests/torch/seam/test_changed_host.py",

@@ -39,6 +39,15 @@ def llama(**more) -> transformers.LlamaForCausalLM:
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes | heads | more)).eval()
 
 
+def mixtral() -> transformers.MixtralForCausalLM:
+    """Make a small mixture of experts, whose keys transformers changes when it saves."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": WORDS, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 16}
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    return transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes | heads | experts)).eval()
+
+
 def gpt2() -> transformers.GPT2LMHeadModel:
     """Make a small model whose linear layers are Conv1D."""
     torch.manual_seed(0)

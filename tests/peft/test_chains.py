@@ -11,7 +11,7 @@ with warnings.catch_warnings():
     from accelerate import Accelerator
 
 from tests.peft.models import TARGETS, llama, words
-from tests.peft.test_trainer import losses, trainer_of
+from tests.peft.runs import losses, trainer_of
 from tests.thorough import IS_THOROUGH
 from tnadapt import SiteError, families
 from tnadapt_torch import attach

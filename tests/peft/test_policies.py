@@ -10,7 +10,7 @@ with warnings.catch_warnings():
     from peft import get_peft_model
 
 from tests.peft.models import attached, config, llama
-from tests.peft.test_trainer import losses, trainer_of, values
+from tests.peft.runs import losses, trainer_of, values
 from tnadapt import SiteError
 from tnadapt.policies import Budget, Growth, Rounding, units
 from tnadapt_torch.policies import BudgetSchedule, GrowthSchedule, RoundingSchedule

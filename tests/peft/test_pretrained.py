@@ -3,6 +3,8 @@
 import copy
 import io
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torch import nn
 from tests.peft.models import TARGETS, attached, bert, close, config, differs, gpt2, llama, logits, wake
 from tnadapt import families
 from tnadapt_torch import attach, load
+from tnadapt_torch._state import Run
 
 FILE = "tnadapt_default.safetensors"
 
@@ -29,16 +32,29 @@ def again(folder, kind="LlamaForCausalLM") -> nn.Module:
     return getattr(transformers, kind).from_pretrained(folder).eval()
 
 
+def expected_keys(folder) -> set[str]:
+    """Return the keys that the plain model writes."""
+    llama().save_pretrained(folder / "plain")
+    return set(load_file(folder / "plain" / "model.safetensors"))
+
+
 @pytest.mark.parametrize(("name", "more"), [("lotr", {}), ("vera", {}), ("lora", {"fold": True})])
 def test_a_saved_folder_has_the_model_and_the_adapter_beside_it(name, more, tmp_path):
     plain = logits(llama())
     model = attached(llama(), name, **more)
     model.save_pretrained(tmp_path)
-    host = again(tmp_path)
+    assert load_file(tmp_path / "model.safetensors").keys() == expected_keys(tmp_path)
+    host, found = transformers.LlamaForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not found["unexpected_keys"]
+    assert not found["missing_keys"]
     close(logits(host), plain, 0.0)
     load(host, tmp_path / FILE)
     close(logits(host), logits(model))
     differs(logits(host), plain)
+
+    model.save_pretrained(tmp_path / "checkpoint-3")  # from which the Trainer resumes
+    held = load_file(tmp_path / "checkpoint-3" / "model.safetensors").keys()
+    assert held > load_file(tmp_path / "model.safetensors").keys()
 
 
 @pytest.mark.parametrize(("make", "kind", "targets"), [(gpt2, "GPT2LMHeadModel", ["c_attn"]), (bert, None, ["query"])])
@@ -72,11 +88,41 @@ def test_two_adapters_give_two_files_and_a_merged_one_none(tmp_path):
     second.merge()
     model.save_pretrained(tmp_path / "one")
     assert sorted(path.name for path in (tmp_path / "one").glob("tnadapt*")) == [FILE]
+    assert load_file(tmp_path / "one" / "model.safetensors").keys() == expected_keys(tmp_path)
     host = again(tmp_path / "one")
     load(host, tmp_path / "one" / FILE)
     close(logits(host), logits(model))
     with pytest.warns(UserWarning, match=r"(?s)'second': its update is in the weights .* Remove the file"):
         model.save_pretrained(tmp_path / "both")
+
+
+@pytest.mark.parametrize("kind", ["whole", "part"])
+def test_the_file_of_an_adapter_that_was_merged_for_good_is_told(kind, tmp_path):
+    model = llama()
+    state = attach(model if kind == "whole" else model.model, families.lora(), target_modules=["q_proj"], rank=2)
+    wake(state)
+    model.save_pretrained(tmp_path)
+    state.merge()
+    state.detach()
+    with pytest.warns(UserWarning, match=r"(?s)'default': its update is in the weights .* Remove the file"):
+        model.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path / "elsewhere")
+    wake(attach(model, families.lora(), target_modules=["v_proj"], rank=2))
+    model.save_pretrained(tmp_path)  # another adapter of this name has replaced the file
+    host = again(tmp_path)
+    load(host, tmp_path / FILE)
+    close(logits(host), logits(model))
+
+
+def test_the_file_of_a_detached_adapter_is_kept(tmp_path):
+    model = attached(llama(), "lora")
+    model.save_pretrained(tmp_path)
+    wanted = logits(model)
+    model.tnadapt_default.detach()
+    model.save_pretrained(tmp_path)
+    host = again(tmp_path)
+    load(host, tmp_path / FILE)
+    close(logits(host), wanted)
 
 
 def test_a_detached_adapter_leaves_the_method_as_it_was(tmp_path):
@@ -129,6 +175,7 @@ def test_what_cannot_be_saved_is_told_and_the_model_is_saved(tmp_path):
     model.model.layers[0].self_attn.q_proj = nn.Linear(16, 16, bias=False)
     with pytest.warns(UserWarning, match=r"(?s)'default': it was not saved: .*q_proj: expected the weight of shape"):
         model.save_pretrained(tmp_path / "odd")
+    assert "tnadapt_default.factors.0.self_attn.q_proj.A" in load_file(tmp_path / "odd" / "model.safetensors")
     again(tmp_path / "odd")
 
 
@@ -169,18 +216,68 @@ def model_sizes(name):
     return {"target_modules": TARGETS, "rank": asked.rank, "alpha": asked.alpha, "seed": 0}
 
 
+class Threaded(nn.Module):
+    """Takes its state dict in this thread and in another one while it is saved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def save_pretrained(self, folder):
+        with ThreadPoolExecutor() as pool:
+            return self.state_dict().keys(), pool.submit(self.state_dict).result().keys()
+
+
+def test_only_the_state_dict_that_is_saved_lacks_the_factors(tmp_path):
+    model = Threaded()
+    state = attach(model, families.lora(), target_modules=["layer"], rank=2)
+    saved, elsewhere = model.save_pretrained(tmp_path)
+    assert set(saved) == set(Threaded().state_dict())
+    assert set(elsewhere) == set(model.state_dict()) > set(saved)
+    load(Threaded(), tmp_path / f"{state.child_name}.safetensors")
+
+
+@dataclass
+class Progress:
+    """What counts the steps, as the TrainerState."""
+
+    global_step: int
+
+
+class QuantLinear(nn.Module):
+    """A quantized layer, whose weight is a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_features = self.out_features = 4
+        self.register_buffer("qweight", torch.ones(4, 4, dtype=torch.int8))
+
+    def forward(self, x):
+        return x @ self.qweight.float()
+
+
+class Norm(nn.BatchNorm1d):
+    """Stores something beside its tensors."""
+
+    def get_extra_state(self):
+        return torch.tensor(3)
+
+    def set_extra_state(self, state):
+        pass
+
+
 class Small(nn.Module):
     """Not a model of transformers, but with a method of that name."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer, self.norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+        self.layer, self.norm, self.packed = nn.Linear(4, 4), Norm(4), QuantLinear()
 
     def forward(self, x):
-        return self.norm(self.layer(x))
+        return self.packed(self.norm(self.layer(x)))
 
     def save_pretrained(self, folder, push_to_hub=False):
-        folder.mkdir()
+        folder.mkdir(parents=True)
         torch.save(self.state_dict(), folder / "model.pt")
 
 
@@ -196,13 +293,33 @@ def test_a_checkpoint_of_what_is_trained_has_what_changes_without_gradients(tmp_
     model = Small()
     state = attach(model, families.lora(), target_modules=["layer"], rank=2)
     model.layer.bias.requires_grad_(True)
-    state.run = tmp_path.resolve()
+    state.run = Run(tmp_path, progress := Progress(global_step=1))
     model.save_pretrained(tmp_path / "checkpoint-1")
     factors = {"tnadapt_default.factors.A", "tnadapt_default.factors.B"}
-    norm = {f"norm.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")}
+    norm = {f"norm.{name}" for name in ("running_mean", "running_var", "num_batches_tracked", "_extra_state")}
     assert load_file(tmp_path / "checkpoint-1" / "model.safetensors").keys() == factors | norm | {"layer.bias"}
-    model.save_pretrained(tmp_path / "other")  # no checkpoint
-    assert "layer.weight" in torch.load(tmp_path / "other" / "model.pt")
+    copied = copy.deepcopy(model)  # is no part of the run
+    copied.save_pretrained(tmp_path / "copied" / "checkpoint-1")
+    for name in ("other", "checkpoint-2"):  # no checkpoint, and none of this step
+        model.save_pretrained(tmp_path / name)
+    progress.global_step = 3
+    model.save_pretrained(tmp_path / "checkpoint-3")
+    assert "layer.weight" not in load_file(tmp_path / "checkpoint-3" / "model.safetensors")
+    progress.global_step = 4
+    del progress  # the Trainer is gone
+    model.save_pretrained(tmp_path / "checkpoint-4")
+    for name in ("copied/checkpoint-1", "other", "checkpoint-2", "checkpoint-4"):
+        assert "layer.weight" in torch.load(tmp_path / name / "model.pt")
+
+
+def test_a_checkpoint_beside_the_config_of_an_earlier_run_is_whole(tmp_path):
+    """With that file, `from_pretrained` would take what is trained for a model, and fill in random weights."""
+    model = attached(llama(), "lora")
+    folder, progress = tmp_path / "checkpoint-2", Progress(global_step=2)
+    model.save_pretrained(folder)
+    model.tnadapt_default.run = Run(tmp_path, progress)
+    model.save_pretrained(folder)
+    close(logits(again(folder)), logits(llama()), 0.0)
 
 
 def test_a_folded_weight_that_is_tied_keeps_the_key_of_its_twin(tmp_path):

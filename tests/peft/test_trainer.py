@@ -8,63 +8,21 @@ import torch
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # warnings from importing PEFT
     from peft import get_peft_model
-    from transformers import Trainer, TrainingArguments
 
-from safetensors.torch import load_file
-
-from tests.peft.models import WORDS, attached, config, llama, logits, wake
-from tnadapt import SiteError, families, step_size
-from tnadapt_torch import attach, load
+from tests.peft.models import llama
+from tests.peft.runs import STEPS, close, losses, model_of, trainer_of, values
+from tnadapt import families, step_size
+from tnadapt_torch import attach
 from tnadapt_torch.peft import TnConfig
-from tnadapt_torch.trainer import CheckpointCallback, LogCallback, NormsCallback
+from tnadapt_torch.trainer import LogCallback, NormsCallback
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of transformers, accelerate and PEFT
-
-STEPS = 4
-TEXTS = [
-    {"input_ids": row, "labels": row}
-    for row in torch.randint(0, WORDS, (24, 6), generator=torch.Generator().manual_seed(0))
-]
 
 
 @pytest.fixture(autouse=True)
 def no_sweep(monkeypatch):
     """Skip the garbage collection of accelerate before each run: it takes a third of a second."""
     monkeypatch.setattr("accelerate.utils.memory.clear_device_cache", lambda garbage_collection=False: None)
-
-
-def model_of(kind, name):
-    """Make an adapted model; return it and the state of its adapter."""
-    if kind == "attach":
-        model = attached(llama(), name)
-        return model, model.tnadapt_default
-    model = get_peft_model(llama(), config(name))
-    state = model.base_model.states()["default"]
-    wake(state)
-    return model, state
-
-
-def trainer_of(model, folder, *, callbacks=None, optimizers=(None, None), **more):
-    usual = {"max_steps": STEPS, "per_device_train_batch_size": 4, "learning_rate": 0.05, "logging_steps": 1}
-    quiet = {"report_to": [], "disable_tqdm": True, "use_cpu": True, "save_strategy": "no"}
-    arguments = TrainingArguments(output_dir=str(folder), **usual | quiet | more)
-    return Trainer(
-        model, arguments, train_dataset=TEXTS, eval_dataset=TEXTS[:8], callbacks=callbacks, optimizers=optimizers
-    )
-
-
-def losses(trainer):
-    return [line["loss"] for line in trainer.state.log_history if "loss" in line]
-
-
-def values(state):
-    return {name: value.detach().clone() for name, value in state.params().items()}
-
-
-def close(found, wanted, tolerance):
-    for name, value in wanted.items():
-        error = (found[name] - value).abs().max().item()
-        assert error <= tolerance * max(value.abs().max().item(), 1e-3), f"{name} is off by {error:.3g}"
 
 
 both = pytest.mark.parametrize("kind", ["attach", "bridge"])
@@ -210,89 +168,12 @@ def test_logs_of_epochs_have_the_norms(tmp_path):
     assert line["tnadapt_default/norm/dW"] == pytest.approx(state.norms()["dW"])
 
 
-# ---------------------------------------------------------------- checkpoints that hold what is trained alone
-
-
-def checkpointed(name, folder, steps=STEPS, **more):
-    model = attached(llama(), name, **more)
-    trainer = trainer_of(
-        model,
-        folder,
-        callbacks=[CheckpointCallback(model.tnadapt_default)],
-        save_strategy="steps",
-        save_steps=2,
-        max_steps=steps,
-    )
-    return model, trainer
-
-
-@pytest.mark.parametrize(("name", "more"), [("lotr", {}), ("vera", {"modules_to_save": ["norm"], "fold": True})])
-def test_a_run_resumes_from_a_checkpoint_of_what_is_trained(name, more, tmp_path):
-    model, whole = checkpointed(name, tmp_path / "run", **more)
-    whole.train()
-    folder = tmp_path / "run" / "checkpoint-2"
-    held = load_file(folder / "model.safetensors")
-    wanted = {f"tnadapt_default.{key}" for key in model.tnadapt_default.state_dict()}
-    assert held.keys() == wanted | ({"model.norm.weight"} if more else set())
-    assert not (folder / "config.json").exists()  # with which from_pretrained would fill in random weights
-
-    again, resumed = checkpointed(name, tmp_path / "other", **more)
-    resumed.train(resume_from_checkpoint=str(folder))
-    assert losses(resumed) == losses(whole)
-    close(values(again.tnadapt_default), values(model.tnadapt_default), 0.0)
-    loaded = llama()
-    load(loaded, tmp_path / "run" / f"checkpoint-{STEPS}" / "tnadapt_default.safetensors")
-    assert (logits(loaded) - logits(model)).abs().max() < 1e-5
-
-
-def test_the_best_of_such_checkpoints_is_loaded_and_later_saves_are_whole(tmp_path):
-    model, _ = model_of("attach", "lotr")
-    steps = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
-    worst = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
-    trainer = trainer_of(model, tmp_path, callbacks=[CheckpointCallback(model.tnadapt_default)], **steps | worst)
+def test_a_second_run_logs_its_own_numbers(tmp_path):
+    model, state = model_of("attach", "lora")
+    callback = LogCallback(state)
+    trainer_of(model, tmp_path, callbacks=[callback], max_steps=6).train()
+    epochs = {"logging_strategy": "epoch", "max_steps": -1, "num_train_epochs": 1}  # of six steps
+    trainer = trainer_of(model, tmp_path, callbacks=[callback], **epochs)
     trainer.train()
-    seen = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line]
-    assert max(seen) != seen[-1], "the last checkpoint is the best, so this test shows nothing"
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(max(seen), rel=1e-6)
-    model.save_pretrained(tmp_path / "checkpoint-9")
-    assert "model.norm.weight" in load_file(tmp_path / "checkpoint-9" / "model.safetensors")
-
-
-def test_a_run_that_fails_leaves_other_folders_whole(tmp_path):
-    model, trainer = checkpointed("lora", tmp_path / "run")
-    model.register_forward_hook(lambda *_: (_ for _ in ()).throw(ValueError("broken")))
-    with pytest.raises(ValueError, match="broken"):
-        trainer.train()
-    model.save_pretrained(tmp_path / "checkpoint-2")
-    assert "model.norm.weight" in load_file(tmp_path / "checkpoint-2" / "model.safetensors")
-
-
-def test_a_merged_adapter_and_another_model_give_whole_checkpoints(tmp_path):
-    model, trainer = checkpointed("lora", tmp_path / "merged", steps=2)
-    wake(second := attach(model, families.vera(), target_modules=["o_proj"], rank=2, adapter_name="second"))
-    second.merge()
-    trainer.train()
-    held = {path.name for path in (tmp_path / "merged" / "checkpoint-2").glob("*.safetensors")}
-    assert held == {"model.safetensors", "tnadapt_default.safetensors"}
-    assert "model.norm.weight" in load_file(tmp_path / "merged" / "checkpoint-2" / "model.safetensors")
-
-    class Plain(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = torch.nn.Linear(6, 6)
-
-        def forward(self, input_ids, labels):
-            return {"loss": (self.layer(input_ids.float()) - labels).square().mean()}
-
-    plain = Plain()
-    state = attach(plain, families.lora(), target_modules=["layer"], rank=2)
-    trainer_of(
-        plain, tmp_path, callbacks=[CheckpointCallback(state)], save_strategy="steps", save_steps=1, max_steps=1
-    ).train()
-    load(Plain(), tmp_path / "checkpoint-1" / "tnadapt_default.safetensors")
-
-
-def test_an_adapter_under_peft_needs_no_such_callback(tmp_path):
-    model, state = model_of("bridge", "lora")
-    with pytest.raises(SiteError, match=r"(?s)CheckpointCallback: expected an adapter that .* leave this callback out"):
-        trainer_of(model, tmp_path, callbacks=[CheckpointCallback(state)], max_steps=1).train()
+    (line,) = [line for line in trainer.state.log_history if "loss" in line]
+    assert line["tnadapt_default/norm/dW"] == pytest.approx(state.norms()["dW"])

@@ -3,13 +3,14 @@
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 __all__: list[str] = []
 
 CARD = "README.md"
 MARK = "<!-- Written by tnadapt, and written anew with the checkpoint. Remove this line to keep your changes. -->"
-HUB_NAME = re.compile(r"[\w.\-]+(/[\w.\-]+)?")  # a path of this machine tells a stranger nothing
+HUB_NAME = re.compile(r"\w([\w.\-]*\w)?(/\w([\w.\-]*\w)?)?", re.ASCII)
 CLASSES = {
     "CAUSAL_LM": "CausalLM",
     "SEQ_2_SEQ_LM": "Seq2SeqLM",
@@ -37,7 +38,7 @@ def card_of(config: Mapping[str, Any], made: Made, ranks: Mapping[str, int], err
         errors: the relative error of the update of each weight.
     """
     base, task = config.get("base_model_name_or_path"), config.get("task_type")
-    known = base if isinstance(base, str) and HUB_NAME.fullmatch(base) else None
+    known = base if isinstance(base, str) and _is_on_hub(base) else None
     low, high, worst = min(ranks.values()), max(ranks.values()), max(errors.values())
     rows = {
         "base model": f"`{known}`" if known else "not named: add it here",
@@ -56,6 +57,12 @@ def card_of(config: Mapping[str, Any], made: Made, ranks: Mapping[str, int], err
         f"| | |\n|---|---|\n{table}\n\n{_usage(known, task)}\n"
         "What this card cannot know: the data, the training, the results and the license. Write them here.\n"
     )
+
+
+def _is_on_hub(base: str) -> bool:
+    """Return whether a base model is named as on a hub. A path of this machine tells a stranger nothing."""
+    is_name = HUB_NAME.fullmatch(base) is not None and ".." not in base and "--" not in base
+    return is_name and not Path(base).exists()  # from_pretrained takes the folder, too
 
 
 def _metadata(base: str | None, task: str | None, made: Made) -> str:

@@ -15,7 +15,7 @@ from tnadapt_torch._host.fold import check_foldable, check_folded, check_unfolda
 from tnadapt_torch._host.hosted import Hosted, HostEntries, Merging, check_parts, host_parts, start_params
 from tnadapt_torch._host.merge import Merged, check_weights
 from tnadapt_torch._host.parallel import flattened, managed, settle_weights
-from tnadapt_torch._host.quantized import check_trainable, count_parameters
+from tnadapt_torch._host.quantized import check_trainable, count_parameters, is_packed_linear
 from tnadapt_torch._host.read import weights_to_fold
 from tnadapt_torch._host.saved import SavedModules, find_tie
 from tnadapt_torch._host.served import Removable, serve, updates_of
@@ -49,6 +49,7 @@ __all__ = [
     "fold_in",
     "host_parts",
     "is_linear",
+    "is_packed_linear",
     "linear_weight",
     "managed",
     "modules_of",

@@ -3,6 +3,8 @@
 Without it, a state dict of a merged model would be loaded as a plain one, and every update would count twice.
 """
 
+import re
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 __all__: list[str] = []
 
 CLOSE = 0.01  # relative; bfloat16 rounds by 0.002
+FACTOR = re.compile(r"tnadapt_(\w+)\.factors\.")
 MERGED, ORIGINAL = "merged", "original_modules"  # keys beside those of the factors, in these two cases only
 
 
@@ -62,6 +65,7 @@ class MarksCheck:
             for key in (f"{weight.owner}.{weight.name}", f"{weight.owner}.parametrizations.{weight.name}.original")
             if key in given
         }
+        _warn_of_others(state, given)
         is_marked, is_merged = f"{state.child_name}.{MERGED}" in given, state.merged is not None
         if weights and is_marked != is_merged:
             self._refuse("with" if is_merged else "without", "merged updates", "unmerge()" if is_merged else "merge()")
@@ -93,6 +97,19 @@ class MarksCheck:
             f"load_state_dict: expected a state dict {wanted} {what} of adapter {self.state.name!r}, "
             f"as this model has now, got one {other} them.\n"
             f"Nothing of this model was loaded. Take both in the same state: inside or outside {how}."
+        )
+
+
+def _warn_of_others(state: "AdapterState", given: Mapping[str, str]) -> None:
+    """Warn if a state dict has factors of adapters that the host does not have, and none of this one."""
+    names = {found[1] for key in given if (found := FACTOR.match(key))}
+    others = sorted(name for name in names if f"tnadapt_{name}" not in state.model._modules)
+    if others and state.name not in names:
+        warnings.warn(
+            f"load_state_dict: expected factors of adapter {state.name!r}, got those of {others[0]!r}, which is not on "
+            f"this model.\nThe factors of {state.name!r} stay as they were. "
+            f"To load the others, attach with adapter_name={others[0]!r}.",
+            stacklevel=3,
         )
 
 

@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from tnadapt_torch._host import (
 )
 from tnadapt_torch._run import Siblings, Stack, Update
 from tnadapt_torch._sharded import reshard
+from tnadapt_torch._state.checkpoint import Run
 from tnadapt_torch._state.factors import Factors, leaf_of, plant, spare, start_of, wide_magnitudes
 from tnadapt_torch._state.fixed import Fixable
 from tnadapt_torch._state.groups import Optimized
@@ -70,7 +70,7 @@ class AdapterState(Optimized, Resizable, Readable, Fixable):
         self.siblings: dict[tuple[str, int], Siblings] = {}  # layers that may read the same x, by parent and width
         self.handles: list[Removable] = []  # what serves the modules of the host
         self.watch: Removable | None = None
-        self.run: Path | None = None  # whose checkpoints hold what is trained alone
+        self.run: Run | None = None  # whose checkpoints hold what is trained alone
         self.is_step_told = False
         self.steps: tuple[Adapter, Mapping[str, StepSize]] | None = None  # sizes of first steps, for logs
         self.weights: dict[str, Weight] = {}
@@ -321,7 +321,7 @@ class AdapterState(Optimized, Resizable, Readable, Fixable):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | self.outside()
+        return self.__dict__ | self.outside() | {"run": None}  # a copy is no part of the run
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]

@@ -41,12 +41,39 @@ def test_a_card_of_an_inexact_lora_of_an_unknown_model():
     assert "PeftModel.from_pretrained(base_model, " in text
 
 
-@pytest.mark.parametrize("base", ["/home/somebody/model", "C:\\model", "a/b/c", "a\nb", ""])
+PATHS = ["/home/somebody/model", "C:\\model", "a/b/c", "a\nb", ""]
+PATHS += [
+    "../model",
+    "./model",
+    "..",
+    ".",
+    "a/..",
+    "a/../b",
+    "~",
+    "~/model",
+    "model/",
+    "a//b",
+    "..\\model",
+    "a\\b",
+    "C:/b",
+]
+PATHS += [".hidden", "a/.hidden", "-model", "model-", "model.", "a--b", "a..b", "mod\u00e9le", "a/b ", "file:b"]
+
+
+@pytest.mark.parametrize("base", PATHS)
 def test_a_path_of_the_machine_is_not_told(base):
     text = card(base_model_name_or_path=base, task_type="CAUSAL_LM")
     assert "base_model:" not in text
     assert "not named: add it here" in text
     assert "AutoPeft" not in text  # which would look for the base model
+
+
+@pytest.mark.parametrize("base", ["gpt2", "some/model", "some-org/Model_1.5-7B-v0.1", "a/b", "_/1"])
+def test_a_name_on_a_hub_is_told_unless_it_is_a_folder_here(base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert f'base_model: "{base}"' in card(base_model_name_or_path=base)
+    (tmp_path / base).mkdir(parents=True)
+    assert "base_model:" not in card(base_model_name_or_path=base)
 
 
 def test_every_task_has_a_class():

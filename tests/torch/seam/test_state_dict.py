@@ -142,3 +142,16 @@ def test_a_pattern_that_plans_rely_on_is_refused_with_other_values(dtype):
     with pytest.raises(FormatError, match=r"^J: expected the pattern of cyclic\(\), which plans rely on, got other"):
         model.load_state_dict(given)
     assert (state.params()["c"] == 1).all()
+
+
+def test_factors_of_an_adapter_of_another_name_are_told():
+    """The Trainer resumes with strict=False: training would begin anew, with the moments of the other factors."""
+    model, _ = host()
+    other = hosts.toy()
+    hosts.adapt(other, "lotr", modules_to_save=HEAD, adapter_name="second")
+    with pytest.warns(UserWarning, match=r"factors of adapter 'second', got those of 'default'(.|\n)*='default'\."):
+        other.load_state_dict(model.state_dict(), strict=False)
+    hosts.adapt(model, "lora", adapter_name="second")
+    other.load_state_dict(model.state_dict(), strict=False)  # has both
+    model.load_state_dict(other.state_dict(), strict=False)  # on which both are
+    other.load_state_dict(hosts.toy().state_dict(), strict=False)

@@ -1,0 +1,67 @@
+"""Models that hold an adapted one, whose own `save_pretrained` would lose the adapter without a word.
+
+They may be there before the attach, and a module does not know what holds it. So the method is wrapped once in the
+class. It does the same as before for a model without an adapter.
+"""
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from types import MethodType
+from typing import Any, ParamSpec
+
+from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
+
+from tnadapt_torch._state.pretrained import PLACE, Saving, is_concerned
+
+__all__: list[str] = []
+
+P = ParamSpec("P")
+OWNERS = {  # module -> the class that defines the method for others
+    "transformers.modeling_utils": "PreTrainedModel",
+    "peft.peft_model": "PeftModel",
+    "huggingface_hub.hub_mixin": "ModelHubMixin",
+    "diffusers.models.modeling_utils": "ModelMixin",
+}
+
+
+def watch_enclosing() -> None:
+    """Wrap the method of each class that is imported by now, and of the others before a model of them holds this one.
+
+    A model can only hold another after its class was imported, by a registration of the other, which torch announces.
+    """
+    _wrap_classes()
+    if not _hooks:
+        _hooks.append(register_module_module_registration_hook(_look))
+
+
+_hooks: list[Any] = []
+_wrapped: dict[str, type] = {}
+
+
+def _look(parent: nn.Module, name: str, child: nn.Module) -> None:
+    if len(_wrapped) < len(OWNERS):
+        _wrap_classes()
+
+
+def _wrap_classes() -> None:
+    for name in OWNERS.keys() - _wrapped.keys():
+        owner = getattr(sys.modules.get(name), OWNERS[name], None)
+        if owner is not None:
+            _wrapped[name] = owner
+            setattr(owner, PLACE, _heeding(vars(owner)[PLACE]))
+
+
+def _heeding(save: Callable[P, Any]) -> Callable[P, Any]:
+    """Return the method, with a `Saving` before it for a module that holds an adapter and has none."""
+
+    @wraps(save)
+    def heeding(*args: P.args, **kwargs: P.kwargs) -> Any:
+        module: Any = args[0]
+        is_known = not isinstance(module, nn.Module) or isinstance(vars(module).get(PLACE), Saving)
+        if is_known or not is_concerned(module):
+            return save(*args, **kwargs)
+        return Saving(module, (), MethodType(save, module))(*args[1:], **kwargs)
+
+    return heeding
