@@ -172,7 +172,7 @@ class Row:
         tensor = self.stack.held.read()
         for axis, place in zip(reversed(self.stack.axes), reversed(self.places), strict=True):
             here = place if place.device == tensor.device else place.to(tensor.device)
-            tensor = tensor.index_select(axis, here).squeeze(axis)
+            tensor = _take(tensor, axis, here).squeeze(axis)
         return tensor
 
     def __eq__(self, other: object) -> bool:
@@ -184,6 +184,38 @@ class Row:
     def follow(self) -> None:
         """Move the tensors of the place to the device of the factor."""
         self.places = self.stack.places(self.index)
+
+
+@torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]  # where Dynamo looks inside, it warns of itself
+def _take(tensor: Tensor, axis: int, place: Tensor) -> Tensor:
+    """Return the row of a stack at a place that is a tensor, for compiled code."""
+    if torch.is_grad_enabled() and tensor.requires_grad:
+        return cast("Tensor", _Taken.apply(tensor, axis, place))  # type: ignore[no-untyped-call]
+    return tensor.index_select(axis, place)
+
+
+class _Taken(torch.autograd.Function):
+    """A row with a gradient of its own.
+
+    `index_select` alone has a gradient that adds to zeros at an index. Where that gradient is a transposed product and
+    there are two threads or more, the inductor of torch 2.13 counts the place in a tile of 16 x 16 twice, and writes
+    beyond the array: wrong gradients, or a crash. Here zeros stand beside the row, which is no addition.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, axis: int, place: Tensor) -> Tensor:
+        """Return the row, whose axis has length 1."""
+        ctx.axis, ctx.shape = axis, tensor.shape
+        ctx.save_for_backward(place)
+        return tensor.index_select(axis, place)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient of the stack: that of the row at its place, and 0 elsewhere."""
+        (place,) = ctx.saved_tensors
+        shape = [-1] + [1] * (len(ctx.shape) - ctx.axis - 1)
+        rows = torch.arange(ctx.shape[ctx.axis], device=place.device).reshape(shape)
+        return torch.where(rows == place, gradients[0], 0), None, None
 
 
 class Joining(Protocol):
