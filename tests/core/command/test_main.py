@@ -314,14 +314,6 @@ def test_a_closed_pipe_of_errors_ends_quietly_too(monkeypatch):
         assert main(("show", "lora", "--sites", "gpt3")) == 141
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
-def test_a_full_disk_is_one_line(monkeypatch, capsys):
-    with Path("/dev/full").open("w") as full:
-        monkeypatch.setattr(sys, "stdout", full)
-        assert main(("list",)) == 2
-    assert capsys.readouterr().err == "tnadapt: [Errno 28] No space left on device\n"
-
-
 def test_no_arguments_print_help_with_examples(run):
     status, out, err = run()
     assert (status, err) == (0, "")
