@@ -223,6 +223,8 @@ WRONG = [
     (("show", "lora", *GPT2, "--target-modules", "foo"), "got 'foo', which matches none"),
     (("compare", *GPT2), "the following arguments are required"),
     (("draw", "lora", "-o", "nowhere/x.svg"), "nowhere/x.svg: expected a writable path, got error 'No such file"),
+    (("draw", "lora", "-o", "x" * 300), "got error 'File name too long'. Choose a shorter name. Nothing was written."),
+    (("draw", "lora", "-o", "/dev/full"), "/dev/full: expected the path of a file, got that of a device."),
     (("draw", "lora", "-o", "."), ".: expected the path of a file, got that of a folder."),
     (("show", "lines.py:x", *GPT2), "lines.py: ValueError: one two"),
     (("compare", "lora", *GPT2, "--budget", "9"), "not allowed with argument"),

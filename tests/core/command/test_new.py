@@ -1,5 +1,6 @@
 """The folder of a new adapter: its test passes, finds what is out of date, and nothing is ever overwritten."""
 
+import errno
 import os
 import runpy
 import subprocess
@@ -12,6 +13,7 @@ from tests.thorough import left_to_laws
 from tnadapt import AdapterSpec
 from tnadapt._command.arguments import spec_named
 from tnadapt._command.main import main
+from tnadapt._command.new import name_of
 from tnadapt.testing import LAWS
 
 FILES = ["README.md", "my_adapter.py", "my_adapter.svg", "test_my_adapter.py"]
@@ -100,6 +102,45 @@ def test_what_is_no_name_is_refused(name, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["new", name])
     assert "expected a name of letters, digits and _" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["con", "NUL", "Aux", "prn", "com1", "LPT9", "a" * 101, "a" * 300])
+def test_a_name_that_some_system_refuses_is_refused_everywhere(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        main(["new", name])
+    rule = f"of at most 100 letters, got {len(name)}; choose a shorter name;"
+    if len(name) < 100:
+        rule = f"that any system takes, got {name!r}, which Windows reserves; choose another name;"
+    error = capsys.readouterr().err
+    assert error == f"tnadapt: argument NAME: expected a name {rule} see tnadapt new --help\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["console", "aux_", "com", "com10", "nul1", "a" * 100])
+def test_a_name_that_is_only_like_a_reserved_one_is_taken(name):
+    assert name_of(name) == name
+
+
+def test_a_full_disk_and_a_folder_that_is_gone_are_one_line(tmp_path, monkeypatch, capsys):
+    def stop(number):
+        raise OSError(errno.ENOSPC, "full")
+
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", stop)
+        assert main(["new", "my_adapter"]) == 2
+    told = "tnadapt: my_adapter: expected a writable path, got error"
+    assert capsys.readouterr().err.startswith(f"{told} 'No space left on device'. Make room on the disk, or write")
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(["new", "my_adapter"]) == 2
+    assert capsys.readouterr().err == (
+        f"{told} 'No such file or directory'. Create its folder first. Nothing was written.\n"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
