@@ -101,8 +101,9 @@ ROW
 
 1. Change the table in `NAME.py`, and the words of `UPDATE` and `SOURCE` above it. A mistake is an error that lists all
    that is wrong.
-2. Run `python -m pytest NAME`. It tests the laws that every adapter must keep, and shows the smallest model that breaks
-   one. It also says what to do if the row above or the picture is no longer that of the table.
+2. Install what the test needs: `pip install "tnadapt[testing]" pytest`. Then run `python -m pytest NAME`. It tests the
+   laws that every adapter must keep, and shows the smallest model that breaks one. It also says what to do if the row
+   above or the picture is no longer that of the table.
 3. `tnadapt show NAME/NAME.py:spec --sites roberta-base` prints counts, ranks, costs and the diagram.
    `tnadapt compare NAME/NAME.py:spec lora lotr --sites roberta-base` compares it with others.
 4. Train it: `tnadapt_torch.attach(model, spec, target_modules=[...], rank=8)`, or `spec.bind(...)` in JAX.

@@ -1,10 +1,14 @@
 """The folder of a new adapter: its test passes, finds what is out of date, and nothing is ever overwritten."""
 
+import ast
 import errno
 import os
+import re
 import runpy
+import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -63,6 +67,30 @@ def test_the_new_test_passes(tests_of):
     assert laws.args == ("law", LAWS)
     for law in LAWS:
         made["test_a_law_holds"](law)
+
+
+def imported_by(*files):
+    """Return the first part of the name of each module that these files import."""
+    names = set()
+    for node in (node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+def test_the_readme_installs_what_the_test_imports_and_no_more(folder):
+    (command,) = re.findall(r"`pip install ([^`]+)`", (folder / "README.md").read_text(encoding="utf-8"))
+    package, *others = shlex.split(command)
+    assert package == "tnadapt[testing]"
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    brought, more = (
+        {re.split(r"[<>=\[]", one)[0] for one in some}
+        for some in (declared["dependencies"], declared["optional-dependencies"]["testing"])
+    )
+    needed = imported_by(folder / "test_my_adapter.py", *(ROOT / "tnadapt" / "testing").glob("*.py"))
+    assert needed - brought - {"tnadapt", "my_adapter"} - sys.stdlib_module_names == {*more, *others}
 
 
 def test_the_row_has_the_columns_of_its_head_and_the_counts(folder):

@@ -340,7 +340,7 @@ def test_a_file_that_does_not_fit_leaves_the_earlier_ones(limit, tmp_path):
     (tmp_path / "a").write_bytes(b"old")
     save_as_lora(ADAPTER, PARAMS, tmp_path / "lora")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    limit(500)  # above the config of the checkpoint, below its tensors
+    limit(500)
     for name, write in (("a", save), ("new", save), ("lora", save_as_lora), ("other", save_as_lora)):
         with pytest.raises(FormatError, match=rf"{name}: expected a writable path, got error '.*large.*\.\n.*Nothing"):
             write(ADAPTER, PARAMS, tmp_path / name)
