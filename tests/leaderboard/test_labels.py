@@ -72,11 +72,11 @@ def test_a_point_alone_has_its_name_on_the_right_and_no_line(placed):
 
 
 def test_a_name_lies_over_no_point_and_avoids_the_error_bar_of_another(placed):
-    for above in (0.0, 0.3):
+    for above in (0.0, -0.27):
         points = [(5, 5), (5.5, 5 + above)]
         axes = placed(points)
         for x, y in axes.transData.transform(points):
-            assert not any(box.padded(3).contains(x, y) for box in boxes_of(axes).values())
+            assert not any(box.padded(4).contains(x, y) for box in boxes_of(axes).values())
     x = axes.transData.transform((5, 5))[0]
     assert boxes_of(placed([(5, 5), (5.8, 2)]))["method 0"].x0 > x
     assert boxes_of(placed([(5, 5), (5.8, 2)], [0.0, 4.0]))["method 0"].x1 < x
