@@ -1,7 +1,8 @@
 """Imports of optional packages: where one is missing, a single error names the command that installs it."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from traceback import walk_tb
 
 from tnadapt._errors import ExtraError
 
@@ -26,13 +27,30 @@ def extra(name: str, where: str) -> Iterator[None]:
         where: the module or the command that imports; it begins the message.
 
     Raises:
-        ExtraError: for a module of this extra that is not installed. Other errors pass unchanged.
+        ExtraError: for a module of this extra that is not installed, or for one that these modules import. Other
+            errors pass unchanged.
     """
     try:
         yield
     except ModuleNotFoundError as error:
-        module = (error.name or "").partition(".")[0]
-        if isinstance(error, ExtraError) or module not in MODULES[name]:
+        module = _missing(error, MODULES[name])
+        if isinstance(error, ExtraError) or not module:
             raise
         text = f'{where}: expected {module} to be installed, got no such module. Run: pip install "tnadapt[{name}]"'
         raise ExtraError(text, name=module) from None
+
+
+def _missing(error: BaseException, modules: Collection[str]) -> str:
+    """Return the missing module if it is one of these, or if one of these imported it; otherwise an empty text.
+
+    A package may name what it misses only in the error that its own was raised for: jax without jaxlib does.
+    """
+    chain: list[BaseException] = [error]
+    while not getattr(chain[-1], "name", None):
+        before = chain[-1].__cause__ or chain[-1].__context__
+        if before is None:
+            return ""
+        chain.append(before)
+    missing: str = getattr(chain[-1], "name", "").partition(".")[0]
+    importing = (frame.f_globals.get("__name__", "") for one in chain for frame, _ in walk_tb(one.__traceback__))
+    return missing if any(name.partition(".")[0] in modules for name in (missing, *importing)) else ""

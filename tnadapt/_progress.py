@@ -1,52 +1,69 @@
-"""One progress bar for work that takes long, on a terminal alone. Everything that shows one calls `watched`."""
+"""One line at a time on standard error that says how far work is, on a terminal alone; `watched` shows a bar there."""
 
 import os
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
-__all__ = ["watched"]
+__all__ = ["is_terminal", "reserved", "watched"]
 
 T = TypeVar("T")
 DELAY = 1.0  # seconds before a bar appears, so that fast work shows none
 RANKS = ("RANK", "LOCAL_RANK")  # how launchers of several processes number them
 
-_running = 0  # loops that are watched now: one in another shows no bar of its own
+DUMB = ("dumb", "unknown")  # terminals that cannot erase a line
+OFF = ("", "0", "false")  # values of CI, or of a rank, with which a line is shown
+
+_reserved = 0  # blocks that hold the line now: the first shows it
 
 
 @contextmanager
 def watched(items: Collection[T], what: str) -> Iterator[Iterable[T]]:
     """Give items to a `with` block, whose iteration shows a bar on standard error once it has taken a second.
 
-    Off a terminal, where CI is set, and on all processes but the first, they are the items themselves, so that nothing
-    is imported and a step costs nothing. However the block ends, the bar is gone after it.
+    Where no line may be shown (see `reserved`), they are the items themselves, so that nothing is imported and a step
+    costs nothing. However the block ends, the bar is gone after it.
 
     Args:
         items: what is worked on, one after another.
         what: what is done, such as "merge".
     """
-    global _running  # noqa: PLW0603  (one terminal, one bar)
-    if len(items) <= 1 or _running or not _is_shown():
+    if len(items) <= 1:
         yield items
         return
-    bars = ExitStack()
-    _running += 1
+    with reserved() as is_shown, ExitStack() as bars:
+        yield _shown(items, what, bars) if is_shown else items
+
+
+@contextmanager
+def reserved() -> Iterator[bool]:
+    """Reserve standard error for a line that is erased later, and give whether a `with` block may show one.
+
+    It may on a terminal that can erase a line, and if no block around it has reserved it. It may not where CI is set,
+    or on a process of several that is not the first.
+    """
+    global _reserved  # noqa: PLW0603  (one terminal, one line)
+    is_free = not _reserved
+    _reserved += 1
     try:
-        with bars:
-            yield _shown(items, what, bars)
+        yield is_free and _can_erase()
     finally:
-        _running -= 1
+        _reserved -= 1
 
 
-def _is_shown() -> bool:
+def is_terminal(stream: Any) -> bool:
+    """Return whether a stream is a terminal: no file, no stream that only writes, no closed one, and not None."""
     try:
-        is_terminal = sys.stderr.isatty()
-    except (AttributeError, ValueError):  # none, a stream that only writes, or a closed one
-        is_terminal = False
-    is_first = all(os.environ.get(name, "0") == "0" for name in RANKS)
-    return is_terminal and is_first and not os.environ.get("CI") and os.environ.get("TERM") != "dumb"
+        return bool(stream.isatty()) and not getattr(stream, "closed", False)
+    except (AttributeError, ValueError):
+        return False
+
+
+def _can_erase() -> bool:
+    is_quiet = any(os.environ.get(name, "").lower() not in OFF for name in ("CI", *RANKS))
+    return is_terminal(sys.stderr) and not is_quiet and os.environ.get("TERM", "").lower() not in DUMB
 
 
 def _shown(items: Collection[T], what: str, bars: ExitStack) -> Iterator[T]:
@@ -57,7 +74,7 @@ def _shown(items: Collection[T], what: str, bars: ExitStack) -> Iterator[T]:
             from rich.console import Console  # noqa: PLC0415  (a tenth of a second; most work is faster)
             from rich.progress import Progress  # noqa: PLC0415
 
-            bar = bars.enter_context(Progress(console=Console(stderr=True), transient=True))
+            bar = bars.enter_context(Progress(console=Console(stderr=True, force_terminal=True), transient=True))
             bar.add_task(what, total=len(items))
         if bar is not None:
             bar.update(bar.task_ids[0], completed=number)

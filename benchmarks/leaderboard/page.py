@@ -2,17 +2,23 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+from labels import Label, place_labels
 from matplotlib.figure import Figure
 from records import Record, RecordError, replacing
 
 __all__ = ["write_page"]
 
 mpl.use("Agg")
+KINDS: dict[str, tuple[Callable[[str], bool], str, str]] = {  # of methods: which names, and how they are drawn
+    "PEFT": (lambda method: method.startswith("PEFT"), "s", "#444444"),
+    "unit, balanced rates": (lambda method: method.endswith("unit"), "o", "#1f5f9e"),
+    "paper's scale, one rate": (lambda method: True, "^", "#b3450f"),
+}
 MARK = "<!-- drawn by benchmarks/leaderboard; do not edit -->"
 
 
@@ -159,15 +165,21 @@ def _draw_rates(task: str, searched: Sequence[Record], path: Path) -> bool:
 
 
 def _draw_pareto(task: str, final: Sequence[Record], path: Path) -> None:
-    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8.5, 5.5), layout="constrained")
+    labels: dict[str, list[Label]] = {kind: [] for kind in KINDS}
     for method, runs in _by_method(final).items():
+        kind = next(kind for kind, (is_one, _, _) in KINDS.items() if is_one(method))
         tests = [100 * one.test for one in runs if one.test is not None]
-        marker = "s" if method.startswith("PEFT") else "o" if method.endswith("unit") else "^"
-        axis.errorbar(runs[0].numbers, statistics.mean(tests), yerr=_error(tests), marker=marker, ms=5, capsize=2)
-        axis.annotate(
-            method, (runs[0].numbers, statistics.mean(tests)), fontsize=6, xytext=(3, 3), textcoords="offset points"
-        )
-    axis.set(xscale="log", xlabel="trained numbers", ylabel="test (%)", title=task)
+        labels[kind].append(Label(method, runs[0].numbers, statistics.mean(tests), _error(tests), KINDS[kind][2]))
+    for kind, some in labels.items():
+        x, y, error = ([getattr(one, name) for one in some] for name in ("x", "y", "error"))
+        _, marker, color = KINDS[kind]
+        if some:
+            axes.errorbar(x, y, yerr=error, fmt=marker, color=color, ms=5, capsize=2, elinewidth=0.8, label=kind)
+    axes.set(xscale="log", xlabel="trained numbers", ylabel="test (%)", title=task)
+    axes.margins(x=0.15)  # for the names of the first and the last
+    figure.legend(loc="outside lower center", ncols=len(KINDS), fontsize=8)
+    place_labels(axes, [one for some in labels.values() for one in some])
     _save(figure, path)
 
 

@@ -34,10 +34,21 @@ def test_the_quickstart_trains_saves_and_merges(tmp_path, monkeypatch, capsys):
     loss = torch.nn.functional.mse_loss(room["model"](room["x"]), room["y"])
     assert loss < 0.5 * room["y"].square().mean()  # the loss of the prediction 0
     assert (tmp_path / "lotr.safetensors").exists()
-    assert "trainable params: 1,152" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "trainable params: 1,152" in out
+    first, last = losses_in(out)
+    assert first > 2 * last
+    assert abs(last - loss.item()) < 0.25 * last
 
 
-def test_the_quickstart_in_jax_trains_and_saves_a_file_that_torch_reads(tmp_path, monkeypatch):
+def losses_in(out):
+    """Return the first and the last loss that a quickstart prints."""
+    steps, losses = zip(*re.findall(r"^step (\d+): loss ([\d.]+)$", out, flags=re.MULTILINE), strict=True)
+    assert steps == ("0", "199")
+    return map(float, losses)
+
+
+def test_the_quickstart_in_jax_trains_and_saves_a_file_that_torch_reads(tmp_path, monkeypatch, capsys):
     torch, _ = pytest.importorskip("torch"), pytest.importorskip("jax")
     import numpy as np
 
@@ -47,6 +58,9 @@ def test_the_quickstart_in_jax_trains_and_saves_a_file_that_torch_reads(tmp_path
     room = {}
     exec(JAX, room)
     assert room["value"] < 0.25 * (room["y"] ** 2).mean()
+    first, last = losses_in(capsys.readouterr().out)
+    assert first > 4 * last
+    assert abs(last - room["value"]) <= 0.005
     model = torch.nn.ModuleDict({name: torch.nn.Linear(64, 64, bias=False) for name in room["weights"]})
     for name, weight in room["weights"].items():
         model[name].weight.data = torch.tensor(np.asarray(weight)).T

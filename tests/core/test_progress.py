@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from tnadapt import _progress, families, grid, init, save_as_lora
-from tnadapt._progress import watched
+from tnadapt._command.progress import Line
+from tnadapt._progress import reserved, watched
 
 
 class Terminal(io.StringIO):
@@ -18,7 +19,7 @@ class Terminal(io.StringIO):
 @pytest.fixture
 def connect(monkeypatch):
     """Return a function that makes standard error a terminal: in the test, since pytest puts its own there first."""
-    for name in ("CI", "RANK", "LOCAL_RANK", "NO_COLOR"):
+    for name in ("CI", "RANK", "LOCAL_RANK", "NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(_progress, "DELAY", 0.0)
@@ -50,24 +51,73 @@ def test_fast_work_shows_none(connect, monkeypatch):
     assert terminal.getvalue() == ""
 
 
-@pytest.mark.parametrize(("name", "value"), [("CI", "true"), ("TERM", "dumb"), ("RANK", "1"), ("LOCAL_RANK", "3")])
-def test_it_is_off_in_ci_and_on_other_processes(name, value, connect, monkeypatch):
-    connect()
+class Writer:
+    def write(self, text):
+        return len(text)
+
+
+def closed():
+    stream = Terminal()
+    stream.close()
+    return stream
+
+
+SURROUNDINGS = [  # a variable and its value, and whether a line is shown on a terminal
+    ("CI", "true", False),
+    ("CI", "1", False),
+    ("CI", "false", True),
+    ("CI", "", True),
+    ("TERM", "dumb", False),
+    ("TERM", "unknown", False),
+    ("TERM", "xterm-256color", True),
+    ("RANK", "1", False),
+    ("RANK", "0", True),
+    ("LOCAL_RANK", "3", False),
+    ("FORCE_COLOR", "", True),
+    ("FORCE_COLOR", "1", True),
+]
+
+
+def assert_all_show(shown):
+    """Assert that what reserves a line, what watches a loop and the line of the command give one answer."""
+    with reserved() as found:
+        assert found == shown
     items = [1, 2]
     with watched(items, "merge") as found:
-        assert found is not items
+        assert (found is not items) == shown
+        assert list(found) == items
+    assert not shown or "merge" in sys.stderr.getvalue()
+    with Line("binding"):
+        pass
+    assert not shown or "binding" in sys.stderr.getvalue()
+
+
+@pytest.mark.parametrize(("name", "value", "shown"), SURROUNDINGS)
+def test_one_answer_holds_for_all_lines_on_a_terminal(name, value, shown, connect, monkeypatch):
+    terminal = connect()
     monkeypatch.setenv(name, value)
-    with watched(items, "merge") as found:
-        assert found is items
+    assert_all_show(shown)
+    assert bool(terminal.getvalue()) == shown
 
 
-@pytest.mark.parametrize("stream", [io.StringIO(), None])
-def test_it_is_off_without_a_terminal(stream, connect, monkeypatch):
+@pytest.mark.parametrize("make", [io.StringIO, lambda: None, Writer, closed], ids=["file", "none", "writer", "closed"])
+def test_one_answer_holds_for_all_lines_off_a_terminal(make, connect, monkeypatch):
     connect()
-    monkeypatch.setattr(sys, "stderr", stream)
-    items = [1, 2]
-    with watched(items, "merge") as found:
-        assert found is items
+    monkeypatch.setattr(sys, "stderr", make())
+    monkeypatch.setenv("FORCE_COLOR", "1")  # colours in a log are asked for, but no line that is erased
+    assert_all_show(False)
+    assert not isinstance(sys.stderr, io.StringIO) or sys.stderr.closed or sys.stderr.getvalue() == ""
+
+
+def test_a_loop_in_a_computation_of_the_command_shows_no_bar_of_its_own(connect):
+    terminal = connect()
+    with Line("binding") as line:
+        assert work([1, 2], "inner") == [1, 2]
+        with line.hidden():
+            assert work([1, 2], "inner") == [1, 2]
+    assert "inner" not in terminal.getvalue()
+    work([1, 2], "after")
+    assert "after" in terminal.getvalue()
 
 
 def test_a_single_item_shows_none(connect):
@@ -110,15 +160,3 @@ def test_decompositions_and_exports_show_it(connect, tmp_path):
     assert "starting values" in terminal.getvalue()
     save_as_lora(adapter, params, tmp_path / "lora")
     assert "export as LoRA" in terminal.getvalue()
-
-
-def test_work_goes_on_beside_a_stream_that_only_writes_or_is_closed(connect):
-    class Writer:
-        def write(self, text):
-            return len(text)
-
-    closed = io.StringIO()
-    closed.close()
-    for stream in (Writer(), closed):
-        connect(stream)
-        assert work([1, 2]) == [1, 2]

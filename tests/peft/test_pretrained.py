@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests.peft.models import TARGETS, attached, bert, close, config, differs, gpt2, llama, logits, wake
-from tnadapt import families
+from tnadapt import FormatError, families
 from tnadapt_torch import attach, load
 from tnadapt_torch._state import Run
 
@@ -342,3 +342,14 @@ def test_a_second_adapter_of_one_name_does_not_replace_the_file_of_the_first(tmp
     kept = load_file(tmp_path / FILE)
     assert kept.keys() == load_file(first.save(tmp_path / "alone.safetensors") or tmp_path / "alone.safetensors").keys()
     assert all(torch.equal(kept[key], value) for key, value in load_file(tmp_path / "alone.safetensors").items())
+
+
+def test_a_full_disk_is_an_error_and_no_warning(tmp_path, monkeypatch):
+    def stop(number):
+        raise OSError("disk full")
+
+    model = attached(llama(), "lora")
+    monkeypatch.setattr("os.fsync", stop)
+    with pytest.raises(FormatError, match=r"default\.safetensors: expected a writable path, got error 'disk full'"):
+        model.save_pretrained(tmp_path)
+    assert not (tmp_path / FILE).exists()

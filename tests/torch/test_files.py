@@ -175,8 +175,9 @@ def test_a_second_save_replaces_the_file_and_a_failed_save_keeps_it(file, monkey
 
     hosts.wake(state, seed=51)
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(FormatError, match="expected a writable path, got error 'disk full'") as caught:
         state.save(file)
+    assert isinstance(caught.value.__cause__, OSError)
     assert file.read_bytes() == second
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 

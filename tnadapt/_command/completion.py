@@ -1,11 +1,11 @@
 """The command `tnadapt completion`: print the script with which a shell completes the words of this command."""
 
 import argparse
-import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from tnadapt import families
+from tnadapt._command.streams import written
 from tnadapt._extras import extra
 from tnadapt._hosts import CONFIGS
 
@@ -33,5 +33,6 @@ def print_script(make: Callable[[Suggestions], argparse.ArgumentParser], shell: 
     with extra("completion", "tnadapt completion"):
         from shtab import FILE, complete  # noqa: PLC0415  (an extra)
     parser = make(Suggestions(families.__all__, CONFIGS, FILE))
-    sys.stdout.write(complete(parser, shell=shell) + "\n")
+    with written():
+        print(complete(parser, shell=shell))
     return 0

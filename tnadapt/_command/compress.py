@@ -11,8 +11,7 @@ from tnadapt._command.options import RANK
 from tnadapt._command.progress import Line
 from tnadapt._command.terminal import output, print_json, print_lines, print_table
 from tnadapt._compression import Compression, Sweep, compress, low_rank_updates
-from tnadapt._errors import FormatError
-from tnadapt._files import TENSORS, Checkpoint, read_checkpoint, read_peft, save
+from tnadapt._files import TENSORS, Checkpoint, check_target, read_checkpoint, read_peft, save
 from tnadapt._language import Adapter, count
 
 __all__: list[str] = []
@@ -21,11 +20,7 @@ __all__: list[str] = []
 def compress_checkpoint(options: argparse.Namespace) -> int:
     """Read an adapter, compress it, write the result and print a summary. Write nothing if any step fails."""
     path: Path = options.output
-    if not path.parent.is_dir() or path.is_dir():
-        what, todo = "a folder", "Name a file in it."
-        if not path.is_dir():
-            what, todo = "a file in a folder that does not exist", f"Create the folder {path.parent} first."
-        raise FormatError(f"{path}: expected the path of the file to write, got {what}.\n{todo}")
+    check_target(path)
     rank: Rank | None = options.rank
     if rank is None and options.to.free_bonds:
         rank = RANK

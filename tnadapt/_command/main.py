@@ -4,7 +4,6 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
@@ -16,9 +15,10 @@ from tnadapt._command.compress import compress_checkpoint
 from tnadapt._command.new import make_adapter
 from tnadapt._command.options import FAULT, MODEL, RANK, make_parser
 from tnadapt._command.progress import Line
+from tnadapt._command.streams import drop, flush, opened
 from tnadapt._command.terminal import UNLIMITED, output, plain, print_diagram, print_json, print_lines, print_table
 from tnadapt._diagram import WIDTH, draw
-from tnadapt._errors import FormatError, LawError, SiteError, TnadaptError
+from tnadapt._errors import LawError, SiteError, TnadaptError
 from tnadapt._files import write_atomically
 from tnadapt._hosts import CONFIGS, Host, Site, find_host
 from tnadapt._language import Adapter, AdapterSpec, Network, count
@@ -36,19 +36,19 @@ LABEL = 7  # columns of "holds" before the statement of a law
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status. Without `arguments`, use those of the process."""
-    try:
+    with opened():
         try:
-            return _run(arguments)
-        finally:
-            sys.stdout.flush()  # here, where a closed pipe can be answered
-    except BrokenPipeError:
-        _let_go()
-        return CLOSED
-    except OSError as error:  # the disk is full
-        _let_go()
-        return _fail(error, FAULT)
-    except KeyboardInterrupt:
-        return INTERRUPTED
+            try:
+                return _run(arguments)
+            finally:
+                flush()  # here, where a closed pipe can be answered
+        except BrokenPipeError:
+            drop(sys.stdout)
+            return CLOSED
+        except TnadaptError as error:  # the disk is full
+            return _fail(error, FAULT)
+        except KeyboardInterrupt:
+            return INTERRUPTED
 
 
 def _run(arguments: Sequence[str] | None) -> int:
@@ -66,23 +66,19 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _fail(error: Exception, status: int) -> int:
-    print(plain(f"tnadapt: {' '.join(str(error).split())}", sys.stderr.encoding), file=sys.stderr)
+    """Print an error as one line, and return the exit status. Where standard error is full, the status is all."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:  # without the number, and with the path first
+        where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        text = f"{where}expected a path that can be used, got error {error.strerror!r}. Check the path."
+    told = plain(f"tnadapt: {' '.join(text.split())}", getattr(sys.stderr, "encoding", None))
+    try:
+        print(told, file=sys.stderr)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        drop(sys.stderr)
     return status
-
-
-def _let_go() -> None:
-    """Drop what is left to write, so that the interpreter does not try again at its end."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        is_broken = stream is sys.stdout  # a large write that failed leaves nothing to flush
-        try:
-            stream.flush()
-        except OSError:
-            is_broken = True
-        if is_broken:
-            with suppress(OSError):  # a stream of Python alone
-                os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
 
 
 def _show(options: argparse.Namespace) -> int:
@@ -189,10 +185,7 @@ def _draw(options: argparse.Namespace) -> int:
     if options.output is None:
         print_diagram(console, str(diagram))
     else:
-        try:
-            write_atomically(options.output, diagram.svg().encode())
-        except OSError as error:
-            raise FormatError(f"{options.output}: expected a writable path, got error {error.strerror!r}.") from None
+        write_atomically(options.output, diagram.svg().encode())
         print_lines(console, str(options.output))
     return 0
 

@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import keyword
+import os
 import runpy
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from tnadapt._structure import rank_bound
 __all__: list[str] = []
 
 RANK = 8  # that of the template for the test, too
+LONGEST = 100  # letters of a name, which that of the test and those of caches are longer than; a system takes 255
+WINDOWS = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(10))}
 MODELS = ("roberta-base", "llama-2-7b")
 
 SPEC = '''\
@@ -98,8 +101,9 @@ ROW
 
 1. Change the table in `NAME.py`, and the words of `UPDATE` and `SOURCE` above it. A mistake is an error that lists all
    that is wrong.
-2. Run `python -m pytest NAME`. It tests the laws that every adapter must keep, and shows the smallest model that breaks
-   one. It also says what to do if the row above or the picture is no longer that of the table.
+2. Install what the test needs: `pip install "tnadapt[testing]" pytest`. Then run `python -m pytest NAME`. It tests the
+   laws that every adapter must keep, and shows the smallest model that breaks one. It also says what to do if the row
+   above or the picture is no longer that of the table.
 3. `tnadapt show NAME/NAME.py:spec --sites roberta-base` prints counts, ranks, costs and the diagram.
    `tnadapt compare NAME/NAME.py:spec lora lotr --sites roberta-base` compares it with others.
 4. Train it: `tnadapt_torch.attach(model, spec, target_modules=[...], rank=8)`, or `spec.bind(...)` in JAX.
@@ -117,9 +121,17 @@ def add_name(parser: argparse.ArgumentParser) -> None:
 
 
 def name_of(text: str) -> str:
-    """Return a name that a module and a folder can have."""
+    """Return a name that a module and a folder can have, on every system."""
     if not (text.isascii() and text.isidentifier()) or keyword.iskeyword(text) or text.startswith("_"):
         raise argparse.ArgumentTypeError(f"expected a name of letters, digits and _, as in my_adapter, got {text!r}")
+    if len(text) > LONGEST:
+        raise argparse.ArgumentTypeError(
+            f"expected a name of at most {LONGEST} letters, got {len(text)}; choose a shorter name"
+        )
+    if text.lower() in WINDOWS:
+        raise argparse.ArgumentTypeError(
+            f"expected a name that any system takes, got {text!r}, which Windows reserves; choose another name"
+        )
     return text
 
 
@@ -127,7 +139,7 @@ def make_adapter(options: argparse.Namespace) -> int:
     """Write the folder of a new adapter, or nothing. A folder or a file that exists is left as it is."""
     name: str = options.name
     folder = Path(name)
-    if folder.exists() or folder.is_symlink():
+    if os.path.lexists(folder):
         raise FormatError(f"{name}: expected a name that no file or folder has here, got one.\nChoose another name.")
     if importlib.util.find_spec(name) is not None:
         raise FormatError(

@@ -1,8 +1,7 @@
 """A line on standard error that says what is computed. It is shown on a terminal only, and erased at the end."""
 
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Self
 
 from rich.console import Console
@@ -10,6 +9,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Te
 from rich.table import Column
 
 from tnadapt._command.terminal import is_ascii_only
+from tnadapt._progress import reserved
 
 __all__: list[str] = []
 
@@ -21,24 +21,27 @@ class Line:
 
     def __init__(self, first: str, *, bar: bool = False) -> None:
         """Prepare the line with its first text, and with a bar if the amount of work is known."""
-        console = Console(stderr=True)
-        self._is_shown = sys.stderr.isatty() and not console.is_dumb_terminal
+        console = Console(stderr=True, force_terminal=True)  # it is shown on no other stream
         self._room = max(console.width - (BESIDE_BAR if bar else BESIDE), 1)
         text = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True))
-        columns: list[ProgressColumn] = [SpinnerColumn("line" if is_ascii_only(sys.stderr.encoding) else "dots"), text]
+        columns: list[ProgressColumn] = [SpinnerColumn("line" if is_ascii_only(console.encoding) else "dots"), text]
         if bar:
             columns += [BarColumn(), TimeElapsedColumn()]
         self._progress = Progress(*columns, console=console, transient=True, redirect_stdout=False)
         self._task = self._progress.add_task(first[: self._room], total=None)
+        self._is_shown = False
+        self._held = ExitStack()
 
     def __enter__(self) -> Self:
+        self._is_shown = self._held.enter_context(reserved())
         if self._is_shown:
             self._progress.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._is_shown:
-            self._progress.stop()
+        with self._held:
+            if self._is_shown:
+                self._progress.stop()
 
     def tell(self, text: str) -> None:
         """Show another text."""
@@ -51,8 +54,11 @@ class Line:
     @contextmanager
     def hidden(self) -> Iterator[None]:
         """Erase the line while something else is printed."""
-        self.__exit__()
+        if not self._is_shown:
+            yield
+            return
+        self._progress.stop()
         try:
             yield
         finally:
-            self.__enter__()
+            self._progress.start()

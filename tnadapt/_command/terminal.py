@@ -10,7 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from tnadapt._command.streams import written
 from tnadapt._command.table import lay_out
+from tnadapt._progress import is_terminal
 from tnadapt._table import Row, columns_of, wrap
 
 __all__: list[str] = []
@@ -31,9 +33,10 @@ class Output(Console):
 
 def output() -> Console:
     """Return the console of standard output, as wide as the terminal, or as the variable COLUMNS says."""
-    fallback = USUAL if sys.stdout.isatty() else UNLIMITED
+    is_shown = is_terminal(sys.stdout)
+    fallback = USUAL if is_shown else UNLIMITED
     asked = bool(os.environ.get("COLUMNS", ""))
-    width = shutil.get_terminal_size((fallback, 0)).columns if asked or sys.stdout.isatty() else UNLIMITED
+    width = shutil.get_terminal_size((fallback, 0)).columns if asked or is_shown else UNLIMITED
     return Output(width=width, soft_wrap=True, highlight=False)
 
 
@@ -65,13 +68,13 @@ def print_lines(console: Console, *lines: str, hang: int = 2) -> None:
         text = plain(line, console.encoding)
         indent = len(text) - len(text.lstrip(" ")) + hang
         shown += wrap(text, console.width, hang=" " * indent)
-    console.print(Text("\n".join(shown)))
+    _print(console, Text("\n".join(shown)))
 
 
 def print_table(console: Console, rows: Sequence[Row], *, left: int = 1) -> None:
     """Print a table whose first row is the header. The first `left` columns are left-aligned, others right-aligned."""
     cells = [[plain(cell, console.encoding) for cell in row] for row in rows]
-    console.print(Text("\n").join(lay_out(cells, left=left, columns=console.width)))
+    _print(console, Text("\n").join(lay_out(cells, left=left, columns=console.width)))
 
 
 def print_diagram(console: Console, text: str) -> None:
@@ -89,5 +92,11 @@ def print_diagram(console: Console, text: str) -> None:
 
 def print_json(data: Any) -> int:
     """Print data as JSON and return exit status 0."""
-    print(json.dumps(data, indent=1))
+    with written():
+        print(json.dumps(data, indent=1))
     return 0
+
+
+def _print(console: Console, text: Text) -> None:
+    with written():
+        console.print(text)

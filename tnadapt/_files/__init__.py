@@ -17,7 +17,7 @@ from tnadapt._files.peft_folder import TENSORS
 from tnadapt._files.peft_read import read_peft
 from tnadapt._files.peft_write import Written, check_task, save_as_lora, write_loras
 from tnadapt._files.plain import read_object
-from tnadapt._files.target import replace_folder, write_atomically
+from tnadapt._files.target import check_target, replace_folder, write_atomically
 from tnadapt._files.text import from_json, to_json
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Written",
     "check_fingerprint",
     "check_patterns",
+    "check_target",
     "check_task",
     "digests",
     "file_size",

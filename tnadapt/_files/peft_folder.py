@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from tnadapt._errors import FormatError
@@ -241,7 +242,10 @@ def write_folder(directory: Path, config: Mapping[str, Any], tensors: Mapping[st
 
     def fill(folder: Path) -> None:
         (folder / CONFIG).write_text(text)
-        save_file(dict(tensors), folder / TENSORS, metadata={"format": "pt"})
+        try:
+            save_file(dict(tensors), folder / TENSORS, metadata={"format": "pt"})
+        except SafetensorError as error:  # as of a full disk
+            raise OSError(str(error)) from None
         kept = old.read_bytes() if old.is_file() else b""
         is_changed = bool(kept) and MARK.encode() not in kept
         (folder / CARD).write_bytes(kept if is_changed else card.encode())
@@ -255,7 +259,7 @@ def _config_of(directory: Path) -> dict[str, Any]:
         if directory.is_file():
             todo = "Read a file of tnadapt with load."
             raise FileNotFoundError(f"{directory}: expected a folder with {CONFIG}, got a file.\n{todo}")
-        raise FileNotFoundError(path)
+        raise FileNotFoundError(f"{directory}: expected a folder with {CONFIG}, got none.\nCheck the path.")
     return read_object(path, MOST_BYTES)
 
 

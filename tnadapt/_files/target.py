@@ -14,6 +14,16 @@ from tnadapt._errors import FormatError
 __all__: list[str] = []
 
 NOTHING = "Nothing was written."
+NEXT = {  # what to do about an error of the system
+    errno.ENOENT: "Create its folder first.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.ENOSPC: "Make room on the disk, or write to another one.",
+    errno.EDQUOT: "Make room on the disk, or write to another one.",
+    errno.EFBIG: "Write to another disk.",
+    errno.EACCES: "Choose a folder that you may write to.",
+    errno.EPERM: "Choose a folder that you may write to.",
+    errno.EROFS: "Choose a folder that you may write to.",
+}
 LONGEST = 50  # characters of the target's name in that of a temporary file, which must stay below 255 bytes
 
 
@@ -21,19 +31,10 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write a temporary file beside the file, then rename it, so readers see either the old file or the new one.
 
     A link is followed, and an existing file keeps its permissions. Raises FormatError for a path where no file can be
-    written.
+    written, and for a full disk.
     """
-    target = _followed(path)
-    held = _held(path)
-    if held is not None and not stat.S_ISREG(held.st_mode):
-        raise _fault(path, "the path of a file", f"that of {_kind(held.st_mode)}")
-    if held is not None and not os.access(target, os.W_OK):
-        raise _fault(path, "a file that may be written", "one that is read-only")
-    part = _beside(target)
-    try:
-        number = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if held is None else 0o600)
-    except OSError as error:
-        raise _unwritable(path, error) from None
+    target, held = _file_at(path)
+    part, number = _created(path, target, held)
     try:
         with open(number, "wb") as file:  # noqa: PTH123  (a number, not a path)
             if held is not None:
@@ -42,15 +43,44 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(target)
+    except OSError as error:  # a full disk, say, and no fault of the path: it stays the cause
+        raise _unwritable(path, error) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_target(path: Path) -> None:
+    """Raise FormatError for a path where `write_atomically` could write no file: for use before a long computation."""
+    part, number = _created(path, *_file_at(path))
+    os.close(number)
+    part.unlink()
+
+
+def _file_at(path: Path) -> tuple[Path, os.stat_result | None]:
+    """Return the place that is written, and the status of the file that is there."""
+    target, held = _followed(path), _held(path)
+    if held is not None and not stat.S_ISREG(held.st_mode):
+        raise _fault(path, "the path of a file", f"that of {_kind(held.st_mode)}")
+    if held is not None and not os.access(target, os.W_OK):
+        raise _fault(path, "a file that may be written", "one that is read-only")
+    return target, held
+
+
+def _created(path: Path, target: Path, held: os.stat_result | None) -> tuple[Path, int]:
+    """Create an empty temporary file beside the target, and return its path and the number under which it is open."""
+    part = _beside(target)
+    try:
+        return part, os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if held is None else 0o600)
+    except OSError as error:
+        raise _unwritable(path, error) from None
 
 
 def replace_folder(path: Path, names: Collection[str], fill: Callable[[Path], None]) -> None:
     """Have a temporary folder beside the folder filled, then exchange the two.
 
     Whatever fails leaves the folder as it was. A link is followed; the folder and files of these names in it keep their
-    permissions. Raises FormatError for a path that is not a folder's, or for a folder that holds anything else.
+    permissions. Raises FormatError for a path that is not a folder's, for a folder that holds anything else, and for an
+    error of the system, as on a full disk.
     """
     target = _followed(path)
     held = _held_in_folder(path, names)
@@ -70,22 +100,17 @@ def replace_folder(path: Path, names: Collection[str], fill: Callable[[Path], No
                 os.fsync(file.fileno())
         if held:
             _restore(part, held[""])
-            _rename(path, target, old)
+            target.rename(old)
         part.rename(target)
-    except BaseException:  # also an interrupt between the two renames
+    except BaseException as error:  # also an interrupt between the two renames
         if old.exists() and not target.exists():
             old.rename(target)
         shutil.rmtree(part, ignore_errors=True)
         _remove(above)
+        if isinstance(error, OSError):
+            raise _unwritable(path, error) from error
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _rename(path: Path, target: Path, name: Path) -> None:
-    try:
-        target.rename(name)
-    except OSError as error:
-        raise _unwritable(path, error) from None
 
 
 def _held_in_folder(path: Path, names: Collection[str]) -> dict[str, os.stat_result]:
@@ -95,9 +120,9 @@ def _held_in_folder(path: Path, names: Collection[str]) -> dict[str, os.stat_res
         return {}
     if not stat.S_ISDIR(held.st_mode):
         raise _fault(path, "a folder for the checkpoint", _kind(held.st_mode))
-    if path.samefile(Path.cwd()):
-        raise _fault(path, "a folder that can be replaced", "the working folder", "Name a folder in it.")
     try:
+        if path.samefile(Path.cwd()):
+            raise _fault(path, "a folder that can be replaced", "the working folder", "Name a folder in it.")
         with os.scandir(path) as entries:
             found = {entry.name: entry.stat(follow_symlinks=False) for entry in entries}
     except OSError as error:
@@ -112,10 +137,10 @@ def _held_in_folder(path: Path, names: Collection[str]) -> dict[str, os.stat_res
 
 def _followed(path: Path) -> Path:
     """Return the absolute path of the place that is written, behind a link at the end of a path."""
-    target = path.absolute()
     try:
+        target = path.absolute()
         target = target.resolve() if target.is_symlink() or target.name == ".." else target
-    except (OSError, RuntimeError) as error:  # a circle of links
+    except (OSError, RuntimeError) as error:  # a working folder that is gone, or a circle of links
         raise _unwritable(path, error) from None
     if not target.name:
         raise _fault(path, "a path with a name", "the root")
@@ -161,9 +186,9 @@ def _kind(mode: int) -> str:
 
 
 def _unwritable(path: Path, error: Exception) -> FormatError:
-    reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
-    todo = "Create its folder first." if isinstance(error, OSError) and error.errno == errno.ENOENT else ""
-    return _fault(path, "a writable path", f"error {reason!r}", todo)
+    number = error.errno if isinstance(error, OSError) else None
+    reason = os.strerror(number) if number else str(error)
+    return _fault(path, "a writable path", f"error {reason!r}", NEXT.get(number or 0, ""))
 
 
 def _fault(path: Path, rule: str, came: str, todo: str = "") -> FormatError:

@@ -92,7 +92,7 @@ def open_tensors(path: Path, where: str) -> Iterator[TensorFile]:
         if path.is_dir():
             todo = "Read a checkpoint of PEFT with read_peft, or with load_peft in PyTorch."
             raise FileNotFoundError(f"{path}: expected a file, got a folder.\n{todo}")
-        raise FileNotFoundError(path)
+        raise FileNotFoundError(f"{path}: expected a file, got none.\nCheck the path.")
     with path.open("rb") as file:
         whole = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(LENGTH), "little")

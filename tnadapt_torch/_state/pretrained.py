@@ -133,6 +133,8 @@ class Saving:
             try:
                 state.save(path)
             except TnadaptError as error:
+                if isinstance(error.__cause__, OSError):
+                    raise  # a full disk, say: to go on would lose what was trained
                 return f"it was not saved: {error}\nSave it with state.save(path)."
             return ""
         if is_here and state.run is not None and state.run.has(path.parent):

@@ -155,9 +155,11 @@ def test_the_scale_of_a_rank_stabilized_lora_is_read(shared, tmp_path, capsys):
         ),
         (
             ("--to", "lotr", "-o", "gone/x"),
-            "gone/x: expected the path of the file to write, got a file in a folder that does not exist.",
+            "gone/x: expected a writable path, got error 'No such file or directory'. Create its folder first.",
         ),
-        (("--to", "lotr", "-o", "."), ": expected the path of the file to write, got a folder."),
+        (("--to", "lotr", "-o", "."), ".: expected the path of a file, got that of a folder."),
+        (("--to", "lotr", "-o", "x" * 300), "got error 'File name too long'. Choose a shorter name."),
+        (("--to", "lotr", "-o", "/dev/full"), "/dev/full: expected the path of a file, got that of a device."),
     ],
 )
 def test_a_wrong_argument_gives_a_one_line_error(shared, tmp_path, capsys, words, match):
@@ -169,10 +171,25 @@ def test_a_wrong_argument_gives_a_one_line_error(shared, tmp_path, capsys, words
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("name", ["gone", "file"])
-def test_a_source_that_is_not_an_adapter_gives_a_one_line_error(tmp_path, capsys, name):
+SOURCES = [
+    ("gone", "gone: expected a file, got none. Check the path."),
+    ("file", "file: expected a whole safetensors file, got one that cannot be read: "),
+    ("folder", "folder: expected a folder with adapter_config.json, got none. Check the path."),
+    ("x" * 300, "x: expected a path that can be used, got error 'File name too long'. Check the path."),
+]
+
+
+@pytest.mark.parametrize(("name", "told"), SOURCES, ids=["gone", "file", "folder", "long"])
+def test_a_source_that_is_not_an_adapter_gives_a_one_line_error(tmp_path, capsys, name, told):
     (tmp_path / "file").write_text("no adapter")
+    (tmp_path / "folder").mkdir()
     status, out, err = call(capsys, "compress", tmp_path / name, "--to", "lotr", "-o", tmp_path / "out")
-    assert (status, out) == (2, "")
-    assert name in err
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert told in err
+    assert "Errno" not in err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_path_that_cannot_be_written_is_told_before_the_work(shared, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("tnadapt._command.compress.compress", lambda *args, **options: pytest.fail("it began"))
+    assert call(capsys, "compress", shared[0], "--to", "lotr", "-o", tmp_path / "gone" / "x")[0] == 2

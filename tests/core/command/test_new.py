@@ -1,9 +1,14 @@
 """The folder of a new adapter: its test passes, finds what is out of date, and nothing is ever overwritten."""
 
+import ast
+import errno
 import os
+import re
 import runpy
+import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,6 +17,7 @@ from tests.thorough import left_to_laws
 from tnadapt import AdapterSpec
 from tnadapt._command.arguments import spec_named
 from tnadapt._command.main import main
+from tnadapt._command.new import name_of
 from tnadapt.testing import LAWS
 
 FILES = ["README.md", "my_adapter.py", "my_adapter.svg", "test_my_adapter.py"]
@@ -63,6 +69,30 @@ def test_the_new_test_passes(tests_of):
         made["test_a_law_holds"](law)
 
 
+def imported_by(*files):
+    """Return the first part of the name of each module that these files import."""
+    names = set()
+    for node in (node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+def test_the_readme_installs_what_the_test_imports_and_no_more(folder):
+    (command,) = re.findall(r"`pip install ([^`]+)`", (folder / "README.md").read_text(encoding="utf-8"))
+    package, *others = shlex.split(command)
+    assert package == "tnadapt[testing]"
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    brought, more = (
+        {re.split(r"[<>=\[]", one)[0] for one in some}
+        for some in (declared["dependencies"], declared["optional-dependencies"]["testing"])
+    )
+    needed = imported_by(folder / "test_my_adapter.py", *(ROOT / "tnadapt" / "testing").glob("*.py"))
+    assert needed - brought - {"tnadapt", "my_adapter"} - sys.stdlib_module_names == {*more, *others}
+
+
 def test_the_row_has_the_columns_of_its_head_and_the_counts(folder):
     lines = (folder / "README.md").read_text(encoding="utf-8").splitlines()
     (head,) = (line for line in lines if line.startswith("| family | update |"))
@@ -100,6 +130,45 @@ def test_what_is_no_name_is_refused(name, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["new", name])
     assert "expected a name of letters, digits and _" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["con", "NUL", "Aux", "prn", "com1", "LPT9", "a" * 101, "a" * 300])
+def test_a_name_that_some_system_refuses_is_refused_everywhere(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        main(["new", name])
+    rule = f"of at most 100 letters, got {len(name)}; choose a shorter name;"
+    if len(name) < 100:
+        rule = f"that any system takes, got {name!r}, which Windows reserves; choose another name;"
+    error = capsys.readouterr().err
+    assert error == f"tnadapt: argument NAME: expected a name {rule} see tnadapt new --help\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["console", "aux_", "com", "com10", "nul1", "a" * 100])
+def test_a_name_that_is_only_like_a_reserved_one_is_taken(name):
+    assert name_of(name) == name
+
+
+def test_a_full_disk_and_a_folder_that_is_gone_are_one_line(tmp_path, monkeypatch, capsys):
+    def stop(number):
+        raise OSError(errno.ENOSPC, "full")
+
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", stop)
+        assert main(["new", "my_adapter"]) == 2
+    told = "tnadapt: my_adapter: expected a writable path, got error"
+    assert capsys.readouterr().err.startswith(f"{told} 'No space left on device'. Make room on the disk, or write")
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(["new", "my_adapter"]) == 2
+    assert capsys.readouterr().err == (
+        f"{told} 'No such file or directory'. Create its folder first. Nothing was written.\n"
+    )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -10,6 +10,7 @@ from tnadapt import TnadaptError
 from tnadapt._command.main import main
 from tnadapt._command.progress import Line
 
+QUIET = ("CI", "RANK", "LOCAL_RANK")  # variables that hide the line
 CODE = re.compile(r"\x1b\[([?\d;]*)([A-Za-z])")
 
 
@@ -60,7 +61,7 @@ def terminal(monkeypatch):
     """A function: make standard error a terminal of this encoding and kind."""
 
     def make(encoding="utf-8", term="xterm"):
-        for name in ("LC_ALL", "LC_CTYPE", "LANG", "PYTHONIOENCODING", "FORCE_COLOR", "NO_COLOR"):
+        for name in ("LC_ALL", "LC_CTYPE", "LANG", "PYTHONIOENCODING", "FORCE_COLOR", "NO_COLOR", *QUIET):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("TERM", term)
         monkeypatch.setenv("COLUMNS", "60")

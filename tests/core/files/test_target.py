@@ -1,5 +1,6 @@
 """Where files are written: permissions and links are kept, and what is not a file or a folder is left alone."""
 
+import errno
 import os
 import stat
 import subprocess
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from tnadapt import FormatError, Site, families, grid, init, load, read_peft, save, save_as_lora
-from tnadapt._files.target import replace_folder, write_atomically
+from tnadapt._files.target import check_target, replace_folder, write_atomically
 
 ADAPTER = families.lora().bind(grid(layers=1, kinds={"q": (6, 4)}), rank=2)
 PARAMS = init(ADAPTER)
@@ -127,7 +128,7 @@ def test_what_is_not_a_file_is_neither_replaced_nor_read(make, kind, tmp_path):
         ("none/a", "error 'No such file or directory'.\nCreate its folder first. Nothing was written."),
         ("file/a", "error 'Not a directory'"),
         ("a\0b", "error 'embedded null byte'"),
-        ("x" * 300, "error 'File name too long'"),
+        ("x" * 300, "error 'File name too long'.\nChoose a shorter name. Nothing was written."),
         ("\ud800", "error .*surrogates not allowed"),
     ],
     ids=["missing", "under a file", "null", "long", "surrogate"],
@@ -136,6 +137,8 @@ def test_a_path_that_cannot_be_written_is_told(name, message, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(FormatError, match=f"expected a writable path, got {message}") as caught:
         save(ADAPTER, PARAMS, tmp_path / name)
+    with pytest.raises(FormatError, match=f"expected a writable path, got {message}"):
+        check_target(tmp_path / name)
     assert str(caught.value).encode()
     if name != "none/a":  # whose folders are made for a checkpoint
         with pytest.raises(FormatError, match=f"expected a writable path, got {message.partition('.')[0]}"):
@@ -196,13 +199,16 @@ def check_without_permission(folder):
     (folder / "file").chmod(0o444)
     (folder / "readable").write_bytes(b"old")
     folder.chmod(0o555)
+    denied = "expected a writable path, got error 'Permission denied'\\.\nChoose a folder that you may write to\\. "
     for name, message in [
-        ("new", "expected a writable path, got error 'Permission denied'"),
-        ("readable", "expected a writable path, got error 'Permission denied'"),
-        ("file", "expected a file that may be written, got one that is read-only"),
+        ("new", denied),
+        ("readable", denied),
+        ("file", "expected a file that may be written, got one that is read-only\\.\n"),
     ]:
-        with pytest.raises(FormatError, match=rf"{name}: {message}\.\nNothing was written\.$"):
+        with pytest.raises(FormatError, match=rf"{name}: {message}Nothing was written\.$"):
             save(ADAPTER, PARAMS, folder / name)
+        with pytest.raises(FormatError, match=rf"{name}: {message}Nothing was written\.$"):
+            check_target(folder / name)
     for name in ("new", "lora"):
         with pytest.raises(FormatError, match=rf"{name}: expected a writable path, got error 'Permission denied'"):
             save_as_lora(ADAPTER, PARAMS, folder / name)
@@ -289,7 +295,7 @@ def stopping(monkeypatch, moment, error, turn=1):
 def test_whatever_stops_a_write_leaves_the_earlier_folder(moment, turn, error, tmp_path, monkeypatch):
     replace_folder(tmp_path / "real", "ab", write_two)
     fill = stopping(monkeypatch, moment, error, turn)
-    told = FormatError if turn == 1 and isinstance(error, OSError) else type(error)
+    told = FormatError if isinstance(error, OSError) else type(error)
     with pytest.raises(told, match=r"disk full|now"):
         replace_folder(tmp_path / "real", "ab", fill)
     assert [(tmp_path / "real" / name).read_text() for name in "ab"] == ["one", "two"]
@@ -300,7 +306,8 @@ def test_whatever_stops_a_write_leaves_the_earlier_folder(moment, turn, error, t
 @pytest.mark.parametrize("moment", ["fill", "os.fsync", "rename"])
 def test_whatever_stops_a_write_leaves_no_new_folder(moment, error, tmp_path, monkeypatch):
     fill = stopping(monkeypatch, moment, error)
-    with pytest.raises(type(error), match=r"disk full|now"):
+    told = FormatError if isinstance(error, OSError) else type(error)
+    with pytest.raises(told, match=r"disk full|now"):
         replace_folder(tmp_path / "y" / "z" / "new", "ab", fill)
     assert names_in(tmp_path) == []
 
@@ -310,7 +317,7 @@ def test_folders_that_were_made_for_it_stay_if_something_else_is_in_them(tmp_pat
         (folder.parent / "other").write_text("mine")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(FormatError, match="disk full"):
         replace_folder(tmp_path / "y" / "z" / "new", "ab", fail)
     assert names_in(tmp_path / "y" / "z") == ["other"]
 
@@ -318,3 +325,56 @@ def test_folders_that_were_made_for_it_stay_if_something_else_is_in_them(tmp_pat
 def test_bytes_are_written_as_they_are(tmp_path):
     write_atomically(tmp_path / "a", b"\0\xff\r\n")
     assert (tmp_path / "a").read_bytes() == b"\0\xff\r\n"
+
+
+@pytest.fixture
+def limit():
+    """A function: let no file of this process grow beyond some bytes, as a disk that is full does."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_file_that_does_not_fit_leaves_the_earlier_ones(limit, tmp_path):
+    (tmp_path / "a").write_bytes(b"old")
+    save_as_lora(ADAPTER, PARAMS, tmp_path / "lora")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    limit(500)
+    for name, write in (("a", save), ("new", save), ("lora", save_as_lora), ("other", save_as_lora)):
+        with pytest.raises(FormatError, match=rf"{name}: expected a writable path, got error '.*large.*\.\n.*Nothing"):
+            write(ADAPTER, PARAMS, tmp_path / name)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert names_in(tmp_path) == ["a", "lora"]
+
+
+def test_a_full_disk_says_what_to_do(tmp_path, monkeypatch):
+    stopping(monkeypatch, "os.fsync", OSError(errno.ENOSPC, "full"))
+    todo = (
+        r"got error 'No space left on device'\.\nMake room on the disk, or write to another one\. Nothing was written\."
+    )
+    with pytest.raises(FormatError, match=todo):
+        save(ADAPTER, PARAMS, tmp_path / "a")
+    with pytest.raises(FormatError, match=todo):
+        save_as_lora(ADAPTER, PARAMS, tmp_path / "lora")
+    assert names_in(tmp_path) == []
+
+
+def test_a_working_folder_that_is_gone_is_told(tmp_path, monkeypatch):
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    for write in (write_atomically, lambda path, _: check_target(path), lambda path, _: replace_folder(path, "a", str)):
+        with pytest.raises(FormatError, match=r"^a: expected a writable path, got error 'No such file or directory'"):
+            write(Path("a"), b"")
+
+
+def test_the_check_of_a_path_leaves_nothing(tmp_path):
+    (tmp_path / "a").write_bytes(b"old")
+    for name in "ab":
+        check_target(tmp_path / name)
+    with pytest.raises(FormatError, match="expected the path of a file, got that of a folder"):
+        check_target(tmp_path)
+    assert names_in(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"old"
