@@ -9,7 +9,16 @@ import torch
 from torch import nn
 
 from tnadapt import Adapter, FormatError, read_peft
-from tnadapt.binding import Checkpoint, answers, check_fingerprint, expect_path, host_entry, read_checkpoint, watched
+from tnadapt.binding import (
+    Checkpoint,
+    answers,
+    check_fingerprint,
+    expect_path,
+    host_entry,
+    nearest,
+    read_checkpoint,
+    watched,
+)
 from tnadapt_torch._attach import install
 from tnadapt_torch._host import (
     HostEntries,
@@ -20,6 +29,8 @@ from tnadapt_torch._host import (
     host_parts,
     is_linear,
     linear_weight,
+    name_class,
+    parameter_paths,
     place_params,
     settle_weights,
     unwrapped,
@@ -155,13 +166,24 @@ def weights_of(
     known = {name: linear_weight(module, name) for name, module in modules.items() if is_linear(module)}
     known |= find_parameters(modules, layouts)
     for name, (site, *_) in adapter.weights.items():
-        found = known[name].shape if name in known else type(modules[name]).__name__ if name in modules else "missing"
-        if found != site.weight_shape:
+        if name not in known or known[name].shape != site.weight_shape:
             raise FormatError(
                 f"{path}: expected a model where {name} has a weight of shape {site.weight_shape}, "
-                f"got one where it is {found}."
+                f"got one where it is {_found(name, known, modules)}"
             )
     return {name: known[name] for name in adapter.weights}
+
+
+def _found(name: str, known: Mapping[str, Weight], modules: Mapping[str, nn.Module]) -> str:
+    """Return what a model has in place of a weight of the file, and what to do."""
+    if name in known:
+        return f"{known[name].shape}.\nLoad the file onto the model that it was saved for."
+    if name in modules:
+        todo = "Load the file onto the model that it was saved for, before its layers are replaced."
+        return f"{name_class(modules[name])}.\n{todo}"
+    if name in parameter_paths(modules):
+        return "a parameter without a layout.\nPass target_parameters, with the layout that attach got."
+    return f"missing.{nearest(name, list(known))}"
 
 
 def _saved_of(model: nn.Module, extra: Mapping[str, np.ndarray], path: str | os.PathLike[str]) -> dict[str, nn.Module]:

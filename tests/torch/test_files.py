@@ -224,12 +224,12 @@ V = r"layers.1.self_attn.v_proj"
     [
         (lambda: hosts.toy(1), r"layers.1.self_attn.q_proj has a weight of shape \(16, 16\)(.|\n)*it is missing"),
         (lambda: toy_without(V), rf"{V} has a weight of shape \(8, 16\)(.|\n)*it is missing"),
-        (lambda: toy_with(V, nn.Linear(16, 9)), rf"{V} has a weight of shape \(8, 16\)(.|\n)*it is \(9, 16\)"),
-        (lambda: toy_with(V, nn.Identity()), rf"{V}(.|\n)*it is Identity"),
+        (lambda: toy_with(V, nn.Linear(16, 9)), rf"{V} has a weight of shape \(8, 16\)(.|\n)*it is \(9, 16\)\.\nLoad"),
+        (lambda: toy_with(V, nn.Identity()), rf"{V}(.|\n)*it is Identity\.\nLoad"),
         (lambda: toy_without("score"), r"where score.\w+ has shape \(3(.|\n)*it is missing"),
         (lambda: toy_with("score", nn.Linear(16, 3, bias=False)), r"where score.bias has shape \(3,\)(.|\n)*missing"),
         (lambda: toy_with("score", nn.Linear(16, 4)), r"where score.\w+ has(.|\n)*it is of shape \(4"),
-        (hosts.sequential, r"layers.0.self_attn.q_proj(.|\n)*it is missing"),
+        (hosts.sequential, r"layers.0.self_attn.q_proj(.|\n)*it is missing\.\nThe nearest names are "),
     ],
 )
 def test_a_file_for_another_model_names_the_difference(make, message, file):

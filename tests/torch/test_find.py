@@ -195,6 +195,12 @@ def test_an_error_names_the_three_nearest_names():
     assert len(str(caught.value).rsplit("names are ", 1)[1].split(", ")) == 3
 
 
+def test_a_class_of_another_library_that_is_called_linear_is_named_in_full():
+    kind = type("Linear", (nn.Module,), {"__module__": "peft.tuners.lora.layer"})
+    with pytest.raises(SiteError, match=r"^0: expected nn\.Linear .*, got peft\.tuners\.lora\.layer\.Linear\.\nRemove"):
+        attach(nn.Sequential(kind()), families.lora(), target_modules=["0"], rank=2, seed=0)
+
+
 @pytest.mark.parametrize("module", [nn.Conv2d(3, 4, 1), nn.Conv1d(3, 4, 1), nn.Embedding(3, 4), nn.Bilinear(3, 3, 4)])
 def test_a_module_that_is_not_linear_raises(module):
     model = nn.Sequential(module, nn.Linear(4, 4))

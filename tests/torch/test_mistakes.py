@@ -105,5 +105,14 @@ def test_a_family_can_be_attached_by_name_and_the_default_seed_is_0(spec):
         assert torch.equal(found.params()[name], value)
 
 
+def test_a_file_with_experts_that_is_loaded_without_their_layouts_says_what_to_pass(tmp_path):
+    host = nn.Module()
+    host.up = nn.Parameter(torch.ones(2, 8, 8))
+    attach(host, LORA, target_parameters={"up": "expert in out"}, rank=2).save(tmp_path / "file")
+    host.tnadapt_default.detach()
+    with pytest.raises(FormatError, match=r"one where it is a parameter without a layout\.\nPass target_parameters"):
+        load(host, tmp_path / "file")
+
+
 def test_a_factor_without_a_map_is_unchanged():
     assert torch.equal(map_factor("", torch.eye(2)), torch.eye(2))

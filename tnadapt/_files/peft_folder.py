@@ -28,6 +28,7 @@ Array = npt.NDArray[np.floating[Any]]
 CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
 MOST_BYTES = 2**24  # the size limit of a config
+OWN = "TNADAPT"  # the method that `tnadapt_torch.peft` registers with PEFT
 LARGEST_RANK = 2**31 - 1  # as of any size
 LARGEST_ALPHA = 1.7e308  # a larger integer is no float
 
@@ -165,7 +166,8 @@ def open_folder(directory: Path) -> Iterator[Folder]:
     config = _config_of(directory)
     name = config.get("peft_type")
     if not isinstance(name, str) or name not in METHODS:
-        raise fault_of(directory, f"expected one of {', '.join(METHODS)} as peft_type", reprlib.repr(name))
+        todo = "Import tnadapt_torch.peft, then load it with PeftModel.from_pretrained." if name == OWN else ""
+        raise fault_of(directory, f"expected one of {', '.join(METHODS)} as peft_type", reprlib.repr(name), todo)
     method = METHODS[name]
     _check_options(directory, config, method.options.split())
     path = directory / TENSORS

@@ -8,6 +8,7 @@ from tnadapt_torch._host.find import (
     check_rules,
     find_parameters,
     find_weights,
+    name_class,
     parameter_paths,
 )
 from tnadapt_torch._host.flags import Flags
@@ -53,6 +54,7 @@ __all__ = [
     "linear_weight",
     "managed",
     "modules_of",
+    "name_class",
     "parameter_paths",
     "place_params",
     "plain_path",

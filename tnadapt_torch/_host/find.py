@@ -127,8 +127,14 @@ def check_linear(modules: Mapping[str, nn.Module]) -> None:
         if not is_linear(module):
             raise SiteError(
                 f"{path}: expected nn.Linear or transformers' Conv1D, called as a module, "
-                f"got {type(module).__name__}.\nRemove it from target_modules, or name it in exclude_modules."
+                f"got {name_class(module)}.\nRemove it from target_modules, or name it in exclude_modules."
             )
+
+
+def name_class(module: nn.Module) -> str:
+    """Return the name of a module's class, in full if its last word is the name of a layer that can be adapted."""
+    kind = type(module)
+    return f"{kind.__module__}.{kind.__qualname__}" if kind.__name__ in ("Linear", "Conv1D") else kind.__name__
 
 
 def _without_head(model: nn.Module, paths: Iterable[str]) -> list[str]:

@@ -227,6 +227,11 @@ def test_another_method_is_refused(kind, tmp_path):
         read_peft(lora(tmp_path, {"peft_type": kind}))
 
 
+def test_an_adapter_that_was_trained_inside_peft_is_refused_with_the_way_to_load_it(tmp_path):
+    with pytest.raises(FormatError, match=r"got 'TNADAPT'\.\nImport tnadapt_torch\.peft, then load it with PeftModel"):
+        read_peft(lora(tmp_path, {"peft_type": "TNADAPT"}))
+
+
 @pytest.mark.parametrize(
     ("key", "what"),
     [
