@@ -119,19 +119,32 @@ def write_loras(
     *,
     made: Made,
 ) -> dict[str, Written]:
-    """Write the LoRA of each weight, with further options of PEFT, further tensors and a model card, to a folder."""
+    """Write the LoRA of each weight, with further options of PEFT, further tensors and a model card, to a folder.
+
+    All have one scale, that of most weights; the rest of another scale is multiplied into B. Servers such as vLLM take
+    the scale from `r` and `lora_alpha` alone, and would silently serve a weight whose own ones lie in the patterns.
+    """
     every = dict(tensors)
-    written, alphas = {}, {}
+    written, scales = {}, {}
     with watched(shapes.items(), "export as LoRA") as weights:
         for path, shape in weights:
             lora = lora_of(path)
             every |= _tensors(path, shape, lora)
             written[path] = Written(lora.rank, lora.error)
-            alphas[path] = lora.scale * lora.rank
+            scales[path] = lora.scale
+    common = Counter(scales.values()).most_common(1)[0][0] or 1.0
+    for path, scale in scales.items():
+        if scale != common:
+            name = _name_of(path, "lora_B.weight")
+            every[name] = _checked(f"{path}: lora_B.weight", every[name].astype(np.float64) * (scale / common))
     ranks = {path: site.rank for path, site in written.items()}
     card = card_of(options, made, ranks, {path: site.error for path, site in written.items()})
-    write_folder(directory, {**_config(written, alphas), **options}, every, card)
+    write_folder(directory, {**_config(ranks, common), **options}, every, card)
     return written
+
+
+def _name_of(path: str, part: str) -> str:
+    return f"{PREFIX}{path}.{part}"
 
 
 def check_task(task_type: str | None, where: str) -> None:
@@ -146,7 +159,7 @@ def _tensors(path: str, shape: tuple[int, ...], lora: LoRA) -> dict[str, npt.NDA
     inner = shape[1:]
     down, up = lora.A.reshape(lora.rank, *inner), lora.B.reshape(shape[0], lora.rank, *[1] * (len(inner) - 1))
     return {
-        f"{PREFIX}{path}.{name}": _checked(f"{path}: {name}", value)
+        _name_of(path, name): _checked(f"{path}: {name}", value)
         for name, value in (("lora_A.weight", down), ("lora_B.weight", up))
     }
 
@@ -161,7 +174,7 @@ def _magnitude_of(
     if found.lengths.name not in params:
         raise SiteError(f"params: expected an array {found.lengths.name!r}, got none.\nPass all params of the adapter.")
     lengths = np.asarray(params[found.lengths.name])[found.lengths.cut].reshape(-1)
-    name = f"{PREFIX}{path}.lora_magnitude_vector"
+    name = _name_of(path, "lora_magnitude_vector")
     return {name: _checked(f"{path}: lora_magnitude_vector", lengths)}
 
 
@@ -175,19 +188,19 @@ def _checked(name: str, value: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     return single
 
 
-def _config(written: Mapping[str, Written], alphas: Mapping[str, float]) -> dict[str, Any]:
-    """Return PEFT's options: the rank and alpha of most weights, and patterns of whole paths for the others."""
-    ranks = {path: site.rank for path, site in written.items()}
-    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+def _config(ranks: Mapping[str, int], scale: float) -> dict[str, Any]:
+    """Return PEFT's options: the rank of most weights, and patterns of whole paths for the others."""
+    rank = Counter(ranks.values()).most_common(1)[0][0]
+    others = {f"^{escape(path)}": own for path, own in ranks.items() if own != rank}
     return {
         "peft_type": "LORA",
         "peft_version": PEFT_VERSION,
         "inference_mode": True,
-        "target_modules": list(written),
+        "target_modules": list(ranks),
         "r": rank,
-        "rank_pattern": {f"^{escape(path)}": own for path, own in ranks.items() if own != rank},
-        "lora_alpha": alpha,
-        "alpha_pattern": {f"^{escape(path)}": own for path, own in alphas.items() if own != alpha},
+        "rank_pattern": others,
+        "lora_alpha": scale * rank,
+        "alpha_pattern": {path: scale * own for path, own in others.items()},  # PEFT divides it by the rank
         "lora_dropout": 0.0,
         "bias": "none",
         "use_rslora": False,

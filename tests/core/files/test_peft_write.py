@@ -43,7 +43,7 @@ def test_the_written_lora_has_the_update_of_the_adapter(name, tmp_path):
         )
 
 
-def test_different_ranks_and_scales_are_written_as_patterns(tmp_path):
+def test_different_ranks_are_written_as_patterns(tmp_path):
     """The bond p is cut to the out axis of a weight with fewer rows, and the scale is alpha / p."""
     sites = [Site("h.1.q", (12, 8)), Site("h.11.q", (12, 8)), Site("x.h.1.q", (3, 20)), Site("h-1.q", (3, 20))]
     spec = families.lora()
@@ -58,6 +58,29 @@ def test_different_ranks_and_scales_are_written_as_patterns(tmp_path):
     assert (config["r"], config["lora_alpha"]) == (3, 6.0)
     assert (config["rank_pattern"], config["alpha_pattern"]) == ({r"^h\.1\.q": 4}, {r"^h\.1\.q": 8.0})
     assert config["target_modules"] == ["h.1.q", "x.h.1.q", "h-1.q"]
+
+
+@pytest.mark.parametrize("rank", [1, 4])
+def test_a_server_that_reads_no_patterns_serves_the_right_update(rank, tmp_path):
+    """Such a server takes the scale from `r` and `lora_alpha` alone. Here the weight b has a scale of its own."""
+    sites = [Site("a", (12, 8)), Site("b", (3, 20)), Site("c", (12, 8))]
+    adapter = families.lora().bind(sites, rank={"a": 4, "b": 2, "c": 4})
+    assert len({network.scale for network in adapter.networks}) == 2
+    params = random_params(adapter, np.random.default_rng(0))
+    save_as_lora(adapter, params, tmp_path / "lora", rank=rank)
+    config, tensors = config_in(tmp_path / "lora"), load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    read = read_peft(tmp_path / "lora")
+    if rank == 4:
+        update = delta(adapter, params, "b")
+        np.testing.assert_allclose(delta(read.adapter, read.params, "b"), update, rtol=0, atol=1e-6 * abs(update).max())
+    for path in "abc":
+        own_rank, own_alpha = (config[f"{word}_pattern"].get(f"^{path}") for word in ("rank", "alpha"))
+        assert (own_rank is None) == (own_alpha is None)
+        scale = config["lora_alpha"] / config["r"]
+        assert own_rank is None or own_alpha / own_rank == pytest.approx(scale, rel=1e-12)
+        down, up = (tensors[f"{PREFIX}{path}.lora_{part}.weight"] for part in "AB")
+        update = delta(read.adapter, read.params, path)
+        np.testing.assert_allclose(scale * up @ down, update, rtol=0, atol=1e-6 * abs(update).max())
 
 
 def test_blocks_of_one_weight_are_written_as_one_lora(tmp_path):

@@ -11,15 +11,18 @@ from torch._inductor.fx_passes import post_grad
 from torch._inductor.utils import run_and_get_code
 from torch._inductor.virtualized import V
 
-from tests.table import FAMILIES
-from tests.thorough import left_to_laws
+from tests.table import FAMILIES, REPRESENTATIVES
+from tests.thorough import IS_THOROUGH, left_to_laws
 from tests.torch import hosts
+from tests.torch.seam import compiled
 from tnadapt import families, plan
 from tnadapt.binding import find_product
 from tnadapt_torch import attach
 from tnadapt_torch._run.lower import lower_apply, nodes_read
 
 MATRICES = [name for name, case in FAMILIES.items() if len(case.spec.axes) == 2]
+LINEAR = [name for name, case in FAMILIES.items() if case.is_linear and (IS_THOROUGH or name in REPRESENTATIVES)]
+AT_AN_INDEX = ("index_add", "index_put", "index_reduce", "scatter_add", "scatter_reduce")
 TOKENS, WIDTH, OUT, RANK = 24, 16, 12, 2
 STEPS = (torch.mm, torch.bmm, torch.mul)
 
@@ -114,6 +117,36 @@ def test_lora_adds_no_pass_over_an_activation_but_its_two_additions():
         "mm": [(TOKENS, RANK), (TOKENS, WIDTH), (TOKENS, WIDTH)],
         "add": [(TOKENS, WIDTH)],
     }
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_no_gradient_is_added_at_an_index(name):
+    """The inductor of torch 2.13 adds at a wrong index where the gradient is transposed and there are two threads."""
+    model = compiled.host(layers=2)
+    compiled.adapt(model, name)
+    graphs = passes_of(model, hosts.normal(3, 8, dtype=torch.float64).requires_grad_())
+    assert len(graphs) == 2
+    names = [str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_function"]
+    assert [name for name in names if any(word in name for word in AT_AN_INDEX)] == []
+
+
+@left_to_laws("the C++ compiler takes seconds for each")
+@pytest.mark.parametrize("name", LINEAR)
+def test_code_for_two_threads_gives_the_numbers_of_eager_code_where_tiles_are_full(name):
+    model = nn.Sequential(nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 320), nn.Tanh(), nn.Linear(320, 256))
+    case, threads = FAMILIES[name], torch.get_num_threads()
+    rank = case.rank if case.rank is None else 32
+    state = attach(model, case.spec, target_modules="all-linear", rank=rank, sizes=case.sizes, overparametrized=True)
+    hosts.wake(state, seed=0, size=0.02)
+    x = hosts.normal(512, 256)
+    torch.compiler.reset()
+    torch.set_num_threads(2)
+    try:
+        wanted = compiled.answers(model, x)
+        compiled.agree(compiled.answers(model, x, torch.compile(model, fullgraph=True)), wanted, tolerance=1e-3)
+    finally:
+        torch.set_num_threads(threads)
+        torch.compiler.reset()
 
 
 @left_to_laws("the C++ compiler takes seconds")
