@@ -20,7 +20,7 @@ __all__ = ["Counts", "count"]
 # Operators that are one kernel, though they call others on a CPU: to copy a bias, or to clear a sum.
 WHOLE = {"addmm", "baddbmm", "addbmm", "addmv", "sum", "mean", "prod", "norm", "native_layer_norm", "_fused_rms_norm"}
 OVERWRITTEN = {"copy_", "fill_", "zero_", "normal_", "uniform_"}  # operators that do not read what they write
-VIEWS = {"_unsafe_view", "_reshape_alias"}  # whose schemas do not say so
+VIEWS = {"_unsafe_view", "_reshape_alias", "unsafe_split_with_sizes"}  # whose schemas do not say so
 ACCUMULATE = {"addmm", "addmm_", "baddbmm", "baddbmm_"}
 LIBRARIES = ("aten", "tnadapt")  # whose operators are counted; the others are marks, such as those of autograd
 

@@ -15,6 +15,7 @@ from tnadapt.binding import BUCKETS
 WIDTH = 256
 SITES = (12, 560)
 TOKENS = (1, 64, 1024, 8192)
+HEADS = {"lorta": {"head": 1}}  # family -> the sizes that it needs
 RANKS = {"lotr": 32, "lorta": 8, "tlora": 8, "tera": 4, "vera": 8, "lora": 8}
 LLAMA_70B = {"q": (8192, 8192), "k": (1024, 8192), "v": (1024, 8192), "o": (8192, 8192)} | {
     "gate": (28672, 8192),
@@ -27,7 +28,7 @@ def cold_seconds(family: str) -> float:
     """Measure binding an adapter to the 560 weights of a 70B shape and planning each network for all buckets."""
     sites = tnadapt.grid(layers=80, kinds=LLAMA_70B)
     start = time.perf_counter()
-    adapter = getattr(families, family)().bind(sites, rank=8)
+    adapter = getattr(families, family)().bind(sites, rank=8, sizes=HEADS.get(family))
     for network in dict.fromkeys(adapter.networks):
         for tokens in BUCKETS:
             tnadapt.plan(network, tokens=tokens)
@@ -39,8 +40,9 @@ def step_seconds(family: str, sites: int, tokens: int, options: Any) -> dict[str
     torch.manual_seed(0)
     hosts = [nn.ModuleList(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(sites)) for _ in range(2)]
     adapted, plain = (host.to(options.device).requires_grad_(False) for host in hosts)
-    spec, rank = getattr(families, family)(), RANKS[family]
-    state = tnadapt_torch.attach(adapted, spec, target_modules="all-linear", rank=rank, seed=0).to(options.device)
+    spec, rank, sizes = getattr(families, family)(), RANKS[family], HEADS.get(family)
+    state = tnadapt_torch.attach(adapted, spec, target_modules="all-linear", rank=rank, sizes=sizes, seed=0)
+    state.to(options.device)
     x = torch.randn(tokens, WIDTH, device=options.device)
     modules = [module for module in adapted if isinstance(module, nn.Linear)]
 

@@ -116,9 +116,9 @@ print(f"difference to our own adapter: {difference_peft:.1e}")
 # ```
 #
 # **Trap:** vLLM has limits of its own. It refuses a rank above `--max-lora-rank`, and it serves only the modules
-# that its version of the model has. Two things that PEFT permits and vLLM may not: another rank for each module,
-# and a module trained in full (`modules_to_save`). Look into the config before you serve. vLLM was not run for this
-# page.
+# that its version of the model has, and no module that was trained in full (`modules_to_save`). It takes the scale
+# from `r` and `lora_alpha`, which is why `save_as_lora` gives all weights one scale. Look into the config before you
+# serve. vLLM was not run for this page.
 
 # %%
 import json

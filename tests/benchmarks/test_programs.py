@@ -174,7 +174,7 @@ SMALL = {
     "magnitude": {"SHAPES": ((64, 64), (96, 64)), "TOKENS": 4},
     "inside": {"WIDTH": 64, "TOKENS": 4},
     "cyclic": {"CASES": [(64, 16)], "TOKENS": (1,)},
-    "scaling": {"SITES": (2, 3), "TOKENS": (1,), "RANKS": {"lora": 8}, "LLAMA_70B": {"q": (64, 64)}},
+    "scaling": {"SITES": (2, 3), "TOKENS": (1,), "RANKS": {"lora": 8, "lorta": 8}, "LLAMA_70B": {"q": (64, 64)}},
     "memory": {"WIDTH": 64, "TOKENS": 4},
     "blocks": {"HIDDEN": 128, "INNER": 192, "TOKENS": 5, "CASES": ("LoTR",)},
 }

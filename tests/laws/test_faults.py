@@ -386,7 +386,7 @@ def test_check_reports_the_smallest_case(monkeypatch):
     monkeypatch.setattr(_laws, "count", counted_on(_laws.count))
     with pytest.raises(LawError, match=r"count: expected \d+ trainable entries, got \d+\.") as caught:
         check(LOTR)
-    assert "lotr: 1 sites in 1 groups, seed 0" in str(caught.value)
+    assert "lotr: 1 site in 1 group, seed 0" in str(caught.value)
     assert "1 x 1" in str(caught.value)
 
 

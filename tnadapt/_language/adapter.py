@@ -229,9 +229,15 @@ class Adapter:
     def _places(self) -> dict[str, tuple[Group, Site]]:
         return {site.path: (group, site) for group in self.groups for site in group.sites}
 
+    @property
+    def extent(self) -> str:
+        """Return the numbers of sites and of groups in words, such as "24 sites in 1 group"."""
+        numbers = {"site": len(self.sites), "group": len(self.groups)}
+        return " in ".join(f"{number:,} {what}{'s' * (number != 1)}" for what, number in numbers.items())
+
     def __str__(self) -> str:
         """Return a table with one row per network: its groups, and the sizes of its modes."""
-        head = f"{self.spec.name}: {len(self.sites)} sites in {len(self.groups)} groups, seed {self.seed}"
+        head = f"{self.spec.name}: {self.extent}, seed {self.seed}"
         rows = [("groups", "sites", "weight", "scale", "sizes")]
         for net in dict.fromkeys(self.networks):
             equal = [group for group in self.groups if group.network == net]

@@ -229,7 +229,7 @@ class Report:
 
     def __str__(self) -> str:
         """Return the same tables as aligned text."""
-        lines = [f"{self.adapter.spec.name}: {len(self.adapter.sites):,} sites in {len(self.adapter.groups):,} groups"]
+        lines = [f"{self.adapter.spec.name}: {self.adapter.extent}"]
         return "\n".join([*lines, *align(self.facts()), *align(self.factors()), *align(self.rows())])
 
 

@@ -51,7 +51,7 @@ def write_trained(
     """Write the factors, and all else that changes in training, under their keys in the state dict of a model.
 
     That is what has gradients and every buffer, since a module may change its own in a forward pass. The packed weights
-    of quantized layers stay out. There is no config.json, so that nobody takes the folder for a model.
+    of quantized layers stay out. There is no config.json, so that AutoModel refuses the folder.
     """
     held = module.state_dict(keep_vars=True)
     wanted = {id(value) for value in held.values() if isinstance(value, nn.Parameter) and value.requires_grad}

@@ -109,7 +109,7 @@ def _line(state: "AdapterState") -> str:
     counts = count(adapter)
     parts = [
         f"{state.spec.name} {state.name!r}",
-        _number(len(adapter.sites), "site") + " in " + _number(len(networks), "group"),
+        adapter.extent,
         *(f"{bond}={_range([network.sizes[bond] for network in networks])}" for bond in state.spec.bonds),
         f"scale={_range([network.scale for network in networks])}",
         f"{counts.trainable:,} trained" + (f" and {counts.frozen:,} frozen" if counts.frozen else ""),
@@ -126,10 +126,6 @@ def _use(state: "AdapterState") -> str:
     if not state.host:
         return "detached" if state.turn else "under PEFT"
     return "merged" if state.merged is not None else "active" if state.enabled else "disabled"
-
-
-def _number(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def _range(values: Sequence[float]) -> str:
