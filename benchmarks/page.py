@@ -18,14 +18,14 @@ __all__ = ["page_of"]
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "evidence" / "speed.md"
-FIRST = ("regimes", "passes", "calibrate")  # the others follow by name
+FIRST = ("regimes", "peers", "compiled", "blocks", "passes", "calibrate")  # the tables of the others are folded
 HEAD = """<!-- drawn by benchmarks/page.py; do not edit -->
 # Speed
 
 Drawn from the records in `results/speed/`. `make bench` runs the programs, writes their records and draws this page;
 `benchmarks/gpu.sh` writes the records of a machine with a GPU. Ratios are of medians, measured in the same process with
 interleaved rounds: a "/" before a name divides the time of tnadapt by that of the name. What the figures mean, and
-older ones, are in [Performance](../explanation/performance.md).
+older ones, are in [Performance](../explanation/performance.md). Tables of the programs further down open by a click.
 """
 
 
@@ -36,12 +36,24 @@ def page_of(records: Sequence[Record], current: str) -> str:
         heading = ", ".join(word for word in (one.program, one.device, one.label) if word)
         parts += [f"## {heading}", f"{about(one.program)}\n\n{_made(one, current)}"]
         for table in one.tables:
-            parts += [f"### {heading}: {table.title}"] * bool(table.title) + [_markdown(table)]
+            title = [f"### {heading}: {table.title}"] * bool(table.title)
+            parts += [*title, _markdown(table)] if _is_first(one) else [_folded(table)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
+def _is_first(record: Record) -> bool:
+    """Return whether the page shows the tables of a record; one with a label is an earlier state, to compare with."""
+    return record.program in FIRST and not record.label
+
+
+def _folded(table: Table) -> str:
+    """Return a table that opens by a click, so that the page is not too long to read."""
+    title = table.title or f"{len(table.rows)} rows"
+    return f'<details markdown="1"><summary>{title}</summary>\n\n{_markdown(table)}\n\n</details>'
+
+
 def _place(record: Record) -> tuple[int, str, str, str]:
-    first = FIRST.index(record.program) if record.program in FIRST else len(FIRST)
+    first = FIRST.index(record.program) if _is_first(record) else len(FIRST)
     return first, record.program, record.device, record.label
 
 
