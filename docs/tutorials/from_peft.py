@@ -155,8 +155,8 @@ for spec in (families.lora(), families.lotr(), families.vera()):
 # | `PeftModel.from_pretrained(model, folder)` | `tnadapt_torch.load(model, file)` |
 # | `model.load_adapter(folder, "second")` | `tnadapt_torch.load(model, file, adapter_name="second")` |
 #
-# **Trap:** after `attach`, `model` is still a transformers model, so its `save_pretrained` is that of transformers
-# and concerns the whole model. The adapter is saved by `state.save`.
+# **Trap:** after `attach`, `model` is still a transformers model, so its `save_pretrained` writes the whole model, with
+# the adapter in a file beside it. `state.save` writes the adapter alone.
 
 # %%
 trained = answer(model)
