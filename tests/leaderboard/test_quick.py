@@ -1,6 +1,7 @@
 """The quick table, with every method: it takes minutes, so `make leaderboard-quick` alone runs it."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -44,6 +45,8 @@ def test_the_quick_table_has_every_method_and_leaves_the_records_alone():
     assert found.returncode == 0, found.stderr
     tasks = [name for name in TASKS if f"## {name}" in found.stdout]
     assert len(tasks) == len(TASKS) - 3  # one of the four tasks of the language model
-    wanted = 2 * len(tasks)  # the final runs, and the rates
-    assert [name for name in METHODS if found.stdout.count(f"\n| {name} | ") != wanted] == []
+    diverged = re.findall(r"^\w+, (.+): every rate of the grid diverged$", found.stdout, re.MULTILINE)
+    assert set(diverged) <= {"RandLoRA r16"}  # at its paper's scale, it steps much further than LoRA at this rate
+    wanted = {name: 2 * len(tasks) - diverged.count(name) for name in METHODS}  # rows of final runs, and of rates
+    assert {name: found.stdout.count(f"\n| {name} | ") for name in METHODS} == wanted
     assert files() == before
