@@ -113,8 +113,9 @@ def test_programs_with_regimes_come_first():
 
     names = ("calibrate", "peers", "regimes", "cyclic", "passes")
     text = page_of([record(program=name) for name in names], "1.0")
-    order = [line[3:].split(",")[0] for line in text.splitlines() if line.startswith("## ")]
-    assert order == ["regimes", "passes", "calibrate", "cyclic", "peers"]
+    parts = text.split("\n## ")[1:]
+    assert [part.split(",")[0] for part in parts] == ["regimes", "peers", "passes", "calibrate", "cyclic"]
+    assert ["<details" in part for part in parts] == [False, False, False, False, True]  # by a click
 
 
 def test_a_record_of_another_version_is_labelled():

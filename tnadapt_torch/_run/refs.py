@@ -172,7 +172,8 @@ class Row:
         tensor = self.stack.held.read()
         for axis, place in zip(reversed(self.stack.axes), reversed(self.places), strict=True):
             here = place if place.device == tensor.device else place.to(tensor.device)
-            tensor = _take(tensor, axis, here).squeeze(axis)
+            is_faulty = tensor.is_cpu and tensor.requires_grad and torch.is_grad_enabled()
+            tensor = (_take(tensor, axis, here) if is_faulty else tensor.index_select(axis, here)).squeeze(axis)
         return tensor
 
     def __eq__(self, other: object) -> bool:
@@ -188,10 +189,11 @@ class Row:
 
 @torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]  # where Dynamo looks inside, it warns of itself
 def _take(tensor: Tensor, axis: int, place: Tensor) -> Tensor:
-    """Return the row of a stack at a place that is a tensor, for compiled code."""
-    if torch.is_grad_enabled() and tensor.requires_grad:
-        return cast("Tensor", _Taken.apply(tensor, axis, place))  # type: ignore[no-untyped-call]
-    return tensor.index_select(axis, place)
+    """Return the row of a stack at a place that is a tensor, for code that is compiled for a CPU.
+
+    Torch keeps no graph with such a function for the next process, so it is called only where it is needed.
+    """
+    return cast("Tensor", _Taken.apply(tensor, axis, place))  # type: ignore[no-untyped-call]
 
 
 class _Taken(torch.autograd.Function):
