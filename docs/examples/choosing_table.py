@@ -17,7 +17,7 @@ LEADERBOARD = "[Leaderboard, {0}](../evidence/leaderboard.md#{0})"
 SPEED = "[Speed, regimes](../evidence/speed.md#regimes-cpu)"
 TRAINING = ("many tokens, eager", "256 tokens, eager", "64 tokens, eager")
 ONE_TOKEN = "one token, no grad"
-NEAR = 1.05  # times that differ by less are listed together
+NEAR = 1.05  # what is within this factor of the best is listed with it
 
 Row = Sequence[str]
 
@@ -43,7 +43,7 @@ def own(task: str) -> list[Trained]:
 
 
 def lora_of(rows: Iterable[Trained]) -> Trained:
-    """Return the LoRA with the lower validation loss."""
+    """Return LoRA with the scale, its own or `unit`, that has the lower validation loss."""
     return min((one for one in rows if one.family == "LoRA"), key=lambda one: one.loss)
 
 
@@ -65,7 +65,8 @@ def decisions() -> str:
     best = digits[0]
     few = min((one for one in digits if one.test >= plain.test), key=lambda one: (one.numbers, one.loss))
     least = min(digits, key=lambda one: (one.numbers, one.loss))
-    kept = min(digits, key=lambda one: one.forgetting)
+    least_risen = min(one.forgetting for one in digits)
+    kept = sorted((one for one in digits if one.forgetting <= NEAR * least_risen), key=lambda one: one.forgetting)
     rows = [
         (
             "the smallest file that does as well as LoRA on a language model",
@@ -94,8 +95,9 @@ def decisions() -> str:
         ),
         (
             "a model that forgets least of what it could do before",
-            link(kept.method),
-            f"its old loss rises by {kept.forgetting:.2f}; {plain.method}: by {plain.forgetting:.2f}",
+            ", ".join(link(one.method) for one in kept),
+            f"its old loss rises by {' and '.join(f'{one.forgetting:.2f}' for one in kept)}; {plain.method}: by "
+            f"{plain.forgetting:.2f}",
             LEADERBOARD.format("digits"),
         ),
         *fastest(),
@@ -180,14 +182,16 @@ def steps() -> str:
 
 
 def unmeasured() -> str:
-    """Say how many families no record has."""
+    """Say which families were trained, and how many no record has."""
     losses = {name.partition(" r")[0] for task in ("digits", "family_relationships") for name in read_rates(task)}
     tried = {name for name in losses if not name.startswith("PEFT")}
     timed = set(read_speed(TRAINING[0]).rows)
     every = len(families.__all__)
+    named = ", ".join(link(name) for name in sorted(tried, key=str.lower))
     return (
-        f"* {every - len(tried)} of the {every} families were trained on no task of the leaderboard, and the steps of "
-        f"{every - len(timed)} were not timed. Nothing here says that they are worse."
+        f"* Trained on a task of the leaderboard: {named}. The "
+        f"other {every - len(tried)} of the {every} families were not, and the steps of {every - len(timed)} were not "
+        "timed. Nothing here says that they are worse."
     )
 
 

@@ -21,7 +21,7 @@ BLOCKS = [
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
 @pytest.mark.parametrize("code", BLOCKS)
-def test_a_block_runs_as_written(code, tmp_path, monkeypatch):
+def test_a_block_runs_as_written_and_learns(code, tmp_path, monkeypatch, capsys):
     for package in OPTIONAL:
         if package in code:
             pytest.importorskip(package)
@@ -31,3 +31,5 @@ def test_a_block_runs_as_written(code, tmp_path, monkeypatch):
     room = {}
     exec(code, room)
     assert room.keys() - {"__builtins__"}, "a block must define at least one name"
+    losses = [float(loss) for loss in re.findall(r"^step \d+: loss ([\d.]+)$", capsys.readouterr().out, re.MULTILINE)]
+    assert not losses or losses[-1] < 0.5 * losses[0], "a block that prints its losses must learn"

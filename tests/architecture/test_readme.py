@@ -15,7 +15,7 @@ README = ROOT / "README.md"
 CODE = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
 
 
-LOTR, TORCH, JAX, OWN = CODE
+LOTR, TORCH, JAX, OWN, RUN = CODE
 
 
 def test_the_six_lines_are_the_built_in_family():
@@ -79,6 +79,19 @@ def test_the_spec_in_the_readme_is_valid_and_binds_to_a_grid():
     adapter = room["mine"].bind(sites, rank=2, seed=0)
     assert tnadapt.count(adapter).trainable == 3 * 2 * 2 + 6 * 2
     assert tnadapt.count(adapter).frozen == 2 * 5
+
+
+def test_the_own_adapter_learns_and_is_loaded_and_exported(tmp_path, monkeypatch, capsys):
+    torch = pytest.importorskip("torch")
+    torch.set_num_threads(1)  # tests run in parallel
+    torch.manual_seed(0)
+    monkeypatch.chdir(tmp_path)
+    room = {}
+    exec(OWN, room)
+    exec(RUN, room)
+    first, last = losses_in(capsys.readouterr().out)
+    assert first > 4 * last
+    assert (tmp_path / "mine_as_lora" / "adapter_config.json").exists()
 
 
 def test_as_many_properties_are_stated_as_there_are():
