@@ -99,6 +99,31 @@ def test_a_merge_rounds_once(family, dtype):
         assert torch.equal(model.get_submodule(path).weight, weight)
 
 
+@representative
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_loss_of_a_merge_is_what_the_merge_then_loses(family, dtype):
+    model = hosts.toy(dtype=dtype)
+    state = hosts.wake(hosts.adapt(model, family), size=0.02)
+    before, deltas = weights(model), {site.path: state.delta(site.path).double() for site in state.adapter.sites}
+    told = state.merge_loss()
+    assert_equal_weights(weights(model), before)
+    assert told.keys() == deltas.keys()
+    state.merge()
+    for path, delta in deltas.items():
+        kept = model.get_submodule(path).weight.double() - before[f"{path}.weight"].double()
+        lost = (kept - delta).norm() / delta.norm()
+        assert told[path] == pytest.approx(lost.item(), rel=1e-3)
+    assert all(0 < loss < 1.001 for loss in told.values())  # the weight as it was would lose 1
+
+
+def test_an_update_of_zero_loses_nothing_and_a_merged_one_cannot_be_asked():
+    state = hosts.adapt(hosts.toy(dtype=torch.bfloat16), "lora", awake=False)
+    assert set(state.merge_loss().values()) == {0.0}
+    state.merge()
+    with pytest.raises(SiteError, match="expected an adapter that is not merged"):
+        state.merge_loss()
+
+
 def test_a_float64_host_is_merged_in_float64():
     model = hosts.toy(dtype=torch.float64)
     state = hosts.adapt(model, "lotr")

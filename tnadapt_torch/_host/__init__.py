@@ -14,7 +14,7 @@ from tnadapt_torch._host.find import (
 from tnadapt_torch._host.flags import Flags
 from tnadapt_torch._host.fold import check_foldable, check_folded, check_unfoldable, fold_in, unfold
 from tnadapt_torch._host.hosted import Hosted, HostEntries, Merging, check_parts, host_parts, start_params
-from tnadapt_torch._host.merge import Merged, check_weights
+from tnadapt_torch._host.merge import Merged, check_weights, loss_of
 from tnadapt_torch._host.parallel import flattened, managed, settle_weights
 from tnadapt_torch._host.quantized import check_trainable, count_parameters, is_packed_linear
 from tnadapt_torch._host.read import weights_to_fold
@@ -52,6 +52,7 @@ __all__ = [
     "is_linear",
     "is_packed_linear",
     "linear_weight",
+    "loss_of",
     "managed",
     "modules_of",
     "name_class",

@@ -1,5 +1,6 @@
 """Merge updates into weights: all of them or none, each rounded once; undo a merge bit for bit."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -84,6 +85,29 @@ class Merged:
         with torch.no_grad():
             for path, original in self.originals.items():
                 parameters[path].copy_(laid_like(original, parameters[path]))
+
+
+def loss_of(
+    host: nn.Module, weights: Mapping[str, Weight], deltas: Mapping[str, Callable[[], Tensor]]
+) -> dict[str, float]:
+    """Return for each weight the part of its update that a merge would round away, relative to the update.
+
+    Raises:
+        SiteError: as `Merged.write` raises it.
+    """
+    reshard([weight.module for weight in weights.values()])
+    check_weights(host, weights)
+    with torch.no_grad(), watched(weights.items(), "compare") as compared:
+        return {path: _loss(path, weight.parameter, deltas[path]) for path, weight in compared}
+
+
+def _loss(path: str, parameter: Tensor, delta: Callable[[], Tensor]) -> float:
+    update = delta()
+    rounded = _sum(path, parameter, lambda: update).to(update.dtype)
+    update = laid_like(update, parameter)
+    kept = rounded - parameter.to(update.dtype)  # exact, or nearly so, where it is small beside the weight
+    size, lost = (float(whole(part.square().sum())) for part in (update, kept - update))
+    return math.sqrt(lost / size) if size else 0.0
 
 
 def _sum(path: str, parameter: Tensor, delta: Callable[[], Tensor]) -> Tensor:

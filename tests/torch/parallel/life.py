@@ -270,6 +270,10 @@ class Life:
         before = self.model(self.words).detach().clone()
         self.trained(self.state)
         weights = {path: full(weight.parameter).clone() for path, weight in self.state.weights.items()}
+        found, wanted = self.state.merge_loss(), self.wanted.merge_loss()
+        for path, loss in wanted.items():
+            if not loss / 4 <= found[path] <= 4 * loss:  # of roundings, which differ
+                self.failed.append(f"loss of a merge {found[path]} for {loss} of {path}")
         self.state.merge()
         self.wanted.merge()
         for path, weight in self.state.weights.items():
