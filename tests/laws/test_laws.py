@@ -7,11 +7,24 @@ from hypothesis import strategies as st
 
 from tests.table import FAMILIES
 from tests.thorough import IS_THOROUGH, left_to_laws
-from tnadapt import Adapter, families
+from tnadapt import (
+    Adapter,
+    AdapterSpec,
+    degrees_of_freedom,
+    families,
+    frozen,
+    grid,
+    normal,
+    same,
+    trainable,
+)
 from tnadapt._language import Same
 from tnadapt._language.terms import terms_of
 from tnadapt.binding import Network
+from tnadapt.initializers import ones
 from tnadapt.testing import LAWS, LawError, adapters, check, networks, sites, specs
+from tnadapt.testing._laws import freedom_is_the_rank_of_the_jacobian
+from tnadapt.testing._oracle import gradients, random_params
 
 every_law = pytest.mark.parametrize("law", LAWS, ids=[law.__name__ for law in LAWS])
 EXAMPLES = settings().max_examples if IS_THOROUGH else min(settings().max_examples, 12)  # for each of the laws
@@ -64,6 +77,30 @@ def test_check_returns_every_law_with_its_statement():
     held = check(families.lora(), examples=2)
     assert [one.law for one in held] == [law.__name__ for law in LAWS]
     assert all(one.examples >= 1 and one.statement.endswith(".") for one in held)
+
+
+@pytest.mark.parametrize(("init", "rank"), [(ones(), 6), (normal(), 8)])
+def test_starting_values_that_are_constant_have_fewer_degrees_than_generic_ones(init, rank):
+    """dW_l = A_l X + A0_l Y: Y alone reaches all 8 numbers, but for an A0 that is equal in both layers."""
+    factors = {
+        "A": trainable("layer p", init=init),
+        "X": frozen("p out in", init=normal()),
+        "Y": trainable("p out in", init=normal()),
+        "A0": same("A", at_start=True),
+    }
+    spec = AdapterSpec(
+        name="own", weight="out in", over="layer", factors=factors, terms=("A X", "A0 Y"), start="centered"
+    )
+    adapter = spec.bind(grid(layers=2, kinds={"q": (2, 2)}), rank=2, seed=0, overparametrized=True)
+    assert degrees_of_freedom(adapter).degrees == 8
+    random = np.random.default_rng(0)
+    freedom_is_the_rank_of_the_jacobian(adapter, random)
+    params = random_params(adapter, random, frozen=True)
+    found = []
+    for _ in range(13):
+        pulls = {site.path: random.standard_normal(site.shape) for site in adapter.sites}
+        found.append(np.concatenate([each.ravel() for each in gradients(adapter, params, pulls).values()]))
+    assert np.linalg.matrix_rank(np.array(found)) == rank
 
 
 def test_tera_with_all_factors_satisfies_every_law():

@@ -77,8 +77,9 @@ def degrees_of_freedom(
 ) -> Freedom:
     """Return the rank of the derivative of the update by its trainable numbers, modulo the prime 2^31 - 19.
 
-    The values are generic, also those of frozen factors. The rank is never too high. For each Jacobian it is too low
-    with a probability below trainable numbers x (factors + 1) / 2^31. Large modes are cut to a size above which the
+    The values are generic, also those of frozen factors and of starting values that the update uses: if yours are
+    special, such as a constant, the rank may be lower there. The rank is never too high. For each Jacobian it is too
+    low with a probability below trainable numbers x (factors + 1) / 2^31. Large modes are cut to a size above which the
     rank is proven to be a polynomial, and the polynomial is evaluated at their full size (the module's docstring has
     the proof).
 

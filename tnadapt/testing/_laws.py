@@ -134,7 +134,11 @@ def rank_keeps_its_bound(adapter: Adapter, random: np.random.Generator) -> None:
 
 @of_the_sum
 def freedom_is_the_rank_of_the_jacobian(adapter: Adapter, random: np.random.Generator) -> None:
-    """`degrees_of_freedom` equals the rank of the numerical Jacobian (tested up to 120 trainable entries)."""
+    """`degrees_of_freedom` equals the rank of the numerical Jacobian (tested up to 120 trainable entries).
+
+    It is for generic values, also of starting values that the update uses. If those are not random, such as a constant,
+    the numerical rank may be lower.
+    """
     group = adapter.groups[int(random.integers(len(adapter.groups)))]
     names = [adapter.slot_name(group, name) for name, factor in group.network.factors.items() if factor.trainable]
     trained = (factor for factor in group.network.factors.values() if factor.trainable)
@@ -150,7 +154,10 @@ def freedom_is_the_rank_of_the_jacobian(adapter: Adapter, random: np.random.Gene
         answer = gradients(adapter, params, pulls)
         rows.append(np.concatenate([answer[name].ravel() for name in names]))
     found = int(np.linalg.matrix_rank(np.array(rows)))
-    expect(found == stated.degrees, f"freedom of {group.name}: expected {found} degrees, got {stated.degrees}")
+    starts = [slot.factor.init for slot in adapter.starts.values()]
+    is_generic = all(init.kind in ("normal", "uniform") and init.amount for init in starts)
+    holds = found == stated.degrees if is_generic else found <= stated.degrees
+    expect(holds, f"freedom of {group.name}: expected {found} degrees, got {stated.degrees}")
 
 
 def apply_is_multiplication(adapter: Adapter, random: np.random.Generator) -> None:
