@@ -65,6 +65,16 @@ def test_the_citation_and_the_changelog_have_this_version_and_one_date():
     assert date.fromisoformat(day).isoformat() == day
 
 
+def test_the_entry_for_bibtex_is_that_of_the_citation():
+    entry = dict(re.findall(r"^  (\w+) = \{+(.*?)\}+,$", text_of("README.md"), re.M))
+    citation = text_of("CITATION.cff")
+    assert f'title: "{entry["title"]}"' in citation
+    assert f"- name: {entry['author']}" in citation
+    assert f"\nversion: {entry['version']}\n" in citation
+    assert f"\ndate-released: {entry['year']}-" in citation
+    assert f"\nrepository-code: {entry['url']}\n" in citation
+
+
 def test_each_heading_of_the_changelog_has_a_link():
     names = re.findall(r"^## \[([^\]]+)\]", text_of("CHANGELOG.md"), re.M)
     assert re.findall(r"^\[([^\]]+)\]: https://", text_of("CHANGELOG.md"), re.M) == names
