@@ -23,8 +23,9 @@ from tnadapt._language.terms import terms_of
 from tnadapt.binding import Network
 from tnadapt.initializers import ones
 from tnadapt.testing import LAWS, LawError, adapters, check, networks, sites, specs
-from tnadapt.testing._laws import freedom_is_the_rank_of_the_jacobian
+from tnadapt.testing._laws import freedom_is_the_rank_of_the_jacobian, living_gradient
 from tnadapt.testing._oracle import gradients, random_params
+from tnadapt.testing._steps import first_steps_are_predicted
 
 every_law = pytest.mark.parametrize("law", LAWS, ids=[law.__name__ for law in LAWS])
 EXAMPLES = settings().max_examples if IS_THOROUGH else min(settings().max_examples, 12)  # for each of the laws
@@ -101,6 +102,32 @@ def test_starting_values_that_are_constant_have_fewer_degrees_than_generic_ones(
         pulls = {site.path: random.standard_normal(site.shape) for site in adapter.sites}
         found.append(np.concatenate([each.ravel() for each in gradients(adapter, params, pulls).values()]))
     assert np.linalg.matrix_rank(np.array(found)) == rank
+
+
+FOUR = grid(layers=2, kinds={"q": (1, 3), "k": (1, 3)})
+FALSE_ALARMS = {
+    "16 draws that are all alike": (families.lora().bind(FOUR, rank=1, seed=0), 406),
+    "16 draws of two factors": (families.btt().bind(FOUR, rank=1, sizes={"o2": 1, "i2": 3}, seed=0), 406),
+    "a rank above that of the weight": (
+        families.lotr(start="neutral").bind(
+            grid(layers=1, kinds={"q": (1, 1)}), rank={"p": 1, "q": 2}, seed=0, overparametrized=True
+        ),
+        0,
+    ),
+    "numbers of the law that are the weight": (
+        families.oft().bind(grid(layers=2, kinds={"q": (4, 2)}), sizes={"i": 2}, seed=0),
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FALSE_ALARMS)
+def test_no_law_has_a_false_alarm(case):
+    """Each of these adapters is right, and was once reported."""
+    adapter, seed = FALSE_ALARMS[case]
+    all_laws(adapter, np.random.default_rng(seed))
+    for law in (first_steps_are_predicted, living_gradient):
+        law(adapter, np.random.default_rng(seed))
 
 
 def test_tera_with_all_factors_satisfies_every_law():

@@ -35,10 +35,13 @@ def random_params(adapter: Adapter, random: np.random.Generator, *, frozen: bool
 
 
 def start_params(adapter: Adapter) -> Params:
-    """Return the starting values. Those read from a host come from random weights, drawn with the adapter's seed."""
+    """Return the starting values. Those read from a host come from random weights, drawn with the adapter's seed.
+
+    It is not that seed alone, since a law may draw its own numbers with the same one, and they would then be equal.
+    """
     if not adapter.reads_weights:
         return init(adapter)
-    random = np.random.default_rng(adapter.seed)
+    random = np.random.default_rng([adapter.seed, 1])
     return init(
         adapter, {path: random.standard_normal(sites[0].weight_shape) for path, sites in adapter.weights.items()}
     )

@@ -16,7 +16,7 @@ from tnadapt.testing._oracle import gradients, start_params
 
 __all__: list[str] = []
 
-DRAWS = 16
+DRAWS = (16, 512)  # more of them where the first seem to disagree, since few draws may all be alike
 COPIES = 4096  # of a small array, for its mean square
 NEAR = (0.8, 1.25)
 ERRORS = 5.0  # standard errors of the mean over draws
@@ -32,7 +32,8 @@ def first_steps_are_predicted(adapter: Adapter, random: np.random.Generator) -> 
 
     Signs are those of a gradient at random. The square is averaged over them, and over starting values. Left out are
     adapters with a drawn factor twice in a term, since a mean of fourth powers needs too many draws, and those that
-    multiply what moves by several factors read from one host, since these depend on each other.
+    multiply what moves by several factors read from one host, since these depend on each other. So are ranks above that
+    of the weight that is read, for which the rest of a factor is 0.
     """
     if _has_power(adapter) or _has_dependent_starts(adapter):
         return
@@ -41,23 +42,30 @@ def first_steps_are_predicted(adapter: Adapter, random: np.random.Generator) -> 
     draw, is_read = _draws(adapter, random), bool(unknown_starts(adapter.spec))
     params = draw()
     step = step_size(adapter, params)[group.name]
+    if is_read and _is_padded(adapter, params):
+        return
     names = [adapter.slot_name(group, name) for name in first_gradients(adapter)]
-    ratios = []
-    for _ in range(DRAWS):
+    ratios: list[float] = []
+    while len(ratios) < DRAWS[-1]:
         found = gradients(adapter, params, {site.path: random.choice([-1.0, 1.0], site.shape)})
         square = sum(float(np.square(found[name]).sum()) for name in names) / math.prod(site.shape)
         if step.decrease == 0:
             expect(square <= NOTHING * group.network.scale**2, f"first step at {site.path}: expected none, got one")
             return
         ratios.append(square / step.decrease)
+        if len(ratios) in DRAWS and _is_near(ratios):
+            return
         params = draw()
         step = step_size(adapter, params)[group.name] if is_read else step
-    mean, error = float(np.mean(ratios)), ERRORS * float(np.std(ratios, ddof=1)) / math.sqrt(DRAWS)
+    ratio = math.sqrt(float(np.mean(ratios)))
+    expect(False, f"first step at {site.path}: expected {NEAR[0]} to {NEAR[1]} of step_size, got {ratio:.3g}")
+
+
+def _is_near(ratios: list[float]) -> bool:
+    """Return whether the mean of squared ratios may be as predicted, for all that so many of them say."""
+    mean, error = float(np.mean(ratios)), ERRORS * float(np.std(ratios, ddof=1)) / math.sqrt(len(ratios))
     low, high = (one**2 for one in NEAR)
-    expect(
-        low <= mean + error and mean - error <= high,
-        f"first step at {site.path}: expected {NEAR[0]} to {NEAR[1]} of step_size, got {math.sqrt(mean):.3g}",
-    )
+    return low <= mean + error and mean - error <= high
 
 
 def _has_power(adapter: Adapter) -> bool:
@@ -77,6 +85,16 @@ def _has_dependent_starts(adapter: Adapter) -> bool:
         sum(factors[nodes[name].factor].init.is_read for name in pull.others) > 1
         for pulls in adapter.spec.pulls.values()
         for pull in pulls
+    )
+
+
+def _is_padded(adapter: Adapter, params: Params) -> bool:
+    """Return whether a factor that is read from the host is 0 at some index of one of its modes."""
+    read = [name for name, slot in adapter.slots.items() if slot.factor.init.is_read and not name.endswith(START)]
+    return any(
+        not np.any(params[name], axis=tuple(other for other in range(params[name].ndim) if other != axis)).all()
+        for name in read
+        for axis in range(params[name].ndim)
     )
 
 
