@@ -206,13 +206,15 @@ def _balanced(down: Array, up: Array) -> tuple[Array, Array]:
 def _magnitude_of(
     adapter: Adapter, params: Mapping[str, npt.ArrayLike], path: str
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """Return the magnitude of a weight under PEFT's name, if the adapter has one."""
+    """Return the magnitude of a weight under PEFT's name, if the adapter has one. That of a kernel has its axes."""
     found = adapter.address(adapter.weights[path][0]).magnitude if adapter.spec.magnitude else None
     if found is None:
         return {}
     if found.lengths.name not in params:
         raise SiteError(f"params: expected an array {found.lengths.name!r}, got none.\nPass all params of the adapter.")
     lengths = np.asarray(params[found.lengths.name])[found.lengths.cut].reshape(-1)
+    if kernel := adapter.weights[path][0].weight_shape[2:]:
+        lengths = lengths.reshape(1, -1, *[1] * len(kernel))
     name = _name_of(path, "lora_magnitude_vector")
     return {name: _checked(f"{path}: lora_magnitude_vector", lengths)}
 
