@@ -4,10 +4,10 @@ import os
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any, TypeVar
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, TextIO, TypeVar, cast
 
-__all__ = ["is_terminal", "reserved", "watched"]
+__all__ = ["Spared", "is_terminal", "reserved", "watched"]
 
 T = TypeVar("T")
 DELAY = 1.0  # seconds before a bar appears, so that fast work shows none
@@ -53,6 +53,35 @@ def reserved() -> Iterator[bool]:
         _reserved -= 1
 
 
+class Spared:
+    """A stream for a line that is erased: a terminal that goes away takes the line with it, and not the work.
+
+    A write that fails would stay in the buffer and fail again at the end of the interpreter, so the terminal is asked
+    before each.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        """Keep the stream, of which everything but writing is taken as it is."""
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what else the stream has, such as its encoding."""
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write to the stream while it is a terminal. Returns the length of the text."""
+        with suppress(OSError):
+            if is_terminal(self._stream):
+                self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream while it is a terminal."""
+        with suppress(OSError):
+            if is_terminal(self._stream):
+                self._stream.flush()
+
+
 def is_terminal(stream: Any) -> bool:
     """Return whether a stream is a terminal: no file, no stream that only writes, no closed one, and not None."""
     try:
@@ -74,7 +103,8 @@ def _shown(items: Collection[T], what: str, bars: ExitStack) -> Iterator[T]:
             from rich.console import Console  # noqa: PLC0415  (a tenth of a second; most work is faster)
             from rich.progress import Progress  # noqa: PLC0415
 
-            bar = bars.enter_context(Progress(console=Console(stderr=True, force_terminal=True), transient=True))
+            stream = cast(TextIO, Spared(sys.stderr))
+            bar = bars.enter_context(Progress(console=Console(file=stream, force_terminal=True), transient=True))
             bar.add_task(what, total=len(items))
         if bar is not None:
             bar.update(bar.task_ids[0], completed=number)

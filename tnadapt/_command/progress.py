@@ -1,15 +1,16 @@
 """A line on standard error that says what is computed. It is shown on a terminal only, and erased at the end."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Self
+from typing import Self, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
 from tnadapt._command.terminal import is_ascii_only
-from tnadapt._progress import reserved
+from tnadapt._progress import Spared, reserved
 
 __all__: list[str] = []
 
@@ -21,7 +22,7 @@ class Line:
 
     def __init__(self, first: str, *, bar: bool = False) -> None:
         """Prepare the line with its first text, and with a bar if the amount of work is known."""
-        console = Console(stderr=True, force_terminal=True)  # it is shown on no other stream
+        console = Console(file=cast(TextIO, Spared(sys.stderr)), force_terminal=True)  # it is shown on no other stream
         self._room = max(console.width - (BESIDE_BAR if bar else BESIDE), 1)
         text = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True))
         columns: list[ProgressColumn] = [SpinnerColumn("line" if is_ascii_only(console.encoding) else "dots"), text]

@@ -15,7 +15,7 @@ from tnadapt._files.links import read_links, save_links
 from tnadapt._files.peft_card import Made
 from tnadapt._files.peft_folder import TENSORS
 from tnadapt._files.peft_read import read_peft
-from tnadapt._files.peft_write import Written, check_task, save_as_lora, write_loras
+from tnadapt._files.peft_write import Written, options_of, save_as_lora, write_loras
 from tnadapt._files.plain import read_object
 from tnadapt._files.target import check_target, replace_folder, write_atomically
 from tnadapt._files.text import from_json, to_json
@@ -28,11 +28,11 @@ __all__ = [
     "check_fingerprint",
     "check_patterns",
     "check_target",
-    "check_task",
     "digests",
     "file_size",
     "from_json",
     "load",
+    "options_of",
     "params_to_store",
     "read_checkpoint",
     "read_links",

@@ -1,9 +1,9 @@
 """The model card of a LoRA that is written for PEFT: what it was made from, and how to load it."""
 
 import json
+import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 __all__: list[str] = []
@@ -62,7 +62,7 @@ def card_of(config: Mapping[str, Any], made: Made, ranks: Mapping[str, int], err
 def _is_on_hub(base: str) -> bool:
     """Return whether a base model is named as on a hub. A path of this machine tells a stranger nothing."""
     is_name = HUB_NAME.fullmatch(base) is not None and ".." not in base and "--" not in base
-    return is_name and not Path(base).exists()  # from_pretrained takes the folder, too
+    return is_name and not os.path.exists(base)  # noqa: PTH110  (a name may be too long for a path; a folder is taken)
 
 
 def _metadata(base: str | None, task: str | None, made: Made) -> str:

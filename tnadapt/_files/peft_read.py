@@ -67,7 +67,7 @@ def read_peft(directory: str | os.PathLike[str], *, shapes: Shapes | None = None
     Raises:
         FormatError: another method; an option that changes what the factors mean, such as lora_bias; a start
             that changed the model's weights; a pickle; a file that is damaged, or has a missing or unknown factor; a
-            checkpoint of another model.
+            checkpoint of another model; scales or products that the dtype of the factors cannot hold.
         FileNotFoundError: no checkpoint in the folder.
     """
     expect_path(directory, "read_peft", FormatError)
@@ -84,7 +84,7 @@ def read_peft(directory: str | os.PathLike[str], *, shapes: Shapes | None = None
         most = max(MOST_MADE, PADDED * folder.numbers)
         keep(directory, "numbers with one rank for all modules", count(adapter).trainable + count(adapter).frozen, most)
         extra = {name: value.read() for name, value in folder.extra.items()}
-        return Checkpoint(adapter, _params(adapter, found), extra)
+        return Checkpoint(adapter, _params(folder, adapter, found), extra)
 
 
 def _adapter_of(folder: Folder, shapes: Shapes | None) -> tuple[Adapter, Converted]:
@@ -190,7 +190,7 @@ def _leading(stored: Stored, rows: int, columns: int) -> Stored:
     return Stored((rows, columns), read)
 
 
-def _params(adapter: Adapter, found: Converted) -> dict[str, Array]:
+def _params(folder: Folder, adapter: Adapter, found: Converted) -> dict[str, Array]:
     """Read every factor, and convert those of every module to the rank and scale of the adapter."""
     params: dict[str, Array] = {}
     for group in adapter.groups:
@@ -199,9 +199,24 @@ def _params(adapter: Adapter, found: Converted) -> dict[str, Array]:
             shape, value = group.network.shape(factor), stored.read()
             filled = np.pad(value, [(0, size - length) for size, length in zip(shape, value.shape, strict=True)])
             if factor == found.scaled and part.scale != scale:
-                filled = (filled.astype(np.float64) * (part.scale / scale)).astype(filled.dtype)
+                made = filled.astype(np.float64) * (part.scale / scale)
+                if part.scale != 0 and _is_lost(made, filled):
+                    path, name = group.sites[0].path, filled.dtype.name
+                    rule = f"{path}: expected a {factor} whose products with its scale {name} can hold"
+                    raise folder.fault(rule, f"a scale of {part.scale:.3g} beside one of {scale:.3g}")
+                filled = made.astype(filled.dtype)
             params[adapter.slot_name(group, factor)] = filled
     return params | {name: value.read() for name, value in found.shared.items()}
+
+
+def _is_lost(made: Array, *sources: Array) -> bool:
+    """Return whether numbers that were made of others leave the range of their dtype, which the others fill."""
+    held = np.finfo(sources[0].dtype)
+
+    def is_within(array: Array) -> bool:
+        return float(held.tiny) <= float(np.abs(array).max()) <= float(held.max)
+
+    return all(map(is_within, sources)) and not is_within(made)
 
 
 def _one_alpha(parts: Mapping[str, Part], divisor: float) -> float:
@@ -242,8 +257,11 @@ def _product(folder: Folder, path: str, name: str, rank: int) -> Stored:
 
     def multiply() -> Array:
         first, second = left.read(), right.read()
-        product: Array = (first.astype(np.float64) @ second.astype(np.float64)).astype(first.dtype)
-        return product
+        product: Array = first.astype(np.float64) @ second.astype(np.float64)
+        if product.any() and _is_lost(product, first, second):
+            rule = f"{path}: expected a product of {name}_a and {name}_b that {first.dtype.name} can hold"
+            raise folder.fault(rule, f"one of size {np.abs(product).max():.3g}")
+        return product.astype(first.dtype)
 
     return Stored(shape, multiply)
 

@@ -1,5 +1,6 @@
 """Write an adapter as a LoRA checkpoint that PEFT and servers of LoRAs can read."""
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
@@ -13,16 +14,19 @@ import numpy.typing as npt
 from tnadapt._errors import FormatError, PlanError, SiteError
 from tnadapt._files.limits import check_extra
 from tnadapt._files.peft_card import Made, card_of
-from tnadapt._files.peft_folder import PREFIX, write_folder
+from tnadapt._files.peft_folder import METHODS, PREFIX, write_folder
 from tnadapt._language import Adapter, expect_adapter, expect_params, expect_path, without_magnitude
 from tnadapt._progress import watched
-from tnadapt._signature import answers, mistake, told
+from tnadapt._signature import answers, expect_flag, expect_names, mistake, told
 from tnadapt._structure import LoRA, check_exportable, exact_lora, join, shorten
 from tnadapt._values import drawn_starts
 
 __all__ = ["Written", "save_as_lora"]
 
+Array = npt.NDArray[np.float64]
+
 PEFT_VERSION = "0.21.2"  # the release whose format is written
+TINY, HUGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 TASK_TYPES = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 
 
@@ -40,7 +44,7 @@ def save_as_lora(
     directory: str | os.PathLike[str],
     *,
     rank: int | None = None,
-    base_model: str | None = None,
+    base_model: str | os.PathLike[str] | None = None,
     task_type: str | None = None,
     fan_in_fan_out: bool = False,
     extra: Mapping[str, npt.ArrayLike] | None = None,
@@ -71,12 +75,15 @@ def save_as_lora(
             so its rank is that of the spec without it.
         SiteError: params that do not belong to this adapter; a weight of experts, or one whose sites serve several
             tasks.
-        FormatError: an update that is not finite in float32, an unknown task, or a folder that holds anything else.
+        FormatError: an update that is not finite in float32, an unknown task, an extra array of no module in
+            modules_to_save, or a folder that holds anything else.
     """
     expect_adapter(adapter, "save_as_lora", FormatError)
     expect_params(params, "save_as_lora", FormatError)
     expect_path(directory, "save_as_lora", FormatError)
-    check_task(task_type, "save_as_lora")
+    options = options_of("save_as_lora", base_model, task_type, fan_in_fan_out)
+    saved = expect_names(modules_to_save, "save_as_lora", "modules_to_save", FormatError)
+    tensors = _extra(extra or {}, saved)
     parts = {path: adapter.parts(path) for path in adapter.weights}
     below = without_magnitude(adapter)  # PEFT has the same magnitude, above a LoRA
     for path, sites in parts.items():
@@ -87,8 +94,6 @@ def save_as_lora(
                 "blocks.\n"
                 "PEFT has no magnitudes of blocks. Merge the update, or attach without blocks."
             )
-    check_extra(extra or {})
-    tensors = {f"{PREFIX}{name}": _checked(name, np.asarray(value)) for name, value in (extra or {}).items()}
     for path in parts:
         tensors |= _magnitude_of(adapter, params, path)
     values = {**params, **drawn_starts(adapter)}
@@ -96,15 +101,12 @@ def save_as_lora(
     def lora_of(path: str) -> LoRA:
         sites = parts[path]
         loras = [exact_lora(below, values, site) for site in sites or adapter.weights[path]]
-        return shorten(join(loras, sites) if sites else loras[0], rank)
+        whole = join(loras, sites) if sites else loras[0]
+        if not (np.isfinite(whole.A).all() and np.isfinite(whole.B).all()):
+            raise FormatError(f"{path}: expected a finite update, got NaN or infinity.\nNothing was written.")
+        return shorten(whole, rank)
 
-    options = {
-        "use_dora": bool(adapter.spec.magnitude),
-        "base_model_name_or_path": base_model,
-        "task_type": task_type,
-        "fan_in_fan_out": fan_in_fan_out,
-        "modules_to_save": list(modules_to_save) or None,
-    }
+    options |= {"use_dora": bool(adapter.spec.magnitude), "modules_to_save": saved or None}
     shapes = {path: sites[0].weight_shape for path, sites in adapter.weights.items()}
     made = Made(f"an adapter of the spec `{adapter.spec.name}`", adapter.spec.name)
     return write_loras(Path(directory), shapes, lora_of, options, tensors, made=made)
@@ -129,14 +131,15 @@ def write_loras(
     with watched(shapes.items(), "export as LoRA") as weights:
         for path, shape in weights:
             lora = lora_of(path)
-            every |= _tensors(path, shape, lora)
+            every |= _tensors(path, shape, lora.A, lora.B)
             written[path] = Written(lora.rank, lora.error)
             scales[path] = lora.scale
     common = Counter(scales.values()).most_common(1)[0][0] or 1.0
     for path, scale in scales.items():
         if scale != common:
-            name = _name_of(path, "lora_B.weight")
-            every[name] = _checked(f"{path}: lora_B.weight", every[name].astype(np.float64) * (scale / common))
+            down, up = (every[_name_of(path, f"lora_{part}.weight")].astype(np.float64) for part in "AB")
+            with np.errstate(over="ignore", invalid="ignore"):  # infinity and NaN are refused
+                every |= _tensors(path, shapes[path], down, up * (scale / common))
     ranks = {path: site.rank for path, site in written.items()}
     card = card_of(options, made, ranks, {path: site.error for path, site in written.items()})
     write_folder(directory, {**_config(ranks, common), **options}, every, card)
@@ -147,40 +150,78 @@ def _name_of(path: str, part: str) -> str:
     return f"{PREFIX}{path}.{part}"
 
 
-def check_task(task_type: str | None, where: str) -> None:
-    """Raise FormatError for a task that PEFT does not know."""
+def options_of(
+    where: str, base_model: str | os.PathLike[str] | None, task_type: str | None, fan_in_fan_out: bool
+) -> dict[str, Any]:
+    """Return what is told of the model as options of PEFT. Raises FormatError for anything that PEFT does not know."""
+    if not isinstance(base_model, str | os.PathLike | None):
+        wanted = "the name or the path of a model as base_model"
+        raise mistake(FormatError, where, wanted, told(base_model), "Or leave it out.")
+    expect_flag(fan_in_fan_out, where, "fan_in_fan_out", FormatError)
     if task_type is not None and task_type not in TASK_TYPES:
         wanted = f"one of {', '.join(TASK_TYPES)} as task_type"
         raise mistake(FormatError, where, wanted, told(task_type), "Or leave it out.")
+    base = None if base_model is None else os.fspath(base_model)
+    return {"base_model_name_or_path": base, "task_type": task_type, "fan_in_fan_out": fan_in_fan_out}
 
 
-def _tensors(path: str, shape: tuple[int, ...], lora: LoRA) -> dict[str, npt.NDArray[np.float32]]:
+def _extra(extra: Mapping[str, npt.ArrayLike], modules: Collection[str]) -> dict[str, npt.NDArray[np.float32]]:
+    """Return the arrays of fully trained modules under PEFT's names."""
+    check_extra(extra)
+    arrays = {name: np.asarray(value) for name, value in extra.items()}
+    ends = tuple(f".{end}" for end in METHODS["LORA"].factors)
+    for name, array in arrays.items():
+        owner = f".{name.rpartition('.')[0]}."
+        if name.endswith(ends) or not any(f".{module}." in owner for module in modules):
+            raise FormatError(
+                f"extra: expected arrays of the modules in modules_to_save, got {name!r}.\n"
+                "PEFT reads no others. Name their modules in modules_to_save."
+            )
+        if array.dtype.kind not in "fV":  # V: bfloat16, which numpy does not know
+            came = str(array.dtype) if array.dtype.kind in "biuc" else array.dtype.type.__name__.rstrip("_")
+            raise FormatError(f"{name}: expected floating-point numbers, got {came}.\nNothing was written.")
+    return {f"{PREFIX}{name}": _checked(name, array) for name, array in arrays.items()}
+
+
+def _tensors(path: str, shape: tuple[int, ...], down: Array, up: Array) -> dict[str, npt.NDArray[np.float32]]:
     """Return both factors under PEFT's names. For a convolution, A has the kernel and B has a kernel of size 1."""
-    inner = shape[1:]
-    down, up = lora.A.reshape(lora.rank, *inner), lora.B.reshape(shape[0], lora.rank, *[1] * (len(inner) - 1))
+    inner, rank = shape[1:], len(down)
+    down, up = _balanced(down.reshape(rank, *inner), up.reshape(shape[0], rank, *[1] * (len(inner) - 1)))
     return {
         _name_of(path, name): _checked(f"{path}: {name}", value)
         for name, value in (("lora_A.weight", down), ("lora_B.weight", up))
     }
 
 
+def _balanced(down: Array, up: Array) -> tuple[Array, Array]:
+    """Return both factors, with a power of two moved from one to the other where float32 could not hold one alone."""
+    sizes = [float(np.abs(one).max()) for one in (down, up)]
+    is_held = all(TINY <= size <= HUGE for size in sizes)
+    if is_held or not all(0 < size < math.inf for size in sizes):
+        return down, up
+    shift = round((math.log2(sizes[1]) - math.log2(sizes[0])) / 2)
+    return np.ldexp(down, shift), np.ldexp(up, -shift)
+
+
 def _magnitude_of(
     adapter: Adapter, params: Mapping[str, npt.ArrayLike], path: str
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """Return the magnitude of a weight under PEFT's name, if the adapter has one."""
+    """Return the magnitude of a weight under PEFT's name, if the adapter has one. That of a kernel has its axes."""
     found = adapter.address(adapter.weights[path][0]).magnitude if adapter.spec.magnitude else None
     if found is None:
         return {}
     if found.lengths.name not in params:
         raise SiteError(f"params: expected an array {found.lengths.name!r}, got none.\nPass all params of the adapter.")
     lengths = np.asarray(params[found.lengths.name])[found.lengths.cut].reshape(-1)
+    if kernel := adapter.weights[path][0].weight_shape[2:]:
+        lengths = lengths.reshape(1, -1, *[1] * len(kernel))
     name = _name_of(path, "lora_magnitude_vector")
     return {name: _checked(f"{path}: lora_magnitude_vector", lengths)}
 
 
 def _checked(name: str, value: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     with np.errstate(over="ignore"):
-        single = np.ascontiguousarray(value, dtype=np.float32)
+        single = np.asarray(value, dtype=np.float32, order="C")
     if not np.isfinite(single).all():
         raise FormatError(
             f"{name}: expected numbers that are finite in float32, got NaN or infinity.\nNothing was written."
@@ -189,8 +230,11 @@ def _checked(name: str, value: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
 
 
 def _config(ranks: Mapping[str, int], scale: float) -> dict[str, Any]:
-    """Return PEFT's options: the rank of most weights, and patterns of whole paths for the others."""
-    rank = Counter(ranks.values()).most_common(1)[0][0]
+    """Return PEFT's options: the largest rank, and patterns of whole paths for weights of other ranks.
+
+    Servers such as vLLM have room for the rank that `r` tells, and take that of a weight from its tensors.
+    """
+    rank = max(ranks.values())
     others = {f"^{escape(path)}": own for path, own in ranks.items() if own != rank}
     return {
         "peft_type": "LORA",

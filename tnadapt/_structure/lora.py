@@ -54,8 +54,8 @@ def to_lora(
 
     Raises:
         PlanError: a full-rank update without `rank`.
-        SiteError: a site or params that do not belong to this adapter; a rank that is not a positive integer; a weight
-            of experts, or one whose sites serve several tasks.
+        SiteError: a site or params that do not belong to this adapter; a rank that is not a positive integer, or one
+            for an update that is not finite; a weight of experts, or one whose sites serve several tasks.
     """
     expect_adapter(adapter, "to_lora")
     expect_params(params, "to_lora")
@@ -123,7 +123,13 @@ def shorten(lora: LoRA, rank: int | None) -> LoRA:
         return lora
     left, upper = np.linalg.qr(lora.B)
     right, lower = np.linalg.qr(lora.A.T)
-    rows, values, columns = np.linalg.svd(upper @ lower.T, full_matrices=False)
+    with np.errstate(over="ignore", invalid="ignore"):
+        middle = upper @ lower.T
+    if not np.isfinite(middle).all():
+        raise SiteError(
+            "params: expected numbers whose update is finite, got NaN or infinity.\nNo rank approximates it."
+        )
+    rows, values, columns = np.linalg.svd(middle, full_matrices=False)
     root, total = np.sqrt(values[:rank]), float(np.linalg.norm(values))
     error = float(np.linalg.norm(values[rank:])) / total if total else 0.0
     return LoRA((root[:, None] * columns[:rank]) @ right.T, left @ (rows[:, :rank] * root), lora.scale, error)

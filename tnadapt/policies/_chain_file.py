@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from tnadapt._errors import FormatError, SiteError
-from tnadapt._files import Made, Written, check_task, read_links, save_links, write_loras
+from tnadapt._files import Made, Written, options_of, read_links, save_links, write_loras
 from tnadapt._language import expect_path
 from tnadapt._signature import answers, mistake, told
 from tnadapt.policies._chain import Chain
@@ -51,7 +51,7 @@ def save_chain_as_lora(
     directory: str | os.PathLike[str],
     *,
     rank: int | None = None,
-    base_model: str | None = None,
+    base_model: str | os.PathLike[str] | None = None,
     task_type: str | None = None,
     fan_in_fan_out: bool = False,
 ) -> dict[str, Written]:
@@ -69,13 +69,7 @@ def save_chain_as_lora(
         todo = "Write save_chain_as_lora(Chain(links), directory)."
         raise mistake(FormatError, "save_chain_as_lora", "a Chain", told(chain), todo)
     expect_path(directory, "save_chain_as_lora", FormatError)
-    check_task(task_type, "save_chain_as_lora")
+    options = options_of("save_chain_as_lora", base_model, task_type, fan_in_fan_out) | {"modules_to_save": None}
     shapes = {path: sites[0].weight_shape for path, sites in chain.links[0].adapter.weights.items()}
-    options = {
-        "base_model_name_or_path": base_model,
-        "task_type": task_type,
-        "fan_in_fan_out": fan_in_fan_out,
-        "modules_to_save": None,
-    }
     made = Made(f"a chain of {len(chain.links)} adapters", "")
     return write_loras(Path(directory), shapes, partial(chain.to_lora, rank=rank), options, {}, made=made)

@@ -15,6 +15,7 @@ from tnadapt._command.streams import opened
 
 STREAMS = ("stdin", "stdout", "stderr")
 GPT2 = ("--sites", "gpt2", "--rank", "2", "--limit", "1")
+SMALL = ("given", "--to", "lora", "--rank", "1", "-o", "small")
 COMMANDS = {  # each command, and ways to end without one: its status
     ("show", "lora", *GPT2): 0,
     ("compare", "lora", *GPT2): 0,
@@ -22,7 +23,7 @@ COMMANDS = {  # each command, and ways to end without one: its status
     ("draw", "lora"): 0,
     ("draw", "lora", "-o", "x.svg"): 0,
     ("check", "lora", "--examples", "1", "--sizes", "in=2,out=2"): 0,
-    ("compress", "given", "--to", "lora", "--rank", "1", "-o", "small"): 0,
+    ("compress", *SMALL): 0,
     ("new", "my_adapter"): 0,
     ("list",): 0,
     ("completion", "bash"): 0,
@@ -156,3 +157,16 @@ def test_both_streams_may_be_full(status_of, monkeypatch):
         monkeypatch.setattr(sys, "stdout", out)
         monkeypatch.setattr(sys, "stderr", err)
         assert status_of(("list",)) == 2
+
+
+@full_device
+@pytest.mark.parametrize("words", [("list",), ("list", "--json"), ("--help",), ("compress", *SMALL)], ids=" ".join)
+def test_a_full_disk_that_nobody_can_be_told_of_ends_quietly(words, status_of, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with Path("/dev/full").open("w") as out, open(writer, "w", buffering=1) as err:  # noqa: PTH123  (a descriptor)
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", err)
+        assert status_of(words) == 141
+        err.write("what the interpreter would flush at its end\n")
+        out.write("what the interpreter would flush at its end\n")

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import tnadapt
 from tnadapt import FormatError, delta, read_peft
@@ -53,6 +53,10 @@ def vera(folder, *, drop=(), width=5, **changes):
     return write(folder, {"peft_type": "VERA", "r": 2} | changes, kept)
 
 
+def config_in(folder):
+    return json.loads((folder / "adapter_config.json").read_text())
+
+
 def close(found, wanted):
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6 * abs(wanted).max())
 
@@ -87,6 +91,29 @@ def test_different_ranks_and_scales_keep_every_update(tmp_path):
 def test_a_scale_of_zero_is_refused(tmp_path):
     with pytest.raises(FormatError, match="expected an alpha that is not 0"):
         read_peft(lora(tmp_path, {"lora_alpha": 0}))
+
+
+@pytest.mark.parametrize("own", [1e-30, -1e-42, 1e-300])
+def test_scales_whose_ratio_no_factor_can_take_are_refused(own, tmp_path):
+    """B would become 0, or lose digits, although A is so large that the update is not small."""
+    more = {A: 1e30 * drawn(2, 4), B: 1e5 * drawn(6, 2)}
+    folder = lora(tmp_path, {"lora_alpha": 1e16, "alpha_pattern": {"h.0.q": own}}, more=more)
+    with pytest.raises(FormatError, match=r"h.0.q: expected a B whose products with its scale float32 can hold, got"):
+        read_peft(folder)
+    read_peft(lora(tmp_path, {"lora_alpha": 1e16, "alpha_pattern": {"h.0.q": 0}}, more=more))
+
+
+@pytest.mark.parametrize("size", [1e30, 1e-30])
+def test_a_product_of_lokr_that_float32_cannot_hold_is_refused(size, tmp_path):
+    folder = lokr(tmp_path, {"w1_a": (2, 2), "w1_b": (2, 2), "w2_a": (3, 2), "w2_b": (2, 2)})
+    tensors = load_file(folder / "adapter_model.safetensors")
+    key = f"{PREFIX}h.0.q.lokr_w1_"
+    write(folder, config_in(folder), tensors | {f"{key}{part}": tensors[f"{key}{part}"] * size for part in "ab"})
+    with pytest.raises(FormatError, match=r"h.0.q: expected a product of w1_a and w1_b that float32 can hold, got"):
+        read_peft(folder)
+    write(folder, config_in(folder), tensors | {f"{key}a": tensors[f"{key}a"] * 0})
+    read = read_peft(folder)
+    assert not delta(read.adapter, read.params, "h.0.q").any()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])

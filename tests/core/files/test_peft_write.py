@@ -11,6 +11,9 @@ from safetensors.numpy import load_file
 
 from tests.table import FAMILIES
 from tnadapt import FormatError, PlanError, Site, SiteError, delta, families, grid, read_peft, save_as_lora
+from tnadapt._files.peft_card import Made
+from tnadapt._files.peft_write import write_loras
+from tnadapt._structure import LoRA
 from tnadapt.binding import Written
 from tnadapt.testing import random_params
 
@@ -55,8 +58,10 @@ def test_different_ranks_are_written_as_patterns(tmp_path):
     adapter, params = trained(spec, 4, [sites[0], *sites[2:]], overparametrized=True)
     save_as_lora(adapter, params, tmp_path / "mixed", rank=4)
     config = config_in(tmp_path / "mixed")
-    assert (config["r"], config["lora_alpha"]) == (3, 6.0)
-    assert (config["rank_pattern"], config["alpha_pattern"]) == ({r"^h\.1\.q": 4}, {r"^h\.1\.q": 8.0})
+    assert (config["r"], config["lora_alpha"]) == (4, 8.0), "a server with room for r has room for every weight"
+    patterns = {rf"^{path}": number for path, number in ((r"x\.h\.1\.q", 3), (r"h\-1\.q", 3))}
+    assert config["rank_pattern"] == patterns
+    assert config["alpha_pattern"] == {path: 2.0 * own for path, own in patterns.items()}
     assert config["target_modules"] == ["h.1.q", "x.h.1.q", "h-1.q"]
 
 
@@ -81,6 +86,45 @@ def test_a_server_that_reads_no_patterns_serves_the_right_update(rank, tmp_path)
         down, up = (tensors[f"{PREFIX}{path}.lora_{part}.weight"] for part in "AB")
         update = delta(read.adapter, read.params, path)
         np.testing.assert_allclose(scale * up @ down, update, rtol=0, atol=1e-6 * abs(update).max())
+
+
+SCALES = {  # scales of three weights, and sizes of their factors A and B
+    "shares of both signs": ([2.0, 2.0, -0.5], 1.0, 1.0),
+    "nothing in one weight": ([2.0, 2.0, 0.0], 1.0, 1.0),
+    "nothing in most": ([0.0, 0.0, 3.0], 1.0, 1.0),
+    "a factor that B alone cannot hold": ([1e30, 1e30, 1e-30], 1e30, 1e-2),
+    "a factor that is too large for B": ([1e-20, 1e-20, 1e20], 1e-30, 1e10),
+    "a B that float32 cannot hold": ([2.0, 2.0, 1.0], 1e30, 1e-50),
+    "an A that float32 cannot hold": ([2.0, 2.0, 1.0], 1e45, 1e-30),
+}
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_one_scale_is_written_without_a_loss(name, tmp_path):
+    scales, size_down, size_up = SCALES[name]
+    rng = np.random.default_rng(0)
+    loras = {
+        path: LoRA(rng.standard_normal((2, 8)) * size_down, rng.standard_normal((12, 2)) * size_up, scale)
+        for path, scale in zip("abc", scales, strict=True)
+    }
+    write_loras(tmp_path / "lora", dict.fromkeys("abc", (12, 8)), loras.get, {}, {}, made=Made("a test", ""))
+    config, tensors = config_in(tmp_path / "lora"), load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    assert config["alpha_pattern"] == config["rank_pattern"] == {}
+    for path, lora in loras.items():
+        down, up = (tensors[f"{PREFIX}{path}.lora_{part}.weight"].astype(np.float64) for part in "AB")
+        update = lora.scale * lora.B @ lora.A
+        found = config["lora_alpha"] / config["r"] * up @ down
+        np.testing.assert_allclose(found, update, rtol=0, atol=1e-6 * abs(update).max())
+
+
+@pytest.mark.parametrize("scales", [(1e-30, 1e-30, 1e30), (1e-300, 1e-300, 1e300)])
+def test_a_scale_that_no_factor_can_take_is_refused(scales, tmp_path):
+    loras = {
+        path: LoRA(np.ones((2, 8)), np.eye(12, 2) * 1e20, scale) for path, scale in zip("abc", scales, strict=True)
+    }
+    with pytest.raises(FormatError, match=r"(?s)^c: lora_[AB].weight: expected numbers that are finite in float32"):
+        write_loras(tmp_path / "lora", dict.fromkeys("abc", (12, 8)), loras.get, {}, {}, made=Made("a test", ""))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_blocks_of_one_weight_are_written_as_one_lora(tmp_path):
@@ -115,6 +159,45 @@ def test_fully_trained_modules_are_written_too(tmp_path):
     save_as_lora(adapter, params, tmp_path / "lora", extra=head, modules_to_save=["head"])
     assert config_in(tmp_path / "lora")["modules_to_save"] == ["head"]
     np.testing.assert_array_equal(read_peft(tmp_path / "lora").extra["head.weight"], head["head.weight"])
+
+
+def test_a_single_number_of_a_trained_module_keeps_its_shape(tmp_path):
+    adapter, params = trained(families.lora())
+    save_as_lora(adapter, params, tmp_path / "lora", extra={"head.scale": np.float32(2)}, modules_to_save=["head"])
+    assert read_peft(tmp_path / "lora").extra["head.scale"].shape == ()
+
+
+HEAD = {"head.weight": np.ones((2, 3))}
+WRONG = {  # arguments that would write another checkpoint than was meant, and the error
+    "a string": ({"modules_to_save": "head"}, "expected a list of names as modules_to_save, got 'head'"),
+    "no names": ({"modules_to_save": [3]}, r"expected a list of names as modules_to_save, got \[3\]"),
+    "extra alone": ({"extra": HEAD}, "extra: expected arrays of the modules in modules_to_save, got 'head.weight'"),
+    "a factor": (
+        {"extra": {"layers.0.q.lora_A.weight": np.ones((2, 8))}, "modules_to_save": ["q"]},
+        "extra: expected arrays of the modules in modules_to_save, got 'layers.0.q.lora_A.weight'",
+    ),
+    "integers": ({"extra": {"head.n": np.arange(3)}, "modules_to_save": ["head"]}, "floating-point numbers, got int64"),
+    "complex": ({"extra": {"head.n": [1j]}, "modules_to_save": ["head"]}, "floating-point numbers, got complex128"),
+    "letters": ({"extra": {"head.n": ["3"]}, "modules_to_save": ["head"]}, "floating-point numbers, got str"),
+    "a number": ({"base_model": 3}, "expected the name or the path of a model as base_model, got 3"),
+    "a word": ({"fan_in_fan_out": "no"}, "expected True or False as fan_in_fan_out, got 'no'"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_arguments_of_another_checkpoint_are_refused(name, tmp_path):
+    adapter, params = trained(families.lora())
+    words, told = WRONG[name]
+    with pytest.raises(FormatError, match=told):
+        save_as_lora(adapter, params, tmp_path / "lora", **words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_base_model_may_be_a_path(tmp_path):
+    adapter, params = trained(families.lora())
+    for base in (tmp_path, Path("x" * 300)):
+        save_as_lora(adapter, params, tmp_path / "lora", base_model=base)
+        assert config_in(tmp_path / "lora")["base_model_name_or_path"] == str(base)
 
 
 def test_an_earlier_checkpoint_is_replaced(tmp_path):
@@ -164,6 +247,11 @@ def test_an_adapter_that_cannot_be_written_leaves_no_folder(tmp_path):
         FormatError, match=r"(?s)expected numbers that are finite in float32, got NaN.*Nothing was written"
     ):
         save_as_lora(adapter, params | {"1.up.B": np.full((16, 2), 1e200)}, tmp_path / "lora")
+    for value in (np.nan, np.inf):
+        with pytest.raises(
+            FormatError, match=r"(?s)layers.1.up: expected a finite update, got NaN.*Nothing was written"
+        ):
+            save_as_lora(adapter, params | {"1.up.B": np.full((16, 2), value)}, tmp_path / "lora", rank=1)
     adapter, params = trained(families.krona(), rank=None)
     with pytest.raises(PlanError, match="expected an update of less than full rank, got full rank"):
         save_as_lora(adapter, params, tmp_path / "lora")

@@ -175,3 +175,11 @@ def test_params_that_do_not_fit_are_refused():
         to_lora(adapter, params | {"0.q.A": np.zeros((3, 1))}, "layers.0.q")
     with pytest.raises(SiteError, match="expected a site of this adapter, got "):
         to_lora(adapter, params, "layers.7.q")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e200])
+def test_an_update_that_is_not_finite_has_no_best_approximation(value):
+    adapter = families.lora().bind(grid(layers=1, kinds=KINDS), rank=4)
+    params = {name: np.full(slot.shape, value) for name, slot in adapter.slots.items()}
+    with pytest.raises(SiteError, match=r"params: expected numbers whose update is finite, got NaN or infinity"):
+        to_lora(adapter, params, adapter.sites[0], rank=1)
