@@ -114,6 +114,12 @@ FALSE_ALARMS = {
         ),
         0,
     ),
+    "a rank above that of two identities": (
+        FAMILIES["householder"].spec.bind(
+            grid(layers=1, kinds={"q": (1, 1)}), rank={"t": 2}, seed=0, overparametrized=True
+        ),
+        0,
+    ),
     "numbers of the law that are the weight": (
         families.oft().bind(grid(layers=2, kinds={"q": (4, 2)}), sizes={"i": 2}, seed=0),
         0,

@@ -13,6 +13,7 @@ from tnadapt._errors import PlanError, SiteError
 from tnadapt._hosts import Site
 from tnadapt._language import Adapter, Group, Network, Node, Term, expect_adapter
 from tnadapt._signature import answers
+from tnadapt._structure.maps import generic_node
 from tnadapt._structure.modular import PRIME, Budget, Residues, contract, question_of, rank, residues
 from tnadapt._values import delta, sample
 
@@ -151,7 +152,8 @@ def generic_rank(
     """Return the rank of an update at random values, which is the rank at all values except a set of measure zero.
 
     It is computed exactly, modulo the prime p = 2^31 - 19; with a magnitude it is the bound. The result is never too
-    high, and too low with a probability of at most rank x (factors + 2) / p, by the degree of a minor of two sketches.
+    high, and too low with a probability of at most rank x (factors + 2) / p, by the degree of a minor of two sketches;
+    a factor with a map counts by the degree of the map: 2, or the size of a Cayley transform.
 
     Args:
         adapter: the adapter whose updates are examined.
@@ -313,7 +315,8 @@ def _generic(split: Split, seed: int) -> int:
     arrays: dict[tuple[str, bool], Residues] = {}
     for name, node in network.nodes.items():  # a factor has the same values wherever it is used, its start has others
         if (node.factor, node.at_start) not in arrays:
-            arrays[node.factor, node.at_start] = residues([sizes[mode] for mode in nodes[name]], random)
+            shape = [sizes[mode] for mode in nodes[name]]
+            arrays[node.factor, node.at_start] = generic_node(network.factors[node.factor], shape, random, budget)
     answer: list[Modes] = []
     sketches: dict[Modes, Residues] = {}
     for name, modes in ((ROWS, split.rows), (COLUMNS, split.columns)):

@@ -32,8 +32,8 @@ def first_steps_are_predicted(adapter: Adapter, random: np.random.Generator) -> 
 
     Signs are those of a gradient at random. The square is averaged over them, and over starting values. Left out are
     adapters with a drawn factor twice in a term, since a mean of fourth powers needs too many draws, and those that
-    multiply what moves by several factors read from one host, since these depend on each other. So are ranks above that
-    of the weight that is read, for which the rest of a factor is 0.
+    multiply what moves by several factors read from one host, since these depend on each other. So are ranks above
+    those of the weight, where several factors that are read or an identity are 0 from the same index on.
     """
     if _has_power(adapter) or _has_dependent_starts(adapter):
         return
@@ -42,7 +42,7 @@ def first_steps_are_predicted(adapter: Adapter, random: np.random.Generator) -> 
     draw, is_read = _draws(adapter, random), bool(unknown_starts(adapter.spec))
     params = draw()
     step = step_size(adapter, params)[group.name]
-    if is_read and _is_padded(adapter, params):
+    if _is_padded(adapter, params):
         return
     names = [adapter.slot_name(group, name) for name in first_gradients(adapter)]
     ratios: list[float] = []
@@ -89,13 +89,17 @@ def _has_dependent_starts(adapter: Adapter) -> bool:
 
 
 def _is_padded(adapter: Adapter, params: Params) -> bool:
-    """Return whether a factor that is read from the host is 0 at some index of one of its modes."""
-    read = [name for name, slot in adapter.slots.items() if slot.factor.init.is_read and not name.endswith(START)]
-    return any(
-        not np.any(params[name], axis=tuple(other for other in range(params[name].ndim) if other != axis)).all()
-        for name in read
-        for axis in range(params[name].ndim)
-    )
+    """Return whether several factors that are read from the host, or an identity, are 0 at an index of a mode.
+
+    They agree on which index that is, so that their squares are not independent.
+    """
+    slots = (slot for name, slot in adapter.slots.items() if not name.endswith(START))
+    fixed = [params[slot.name] for slot in slots if slot.factor.init.is_read or slot.factor.init.kind == "identity"]
+    axes = ((value, axis) for value in fixed for axis in range(value.ndim))
+    gaps = [
+        not np.any(np.moveaxis(value, axis, 0).reshape(value.shape[axis], -1), axis=1).all() for value, axis in axes
+    ]
+    return sum(gaps) > 1
 
 
 def _draws(adapter: Adapter, random: np.random.Generator) -> Callable[[], Params]:
