@@ -13,7 +13,8 @@ from typing import Any, ParamSpec
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from tnadapt_torch._state.pretrained import PLACE, Saving, is_concerned
+from tnadapt_torch._state.given import PLACE
+from tnadapt_torch._state.pretrained import Saving, is_concerned
 
 __all__: list[str] = []
 
@@ -26,14 +27,24 @@ OWNERS = {  # module -> the class that defines the method for others
 }
 
 
-def watch_enclosing() -> None:
-    """Wrap the method of each class that is imported by now, and of the others before a model of them holds this one.
+class Enclosing:
+    """Keeps the methods wrapped for an adapter, also in a process that got it by a pickle.
 
-    A model can only hold another after its class was imported, by a registration of the other, which torch announces.
+    Each class that is imported by now is wrapped at once. A model can only hold another after its class was imported,
+    by a registration of the other, which torch announces.
     """
-    _wrap_classes()
-    if not _hooks:
-        _hooks.append(register_module_module_registration_hook(_look))
+
+    def __init__(self) -> None:
+        """Wrap the methods and wait for other classes, if that was not done before."""
+        _wrap_classes()
+        if not _hooks:
+            _hooks.append(register_module_module_registration_hook(_look))
+
+    def __reduce__(self) -> tuple[type["Enclosing"], tuple[()]]:
+        return Enclosing, ()
+
+    def remove(self) -> None:
+        """Leave the methods as they are: they do the same as before for a model without an adapter."""
 
 
 _hooks: list[Any] = []
