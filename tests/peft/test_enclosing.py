@@ -62,6 +62,7 @@ def test_a_class_that_is_imported_after_the_attach_is_wrapped_before_a_model_of_
             folder.mkdir()
 
     monkeypatch.setattr(enclosing, "OWNERS", {"a_late_library": "Outer"})
+    monkeypatch.setattr(enclosing, "LOADERS", {})
     monkeypatch.setattr(enclosing, "_wrapped", {})
     model = attached(llama(), "lora")
     library = type(sys)("a_late_library")
@@ -90,6 +91,7 @@ def test_an_adapted_model_of_a_pickle_is_written_beside_in_a_new_process(tmp_pat
     library.Outer = Outer
     monkeypatch.setitem(sys.modules, "another_library", library)
     monkeypatch.setattr(enclosing, "OWNERS", {"another_library": "Outer"})
+    monkeypatch.setattr(enclosing, "LOADERS", {})
     monkeypatch.setattr(enclosing, "_wrapped", {})
     monkeypatch.setattr(enclosing, "_hooks", [])
     try:
@@ -209,6 +211,30 @@ def test_an_adapter_beside_one_of_the_bridge_is_written_beside_it(tmp_path):
     host = PeftModel.from_pretrained(llama(), tmp_path)
     load(host.base_model.model, tmp_path / FILE)
     close(logits(host), logits(model))
+
+
+@pytest.mark.parametrize("method", ["from_pretrained", "load_adapter"])
+@pytest.mark.filterwarnings("ignore:.*:FutureWarning")
+def test_an_update_that_counts_twice_is_told(method, tmp_path):
+    """PEFT loads an exported LoRA onto a model that still has the adapter."""
+    model = attached(llama(), "lotr")
+    state, wanted = model.tnadapt_default, logits(model)
+    state.save_as_lora(tmp_path, rank=1)  # which is not exact
+    told = r"'default' of PEFT has the update of adapter 'default', which is attached to .*\n.*detach\(\) on 'default'"
+    with pytest.warns(UserWarning, match=told):
+        getattr(PeftModel if method == "from_pretrained" else type(model), method)(model, tmp_path)
+    differs(logits(model), wanted)
+
+
+def test_another_update_of_peft_beside_an_adapter_is_not_told(tmp_path):
+    model = attached(llama(), "lotr")
+    model.tnadapt_default.save_as_lora(tmp_path)
+    wake(model.tnadapt_default, seed=8)  # trained on
+    PeftModel.from_pretrained(model, tmp_path)
+    PeftModel.from_pretrained(llama(), tmp_path)
+    model = attached(llama(), "lotr")
+    model.tnadapt_default.detach()
+    PeftModel.from_pretrained(model, tmp_path)
 
 
 def pair() -> transformers.EncoderDecoderModel:

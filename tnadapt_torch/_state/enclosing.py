@@ -1,7 +1,7 @@
 """Models that hold an adapted one, whose own `save_pretrained` would lose the adapter without a word.
 
 They may be there before the attach, and a module does not know what holds it. So the method is wrapped once in the
-class. It does the same as before for a model without an adapter.
+class. It does the same as before for a model without an adapter. So is the method that loads an adapter of PEFT.
 """
 
 import sys
@@ -13,6 +13,7 @@ from typing import Any, ParamSpec
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
+from tnadapt_torch._state.doubled import LOAD, telling
 from tnadapt_torch._state.given import PLACE
 from tnadapt_torch._state.pretrained import Saving, is_concerned
 
@@ -25,6 +26,7 @@ OWNERS = {  # module -> the class that defines the method for others
     "huggingface_hub.hub_mixin": "ModelHubMixin",
     "diffusers.models.modeling_utils": "ModelMixin",
 }
+LOADERS = {"peft.peft_model": "PeftModel", "transformers.integrations.peft": "PeftAdapterMixin"}
 
 
 class Enclosing:
@@ -48,20 +50,21 @@ class Enclosing:
 
 
 _hooks: list[Any] = []
-_wrapped: dict[str, type] = {}
+_wrapped: dict[tuple[str, str], type] = {}  # by module and method
 
 
 def _look(parent: nn.Module, name: str, child: nn.Module) -> None:
-    if len(_wrapped) < len(OWNERS):
+    if len(_wrapped) < len(OWNERS) + len(LOADERS):
         _wrap_classes()
 
 
 def _wrap_classes() -> None:
-    for name in OWNERS.keys() - _wrapped.keys():
-        owner = getattr(sys.modules.get(name), OWNERS[name], None)
-        if owner is not None:
-            _wrapped[name] = owner
-            setattr(owner, PLACE, _heeding(vars(owner)[PLACE]))
+    for method, owners, wrapper in ((PLACE, OWNERS, _heeding), (LOAD, LOADERS, telling)):
+        for name, title in owners.items():
+            owner = getattr(sys.modules.get(name), title, None)
+            if owner is not None and (name, method) not in _wrapped:
+                _wrapped[name, method] = owner
+                setattr(owner, method, wrapper(vars(owner)[method]))
 
 
 def _heeding(save: Callable[P, Any]) -> Callable[P, Any]:
