@@ -1,6 +1,7 @@
 """`CheckpointCallback`: checkpoints of the Trainer that hold what is trained alone, and runs that begin from them."""
 
 import shutil
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -56,6 +57,21 @@ def test_a_run_resumes_from_a_checkpoint_of_what_is_trained(name, more, tmp_path
     loaded = llama()
     load(loaded, tmp_path / "run" / f"checkpoint-{STEPS}" / "tnadapt_default.safetensors")
     assert (logits(loaded) - logits(model)).abs().max() < 1e-5
+
+
+def test_a_run_that_resumes_with_another_alpha_is_told(tmp_path):
+    """The state dict has the factors, which fit: with ten times the alpha the update is ten times as large."""
+    _, whole = checkpointed("lora", tmp_path, steps=2)
+    whole.train()
+    told = {}
+    for alpha in (4.0, 40.0):  # that of the first run, and another
+        _, resumed = checkpointed("lora", tmp_path, steps=3, alpha=alpha)
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+        told[alpha] = [str(one.message) for one in seen if "CheckpointCallback: expected the spec" in str(one.message)]
+    assert not told[4.0]
+    assert len(told[40.0]) == 1
 
 
 def test_the_best_of_such_checkpoints_is_loaded_and_later_saves_are_whole(tmp_path):
