@@ -28,6 +28,7 @@ from tnadapt_torch._host import (
 )
 from tnadapt_torch._state import (
     AdapterState,
+    Enclosing,
     MarksCheck,
     Replicas,
     Saved,
@@ -37,7 +38,6 @@ from tnadapt_torch._state import (
     host_modules,
     make_updates,
     states_of,
-    watch_enclosing,
 )
 
 __all__ = ["attach"]
@@ -181,7 +181,7 @@ def install(
         replicas = Replicas(state, model)
         state.handles.append(replicas)
         replicas.look()
-        state.handles.append(Saved(state, model))
+        state.handles += [Saved(state, model), Enclosing()]
         state.watch = model.register_forward_hook(Watch(state))
     except BaseException:
         state.release()
@@ -189,7 +189,6 @@ def install(
         state.flags.restore(model)
         raise
     enter(state)
-    watch_enclosing()
     return state
 
 

@@ -3,12 +3,12 @@
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict, Unpack
 
 import torch
 
-from tnadapt import SiteError
-from tnadapt.binding import extra
+from tnadapt import AdapterSpec, SiteError, TnadaptError
+from tnadapt.binding import extra, read_checkpoint
 from tnadapt_torch._host import unwrapped
 from tnadapt_torch._state import AdapterState, Run, note_of_step, shared_by
 
@@ -27,6 +27,17 @@ class Policy(Protocol):
     def load_state_dict(self, state: Mapping[str, Any], /) -> None: ...
 
 
+class Parts(TypedDict, total=False):
+    """The parts of a run that the Trainer passes to each callback by name."""
+
+    model: torch.nn.Module
+    processing_class: object
+    optimizer: torch.optim.Optimizer | None
+    lr_scheduler: object
+    train_dataloader: object
+    eval_dataloader: object
+
+
 class NormsCallback(TrainerCallback):
     """Adds the norm of each trainable factor and of dW to the Trainer's logs, as "norm_A" and "norm_dW".
 
@@ -41,37 +52,22 @@ class NormsCallback(TrainerCallback):
         """Store the adapter's state, which `attach`, `load` or `peft_model.base_model.states()` returned."""
         self.adapter = adapter
 
-    def on_train_begin(  # type: ignore[override]  # named here: all that **kwargs of the base class can hold
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        model: object = None,
-        processing_class: object = None,
-        optimizer: torch.optim.Optimizer | None = None,
-        lr_scheduler: object = None,
-        train_dataloader: object = None,
-        eval_dataloader: object = None,
+    def on_train_begin(  # type: ignore[override]  # the base class takes any arguments
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **run: Unpack[Parts]
     ) -> None:
         """Warn, once for each adapter, if its first step is large."""
-        note = note_of_step(self.adapter, getattr(optimizer, "param_groups", []))
+        note = note_of_step(self.adapter, getattr(run.get("optimizer"), "param_groups", []))
         if note and state.is_world_process_zero:
             warnings.warn(note, stacklevel=2)
 
-    def on_log(  # type: ignore[override]  # named here: all that **kwargs of the base class can hold
+    def on_log(  # type: ignore[override]
         self,
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
         *,
         logs: dict[str, float],
-        model: object = None,
-        processing_class: object = None,
-        optimizer: object = None,
-        lr_scheduler: object = None,
-        train_dataloader: object = None,
-        eval_dataloader: object = None,
+        **run: Unpack[Parts],
     ) -> None:
         """Add the norms to the logs. The Trainer passes all of these arguments by name."""
         norms = {f"norm_{name}": norm for name, norm in self.adapter.norms().items()}
@@ -95,23 +91,13 @@ class LogCallback(TrainerCallback):
         self.found: tuple[int, dict[str, float]] = (-1, {})  # a step, and its numbers
 
     def on_optimizer_step(  # type: ignore[override]
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        model: object = None,
-        processing_class: object = None,
-        optimizer: torch.optim.Optimizer | None = None,
-        lr_scheduler: object = None,
-        train_dataloader: object = None,
-        eval_dataloader: object = None,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **run: Unpack[Parts]
     ) -> None:
         """Read the numbers if this step will be logged: the Trainer sets the gradients to zero before it logs."""
         step = state.global_step + 1
         is_first = args.logging_first_step and step == 1
         if args.logging_strategy == "steps" and (is_first or step % state.logging_steps == 0):
-            self.found = step, self.adapter.log(optimizer, by_group=self.by_group)
+            self.found = step, self.adapter.log(run.get("optimizer"), by_group=self.by_group)
 
     def on_log(  # type: ignore[override]
         self,
@@ -120,19 +106,14 @@ class LogCallback(TrainerCallback):
         control: TrainerControl,
         *,
         logs: dict[str, float],
-        model: object = None,
-        processing_class: object = None,
-        optimizer: torch.optim.Optimizer | None = None,
-        lr_scheduler: object = None,
-        train_dataloader: object = None,
-        eval_dataloader: object = None,
+        **run: Unpack[Parts],
     ) -> None:
         """Add the numbers to a line of training."""
         if "loss" not in logs:
             return
         step, found = self.found
         if step != state.global_step:
-            found = self.adapter.log(optimizer, by_group=self.by_group)
+            found = self.adapter.log(run.get("optimizer"), by_group=self.by_group)
         self.found = (-1, {})  # a later run has a step of this number, too
         logs.update(found)
         state.log_history[-1].update(found)
@@ -155,20 +136,13 @@ class CheckpointCallback(TrainerCallback):
         self.adapter = adapter
 
     def on_train_begin(  # type: ignore[override]
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        model: torch.nn.Module,
-        processing_class: object = None,
-        optimizer: object = None,
-        lr_scheduler: object = None,
-        train_dataloader: object = None,
-        eval_dataloader: object = None,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **run: Unpack[Parts]
     ) -> None:
-        """Name the folder of the run. Raises SiteError for an adapter that is not attached to the Trainer's model."""
-        if not self.adapter.host or unwrapped(model) is not self.adapter.model:
+        """Name the folder of the run. Raises SiteError for an adapter that is not attached to the Trainer's model.
+
+        Warns if the checkpoint of a resumed run has the adapter with another spec.
+        """
+        if not self.adapter.host or unwrapped(run["model"]) is not self.adapter.model:
             raise SiteError(
                 f"CheckpointCallback: expected an adapter that is attached to the model of the Trainer, got "
                 f"{self.adapter.name!r}, which is not.\n"
@@ -177,19 +151,17 @@ class CheckpointCallback(TrainerCallback):
             )
         is_uploaded = args.push_to_hub and args.hub_strategy != "end"
         self.adapter.run = Run(Path(str(args.output_dir)), state, is_uploaded=is_uploaded)
+        path = _checkpoint(args, state) / f"{self.adapter.child_name}.safetensors"
+        if state.global_step and not _has_spec(path, self.adapter.spec):
+            warnings.warn(
+                f"CheckpointCallback: expected the spec that {path} was saved with, got another one, such as one with "
+                f"another alpha.\nThe factors that were loaded have another update with it: call "
+                "print(tnadapt.load(path)[0]) and attach with that spec.",
+                stacklevel=2,
+            )
 
     def on_save(  # type: ignore[override]
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        model: object = None,
-        processing_class: object = None,
-        optimizer: object = None,
-        lr_scheduler: object = None,
-        train_dataloader: object = None,
-        eval_dataloader: object = None,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **run: Unpack[Parts]
     ) -> None:
         """Save the adapter where `save_pretrained` of the model did not."""
         is_saved = hasattr(self.adapter.model, "save_pretrained") and shared_by(self.adapter) is None
@@ -198,33 +170,13 @@ class CheckpointCallback(TrainerCallback):
             self.adapter.save(_checkpoint(args, state) / f"{self.adapter.child_name}.safetensors")
 
     def on_train_end(  # type: ignore[override]
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        model: object = None,
-        processing_class: object = None,
-        optimizer: object = None,
-        lr_scheduler: object = None,
-        train_dataloader: object = None,
-        eval_dataloader: object = None,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **run: Unpack[Parts]
     ) -> None:
         """Let later saves of the model be whole again."""
         self.adapter.run = None
 
     def on_push_begin(  # type: ignore[override]
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        model: object = None,
-        processing_class: object = None,
-        optimizer: object = None,
-        lr_scheduler: object = None,
-        train_dataloader: object = None,
-        eval_dataloader: object = None,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **run: Unpack[Parts]
     ) -> None:
         """Save the adapter beside the model that the Trainer copies from a checkpoint and uploads."""
         if state.is_world_process_zero and shared_by(self.adapter) is None and self.adapter.merged is None:
@@ -247,70 +199,31 @@ class PolicyCallback(TrainerCallback):
         """
         self.policy, self.name = policy, name
 
-    def on_train_begin(  # type: ignore[override]  # named here: all that **kwargs of the base class can hold
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        model: object = None,
-        processing_class: object = None,
-        optimizer: object = None,
-        lr_scheduler: object = None,
-        train_dataloader: object = None,
-        eval_dataloader: object = None,
+    def on_train_begin(  # type: ignore[override]
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **run: Unpack[Parts]
     ) -> None:
         """Load the policy's state if the run is resumed. Raises SiteError if the checkpoint has none."""
         if state.global_step:
             self._load(_checkpoint(args, state))
 
     def on_train_end(  # type: ignore[override]
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        model: object = None,
-        processing_class: object = None,
-        optimizer: object = None,
-        lr_scheduler: object = None,
-        train_dataloader: object = None,
-        eval_dataloader: object = None,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **run: Unpack[Parts]
     ) -> None:
         """Load the policy's state of the best checkpoint, if the Trainer has loaded its model."""
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             self._load(Path(state.best_model_checkpoint))
 
     def on_optimizer_step(  # type: ignore[override]
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        model: object = None,
-        processing_class: object = None,
-        optimizer: object = None,
-        lr_scheduler: object = None,
-        train_dataloader: object = None,
-        eval_dataloader: object = None,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **run: Unpack[Parts]
     ) -> None:
         """Step the policy. The Trainer calls this after optimizer.step() and before zero_grad()."""
+        optimizer = run.get("optimizer")
         if isinstance(optimizer, AcceleratedOptimizer) and optimizer.step_was_skipped:
             return
         self.policy.step()
 
     def on_save(  # type: ignore[override]
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        model: object = None,
-        processing_class: object = None,
-        optimizer: object = None,
-        lr_scheduler: object = None,
-        train_dataloader: object = None,
-        eval_dataloader: object = None,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **run: Unpack[Parts]
     ) -> None:
         """Save the policy's state in the checkpoint."""
         found = dict(self.policy.state_dict())  # on all processes: they may share the factors
@@ -334,3 +247,11 @@ class PolicyCallback(TrainerCallback):
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
     """Return the folder of the checkpoint of this step."""
     return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+
+
+def _has_spec(path: Path, spec: AdapterSpec) -> bool:
+    """Return whether a file has an adapter of a spec, or none that can be read: the Trainer does not need it."""
+    try:
+        return read_checkpoint(path).adapter.spec == spec
+    except (TnadaptError, FileNotFoundError):
+        return True

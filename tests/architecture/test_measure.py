@@ -1,4 +1,4 @@
-"""Rules for the source code: sizes, annotations, no `**kwargs`, and no `pytest.raises` without `match`."""
+"""Rules for the source: sizes, annotations, a type for each of `**kwargs`, and no `pytest.raises` without `match`."""
 
 import ast
 from collections.abc import Iterator
@@ -44,9 +44,13 @@ def faults(source: str) -> Iterator[str]:
 
 
 def is_passed_on(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> bool:
-    """Return whether a function passes on the arguments of a function it decorates, or of a class it stands before."""
+    """Return whether a function passes on the arguments of a function it decorates, or of a class it stands before.
+
+    Arguments that a type names one by one are as good as keywords.
+    """
     kwarg = node.args.kwarg
-    if kwarg.annotation is not None and ast.unparse(kwarg.annotation) == "P.kwargs":
+    written = "" if kwarg.annotation is None else ast.unparse(kwarg.annotation)
+    if written == "P.kwargs" or written.startswith("Unpack["):
         return True
     if getattr(node, "name", "") in HANDED_ON:
         return True
@@ -114,6 +118,10 @@ def test_a_violation_is_found(source, fault):
 
 def test_the_arguments_of_a_decorated_function_may_be_passed_on():
     assert list(faults("def f(*args: P.args, **kwargs: P.kwargs) -> None:\n    pass\n")) == []
+
+
+def test_the_arguments_that_a_type_names_may_be_taken():
+    assert list(faults("def f(**parts: Unpack[Parts]) -> None:\n    pass\n")) == []
 
 
 def test_a_method_may_pass_on_the_arguments_of_the_class_behind():

@@ -1,6 +1,7 @@
 """`CheckpointCallback`: checkpoints of the Trainer that hold what is trained alone, and runs that begin from them."""
 
 import shutil
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -56,6 +57,22 @@ def test_a_run_resumes_from_a_checkpoint_of_what_is_trained(name, more, tmp_path
     loaded = llama()
     load(loaded, tmp_path / "run" / f"checkpoint-{STEPS}" / "tnadapt_default.safetensors")
     assert (logits(loaded) - logits(model)).abs().max() < 1e-5
+
+
+def test_a_run_that_resumes_with_another_alpha_is_told(tmp_path):
+    """The state dict has the factors, which fit: with ten times the alpha the update is ten times as large."""
+    arguments = SimpleNamespace(output_dir=tmp_path, push_to_hub=False, hub_strategy="every_save")
+    (tmp_path / "checkpoint-2").mkdir()
+    attached(llama(), "lora").tnadapt_default.save(tmp_path / "checkpoint-2" / "tnadapt_default.safetensors")
+    told = {}
+    for alpha, step in ((4.0, 2), (40.0, 2), (40.0, 0), (40.0, 3)):  # that of the file; another; not resumed; elsewhere
+        model = attached(llama(), "lora", alpha=alpha)
+        progress = transformers.TrainerState(global_step=step)
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            CheckpointCallback(model.tnadapt_default).on_train_begin(arguments, progress, None, model=model)
+        told[alpha, step] = ["CheckpointCallback: expected the spec" in str(one.message) for one in seen]
+    assert told == {(4.0, 2): [], (40.0, 2): [True], (40.0, 0): [], (40.0, 3): []}
 
 
 def test_the_best_of_such_checkpoints_is_loaded_and_later_saves_are_whole(tmp_path):

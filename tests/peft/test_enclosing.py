@@ -1,8 +1,10 @@
 """`save_pretrained` of a model that holds an adapted one: the adapter is written beside, or a warning says why not."""
 
+import io
 import sys
 import warnings
 
+import accelerate
 import pytest
 import torch
 import transformers
@@ -60,6 +62,7 @@ def test_a_class_that_is_imported_after_the_attach_is_wrapped_before_a_model_of_
             folder.mkdir()
 
     monkeypatch.setattr(enclosing, "OWNERS", {"a_late_library": "Outer"})
+    monkeypatch.setattr(enclosing, "LOADERS", {})
     monkeypatch.setattr(enclosing, "_wrapped", {})
     model = attached(llama(), "lora")
     library = type(sys)("a_late_library")
@@ -68,6 +71,106 @@ def test_a_class_that_is_imported_after_the_attach_is_wrapped_before_a_model_of_
     outer = Outer(model)
     outer.save_pretrained(tmp_path / "out")
     assert names(tmp_path / "out") == [FILE]
+
+
+def test_an_adapted_model_of_a_pickle_is_written_beside_in_a_new_process(tmp_path, monkeypatch):
+    """A new process has wrapped no class, and waits for none."""
+    file = io.BytesIO()
+    torch.save(attached(llama(), "lora"), file)
+    file.seek(0)
+
+    class Outer(nn.Module):
+        def __init__(self, model) -> None:
+            super().__init__()
+            self.part = model
+
+        def save_pretrained(self, folder):
+            folder.mkdir()
+
+    library = type(sys)("another_library")
+    library.Outer = Outer
+    monkeypatch.setitem(sys.modules, "another_library", library)
+    monkeypatch.setattr(enclosing, "OWNERS", {"another_library": "Outer"})
+    monkeypatch.setattr(enclosing, "LOADERS", {})
+    monkeypatch.setattr(enclosing, "_wrapped", {})
+    monkeypatch.setattr(enclosing, "_hooks", [])
+    try:
+        Outer(torch.load(file, weights_only=False)).save_pretrained(tmp_path / "out")
+        assert len(enclosing._hooks) == 1
+    finally:
+        for hook in enclosing._hooks:
+            hook.remove()
+    assert names(tmp_path / "out") == [FILE]
+
+
+def classifier(model) -> transformers.LlamaForSequenceClassification:
+    torch.manual_seed(0)
+    whole = transformers.LlamaForSequenceClassification(model.config)
+    whole.config.pad_token_id = 0
+    whole.model = model.model
+    return whole
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_a_model_that_took_a_part_of_an_adapted_one_is_told(fold, tmp_path):
+    """The part computes with the updates, and the adapter is a child of the model that it was taken from."""
+    model = attached(llama(), "lora", fold=fold)
+    with pytest.warns(UserWarning, match=r"'default': it was not saved: it is on another model with a part of this"):
+        classifier(model).save_pretrained(tmp_path)
+    _, found = transformers.LlamaForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not found["unexpected_keys"]
+    assert not found["missing_keys"]
+    classifier(llama()).save_pretrained(tmp_path)  # no adapter of another model is told of
+
+
+def test_an_adapter_whose_child_was_deleted_is_written_while_it_serves(tmp_path):
+    model = pair()
+    wake(attach(model.encoder, families.lora(), target_modules=["query"], rank=2))
+    wanted = answers(model)
+    del model.encoder.tnadapt_default
+    close(answers(model), wanted, 0.0)
+    model.save_pretrained(tmp_path)
+    plain = transformers.EncoderDecoderModel.from_pretrained(tmp_path)
+    load(plain.encoder, tmp_path / FILE)
+    close(answers(plain), wanted)
+
+
+def test_an_adapter_of_the_whole_takes_no_name_from_one_of_the_part(tmp_path):
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = llama()
+
+    model = Whole()
+    attach(model, families.lora(), target_modules=["o_proj"], rank=2)
+    wake(attach(model.part, families.lora(), target_modules=["q_proj"], rank=2))
+    with pytest.warns(UserWarning, match=r"'default': it was not saved: it is on a model that holds") as told:
+        model.part.save_pretrained(tmp_path)
+    assert len(told) == 1
+    load(other := llama(), tmp_path / FILE)
+    close(logits(other), logits(model.part))
+
+
+def test_offloaded_factors_stay_in_the_file_of_the_model(tmp_path):
+    model = attached(llama(), "lora")
+    values = {f"tnadapt_default.{key}": value for key, value in model.tnadapt_default.state_dict().items()}
+    accelerate.cpu_offload(model.tnadapt_default, execution_device=torch.device("cpu"))
+    with pytest.warns(UserWarning, match=r"'default': it was not saved: .*q_proj.A: .*got one on the meta device"):
+        model.save_pretrained(tmp_path, state_dict={**model.state_dict(), **values})
+    held = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(held[key], value) for key, value in values.items())
+
+
+def test_a_checkpoint_of_peft_with_trained_factors_is_told(tmp_path):
+    """The Trainer resumes PEFT's own adapter from it, and nothing else."""
+    model = with_lora(attached(llama(), "lora"))
+    model.save_pretrained(tmp_path / "checkpoint-1")
+    assert names(tmp_path / "checkpoint-1") == [FILE]
+    model.base_model.model.tnadapt_default.requires_grad_(True)
+    model.save_pretrained(tmp_path / "out")
+    with pytest.warns(UserWarning, match=r"(?s)'default': its file is in the checkpoint, but the Trainer does not"):
+        model.save_pretrained(tmp_path / "checkpoint-1")
+    assert names(tmp_path / "checkpoint-1") == [FILE]
 
 
 def test_what_peft_does_not_save_is_told(tmp_path):
@@ -102,9 +205,36 @@ def test_an_adapter_beside_one_of_the_bridge_is_written_beside_it(tmp_path):
     wake(model.base_model.states()["default"])
     model.save_pretrained(tmp_path)
     assert names(tmp_path) == [FILE]
+    host = llama()
+    load(host, tmp_path / FILE)
+    close(logits(PeftModel.from_pretrained(host, tmp_path)), logits(model))
     host = PeftModel.from_pretrained(llama(), tmp_path)
-    load(host.base_model.model, tmp_path / FILE)  # PEFT would warn of the factors that it does not find, if first
+    load(host.base_model.model, tmp_path / FILE)
     close(logits(host), logits(model))
+
+
+@pytest.mark.parametrize("method", ["from_pretrained", "load_adapter"])
+@pytest.mark.filterwarnings("ignore:.*:FutureWarning")
+def test_an_update_that_counts_twice_is_told(method, tmp_path):
+    """PEFT loads an exported LoRA onto a model that still has the adapter."""
+    model = attached(llama(), "lotr")
+    state, wanted = model.tnadapt_default, logits(model)
+    state.save_as_lora(tmp_path, rank=1)  # which is not exact
+    told = r"'default' of PEFT has the update of adapter 'default', which is attached to .*\n.*detach\(\) on 'default'"
+    with pytest.warns(UserWarning, match=told):
+        getattr(PeftModel if method == "from_pretrained" else type(model), method)(model, tmp_path)
+    differs(logits(model), wanted)
+
+
+def test_another_update_of_peft_beside_an_adapter_is_not_told(tmp_path):
+    model = attached(llama(), "lotr")
+    model.tnadapt_default.save_as_lora(tmp_path)
+    wake(model.tnadapt_default, seed=8)  # trained on
+    PeftModel.from_pretrained(model, tmp_path)
+    PeftModel.from_pretrained(llama(), tmp_path)
+    model = attached(llama(), "lotr")
+    model.tnadapt_default.detach()
+    PeftModel.from_pretrained(model, tmp_path)
 
 
 def pair() -> transformers.EncoderDecoderModel:

@@ -21,7 +21,7 @@ from tnadapt_torch._host.read import weights_to_fold
 from tnadapt_torch._host.saved import SavedModules, find_tie
 from tnadapt_torch._host.served import Removable, serve, updates_of
 from tnadapt_torch._host.weight import HostWeights, Weight, is_linear, linear_weight
-from tnadapt_torch._host.wrappers import modules_of, plain_path, unwrapped
+from tnadapt_torch._host.wrappers import module_at, modules_of, plain_path, unwrapped
 
 __all__ = [
     "Flags",
@@ -54,6 +54,7 @@ __all__ = [
     "linear_weight",
     "loss_of",
     "managed",
+    "module_at",
     "modules_of",
     "name_class",
     "parameter_paths",

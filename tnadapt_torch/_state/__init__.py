@@ -1,7 +1,7 @@
 """The trained and saved state of an adapter: its factors, what it knows of its host, parameter groups and norms."""
 
 from tnadapt_torch._state.checkpoint import Run
-from tnadapt_torch._state.enclosing import watch_enclosing
+from tnadapt_torch._state.enclosing import Enclosing
 from tnadapt_torch._state.factors import stored_factors, to_numpy
 from tnadapt_torch._state.known import check_apart, check_unmerged, check_unread, enter, states_of
 from tnadapt_torch._state.marks import MarksCheck
@@ -19,6 +19,7 @@ __all__ = [
     "COUNTS",
     "SQUARED",
     "AdapterState",
+    "Enclosing",
     "MarksCheck",
     "Replicas",
     "Run",
@@ -39,5 +40,4 @@ __all__ = [
     "states_of",
     "stored_factors",
     "to_numpy",
-    "watch_enclosing",
 ]

@@ -1,7 +1,7 @@
 """Models that hold an adapted one, whose own `save_pretrained` would lose the adapter without a word.
 
 They may be there before the attach, and a module does not know what holds it. So the method is wrapped once in the
-class. It does the same as before for a model without an adapter.
+class. It does the same as before for a model without an adapter. So is the method that loads an adapter of PEFT.
 """
 
 import sys
@@ -13,7 +13,9 @@ from typing import Any, ParamSpec
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from tnadapt_torch._state.pretrained import PLACE, Saving, is_concerned
+from tnadapt_torch._state.doubled import LOAD, telling
+from tnadapt_torch._state.given import PLACE
+from tnadapt_torch._state.pretrained import Saving, is_concerned
 
 __all__: list[str] = []
 
@@ -24,33 +26,45 @@ OWNERS = {  # module -> the class that defines the method for others
     "huggingface_hub.hub_mixin": "ModelHubMixin",
     "diffusers.models.modeling_utils": "ModelMixin",
 }
+LOADERS = {"peft.peft_model": "PeftModel", "transformers.integrations.peft": "PeftAdapterMixin"}
 
 
-def watch_enclosing() -> None:
-    """Wrap the method of each class that is imported by now, and of the others before a model of them holds this one.
+class Enclosing:
+    """Keeps the methods wrapped for an adapter, also in a process that got it by a pickle.
 
-    A model can only hold another after its class was imported, by a registration of the other, which torch announces.
+    Each class that is imported by now is wrapped at once. A model can only hold another after its class was imported,
+    by a registration of the other, which torch announces.
     """
-    _wrap_classes()
-    if not _hooks:
-        _hooks.append(register_module_module_registration_hook(_look))
+
+    def __init__(self) -> None:
+        """Wrap the methods and wait for other classes, if that was not done before."""
+        _wrap_classes()
+        if not _hooks:
+            _hooks.append(register_module_module_registration_hook(_look))
+
+    def __reduce__(self) -> tuple[type["Enclosing"], tuple[()]]:
+        return Enclosing, ()
+
+    def remove(self) -> None:
+        """Leave the methods as they are: they do the same as before for a model without an adapter."""
 
 
 _hooks: list[Any] = []
-_wrapped: dict[str, type] = {}
+_wrapped: dict[tuple[str, str], type] = {}  # by module and method
 
 
 def _look(parent: nn.Module, name: str, child: nn.Module) -> None:
-    if len(_wrapped) < len(OWNERS):
+    if len(_wrapped) < len(OWNERS) + len(LOADERS):
         _wrap_classes()
 
 
 def _wrap_classes() -> None:
-    for name in OWNERS.keys() - _wrapped.keys():
-        owner = getattr(sys.modules.get(name), OWNERS[name], None)
-        if owner is not None:
-            _wrapped[name] = owner
-            setattr(owner, PLACE, _heeding(vars(owner)[PLACE]))
+    for method, owners, wrapper in ((PLACE, OWNERS, _heeding), (LOAD, LOADERS, telling)):
+        for name, title in owners.items():
+            owner = getattr(sys.modules.get(name), title, None)
+            if owner is not None and (name, method) not in _wrapped:
+                _wrapped[name, method] = owner
+                setattr(owner, method, wrapper(vars(owner)[method]))
 
 
 def _heeding(save: Callable[P, Any]) -> Callable[P, Any]:

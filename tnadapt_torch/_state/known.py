@@ -1,6 +1,7 @@
 """The attached adapters of this process, so that those on a part of a model and those on the whole know each other."""
 
 from collections.abc import Iterable, Mapping
+from threading import Lock
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
@@ -16,10 +17,13 @@ __all__: list[str] = []
 
 _attached: "WeakSet[AdapterState]" = WeakSet()  # a copy or an unpickled state enters itself
 
+_lock = Lock()  # a save in one thread reads the set while another thread attaches
+
 
 def enter(state: "AdapterState") -> None:
     """Make a state known to the adapters that come later."""
-    _attached.add(state)
+    with _lock:
+        _attached.add(state)
 
 
 def states_of(model: nn.Module) -> list["AdapterState"]:
@@ -28,7 +32,9 @@ def states_of(model: nn.Module) -> list["AdapterState"]:
     The host may be the model, a part of it, a model that it is a part of, or another one with a common part.
     """
     here = {id(module) for module in model.modules()}
-    found = [state for state in _attached if state.host and _overlap(here, state.host[0].modules())]
+    with _lock:
+        known = list(_attached)
+    found = [state for state in known if state.host and _overlap(here, state.host[0].modules())]
     return sorted(found, key=lambda state: state.turn)
 
 

@@ -5,7 +5,9 @@ from contextlib import contextmanager
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
+
+from tnadapt_torch._host import plain_path
 
 if TYPE_CHECKING:
     from tnadapt_torch._state.state import AdapterState
@@ -49,6 +51,22 @@ class Plain:
             yield
         finally:
             handle.remove()
+
+
+def values_for(state: "AdapterState", module: nn.Module, values: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return what a state dict of a module that holds an adapter has of the adapter's file, by the keys of the file.
+
+    Such a state dict may have other values than the model, such as means over the last steps.
+    """
+    paths = {id(each): path for path, each in module.named_modules()}
+    if not values or id(state) not in paths:
+        return {}
+    found = {plain_path(key): value for key, value in values.items()}
+    own, host = (plain_path(paths[id(each)]) for each in (state, state.model))
+    keys = {name: f"{own}.factors.{name}" for name in state.adapter.slots}
+    if state.saved.is_trained:  # otherwise the model, and so the state dict, has the originals
+        keys |= {key: f"{host}.{key}" if host else key for key in state.saved.values()}
+    return {name: found[key] for name, key in keys.items() if isinstance(found.get(key), Tensor)}
 
 
 def _plain_names(module: nn.Module, states: "Collection[AdapterState]") -> Mapping[str, str]:

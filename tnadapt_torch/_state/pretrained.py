@@ -3,7 +3,7 @@
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from types import MethodType
@@ -14,17 +14,25 @@ from torch import nn
 
 from tnadapt import TnadaptError
 from tnadapt_torch._state.checkpoint import CONFIG, write_trained
-from tnadapt_torch._state.plain import Plain
-from tnadapt_torch._state.replicas import shared_by
+from tnadapt_torch._state.given import PLACE, Given
+from tnadapt_torch._state.known import states_of
+from tnadapt_torch._state.plain import Plain, values_for
+from tnadapt_torch._state.replicas import check_factors, shared_by
 from tnadapt_torch._state.state import AdapterState
+from tnadapt_torch._state.store import write_file
 
 __all__: list[str] = []
 
-PLACE = "save_pretrained"  # the attribute of a module in which a `Saving` stands before the method of its class
 FORMAT = "save_original_format"
 UNSAVED = (
     "it was not saved: it is merged into weights that PEFT does not save.\n"
     "Call unmerge() and save again, or save the model that PEFT wraps."
+)
+NOWHERE = "it was not saved: expected a folder to save the model in, got {}.\nSave it with state.save(path)."
+UNREAD = (
+    "its file is in the checkpoint, but the Trainer does not read it with a model of PEFT.\n"
+    "A resumed run, and the best model at the end, would have the factors of another step. Save it with "
+    "state.save(path) and load it yourself, or freeze it."
 )
 CHECKPOINT = re.compile(r"checkpoint-\d+")  # the folders that the Trainer resumes from
 
@@ -33,7 +41,7 @@ _in_work: ContextVar[frozenset[AdapterState]] = ContextVar("_in_work", default=f
 
 
 class Saving:
-    """Stands before `save_pretrained` of a module of the host, and is copied and pickled with it.
+    """Stands before `save_pretrained` of a module of the host, in its attributes, and is copied and pickled with it.
 
     Without it the folder would have the factors among the weights of the model, where `from_pretrained` ignores them,
     and a folded weight under a key that it does not find.
@@ -50,49 +58,54 @@ class Saving:
         folder checkpoint-<step> it has the factors, too, since the Trainer resumes from it. In a checkpoint of a
         `CheckpointCallback`, write what is trained and nothing else. Warns of an adapter that cannot be saved here.
         """
-        save = self.before or MethodType(getattr(type(self.module), PLACE), self.module)
-        given = inspect.signature(save).bind(*args, **kwargs)
-        directory = Path(next(iter(given.arguments.values())))
-        is_writing = bool(given.arguments.get("is_main_process", True))
-        states = self._concerned()
+        save = self._save
+        given = Given(save, type(self.module), args, kwargs)
+        directory, values, states = given.directory, given.get("state_dict"), self._concerned()
         token = _in_work.set(_in_work.get() | set(states))
         result = None
         try:
-            if _is_alone(states, directory):
-                if is_writing:
-                    write_trained(self.module, directory, states, given.arguments.get("state_dict"))
+            if directory is not None and _is_alone(states, directory):
+                if given.is_writing:
+                    write_trained(self.module, directory, states, values)
             else:
-                result = self._save_whole(save, given, directory, states)
+                result = self._save_whole(save, given, states)
         finally:
             _in_work.reset(token)
-        if is_writing and directory.is_dir():
-            for name, what in self._write_beside(directory, states, bool(given.arguments.get("push_to_hub"))):
+        if given.is_writing:
+            for name, what in self._write_beside(given, values, states):
                 warnings.warn(f"save_pretrained: adapter {name!r}: {what}", stacklevel=2)
         return result
 
-    def _concerned(self) -> list[AdapterState]:
-        """Return the adapters with a weight in the module: those before whose host it lies, and those of its parts."""
-        modules = list(self.module.modules())
-        inside = {id(module) for module in modules}
-        parts = (each for each in modules if isinstance(each, AdapterState) and each.host and each not in self.states)
-        found = (*self.states, *parts)
-        return [state for state in found if any(id(weight.module) in inside for weight in state.weights.values())]
+    @property
+    def _save(self) -> Callable[..., Any]:
+        return self.before or MethodType(getattr(type(self.module), PLACE), self.module)
 
-    def _save_whole(
-        self, save: Callable[..., Any], given: inspect.BoundArguments, directory: Path, states: Collection[AdapterState]
-    ) -> Any:
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """The signature of the method: a pipeline of diffusers passes on only what it finds there."""
+        return inspect.signature(self._save)
+
+    def _concerned(self) -> list[AdapterState]:
+        """Return the adapters with a weight in the module: first those before whose host it lies, and its parts'."""
+        parts = (each for each in self.module.modules() if isinstance(each, AdapterState))
+        return _with_weights_in(self.module, (*self.states, *parts, *states_of(self.module)))
+
+    def _save_whole(self, save: Callable[..., Any], given: Given, states: Collection[AdapterState]) -> Any:
         """Call the method, which takes the state dict of the plain model.
 
         The Trainer resumes by `load_state_dict`, so that a checkpoint has the keys of the model. Those of an earlier
         release, which transformers writes for a mixture of experts, would be ignored, and so would renamed factors.
         """
-        is_resumed = CHECKPOINT.fullmatch(directory.name) is not None
-        if is_resumed and FORMAT in inspect.signature(save).parameters:
-            given.arguments.setdefault(FORMAT, False)
-        plain = Plain(self.module, states, [] if is_resumed else self._apart(states))
-        if given.arguments.get("state_dict") is not None:
-            given.arguments["state_dict"] = dict(given.arguments["state_dict"])
-            plain.edit(given.arguments["state_dict"])
+        is_resumed = _is_checkpoint(given.directory)
+        if is_resumed and FORMAT in given.parameters and FORMAT not in given.named:
+            given.put(FORMAT, False)
+        is_whole = is_resumed or given.directory is None
+        plain = Plain(self.module, states, [] if is_whole else self._apart(states))
+        values = given.get("state_dict")
+        if values is not None:
+            edited = dict(values)
+            plain.edit(edited)
+            given.put("state_dict", edited)
         with plain.applied(self.module):  # a quantizer takes the state dict of the model, whatever is given
             return save(*given.args, **given.kwargs)
 
@@ -105,19 +118,22 @@ class Saving:
         return [*found.values(), *(state for state in states if state.merged is not None)]
 
     def _write_beside(
-        self, directory: Path, states: Collection[AdapterState], is_uploaded: bool
+        self, given: Given, values: Mapping[str, Any] | None, states: Collection[AdapterState]
     ) -> list[tuple[str, str]]:
         """Write the files of the adapters; return the name of each that a warning is about, and the warning."""
-        inside, notes = set(self.module.modules()), list[tuple[str, str]]()
-        written = set[Path]()
-        for state in (each for each in states if each.merged is None and each not in _in_work.get()):
+        here = [state for state in states if state.merged is None and state not in _in_work.get()]
+        directory = given.directory
+        if directory is None or not directory.is_dir():
+            return [(state.name, NOWHERE.format("none" if directory is None else directory)) for state in here]
+        inside, notes, written = set(self.module.modules()), list[tuple[str, str]](), set[Path]()
+        for state in here:
             path = directory / f"{state.child_name}.safetensors"
             if path in written:  # by an adapter of the model, or of another part of it
                 what = f"it was not saved: another of its name is in {path}.\nSave it with state.save(path)."
             else:
-                what = self._keep(state, path, is_here=state.model in inside)
-            written.add(path)
-            if not what and is_uploaded:
+                what = self._keep(state, path, values or {}, inside)
+            written |= {path} if what in ("", UNREAD) else set()
+            if not what and given.get("push_to_hub"):
                 what = f"{path} was written, but not uploaded.\nUpload it yourself."
             notes += [(state.name, what)] if what else []
         merged = [state.name for state in states if state.merged is not None]
@@ -127,19 +143,27 @@ class Saving:
         stale = {name: directory / f"tnadapt_{name}.safetensors" for name in (*merged, *gone)}
         return notes + [(name, _stale(path)) for name, path in stale.items() if path not in written and path.exists()]
 
-    def _keep(self, state: AdapterState, path: Path, *, is_here: bool) -> str:
-        """Save an adapter to a file, or return a warning."""
+    def _keep(self, state: AdapterState, path: Path, values: Mapping[str, Any], inside: Collection[nn.Module]) -> str:
+        """Save an adapter to a file, with the values of a state dict that was given; or return a warning."""
+        is_here = state.model in inside
         if is_here and shared_by(state) is None:
             try:
-                state.save(path)
+                write_file(state, path, values_for(state, self.module, values))
             except TnadaptError as error:
                 if isinstance(error.__cause__, OSError):
                     raise  # a full disk, say: to go on would lose what was trained
                 return f"it was not saved: {error}\nSave it with state.save(path)."
-            return ""
+            is_trained = any(factor.requires_grad for factor in state.parameters())
+            is_lost = _is_checkpoint(path.parent) and not _saves_weights(self.module) and is_trained
+            return UNREAD if is_lost else ""
         if is_here and state.run is not None and state.run.has(path.parent):
             return ""  # the callback saves it, with all processes
-        why = "all processes that share it must save it together" if is_here else "it is on a model that holds this one"
+        why = "all processes that share it must save it together"
+        if not is_here:
+            is_part = any(each is self.module for each in state.model.modules())
+            why = (
+                "it is on a model that holds this one" if is_part else "it is on another model with a part of this one"
+            )
         return f"it was not saved: {why}.\nSave it with state.save(path)."
 
 
@@ -156,9 +180,10 @@ def _saves_weights(module: nn.Module) -> bool:
 
 
 def _is_whole(state: AdapterState) -> bool:
-    """Return whether the host has what the adapter needs to be saved, or the update itself."""
+    """Return whether the host has what the adapter needs to be saved, and the factors their values."""
     try:
         state.check_host()
+        check_factors(state)
     except TnadaptError:
         return False
     return True
@@ -202,5 +227,15 @@ class Saved:
 
 
 def is_concerned(module: nn.Module) -> bool:
-    """Return whether a module holds an attached adapter, or an update that was merged into it for good."""
-    return any(each in _absorbed or (isinstance(each, AdapterState) and each.host) for each in module.modules())
+    """Return whether an attached adapter serves a module or its parts, or an update was merged into them for good."""
+    return any(each in _absorbed for each in module.modules()) or bool(_with_weights_in(module, states_of(module)))
+
+
+def _with_weights_in(module: nn.Module, states: Iterable[AdapterState]) -> list[AdapterState]:
+    inside = {id(each) for each in module.modules()}
+    found = (state for state in dict.fromkeys(states) if state.host)
+    return [state for state in found if any(id(weight.module) in inside for weight in state.weights.values())]
+
+
+def _is_checkpoint(directory: Path | None) -> bool:
+    return directory is not None and CHECKPOINT.fullmatch(directory.name) is not None

@@ -24,12 +24,14 @@ if TYPE_CHECKING:
 __all__: list[str] = []
 
 
-def write_file(state: "AdapterState", path: str | os.PathLike[str]) -> None:
-    """Write the file of `AdapterState.save`."""
+def write_file(state: "AdapterState", path: str | os.PathLike[str], given: Mapping[str, Tensor] | None = None) -> None:
+    """Write the file of `AdapterState.save`, with given values in place of those with the same key."""
     if state.host:  # a detached adapter can be saved, too
         state.check_host()
     settle(state)
     params, saved = state.params(), state.saved.values()
+    for held in (params, saved):
+        held |= {key: value for key, value in (given or {}).items() if key in held}
     extra = {key: to_numpy(value) for key, value in saved.items()}
     starts = {key: getattr(*leaf_of(state.start, key)) for key in drawn_starts(state.adapter)}
     stored = stored_factors(state.adapter, params | starts)

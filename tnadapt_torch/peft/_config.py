@@ -24,12 +24,12 @@ from tnadapt.binding import (
     told,
 )
 from tnadapt.initializers import Scale
-from tnadapt_torch.peft._checkpoint import LARGEST_SEED, check_folder
+from tnadapt_torch.peft._checkpoint import LARGEST_SEED, STATES, check_folder
 
 __all__ = ["TnConfig"]
 
 SERIES = "0.21"  # `make matrix` tests its releases; 0.20 does not ask a tuner for the factors that its layers share
-PREFIX = "tnadapt_"
+PREFIX = STATES  # what PEFT looks for in the keys of factors; those of `attach` must not have it
 
 
 def check_release(release: str) -> None:
