@@ -5,7 +5,7 @@ import pytest
 
 from tests.core.policies.changes import SITES, chain, served
 from tests.table import FAMILIES, REPRESENTATIVES
-from tests.thorough import IS_THOROUGH
+from tests.thorough import IS_THOROUGH, each_kind
 from tnadapt import SiteError, delta, families, init
 from tnadapt.policies import bonds, cut, grow, importance, sweep
 from tnadapt.policies._bonds import every_bond, resized
@@ -25,6 +25,7 @@ def test_bonds_whose_sizes_follow_are_left_out():
     assert every_bond(adapter)["p"].modes == {"p", "q"}
 
 
+@each_kind
 def test_every_operation_has_reasons(adapter):
     for operation in ("importance", "grow", "cut", "sweep"):
         found = bonds(adapter, operation)
