@@ -83,8 +83,8 @@ def roots(adapter, make, draws):
 
 
 # A product, a frozen factor, a train, a hyperedge, starts that are read, the host's weight, a map.
-FEW = ("lora", "vera", "tt_lora", "cp", "pissa", "hira", "oft", "craft")
-OWN = (*FEW, "lotr", "loha", "metatt", "fact_tt", "tlora", "randlora")
+FEW = ("lora", "vera", "tt_lora", "cp", "pissa", "hira", "oft")
+OWN = (*FEW, "craft", "lotr", "loha", "metatt", "fact_tt", "tlora", "randlora")
 
 
 @pytest.mark.parametrize("name", OWN if IS_THOROUGH else FEW)
