@@ -24,7 +24,7 @@ if PROFILE != "laws":
         ).strip()
 
 settings.register_profile("dev", deadline=None, max_examples=50)
-settings.register_profile("ci", deadline=None, max_examples=25, derandomize=True)  # CI has 15 minutes for all tests
+settings.register_profile("ci", deadline=None, max_examples=15, derandomize=True)  # CI has 15 minutes for all tests
 settings.register_profile("laws", deadline=None, max_examples=1000)
 settings.register_profile(
     "mutants", deadline=None, max_examples=10, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate]

@@ -183,6 +183,16 @@ REPRESENTATIVES = (
     "householder",  # factors with a map
 )
 
+# One family for each kind of spec, and for each reason of a policy: tests/laws/test_table.py checks it. A test of every
+# family has these in every run, and the others in `make laws`, if what it tests does not depend on the family.
+OF_EACH_KIND = (
+    *REPRESENTATIVES,
+    *("lora_xs sigma", "tinylora", "sharelora", "abba", "hira", "hra", "soda", "quantum_peft"),
+    *("mora", "mora 6", "tcurlora", "craft", "lotr svd", "lora_pt", "dota 3", "adaring"),
+    *("mtlora icfm", "mtlora_tasks shared", "tenslora cp", "tera 2 1", "flora kernel", "flora gaussian"),
+    *("lotr", "tt_lora", "lotr_tt", "fact_tt"),  # whose bonds can be swept: few are
+)
+
 
 def required_of(spec: AdapterSpec) -> list[str]:
     """Return the modes whose sizes have to be given."""

@@ -1,14 +1,20 @@
 """What every run tests, and what only `make laws` does: the default run has one case for each kind of fault.
 
 A test that has more cases there chooses them by `IS_THOROUGH`, as `ALL if IS_THOROUGH else FEW`; one that runs there
-alone is marked with `left_to_laws`. `make laws` runs every test file that imports either.
+alone is marked with `left_to_laws`. A test of every family with `each_kind` has a family of each kind in every run.
+`make laws` runs every test file that imports one of them.
 """
 
 import os
 
 import pytest
 
+from tests.table import FAMILIES, OF_EACH_KIND
+
 IS_THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "laws"
+
+# For a test over the fixture `adapter`: every family in `make laws`, and one of each kind in every run.
+each_kind = pytest.mark.parametrize("adapter", FAMILIES if IS_THOROUGH else OF_EACH_KIND, indirect=True)
 
 
 def left_to_laws(reason: str) -> pytest.MarkDecorator:

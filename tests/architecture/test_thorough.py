@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HERE = (Path(__file__).name, "thorough.py")
 FILES = [path for path in sorted((ROOT / "tests").rglob("*.py")) if path.name not in HERE]
-WORDS = ("IS_THOROUGH", "left_to_laws", "left_to_leaderboard", "left_to_package")
+WORDS = ("IS_THOROUGH", "each_kind", "left_to_laws", "left_to_leaderboard", "left_to_package")
 
 
 def recipe_of(target):

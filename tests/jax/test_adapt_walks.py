@@ -30,7 +30,7 @@ STORED = {
 }
 SIZES = {"in": 4, "out": 6, "layer": 2, "expert": 2}
 LETTERS = "abcdefgh"
-EXAMPLES = max(1, settings().max_examples // (10 if IS_THOROUGH else 5))
+EXAMPLES = max(1, settings().max_examples // (10 if IS_THOROUGH else 3))
 
 
 @pytest.fixture(autouse=True)

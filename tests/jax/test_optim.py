@@ -89,7 +89,10 @@ def test_an_adapter_with_frozen_factors_needs_them_at_each_update():
 def test_further_arguments_are_those_of_other_transformations():
     optimizer = Preconditioned(LORA)
     values, grads = tree(LORA, VALUES, jnp.float32), tree(LORA, GRADS, jnp.float32)
-    optimizer.update(grads, optimizer.init(values), values, value=1.0)
+    found, wanted = (
+        optimizer.update(grads, optimizer.init(values), values, **more)[0] for more in ({"value": 1.0}, {})
+    )
+    assert all(np.array_equal(found[name], wanted[name]) and np.any(found[name]) for name in TRAINED)
 
 
 @pytest.mark.parametrize("make", [Rite, Preconditioned])

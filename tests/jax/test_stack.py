@@ -68,7 +68,7 @@ def grids(draw):
 def test_stack_parts_is_a_loop_over_all_sites():
     seen = set()
 
-    @settings(max_examples=max(1, settings().max_examples // 4))
+    @settings(max_examples=max(1, settings().max_examples // 3))
     @given(given_grid=grids())
     def tried(given_grid):
         grid, arrays = given_grid

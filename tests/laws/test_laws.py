@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 
-from tests.table import FAMILIES
+from tests.table import FAMILIES, OF_EACH_KIND
 from tests.thorough import IS_THOROUGH, left_to_laws
 from tnadapt import (
     Adapter,
@@ -32,6 +32,10 @@ EXAMPLES = settings().max_examples if IS_THOROUGH else min(settings().max_exampl
 slow_data = settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
+one_by_one = left_to_laws("every run tests all laws on the same adapters at once, since to draw them takes as long")
+
+
+@one_by_one
 @every_law
 @slow_data
 @given(adapter=adapters(), seed=st.integers(0, 2**16))
@@ -39,6 +43,7 @@ def test_a_random_spec(law, adapter, seed):
     law(adapter, np.random.default_rng(seed))
 
 
+@one_by_one
 @every_law
 @slow_data
 @given(adapter=adapters(start="centered"), seed=st.integers(0, 2**16))
@@ -46,6 +51,7 @@ def test_a_random_centered_spec(law, adapter, seed):
     law(adapter, np.random.default_rng(seed))
 
 
+@one_by_one
 @every_law
 @slow_data
 @given(adapter=adapters(start="free"), seed=st.integers(0, 2**16))
@@ -62,14 +68,21 @@ def all_laws(adapter, random):
             raise LawError(f"{law.__name__}: {error}") from error
 
 
-# Every family in every run, and one in three of the options.
-OPTIONS = [name for name in FAMILIES if name not in families.__all__]
-ASKED = FAMILIES if IS_THOROUGH else [*(name for name in FAMILIES if name not in OPTIONS), *OPTIONS[::3]]
+@pytest.mark.parametrize("start", ["zero", "centered", "free"])
+@settings(slow_data, max_examples=min(EXAMPLES, 12))
+@given(data=st.data(), seed=st.integers(0, 2**16))
+def test_a_random_spec_satisfies_every_law(start, data, seed):
+    all_laws(data.draw(adapters(start=start)), np.random.default_rng(seed))
+
+
+# Every family in every run, and the options that are of a kind of their own.
+ASKED = [name for name in FAMILIES if IS_THOROUGH or name in (*families.__all__, *OF_EACH_KIND)]
 
 
 @pytest.mark.parametrize("name", ASKED)
 def test_a_family_satisfies_every_law(name):
-    tried = max(1, settings().max_examples // (12 if name in families.__all__ else 30))  # 2 or 1 in CI
+    share = 12 if name in families.__all__ else 30
+    tried = max(2, settings().max_examples // share)  # the first has no size above 1
     (held,) = check(FAMILIES[name].spec, sizes=FAMILIES[name].sizes, examples=tried, laws=[all_laws])
     assert held.examples >= 1
 

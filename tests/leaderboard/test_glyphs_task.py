@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from tests.thorough import IS_THOROUGH
+
 pytestmark = pytest.mark.usefixtures("modules")
 pytest.importorskip("sklearn")
 pytest.importorskip("peft")
@@ -39,8 +41,12 @@ def test_the_host_follows_from_the_seed_and_the_splits_are_scored(task):
 def test_every_method_fits_or_is_refused_in_one_line(task):
     from methods import METHODS, MethodError
 
+    units = [name for name in METHODS if name.endswith(" unit")]  # the same specs at other rates
+    left_out = set() if IS_THOROUGH else set(units) - set(units[::4])
     refused = {}
     for name, method in METHODS.items():
+        if name in left_out:
+            continue
         try:
             adapted = method(task.host(0), task.targets, 0)
         except MethodError as error:

@@ -30,6 +30,7 @@ from tnadapt import AdapterSpec, delta, families, grid, init, raw
 from tnadapt_torch import attach
 
 every_dtype = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+wide = every_dtype if IS_THOROUGH else pytest.mark.parametrize("dtype", [torch.float64], ids=["float64"])
 
 
 @pytest.mark.parametrize(("spec", "sizes"), FAMILIES.values(), ids=FAMILIES)
@@ -45,7 +46,7 @@ def test_a_family_agrees_in_float32(family):
     sides.compare(spec, SITES, torch.float32, **sizes)
 
 
-@every_dtype
+@wide
 @pytest.mark.parametrize("spec", OWN.values(), ids=OWN)
 def test_a_custom_spec_agrees(spec, dtype):
     wanted = sides.compare(spec, SITES, dtype, rank=2)
@@ -105,7 +106,7 @@ def test_a_wrapped_spec_agrees(spec, sizes):
     sides.compare(spec, SITES, torch.float64, **sizes)
 
 
-@every_dtype
+@wide
 @pytest.mark.parametrize("spec", SUMS.values(), ids=SUMS)
 def test_a_sum_agrees(spec, dtype):
     sides.compare(spec, SITES, dtype, rank=2)

@@ -127,9 +127,10 @@ def test_the_gradients_are_those_of_attach(case):
     for each in (model, plain):
         each(X).square().sum().backward()
     found, wanted = model.base_model.states()["default"].params(), plain.tnadapt_default.params()
-    for name, value in wanted.items():
-        if value.grad is not None or value.requires_grad:
-            close(found[name].grad, value.grad, 1e-5)
+    trained = {name for name, value in wanted.items() if value.requires_grad}
+    assert trained == {name for name, value in found.items() if value.requires_grad} != set()
+    for name in trained:
+        close(found[name].grad, wanted[name].grad, 1e-5)
 
 
 @every_case

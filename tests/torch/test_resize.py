@@ -168,15 +168,19 @@ def test_blocks_and_folded_updates_follow(more):
 
 
 def test_starts_and_parts_of_the_host_follow():
-    for spec, rank in ((families.pissa(), 2), (families.svdiff(), None), (families.lora_xs(start="svd"), 2)):
+    for spec, wanted in (
+        (families.pissa(), [f"{n}.self_attn.q_proj.r" for n in (0, 1)]),
+        (families.lora_xs(start="svd"), ["p", "q"]),
+    ):
         model = hosts.toy().double()
-        state = attach(model, spec, target_modules=["q_proj"], rank=rank).double()
+        state = attach(model, spec, target_modules=["q_proj"], rank=2).double()
         hosts.wake(state)
-        for name, reason in bonds(state.adapter, "grow").items():
+        able = [name for name, reason in bonds(state.adapter, "grow").items() if reason == "ok"]
+        assert sorted(able) == wanted
+        for name in able:
             before = model(hosts.words()).detach()
-            if reason == "ok":
-                state.resize(grow(state.adapter, state.arrays(), name, 1), None)
-                hosts.close(model(hosts.words()), before, 1e-9)
+            state.resize(grow(state.adapter, state.arrays(), name, 1), None)
+            hosts.close(model(hosts.words()), before, 1e-9)
 
 
 def test_a_resized_state_is_copied_and_cast():

@@ -158,7 +158,17 @@ def test_a_weight_of_zeros_or_of_low_rank_is_decomposed_and_saved(tmp_path):
         host = nn.Sequential(nn.Linear(40, 24, bias=False))
         with torch.no_grad():
             host[0].weight.copy_(torch.randn(24, rank) @ torch.randn(rank, 40))
-        attach(host, families.svdiff(), target_modules=["0"]).save(tmp_path / "a")
+        state = attach(host, families.svdiff(), target_modules=["0"])
+        assert not state.delta("0").any()
+        with torch.no_grad():
+            for value in state.parameters():
+                value.fill_(0.5)
+        torch.testing.assert_close(torch.linalg.svdvals(state.delta("0")), torch.full((24,), 0.5))  # of an isometry
+        wanted = host(torch.eye(40)).detach()
+        state.save(tmp_path / "a")
+        state.detach()
+        load(host, tmp_path / "a")
+        assert torch.equal(host(torch.eye(40)), wanted)
 
 
 @svds

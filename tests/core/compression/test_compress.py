@@ -11,6 +11,7 @@ from tensorly import decomposition
 
 from tests.core.compression.updates import dense_of, falls, random_updates, relative_error
 from tests.table import FAMILIES
+from tests.thorough import each_kind
 from tnadapt import (
     AdapterSpec,
     Site,
@@ -63,6 +64,7 @@ def test_updates_that_a_family_can_represent_are_recovered(name):
     assert found.error < 1e-6
 
 
+@each_kind
 def test_a_fit_that_starts_at_the_exact_params_stays_there(adapter, moved):
     params = moved(adapter)
     updates = low_rank_updates(adapter, params)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.core.diagram.shown import shown, shown_terms
 from tests.table import REPRESENTATIVES
-from tests.thorough import IS_THOROUGH
+from tests.thorough import IS_THOROUGH, each_kind
 from tnadapt import AdapterSpec, SpecError, draw, families, frozen, grid, raw, same, trainable, zeros
 from tnadapt.binding import Factor, Network, minimum_cut
 from tnadapt.initializers import host
@@ -175,6 +175,7 @@ def bound(spec, size=16):
     return spec.bind(sites, rank=4, sizes={"head": 1} if spec.name == "lorta" else None, overparametrized=True)
 
 
+@each_kind
 def test_the_pictures_of_every_family_are_clean(adapter):
     for of in (adapter.spec, *adapter.networks):
         assert_clean(of)
@@ -186,7 +187,7 @@ def test_other_networks_are_clean(other, size):
     assert_clean(bound(other, size).networks[0])
 
 
-@settings(max_examples=200 if IS_THOROUGH else 50)
+@settings(max_examples=200 if IS_THOROUGH else 25)
 @given(spec=st.one_of(specs(), specs(start="centered")))
 def test_a_random_spec_is_drawn_right(spec):
     assert_clean(spec)
@@ -194,7 +195,7 @@ def test_a_random_spec_is_drawn_right(spec):
     assert_marked(spec)
 
 
-@settings(max_examples=100 if IS_THOROUGH else 30)
+@settings(max_examples=100 if IS_THOROUGH else 15)
 @given(adapter=st.one_of(adapters(), adapters(start="centered")))
 def test_a_random_network_is_drawn_right(adapter):
     network = adapter.networks[0]

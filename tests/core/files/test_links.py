@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.table import REPRESENTATIVES
+from tests.thorough import each_kind
 from tnadapt import FormatError
 from tnadapt._files import read_links, save_links
 
@@ -20,6 +21,7 @@ def test_links_come_back_in_order(adapter, moved, tmp_path):
             np.testing.assert_array_equal(checkpoint.params[name], value)
 
 
+@each_kind
 def test_nothing_is_written_for_params_of_another_adapter(adapter, moved, tmp_path):
     params = moved(adapter)
     with pytest.raises(FormatError, match="Nothing was written"):

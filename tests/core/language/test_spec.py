@@ -270,11 +270,11 @@ def test_a_spec_of_many_bonds_is_bound_to_many_shapes_in_linear_time():
     cores = {f"F{n}": trainable(" ".join(bonds[n : n + 2])) for n in range(999)}
     ends = {"A": trainable("out b0", init=zeros()), "B": trainable("b999 in")}
     spec = AdapterSpec(name="own", weight="out in", factors=cores | ends, scale=raw())
-    sites = [Site(f"h.{n}.q", (4, n + 1), {"layer": n, "kind": "q"}) for n in range(40)]
+    sites = [Site(f"h.{n}.q", (4, n + 1), {"layer": n, "kind": "q"}) for n in range(10)]
     start = time.process_time()
     adapter = spec.bind(sites, rank=dict.fromkeys(bonds, 1), overparametrized=True)
-    assert len(adapter.slots) == 40 * 1001
-    assert time.process_time() - start < 4
+    assert len(adapter.slots) == 10 * 1001
+    assert time.process_time() - start < 2
 
 
 def joined(start="zero", sizes=None, **factors):

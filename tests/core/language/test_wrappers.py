@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.table import FAMILIES, places
+from tests.thorough import IS_THOROUGH
 from tnadapt import (
     AdapterSpec,
     PlanError,
@@ -65,7 +66,7 @@ def test_the_count_of_edora_is_that_of_the_paper():
 
 @pytest.mark.parametrize("wrap", [magnitude, masked])
 def test_every_law_holds(wrap):
-    held = check(wrap(families.lotr()), examples=5)
+    held = check(wrap(families.lotr()), examples=5 if IS_THOROUGH else 3)  # the first is the smallest of all
     assert len(held) == len({one.law for one in held})
 
 

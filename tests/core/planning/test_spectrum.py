@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.cyclic import can_convolve, convolving, cyclic_adapters
+from tests.thorough import IS_THOROUGH
 from tnadapt import AdapterSpec, PlanError, Site, delta, families, frozen, grid, plan, trainable
 from tnadapt._planning import Question, search
 from tnadapt._planning.cost import CALL, Convolution, Line, measure_lines
@@ -43,7 +44,7 @@ def c3a(width, block, **others):
     return families.c3a(**others).bind(sites, sizes={"o2": block, "i2": block})
 
 
-@settings(max_examples=300)
+@settings(max_examples=300 if IS_THOROUGH else 40)
 @given(adapter=cyclic_adapters(), tokens=st.integers(1, 4))
 def test_a_pattern_in_any_position_is_convolved_exactly_where_it_can_be(adapter, tokens):
     with convolving():
@@ -54,7 +55,7 @@ def test_a_pattern_in_any_position_is_convolved_exactly_where_it_can_be(adapter,
     assert error <= 1e-12
 
 
-@settings(max_examples=50)
+@settings(max_examples=50 if IS_THOROUGH else 25)
 @given(adapter=cyclic_adapters(), bucket=st.sampled_from(BUCKETS))
 def test_a_convolution_is_chosen_only_if_it_is_cheaper(adapter, bucket):
     network = adapter.networks[0]

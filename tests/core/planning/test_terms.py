@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.core.planning.networks import all_trees, cost, numbered, tree_of
+from tests.thorough import IS_THOROUGH
 from tnadapt import AdapterSpec, Site, families, frozen, grid, plan, same, trainable, zeros
 from tnadapt._planning import Question, search
 from tnadapt._planning.cost import measure_lines
@@ -161,7 +162,7 @@ def sums(draw):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
-@settings(max_examples=60)
+@settings(max_examples=60 if IS_THOROUGH else 30)
 @given(case=sums())
 def test_a_sum_never_costs_more_than_its_terms_by_themselves(objective, case):
     asked, terms = case

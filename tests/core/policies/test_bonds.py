@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from tests.core.conftest import KINDS
 from tests.core.policies.changes import SITES, chain, served
-from tests.table import FAMILIES, REPRESENTATIVES
-from tests.thorough import IS_THOROUGH
+from tests.table import FAMILIES, OF_EACH_KIND, REPRESENTATIVES
+from tests.thorough import IS_THOROUGH, each_kind
 from tnadapt import SiteError, delta, families, init
 from tnadapt.policies import bonds, cut, grow, importance, sweep
 from tnadapt.policies._bonds import every_bond, resized
@@ -25,11 +26,19 @@ def test_bonds_whose_sizes_follow_are_left_out():
     assert every_bond(adapter)["p"].modes == {"p", "q"}
 
 
+@each_kind
 def test_every_operation_has_reasons(adapter):
     for operation in ("importance", "grow", "cut", "sweep"):
         found = bonds(adapter, operation)
         assert [*found] == [*every_bond(adapter)]
         assert all(found.values())
+
+
+def test_tests_of_families_have_bonds_to_work_on():
+    """They go over the bonds that an operation serves, and assert nothing where there is none."""
+    adapters = [FAMILIES[name].bind(layers=2, kinds=KINDS, seed=5) for name in OF_EACH_KIND]
+    wanted = {"importance": 20, "grow": 25, "cut": 25, "sweep": 7, "hide": 20}
+    assert {op: sum(any(served(one, op)) for one in adapters) for op in wanted} == wanted
 
 
 def test_an_unknown_operation():

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.core.policies.changes import distance, gradients_of, size, updates
+from tests.thorough import each_kind
 from tnadapt import SiteError
 from tnadapt.policies import Budget, bonds, cut, hide, importance
 
@@ -51,6 +52,7 @@ def test_the_budget_is_never_exceeded_and_the_end_is_the_target(sizes, data):
     assert sum(seen[-1].values()) == target
 
 
+@each_kind
 def test_a_family_is_cut_to_its_target(adapter, moved):
     """Importance, decision and cut together; hidden slices give the same updates, where they can be hidden."""
     able = {name for name, reason in bonds(adapter, "cut").items() if reason == "ok"}

@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 import tnadapt
 from tests.core.files.forged import SECONDS, write_text
-from tests.thorough import left_to_laws
+from tests.thorough import each_kind, left_to_laws
 from tnadapt import FormatError, PlanError, SiteError, families, grid, read_peft, save
 from tnadapt._files import limits
 from tnadapt.policies import Chain, load_chain, save_chain, save_chain_as_lora
@@ -53,6 +53,7 @@ def same(found, wanted):
             np.testing.assert_array_equal(values[name], value, strict=True, err_msg=name)
 
 
+@each_kind
 def test_every_family_comes_back(adapter, moved, file):
     if adapter.hosts:
         pytest.skip("such a spec forms no chain")

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.core.policies.changes import SITES, chain, distance, gradients_of, served, size, updates
+from tests.thorough import each_kind
 from tnadapt import SiteError, families
 from tnadapt.policies import bonds, cut, grow, sweep
 from tnadapt.testing import adapters, random_params
@@ -28,12 +29,14 @@ def expect_gradients_to_be_carried(adapter, params, change):
         assert np.abs(carried[tuple(old)] - after[name][tuple(old)]).max(initial=0.0) <= CLOSE * largest, name
 
 
+@each_kind
 def test_gradients_of_a_family_that_grows(adapter, moved):
     params = moved(adapter)
     for name in served(adapter, "grow"):
         expect_gradients_to_be_carried(adapter, params, grow(adapter, params, name, 1))
 
 
+@each_kind
 def test_gradients_of_a_family_that_is_swept(adapter, moved):
     params = moved(adapter)
     if "ok" in bonds(adapter, "sweep").values():

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.core.policies.changes import SITES, chain, distance, served, size, updates
+from tests.thorough import each_kind
 from tnadapt import SiteError, families, grid, init, load, save
 from tnadapt.policies import cut
 from tnadapt.policies._bonds import entries_of, every_bond
@@ -34,6 +35,7 @@ def expect_removed_slices_to_be_lost(adapter, params, name, keep):
     assert found <= EXACT, (name, found)
 
 
+@each_kind
 def test_a_family_loses_the_removed_slices(adapter, moved):
     if adapter.starts:  # their slices cannot be masked: see the test of stored starts
         return

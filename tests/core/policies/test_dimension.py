@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.core.policies.changes import SITES
+from tests.thorough import IS_THOROUGH
 from tnadapt import SiteError, families
 from tnadapt.policies import intrinsic_dimension, ranks_from_dimensions
 
@@ -26,7 +27,7 @@ def sphere(number, random):
     return points / np.linalg.norm(points, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("number", [1, 2, 5])
+@pytest.mark.parametrize("number", [1, 2, 5] if IS_THOROUGH else [1, 5])
 @pytest.mark.parametrize("shape", [cube, sphere])
 def test_the_dimension_of_cubes_and_spheres(shape, number):
     streams = [np.random.default_rng(seed) for seed in range(6)]

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.core.policies.changes import SITES, chain, distance, gradients_of, served, size, updates
+from tests.thorough import each_kind
 from tnadapt import AdapterSpec, SiteError, families, frozen, grid, init, load, over_rank, save, trainable, unit, zeros
 from tnadapt.initializers import cyclic, identity
 from tnadapt.policies import bonds, cut, grow
@@ -39,12 +40,14 @@ def expect_life(adapter, change, name):
     assert alive[old:].all() or not alive[:old].any(), name
 
 
+@each_kind
 def test_no_update_of_a_family_changes(adapter, moved):
     params = moved(adapter)
     for name in served(adapter, "grow"):
         expect_life(adapter, expect_same_updates(adapter, params, name, 1), name)
 
 
+@each_kind
 def test_at_the_start_no_update_of_a_family_changes(adapter):
     params = start_params(adapter)
     for name in served(adapter, "grow"):

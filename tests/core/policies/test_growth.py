@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.core.policies.changes import distance, size, updates
+from tests.thorough import each_kind
 from tnadapt import SiteError
 from tnadapt.policies import Growth, bonds, grow, units
 
@@ -46,6 +47,7 @@ def test_ranks_never_fall_or_exceed_the_target_and_end_there(ranks, more, steps,
     assert seen[-1] == seen[steps - 1]
 
 
+@each_kind
 def test_a_family_grows_to_its_target_and_the_update_stays(adapter, moved):
     if "ok" not in bonds(adapter, "grow").values():
         return

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.core.policies.changes import SITES, distance, served, size, updates
+from tests.thorough import each_kind
 from tnadapt import SiteError, families, init
 from tnadapt.policies import bonds, cut, hide
 from tnadapt.policies._bonds import every_bond
@@ -23,6 +24,7 @@ def expect_the_update_after_a_cut(adapter, params, name, keep):
     assert distance(wanted, updates(adapter, hidden)) <= EXACT * size(adapter, params), name
 
 
+@each_kind
 def test_a_family_has_the_update_after_a_cut(adapter, moved):
     params = moved(adapter)
     for name in served(adapter, "hide"):

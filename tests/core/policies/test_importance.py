@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.core.policies.changes import SITES, chain, gradients_of, pulls, updates
+from tests.thorough import each_kind
 from tnadapt import SiteError, families
 from tnadapt.policies import bonds, importance, tellers
 from tnadapt.policies._bonds import every_bond
@@ -32,10 +33,12 @@ def expect_one_number_from_all(adapter, params):
     return pairs
 
 
+@each_kind
 def test_every_factor_of_a_family_tells_the_same(adapter, moved):
     expect_one_number_from_all(adapter, moved(adapter))
 
 
+@each_kind
 def test_tellers_say_where_a_binding_finds_the_same_numbers(adapter, moved):
     params = moved(adapter)
     gradients = gradients_of(adapter, params)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.core.policies.changes import SITES, chain, distance, norm, served, size, updates
-from tests.thorough import left_to_laws
+from tests.thorough import each_kind, left_to_laws
 from tnadapt import AdapterSpec, SiteError, families, frozen, grid, init, load, save, trainable, zeros
 from tnadapt.policies import bonds, grow, sweep
 from tnadapt.policies._bonds import every_bond
@@ -38,6 +38,7 @@ def expect_the_error_to_be_the_discarded_squares(adapter, params, **limits):
     return change
 
 
+@each_kind
 def test_what_a_family_loses(adapter, moved):
     if "ok" not in bonds(adapter, "sweep").values():
         with pytest.raises(SiteError, match=r"sweep: expected an adapter with a bond between two trained factors of a"):
@@ -63,6 +64,7 @@ def test_random_specs_reach_sweeps():
     assert find(adapters(plain=True), lambda adapter: "ok" in bonds(adapter, "sweep").values(), settings=one)
 
 
+@each_kind
 def test_without_truncation_nothing_changes(adapter, moved):
     params = moved(adapter)
     if "ok" in bonds(adapter, "sweep").values():

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 
 from tests.core.policies.changes import SITES, distance, size, updates
+from tests.thorough import each_kind
 from tnadapt import SiteError, families
 from tnadapt.policies import bonds, grow, units
 
 EXACT = 1e-12
 
 
+@each_kind
 def test_a_unit_of_a_family_grows_and_the_update_stays(adapter, moved):
     reasons = bonds(adapter, "grow")
     able = [name for name, reason in reasons.items() if reason == "ok"]

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from tests.thorough import IS_THOROUGH
 from tnadapt import AdapterSpec, PlanError, Site, count, degrees_of_freedom, families, grid, same, trainable
 from tnadapt._structure.jacobian import joined_rank
 from tnadapt._structure.modular import Budget
@@ -28,7 +29,9 @@ def budget():
     return Budget("a test", flops=10**12)
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+@settings(
+    max_examples=150 if IS_THOROUGH else 25, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow]
+)
 @given(adapter=adapters(lengths=st.integers(1, 5)), seed=st.integers(0, 99))
 def test_the_rank_of_all_groups_is_that_of_the_numerical_jacobian(adapter, seed):
     """Whether the groups share a factor or not."""

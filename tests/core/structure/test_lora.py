@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.table import FAMILIES, REPRESENTATIVES
+from tests.thorough import IS_THOROUGH
 from tnadapt import (
     AdapterSpec,
     PlanError,
@@ -51,6 +52,7 @@ def test_a_family_is_a_lora_of_its_rank_bound(name):
     check_exact(adapter, random_params(adapter, np.random.default_rng(0), frozen=adapter.spec.start != "centered"))
 
 
+@settings(max_examples=settings().max_examples if IS_THOROUGH else min(settings().max_examples, 10))
 @given(st.sampled_from(["zero", "centered"]).flatmap(lambda start: adapters(start=start)), st.integers(0, 9))
 def test_any_spec_is_a_lora_of_its_rank_bound(adapter, seed):
     check_exact(adapter, random_params(adapter, np.random.default_rng(seed)))

@@ -24,7 +24,7 @@ def batches(*sizes):
     return [hosts.normal(size, 4, 8, dtype=torch.float64) for size in sizes]
 
 
-@pytest.mark.parametrize("name", LINEAR)
+@pytest.mark.parametrize("name", LINEAR if IS_THOROUGH else ["pissa"])  # test_compile.py has others
 def test_a_model_is_one_graph(name):
     model = compiled.host(LAYERS)
     compiled.adapt(model, name)

@@ -14,7 +14,7 @@ from tnadapt_torch import attach
 
 
 def some_of(orders, every):
-    """All orders in `make laws`, else a few; in each, the adapters leave in every order."""
+    """All orders in `make laws`, else a few."""
     return list(orders) if IS_THOROUGH else list(orders)[::every]
 
 
@@ -54,7 +54,7 @@ NORM = {  # adapters that have the norm of the first block in their hosts; one t
 @pytest.mark.parametrize("unfrozen_after", [0, 1, None])
 @pytest.mark.parametrize("order", some_of(itertools.permutations(NORM), 3), ids="-".join)
 def test_what_the_user_unfroze_stays_trainable_though_a_later_adapter_trained_it(order, unfrozen_after, was_trained):
-    for leaving in itertools.permutations(order):
+    for leaving in some_of(itertools.permutations(order), 2):  # in half of the orders, each is the first once
         model, states, unfrozen = hosts.toy(), {}, False
         norm = model.layers[0].norm
         norm.requires_grad_(requires_grad=was_trained)
@@ -88,7 +88,7 @@ HOSTS = {  # adapters on the whole, on parts and on a part of a part, one of the
 
 @pytest.mark.parametrize("order", some_of(itertools.permutations(HOSTS, 3), 5), ids="-".join)
 def test_adapters_on_parts_and_on_the_whole_leave_no_trace_in_any_order(order):
-    for leaving in itertools.permutations(order):
+    for leaving in some_of(itertools.permutations(order), 2):
         model = mixed()
         before = hosts.photo(model)
         states = {name: HOSTS[name](model) for name in order}

@@ -84,10 +84,15 @@ def test_a_module_with_a_compiled_part_has_the_keys_of_the_plain_one(tmp_path):
     model = hosts.toy()
     state = hosts.adapt(model, "lora", target_modules=["q_proj"], modules_to_save=["layers.0.mlp"])
     model.layers[0].mlp.up = torch.compile(model.layers[0].mlp.up, backend="eager")
-    with state.disabled():
-        pass
+    with torch.no_grad():
+        model.layers[0].mlp.up.weight.add_(1)
+        wanted = model(hosts.words())
+        with state.disabled():
+            assert not torch.allclose(model(hosts.words()), wanted)
     state.save(tmp_path / "a.safetensors")
-    load(hosts.toy(), tmp_path / "a.safetensors")
+    other = hosts.toy()
+    load(other, tmp_path / "a.safetensors")
+    hosts.close(other(hosts.words()), wanted)
 
 
 def test_the_checkpoint_functions_of_torch_distributed_find_every_key():
@@ -95,10 +100,20 @@ def test_the_checkpoint_functions_of_torch_distributed_find_every_key():
 
     model = hosts.toy()
     state = hosts.adapt(model, "lotr", modules_to_save=["score"])
-    with state.disabled():
-        set_model_state_dict(model, get_model_state_dict(model))
+    other = hosts.toy()
+    again = hosts.wake(hosts.adapt(other, "lotr", modules_to_save=["score"]), seed=9)
+    with torch.no_grad():
+        model.score.weight.add_(1)
+    for one in (state, again):
+        one.enabled = False
+    set_model_state_dict(other, get_model_state_dict(model))
+    for one in (state, again):
+        one.enabled = True
+    hosts.close(other(hosts.words()), model(hosts.words()))
     state.merge()
+    wanted = model(hosts.words())
     set_model_state_dict(model, get_model_state_dict(model))
+    assert torch.equal(model(hosts.words()), wanted)
 
 
 def dropped(model):

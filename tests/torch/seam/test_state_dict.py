@@ -36,7 +36,9 @@ def test_a_plain_state_dict_has_the_keys_of_the_factors_alone():
 def test_a_merged_state_dict_passes_through_safetensors(tmp_path):
     model, _ = host(merged=True)
     save_file(model.state_dict(), tmp_path / "model.safetensors")
+    wanted = model(hosts.words())
     model.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    assert torch.equal(model(hosts.words()), wanted)
 
 
 @pytest.mark.parametrize("merged", [True, False])
@@ -92,8 +94,12 @@ def test_a_state_dict_that_was_taken_while_disabled_is_refused():
 
 def test_a_detached_merge_leaves_a_plain_state_dict():
     model, state = host(merged=True)
+    merged = model(hosts.words())
     state.detach()
-    hosts.toy().load_state_dict(model.state_dict())
+    plain = hosts.toy()
+    assert not torch.allclose(plain(hosts.words()), merged)
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(plain(hosts.words()), merged)
 
 
 def test_a_copy_of_a_merged_host_checks_for_itself():
