@@ -1,4 +1,4 @@
-"""Under PEFT with DistributedDataParallel or FSDP2, two processes compute the gradients of one."""
+"""Under PEFT with DistributedDataParallel or FSDP2, two processes compute the mean of the gradients of their texts."""
 
 import pytest
 import torch
@@ -18,12 +18,13 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_two_processes_compute_the_gradients_of_one(kind, tmp_path):
+def test_two_processes_compute_the_mean_of_what_one_computes_for_each(kind, tmp_path):
+    """In float32 the gradients for all texts at once are off by 1e-5 themselves: those of queries are differences."""
     fork_all(main, [(kind, tmp_path, rank, WORLD) for rank in range(WORLD)], 120)
-    for rank in range(WORLD):
-        found = torch.load(tmp_path / f"{rank}.pt")
-        for name in SPECS:
-            wanted = train("one", name, TEXTS)
-            assert found[name].keys() == wanted.keys()
-            for key, gradient in wanted.items():
-                close(found[name][key], gradient, 1e-5)
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(WORLD)]
+    for name in SPECS:
+        parts = [train("one", name, texts) for texts in TEXTS.chunk(WORLD)]
+        for gradients in found:
+            assert gradients[name].keys() == parts[0].keys()
+            for key, gradient in gradients[name].items():
+                close(gradient, sum(part[key] for part in parts) / WORLD)
