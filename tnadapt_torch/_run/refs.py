@@ -229,7 +229,7 @@ class _Taken(torch.autograd.Function):
 # seen through when the gradient is traced. To allow the function in graphs would import Dynamo, which takes a second.
 # The key of such a graph has the name of the operator, not its code: with another gradient it needs another name.
 if not hasattr(torch.ops.tnadapt_torch, "row"):  # it is there if this module is loaded again
-    _LIBRARY = torch.library.Library("tnadapt_torch", "FRAGMENT")
+    _LIBRARY: Any = torch.library.Library("tnadapt_torch", "FRAGMENT")  # type: ignore[no-untyped-call]
     _LIBRARY.define("row(Tensor stack, int axis, Tensor place) -> Tensor")
     _LIBRARY.impl("row", torch.index_select, "CompositeImplicitAutograd")
     _LIBRARY.impl("row", _Taken.apply, "AutogradCPU")
