@@ -172,8 +172,7 @@ class Row:
         tensor = self.stack.held.read()
         for axis, place in zip(reversed(self.stack.axes), reversed(self.places), strict=True):
             here = place if place.device == tensor.device else place.to(tensor.device)
-            is_faulty = tensor.is_cpu and tensor.requires_grad and torch.is_grad_enabled()
-            tensor = (_take(tensor, axis, here) if is_faulty else tensor.index_select(axis, here)).squeeze(axis)
+            tensor = _row_at(tensor, axis, here)
         return tensor
 
     def __eq__(self, other: object) -> bool:
@@ -187,22 +186,30 @@ class Row:
         self.places = self.stack.places(self.index)
 
 
-@torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]  # where Dynamo looks inside, it warns of itself
-def _take(tensor: Tensor, axis: int, place: Tensor) -> Tensor:
-    """Return the row of a stack at a place that is a tensor, for code that is compiled for a CPU.
-
-    Torch keeps no graph with such a function for the next process, so it is called only where it is needed.
-    """
-    return cast("Tensor", _Taken.apply(tensor, axis, place))  # type: ignore[no-untyped-call]
-
-
-class _Taken(torch.autograd.Function):
-    """A row with a gradient of its own.
+def _row_at(tensor: Tensor, axis: int, place: Tensor) -> Tensor:
+    """Return the row of a stack at a place that is a tensor, for compiled code.
 
     `index_select` alone has a gradient that adds to zeros at an index. Where that gradient is a transposed product and
     there are two threads or more, the inductor of torch 2.13 counts the place in a tile of 16 x 16 twice, and writes
-    beyond the array: wrong gradients, or a crash. Here zeros stand beside the row, which is no addition.
+    beyond the array: wrong gradients, or a crash (pytorch/pytorch issue 191837). `tests/torch/seam/test_rows.py` fails
+    with the first torch that does not. An exported program reads rows plainly, since any process may load it.
     """
+    if tensor.is_cpu and not torch.compiler.is_exporting():
+        if torch._C._are_functorch_transforms_active():  # they hide whether a gradient is needed
+            return torch.where(_is_at(place, axis, tensor.shape), tensor, 0).sum(axis)
+        if tensor.requires_grad and torch.is_grad_enabled():
+            tensor = torch.ops.tnadapt_torch.row(tensor, axis, place)
+            return tensor.squeeze(axis)
+    return tensor.index_select(axis, place).squeeze(axis)
+
+
+def _is_at(place: Tensor, axis: int, shape: Sequence[int]) -> Tensor:
+    """Return whether each index of an axis is the place, in a shape that is like that of the stack from the axis on."""
+    return torch.arange(shape[axis], device=place.device).reshape([-1] + [1] * (len(shape) - axis - 1)) == place
+
+
+class _Taken(torch.autograd.Function):
+    """A row with a gradient of its own: zeros stand beside the row, which is no addition."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, axis: int, place: Tensor) -> Tensor:
@@ -215,9 +222,17 @@ class _Taken(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         """Return the gradient of the stack: that of the row at its place, and 0 elsewhere."""
         (place,) = ctx.saved_tensors
-        shape = [-1] + [1] * (len(ctx.shape) - ctx.axis - 1)
-        rows = torch.arange(ctx.shape[ctx.axis], device=place.device).reshape(shape)
-        return torch.where(rows == place, gradients[0], 0), None, None
+        return torch.where(_is_at(place, ctx.axis, ctx.shape), gradients[0], 0), None, None
+
+
+# An operator, since Dynamo writes it into a graph as it is, and torch keeps that graph for the next process; both are
+# seen through when the gradient is traced. To allow the function in graphs would import Dynamo, which takes a second.
+# The key of such a graph has the name of the operator, not its code: with another gradient it needs another name.
+if not hasattr(torch.ops.tnadapt_torch, "row"):  # it is there if this module is loaded again
+    _LIBRARY: Any = torch.library.Library("tnadapt_torch", "FRAGMENT")  # type: ignore[no-untyped-call]
+    _LIBRARY.define("row(Tensor stack, int axis, Tensor place) -> Tensor")
+    _LIBRARY.impl("row", torch.index_select, "CompositeImplicitAutograd")
+    _LIBRARY.impl("row", _Taken.apply, "AutogradCPU")
 
 
 class Joining(Protocol):

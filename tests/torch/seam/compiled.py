@@ -1,13 +1,18 @@
 """Compiled code beside eager code: the output, and the gradients of x and of every factor."""
 
 import torch
+from functorch.compile import make_boxed_func
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.backends.registry import lookup_backend
 from torch._dynamo.utils import counters
+from torch._inductor.decomposition import select_decomp_table
 
 from tests.table import FAMILIES
 from tests.torch import hosts
 from tnadapt_torch import AdapterState, attach
+
+AT_AN_INDEX = ("index_add", "index_put", "index_reduce", "scatter_add", "scatter_reduce")
 
 
 class Projection(nn.Linear):
@@ -50,6 +55,27 @@ class Counting:
 
     def __call__(self, graph, inputs):
         return self.trace(graph, inputs)
+
+
+class Keeping:
+    """A compiler backend that keeps the graphs of both passes, in the operations that Inductor gets."""
+
+    def __init__(self) -> None:
+        self.graphs: list[torch.fx.Graph] = []
+        self.trace = aot_autograd(fw_compiler=self.keep, bw_compiler=self.keep, decompositions=select_decomp_table())
+
+    def keep(self, graph, inputs):
+        self.graphs.append(graph.graph)
+        return make_boxed_func(graph.forward)
+
+    def __call__(self, graph, inputs):
+        return self.trace(graph, inputs)
+
+
+def added_at_an_index(graphs: list[torch.fx.Graph]) -> list[str]:
+    """Return the names of the operations that add numbers at an index."""
+    names = [str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_function"]
+    return [name for name in names if any(word in name for word in AT_AN_INDEX)]
 
 
 def host(layers: int = 1, dtype: torch.dtype = torch.float64) -> Stack:
