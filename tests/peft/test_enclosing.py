@@ -325,3 +325,17 @@ def test_the_weights_of_save_model_need_an_equal_attach(make, tmp_path):
     close(logits(models[1]), logits(models[0]), 0.0)
     with pytest.raises(RuntimeError, match=r"Unexpected key.*tnadapt_default"):
         load_model(make(), tmp_path / "model.safetensors", strict=True)
+
+
+def test_the_search_for_classes_rests_while_a_compiler_traces(monkeypatch):
+    """One that traces backward passes registers modules of its own, and cannot trace the search."""
+    attached(llama(), "lora")
+    monkeypatch.setattr(enclosing, "_wrapped", {})  # the search goes on
+    searched = []
+    monkeypatch.setattr(enclosing, "_wrap_classes", lambda: searched.append(True))
+    nn.Sequential(nn.Identity())
+    assert searched
+    searched.clear()
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    nn.Sequential(nn.Identity())
+    assert not searched

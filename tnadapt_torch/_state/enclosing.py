@@ -10,6 +10,7 @@ from functools import wraps
 from types import MethodType
 from typing import Any, ParamSpec
 
+import torch
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
@@ -54,7 +55,8 @@ _wrapped: dict[tuple[str, str], type] = {}  # by module and method
 
 
 def _look(parent: nn.Module, name: str, child: nn.Module) -> None:
-    if len(_wrapped) < len(OWNERS) + len(LOADERS):
+    """Wrap the classes that were imported since. A compiler that traces backward passes registers modules as well."""
+    if len(_wrapped) < len(OWNERS) + len(LOADERS) and not torch.compiler.is_compiling():
         _wrap_classes()
 
 
@@ -62,7 +64,7 @@ def _wrap_classes() -> None:
     for method, owners, wrapper in ((PLACE, OWNERS, _heeding), (LOAD, LOADERS, telling)):
         for name, title in owners.items():
             owner = getattr(sys.modules.get(name), title, None)
-            if owner is not None and (name, method) not in _wrapped:
+            if method in vars(owner or object) and (name, method) not in _wrapped:
                 _wrapped[name, method] = owner
                 setattr(owner, method, wrapper(vars(owner)[method]))
 
