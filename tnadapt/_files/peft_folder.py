@@ -181,7 +181,7 @@ def open_folder(directory: Path) -> Iterator[Folder]:
 def _assigned(directory: Path, method: Method, config: Mapping[str, Any], file: TensorFile) -> Folder:
     """Assign every tensor to its module by its name."""
     name = str(config["peft_type"])
-    values = _Values(file)
+    values = _Values(directory, file)
     modules: dict[str, dict[str, Stored]] = {}
     shared: dict[str, Stored] = {}
     extra: dict[str, Stored] = {}
@@ -192,7 +192,7 @@ def _assigned(directory: Path, method: Method, config: Mapping[str, Any], file: 
         entry, inner = file.entries[key], key.removeprefix(PREFIX)
         if entry.dtype not in DTYPES:
             raise fault_of(directory, f"expected tensors of {', '.join(DTYPES)}", f"{shorten(key)} of {entry.dtype}")
-        value = Stored(entry.shape, partial(values.read, key))
+        value = Stored(entry.shape, partial(values.factor, key))
         end = next((end for end in method.factors if inner.endswith(f".{end}")), None)
         if key.removeprefix("base_model.") in method.shared:
             shared[key.removeprefix("base_model.")] = value
@@ -203,7 +203,7 @@ def _assigned(directory: Path, method: Method, config: Mapping[str, Any], file: 
             compared += len(saved)
             keep(directory, "comparisons of names with modules_to_save", compared, MATCHED)
             if key.startswith(PREFIX) and any(word in f".{inner.rpartition('.')[0]}." for word in saved):
-                extra[inner] = value
+                extra[inner] = Stored(entry.shape, partial(values.read, key))
                 continue
             odd = next((what for end, what in STRANGERS.items() if inner.endswith(f".{end}")), "none of its factors")
             came = f"{shorten(key)}, which is {odd}"
@@ -218,15 +218,24 @@ def _assigned(directory: Path, method: Method, config: Mapping[str, Any], file: 
 class _Values:
     """The tensors of a file, which are all read when one of them is asked for first."""
 
-    def __init__(self, file: TensorFile) -> None:
-        self.file = file
+    def __init__(self, directory: Path, file: TensorFile) -> None:
+        self.directory, self.file = directory, file
 
     @cached_property
     def tensors(self) -> dict[str, npt.NDArray[Any]]:
         return self.file.read()
 
     def read(self, key: str) -> Array:
+        """Return a tensor; a buffer of a trained module may be infinite."""
         return _widen(self.tensors[key])
+
+    def factor(self, key: str) -> Array:
+        """Return a factor. Raises FormatError if it is not finite."""
+        value = self.read(key)
+        if not np.isfinite(value).all():
+            todo = "The run that wrote it has probably diverged. Take an earlier checkpoint."
+            raise fault_of(self.directory, f"expected finite numbers in {shorten(key)}", "NaN or infinity", todo)
+        return value
 
 
 def write_folder(directory: Path, config: Mapping[str, Any], tensors: Mapping[str, Array], card: str) -> None:

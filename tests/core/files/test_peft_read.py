@@ -276,6 +276,30 @@ def test_a_tensor_that_is_not_a_factor_is_refused(key, what, tmp_path):
         read_peft(lora(tmp_path, more={PREFIX + key: drawn(2, 2)}))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_factor_that_is_not_finite_is_refused(value, dtype, tmp_path):
+    broken = drawn(6, 2).astype(dtype)
+    broken[4, 1] = value
+    with pytest.raises(FormatError, match="expected finite numbers in .*lora_B.*, got NaN or infinity.\\nThe run"):
+        read_peft(lora(tmp_path, more={B: broken}))
+
+
+def test_a_shared_factor_that_is_not_finite_is_refused(tmp_path):
+    folder = vera(tmp_path)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    tensors["base_model.vera_A"][0, 0] = np.nan
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(FormatError, match=r"expected finite numbers in .*vera_A, got NaN or infinity"):
+        read_peft(folder, shapes=dict.fromkeys(PATHS, (6, 5)))
+
+
+def test_a_trained_module_may_have_an_infinite_buffer(tmp_path):
+    more = {f"{PREFIX}lm_head.mask": np.array([-np.inf, 0], np.float32)}
+    (extra,) = read_peft(lora(tmp_path, {"modules_to_save": ["lm_head"]}, more=more)).extra.values()
+    assert np.isneginf(extra[0])
+
+
 def test_fully_trained_modules_are_returned_as_extra(tmp_path):
     more = {PREFIX + "base.lm_head.weight": drawn(3, 4), PREFIX + "base.lm_head.dense.bias": drawn(3)}
     extra = read_peft(lora(tmp_path, {"modules_to_save": ["lm_head"]}, more=more)).extra
