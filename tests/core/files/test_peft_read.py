@@ -281,7 +281,7 @@ def test_a_tensor_that_is_not_a_factor_is_refused(key, what, tmp_path):
 def test_a_factor_that_is_not_finite_is_refused(value, dtype, tmp_path):
     broken = drawn(6, 2).astype(dtype)
     broken[4, 1] = value
-    with pytest.raises(FormatError, match="expected finite numbers in .*lora_B.*, got NaN or infinity.\\nThe run"):
+    with pytest.raises(FormatError, match=r"expected finite numbers in .*lora_B.*, got NaN or infinity.\nThe run"):
         read_peft(lora(tmp_path, more={B: broken}))
 
 
