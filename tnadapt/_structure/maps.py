@@ -6,6 +6,7 @@ import numpy as np
 
 from tnadapt._language import Factor
 from tnadapt._structure.modular import PRIME, Budget, Residues, multiply, residues
+from tnadapt._values import unknown_map
 
 __all__: list[str] = []
 
@@ -34,24 +35,28 @@ def _map(name: str, shape: Sequence[int], random: np.random.Generator, budget: B
     householder: v -> 1 - 2 v v^T / |v|^2. cayley: X -> (1 - S) (1 + S)^-1 with S = X - X^T.
     """
     one = np.eye(shape[-1], dtype=np.int64)
-    if name == "rotation":
-        turn = residues(shape[:-2], random)
-        square = turn * turn % PRIME
-        divisor = (1 + square) % PRIME
-        cos, sin = ((1 - square) % PRIME, 2 * turn % PRIME)
-        node = np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2)
-        return node * _reciprocal(divisor)[..., None, None] % PRIME, bool(divisor.all())
-    if name == "householder":
-        vector = residues(shape[:-1], random)
-        divisor = (vector * vector % PRIME).sum(-1) % PRIME
-        scaled = vector * _reciprocal(divisor)[..., None] % PRIME
-        return (one - 2 * (scaled[..., :, None] * vector[..., None, :] % PRIME)) % PRIME, bool(divisor.all())
-    budget.spend(4 * int(np.prod(shape)) * shape[-1])
-    held = residues(shape, random)
-    turn = (held - held.swapaxes(-1, -2)) % PRIME
-    inverse = _inverse((one + turn) % PRIME)
-    exists = (multiply((one + turn) % PRIME, inverse) == one).all()
-    return multiply((one - turn) % PRIME, inverse), bool(exists)
+    match name:
+        case "rotation":
+            turn = residues(shape[:-2], random)
+            square = turn * turn % PRIME
+            divisor = (1 + square) % PRIME
+            cos, sin = (1 - square) % PRIME, 2 * turn % PRIME
+            node = np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2)
+            return node * _reciprocal(divisor)[..., None, None] % PRIME, bool(divisor.all())
+        case "householder":
+            vector = residues(shape[:-1], random)
+            divisor = (vector * vector % PRIME).sum(-1) % PRIME
+            scaled = vector * _reciprocal(divisor)[..., None] % PRIME
+            return (one - 2 * (scaled[..., :, None] * vector[..., None, :] % PRIME)) % PRIME, bool(divisor.all())
+        case "cayley":
+            budget.spend(4 * int(np.prod(shape)) * shape[-1])
+            held = residues(shape, random)
+            turn = (held - held.swapaxes(-1, -2)) % PRIME
+            inverse = _inverse((one + turn) % PRIME)
+            exists = (multiply((one + turn) % PRIME, inverse) == one).all()
+            return multiply((one - turn) % PRIME, inverse), bool(exists)
+        case _:
+            raise unknown_map(name)
 
 
 def _reciprocal(value: Residues) -> Residues:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 
@@ -151,9 +151,9 @@ def generic_rank(
 ) -> int:
     """Return the rank of an update at random values, which is the rank at all values except a set of measure zero.
 
-    It is computed exactly, modulo the prime p = 2^31 - 19; with a magnitude it is the bound. The result is never too
-    high, and too low with a probability of at most rank x (factors + 2) / p, by the degree of a minor of two sketches;
-    a factor with a map counts by the degree of the map: 2, or the size of a Cayley transform.
+    It is computed exactly, modulo the prime p = 2^31 - 19; with a magnitude it is the bound. It is never too high, and
+    too low with a probability of at most rank x (factors + 2) / p, by the degree of a minor of two sketches. A factor
+    with a map counts by its degree: 2, or the size of a Cayley transform.
 
     Args:
         adapter: the adapter whose updates are examined.
@@ -315,8 +315,8 @@ def _generic(split: Split, seed: int) -> int:
     arrays: dict[tuple[str, bool], Residues] = {}
     for name, node in network.nodes.items():  # a factor has the same values wherever it is used, its start has others
         if (node.factor, node.at_start) not in arrays:
-            shape = [sizes[mode] for mode in nodes[name]]
-            arrays[node.factor, node.at_start] = generic_node(network.factors[node.factor], shape, random, budget)
+            shape, factor = [sizes[mode] for mode in nodes[name]], network.factors[node.factor]
+            arrays[node.factor, node.at_start] = generic_node(factor, shape, random, budget)
     answer: list[Modes] = []
     sketches: dict[Modes, Residues] = {}
     for name, modes in ((ROWS, split.rows), (COLUMNS, split.columns)):
@@ -327,15 +327,13 @@ def _generic(split: Split, seed: int) -> int:
             answer.append((name,))
         else:
             answer.append(modes)
-    total: Residues | None = None
+    total: Residues = np.zeros((), np.int64)
     for term in network.terms:
         inputs = [*(nodes[name] for name in term.nodes), *sketches]
         values = [arrays[network.nodes[name].factor, network.nodes[name].at_start] for name in term.nodes]
         question = question_of(inputs, (*answer[0], *answer[1]), sizes)
-        value = term.sign * contract(question, [*values, *sketches.values()], budget)
-        total = value if total is None else total + value
-    matrix = cast("Residues", total) % PRIME
-    return rank(matrix.reshape(math.prod(sizes[mode] for mode in answer[0]), -1), budget)
+        total = total + term.sign * contract(question, [*values, *sketches.values()], budget)
+    return rank((total % PRIME).reshape(math.prod(sizes[mode] for mode in answer[0]), -1), budget)
 
 
 def _drawn_rank(adapter: Adapter, group: Group, site: Site, random: np.random.Generator) -> int:
