@@ -59,7 +59,8 @@ def tangent(model, factors):
 
 
 def batch(model, factors):
-    return vmap(model), (X,)
+    """A method of the model: of a module itself, torch would trace the text that names it."""
+    return vmap(model.__call__), (X,)
 
 
 def several(model, factors):
