@@ -63,7 +63,7 @@ def _look(parent: nn.Module, name: str, child: nn.Module) -> None:
 def _wrap_classes() -> None:
     for method, owners, wrapper in ((PLACE, OWNERS, _heeding), (LOAD, LOADERS, telling)):
         for name, title in owners.items():
-            owner = getattr(sys.modules.get(name), title, None)
+            owner: Any = getattr(sys.modules.get(name), title, None)
             if method in vars(owner or object) and (name, method) not in _wrapped:
                 _wrapped[name, method] = owner
                 setattr(owner, method, wrapper(vars(owner)[method]))
