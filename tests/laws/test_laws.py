@@ -75,8 +75,7 @@ def test_a_random_spec_satisfies_every_law(start, data, seed):
     all_laws(data.draw(adapters(start=start)), np.random.default_rng(seed))
 
 
-# Every family in every run, and the options that are of a kind of their own.
-ASKED = [name for name in FAMILIES if IS_THOROUGH or name in (*families.__all__, *OF_EACH_KIND)]
+ASKED = [name for name in FAMILIES if IS_THOROUGH or name in OF_EACH_KIND]
 
 
 @pytest.mark.parametrize("name", ASKED)
