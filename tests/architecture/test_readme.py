@@ -24,11 +24,17 @@ def test_the_six_lines_are_the_built_in_family():
     assert room["lotr"] == tnadapt.families.lotr()
 
 
-def test_the_quickstart_trains_saves_and_merges(tmp_path, monkeypatch, capsys):
-    torch = pytest.importorskip("torch")
-    torch.set_num_threads(1)  # tests run in parallel
-    torch.manual_seed(0)
+@pytest.fixture
+def torch(tmp_path, monkeypatch):
+    """Torch as a new user has it, in an empty folder."""
+    found = pytest.importorskip("torch")
+    found.set_num_threads(1)  # tests run in parallel
+    found.manual_seed(0)
     monkeypatch.chdir(tmp_path)
+    return found
+
+
+def test_the_quickstart_trains_saves_and_merges(torch, tmp_path, capsys):
     room = {}
     exec(TORCH, room)
     loss = torch.nn.functional.mse_loss(room["model"](room["x"]), room["y"])
@@ -81,11 +87,7 @@ def test_the_spec_in_the_readme_is_valid_and_binds_to_a_grid():
     assert tnadapt.count(adapter).frozen == 2 * 5
 
 
-def test_the_own_adapter_learns_and_is_loaded_and_exported(tmp_path, monkeypatch, capsys):
-    torch = pytest.importorskip("torch")
-    torch.set_num_threads(1)  # tests run in parallel
-    torch.manual_seed(0)
-    monkeypatch.chdir(tmp_path)
+def test_the_own_adapter_learns_and_is_loaded_and_exported(torch, tmp_path, capsys):
     room = {}
     exec(OWN, room)
     exec(RUN, room)

@@ -11,12 +11,11 @@ from tnadapt._values import delta
 from tnadapt.testing._oracle import random_params
 
 SHAPES = {"rotation": (3, 2, 2), "householder": (3, 5, 5), "cayley": (3, 5, 5)}
-MODES = {"rotation": "g a b", "householder": "g a b", "cayley": "g a b"}
 
 
 def node_of(name, seed=0):
     budget = Budget("test", flops=WORK)
-    return generic_node(trainable(MODES[name], map=name), SHAPES[name], np.random.default_rng(seed), budget)
+    return generic_node(trainable("g a b", map=name), SHAPES[name], np.random.default_rng(seed), budget)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -31,13 +30,11 @@ def test_what_a_map_makes_is_orthogonal_and_not_the_identity(name):
 
 
 def test_a_reflection_changes_one_direction_and_a_rotation_none_for_good():
-    budget = Budget("test", flops=WORK)
     (first, *_) = node_of("householder")
     assert np.trace(first) % PRIME == 5 - 2
     turn = node_of("rotation")
     np.testing.assert_array_equal(turn[:, 0, 0], turn[:, 1, 1])
     np.testing.assert_array_equal((turn[:, 0, 1] + turn[:, 1, 0]) % PRIME, 0)
-    assert budget.left == WORK
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 33])
