@@ -5,7 +5,10 @@ ARGS ?=
 PYTHONS ?= python3.12 python3.13 python3.14
 
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+# To compile all files of all libraries takes pip longer than to copy them. Python compiles those that it imports, once
+# if it may keep them.
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -c constraints.txt
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: demo demo-quick demo-encoder demo-vision demo-jax test quantized lycoris lint format types laws matrix package peft-suite mutants bench bench-page bench-gpu leaderboard leaderboard-quick docs docs-test notebooks clean
 .NOTPARALLEL:
@@ -26,8 +29,6 @@ demo-jax: .venv/.demo-jax
 	$(BIN)/python docs/examples/bigram_shift_jax.py $(ARGS)
 
 test: export HYPOTHESIS_PROFILE ?= $(if $(CI),ci,dev)
-# Tests start processes. These import the packages faster where the first one may keep their bytecode.
-test: export PYTHONDONTWRITEBYTECODE =
 test: .venv/.dev
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
