@@ -2,6 +2,7 @@
 
 import io
 import sys
+import types
 import warnings
 
 import accelerate
@@ -41,6 +42,24 @@ def with_lora(model, target="o_proj") -> PeftModel:
     return get_peft_model(model, LoraConfig(target_modules=[target], r=2, init_lora_weights=False))
 
 
+def library(name, monkeypatch) -> type[nn.Module]:
+    """Return a class of a library that is not imported yet, whose models hold others and save nothing of them."""
+
+    class Outer(nn.Module):
+        def __init__(self, model) -> None:
+            super().__init__()
+            self.part = model
+
+        def save_pretrained(self, folder):
+            folder.mkdir()
+
+    Outer.__module__ = name
+    monkeypatch.setattr(enclosing, "OWNERS", {name: "Outer"})
+    monkeypatch.setattr(enclosing, "LOADERS", {})
+    monkeypatch.setattr(enclosing, "_wrapped", {})
+    return Outer
+
+
 @pytest.mark.parametrize("fold", [False, True])
 def test_an_adapter_inside_a_model_of_peft_is_written_beside(fold, tmp_path):
     model = with_lora(attached(llama(), "lora", fold=fold))
@@ -53,23 +72,10 @@ def test_an_adapter_inside_a_model_of_peft_is_written_beside(fold, tmp_path):
 
 
 def test_a_class_that_is_imported_after_the_attach_is_wrapped_before_a_model_of_it_is_made(tmp_path, monkeypatch):
-    class Outer(nn.Module):
-        def __init__(self, model) -> None:
-            super().__init__()
-            self.part = model
-
-        def save_pretrained(self, folder):
-            folder.mkdir()
-
-    monkeypatch.setattr(enclosing, "OWNERS", {"a_late_library": "Outer"})
-    monkeypatch.setattr(enclosing, "LOADERS", {})
-    monkeypatch.setattr(enclosing, "_wrapped", {})
+    outer = library("a_late_library", monkeypatch)
     model = attached(llama(), "lora")
-    library = type(sys)("a_late_library")
-    library.Outer = Outer
-    monkeypatch.setitem(sys.modules, "a_late_library", library)
-    outer = Outer(model)
-    outer.save_pretrained(tmp_path / "out")
+    monkeypatch.setitem(sys.modules, outer.__module__, types.SimpleNamespace(Outer=outer))
+    outer(model).save_pretrained(tmp_path / "out")
     assert names(tmp_path / "out") == [FILE]
 
 
@@ -79,23 +85,11 @@ def test_an_adapted_model_of_a_pickle_is_written_beside_in_a_new_process(tmp_pat
     torch.save(attached(llama(), "lora"), file)
     file.seek(0)
 
-    class Outer(nn.Module):
-        def __init__(self, model) -> None:
-            super().__init__()
-            self.part = model
-
-        def save_pretrained(self, folder):
-            folder.mkdir()
-
-    library = type(sys)("another_library")
-    library.Outer = Outer
-    monkeypatch.setitem(sys.modules, "another_library", library)
-    monkeypatch.setattr(enclosing, "OWNERS", {"another_library": "Outer"})
-    monkeypatch.setattr(enclosing, "LOADERS", {})
-    monkeypatch.setattr(enclosing, "_wrapped", {})
+    outer = library("another_library", monkeypatch)
+    monkeypatch.setitem(sys.modules, outer.__module__, types.SimpleNamespace(Outer=outer))
     monkeypatch.setattr(enclosing, "_hooks", [])
     try:
-        Outer(torch.load(file, weights_only=False)).save_pretrained(tmp_path / "out")
+        outer(torch.load(file, weights_only=False)).save_pretrained(tmp_path / "out")
         assert len(enclosing._hooks) == 1
     finally:
         for hook in enclosing._hooks:
