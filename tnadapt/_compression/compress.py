@@ -161,14 +161,15 @@ def _fit(
     Returns the fit of the last term, its factors, and the errors, which never rise.
     """
     terms = _trained_terms(group.network)
-    parts = adapter.address(group.sites[0]).parts
+    parts, drawn = adapter.address(group.sites[0]).parts, drawn_starts(adapter, group)
     sweeps = ask.sweeps if len(terms) == 1 else RACE
     course: list[float] = []
     for turn in range(ask.sweeps if len(terms) > 1 else 1):
         before = course[-1:]
         for term in terms:
-            problem = _problem(adapter, group, updates, params, term)
-            found = {name: params[parts[name].name][parts[name].stack] for name in problem.network.factors}
+            values = params | drawn
+            problem = _problem(adapter, group, updates, values, term)
+            found = {name: values[parts[name].name][parts[name].stack] for name in problem.network.factors}
             is_begun = ask.is_begun or turn > 0
             begin = iter([found]) if is_begun else tries_of(problem, found, ask.starts, [*ask.seed])
             better, errors = _descend(problem, begin, sweeps, ask.tolerance, ask.report)
@@ -227,7 +228,7 @@ def _is_trained(of: AdapterSpec | Network, node: str) -> bool:
 
 
 def _problem(
-    adapter: Adapter, group: Group, updates: Mapping[Site, Update], params: Params, trained: SpecTerm
+    adapter: Adapter, group: Group, updates: Mapping[Site, Update], values: Params, trained: SpecTerm
 ) -> Problem:
     """Return the fit of one trained term to the updates less all other terms, which are constant meanwhile."""
     network = group.network
@@ -235,11 +236,10 @@ def _problem(
     for site in group.sites:
         presence[tuple(group.index(site).values())] = 1.0
     factors = {
-        name: replace(network.factors[network.nodes[name].factor], modes=network.nodes[name].modes)
-        for name in trained.nodes
+        name: replace(network.factors[node.factor], modes=node.modes, trainable=network.is_trained(name))
+        for name, node in ((name, network.nodes[name]) for name in trained.nodes)
     }
     alone = Network(network.axes, network.over, factors, network.sizes, trained.sign * network.scale)
-    values = params | drawn_starts(adapter, group)
     parts = adapter.address(group.sites[0]).parts
     outer = (*network.over, *network.out_modes, *network.in_modes)
     known: list[Term] = []

@@ -25,6 +25,7 @@ from tnadapt import (
     init,
     low_rank_updates,
     merge,
+    normal,
     raw,
     same,
     save,
@@ -161,6 +162,20 @@ def test_the_terms_of_a_sum_are_fitted_in_turn(sign):
     assert falls(found)
     assert relative_error(updates, found) == pytest.approx(found.error, abs=1e-6)
     assert compress(updates, "lora", rank=2).error > 0.3
+
+
+def test_a_term_may_have_the_starting_values_of_a_factor_of_another():
+    """dW = B A + D A0: D leaves of the updates what is orthogonal to A0, of which B A gives the best rank 2."""
+    factors = {"A": trainable("r in", init=normal(0.5)), "B": B, "A0": same("A", at_start=True), "D": B}
+    spec = AdapterSpec(name="own", weight="out in", factors=factors, terms=["B A", "D A0"])
+    updates = random_updates(TWO_SHAPES[:1], rank=4)
+    found = compress(updates, spec, rank=2, sweeps=2000, tolerance=0.0)
+    ((site, update),) = dense_of(updates).items()
+    start = init(found.adapter)["A"]
+    assert found.params.keys() == init(found.adapter).keys()
+    values = np.linalg.svd(update - update @ np.linalg.pinv(start) @ start, compute_uv=False)
+    np.testing.assert_allclose(found.errors[site], np.linalg.norm(values[2:]) / np.linalg.norm(update), atol=1e-3)
+    assert relative_error(updates, found) == pytest.approx(found.error, abs=1e-6)
 
 
 def test_a_shared_factor_of_a_single_group_is_fitted():
