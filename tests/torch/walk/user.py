@@ -221,19 +221,26 @@ def tell(walk: Walk, rng: random.Random) -> str | None:
     table = state.table()
     assert all(site.path in table for site in state.adapter.sites)
     assert state.spec.name in repr(state)
-    told = []
+    told = set()
+    outermost = outermost_of(walk, name)
     for one in walk.states().values():
-        if walk.book.entries[one.name].host == walk.book.entries[name].host:
+        if outermost_of(walk, one.name) == outermost:
             with contextlib.redirect_stdout(io.StringIO()) as out:
                 one.print_trainable_parameters()
-            told.append(
-                re.fullmatch(r"trainable params: ([\d,]+) \|\| all params: ([\d,]+) .*\n", out.getvalue()).groups()
-            )
-    host = walk.host(walk.book.entries[name].host)
-    trained = sum(value.numel() for value in host.parameters() if value.requires_grad)
+            first, *note = out.getvalue().splitlines()  # a large first step is told below, once
+            told.add(re.fullmatch(r"trainable params: ([\d,]+) \|\| all params: ([\d,]+) .*", first).groups())
+            assert not note or note[0].startswith(f"adapter {one.name!r}: the first step of Adam")
+    trained = sum(value.numel() for value in walk.host(outermost).parameters() if value.requires_grad)
     assert {int(first.replace(",", "")) for first, _ in told} == {trained}
-    assert len(set(told)) == 1, f"the adapters of one host tell different totals: {told}"
+    assert len(told) == 1, f"the adapters of one host tell different totals: {told}"
     return name
+
+
+def outermost_of(walk: Walk, name: str) -> str:
+    """Return the path of the largest adapted module that has the host of an adapter."""
+    own = walk.book.entries[name].host
+    hosts = {entry.host for entry in walk.book.entries.values()}
+    return min((host for host in hosts if f"{own}.".startswith(f"{host}.") or not host), key=len)
 
 
 def delta(walk: Walk, rng: random.Random) -> str | None:
