@@ -90,10 +90,10 @@ def test_the_quick_demo_writes_its_table_results_plot_and_files(tmp_path: Path) 
     table = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| (\S.*?) +\|", table, re.MULTILINE)[2:] == ["head alone", *FEW]
     assert table.split("\n\n")[1] in ran.stdout
-    for method in FEW:
+    for method in FEW:  # TeRA is added to the weights before a product that needs no gradient, as a merge would do
         assert re.search(
             rf"{method.lower()}-seed0.safetensors: loaded into a fresh model, 32 of 32 predictions are the same, "
-            r"max \|logit difference\| 0\.0e\+00; merged, 32 of 32, \d\.\de-\d\d",
+            r"max \|logit difference\| 0\.0e\+00; merged, 32 of 32, (0\.0e\+00|\d\.\de-\d\d)",
             ran.stdout,
         )
     rows = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["rows"]
