@@ -232,7 +232,7 @@ def _part(split: Split, terms: tuple[Term, ...]) -> Parting:
     nodes, first = split.nodes, _first_names(split.network)
     of_terms = [[first[name] for name in term.nodes] for term in terms]
     used = dict.fromkeys(name for names in of_terms for name in names)  # in order: of equal cuts, the first is taken
-    common = [name for name in used if all(name in names for names in of_terms)]
+    common = [name for name in used if len({names.count(name) for names in of_terms}) == 1]
     others = [name for name in used if name not in common]
 
     def parting(side: Vertex) -> Parting:

@@ -24,6 +24,8 @@ from tnadapt import (
     grid,
     rank_bound,
     raw,
+    same,
+    to_lora,
     trainable,
     zeros,
 )
@@ -199,6 +201,26 @@ def test_the_bound_holds_for_random_sums():
     assert all(bound >= generic for bound, generic in tried)
     reached = sum(bound == generic for bound, generic in tried)
     assert reached >= 0.9 * len(tried), f"{reached} of {len(tried)}"
+
+
+@pytest.mark.parametrize(
+    ("terms", "rank"),
+    [(["B A A2", "C A"], 4), (["C A", "B A A2"], 4), (["B A A2", "C A A2"], 2), (["B A A2", "B A"], 2)],
+)
+def test_terms_share_a_side_only_where_they_use_its_factors_equally_often(terms, rank):
+    """B (A * A) + C A has twice the rank of one term; (B + C) (A * A) and B (A * A + A) have that of one."""
+    used = {name for term in terms for name in term.split()}
+    factors = {"A": trainable("r in"), "A2": same("A"), "B": trainable("out r"), "C": trainable("out r")}
+    factors = {name: factor for name, factor in factors.items() if name in used}
+    adapter = AdapterSpec(name="own", weight="out in", factors=factors, terms=terms, start="free").bind(
+        Site("w", (12, 11)), rank=2
+    )
+    params = random_params(adapter, np.random.default_rng(0))
+    assert np.linalg.matrix_rank(delta(adapter, params, "w")) == rank
+    assert (rank_bound(adapter, "w").rank, generic_rank(adapter, "w")) == (rank, rank)
+    lora = to_lora(adapter, params, "w")
+    assert lora.rank == rank
+    np.testing.assert_allclose(lora.scale * lora.B @ lora.A, delta(adapter, params, "w"), atol=1e-12)
 
 
 def test_a_centered_update_counts_two_networks_or_one_side():
