@@ -15,7 +15,8 @@ from tnadapt_jax._params import Params, check_params, tree_of
 
 __all__ = ["carry", "resize"]
 
-SQUARED = ("nu", "nu_max", "sum_of_squares", "e_g")  # what the states of optax call means of squares
+SQUARED = ("nu", "nu_max", "sum_of_squares", "e_g", "n", "exp_avg_sq")  # what optax calls means of squares
+STEPS = ("e_x",)  # means of squares of steps, which another basis changes otherwise than those of gradients
 
 
 @answers(SiteError)
@@ -55,19 +56,23 @@ def carry(change: Change, tree: Any) -> Any:
     expect_change(change, "carry")
 
     def carried(path: tuple[KeyEntry, ...], leaf: Any) -> Any:
-        name = path[-1].key if path and isinstance(path[-1], DictKey) else None
+        name = next((entry.key for entry in reversed(path) if isinstance(entry, DictKey)), None)
         if name not in change.before.slots or jnp.ndim(leaf) == 0 != len(change.before.slots[name].shape):
             return leaf
-        if jnp.shape(leaf) != change.before.slots[name].shape:
+        words = {entry.name for entry in path if isinstance(entry, GetAttrKey)}
+        is_whole = isinstance(path[-1], DictKey) and jnp.shape(leaf) == change.before.slots[name].shape
+        if not is_whole or (change.mixes(name) and not words.isdisjoint(STEPS)):
             if name not in change.moves and name not in change.factors:
                 return leaf
             raise SiteError(
-                f"carry: expected an array of shape {change.before.slots[name].shape} for {name!r}, got one of shape "
-                f"{jnp.shape(leaf)} at {jax.tree_util.keystr(path)}.\nMake the state of this optimizer anew."
+                f"carry: expected a mean of gradients of shape {change.before.slots[name].shape} for {name!r}, got an "
+                f"array of shape {jnp.shape(leaf)} at {jax.tree_util.keystr(path)}.\n"
+                "Make the state of this optimizer anew."
             )
-        words = {entry.name for entry in path if isinstance(entry, GetAttrKey)}
-        array = np.asarray(leaf, dtype=np.float64)
-        return jnp.array(change.carry(name, array, squared=not words.isdisjoint(SQUARED)), dtype=leaf.dtype)
+        array = change.carry(name, np.asarray(leaf, np.float64), squared=not words.isdisjoint(SQUARED + STEPS))
+        if not words.isdisjoint(STEPS):  # they are multiplied as values are, and gradients divided
+            array = array * change.factors.get(name, 1.0) ** 4
+        return jnp.array(array, dtype=leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(carried, tree)
 

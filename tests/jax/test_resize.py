@@ -116,13 +116,30 @@ def test_a_file_of_ranks_by_group_is_read_and_jitted(tmp_path):
         np.testing.assert_allclose(found, tnadapt.apply(change.adapter, change.params, site, x), rtol=1e-10, atol=1e-12)
 
 
+def test_squares_of_steps_and_parts_of_a_factor_are_refused():
+    """Transported as gradients, the squares would become negative; the parts of SM3 have no place for a new slice."""
+    adapter, params = bound("lora")
+    for optimizer, change, word in (
+        (optax.adadelta(1.0), sweep(adapter, flat(params)), "e_x"),
+        (optax.sm3(1e-2), grow(adapter, flat(params), "r", 1), "mu"),
+    ):
+        _, state = train(adapter, params, optimizer, optimizer.init(params["trainable"]))
+        with pytest.raises(SiteError, match=rf"carry: expected a mean of gradients .* at .*{word}"):
+            tnadapt_jax.carry(change, state)
+    change = sweep(adapter, flat(params))
+    _, state = train(adapter, params, optax.adan(1e-2), optax.adan(1e-2).init(params["trainable"]))
+    carried = tnadapt_jax.carry(change, state)
+    assert all((value >= 0).all() for value in carried[0].n.values())
+
+
 def test_what_does_not_fit():
     adapter, params = bound("lora")
     change = grow(adapter, flat(params), "r", 1)
     with pytest.raises(SiteError, match=r"carry: expected a change of bonds, got 3"):
         tnadapt_jax.carry(3, {})
     with pytest.raises(
-        SiteError, match=r"carry: expected an array of shape \(2, 8\) for '0.q.A', got one of shape \(2,\)"
+        SiteError,
+        match=r"carry: expected a mean of gradients of shape \(2, 8\) for '0.q.A', got an array of shape \(2,\)",
     ):
         tnadapt_jax.carry(change, {"0.q.A": jnp.ones(2)})
     with pytest.raises(SiteError, match=r"params\['trainable'\]\['0.q.A'\]: expected shape"):

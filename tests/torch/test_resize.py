@@ -10,7 +10,8 @@ import tnadapt
 from tests.thorough import IS_THOROUGH
 from tests.torch import hosts
 from tests.torch.alone import run_alone
-from tnadapt import SiteError, families
+from tnadapt import AdapterSpec, SiteError, families, over_rank, trainable, zeros
+from tnadapt.initializers import ones
 from tnadapt.policies import bonds, cut, grow, importance, sweep
 from tnadapt_torch import attach, load
 from tnadapt_torch.optim import Preconditioned, Rite
@@ -271,19 +272,51 @@ def test_dtypes_stay(dtype):
     train(model, optimizer)
 
 
+@pytest.mark.parametrize("rank", [1, 2])
 @pytest.mark.parametrize("kind", ["rite", "adafactor"])
-def test_an_optimizer_whose_state_has_other_shapes_is_refused(kind):
-    model, state, _ = adapted("lora")
+def test_an_optimizer_whose_state_has_other_shapes_is_refused(kind, rank):
+    """At rank 1 the parts of Adafactor have the shapes of factors."""
+    model, state, _ = adapted("lora", rank=rank)
     optimizer = Rite(state) if kind == "rite" else torch.optim.Adafactor(state.parameters(), lr=1e-2)
     train(model, optimizer)
     change = grow(state.adapter, state.arrays(), "r", 1)
-    match = r"resize: expected a state of the optimizer of shape \(.*\) for '.*', got '.*' of shape"
+    match = r"resize: expected means of gradients of shape \(.*\) as the optimizer's state of '.*', got '.*' of shape"
     expect_nothing_changed(state, lambda: state.resize(change, optimizer), match)
     state.resize(change, None)
     if kind == "rite":
         with pytest.raises(SiteError, match="Rite: expected the factors it was made for, got others"):
             train(model, optimizer)
         train(model, Rite(state))
+
+
+def test_squares_of_steps_stay_with_new_slices_and_are_refused_in_another_basis():
+    """Transported as gradients they would become negative, and the loss NaN."""
+    model, state, _ = adapted("lora")
+    optimizer = torch.optim.Adadelta(state.parameters(), lr=1.0)
+    train(model, optimizer)
+    match = r"resize: expected means of gradients of shape .* got 'acc_delta' of shape"
+    change = sweep(state.adapter, state.arrays())
+    expect_nothing_changed(state, lambda: state.resize(change, optimizer), match)
+    before = {name: optimizer.state[value]["acc_delta"] for name, value in state.params().items()}
+    change = grow(state.adapter, state.arrays(), "r", 1)
+    state.resize(change, optimizer)
+    for name, old in before.items():
+        new = optimizer.state[state.params()[name]]["acc_delta"]
+        hosts.close(new[tuple(map(slice, old.shape))], old * change.factors.get(name, 1.0) ** 2, 1e-12)
+        hosts.close(new.sum(), old.sum() * change.factors.get(name, 1.0) ** 2, 1e-12)
+    train(model, optimizer)
+
+
+def test_the_numbers_of_nadam_stay_beside_a_factor_that_is_a_number():
+    factors = {"A": trainable("r in"), "B": trainable("out r", init=zeros()), "g": trainable("", init=ones())}
+    spec = AdapterSpec(name="own", weight="out in", factors=factors, scale=over_rank("r"))
+    model = hosts.toy()
+    state = attach(model, spec, rank=2, target_modules=hosts.TARGETS)
+    optimizer = torch.optim.NAdam(state.parameters(), lr=1e-2)
+    train(model, optimizer)
+    products = {name: optimizer.state[value]["mu_product"].clone() for name, value in state.params().items()}
+    state.resize(grow(state.adapter, state.arrays(), "r", 2), optimizer)
+    assert all(optimizer.state[value]["mu_product"] == products[name] for name, value in state.params().items())
 
 
 def test_preconditioned_gradients_follow_the_bonds():

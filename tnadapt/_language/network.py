@@ -42,7 +42,7 @@ class Network:
             check_size(f"mode {mode!r}", size)
         for name, factor in self.factors.items():
             if factor.map:
-                _check_map(name, factor, self.sizes)
+                _check_map(name, factor, self.sizes, {*self.over, *self.out_modes, *self.in_modes})
             if factor.init.kind == "rotary":
                 _check_rotary(name, factor, self.sizes)
         nodes = self.nodes or nodes_of(self.factors)
@@ -107,15 +107,14 @@ def _check_copy(name: str, node: Node, factor: Factor, sizes: Mapping[str, int])
             )
 
 
-def _check_map(name: str, factor: Factor, sizes: Mapping[str, int]) -> None:
+def _check_map(name: str, factor: Factor, sizes: Mapping[str, int], outer: Collection[str]) -> None:
     """Raise SiteError unless the modes that a map makes have equal sizes, which are 2 for a rotation."""
     one, other = (sizes[mode] for mode in factor.modes[-2:])
     if one != other or (factor.map == "rotation" and one != 2):  # noqa: PLR2004
         row, column = map(repr, factor.modes[-2:])
-        wanted, todo = (
-            "equal numbers",
-            f"Pass equal sizes to bind, or write sizes={{{column}: like({row})}} in the spec.",
-        )
+        wanted, todo = "equal numbers", f"Pass equal sizes to bind, as in rank={{{row}: {one}, {column}: {one}}}."
+        if factor.modes[-2] in outer:
+            todo = f"Pass equal sizes to bind, or write sizes={{{column}: like({row})}} in the spec."
         if factor.map == "rotation":
             wanted = "2 and 2"
             todo = f"Write sizes={{{row}: 2, {column}: 2}} in the spec. Modes of size 2 alone split only a power of 2."

@@ -106,6 +106,10 @@ class Change:
             },
         )
 
+    def mixes(self, name: str) -> bool:
+        """Return whether a bond of an entry got another basis, in which each slice is a sum of earlier ones."""
+        return any(isinstance(move, Transport) for move in self.moves.get(name, ()))
+
     def carry(self, name: str, array: npt.ArrayLike, squared: bool = False) -> npt.NDArray[np.floating]:
         """Return what a gradient of an entry before the change, or a mean of gradients, is after it.
 

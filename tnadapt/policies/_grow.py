@@ -110,6 +110,9 @@ def why_not_grown(adapter: Adapter, bond: Bond, by: int = 1) -> str:
     for name, factor in adapter.spec.arrays.items():
         if bond.modes & {*factor.modes} and factor.init.is_pattern:
             return f"the {factor.init.kind} pattern {name!r} carries it, and none is a part of a larger one"
+        made = {*factor.modes[-2:]} if factor.map else frozenset[str]()
+        if bond.modes & made and (factor.map == "rotation" or made - bond.modes):
+            return f"the {factor.map} of {name!r} makes it, as long as another"
     reason = (
         why_sizes_differ(bond)
         or why_no_carrier(adapter, bond)

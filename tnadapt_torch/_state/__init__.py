@@ -8,7 +8,7 @@ from tnadapt_torch._state.marks import MarksCheck
 from tnadapt_torch._state.modules import host_modules
 from tnadapt_torch._state.pretrained import Saved
 from tnadapt_torch._state.replicas import Replicas, shared_by
-from tnadapt_torch._state.resize import COUNTS, SQUARED, check_open, check_whole
+from tnadapt_torch._state.resize import COUNTS, SQUARED, check_moments, check_open, check_whole
 from tnadapt_torch._state.state import AdapterState
 from tnadapt_torch._state.step import note_of_step
 from tnadapt_torch._state.updates import make_updates
@@ -26,6 +26,7 @@ __all__ = [
     "Saved",
     "Watch",
     "check_apart",
+    "check_moments",
     "check_open",
     "check_unmerged",
     "check_unread",

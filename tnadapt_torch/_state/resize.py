@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 __all__: list[str] = []
 
 SQUARED = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum")  # what torch's optimizers call means of squares
-COUNTS = ("step", "eta", "mu")  # numbers, which have the shape of a scalar factor
+STEPS = ("acc_delta",)  # means of squares of steps, which another basis changes otherwise than those of gradients
+PARTS = ("row_var", "col_var")  # of a factor, whose shapes a rank of 1 hides
+COUNTS = ("step", "eta", "mu", "mu_product")  # numbers, which have the shape of a scalar factor
 Array = npt.NDArray[np.generic]
 
 
@@ -171,16 +173,27 @@ def _moments(
                 f"resize: expected the optimizer of the factors that change, got one without {name!r}.\n"
                 "Pass the optimizer that has it; or None if there is none, or if you make it again after this."
             )
+        if is_changed:
+            todo = "Call resize without this optimizer, and make the optimizer again."
+            check_moments("resize", change, name, kept, todo)
         for word, value in kept.items():
-            if not isinstance(value, Tensor) or word in COUNTS:
-                continue
-            if value.shape != parameter.shape and value.numel() > 1 and is_changed:
-                raise SiteError(
-                    f"resize: expected a state of the optimizer of shape {tuple(parameter.shape)} for {name!r}, got "
-                    f"{word!r} of shape {tuple(value.shape)}.\n"
-                    "Call resize without this optimizer, and make the optimizer again."
-                )
-            if value.shape == parameter.shape:
-                carried = change.carry(name, to_numpy(value), squared=word in SQUARED)
+            if isinstance(value, Tensor) and word not in COUNTS and value.shape == parameter.shape:
+                carried = change.carry(name, to_numpy(value), squared=word in SQUARED + STEPS)
+                if word in STEPS:  # they are multiplied as values are, and gradients divided
+                    carried = carried * change.factors.get(name, 1.0) ** 4
                 found[name, word] = _tensor(carried, value), kept
     return found
+
+
+def check_moments(where: str, change: Change, name: str, kept: Mapping[str, Any], todo: str) -> None:
+    """Raise SiteError if an optimizer has a state of a factor that this change of bonds cannot bring along."""
+    shape = change.before.slots[name].shape
+    for word, value in kept.items():
+        if not isinstance(value, Tensor) or word in COUNTS:
+            continue
+        is_other = value.numel() > 1 and tuple(value.shape) != shape
+        if is_other or word in PARTS or (word in STEPS and change.mixes(name)):
+            raise SiteError(
+                f"{where}: expected means of gradients of shape {shape} as the optimizer's state of "
+                f"{name!r}, got {word!r} of shape {tuple(value.shape)}.\n{todo}"
+            )

@@ -7,10 +7,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tnadapt import Adapter, SiteError
+from tnadapt import Adapter
 from tnadapt.policies import Change, hide
 from tnadapt_torch._sharded import laid_like, reshard
-from tnadapt_torch._state import COUNTS, SQUARED, AdapterState, to_numpy
+from tnadapt_torch._state import COUNTS, SQUARED, AdapterState, check_moments, to_numpy
 
 __all__: list[str] = []
 
@@ -61,7 +61,8 @@ class Hidden:
         written: list[tuple[Tensor, Array]] = []
         for name in sorted({*change.moves, *change.factors}):  # processes gather in one order
             parameter, factor = params[name], change.factors.get(name, 1.0)
-            self._check_moments(name, parameter)
+            todo = "Use an optimizer with moments of the factors' shapes, such as Adam."
+            check_moments("sweep", change, name, self.optimizer.state.get(parameter, {}), todo)
             written.append((parameter, change.params[name] / factor))
             for word, moment in self._moments_of(parameter).items():
                 is_squared = word in SQUARED
@@ -70,15 +71,6 @@ class Hidden:
         self.alive = {**self._alive, **{name: tuple(range(sizes[name])) for name in change.errors}}
         for tensor, values in written:
             _write(tensor, values)
-
-    def _check_moments(self, name: str, parameter: Tensor) -> None:
-        """Raise SiteError if the optimizer has a state of another shape, which no change of basis brings along."""
-        for word, value in self.optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor) and value.shape != parameter.shape and value.numel() > 1:
-                raise SiteError(
-                    f"sweep: expected a state of the optimizer of shape {tuple(parameter.shape)} for {name!r}, got "
-                    f"{word!r} of shape {tuple(value.shape)}.\nUse an optimizer with moments of the factors' shapes."
-                )
 
     def _moments_of(self, parameter: Tensor) -> dict[str, Tensor]:
         kept = self.optimizer.state.get(parameter, {})

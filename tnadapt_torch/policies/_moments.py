@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tnadapt import SiteError
 from tnadapt_torch._sharded import laid_like
+from tnadapt_torch._state import COUNTS
 
 __all__: list[str] = []
 
@@ -42,6 +43,6 @@ def reset_moments(
             optimizer.state.pop(parameter, None)
             continue
         kept = torch.rand(parameter.shape, generator=random, dtype=torch.float64) >= prune
-        for value in optimizer.state.get(parameter, {}).values():
-            if isinstance(value, Tensor) and value.shape == parameter.shape and value.ndim:
+        for word, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and word not in COUNTS:
                 value.mul_(laid_like(kept.to(value.device, value.dtype), value))
