@@ -25,7 +25,13 @@ PEFT = {  # PEFT's name of an argument -> ours, if the function has it
     "target_modules": "target",
     "target": "target_modules",
 }
-ELSEWHERE = {  # our name of an argument -> where it belongs, if the function does not have it
+ELSEWHERE = {  # our or PEFT's name of an argument -> where it belongs, if the function does not have it
+    "use_dora": "Write magnitude(families.lora()) as the spec.",
+    "use_rslora": "Write families.lora(rank_stabilized=True) as the spec.",
+    "init_lora_weights": "The start belongs to the spec: families.lora(gaussian=True), families.pissa() and others.",
+    "bias": "Leave it out: no adapter trains biases. Those of a whole module are trained by modules_to_save=[...].",
+    "fan_in_fan_out": "Leave it out: the layout of a weight is found.",
+    "task_type": "Leave it out: the task is found, or is an argument of save_as_lora.",
     "rank": "Pass the rank when you bind the spec: spec.bind(sites, rank=8), or attach(model, spec, rank=8).",
     "alpha": "Alpha is an argument of the family, of the scale rule, of bind and of attach.",
     "dropout": "Dropout is an argument of tnadapt_torch.attach.",

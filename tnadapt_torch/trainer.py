@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypedDict, Unpack
 import torch
 
 from tnadapt import AdapterSpec, SiteError, TnadaptError
-from tnadapt.binding import extra, read_checkpoint
+from tnadapt.binding import extra, mistake, read_checkpoint, told
 from tnadapt_torch._host import unwrapped
 from tnadapt_torch._state import AdapterState, Run, note_of_step, shared_by
 
@@ -50,7 +50,7 @@ class NormsCallback(TrainerCallback):
 
     def __init__(self, adapter: AdapterState) -> None:
         """Store the adapter's state, which `attach`, `load` or `peft_model.base_model.states()` returned."""
-        self.adapter = adapter
+        self.adapter = _expect_state(adapter, type(self).__name__)
 
     def on_train_begin(  # type: ignore[override]  # the base class takes any arguments
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **run: Unpack[Parts]
@@ -87,7 +87,7 @@ class LogCallback(TrainerCallback):
 
     def __init__(self, adapter: AdapterState, *, by_group: bool = False) -> None:
         """Store the adapter's state, and whether to log each group of the adapter, as for `AdapterState.log`."""
-        self.adapter, self.by_group = adapter, by_group
+        self.adapter, self.by_group = _expect_state(adapter, type(self).__name__), by_group
         self.found: tuple[int, dict[str, float]] = (-1, {})  # a step, and its numbers
 
     def on_optimizer_step(  # type: ignore[override]
@@ -133,7 +133,7 @@ class CheckpointCallback(TrainerCallback):
 
     def __init__(self, adapter: AdapterState) -> None:
         """Store the adapter's state, which `attach` or `load` returned for the model of the Trainer."""
-        self.adapter = adapter
+        self.adapter = _expect_state(adapter, type(self).__name__)
 
     def on_train_begin(  # type: ignore[override]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **run: Unpack[Parts]
@@ -242,6 +242,14 @@ class PolicyCallback(TrainerCallback):
     @property
     def _file(self) -> str:
         return f"tnadapt_{self.name}.pt"
+
+
+def _expect_state(adapter: AdapterState, where: str) -> AdapterState:
+    """Return the state of an adapter. Raises SiteError for anything else, such as the model."""
+    if not isinstance(adapter, AdapterState):
+        todo = "Pass what attach or load returned."
+        raise mistake(SiteError, where, "the state of an adapter", told(adapter), todo)
+    return adapter
 
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:

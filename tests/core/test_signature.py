@@ -30,6 +30,8 @@ MISTAKES = {  # what is written -> the error, and its words
     "PEFT's r": (lambda: LORA.bind(SITES, r=2), SiteError, r"^bind: .*got 'r'.\nPEFT's r is called rank here."),
     "PEFT's alpha": (lambda: LORA.bind(SITES, lora_alpha=16), SiteError, r"PEFT's lora_alpha is called alpha here."),
     "PEFT's dropout": (lambda: LORA.bind(SITES, lora_dropout=0.1), SiteError, r"Dropout is an argument of tnadapt_t"),
+    "PEFT's DoRA": (lambda: LORA.bind(SITES, use_dora=True), SiteError, r"Write magnitude\(families.lora\(\)\) as the"),
+    "PEFT's bias": (lambda: LORA.bind(SITES, bias="none"), SiteError, r"Leave it out: no adapter trains biases"),
     "targets at bind": (lambda: LORA.bind(SITES, target_modules=["q"]), SiteError, r"Name the targets when you choose"),
     "a slip": (lambda: LORA.bind(SITES, rnak=2), SiteError, r"got 'rnak'.\nThe nearest names are rank, "),
     "no sites": (

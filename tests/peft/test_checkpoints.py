@@ -16,7 +16,7 @@ from tests.peft.runs import STEPS, close, losses, model_of, trainer_of, values
 from tnadapt import SiteError, families
 from tnadapt_torch import attach, load
 from tnadapt_torch.policies import Restarts
-from tnadapt_torch.trainer import CheckpointCallback, LogCallback, PolicyCallback
+from tnadapt_torch.trainer import CheckpointCallback, LogCallback, NormsCallback, PolicyCallback
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of transformers, accelerate and PEFT
 
@@ -120,6 +120,12 @@ def test_a_merged_adapter_and_another_model_give_whole_checkpoints(tmp_path):
         plain, tmp_path, callbacks=[CheckpointCallback(state)], save_strategy="steps", save_steps=1, max_steps=1
     ).train()
     load(Plain(), tmp_path / "checkpoint-1" / "tnadapt_default.safetensors")
+
+
+@pytest.mark.parametrize("kind", [CheckpointCallback, LogCallback, NormsCallback])
+def test_a_callback_is_made_of_the_state_and_not_of_the_model(kind):
+    with pytest.raises(SiteError, match=rf"^{kind.__name__}: expected the state of an adapter, got .*Linear"):
+        kind(torch.nn.Linear(2, 2))
 
 
 def test_an_adapter_under_peft_needs_no_such_callback(tmp_path):

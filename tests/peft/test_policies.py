@@ -91,10 +91,10 @@ def test_an_adapter_under_peft_is_refused():
     optimizer = torch.optim.AdamW(state.parameters())
     before = values(state)
     for kind, make in MAKERS.items():
-        with pytest.raises(SiteError, match=r"expected an adapter that is attached to a model, got a detached one"):
+        with pytest.raises(SiteError, match=r"expected an adapter that is attached to a model, got one under PEFT"):
             make(state, optimizer, "change")
         assert kind
-    with pytest.raises(SiteError, match=r"An adapter under PEFT is switched"):
+    with pytest.raises(SiteError, match=r"PEFT's methods switch, merge and delete it"):
         GrowthSchedule(state, optimizer, Growth(target=20, steps=6))
     for name, value in values(state).items():
         assert torch.equal(value, before[name])

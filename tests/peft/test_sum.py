@@ -36,6 +36,7 @@ NOT_SUMMED = {
     "vera": "one whose factor b has no bond that could become longer",
     "quanta": "one of several terms",
     "householder": "one with a householder of the factor u",
+    "hira": "one with the host's weight",
 }
 WEIGHTS = [0.5, -2.0]
 
@@ -94,6 +95,43 @@ def test_a_spec_without_a_sum_raises_and_nothing_changes(name):
     assert list(model.named_modules()) == modules
     assert list(model.peft_config) == ["one", "two"]
     assert torch.equal(logits(model), wanted)
+
+
+LAYERS = {"first": {"target_modules": r".*(0\..*q_proj|1\..*o_proj)"}, "second": {"target_modules": r".*0\..*o_proj"}}
+
+
+@pytest.mark.parametrize("name", ["fact_tk", "lora", "lotr", "tera", "tt_lora"])
+def test_targets_that_are_no_grid_are_summed(name):
+    model = two(name, **LAYERS)
+    model.add_weighted_adapter(["one", "two"], WEIGHTS, "sum")
+    check_sum(model)
+
+
+@pytest.mark.parametrize("name", ["lorta", "metatt", "tenslora"])
+def test_a_summand_that_would_be_read_where_it_has_no_site_raises_and_nothing_changes(name):
+    """Its layers and kinds have factors of their own: the pair is told apart by neither."""
+    model = two(name, **LAYERS)
+    wanted, modules = logits(model), list(model.named_modules())
+    with pytest.raises(SiteError, match=r"expected a sum of adapters that all have this site.*'one' without it"):
+        model.add_weighted_adapter(["one", "two"], WEIGHTS, "sum")
+    assert list(model.named_modules()) == modules
+    assert list(model.peft_config) == ["one", "two"]
+    assert torch.equal(logits(model), wanted)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (3, 3), (None, 2), (None, 1)])
+def test_a_bond_with_a_number_in_the_spec_has_one_size_in_all_summands(sizes):
+    factors = {"A": trainable("r s in", init=normal()), "B": trainable("out r s", init=zeros())}
+    spec = AdapterSpec(name="own", weight="out in", factors=factors, scale=raw(), sizes={"s": 2})
+    first, second = ({"sizes": {"s": size}} if size else {} for size in sizes)
+    model = two("lora", first=first | {"spec": spec}, second=second | {"spec": spec})
+    if sizes == (None, 1):
+        with pytest.raises(SiteError, match=r"expected the same sizes in all of them, got \{'s': 2\} and others"):
+            model.add_weighted_adapter(["one", "two"], WEIGHTS, "sum")
+        assert list(model.peft_config) == ["one", "two"]
+        return
+    model.add_weighted_adapter(["one", "two"], WEIGHTS, "sum")
+    check_sum(model)
 
 
 def test_a_pattern_that_would_become_longer_has_no_sum():

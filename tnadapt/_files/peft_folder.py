@@ -270,7 +270,9 @@ def _config_of(directory: Path) -> dict[str, Any]:
         if directory.is_file():
             todo = "Read a file of tnadapt with load."
             raise FileNotFoundError(f"{directory}: expected a folder with {CONFIG}, got a file.\n{todo}")
-        raise FileNotFoundError(f"{directory}: expected a folder with {CONFIG}, got none.\nCheck the path.")
+        own = next(directory.glob("tnadapt_*.safetensors"), None)
+        todo = f"It is a folder of tnadapt: read {own} with load." if own else "Check the path."
+        raise FileNotFoundError(f"{directory}: expected a folder with {CONFIG}, got none.\n{todo}")
     return read_object(path, MOST_BYTES)
 
 

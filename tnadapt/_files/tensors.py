@@ -91,6 +91,8 @@ def open_tensors(path: Path, where: str) -> Iterator[TensorFile]:
             raise FormatError(f"{where}: expected a file, got a device or a pipe.\nGive the path of a file.")
         if path.is_dir():
             todo = "Read a checkpoint of PEFT with read_peft, or with load_peft in PyTorch."
+            if own := next(path.glob("tnadapt_*.safetensors"), None):
+                todo = f"Load {own}."
             raise FileNotFoundError(f"{path}: expected a file, got a folder.\n{todo}")
         raise FileNotFoundError(f"{path}: expected a file, got none.\nCheck the path.")
     with path.open("rb") as file:

@@ -90,6 +90,8 @@ def _name_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
         for name in spec.factors
         if name.startswith("_")
     ]
+    if axes and "in" in axes[0] and any("out" in axis for axis in axes[1:]):
+        faults.append(f'weight: expected the out axis first, as in "out in", got {spec.weight!r}')
     if len(axes) > MOST_AXES:
         faults.append(f"weight: expected at most {MOST_AXES} axes, as many as an array can have, got {len(axes)}")
     if len(axes) < 2:  # noqa: PLR2004

@@ -213,10 +213,15 @@ class AdapterSpec:
         Raises:
             SiteError: a size is missing, not a positive integer, or does not fit a weight; no update has the rank; or
                 the rank would have no effect, since no bond of the spec takes it.
-            SpecError: alpha is 0 or not a finite number, or the scale does not fit the spec.
+            SpecError: alpha is 0 or not a finite number, the scale does not fit the spec, or both are numbers.
         """
         expect_flag(overparametrized, "bind", "overparametrized", SiteError)
         found, told = expect_sites(sites, "bind"), as_integers(expect_sizes(sizes))
+        if alpha is not None and not isinstance(scale, Scale | None):
+            fault = (
+                f"bind: expected an alpha or a number as scale, got both, {alpha} and {scale}; leave one out"
+            )
+            raise SpecError(self.name, [fault])
         spec = self if scale is None else replace(self, scale=scale)  # type: ignore[arg-type]  # a number is raw(number)
         spec = spec if alpha is None else replace(spec, scale=replace(spec.scale, alpha=alpha))
         adapter = Adapter(spec=spec, sites=found, rank=as_integers(rank), sizes=told, seed=as_integers(seed))

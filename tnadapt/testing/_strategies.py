@@ -261,8 +261,16 @@ def adapters(
             told[mode] = draw(RANKS)
     places = draw(sites(chosen, sizes=told, lengths=lengths))
     free = [bond for bond in chosen.free_bonds if bond not in told]
-    ranks = rank if rank is not None else {bond: draw(RANKS) for bond in free}
+    ranks = rank if rank is not None else _drawn_ranks(chosen, {bond: draw(RANKS) for bond in free})
     return chosen.bind(places, rank=ranks, sizes=told, seed=draw(SEEDS), overparametrized=True)
+
+
+def _drawn_ranks(spec: AdapterSpec, ranks: dict[str, int]) -> dict[str, int]:
+    """Return the ranks with one for all bonds that maps hold equal."""
+    pairs = [factor.modes[-2:] for factor in spec.arrays.values() if factor.map]
+    for _ in pairs:  # a chain of maps passes its first rank on
+        ranks |= {other: ranks[one] for one, other in pairs if one in ranks and other in ranks}
+    return ranks
 
 
 def networks(

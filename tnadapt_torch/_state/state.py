@@ -117,9 +117,15 @@ class AdapterState(Optimized, Resizable, Readable, Fixable):
     def model(self) -> nn.Module:
         """The host. Raises SiteError if the adapter is detached."""
         if not self.host:
+            came, todo = "a detached one", "Attach or load it again."
+            if not self.turn:
+                came = "one under PEFT"
+                todo = (
+                    "PEFT's methods switch, merge and delete it. For all else, save it by state.save(path) and load it "
+                    "onto the plain model: tnadapt_torch.load(model, path)."
+                )
             raise SiteError(
-                f"adapter {self.name!r}: expected an adapter that is attached to a model, got a detached one.\n"
-                "Attach or load it again. (An adapter under PEFT is switched, merged and deleted by PEFT's methods.)"
+                f"adapter {self.name!r}: expected an adapter that is attached to a model, got {came}.\n{todo}"
             )
         return self.host[0]
 

@@ -6,13 +6,13 @@ all entries outside the blocks are 0, so that a contraction stays within one blo
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from tnadapt import AdapterSpec, SiteError
+from tnadapt import AdapterSpec, Site, SiteError
 from tnadapt.binding import Network, told
 from tnadapt_torch._state import AdapterState
 from tnadapt_torch.peft._config import TnConfig
@@ -78,6 +78,30 @@ def fill(total: AdapterState, states: Sequence[AdapterState], weights: Sequence[
         for state, weight in zip(states, weights, strict=True):
             _write(params, total, Summand(state, weight, dict(offsets)), scaled)
             offsets = {bond: at + _longest(state, bond) for bond, at in offsets.items()}
+
+
+def check_apart(total: AdapterState, states: Sequence[AdapterState]) -> None:
+    """Raise SiteError if the block of a summand would be read at a site that the summand does not have.
+
+    It is 0 there only if a factor has an own place for the site, such as a row of its layer, that the summand leaves 0.
+    """
+    adapter = total.adapter
+    bonds = {*total.spec.free_bonds}
+
+    def places_of(site: Site) -> Iterator[tuple[str, tuple[object, ...]]]:
+        for part in adapter.address(site).parts.values():
+            held = zip(part.factor.held, part.cut, strict=True)
+            yield part.name, tuple(at for mode, at in held if mode not in bonds)
+
+    for state in states:
+        own = {site for site in adapter.sites if site in {*state.adapter.sites}}
+        written = {repr(place) for site in own for place in places_of(site)}
+        for site in (site for site in adapter.sites if site not in own):
+            if all(repr(place) in written for place in places_of(site)):
+                raise SiteError(
+                    f"{site.path}: expected a sum of adapters that all have this site, or a factor that tells it from "
+                    f"the others, got {state.name!r} without it.\n{REMEDY}"
+                )
 
 
 def _write(params: Mapping[str, Tensor], total: AdapterState, summand: Summand, scaled: str) -> None:
@@ -159,14 +183,17 @@ def _scales_differ(state: AdapterState) -> bool:
 
 
 def _outer_sizes(state: AdapterState) -> dict[str, int]:
-    """Return the sizes of modes of the weight that were passed to `bind`, without those of bonds."""
-    sizes = state.adapter.sizes.items()
-    return {mode: size for mode, size in sizes if mode.rpartition(".")[2] not in state.spec.bonds}
+    """Return the sizes that stay: those passed to `bind` without those of free bonds, and those in the spec."""
+    sizes, spec = state.adapter.sizes, state.spec
+    passed = {mode: size for mode, size in sizes.items() if mode.rpartition(".")[2] not in spec.free_bonds}
+    return {mode: size for mode, size in spec.sizes.items() if isinstance(size, int)} | passed
 
 
 def _why_not(spec: AdapterSpec) -> str:
     """Return why the sum of two updates of a spec is not an update of the spec with longer bonds; "" if it is one."""
     bonds = set(spec.free_bonds)
+    if spec.hosts:
+        return "one with the host's weight"
     if len(spec.sum) > 1 or len(spec.arrays) < len(spec.factors):
         return "one of several terms" if len(spec.sum) > 1 else "one that uses a factor twice"
     if mapped := [name for name, factor in spec.arrays.items() if factor.map]:

@@ -23,7 +23,7 @@ from tnadapt_torch.peft._modules import path_of, put_back, put_in_everywhere, ta
 from tnadapt_torch.peft._rows import expect_rows, repeats, use_rows
 from tnadapt_torch.peft._states import check_name, new_state
 from tnadapt_torch.peft._stored import StoredTuner
-from tnadapt_torch.peft._sum import check_weights_of_sum, config_of_sum, fill
+from tnadapt_torch.peft._sum import check_apart, check_weights_of_sum, config_of_sum, fill
 from tnadapt_torch.peft._targets import SAVED, find_targets, keys_in_full
 from tnadapt_torch.peft._watch import Watch
 
@@ -205,7 +205,12 @@ class TnModel(StoredTuner):
         except BaseException:
             del self.peft_config[adapter_name]
             raise
-        fill(self.states()[adapter_name], states, weights)
+        try:
+            check_apart(self.states()[adapter_name], states)
+            fill(self.states()[adapter_name], states, weights)
+        except BaseException:
+            self.delete_adapter(adapter_name)
+            raise
 
     # ------------------------------------------------------------------ which adapters are in use
 

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from tests.core.files.forged import as_format_1
-from tnadapt import FormatError, families, grid, load, save
+from tnadapt import FormatError, families, grid, load, read_peft, save
 from tnadapt.binding import read_checkpoint
 from tnadapt.testing import start_params
 
@@ -313,6 +313,11 @@ def test_a_missing_file_raises_file_not_found(tmp_path):
         FileNotFoundError, match=r"expected a file, got a folder\.\nRead a checkpoint of PEFT with read_peft"
     ):
         load(tmp_path)
+    (tmp_path / "tnadapt_default.safetensors").touch()  # as in a checkpoint of a Trainer
+    with pytest.raises(FileNotFoundError, match=r"got a folder\.\nLoad .*tnadapt_default\.safetensors\."):
+        load(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"got none\.\n.*read .*tnadapt_default\.safetensors with load"):
+        read_peft(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,14 @@ PARTS = {  # parts of a spec -> a call, and the words of the SpecError
         r"over: expected one string, got \['layer'\]; write over=\"layer\"",
     ),
     "weight as a tuple": (lambda: spec(weight=("out", "in")), r'weight: expected one string, .*write weight="out in"'),
+    "the in axis first": (
+        lambda: spec(weight="in out"),
+        r'expected the out axis first, as in "out in", got \'in out\'',
+    ),
+    "alpha beside a number": (
+        lambda: spec().bind(tnadapt.Site("w", (4, 4)), alpha=2, scale=0.5),
+        r"expected an alpha or a number as scale, got both, 2 and 0.5; leave one",
+    ),
     "a name of 3": (lambda: spec(name=3), r'name: expected one string, got 3; write name="own"'),
     "commas": (lambda: spec(factors={"A": trainable("out,r")}), r"'out,r': .*separate modes by spaces, as in 'out r'"),
     "an arrow": (lambda: spec(over="a->b"), r"separate modes by spaces, as in 'a b'"),

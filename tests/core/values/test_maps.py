@@ -26,7 +26,9 @@ from tnadapt import (
 )
 from tnadapt.binding import map_factor, pull_back
 from tnadapt.initializers import orthogonal
-from tnadapt.testing import random_params
+from tnadapt.policies import bonds, grow
+from tnadapt.sizes import like
+from tnadapt.testing import check, random_params
 
 SHAPES = {"rotation": (3,), "householder": (3, 4), "cayley": (3, 4, 4), "": (3, 4)}
 QUBITS = families.quantum_peft(qubits=2)
@@ -152,7 +154,7 @@ def test_an_invalid_map_is_refused(factors, message):
         (
             "cayley",
             {"p": 3, "q": 2},
-            r"expected equal numbers as .*, which the map cayley makes, got 3 and 2\.\n.*\{'q': like\('p'\)\} in",
+            r"expected equal numbers as .*, which the map cayley makes, got 3 and 2\.\n.*as in rank=\{'p': 3, 'q': 3\}",
         ),
         ("householder", {"p": 3, "q": 2}, r"expected equal numbers as .*, which the map householder makes"),
     ],
@@ -162,6 +164,28 @@ def test_sizes_that_a_map_does_not_allow_are_reported(map, rank, message):
     spec = AdapterSpec(name="own", weight="out in", factors=factors, scale=raw())
     with pytest.raises(SiteError, match=message):
         spec.bind([Site("w", (6, 4))], rank=rank)
+
+
+def test_the_size_of_a_mode_of_the_weight_is_told_to_the_other_mode_of_its_map():
+    factors = {"A": trainable("out p", map="cayley"), "B": trainable("p in", init=zeros())}
+    with pytest.raises(SiteError, match=r"write sizes=\{'p': like\('out'\)\} in the spec"):
+        AdapterSpec(name="own", weight="out in", factors=factors, scale=raw()).bind([Site("w", (6, 4))], rank=2)
+    sizes = {"p": like("out")}
+    spec = AdapterSpec(name="own", weight="out in", factors=factors, scale=raw(), sizes=sizes)
+    assert spec.bind([Site("w", (6, 4))], overparametrized=True).networks[0].sizes["p"] == 6
+
+
+def test_specs_with_maps_between_bonds_can_be_checked_and_do_not_grow():
+    """The bonds of a map have one size, which is drawn once."""
+    factors = {"A": trainable("out p"), "C": trainable("p q", map="cayley"), "D": trainable("q s", map="householder")}
+    spec = AdapterSpec(name="own", weight="out in", factors=factors | {"B": trainable("s in", init=zeros())})
+    assert all(held.examples == 2 for held in check(spec, examples=2))
+    adapter = spec.bind(Site("w", (6, 5)), rank=2)
+    reasons = bonds(adapter, "grow")
+    assert reasons.keys() == {"p", "q", "s"}
+    assert all("makes it, as long as another" in reason for reason in reasons.values())
+    with pytest.raises(SiteError, match="makes it, as long as another"):
+        grow(adapter, init(adapter), "p", 1)
 
 
 def test_axes_that_are_not_a_power_of_two_are_refused():
