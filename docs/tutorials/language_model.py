@@ -145,7 +145,7 @@ plt.show()
 # %% [markdown]
 # ## Keep it
 #
-# The file has the adapter alone. The exported folder is a LoRA that PEFT and LoRA servers load, and larger.
+# The file has the adapter alone. The exported folder is a LoRA that PEFT loads, in the format of servers, and larger.
 
 # %%
 state.save("family.safetensors")

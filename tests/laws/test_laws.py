@@ -1,5 +1,7 @@
 """Every law of `tnadapt.testing`, on random specs and on every family."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, find, given, settings
@@ -66,6 +68,11 @@ def all_laws(adapter, random):
             law(adapter, random)
         except LawError as error:
             raise LawError(f"{law.__name__}: {error}") from error
+
+
+def test_the_guide_lists_every_law():
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "testing.md").read_text(encoding="utf-8")
+    assert not [law.__name__ for law in LAWS if f"`{law.__name__}`" not in page]
 
 
 @pytest.mark.parametrize("start", ["zero", "centered", "free"])

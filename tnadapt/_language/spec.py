@@ -218,9 +218,7 @@ class AdapterSpec:
         expect_flag(overparametrized, "bind", "overparametrized", SiteError)
         found, told = expect_sites(sites, "bind"), as_integers(expect_sizes(sizes))
         if alpha is not None and not isinstance(scale, Scale | None):
-            fault = (
-                f"bind: expected an alpha or a number as scale, got both, {alpha} and {scale}; leave one out"
-            )
+            fault = f"bind: expected an alpha or a number as scale, got both, {alpha} and {scale}; leave one out"
             raise SpecError(self.name, [fault])
         spec = self if scale is None else replace(self, scale=scale)  # type: ignore[arg-type]  # a number is raw(number)
         spec = spec if alpha is None else replace(spec, scale=replace(spec.scale, alpha=alpha))
