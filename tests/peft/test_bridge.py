@@ -356,7 +356,7 @@ def test_the_state_is_that_of_the_plain_binding(tmp_path):
     host = llama()
     load(host, tmp_path / "vera.safetensors")
     close(logits(host), logits(model))
-    with pytest.raises(SiteError, match="is switched, merged and deleted by PEFT's methods"):
+    with pytest.raises(SiteError, match="PEFT's methods switch, merge and delete it"):
         state.merge()
 
 

@@ -49,7 +49,7 @@ def test_a_saved_folder_has_the_model_and_the_adapter_beside_it(name, more, tmp_
     assert not found["missing_keys"]
     close(logits(host), plain, 0.0)
     load(host, tmp_path / FILE)
-    close(logits(host), logits(model))
+    close(logits(host), logits(model), 1e-5)  # folded, sums are rounded in another order: by 1.3e-6 on one processor
     differs(logits(host), plain)
 
     model.save_pretrained(tmp_path / "checkpoint-3")  # from which the Trainer resumes

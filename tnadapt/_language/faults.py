@@ -85,11 +85,8 @@ def _name_faults(spec: Table, axes: tuple[Axis, ...]) -> list[str]:
         if not name.isidentifier()
     ]
     faults += [f"mode {mode!r}: occurs twice in weight and over" for mode, times in Counter(outer).items() if times > 1]
-    faults += [
-        f"factor {name!r}: expected a name that does not begin with '_'"
-        for name in spec.factors
-        if name.startswith("_")
-    ]
+    hidden = (name for name in spec.factors if name.startswith("_"))
+    faults += [f"factor {name!r}: expected a name that does not begin with '_'" for name in hidden]
     if axes and "in" in axes[0] and any("out" in axis for axis in axes[1:]):
         faults.append(f'weight: expected the out axis first, as in "out in", got {spec.weight!r}')
     if len(axes) > MOST_AXES:

@@ -120,10 +120,8 @@ class AdapterState(Optimized, Resizable, Readable, Fixable):
             came, todo = "a detached one", "Attach or load it again."
             if not self.turn:
                 came = "one under PEFT"
-                todo = (
-                    "PEFT's methods switch, merge and delete it. For all else, save it by state.save(path) and load it "
-                    "onto the plain model: tnadapt_torch.load(model, path)."
-                )
+                todo = "PEFT's methods switch, merge and delete it. For all else, load its file onto the plain model: "
+                todo += "state.save(path), then tnadapt_torch.load(model, path)."
             raise SiteError(
                 f"adapter {self.name!r}: expected an adapter that is attached to a model, got {came}.\n{todo}"
             )
