@@ -285,8 +285,8 @@ def test_inference_mode_and_no_grad_give_the_same_output(is_requiring):
     state = hosts.adapt(model)
     state.requires_grad_(requires_grad=is_requiring)
     wanted = model(hosts.words())
-    with torch.inference_mode():
-        assert torch.equal(model(hosts.words()), wanted)
+    with torch.inference_mode():  # in another order of sums, which some processors round otherwise
+        hosts.close(model(hosts.words()), wanted, 1e-6)
     with torch.no_grad():
         assert not model(hosts.words()).requires_grad
     assert wanted.requires_grad is is_requiring

@@ -175,8 +175,8 @@ def test_disabled_affects_only_its_own_adapter():
     wanted = model(hosts.words())
     second = hosts.adapt(model, "vera", name="second")
     both = model(hosts.words())
-    with second.disabled():
-        assert torch.equal(model(hosts.words()), wanted)
+    with second.disabled():  # not in the order of sums of one adapter alone, which some processors round otherwise
+        hosts.close(model(hosts.words()), wanted, 1e-6)
         with first.disabled():
             alone = model(hosts.words())
     assert torch.equal(model(hosts.words()), both)
