@@ -94,7 +94,7 @@ def check_apart(total: AdapterState, states: Sequence[AdapterState]) -> None:
             yield part.name, tuple(at for mode, at in held if mode not in bonds)
 
     for state in states:
-        own = {site for site in adapter.sites if site in {*state.adapter.sites}}
+        own = {*adapter.sites} & {*state.adapter.sites}
         written = {repr(place) for site in own for place in places_of(site)}
         for site in (site for site in adapter.sites if site not in own):
             if all(repr(place) in written for place in places_of(site)):
